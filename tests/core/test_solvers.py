@@ -1,0 +1,68 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zsnr_diffusers.core import CLEAN, NoiseLevel, ddim_update
+
+PURE_NOISE = NoiseLevel(0.0, 1.0)
+angles = st.floats(0.0, math.pi / 2 - 1e-3)
+etas = st.floats(0.0, 1.0)
+
+
+def level(angle: float) -> NoiseLevel:
+    """0 is pure noise, pi / 2 is clean."""
+    return NoiseLevel(math.sin(angle), math.cos(angle))
+
+
+@given(angles, angles, etas)
+def test_a_step_preserves_mean_and_variance(a, b, eta):
+    """With the true x_0, x_s has mean alpha_s x_0 and variance sigma_s^2 whatever eta: eqs. 12 and 16."""
+    a, b = sorted((a, b))
+    if b - a < 1e-6:
+        return
+    now, following = level(a), level(b)
+    keep, gain, noise = ddim_update(now, following, eta)
+    assert keep * now.alpha + gain == pytest.approx(following.alpha, rel=1e-12)
+    assert (keep * now.sigma) ** 2 + noise**2 == pytest.approx(following.sigma**2, rel=1e-9, abs=1e-15)
+
+
+@given(st.floats(1e-3, math.pi / 2 - 1e-3), st.floats(1e-3, math.pi / 2 - 1e-3))
+def test_eta_one_is_the_posterior_of_ddpm(a, b):
+    """Ho et al. 2020, eqs. 6 and 7."""
+    a, b = sorted((a, b))
+    if b - a < 1e-3:
+        return
+    now, following = level(a), level(b)
+    alpha_bar_t, alpha_bar_s = now.alpha**2, following.alpha**2
+    beta = 1 - alpha_bar_t / alpha_bar_s
+    keep, gain, noise = ddim_update(now, following, 1.0)
+    assert keep == pytest.approx(math.sqrt(1 - beta) * (1 - alpha_bar_s) / (1 - alpha_bar_t), rel=1e-9)
+    assert gain == pytest.approx(math.sqrt(alpha_bar_s) * beta / (1 - alpha_bar_t), rel=1e-9)
+    assert noise**2 == pytest.approx((1 - alpha_bar_s) / (1 - alpha_bar_t) * beta, rel=1e-9)
+
+
+@given(angles, etas)
+def test_the_last_step_returns_x_0(a, eta):
+    assert ddim_update(level(a), CLEAN, eta) == (0.0, 1.0, 0.0)
+
+
+@given(st.floats(1e-6, math.pi / 2 - 1e-3), etas)
+def test_from_pure_noise_everything_is_finite(b, eta):
+    keep, gain, noise = ddim_update(PURE_NOISE, level(b), eta)
+    assert keep == pytest.approx(math.cos(b) * math.sqrt(1 - eta**2), abs=1e-12)
+    assert gain == math.sin(b)
+    assert noise == pytest.approx(eta * math.cos(b))
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+def test_eta_outside_the_unit_interval_is_refused(eta):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        ddim_update(PURE_NOISE, CLEAN, eta)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), (0.5, 0.4)])
+def test_a_step_to_more_noise_is_refused(a, b):
+    with pytest.raises(ValueError, match="cleaner"):
+        ddim_update(level(a), level(b))

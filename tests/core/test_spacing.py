@@ -1,0 +1,84 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zsnr_diffusers.core import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps
+
+
+@pytest.mark.parametrize(
+    ("spacing", "one_based"),
+    [
+        ("leading", [1, 101, 201, 301, 401, 501, 601, 701, 801, 901]),
+        ("linspace", [1, 112, 223, 334, 445, 556, 667, 778, 889, 1000]),
+        ("trailing", [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]),
+    ],
+)
+def test_table_2_of_the_paper(spacing, one_based):
+    assert [t + 1 for t in reversed(spaced_timesteps(spacing, 10, 1000))] == one_based
+
+
+@pytest.mark.parametrize("T", [100, 1000, 1024])
+@pytest.mark.parametrize("spacing", TIMESTEP_SPACINGS)
+def test_every_number_of_steps_is_met_and_decreases(spacing, T):
+    for n in range(1, T + 1):
+        steps = spaced_timesteps(spacing, n, T)
+        assert len(steps) == n
+        assert steps == check_timesteps(steps, T)
+        if spacing != "leading":
+            assert steps[0] == T - 1
+
+
+@pytest.mark.parametrize("T", [100, 1000, 1024])
+@pytest.mark.parametrize("spacing", TIMESTEP_SPACINGS)
+def test_equal_to_stock_wherever_stock_returns_n_steps(spacing, T):
+    from diffusers import DDIMScheduler
+
+    stock = DDIMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
+    ratio = {"trailing": lambda n: (T, n), "leading": lambda n: (T // n, 1), "linspace": lambda n: (T - 1, n - 1)}
+    wrong_length = 0
+    for n in range(2, T + 1):
+        stock.set_timesteps(n)
+        theirs, ours = stock.timesteps.tolist(), spaced_timesteps(spacing, n, T)
+        wrong_length += len(theirs) != n
+        if len(theirs) == n:
+            whole, denominator = ratio[spacing](n)
+            first = n if spacing == "trailing" else n - 1
+            for k, a, b in zip(range(first, -1, -1), ours, theirs, strict=False):
+                # Where the exact value is a half, stock's floating-point sum may land on either side of it.
+                assert a == b or (2 * whole * k % (2 * denominator) == denominator and abs(a - b) == 1)
+    assert wrong_length == {("trailing", 100): 5, ("trailing", 1000): 62, ("trailing", 1024): 67}.get((spacing, T), 0)
+
+
+@given(st.integers(1, 4000), st.data(), st.sampled_from(TIMESTEP_SPACINGS))
+def test_any_model_and_any_number_of_steps(T, data, spacing):
+    n = data.draw(st.integers(1, T))
+    steps = spaced_timesteps(spacing, n, T)
+    assert len(steps) == n
+    assert steps == check_timesteps(steps, T)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1001])
+def test_impossible_number_of_steps_is_refused(n):
+    with pytest.raises(ValueError, match=f"num_inference_steps={n} .* 1 to 1000"):
+        spaced_timesteps("trailing", n, 1000)
+
+
+def test_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match="'karras' is not known; choose one of trailing"):
+        spaced_timesteps("karras", 10, 1000)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "message"),
+    [
+        ([], "at least one"),
+        ([3.5], "whole numbers"),
+        ([1000, 5], r"\[1000\] lie outside \[0, 999\]"),
+        ([5, -1], r"\[-1\] lie outside"),
+        ([999, 500, 500], "500 follows 500"),
+        ([1, 2], "2 follows 1"),
+    ],
+)
+def test_own_timesteps_are_checked(timesteps, message):
+    with pytest.raises(ValueError, match=message):
+        check_timesteps(timesteps, 1000)

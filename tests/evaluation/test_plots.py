@@ -1,0 +1,100 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageChops
+
+from zsnr_diffusers.evaluation import plot_luminance, sample_grid
+
+RNG = np.random.default_rng(0)
+
+
+def draw(path, **arguments):
+    plot_luminance(path, **arguments)
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def test_picture_grows_with_its_rows(tmp_path):
+    one = draw(tmp_path / "a.png", generated={"stock": RNG.normal(size=9) / 9})
+    three = draw(tmp_path / "b.png", generated={name: RNG.normal(size=9) / 9 for name in "abc"})
+    assert one.width == three.width
+    assert three.height > 1.5 * one.height
+
+
+def has_blue(picture, left, right):
+    """Whether the part between two fractions of the width shows the colour of the generated images."""
+    part = picture.crop((int(left * picture.width), 0, int(right * picture.width), picture.height))
+    pixels = np.asarray(part).astype(int)
+    return bool((pixels[..., 2] - pixels[..., 0] > 60).any())
+
+
+def test_dark_is_left_and_white_is_right(tmp_path):
+    dark = draw(tmp_path / "dark.png", generated={"": np.full(50, -0.9)})
+    assert has_blue(dark, 0, 0.2)
+    assert not has_blue(dark, 0.2, 0.7)  # the legend stands at the right
+
+
+def test_real_images_change_the_picture(tmp_path):
+    values = RNG.uniform(-1, 0, 50)
+    alone = draw(tmp_path / "a.png", generated={"x": values})
+    beside = draw(tmp_path / "b.png", generated={"x": values}, real=RNG.uniform(0, 1, 80))
+    assert ImageChops.difference(alone, beside).getbbox() is not None
+
+
+def test_path_is_returned_and_its_folder_made(tmp_path):
+    path = tmp_path / "new" / "plot.pdf"
+    assert plot_luminance(str(path), {"x": [0.0]}) == path
+    assert path.read_bytes().startswith(b"%PDF")
+
+
+def test_pyplot_is_not_touched(tmp_path):
+    sys.modules.pop("matplotlib.pyplot", None)
+    plot_luminance(tmp_path / "a.png", {"x": [0.0]})
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+@pytest.mark.parametrize("generated", [{}, {"x": []}])
+def test_nothing_to_draw(tmp_path, generated):
+    with pytest.raises(ValueError, match="at least one"):
+        plot_luminance(tmp_path / "a.png", generated)
+
+
+def solid(colour, size=(8, 8)):
+    return Image.new("RGB", size, colour)
+
+
+def test_grid_is_exact():
+    grid = sample_grid([[solid("red"), solid("lime")], [solid("blue")]], gap=2)
+    assert grid.size == (22, 22)
+    expected = solid("white", (22, 22))
+    for corner, colour in (((2, 2), "red"), ((12, 2), "lime"), ((2, 12), "blue")):
+        expected.paste(colour, (*corner, corner[0] + 8, corner[1] + 8))
+    assert np.array_equal(grid, expected)
+
+
+def test_smaller_images_are_fitted_into_the_cell_and_keep_their_shape():
+    grid = sample_grid([[solid("red", (16, 8))]], cell=8, gap=0)
+    assert grid.size == (8, 8)
+    colours = [grid.getpixel((4, y)) for y in (0, 3, 4, 7)]
+    assert colours == [(255, 255, 255), (255, 0, 0), (255, 0, 0), (255, 255, 255)]
+
+
+def test_labels_stand_left_of_their_row_and_do_not_touch_the_images(tmp_path):
+    long = "a very long prompt about nothing that has to be wrapped, Größe 日本"
+    rows = [[solid("red", (120, 120))]] * 2
+    plain = sample_grid(rows, ["", ""])
+    labelled = sample_grid(rows, ["", long], tmp_path / "new" / "grid.png")
+    left, top, right, bottom = ImageChops.difference(plain, labelled).getbbox()
+    assert left >= 0
+    assert right <= labelled.width - 128
+    assert (top, bottom) >= (124, 124)
+    with Image.open(tmp_path / "new" / "grid.png") as saved:
+        assert np.array_equal(saved, labelled)
+
+
+def test_wrong_grids():
+    with pytest.raises(ValueError, match="at least one image"):
+        sample_grid([[], []])
+    with pytest.raises(ValueError, match="1 for 2 rows"):
+        sample_grid([[solid("red")]] * 2, ["a"])

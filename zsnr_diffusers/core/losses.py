@@ -1,0 +1,25 @@
+"""Training losses."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def v_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error of each sample, averaged over its elements, in float32.
+
+    With a v target this is Lin et al. 2023 (arXiv:2305.08891), eq. 11, with weight lambda_t = 1, as in the paper: the
+    last timestep counts like every other. (min-SNR weights are 0 there and would leave it untrained.)
+
+    Args:
+        output: the network's output, shape [B, ...].
+        target: what it should have been, same shape.
+
+    Returns:
+        float32 tensor of shape [B]; its mean is the loss.
+
+    Raises:
+        ValueError: the shapes differ (broadcasting would train on nonsense).
+    """
+    if output.shape != target.shape:
+        raise ValueError(f"output has shape {tuple(output.shape)}, the target {tuple(target.shape)}.")
+    return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(dim=1)

@@ -1,0 +1,173 @@
+"""Noise schedules as tables of alpha_bar, and the noise level at a timestep.
+
+A variance-preserving process makes `x_t = alpha x_0 + sigma noise` with `alpha = sqrt(alpha_bar)` and
+`sigma = sqrt(1 - alpha_bar)`. A schedule is nothing but the table alpha_bar[T]; its signal-to-noise ratio is
+alpha_bar / (1 - alpha_bar). Tables are float64: 1 - alpha_bar at the first timestep has three digits left in float32.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor
+
+
+class NoiseLevel(NamedTuple):
+    """How much of a sample is signal (`alpha`) and how much noise (`sigma`), with alpha^2 + sigma^2 = 1.
+
+    Either two numbers, for a batch that shares one level, or two tensors that broadcast to the sample. Keeping the
+    two apart, rather than their ratio, is what makes a zero signal-to-noise ratio an ordinary value.
+    """
+
+    alpha: Scalar
+    sigma: Scalar
+
+
+def _linear_betas(num: int, start: float, end: float) -> Tensor:
+    """Ho et al. 2020 (arXiv:2006.11239), section 4."""
+    return torch.linspace(start, end, num, dtype=torch.float64)
+
+
+def _scaled_linear_betas(num: int, start: float, end: float) -> Tensor:
+    """Rombach et al. 2022 (arXiv:2112.10752): linear in sqrt(beta); the schedule of Stable Diffusion."""
+    return torch.linspace(math.sqrt(start), math.sqrt(end), num, dtype=torch.float64) ** 2
+
+
+def _sigmoid_betas(num: int, start: float, end: float) -> Tensor:
+    """GeoDiff, Xu et al. 2022 (arXiv:2203.02923): a sigmoid over [-6, 6] between the two betas."""
+    return torch.sigmoid(torch.linspace(-6, 6, num, dtype=torch.float64)) * (end - start) + start
+
+
+def _cosine(u: float) -> float:
+    """Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 17, up to a constant factor."""
+    return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _laplace(u: float) -> float:
+    """Hang et al. 2024 (arXiv:2407.03297): log SNR Laplace-distributed; with diffusers' guard and its square root."""
+    log_snr = -0.5 * math.copysign(1.0, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6)
+    return math.sqrt(1 / (1 + math.exp(-log_snr)))
+
+
+def _from_betas(betas: Tensor) -> Tensor:
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def _from_curve(curve: Callable[[float], float], num: int, max_beta: float | None = None) -> Tensor:
+    """alpha_bar_t = curve((t + 1) / T) / curve(0), each single beta capped at `max_beta` if one is given."""
+    values = torch.tensor([curve(i / num) for i in range(num + 1)], dtype=torch.float64)
+    if max_beta is None:
+        return values[1:] / values[0]
+    return _from_betas((1 - values[1:] / values[:-1]).clamp(max=max_beta))
+
+
+_BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
+    "linear": _linear_betas,
+    "scaled_linear": _scaled_linear_betas,
+    "sigmoid": _sigmoid_betas,
+}
+_CURVES: dict[str, tuple[Callable[[float], float], float | None]] = {
+    "cosine": (_cosine, None),
+    "squaredcos_cap_v2": (_cosine, 0.999),
+    "laplace": (_laplace, None),
+}
+BETA_SCHEDULES = (*_BETAS, *_CURVES)
+
+
+def alpha_bar_table(
+    beta_schedule: str = "linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 0.0001,
+    beta_end: float = 0.02,
+    trained_betas: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """Table of alpha_bar over the training timesteps, named as in diffusers.
+
+    Args:
+        beta_schedule: `linear`, `scaled_linear`, `sigmoid`, `laplace`, `cosine` (its end is left at zero SNR, up to
+            rounding) or `squaredcos_cap_v2` (the same with every beta capped at 0.999, as published and as in
+            diffusers).
+        num_train_timesteps: T.
+        beta_start: first beta; read by the schedules that are defined by betas.
+        beta_end: last beta, likewise.
+        trained_betas: the betas themselves, shape [T]; overrides all of the above.
+
+    Returns:
+        float64 tensor of shape [T], strictly decreasing.
+
+    Raises:
+        ValueError: unknown schedule, T below 1, or betas outside (0, 1].
+    """
+    if trained_betas is not None:
+        betas = torch.as_tensor(trained_betas, dtype=torch.float64).flatten()
+    elif num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps={num_train_timesteps}: a schedule needs at least one timestep.")
+    elif beta_schedule in _CURVES:
+        curve, max_beta = _CURVES[beta_schedule]
+        return _from_curve(curve, num_train_timesteps, max_beta)
+    elif beta_schedule in _BETAS:
+        betas = _BETAS[beta_schedule](num_train_timesteps, beta_start, beta_end)
+    else:
+        raise ValueError(f"beta_schedule={beta_schedule!r} is not known; choose one of {', '.join(BETA_SCHEDULES)}.")
+    if len(betas) == 0 or not bool(((betas > 0) & (betas <= 1)).all()):
+        raise ValueError(
+            f"Betas must lie in (0, 1]; got {len(betas)} of them"
+            + (f", from {betas.min().item():g} to {betas.max().item():g}." if len(betas) else ".")
+        )
+    return _from_betas(betas)
+
+
+def enforce_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Shift and scale sqrt(alpha_bar) so that the last timestep is pure noise and the first is unchanged.
+
+    Lin et al. 2023 (arXiv:2305.08891), Algorithm 1. Doing it twice changes nothing more.
+
+    Args:
+        alphas_cumprod: alpha_bar, shape [T], T >= 2, decreasing.
+
+    Returns:
+        float64 tensor of shape [T] on the same device; the last value is exactly 0.
+
+    Raises:
+        ValueError: not a decreasing table of at least two values in [0, 1].
+    """
+    if alphas_cumprod.ndim != 1 or len(alphas_cumprod) < 2:
+        raise ValueError(
+            f"alphas_cumprod has shape {tuple(alphas_cumprod.shape)}; zero terminal SNR needs a table of at least two "
+            "timesteps, one to keep and one to bring to zero."
+        )
+    alpha = alphas_cumprod.double().sqrt()
+    first, last = alpha[0], alpha[-1]
+    if not bool((alpha[1:] < alpha[:-1]).all()) or not bool(first <= 1):
+        raise ValueError("alphas_cumprod must decrease strictly from at most 1 to at least 0.")
+    table = ((alpha - last) * (first / (first - last))) ** 2
+    table[0] = alphas_cumprod[0]  # squaring a square root costs the last digit of the one value that is to be kept
+    return table
+
+
+def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:
+    """The noise level at one or several timesteps.
+
+    Args:
+        alphas_cumprod: alpha_bar, shape [T].
+        timesteps: integers in [0, T-1]; shape [B], or a single number.
+
+    Returns:
+        `NoiseLevel` of two tensors in the table's dtype, shape [B] or scalar.
+    """
+    alpha_bar = alphas_cumprod[timesteps]
+    return NoiseLevel(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+
+def snr(level: NoiseLevel) -> Scalar:
+    """Signal-to-noise ratio (alpha / sigma)^2 of a level with sigma > 0."""
+    ratio: Scalar = (level.alpha / level.sigma) ** 2
+    return ratio
+
+
+def add_noise(x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+    """x_t = alpha x_0 + sigma noise (Ho et al. 2020, eq. 4), for any two tensors of one shape."""
+    return level.alpha * x_0 + level.sigma * noise

@@ -1,0 +1,132 @@
+"""Images from any diffusers pipeline, each from a seed of its own."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from ._extras import import_extra
+
+
+def generate_images(
+    pipe: Any,
+    prompts: Sequence[str] | Sequence[int] | str | int | None,
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+    **call_kwargs: Any,
+) -> list[Image.Image]:
+    """One image per seed, in the order of `seeds`; the list of `iter_images`, which takes the same arguments."""
+    images = iter_images(pipe, prompts, seeds, batch_size=batch_size, progress=progress, **call_kwargs)
+    return list(images)
+
+
+def iter_images(
+    pipe: Any,
+    prompts: Sequence[str] | Sequence[int] | str | int | None,
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 4,
+    progress: bool = True,
+    **call_kwargs: Any,
+) -> Iterator[Image.Image]:
+    """Yield one PIL image per seed, keeping no more than one batch in memory.
+
+    Each image has its own CPU generator, so it depends neither on its neighbours nor, up to rounding, on the batch
+    size or the device.
+
+    Args:
+        pipe: any pipeline whose call takes `prompt`, `class_labels` or, without condition, `batch_size`.
+        prompts: one per seed, or a single one for all; class labels for a class-conditional pipeline; None for an
+            unconditional one.
+        seeds: one per image.
+        batch_size: images per call of the pipeline.
+        progress: show a progress bar on a terminal, in place of the pipeline's own.
+        call_kwargs: for the pipeline's call, such as `num_inference_steps` and `guidance_scale`.
+
+    Raises:
+        ValueError: prompts missing, not wanted, or another number of them; an argument that the call does not take.
+    """
+    accepted = inspect.signature(pipe.__call__).parameters
+    _check_call(pipe, accepted, call_kwargs, batch_size)
+    conditions = _conditions(pipe, accepted, prompts, len(seeds))
+    return _batches(pipe, conditions, list(seeds), batch_size, progress, {"output_type": "pil", **call_kwargs})
+
+
+def _check_call(pipe: Any, accepted: Any, call_kwargs: dict[str, Any], batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        return
+    unknown = sorted(set(call_kwargs) - set(accepted))
+    if unknown:
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}; leave it out")
+
+
+def _conditions(
+    pipe: Any, accepted: Any, prompts: Sequence[str] | Sequence[int] | str | int | None, n: int
+) -> tuple[str | None, list[Any]]:
+    """The name of the call's condition, None if it has none, and its value for each image."""
+    name = next((name for name in ("prompt", "class_labels") if name in accepted), None)
+    if name is None and prompts is not None:
+        raise ValueError(f"{type(pipe).__name__} is unconditional and takes no prompts; leave them out")
+    if name is not None and prompts is None:
+        raise ValueError(f"{type(pipe).__name__} needs a {name} for each image; give prompts")
+    values = [prompts] * n if prompts is None or isinstance(prompts, (str, int)) else list(prompts)
+    if len(values) != n:
+        raise ValueError(f"expected one prompt per seed, or a single string; got {len(values)} for {n} seeds")
+    return name, values
+
+
+def _batches(
+    pipe: Any,
+    conditions: tuple[str | None, list[Any]],
+    seeds: list[int],
+    batch_size: int,
+    progress: bool,
+    call_kwargs: dict[str, Any],
+) -> Iterator[Image.Image]:
+    import torch
+
+    name, values = conditions
+    disable = None if progress else True  # None: only where the output is a terminal
+    with (
+        _own_progress_bar_off(pipe),
+        import_extra("tqdm").tqdm(total=len(seeds), unit="image", disable=disable) as bar,
+    ):
+        for start in range(0, len(seeds), batch_size):
+            batch = slice(start, start + batch_size)
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
+            condition = {"batch_size": len(generators)} if name is None else {name: values[batch]}
+            output = pipe(**condition, generator=generators, **call_kwargs)
+            _warn_of_censored(getattr(output, "nsfw_content_detected", None))
+            bar.update(len(generators))
+            yield from output.images
+
+
+def _warn_of_censored(flags: Sequence[bool] | None) -> None:
+    if flags and any(flags):
+        warnings.warn(
+            f"the pipeline's safety checker replaced {sum(flags)} of {len(flags)} images by black ones, which count "
+            "as luminance -1; load the pipeline with safety_checker=None to measure the model",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _own_progress_bar_off(pipe: Any) -> Iterator[None]:
+    if not hasattr(pipe, "set_progress_bar_config"):
+        yield
+        return
+    before = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)

@@ -1,0 +1,117 @@
+"""Pictures of an evaluation: histograms of luminance, and a grid of samples."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from ._extras import import_extra
+
+BINS = np.linspace(-1, 1, 51)
+"""Edges of the histograms: all of the luminance range, so that two pictures can be laid side by side."""
+
+
+def plot_luminance(
+    path: str | PathLike[str],
+    generated: Mapping[str, npt.ArrayLike],
+    real: npt.ArrayLike | None = None,
+    title: str = "Mean luminance per image",
+) -> Path:
+    """Draw one histogram per name, on a shared axis from black to white, with the real images outlined behind each.
+
+    Histograms are densities: sets of different size compare. A thin line marks each mean.
+
+    Args:
+        path: of the picture; its ending chooses the format (png, pdf, svg). Its folder is made if need be.
+        generated: luminance values [n] in [-1, 1] of each named set of images, drawn from the top.
+        real: luminance values [m] of the real images.
+        title: above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: nothing to draw.
+        ImportError: matplotlib is not installed.
+    """
+    if not generated or any(np.size(values) == 0 for values in generated.values()):
+        raise ValueError("plot_luminance needs at least one set of images, and at least one value in each")
+    # A Figure of one's own, not pyplot: no window system is asked for and no global state changes.
+    figure = import_extra("matplotlib.figure").Figure(figsize=(7, 1 + 1.4 * len(generated)), layout="constrained")
+    rows = figure.subplots(len(generated), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(rows, generated.items(), strict=True):
+        _draw_row(axes, name, np.clip(values, -1, 1), None if real is None else np.clip(real, -1, 1))
+    rows[0].set_title(title)
+    rows[-1].set_xlim(-1, 1)
+    rows[-1].set_xlabel("mean luminance (-1 black, 1 white)")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def _draw_row(axes: Any, name: str, values: npt.NDArray[Any], real: npt.NDArray[Any] | None) -> None:
+    axes.hist(values, BINS, density=True, color="tab:blue", alpha=0.7, label=f"{name} (n = {values.size})")
+    axes.axvline(values.mean(), color="tab:blue", linewidth=1)
+    if real is not None:
+        axes.hist(real, BINS, density=True, histtype="step", color="black", zorder=0, label=f"real (n = {real.size})")
+        axes.axvline(real.mean(), color="black", linewidth=1, zorder=0)
+    axes.set_yticks([])
+    axes.legend(loc="upper right", fontsize="small", frameon=False)
+
+
+def sample_grid(
+    rows: Sequence[Sequence[Image.Image]],
+    row_labels: Sequence[str] | None = None,
+    path: str | PathLike[str] | None = None,
+    cell: int | None = None,
+    gap: int = 4,
+) -> Image.Image:
+    """Lay out images on white: a row per prompt, a column per seed, and the prompt to the left.
+
+    Args:
+        rows: the images of each row; rows may differ in length.
+        row_labels: one text per row, wrapped to the width of one cell.
+        path: also save the grid here.
+        cell: side of the square that each image is fitted into, in pixels; by default the largest image's side.
+        gap: pixels between the cells and around the grid.
+
+    Raises:
+        ValueError: no images, or another number of labels than rows.
+    """
+    images = [image for row in rows for image in row]
+    if not images:
+        raise ValueError("sample_grid needs at least one image")
+    if row_labels is not None and len(row_labels) != len(rows):
+        raise ValueError(f"expected one label per row, got {len(row_labels)} for {len(rows)} rows")
+    side = cell or max(max(image.size) for image in images)
+    step = side + gap
+    label_width = 0 if row_labels is None else max(side, 96) + gap
+    columns = max(len(row) for row in rows)
+    grid = Image.new("RGB", (label_width + columns * step + gap, len(rows) * step + gap), "white")
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            fitted = (
+                image
+                if image.size == (side, side)
+                else ImageOps.pad(image.convert("RGB"), (side, side), color="white")
+            )
+            grid.paste(fitted, (label_width + gap + j * step, gap + i * step))
+    for i, label in enumerate(row_labels or ()):
+        _write(grid, label, (gap, gap + i * step), label_width - gap)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+    return grid
+
+
+def _write(grid: Image.Image, text: str, corner: tuple[int, int], width: int) -> None:
+    font = ImageFont.load_default(size=12)
+    wrapped = textwrap.fill(text, max(width // 7, 1))  # 7 pixels: a wide letter of the default font at this size
+    ImageDraw.Draw(grid).multiline_text(corner, wrapped, fill="black", font=font)

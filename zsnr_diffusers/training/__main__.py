@@ -1,0 +1,5 @@
+"""`python -m zsnr_diffusers.training` and `accelerate launch -m zsnr_diffusers.training`."""
+
+from . import main
+
+main()

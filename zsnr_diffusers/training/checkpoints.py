@@ -1,0 +1,100 @@
+"""Checkpoints that are either whole or not there, and the folder that a run owns."""
+
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+
+from .config import TrainingConfig
+
+CONFIG_FILE = "training_config.yaml"
+_PREFIX = "checkpoint-"
+_DECIDES = (
+    "pretrained_model_name_or_path",
+    "dataset_name",
+    "train_data_dir",
+    "resolution",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "seed",
+)
+"""Options that a run cannot change on the way without becoming another run."""
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [path for path in output_dir.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.name[len(_PREFIX) :])
+
+
+def check_output_dir(config: TrainingConfig) -> Path | None:
+    """The checkpoint to go on from, or None to start; refuses to mix two runs in one folder.
+
+    Raises:
+        ValueError: the folder holds a run and `--resume` was not passed, or it holds a run of other options.
+    """
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir={folder} is a file.")
+    written = folder / CONFIG_FILE
+    holds_run = written.exists() or (folder / "model_index.json").exists() or bool(checkpoints(folder))
+    if not holds_run:
+        return None
+    if not config.resume:
+        raise ValueError(
+            f"--output_dir={folder} already holds a run: pass --resume to go on with it, or another folder."
+        )
+    before = yaml.safe_load(written.read_text(encoding="utf-8")) if written.exists() else {}
+    changed = [
+        f"--{name} was {before[name]!r} and is now {getattr(config, name)!r}"
+        for name in _DECIDES
+        if name in before and before[name] != getattr(config, name)
+    ]
+    if changed:
+        raise ValueError(f"Cannot resume {folder} as another run: {'; '.join(changed)}. Choose another --output_dir.")
+    return next(reversed(checkpoints(folder)), None)
+
+
+def save_checkpoint(accelerator: Accelerator, ema: EMAModel | None, config: TrainingConfig, step: int) -> Path:
+    """Write a checkpoint under another name, rename it, then remove those beyond the limit."""
+    folder = Path(config.output_dir)
+    final, partial = folder / f"{_PREFIX}{step:06d}", folder / f".{_PREFIX}{step:06d}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    if accelerator.is_main_process:
+        if ema is not None:
+            ema.save_pretrained(str(partial / "unet_ema"))
+        (partial / "step.json").write_text(json.dumps({"step": step}))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for old in checkpoints(folder)[: -config.checkpoints_total_limit]:
+            # Out of the way first: half of a checkpoint must never bear a checkpoint's name.
+            doomed = old.rename(old.with_name(f".{old.name}.partial"))
+            shutil.rmtree(doomed)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_checkpoint(accelerator: Accelerator, ema: EMAModel | None, checkpoint: Path) -> int:
+    """Restore weights, optimizer, scaler and moving average.
+
+    Returns:
+        The number of optimizer steps made.
+    """
+    accelerator.load_state(str(checkpoint))
+    if ema is not None:
+        loaded = EMAModel.from_pretrained(str(checkpoint / "unet_ema"), UNet2DConditionModel)
+        ema.load_state_dict(loaded.state_dict())
+        ema.to(accelerator.device)
+    return step_of(checkpoint)

@@ -1,0 +1,97 @@
+"""What a run ships: a pipeline of stock classes that samples rightly without this package, and its model card."""
+
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import huggingface_hub
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, SchedulerMixin, UNet2DConditionModel
+
+from ..core import noise_level, snr
+from .base import Base, model_index
+from .config import TrainingConfig
+
+
+def shipped_scheduler(base: Base) -> SchedulerMixin:
+    """The stock scheduler that the pipeline is saved with.
+
+    For zero terminal SNR it is Euler with trailing spacing, stock's DDIM by another name: it takes each next level
+    from its own timesteps and so is right at every number of steps, which stock's DDIM is not (it steps to t - T // n).
+    Without, it is the base's own scheduler with the new prediction type.
+    """
+    if base.schedule.config["rescale_betas_zero_snr"]:
+        # Euler reads neither; DDIM does when somebody swaps it in, and pipelines warn of an offset other than 1.
+        return EulerDiscreteScheduler.from_config(
+            {**base.schedule.config, "steps_offset": 1, "set_alpha_to_one": True},
+        )
+    own = type(base.pipeline.scheduler)
+    stock = own if own.__module__.startswith("diffusers.") else DDIMScheduler
+    return stock.from_config(base.pipeline.scheduler.config, prediction_type=base.schedule.config["prediction_type"])
+
+
+def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: TrainingConfig) -> None:
+    """Write the trained pipeline into the run's folder.
+
+    Only the UNet and the scheduler are new. The frozen parts are copied byte for byte, since a tokenizer that one
+    version of transformers saves anew may not open in another.
+    """
+    folder = Path(config.output_dir)
+    index = model_index(base.folder)
+    scheduler = shipped_scheduler(base)
+    for part, entry in index.items():
+        source = base.folder / part
+        if part not in ("unet", "scheduler") and isinstance(entry, list) and source.is_dir():
+            shutil.copytree(source, folder / part, dirs_exist_ok=True)
+    unet.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    (folder / "README.md").write_text(model_card(base, scheduler, config), encoding="utf-8")
+    index |= {
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "unet": ["diffusers", type(unet).__name__],
+        "_diffusers_version": diffusers.__version__,
+    }
+    index.pop("_name_or_path", None)
+    # Last: a folder without it is not taken for a pipeline.
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def model_card(base: Base, scheduler: SchedulerMixin, config: TrainingConfig) -> str:
+    """Model card in the Hub's format: schedule, prediction type, spacing and guidance rescale, and how to sample."""
+    name = config.pretrained_model_name_or_path
+    facts = base.schedule.config
+    terminal = float(snr(noise_level(base.schedule.alphas_cumprod, -1)))
+    data = huggingface_hub.ModelCardData(
+        base_model=None if Path(name).exists() else name,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["stable-diffusion", "zero-terminal-snr", str(facts["prediction_type"])],
+    )
+    return f"""---
+{data.to_yaml()}
+---
+
+# {Path(config.output_dir).resolve().name}
+
+{Path(name).name}, trained for {config.max_train_steps:,} steps with zsnr_diffusers on
+{"the schedule of Lin et al. 2023 (arXiv:2305.08891), ending at pure noise" if terminal == 0 else "its own schedule"}.
+
+| | |
+|---|---|
+| prediction type | `{facts["prediction_type"]}` |
+| schedule | `{facts["beta_schedule"]}`, beta {facts["beta_start"]} to {facts["beta_end"]}, \
+`rescale_betas_zero_snr={facts["rescale_betas_zero_snr"]}` |
+| signal-to-noise ratio at the last timestep | {terminal:.6g} |
+| scheduler, timestep spacing | `{type(scheduler).__name__}`, `{scheduler.config.timestep_spacing}` |
+| recommended guidance rescale | {config.guidance_rescale} |
+| loss | mean squared error of `{facts["prediction_type"]}`, weight 1 at every timestep |
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{Path(config.output_dir).name}")
+image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}).images[0]
+```
+
+With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
+"""
