@@ -25,7 +25,7 @@ def pipeline(tmp_path):
 
 @pytest.fixture
 def text_pipeline(tmp_path):
-    tiny_stable_diffusion(tmp_path).save_pretrained(tmp_path / "text-pipeline")
+    tiny_stable_diffusion().save_pretrained(tmp_path / "text-pipeline")
     return tmp_path / "text-pipeline"
 
 

@@ -1,21 +1,10 @@
 """The smallest diffusers pipelines that run, and networks whose terminal behaviour is known."""
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMPipeline,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-WORDS = ("black", "cat", "snow", "white")
+from diffusers import DDIMPipeline, DDIMScheduler, StableDiffusionPipeline, UNet2DModel
+from small_stable_diffusion import build_stable_diffusion, captions
 
 
 def zero_snr_scheduler(prediction_type="v_prediction", zero=True):
@@ -42,62 +31,18 @@ def tiny_unconditional(prediction_type="v_prediction"):
     return DDIMPipeline(unet, zero_snr_scheduler(prediction_type))
 
 
-def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    letters = sorted(set("".join(WORDS)))
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    merges = []
-    for word in WORDS:  # each word grows letter by letter to one token: "b l", "bl a", ...
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        for i in range(1, len(pieces)):
-            merges.append("".join(pieces[:i]) + " " + pieces[i])
-            tokens.append("".join(pieces[: i + 1]))
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(tokens))}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(dict.fromkeys(merges)) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-
-
-def tiny_stable_diffusion(folder: Path) -> StableDiffusionPipeline:
-    """With weights from seed 0; `folder` takes the tokenizer's files."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        cross_attention_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+def tiny_stable_diffusion(scheduler=None) -> StableDiffusionPipeline:
+    """With weights from seed 0, for pictures of 16 x 16, on a zero-SNR schedule unless told otherwise."""
+    pipe = build_stable_diffusion(
+        image_size=16,
+        unet_channels=(8, 16),
+        vae_channels=(8, 8, 8),
+        text_width=8,
+        texts=[*captions(), "a cat", "snow"],
     )
-    vae = AutoencoderKL(
-        block_out_channels=(4, 4),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
-        latent_channels=4,
-    )
-    tokenizer = tiny_tokenizer(folder)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=zero_snr_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipe.scheduler = scheduler or zero_snr_scheduler()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 class StubUNet(torch.nn.Module):

@@ -179,7 +179,7 @@ def test_real_unconditional_pipeline():
 
 
 def test_real_text_pipeline(tmp_path):
-    pipe = tiny_stable_diffusion(tmp_path)
+    pipe = tiny_stable_diffusion()
     before = terminal_invariance(pipe, ["black cat", "white snow"])
     assert before.shares[0] != before.shares[1]
     assert before.luminance_std > 0
@@ -216,7 +216,7 @@ def test_sdxl_unet_gets_its_pooled_text_and_sizes():
 
 
 def test_half_precision_vae_is_upcast_for_the_moment(tmp_path):
-    pipe = tiny_stable_diffusion(tmp_path)
+    pipe = tiny_stable_diffusion()
     expected = terminal_invariance(pipe, "black cat").luminance_std
     pipe.vae.half()
     assert terminal_invariance(pipe, "black cat").luminance_std == pytest.approx(expected, rel=0.02)

@@ -44,7 +44,7 @@ def test_folder_without_readable_images(tmp_path):
 
 
 def test_prompts_share_seeds_and_images(tmp_path):
-    pipe, prompts = tiny_stable_diffusion(tmp_path), ["black cat", "white snow"]
+    pipe, prompts = tiny_stable_diffusion(), ["black cat", "white snow"]
     values, groups = pipeline_luminance(pipe, prompts, 5, seed=7, num_inference_steps=1)
     assert groups == ["black cat", "white snow"] * 2 + ["black cat"]
     expected = generate_images(pipe, groups, [7, 7, 8, 8, 9], num_inference_steps=1)

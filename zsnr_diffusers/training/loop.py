@@ -100,9 +100,11 @@ class _Run:
         unet: UNet2DConditionModel = base.pipeline.unet.float().train()
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
         for frozen in (base.pipeline.vae, base.pipeline.text_encoder):
-            frozen.requires_grad_(False).eval().to(accelerator.device, half)
+            frozen.requires_grad_(False).eval().to(accelerator.device)
+            if half:
+                frozen.to(half)
         optimizer = torch.optim.AdamW(
             unet.parameters(), lr=config.learning_rate, weight_decay=config.adam_weight_decay
         )

@@ -17,7 +17,8 @@ def shipped_scheduler(base: Base) -> SchedulerMixin:
     """The stock scheduler that the pipeline is saved with.
 
     For zero terminal SNR it is Euler with trailing spacing, stock's DDIM by another name: it takes each next level
-    from its own timesteps and so is right at every number of steps, which stock's DDIM is not (it steps to t - T // n).
+    from its own timesteps and so is right at every number of steps, which stock's DDIM is not (it steps to
+    t - T // n).
     Without, it is the base's own scheduler with the new prediction type.
     """
     if base.schedule.config["rescale_betas_zero_snr"]:

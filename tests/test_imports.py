@@ -1,0 +1,86 @@
+"""Who may import whom, read from the source."""
+
+import ast
+from pathlib import Path
+
+import zsnr_diffusers
+
+PACKAGE = Path(zsnr_diffusers.__file__).parent
+
+ALLOWED = {
+    "core": set(),
+    "images": set(),
+    "schedulers": {"core"},
+    "guidance": {"core"},
+    "pipelines": {"core", "guidance"},
+    "evaluation": {"core", "images"},
+    "training": {"core", "images", "schedulers", "guidance", "pipelines", "evaluation"},
+    "cli": {"core", "images", "schedulers", "guidance", "pipelines", "evaluation"},
+    "__init__": {"core", "schedulers", "guidance", "pipelines"},
+}
+"""Parts of the package that each part may import."""
+
+THIRD_PARTIES = {
+    "core": {"torch"},
+    "images": {"PIL", "numpy"},
+}
+"""Where this is said, nothing else but the standard library."""
+
+ONLY_IN = {
+    "accelerate": {"training"},
+    "datasets": {"training"},
+    "yaml": {"training"},
+    "matplotlib": {"evaluation"},
+    "scipy": {"evaluation"},
+}
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """(absolute top-level name or None, part of ours or None, inside a function) of every import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], None, id(node) in inside
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield str(node.module).split(".")[0], None, id(node) in inside
+        elif isinstance(node, ast.ImportFrom) and node.level == depth:
+            for name in [str(node.module).split(".")[0]] if node.module else [alias.name for alias in node.names]:
+                yield None, name, id(node) in inside
+
+
+def test_parts_import_only_what_they_may():
+    import sys
+
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 20
+    for path in files:
+        part = part_of(path)
+        for library, ours, in_function in imports(path):
+            if ours is not None:
+                assert ours in ALLOWED[part] | {part}, f"{path} imports {ours}"
+                continue
+            if library in ONLY_IN:
+                assert part in ONLY_IN[library], f"{path} imports {library}"
+                if library in ("matplotlib", "scipy"):
+                    assert in_function, f"{path} imports {library} outside the function that needs it"
+            if part in THIRD_PARTIES and library not in sys.stdlib_module_names:
+                assert library in THIRD_PARTIES[part], f"{path} imports {library}"
+
+
+def test_public_names_are_there():
+    for name in zsnr_diffusers.__all__:
+        assert getattr(zsnr_diffusers, name).__doc__
+    assert set(zsnr_diffusers.__all__) <= set(dir(zsnr_diffusers))
