@@ -125,9 +125,7 @@ def test_callback_may_change_the_guidance_scale():
 
 def test_enabling_twice_is_enabling_once():
     pipe = enable_guidance_rescale(enable_guidance_rescale(tiny_stable_diffusion(), 0.2), 0.7)
-    torch.testing.assert_close(
-        paint(pipe), paint(tiny_stable_diffusion(), guidance_rescale=0.7), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(paint(pipe), paint(tiny_stable_diffusion(), guidance_rescale=0.7), rtol=1e-5, atol=1e-5)
     assert type(disable_guidance_rescale(pipe)) is StableDiffusionPipeline
 
 
@@ -136,9 +134,7 @@ def test_subclass_of_a_ready_pipeline_rescales_once():
         pass
 
     pipe = Mine(**tiny_stable_diffusion().components, requires_safety_checker=False)
-    torch.testing.assert_close(
-        paint(pipe), paint(tiny_stable_diffusion(), guidance_rescale=0.7), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(paint(pipe), paint(tiny_stable_diffusion(), guidance_rescale=0.7), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", [ZeroSNRStableDiffusionPipeline, ZeroSNRStableDiffusionImg2ImgPipeline])

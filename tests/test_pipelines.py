@@ -72,9 +72,7 @@ def test_half_precision_and_odd_numbers_of_steps(cls, dtype, n):
 @pytest.mark.parametrize("strength", [0.02, 0.1, 0.33, 0.5, 0.77, 0.99, 1.0])
 def test_image_to_image_starts_at_the_timestep_that_it_noised_to(cls, strength):
     n, picture = 50, torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
-    pipe = StableDiffusionImg2ImgPipeline(
-        **tiny_stable_diffusion(cls(**V)).components, requires_safety_checker=False
-    )
+    pipe = StableDiffusionImg2ImgPipeline(**tiny_stable_diffusion(cls(**V)).components, requires_safety_checker=False)
     seen, noised = [], []
     pipe.unet.register_forward_pre_hook(lambda module, args: seen.append((args[0].clone(), int(args[1]))))
     add_noise = pipe.scheduler.add_noise

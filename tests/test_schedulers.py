@@ -35,7 +35,7 @@ def sample(scheduler, x, network, n, **kwargs):
     return x
 
 
-# -- closed forms -----------------------------------------------------------------------------------------------------
+# -- closed forms
 
 POINT, MEAN, SPREAD = 0.7, -0.4, 2.0
 
@@ -105,7 +105,7 @@ def test_ddpm_samples_have_the_data_s_spread():
     )  # first-order bias at 200 steps, and 0.5 % of chance
 
 
-# -- against stock, on the unrescaled schedule, where stock is right --------------------------------------------------
+# -- against stock, on the unrescaled schedule, where stock is right
 
 KEPT = {**SD, "rescale_betas_zero_snr": False}
 DIVISORS = [n for n in range(2, 1001) if 1000 % n == 0]
@@ -188,7 +188,7 @@ def test_noising_equals_stock_and_is_right_in_half_precision():
     assert torch.equal(ours.add_noise(x[:1], noise[:1], torch.tensor([999])), noise[:1])
 
 
-# -- from_config and saving -------------------------------------------------------------------------------------------
+# -- from_config and saving
 
 
 def stock_schedulers():
@@ -303,7 +303,7 @@ def test_assigning_on_the_config_is_an_error_rather_than_a_half_change(tmp_path)
             call()
 
 
-# -- the contract of a scheduler --------------------------------------------------------------------------------------
+# -- the contract of a scheduler
 
 
 @pytest.mark.parametrize("cls", OURS)

@@ -193,7 +193,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
-    # -- timesteps ---------------------------------------------------------------------------------------------------
+    # -- timesteps
 
     def set_timesteps(
         self,
@@ -255,7 +255,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         """Take note of where a pipeline starts. Nothing depends on it: each step finds its own place."""
         self._begin_index = begin_index
 
-    # -- one step ----------------------------------------------------------------------------------------------------
+    # -- one step
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
         """The sample as it is; variance-preserving samples need no scaling."""
@@ -292,7 +292,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
             return prev_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
-    # -- noising -----------------------------------------------------------------------------------------------------
+    # -- noising
 
     def noise_level(self, timesteps: Tensor, like: Tensor) -> NoiseLevel:
         """alpha and sigma at a batch of timesteps, shaped and placed to multiply a batch of samples.

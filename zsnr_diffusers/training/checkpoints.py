@@ -94,7 +94,7 @@ def load_checkpoint(accelerator: Accelerator, ema: EMAModel | None, checkpoint: 
     """
     accelerator.load_state(str(checkpoint))
     if ema is not None:
-        loaded = EMAModel.from_pretrained(str(checkpoint / "unet_ema"), UNet2DConditionModel)
-        ema.load_state_dict(loaded.state_dict())
-        ema.to(accelerator.device)
+        averaged = UNet2DConditionModel.from_pretrained(checkpoint / "unet_ema")
+        ema.shadow_params = [parameter.detach().to(accelerator.device) for parameter in averaged.parameters()]
+        ema.optimization_step = averaged.config["optimization_step"]
     return step_of(checkpoint)

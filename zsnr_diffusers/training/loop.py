@@ -110,7 +110,10 @@ class _Run:
         )
         # The factor as a function of the step: nothing to save, nothing that counts processes.
         self.lr_factor = get_scheduler(
-            config.lr_scheduler, optimizer, config.lr_warmup_steps, config.max_train_steps
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
         ).lr_lambdas[0]
         self.ema = self._ema(unet)
         self.unet, self.optimizer = accelerator.prepare(unet, optimizer)

@@ -1,0 +1,94 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+import zsnr_diffusers
+from zsnr_diffusers.training import TrainingConfig, parse_config
+
+EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"
+LEAST = {"pretrained_model_name_or_path": "base", "train_data_dir": "photos"}
+LEAST_ARGUMENTS = ["--pretrained_model_name_or_path", "base", "--train_data_dir", "photos"]
+
+
+def test_command_line_yaml_and_dataclass_are_one(tmp_path):
+    file = tmp_path / "run.yaml"
+    config = TrainingConfig(**LEAST, learning_rate=3e-4, validation_prompts=["a", "b c"], rescale_betas_zero_snr=True)
+    file.write_text(config.to_yaml())
+    assert parse_config(["--config", str(file)]) == config
+    arguments = [*LEAST_ARGUMENTS, "--learning_rate", "3e-4", "--validation_prompts", "a", "b c"]
+    assert parse_config(arguments) == config
+
+
+def test_command_line_wins_over_yaml(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("pretrained_model_name_or_path: base\ntrain_data_dir: photos\nlearning_rate: 1e-5\nseed: 3\n")
+    config = parse_config(["--config", str(file), "--seed", "4", "--resume"])
+    assert (config.learning_rate, config.seed, config.resume) == (1e-5, 4, True)
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_example_configurations_are_valid(file):
+    config = parse_config(["--config", str(file), "--train_data_dir", "photos"])
+    assert config.rescale_betas_zero_snr
+    assert set(yaml.safe_load(file.read_text())) <= {f.name for f in dataclasses.fields(TrainingConfig)}
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "accelerate launch -m zsnr_diffusers.training" in text
+    for option in dataclasses.fields(TrainingConfig):
+        assert f"--{option.name}" in text
+        assert option.metadata["help"].split()[0] in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction_type": "flow"}, "'flow' is not known; choose one of epsilon, sample, v_prediction"),
+        ({"prediction_type": "epsilon"}, "cannot be used at zero signal-to-noise"),
+        ({"pretrained_model_name_or_path": ""}, "--pretrained_model_name_or_path is missing"),
+        ({"train_data_dir": None}, "either --dataset_name or --train_data_dir"),
+        ({"dataset_name": "x/y"}, "either --dataset_name or --train_data_dir"),
+        ({"max_train_steps": 0}, "--max_train_steps=0 must be above 0"),
+        ({"learning_rate": float("nan")}, "--learning_rate=nan must be above 0"),
+        ({"train_batch_size": -1}, "--train_batch_size=-1 must be above 0"),
+        ({"lr_warmup_steps": -1}, "--lr_warmup_steps=-1 must not be negative"),
+        ({"caption_dropout": 1.5}, r"--caption_dropout=1.5 must lie in \[0, 1\]"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale=2.0 must lie in"),
+    ],
+)
+def test_bad_options_name_value_and_remedy(change, message, capsys):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**{**LEAST, **change})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no such file"),
+        ("learning_rat: 1", "unknown options learning_rat"),
+        ("- 1\n- 2", "one `name: value` per line"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_bad_files_are_named_on_the_command_line(text, message, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--config", str(file)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert str(file) in error
+    assert message in error
+
+
+def test_unknown_option_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_config([*LEAST_ARGUMENTS, "--learning_rat", "1"])
+    assert "--learning_rat" in capsys.readouterr().err

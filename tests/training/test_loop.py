@@ -1,0 +1,268 @@
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from zsnr_diffusers.training import TrainingConfig, TrainingError, train
+from zsnr_diffusers.training.checkpoints import checkpoints
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate_state():
+    """accelerate keeps its state in globals; each run of a process of its own starts without."""
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def run(options, **changes):
+    config = TrainingConfig(**{**options, **changes})
+    train(config)
+    return weights(config.output_dir)
+
+
+def weights(folder):
+    return load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def losses(folder):
+    events = EventAccumulator(str(Path(folder) / "logs")).Reload()
+    return [event.value for event in events.Scalars("loss")]
+
+
+def command(options, **changes):
+    arguments = [f"--{name}={value}" for name, value in {**options, **changes}.items() if not isinstance(value, bool)]
+    flags = [f"--{name}" for name, value in changes.items() if value is True]
+    return ["-m", "zsnr_diffusers.training", *arguments, *flags]
+
+
+def test_the_same_run_twice_is_bitwise_the_same(options, tmp_path):
+    first = run(options)
+    second = run(options, output_dir=str(tmp_path / "second"))
+    assert same(first, second)
+    other = run(options, output_dir=str(tmp_path / "third"), seed=1)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("stop", [2, 4])
+def test_resume_from_a_checkpoint_is_bitwise_the_uninterrupted_run(options, tmp_path, monkeypatch, stop, accumulation):
+    options |= {"max_train_steps": 6, "gradient_accumulation_steps": accumulation, "lr_scheduler": "cosine"}
+    whole = run(options, output_dir=str(tmp_path / "whole"))
+
+    from zsnr_diffusers.training import loop
+
+    class StoppedError(Exception):
+        pass
+
+    save, made = loop.save_checkpoint, []
+
+    def stop_after(*args):
+        made.append(save(*args))
+        if len(made) == stop // 2:
+            raise StoppedError
+
+    monkeypatch.setattr(loop, "save_checkpoint", stop_after)
+    with pytest.raises(StoppedError):
+        run(options)
+    monkeypatch.undo()
+    assert same(run(options, resume=True), whole)
+
+
+def test_killed_at_any_moment_and_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path):
+    """SIGKILL, in the midst of steps and of checkpoint writes; a torn checkpoint never has a checkpoint's name."""
+    options |= {"max_train_steps": 12, "checkpointing_steps": 1}
+    whole = run(options, output_dir=str(tmp_path / "whole"))
+    folder, killed = Path(options["output_dir"]), 0
+    for delay in itertools.chain((0.0, 0.013, 0.11), itertools.repeat(None)):
+        known = {path.name for path in checkpoints(folder)}
+        process = subprocess.Popen(
+            [sys.executable, *command(options, resume=True)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if delay is not None:
+            while process.poll() is None and {path.name for path in checkpoints(folder)} <= known:
+                time.sleep(0.002)
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += process.returncode == -signal.SIGKILL
+        for checkpoint in checkpoints(folder):
+            load_file(checkpoint / "model.safetensors")
+            assert (checkpoint / "unet_ema" / "config.json").exists()
+        if delay is None:
+            break
+    assert killed == 3
+    assert process.returncode == 0
+    assert same(weights(folder), whole)
+
+
+def test_accumulation_gives_the_loss_of_the_whole_batch(options, tmp_path):
+    options |= {"report_to": "tensorboard", "train_batch_size": 4}
+    run(options)
+    run(options, train_batch_size=1, gradient_accumulation_steps=4, output_dir=str(tmp_path / "parts"))
+    # the sum over a batch in another order; float32 keeps seven digits
+    assert losses(tmp_path / "parts") == pytest.approx(losses(options["output_dir"]), rel=1e-5)
+
+
+def test_two_processes_give_the_loss_of_one(options, tmp_path):
+    """accelerate launch, two processes over gloo, half of the global batch each."""
+    options |= {"report_to": "tensorboard", "train_batch_size": 4}
+    run(options)
+    launch = "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no"
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", *launch.split(), "--dynamo_backend=no", "--main_process_port=0"),
+            *command(options, train_batch_size=2, output_dir=tmp_path / "two"),
+        ],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "4 = 2 x 1 forward passes x 2 processes" in result.stdout
+    assert len(losses(tmp_path / "two")) == 4
+    assert losses(tmp_path / "two") == pytest.approx(losses(options["output_dir"]), rel=1e-5)
+
+
+def test_training_lowers_the_loss_at_the_last_timestep_too(options, tmp_path):
+    """At T the sample is pure noise and v is -x_0: a weighting that is 0 there would leave the network as it is."""
+    from zsnr_diffusers.core import v_loss
+    from zsnr_diffusers.training.base import load_base
+
+    def loss_at_the_end(folder):
+        base = load_base(TrainingConfig(**{**options, "pretrained_model_name_or_path": str(folder)}))
+        pipe, noise = base.pipeline, torch.randn(16, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        picture = torch.full((16, 3, 16, 16), 0.9)
+        with torch.no_grad():
+            x_0 = pipe.vae.encode(picture).latent_dist.mean * pipe.vae.config.scaling_factor
+            text = pipe.encode_prompt(["a white landscape"] * 16, "cpu", 1, False)[0]
+            return v_loss(pipe.unet(noise, 999, text).sample, -x_0).mean().item()
+
+    run(options, max_train_steps=60, train_batch_size=8, ema_decay=0.9, checkpointing_steps=60)
+    assert loss_at_the_end(options["output_dir"]) < 0.5 * loss_at_the_end(options["pretrained_model_name_or_path"])
+
+
+def test_moving_average_is_what_is_saved(options, tmp_path):
+    averaged = run(options)
+    plain = run(options, ema_decay=0.0, output_dir=str(tmp_path / "plain"))
+    last = load_file(checkpoints(Path(options["output_dir"]))[-1] / "model.safetensors")
+    assert same(last, plain)
+    assert not same(averaged, plain)
+
+
+def test_previews_checkpoints_logs_and_configuration_are_written(options):
+    prompts = ["a black landscape", "a white landscape"]
+    run(options, validation_prompts=prompts, validation_steps=2, report_to="tensorboard", checkpoints_total_limit=1)
+    folder = Path(options["output_dir"])
+    assert sorted(path.name for path in (folder / "previews").iterdir()) == ["step-000002.png", "step-000004.png"]
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-000004"]
+    assert not list(folder.glob(".*partial"))
+    assert len(losses(folder)) == 4
+    written = yaml.safe_load((folder / "training_config.yaml").read_text())
+    assert TrainingConfig(**written).validation_prompts == prompts
+
+
+def test_previews_are_sampled_as_shipped(options, monkeypatch):
+    from zsnr_diffusers import ZeroSNRStableDiffusionPipeline
+
+    seen, call = [], ZeroSNRStableDiffusionPipeline.__call__
+
+    def spy(self, *args, **kwargs):
+        seen.append((self.scheduler, kwargs["guidance_rescale"]))
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(ZeroSNRStableDiffusionPipeline, "__call__", spy)
+    run(options, validation_prompts=["snow"], guidance_rescale=0.6, max_train_steps=1)
+    from diffusers import DiffusionPipeline
+
+    (scheduler, phi), *_ = seen
+    shipped = DiffusionPipeline.from_pretrained(options["output_dir"]).scheduler
+    assert phi == 0.6
+    assert type(scheduler) is type(shipped)
+    assert scheduler.config.timestep_spacing == shipped.config.timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"train_batch_size": 1}]
+)
+def test_variants_run_and_stay_finite(options, changes):
+    if changes.get("mixed_precision"):
+        changes = {**changes, "validation_prompts": ["snow"]}
+    assert all(bool(value.isfinite().all()) for value in run(options, **changes).values())
+    assert all(value.dtype == torch.float32 for value in weights(options["output_dir"]).values())
+
+
+# -- what goes wrong
+
+
+def test_nan_stops_before_the_update_and_keeps_the_last_checkpoint(options, monkeypatch):
+    from zsnr_diffusers.training import loop
+
+    steps = itertools.count()
+
+    def loss_that_breaks(output, target):
+        return (output - target).square().flatten(1).mean(1) * (float("nan") if next(steps) == 2 else 1)
+
+    monkeypatch.setattr(loop, "v_loss", loss_that_breaks)
+    with pytest.raises(TrainingError, match=r"step 3 the loss was nan.*checkpoint-000002.*--learning_rate.*--resume"):
+        run(options)
+    (checkpoint,) = checkpoints(Path(options["output_dir"]))
+    assert all(bool(v.isfinite().all()) for v in load_file(checkpoint / "model.safetensors").values())
+    assert not (Path(options["output_dir"]) / "model_index.json").exists()
+    monkeypatch.undo()
+    run(options, resume=True)
+
+
+def test_folder_of_another_run_is_refused_and_resume_cannot_change_the_run(options):
+    run(options)
+    with pytest.raises(ValueError, match=r"already holds a run: pass --resume"):
+        run(options)
+    with pytest.raises(ValueError, match=r"--seed was 0 and is now 5"):
+        run(options, resume=True, seed=5)
+    longer = run(options, resume=True, max_train_steps=6, learning_rate=1e-4)
+    assert longer
+    assert checkpoints(Path(options["output_dir"]))[-1].name == "checkpoint-000006"
+
+
+def test_resume_without_a_checkpoint_starts(options):
+    assert run(options, resume=True, max_train_steps=1)
+
+
+def test_output_folder_that_is_a_file_is_refused(options, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        run(options, output_dir=str(tmp_path / "file"))
+
+
+def test_dry_run_prints_configuration_and_plan_and_writes_nothing(options, capsys):
+    train(TrainingConfig(**{**options, "dry_run": True, "gradient_accumulation_steps": 3}))
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text.split("\n\n")[0])["gradient_accumulation_steps"] == 3
+    assert re.search(r"SNR at the last timestep: 0\.00468\d* -> 0\n", text)
+    assert "6 = 2 x 3 forward passes x 1 processes" in text
+    assert "EulerDiscreteScheduler, trailing" in text
+    assert not Path(options["output_dir"]).exists()
+
+
+def test_errors_end_the_command_with_one_line(options):
+    result = subprocess.run(
+        [sys.executable, *command(options, train_data_dir="/nowhere")], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "error: image folder '/nowhere' does not exist" in result.stderr
+    assert "Traceback" not in result.stderr

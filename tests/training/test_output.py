@@ -1,0 +1,176 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from huggingface_hub import ModelCard
+from tiny_pipelines import tiny_stable_diffusion
+
+from zsnr_diffusers import ZeroSNRDDIMScheduler
+from zsnr_diffusers.training import TrainingConfig
+from zsnr_diffusers.training.base import load_base
+from zsnr_diffusers.training.output import save_pipeline_folder, shipped_scheduler
+
+POINT = 0.7
+
+
+@pytest.fixture
+def saved(config):
+    """The pipeline folder that a run writes, with the base's own weights."""
+    base = load_base(config)
+    save_pipeline_folder(base, base.pipeline.unet, config)
+    return base, config.output_dir
+
+
+def paint(pipe, n):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        "a dark landscape", num_inference_steps=n, generator=torch.Generator().manual_seed(0), output_type="pt"
+    ).images
+
+
+STOCK_ALONE = """
+import sys
+sys.modules["zsnr_diffusers"] = None  # importing it raises, as if it were not installed
+import torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+config = pipe.scheduler.config
+assert config.prediction_type == "v_prediction" and config.timestep_spacing == "trailing", config
+assert pipe.scheduler.alphas_cumprod[-1] <= 2**-24, pipe.scheduler.alphas_cumprod[-1]
+images = {}
+for n in (1, 2, 7, 28, 50):
+    generator = torch.Generator().manual_seed(0)
+    images[n] = pipe("a dark landscape", num_inference_steps=n, generator=generator, output_type="pt").images
+torch.save(images, sys.argv[2])
+"""
+
+
+def test_stock_alone_opens_it_and_paints_our_pictures(saved, tmp_path):
+    """At n = 28 among others, where stock's DDIM goes wrong."""
+    _, folder = saved
+    result = subprocess.run(
+        [sys.executable, "-c", STOCK_ALONE, folder, tmp_path / "images.pt"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = ZeroSNRDDIMScheduler.from_config(pipe.scheduler.config)
+    for n, images in torch.load(tmp_path / "images.pt").items():
+        # stock stands in for SNR 0 with 2^-24, so 2^-12 of the amplitude; this is half a grey level
+        torch.testing.assert_close(paint(pipe, n), images, rtol=0, atol=0.5 / 255)
+
+
+def test_shipped_scheduler_reaches_the_data_at_every_number_of_steps(config):
+    """Stock's DDIM with the same flags does not, at 372 of them."""
+    base = load_base(config)
+    alphas_cumprod = base.schedule.alphas_cumprod.double()
+
+    def misses(scheduler):
+        missed = []
+        for n in range(1, 1001, 9):
+            scheduler.set_timesteps(n)
+            x = torch.ones(1, 1, dtype=torch.float64) * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                seen, alpha_bar = scheduler.scale_model_input(x, t), alphas_cumprod[max(int(t), 0)]
+                alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+                v = alpha * (seen - alpha * POINT) / sigma - sigma * POINT
+                x = scheduler.step(v, t, x).prev_sample
+            # stock stands in for SNR 0 with 2^-24, which leaves 2^-12 of the noise if there is but one step
+            if not abs(x.item() - POINT) < (3e-4 if n == 1 else 1e-5):
+                missed.append(n)
+        return missed
+
+    assert misses(shipped_scheduler(base)) == []
+    assert len(misses(DDIMScheduler.from_config(shipped_scheduler(base).config))) > 20
+
+
+def test_frozen_parts_are_copied_byte_for_byte(saved, base_folder, tmp_path):
+    _, folder = saved
+    for part in ("vae", "text_encoder", "tokenizer"):
+        files = sorted(path.relative_to(base_folder) for path in (base_folder / part).rglob("*") if path.is_file())
+        assert files
+        for file in files:
+            assert (Path(folder) / file).read_bytes() == (base_folder / file).read_bytes()
+
+
+def test_betas_are_the_base_s_and_the_flag_says_the_rest(saved):
+    base, folder = saved
+    scheduler = json.loads(Path(folder, "scheduler", "scheduler_config.json").read_text())
+    assert scheduler["trained_betas"] is None
+    for fact in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
+        assert scheduler[fact] == base.pipeline.scheduler.config[fact]
+    assert scheduler["rescale_betas_zero_snr"] is True
+
+
+def test_model_card_states_what_a_sampler_needs(saved):
+    _, folder = saved
+    card = ModelCard.load(f"{folder}/README.md")
+    assert card.data.library_name == "diffusers"
+    assert "zero-terminal-snr" in card.data.tags
+    for fact in (
+        "v_prediction",
+        "scaled_linear",
+        "rescale_betas_zero_snr=True",
+        "`trailing`",
+        "guidance rescale | 0.7",
+    ):
+        assert fact in card.text
+
+
+def test_without_zero_snr_the_base_s_own_scheduler_is_shipped(options):
+    config = TrainingConfig(**{**options, "rescale_betas_zero_snr": False})
+    base = load_base(config)
+    scheduler = shipped_scheduler(base)
+    assert type(scheduler) is DDIMScheduler
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert scheduler.config.timestep_spacing == "leading"
+    assert torch.equal(scheduler.alphas_cumprod, base.pipeline.scheduler.alphas_cumprod)
+
+
+def test_a_base_with_our_scheduler_ships_a_stock_one(options, tmp_path):
+    pipe = tiny_stable_diffusion(ZeroSNRDDIMScheduler(prediction_type="v_prediction"))
+    pipe.save_pretrained(tmp_path / "ours")
+    for zero, cls in ((True, EulerDiscreteScheduler), (False, DDIMScheduler)):
+        config = TrainingConfig(
+            **{
+                **options,
+                "pretrained_model_name_or_path": str(tmp_path / "ours"),
+                "rescale_betas_zero_snr": zero,
+            }
+        )
+        assert type(shipped_scheduler(load_base(config))) is cls
+
+
+# -- what is no Stable Diffusion
+
+
+def test_other_pipelines_are_refused_with_what_they_are(options, base_folder, tmp_path):
+    def base_at(path):
+        return TrainingConfig(**{**options, "pretrained_model_name_or_path": str(path)})
+
+    with pytest.raises(ValueError, match=r"no model_index\.json, so it is not a diffusers pipeline"):
+        load_base(base_at(tmp_path))
+    other = tmp_path / "other"
+    shutil.copytree(base_folder, other)
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "text_encoder_2": ["transformers", "CLIPTextModel"]}))
+    with pytest.raises(ValueError, match=r"not a Stable Diffusion 1\.x or 2\.x pipeline"):
+        load_base(base_at(other))
+    inpaint = tmp_path / "inpaint"
+    shutil.copytree(base_folder, inpaint)
+    unet = UNet2DConditionModel.load_config(inpaint / "unet")
+    UNet2DConditionModel.from_config({**unet, "in_channels": 9}).save_pretrained(inpaint / "unet")
+    with pytest.raises(ValueError, match="takes 9 channels for 4 of latents"):
+        load_base(base_at(inpaint))
+    with pytest.raises(OSError, match="no/such-model"):
+        load_base(base_at("no/such-model"))
+
+
+def test_resolution_that_does_not_fit_is_refused(options):
+    config = TrainingConfig(**{**options, "resolution": 18})
+    with pytest.raises(ValueError, match="--resolution=18 must be a multiple of 8"):
+        load_base(config).resolution(config)
