@@ -24,16 +24,15 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-BRIGHTNESS_WORDS = ("black", "dark", "dusky", "dim", "grey", "pale", "light", "bright", "white")
-"""The words of the captions, from the darkest ninth of the landscapes to the brightest."""
+from zsnr_diffusers.evaluation.luminance import LUMA_WEIGHTS
+
+BRIGHTNESS_WORDS = ("black", "dark", "dim", "grey", "bright", "white")
+"""The words of the captions, from the darkest sixth of the landscapes to the brightest."""
 
 BRIGHTEST = 0.95
 """The mean luminance of the brightest landscape, images in [-1, 1]; that of the darkest is its negative."""
 
 Array = NDArray[np.float64]
-
-LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of red, green and blue in the luminance (ITU-R BT.601, what Pillow's mode "L" uses)."""
 
 
 # The landscapes
@@ -161,7 +160,7 @@ def _expose(scene: Array, day: float) -> Array:
     for _ in range(40):  # by bisection: the mean is monotone in the shift
         shift = (low + high) / 2
         exposed = 1 / (1 + np.exp(-(logits + shift)))
-        low, high = (shift, high) if (exposed @ LUMA).mean() < day else (low, shift)
+        low, high = (shift, high) if (exposed @ LUMA_WEIGHTS).mean() < day else (low, shift)
     return exposed
 
 
@@ -313,10 +312,10 @@ def _build_unet(channels: Sequence[int], layers: int, text_width: int, sample_si
 def train_vae(
     vae: AutoencoderKL,
     images: torch.Tensor,
-    steps: int = 600,
-    batch_size: int = 16,
+    steps: int = 400,
+    batch_size: int = 8,
     learning_rate: float = 2e-3,
-    kl_weight: float = 1e-5,
+    kl_weight: float = 1e-6,
     seed: int = 0,
 ) -> float:
     """Train an autoencoder in place and set the scaling factor that gives its latents unit variance.
