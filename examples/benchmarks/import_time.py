@@ -32,9 +32,8 @@ def main() -> None:
     ratios = [b / a for a, b in zip(base, ours, strict=True)]
     print(f"diffusers and its scheduler base: {statistics.median(base):.3f} s")
     print(f"with zsnr_diffusers:              {statistics.median(ours):.3f} s")
-    print(
-        f"ratio, median of {pairs} pairs:       {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-    )
+    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+    print(f"ratio, median of {pairs} pairs:       {middle:.3f} ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":
