@@ -206,3 +206,26 @@ def test_constant_luminance_has_no_share():
 def test_labels_must_match():
     with pytest.raises(ValueError, match="2 groups for 3 values"):
         prompt_share([0.0, 0.0, 0.0], ["a", "b"])
+
+
+def test_floor_of_a_fixed_number_of_images_per_prompt_is_what_a_perfect_generator_shows():
+    """Four prompts that divide the range between them: chance decides within a quarter only."""
+    rng = np.random.default_rng(0)
+
+    def images(per_prompt):
+        prompts = np.repeat(range(4), per_prompt)
+        return (prompts + rng.random(len(prompts))) / 2 - 1, prompts.tolist()
+
+    real, real_prompts = images(100)
+    made = [images(10) for _ in range(100)]
+    shown = [luminance_coverage(values, real, num_bootstraps=1).w1 for values, _ in made]
+    coverage = luminance_coverage(made[0][0], real, groups=(made[0][1], real_prompts))
+    assert coverage.floor == pytest.approx(np.mean(shown), rel=0.1)
+    assert coverage.floor < 0.6 * luminance_coverage(made[0][0], real).floor
+    one = luminance_coverage(made[0][0], real, groups=(["all"] * 40, ["all"] * 400))
+    assert one == luminance_coverage(made[0][0], real)
+
+
+def test_prompt_without_real_images_is_named():
+    with pytest.raises(ValueError, match="no real image of 'snow'"):
+        luminance_coverage([0.0], [0.0], groups=(["snow"], ["cat"]))

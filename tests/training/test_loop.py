@@ -253,7 +253,7 @@ def test_dry_run_prints_configuration_and_plan_and_writes_nothing(options, capsy
     train(TrainingConfig(**{**options, "dry_run": True, "gradient_accumulation_steps": 3}))
     text = capsys.readouterr().out
     assert yaml.safe_load(text.split("\n\n")[0])["gradient_accumulation_steps"] == 3
-    assert re.search(r"SNR at the last timestep: 0\.00468\d* -> 0\n", text)
+    assert re.search(r"SNR at the last timestep: 0\.004682 -> 0\n", text)
     assert "6 = 2 x 3 forward passes x 1 processes" in text
     assert "EulerDiscreteScheduler, trailing" in text
     assert not Path(options["output_dir"]).exists()

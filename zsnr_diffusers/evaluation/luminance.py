@@ -6,6 +6,7 @@ arXiv:2305.08891, figure 1). FID hardly sees that; the distribution of one numbe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -140,7 +141,11 @@ _COLUMNS = ("mean", "std", "p5", "p50", "p95", "min", "max")
 
 
 def luminance_coverage(
-    generated: npt.ArrayLike, real: npt.ArrayLike, seed: int = 0, num_bootstraps: int = 400
+    generated: npt.ArrayLike,
+    real: npt.ArrayLike,
+    seed: int = 0,
+    num_bootstraps: int = 400,
+    groups: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
 ) -> LuminanceCoverage:
     """Compare two sets of mean luminance, from `mean_luminance`.
 
@@ -150,13 +155,17 @@ def luminance_coverage(
         seed: of the bootstrap; the same seed gives the same floor.
         num_bootstraps: pairs of resamples behind the floor; their number adds about 0.5 / sqrt(num_bootstraps) to
             its relative error.
+        groups: the prompt of each generated and of each real image, n and m labels, where a fixed number of images
+            was made per prompt: chance then decides less, and the floor is lower.
 
     Raises:
-        ValueError: an empty set, another shape, or values that are not finite.
+        ValueError: an empty set, another shape, values that are not finite, or a group of which there is no real
+            image.
         ImportError: scipy is not installed.
     """
     generated, real = _checked(generated, "generated"), _checked(real, "real")
-    floors = _perfect_distances(real, len(generated), seed, num_bootstraps)
+    strata = [(real, len(generated))] if groups is None else _strata(real, *groups)
+    floors = _perfect_distances(strata, seed, num_bootstraps)
     return LuminanceCoverage(
         w1=_wasserstein(generated, real),
         floor=float(floors.mean()),
@@ -166,8 +175,23 @@ def luminance_coverage(
     )
 
 
-def _perfect_distances(real: Floats, n: int, seed: int, num_bootstraps: int) -> Floats:
+def _strata(
+    real: Floats, generated_groups: Sequence[Hashable], real_groups: Sequence[Hashable]
+) -> list[tuple[Floats, int]]:
+    """The real values of each group, and how many images were generated of it."""
+    members: dict[Hashable, list[float]] = {}
+    for value, group in zip(real, real_groups, strict=True):
+        members.setdefault(group, []).append(value)
+    counts = Counter(generated_groups)
+    if missing := [group for group in counts if group not in members]:
+        raise ValueError(f"there is no real image of {missing[0]!r} to compare with")
+    return [(np.array(values), counts[group]) for group, values in members.items()]
+
+
+def _perfect_distances(strata: list[tuple[Floats, int]], seed: int, num_bootstraps: int) -> Floats:
     """W1 between independent samples of n and of m values, both from the distribution of the m real ones.
+
+    A stratum is the real values of one group, m of them, and the number n that was generated of it.
 
     Both sides are resampled (with replacement; Efron 1979, doi:10.1214/aos/1176344552): comparing a resample with
     the real values themselves would miss that these, too, are a sample. From few real values
@@ -175,8 +199,11 @@ def _perfect_distances(real: Floats, n: int, seed: int, num_bootstraps: int) -> 
     """
     rng = np.random.default_rng(seed)
     draw = rng.choice
-    pairs = ((draw(real, n), draw(real, len(real))) for _ in range(num_bootstraps))
-    return np.array([_wasserstein(a, b) for a, b in pairs])
+    distances = []
+    for _ in range(num_bootstraps):
+        generated = np.concatenate([draw(real, n) for real, n in strata])
+        distances.append(_wasserstein(generated, np.concatenate([draw(real, len(real)) for real, _ in strata])))
+    return np.array(distances)
 
 
 def prompt_share(luminance: npt.ArrayLike, groups: Sequence[Hashable]) -> float:

@@ -76,7 +76,7 @@ def _plan(
     lines = {
         "base": f"{config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
         "prediction": f"{base.pipeline.scheduler.config.prediction_type} -> {config.prediction_type}",
-        "SNR at the last timestep": f"{before:.6g} -> {after:.6g}",
+        "SNR at the last timestep": f"{before:.4g} -> {after:.4g}",
         "data": f"{images:,} images at {resolution} x {resolution}",
         "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
         f"passes x {processes} processes",

@@ -1,0 +1,62 @@
+"""What the README says can be run is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_stable_diffusion import flawed_scheduler
+from tiny_pipelines import tiny_stable_diffusion
+
+import zsnr_diffusers
+from zsnr_diffusers.cli import main as zsnr
+from zsnr_diffusers.training import parse_config
+
+ROOT = Path(zsnr_diffusers.__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_it_opens_with_two_commands_of_one_line():
+    main_job, tests = blocks("sh")[0].splitlines()
+    assert README.index("```sh") < 200
+    assert main_job.endswith("&& python examples/quickstart.py")
+    assert tests.endswith("&& python -m pytest")
+
+
+def test_the_python_block_runs(tmp_path):
+    pipe = tiny_stable_diffusion(flawed_scheduler())
+    pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    pipe.save_pretrained(tmp_path)
+    (code,) = blocks("python")
+    code = code.replace("path/or/hub-id", str(tmp_path)).replace('"cuda"', '"cpu"')
+    names = {}
+    exec(code, names)
+    assert names["pipe"].scheduler.alphas_cumprod[-1] == 0
+    assert np.asarray(names["image"]).shape == (16, 16, 3)
+
+
+def test_the_training_command_parses():
+    command = next(block for block in blocks("sh") if "accelerate launch" in block).replace("\\\n", " ")
+    arguments = shlex.split(command)
+    config = parse_config(arguments[arguments.index("zsnr_diffusers.training") + 1 :])
+    assert config.rescale_betas_zero_snr
+    assert len(config.validation_prompts) == 2
+
+
+def test_the_evaluation_commands_parse(capsys):
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("zsnr ")]
+    assert len(lines) == 2
+    for line in lines:
+        # everything is accepted up to the folder, which is not here
+        assert zsnr(shlex.split(line)[1:]) == 2
+        assert "photos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
