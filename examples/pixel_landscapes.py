@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.training_utils import EMAModel
-from small_stable_diffusion import make_landscapes, read_landscapes
+from landscapes import make_landscapes, read_landscapes
 from torch import Tensor
 from tqdm.auto import tqdm
 

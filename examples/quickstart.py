@@ -26,8 +26,9 @@ import diffusers
 import numpy as np
 import transformers
 from diffusers import DiffusionPipeline
+from landscapes import captions, make_landscapes, read_landscapes
 from PIL import Image, ImageDraw
-from small_stable_diffusion import build_stable_diffusion, captions, make_landscapes, read_landscapes, train_vae
+from small_stable_diffusion import build_stable_diffusion, train_vae
 
 from zsnr_diffusers.evaluation import (
     generate_images,

@@ -23,6 +23,6 @@ def base_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     """Captioned pictures; do not change them."""
-    from small_stable_diffusion import make_landscapes
+    from landscapes import make_landscapes
 
     return make_landscapes(tmp_path_factory.mktemp("landscapes"), count=10, image_size=16)

@@ -10,7 +10,8 @@ PACKAGE = Path(zsnr_diffusers.__file__).parent
 ALLOWED = {
     "core": set(),
     "images": set(),
-    "schedulers": {"core"},
+    "scheduler_base": {"core"},
+    "schedulers": {"core", "scheduler_base"},
     "guidance": {"core"},
     "pipelines": {"core", "guidance"},
     "evaluation": {"core", "images"},

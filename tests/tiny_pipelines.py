@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, StableDiffusionPipeline, UNet2DModel
-from small_stable_diffusion import build_stable_diffusion, captions
+from landscapes import captions
+from small_stable_diffusion import build_stable_diffusion
 
 
 def zero_snr_scheduler(prediction_type="v_prediction", zero=True):

@@ -53,7 +53,10 @@ def test_cosine_without_cap_ends_at_zero_snr_and_is_the_squared_cosine():
 def test_tables_equal_stock(schedule, T):
     from diffusers import DDPMScheduler
 
-    stock = DDPMScheduler(beta_schedule=schedule, num_train_timesteps=T).alphas_cumprod
+    try:
+        stock = DDPMScheduler(beta_schedule=schedule, num_train_timesteps=T).alphas_cumprod
+    except NotImplementedError:
+        pytest.skip(f"this diffusers knows no {schedule} schedule")
     # float32 rounds each of stock's T factors once, and of 1 - 0.999, the cosine's last factor, it keeps four digits
     rtol = 6e-8 * T + (6e-5 if schedule == "squaredcos_cap_v2" else 1e-6)
     torch.testing.assert_close(alpha_bar_table(schedule, T).float(), stock, rtol=rtol, atol=0)

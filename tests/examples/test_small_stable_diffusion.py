@@ -1,23 +1,10 @@
-import datasets
-import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from small_stable_diffusion import (
-    BRIGHTEST,
-    build_stable_diffusion,
-    build_tokenizer,
-    caption,
-    captions,
-    landscape,
-    make_landscapes,
-    read_landscapes,
-    train_vae,
-)
+from landscapes import captions, make_landscapes, read_landscapes
+from small_stable_diffusion import build_stable_diffusion, build_tokenizer, train_vae
 from tiny_pipelines import tiny_stable_diffusion
 from transformers import CLIPTokenizer
-
-from zsnr_diffusers.evaluation import mean_luminance
 
 
 def test_each_word_is_one_token_and_survives_saving(tmp_path):
@@ -30,25 +17,6 @@ def test_each_word_is_one_token_and_survives_saving(tmp_path):
             assert (len(row), row[0], row[4]) == (16, tokenizer.bos_token_id, tokenizer.eos_token_id)
             assert tokenizer.eos_token_id not in row[1:4]
             assert tokenizer.decode(row, skip_special_tokens=True).strip() == text
-
-
-@pytest.mark.parametrize("brightness", [-0.95, -0.5, 0.0, 0.3, 0.95])
-def test_a_landscape_is_as_bright_as_asked(brightness):
-    picture = landscape(brightness, np.random.default_rng(0))
-    assert mean_luminance([picture])[0] == pytest.approx(brightness, abs=0.01)  # grey levels are 1 / 127.5 apart
-
-
-def test_landscapes_are_deterministic_even_and_captioned_by_their_brightness(tmp_path):
-    first, second = (make_landscapes(tmp_path / name, 60, 16, seed=3) for name in "ab")
-    for file in sorted(first.iterdir()):
-        assert file.read_bytes() == (second / file.name).read_bytes()
-    rows = datasets.load_dataset("imagefolder", data_dir=str(first), split="train")
-    luminance = mean_luminance(rows["image"])
-    even = np.linspace(-BRIGHTEST, BRIGHTEST, 60)
-    assert np.abs(np.sort(luminance) - even).max() < 0.05
-    agree = [caption(value) == text for value, text in zip(luminance, rows["text"], strict=True)]
-    assert np.mean(agree) > 0.9  # rounding to grey levels moves those at a border
-    assert read_landscapes(first).shape == (60, 3, 16, 16)
 
 
 def test_weights_are_the_seed_s_and_the_global_generator_is_left_alone():

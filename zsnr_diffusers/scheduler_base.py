@@ -1,0 +1,336 @@
+"""What the schedulers share: the contract of a diffusers scheduler, over one update rule.
+
+There is no formula here: the tables, the timesteps and the step come from `zsnr_diffusers.core`. What stands here is a
+config that survives saving and conversion, and timesteps, devices, dtypes and generators.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import diffusers
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .core import (
+    CLEAN,
+    NoiseLevel,
+    add_noise,
+    alpha_bar_table,
+    check_timesteps,
+    ddim_update,
+    enforce_zero_terminal_snr,
+    noise_level,
+    spaced_timesteps,
+    split_prediction,
+    training_target,
+)
+from .core.predictions import check_prediction_type
+
+logger = logging.get_logger(__name__)
+
+_MODEL_FACTS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "clip_sample",
+    "clip_sample_range",
+)
+"""What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler says it anew."""
+
+_OUR_CHOICES = ("rescale_betas_zero_snr", "timestep_spacing")
+
+_OTHER_SAMPLERS = (
+    "thresholding",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+)
+
+_Tables = tuple[Tensor, Tensor]
+"""alpha and sigma of every training timestep."""
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's facts in the config of any stock scheduler.
+
+    A config in memory marks the values that stock left at its own defaults, and a file may omit them. Both mean
+    stock's default, and its classes differ in theirs (LCM's betas are not DDIM's): so marks are ignored, gaps filled.
+    """
+    name = config.get("_class_name", "This config")
+    if hasattr(diffusers, str(name)):
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+        config = {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
+    foreign = {key for key in config if not key.startswith("_")} - {*_MODEL_FACTS, *_OUR_CHOICES}
+    if foreign and "beta_schedule" not in config:
+        raise ValueError(
+            f"{name} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
+        )
+    if str(config.get("variance_type")).startswith("learned"):
+        raise ValueError(
+            f"variance_type={config['variance_type']!r}: models that predict a variance are not supported."
+        )
+    ignored = [key for key in _OTHER_SAMPLERS if config.get(key)]
+    if ignored:
+        logger.warning(f"{name}: {', '.join(ignored)} belong to another sampler and are not carried over.")
+    return {key: config[key] for key in _MODEL_FACTS if key in config}
+
+
+class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
+    """What the schedulers share: schedule, timesteps, noising, config. Use one of its subclasses.
+
+    Model facts keep stock's names and defaults. What differs from stock is the schedule, which ends at a
+    signal-to-noise ratio of exactly zero, and the timesteps, which start at T-1 (Lin et al. 2023, arXiv:2305.08891,
+    sections 3.1 and 3.3).
+
+    `from_config` takes the config of any stock scheduler, keeps what it says of the model and replaces the rest, so
+    `Scheduler.from_config(pipe.scheduler.config)` always gives zero terminal SNR and timesteps from T-1.
+
+    Args:
+        num_train_timesteps: T, the timesteps that the model was trained with.
+        beta_start: first beta of the schedule before its rescale.
+        beta_end: last beta, likewise.
+        beta_schedule: `linear`, `scaled_linear`, `squaredcos_cap_v2`, `cosine`, `sigmoid` or `laplace`.
+        trained_betas: the betas themselves, instead of the three above.
+        prediction_type: `v_prediction` or `sample`; `epsilon` only without zero terminal SNR.
+        rescale_betas_zero_snr: apply Algorithm 1. False keeps the schedule, for a model that was not retrained.
+        timestep_spacing: `trailing` or `linspace`; `leading` only without zero terminal SNR, as it misses T-1.
+        clip_sample: clip each predicted x_0, for models of pixels.
+        clip_sample_range: to [-range, range].
+
+    Raises:
+        ValueError: unknown names, betas that are none, epsilon or leading at zero terminal SNR.
+    """
+
+    _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012  diffusers' own form
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = True,
+        timestep_spacing: str = "trailing",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+    ) -> None:
+        check_prediction_type(prediction_type, zero_terminal_snr=rescale_betas_zero_snr)
+        if rescale_betas_zero_snr and timestep_spacing == "leading":
+            raise ValueError(
+                "timestep_spacing='leading' never visits the last timestep, the only one that starts from pure noise; "
+                "use 'trailing', or rescale_betas_zero_snr=False to sample a model that was not retrained."
+            )
+        table = alpha_bar_table(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas)
+        if len(table) != num_train_timesteps:
+            raise ValueError(f"trained_betas has {len(table)} values for num_train_timesteps={num_train_timesteps}.")
+        if rescale_betas_zero_snr:
+            table = enforce_zero_terminal_snr(table)
+        spaced_timesteps(timestep_spacing, 1, num_train_timesteps)  # refuses an unknown spacing now rather than later
+
+        self.alphas_cumprod = table.float()  # for code that looks here, in stock's dtype; nothing below reads it
+        self._tables = cast(_Tables, noise_level(table, torch.arange(len(table))))
+        self._tables_on: dict[tuple[torch.device, torch.dtype], _Tables] = {}
+        self._begin_index: int | None = None
+        self.num_inference_steps: int | None = None
+        self._visit(range(num_train_timesteps - 1, -1, -1), None)
+        # Stock's from_config drops every value that an in-memory config marks as a default, ours along with it.
+        self.register_to_config(_use_default_values=[])
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Make this scheduler from the config of any scheduler of a variance-preserving model.
+
+        Args:
+            config: `other.config`, or the dictionary read from a `scheduler_config.json`.
+            return_unused_kwargs: as in diffusers.
+            kwargs: parameters that override the config, for example `prediction_type="v_prediction"`.
+
+        Raises:
+            ValueError: the config is of a flow-matching or EDM scheduler, or of a model that this class refuses.
+        """
+        if isinstance(config, Mapping):
+            ours = {scheduler.__name__ for scheduler in ZeroSNRScheduler.__subclasses__()}
+            config = dict(config) if config.get("_class_name") in ours else _model_facts(config)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `scheduler_config.json`; see diffusers.
+
+        Raises:
+            ValueError: the config was changed by attribute, which would not be saved.
+        """
+        self._check_config()
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _check_config(self) -> None:
+        """`scheduler.config.name = value` changes neither the schedule nor what is saved: say so."""
+        changed = [key for key, value in self.config.items() if getattr(self.config, key, value) is not value]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} was assigned on the config of {type(self).__name__}, which has no effect; make "
+                f"a new one: {type(self).__name__}.from_config(scheduler.config, {changed[0]}=...)."
+            )
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    # -- timesteps
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the timesteps that sampling visits.
+
+        Args:
+            num_inference_steps: n, from 1 to T, spaced as the config says.
+            device: where `timesteps` shall lie.
+            timesteps: the timesteps themselves instead, strictly decreasing in [0, T-1].
+
+        Raises:
+            ValueError: both or neither are given, or they are out of range.
+        """
+        self._check_config()
+        if timesteps is not None and num_inference_steps is None:
+            visited = check_timesteps(timesteps, len(self))
+        elif num_inference_steps is not None and timesteps is None:
+            visited = spaced_timesteps(self.config["timestep_spacing"], num_inference_steps, len(self))
+        else:
+            raise ValueError("Pass either num_inference_steps or timesteps to set_timesteps.")
+        self.num_inference_steps = len(visited)
+        self._begin_index = None
+        self._visit(visited, device)
+
+    def _visit(self, visited: Sequence[int], device: str | torch.device | None) -> None:
+        self.timesteps = torch.tensor(visited, device=device)
+        self._index_of = {timestep: index for index, timestep in enumerate(visited)}
+        alphas, sigmas = (table[list(visited)].tolist() for table in self._tables)
+        self._path = [*map(NoiseLevel, alphas, sigmas), CLEAN]
+
+    def _index(self, timestep: int | float | Tensor) -> int:
+        """Place of a timestep on the path, without waiting for the device.
+
+        Pipelines pass views of `self.timesteps`, and a view knows its place. So no counter is kept, and a step is
+        right in whatever order and however often the timesteps are visited.
+        """
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            here, path = timestep.untyped_storage().data_ptr(), self.timesteps.untyped_storage().data_ptr()
+            if timestep.numel() == 1 and here == path:
+                return int(timestep.storage_offset())
+        index = self._index_of.get(int(timestep))
+        if index is None:
+            raise ValueError(
+                f"timestep {int(timestep)} is not among the {len(self._index_of)} that set_timesteps chose; pass one "
+                "of scheduler.timesteps."
+            )
+        return index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where a pipeline said that it starts (image to image)."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Take note of where a pipeline starts. Nothing depends on it: each step finds its own place."""
+        self._begin_index = begin_index
+
+    # -- one step
+
+    def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
+        """The sample as it is; variance-preserving samples need no scaling."""
+        return sample
+
+    def _step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+        variance_noise: Tensor | None,
+        return_dict: bool,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        if self.num_inference_steps is None:
+            raise ValueError("Call set_timesteps(num_inference_steps) before step.")
+        if variance_noise is not None and generator is not None:
+            raise ValueError("Pass either generator or variance_noise, not both.")
+        index = self._index(timestep)
+        level, following = self._path[index], self._path[index + 1]
+        update = ddim_update(level, following, eta)
+        x_t, wide = sample.to(_wide(sample.dtype)), _wide(sample.dtype)
+        x_0, _ = split_prediction(self.config["prediction_type"], model_output.to(wide), x_t, level)
+        if self.config["clip_sample"]:
+            x_0 = x_0.clamp(-self.config["clip_sample_range"], self.config["clip_sample_range"])
+        x_s = update.keep * x_t + update.gain * x_0
+        if update.noise > 0:
+            if variance_noise is None:  # in the sample's dtype, so that a seed means the same noise as in stock
+                variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
+            x_s = x_s + update.noise * variance_noise.to(wide)
+        prev_sample, pred_original_sample = x_s.to(sample.dtype), x_0.to(sample.dtype)
+        if not return_dict:
+            return prev_sample, pred_original_sample
+        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    # -- noising
+
+    def noise_level(self, timesteps: Tensor, like: Tensor) -> NoiseLevel:
+        """alpha and sigma at a batch of timesteps, shaped and placed to multiply a batch of samples.
+
+        Args:
+            timesteps: integers in [0, T-1], shape [B] or [1].
+            like: the samples, shape [B, ...]; gives device and dtype (float32 or better).
+
+        Raises:
+            ValueError: a timestep outside [0, T-1].
+        """
+        if timesteps.device.type == "cpu" and not bool(((timesteps >= 0) & (timesteps < len(self))).all()):
+            raise ValueError(f"timesteps {timesteps.tolist()} must lie in [0, {len(self) - 1}].")
+        key = (like.device, _wide(like.dtype))
+        if key not in self._tables_on:
+            alphas, sigmas = (table.to(key[1]).to(key[0]) for table in self._tables)
+            self._tables_on[key] = alphas, sigmas
+        index, shape = timesteps.to(like.device).flatten(), (-1, *[1] * (like.ndim - 1))
+        return NoiseLevel(*(table[index].reshape(shape) for table in self._tables_on[key]))
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noise samples to the given timesteps (Ho et al. 2020, eq. 4).
+
+        Args:
+            original_samples: x_0, shape [B, ...].
+            noise: N(0, 1), same shape.
+            timesteps: integers in [0, T-1], shape [B] or [1].
+
+        Returns:
+            x_t of the same shape and dtype; the arithmetic is float32 or better.
+
+        Raises:
+            ValueError: a timestep outside [0, T-1].
+        """
+        level, wide = self.noise_level(timesteps, original_samples), _wide(original_samples.dtype)
+        return add_noise(original_samples.to(wide), noise.to(wide), level).to(original_samples.dtype)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = alpha noise - sigma x_0, the target of v-prediction; arguments and result as in `add_noise`."""
+        level, wide = self.noise_level(timesteps, sample), _wide(sample.dtype)
+        return training_target("v_prediction", sample.to(wide), noise.to(wide), level).to(sample.dtype)
