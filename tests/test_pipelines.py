@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -110,6 +111,16 @@ def test_saved_in_a_pipeline_by_module_path_and_loaded_again(cls, tmp_path):
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     assert type(loaded.scheduler) is cls
     assert torch.equal(paint(loaded), expected)
+
+
+@pytest.mark.parametrize("cls", OURS)
+def test_module_path_is_one_that_diffusers_can_load(cls):
+    """diffusers takes a module inside a folder named like one of its pipelines for that pipeline, and looks for the
+    base class of what it loads in the module itself.
+    """
+    folders = cls.__module__.split(".")[:-1]
+    assert not any(hasattr(diffusers.pipelines, folder) for folder in folders)
+    assert sys.modules[cls.__module__].SchedulerMixin is diffusers.SchedulerMixin
 
 
 def test_one_import_is_enough_to_load_it_in_a_fresh_process(tmp_path):

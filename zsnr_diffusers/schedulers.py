@@ -1,13 +1,17 @@
 """The schedulers, by the names that people look for; each is a choice of noise over one update rule.
 
-`model_index.json` of a saved pipeline names this module.
+`model_index.json` of a saved pipeline names this module: its path is a file format.
 """
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from .scheduler_base import ZeroSNRScheduler
+
+# diffusers looks for `SchedulerMixin` in the module that model_index.json names, to learn how to load what is there.
+__all__ = ["SchedulerMixin", "ZeroSNRDDIMScheduler", "ZeroSNRDDPMScheduler"]
 
 
 class ZeroSNRDDIMScheduler(ZeroSNRScheduler):

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -160,6 +161,18 @@ def test_captions_may_be_lists_or_missing(options, tmp_path):
     data = samples(with_data(options, nothing, caption_dropout=0.0))
     texts = Counter(TOKENIZER.decode(data[p]["input_ids"], skip_special_tokens=True).strip() for p in range(2))
     assert texts == {"": 1, "a cat": 1}
+
+
+def test_data_set_by_name(options, image_folder, tmp_path):
+    """Whatever `datasets.load_dataset` opens: here a folder of Parquet, with the images inside."""
+    folder = with_data(options, image_folder)
+    rows = datasets.load_dataset("imagefolder", data_dir=str(image_folder), split="train")
+    (tmp_path / "set").mkdir()
+    rows.rename_column("text", "caption").to_parquet(tmp_path / "set" / "train.parquet")
+    named = with_data(options, "", train_data_dir=None, dataset_name=str(tmp_path / "set"), caption_column="caption")
+    for position in range(4):
+        a, b = samples(folder)[position], samples(named)[position]
+        assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 # -- bad input

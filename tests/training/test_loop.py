@@ -13,6 +13,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
+from hub_server import serve
 from landscapes import read_landscapes
 from safetensors.torch import load_file
 from small_stable_diffusion import flawed_scheduler, train_vae
@@ -217,6 +218,23 @@ def test_variants_run_and_stay_finite(options, changes):
         changes = {**changes, "validation_prompts": ["snow"]}
     assert all(bool(value.isfinite().all()) for value in run(options, **changes).values())
     assert all(value.dtype == torch.float32 for value in weights(options["output_dir"]).values())
+
+
+def test_base_from_the_hub(options, base_folder, tmp_path):
+    """The Hub's place is taken by a server on this machine; what talks to it is the real client."""
+    with serve({"acme/base": base_folder}) as endpoint:
+        result = subprocess.run(
+            [sys.executable, *command(options, pretrained_model_name_or_path="acme/base", max_train_steps=1)],
+            env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+        )
+    assert result.returncode == 0, result.stderr
+    folder = Path(options["output_dir"])
+    assert "base_model: acme/base" in (folder / "README.md").read_text()
+    vae = Path("vae", "diffusion_pytorch_model.safetensors")
+    assert (folder / vae).read_bytes() == (base_folder / vae).read_bytes()
+    assert not (folder / vae).is_symlink()
 
 
 # -- what goes wrong

@@ -3,6 +3,11 @@
 `train(TrainingConfig(...))` in Python, `accelerate launch -m zsnr_diffusers.training --help` on the command line.
 """
 
+from importlib.util import find_spec
+
+if missing := [name for name in ("accelerate", "datasets", "yaml") if find_spec(name) is None]:
+    raise ImportError(f'Training needs {", ".join(missing)}: python -m pip install "zsnr_diffusers[train]"')
+
 from .config import TrainingConfig, parse_config
 from .loop import TrainingError, train
 
