@@ -10,6 +10,10 @@ from pathlib import Path
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 @contextlib.contextmanager
 def serve(repos: dict[str, Path]):
     """Serve folders as model repos by id; yields the endpoint for HF_ENDPOINT."""
@@ -27,13 +31,17 @@ def serve(repos: dict[str, Path]):
             path = self.path.split("?")[0].strip("/")
             for repo, folder in repos.items():
                 files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
-                if path in (
-                    f"api/models/{repo}",
-                    f"api/models/{repo}/revision/main",
-                    f"api/models/{repo}/revision/{COMMIT}",
-                ):
-                    info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-                    return self.send(200, json.dumps({**info, "private": False, "tags": []}).encode(), body)
+                api = f"api/models/{repo}"
+                if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
+                    siblings = [{"rfilename": name} for name in files]
+                    info = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
+                    return self.send(200, json.dumps(info).encode(), body)
+                if path in (f"{api}/tree/main", f"{api}/tree/{COMMIT}"):
+                    entries = [
+                        {"type": "file", "path": name, "size": file.stat().st_size, "oid": digest(file.read_bytes())}
+                        for name, file in files.items()
+                    ]
+                    return self.send(200, json.dumps(entries).encode(), body)
                 for revision in ("main", COMMIT):
                     name = path.removeprefix(f"{repo}/resolve/{revision}/")
                     if name != path and name in files:
@@ -43,7 +51,7 @@ def serve(repos: dict[str, Path]):
         def send(self, status, content, body, headers=None):
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("ETag", f'"{digest(content)}"')
             self.send_header("X-Repo-Commit", COMMIT)
             for name, value in (headers or {}).items():
                 self.send_header(name, value)

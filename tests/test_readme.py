@@ -49,12 +49,14 @@ def test_the_training_command_parses():
 
 
 def test_the_evaluation_commands_parse(capsys):
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("zsnr ")]
-    assert len(lines) == 2
+    commands = [block.replace("\\\n", " ").splitlines() for block in blocks("sh") if block.startswith("zsnr ")]
+    lines = [line for block in commands for line in block]
+    assert len(lines) == 3
     for line in lines:
         # everything is accepted up to the folder, which is not here
-        assert zsnr(shlex.split(line)[1:]) == 2
-        assert "photos" in capsys.readouterr().err
+        arguments = shlex.split(line)[1:]
+        assert zsnr(arguments) == 2
+        assert arguments[arguments.index("--real") + 1] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))

@@ -281,6 +281,23 @@ def test_gaps_in_a_file_are_filled_with_the_defaults_of_the_class_that_wrote_it(
     assert scheduler.config.beta_end == 0.012
 
 
+@pytest.mark.parametrize("cls", OURS)
+def test_from_one_of_ours_to_another_in_memory_keeps_every_choice(cls):
+    chosen = {"rescale_betas_zero_snr": False, "timestep_spacing": "leading", "prediction_type": "epsilon"}
+    other = cls.from_config(ZeroSNRDDIMScheduler(**BETAS, **chosen).config)
+    assert {key: other.config[key] for key in chosen} == chosen
+    assert other.config["_class_name"] == cls.__name__
+
+
+def test_larger_variance_is_named_as_not_carried_over(caplog):
+    diffusers.utils.logging.enable_propagation()
+    try:
+        ZeroSNRDDPMScheduler.from_config(DDPMScheduler(variance_type="fixed_large", **SD).config)
+    finally:
+        diffusers.utils.logging.disable_propagation()
+    assert "variance_type" in caplog.text
+
+
 def test_schedule_is_kept_on_request():
     stock = DDIMScheduler(**BETAS)
     scheduler = ZeroSNRDDIMScheduler.from_config(stock.config, rescale_betas_zero_snr=False)

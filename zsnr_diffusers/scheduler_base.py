@@ -84,6 +84,8 @@ def _model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
             f"variance_type={config['variance_type']!r}: models that predict a variance are not supported."
         )
     ignored = [key for key in _OTHER_SAMPLERS if config.get(key)]
+    if str(config.get("variance_type")).startswith("fixed_large"):
+        ignored.append("variance_type")
     if ignored:
         logger.warning(f"{name}: {', '.join(ignored)} belong to another sampler and are not carried over.")
     return {key: config[key] for key in _MODEL_FACTS if key in config}
@@ -152,8 +154,9 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index: int | None = None
         self.num_inference_steps: int | None = None
         self._visit(range(num_train_timesteps - 1, -1, -1), None)
-        # Stock's from_config drops every value that an in-memory config marks as a default, ours along with it.
-        self.register_to_config(_use_default_values=[])
+        # Stock's from_config drops every value that an in-memory config marks as a default, ours along with it. And
+        # our from_config must know our own configs, to keep what was chosen; stock names the class only when it saves.
+        self.register_to_config(_use_default_values=[], _class_name=type(self).__name__)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
