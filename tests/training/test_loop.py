@@ -279,6 +279,12 @@ def test_output_folder_that_is_a_file_is_refused(options, tmp_path):
         run(options, output_dir=str(tmp_path / "file"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do float16")
+def test_float16_on_a_cpu_is_refused_at_once(options):
+    with pytest.raises(ValueError, match=r"--mixed_precision=fp16 needs a GPU; .* bf16"):
+        run(options, mixed_precision="fp16")
+
+
 def test_dry_run_prints_configuration_and_plan_and_writes_nothing(options, capsys):
     train(TrainingConfig(**{**options, "dry_run": True, "gradient_accumulation_steps": 3}))
     text = capsys.readouterr().out

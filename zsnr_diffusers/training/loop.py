@@ -48,6 +48,8 @@ def train(config: TrainingConfig) -> None:
         log_with=tracker,
         project_dir=config.output_dir,
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU take bf16 or no.")
     checkpoint = check_output_dir(config)
     with accelerator.main_process_first():
         base = load_base(config)
