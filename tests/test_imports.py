@@ -10,7 +10,8 @@ PACKAGE = Path(zsnr_diffusers.__file__).parent
 ALLOWED = {
     "core": set(),
     "images": set(),
-    "scheduler_base": {"core"},
+    "scheduler_config": set(),
+    "scheduler_base": {"core", "scheduler_config"},
     "schedulers": {"core", "scheduler_base"},
     "guidance": {"core"},
     "pipelines": {"core", "guidance"},

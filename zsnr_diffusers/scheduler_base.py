@@ -4,16 +4,13 @@ There is no formula here: the tables, the timesteps and the step come from `zsnr
 config that survives saving and conversion, and timesteps, devices, dtypes and generators.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -31,30 +28,7 @@ from .core import (
     training_target,
 )
 from .core.predictions import check_prediction_type
-
-logger = logging.get_logger(__name__)
-
-_MODEL_FACTS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "clip_sample",
-    "clip_sample_range",
-)
-"""What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler says it anew."""
-
-_OUR_CHOICES = ("rescale_betas_zero_snr", "timestep_spacing")
-
-_OTHER_SAMPLERS = (
-    "thresholding",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_lu_lambdas",
-)
+from .scheduler_config import model_facts
 
 _Tables = tuple[Tensor, Tensor]
 """alpha and sigma of every training timestep."""
@@ -62,33 +36,6 @@ _Tables = tuple[Tensor, Tensor]
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's facts in the config of any stock scheduler.
-
-    A config in memory marks the values that stock left at its own defaults, and a file may omit them. Both mean
-    stock's default, and its classes differ in theirs (LCM's betas are not DDIM's): so marks are ignored, gaps filled.
-    """
-    name = config.get("_class_name", "This config")
-    if hasattr(diffusers, str(name)):
-        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
-        config = {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
-    foreign = {key for key in config if not key.startswith("_")} - {*_MODEL_FACTS, *_OUR_CHOICES}
-    if foreign and "beta_schedule" not in config:
-        raise ValueError(
-            f"{name} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
-        )
-    if str(config.get("variance_type")).startswith("learned"):
-        raise ValueError(
-            f"variance_type={config['variance_type']!r}: models that predict a variance are not supported."
-        )
-    ignored = [key for key in _OTHER_SAMPLERS if config.get(key)]
-    if str(config.get("variance_type")).startswith("fixed_large"):
-        ignored.append("variance_type")
-    if ignored:
-        logger.warning(f"{name}: {', '.join(ignored)} belong to another sampler and are not carried over.")
-    return {key: config[key] for key in _MODEL_FACTS if key in config}
 
 
 class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
@@ -172,7 +119,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         """
         if isinstance(config, Mapping):
             ours = {scheduler.__name__ for scheduler in ZeroSNRScheduler.__subclasses__()}
-            config = dict(config) if config.get("_class_name") in ours else _model_facts(config)
+            config = dict(config) if config.get("_class_name") in ours else model_facts(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
