@@ -63,9 +63,11 @@ def test_at_zero_and_after_disabling_the_pipeline_is_stock_bit_for_bit(cls):
     assert not torch.equal(paint(enable_guidance_rescale(pipe)), stock)
     assert torch.equal(paint(pipe, guidance_rescale=0.0), stock)
     assert torch.equal(paint(enable_guidance_rescale(pipe, 0.0)), stock)
+    before = set(vars(pipe)) - {"default_guidance_rescale"}
     enable_guidance_rescale(pipe)
     disable_guidance_rescale(pipe)
     assert type(pipe) is cls
+    assert set(vars(pipe)) == before
     assert torch.equal(paint(pipe), stock)
 
 
@@ -146,6 +148,8 @@ def test_ready_pipelines_rescale_by_default_and_are_saved_as_stock(cls, tmp_path
     pipe.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == stock_cls.__name__
     assert type(DiffusionPipeline.from_pretrained(tmp_path)) is stock_cls
+    stock = paint(stock_cls(**pipe.components, requires_safety_checker=False))
+    assert torch.equal(paint(disable_guidance_rescale(pipe)), stock)
     assert torch.equal(paint(cls.from_pretrained(tmp_path)), expected)
 
 

@@ -137,7 +137,10 @@ def disable_guidance_rescale(pipe: Pipeline) -> Pipeline:
     Returns:
         The same pipeline.
     """
-    if isinstance(pipe, GuidanceRescaleMixin):
+    stock = getattr(type(pipe), "_without_rescale", None)
+    if stock is not None:
+        del pipe.default_guidance_rescale  # type: ignore[attr-defined]
+        pipe.__class__ = stock
+    elif isinstance(pipe, GuidanceRescaleMixin):
         pipe.default_guidance_rescale = 0.0
-        pipe.__class__ = getattr(type(pipe), "_without_rescale", type(pipe))
     return pipe
