@@ -50,8 +50,15 @@ class Arm:
 
     name: str
     folder: Path
-    changes: dict[str, object]
-    guidance_rescale: float = 0.0
+    base: Path
+    prediction_type: str
+    rescale_betas_zero_snr: bool
+    steps: int
+
+    @property
+    def guidance_rescale(self) -> float:
+        """Part of the mend, so no part of what is compared with it."""
+        return GUIDANCE_RESCALE if self.rescale_betas_zero_snr else 0.0
 
 
 @dataclass
@@ -86,23 +93,22 @@ def main(
         make_landscapes(data, sizes.images, seed=seed)
     untrained = prepare_base(output_dir, data, seed, sizes)
 
-    flawed = Arm("flawed: epsilon, stock schedule", output_dir / "flawed", {"prediction_type": "epsilon"})
-    stock = Arm("v-loss on the stock schedule", output_dir / "v-stock-schedule", {})
-    retrained = Arm("retrained: v-loss, zero SNR", output_dir / "retrained", {}, GUIDANCE_RESCALE)
-    plans = (
-        (flawed, untrained, False, sizes.flawed_steps),
-        (stock, flawed.folder, False, sizes.retrained_steps),
-        (retrained, flawed.folder, True, sizes.retrained_steps),
-    )
-    for arm, base, zero_snr, steps in plans:
+    flawed, stock, retrained = (output_dir / name for name in ("flawed", "v-stock-schedule", "retrained"))
+    arms = [
+        Arm("flawed: epsilon, stock schedule", flawed, untrained, "epsilon", False, sizes.flawed_steps),
+        Arm("v-loss on the stock schedule", stock, flawed, "v_prediction", False, sizes.retrained_steps),
+        Arm("retrained: v-loss, zero SNR", retrained, flawed, "v_prediction", True, sizes.retrained_steps),
+    ]
+    for arm in arms:
         print(f"\n== {arm.name}")
         train(
             TrainingConfig(
-                pretrained_model_name_or_path=str(base),
+                pretrained_model_name_or_path=str(arm.base),
                 train_data_dir=str(data),
                 output_dir=str(arm.folder),
-                rescale_betas_zero_snr=zero_snr,
-                max_train_steps=steps,
+                prediction_type=arm.prediction_type,
+                rescale_betas_zero_snr=arm.rescale_betas_zero_snr,
+                max_train_steps=arm.steps,
                 train_batch_size=16,
                 learning_rate=1e-3,
                 lr_warmup_steps=50,
@@ -111,10 +117,9 @@ def main(
                 guidance_rescale=arm.guidance_rescale,
                 seed=seed,
                 resume=True,
-                **arm.changes,
             )
         )
-    return compare(output_dir, data, [flawed, stock, retrained], sizes)
+    return compare(output_dir, data, arms, sizes)
 
 
 def quieten_libraries() -> None:

@@ -81,6 +81,9 @@ def test_eta_one_is_finite_for_every_number_of_steps():
         for t in scheduler.timesteps[:2].tolist():
             x = scheduler.step(network(x, t), t, x, eta=1.0, variance_noise=torch.ones_like(x)).prev_sample
         assert bool(x.isfinite().all()), n
+    stock = DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing", **SD)
+    stock.set_timesteps(25)
+    assert bool(stock.step(torch.ones(2), 999, torch.ones(2), eta=1.0, variance_noise=torch.ones(2))[0].isnan().any())
 
 
 def test_ddim_converges_with_order_one_from_zero_snr():

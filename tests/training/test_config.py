@@ -28,6 +28,26 @@ def test_command_line_wins_over_yaml(tmp_path):
     assert (config.learning_rate, config.seed, config.resume) == (1e-5, 4, True)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"), [("max_train_steps: many", "'many'"), ("on_bad_image: x", "fail, skip")]
+)
+def test_values_in_a_file_are_checked_like_those_of_the_command_line(option, message, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"pretrained_model_name_or_path: base\ntrain_data_dir: photos\n{option}\n")
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--config", str(file)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"--{option.split(':')[0]}" in error
+    assert message in error
+
+
+def test_yaml_s_own_reading_of_no_is_understood(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("pretrained_model_name_or_path: base\ntrain_data_dir: photos\nmixed_precision: no\n")
+    assert parse_config(["--config", str(file)]).mixed_precision == "no"
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_example_configurations_are_valid(file):
     config = parse_config(["--config", str(file), "--train_data_dir", "photos"])
@@ -60,6 +80,9 @@ def test_help_teaches(capsys):
         ({"lr_warmup_steps": -1}, "--lr_warmup_steps=-1 must not be negative"),
         ({"caption_dropout": 1.5}, r"--caption_dropout=1.5 must lie in \[0, 1\]"),
         ({"guidance_rescale": 2.0}, "guidance_rescale=2.0 must lie in"),
+        ({"on_bad_image": "ignore"}, "--on_bad_image='ignore' is not known; choose one of fail, skip"),
+        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is not known; choose one of no, fp16, bf16"),
+        ({"lr_scheduler": "cosin"}, "--lr_scheduler='cosin' is not known; choose one of constant, .* cosine"),
     ],
 )
 def test_bad_options_name_value_and_remedy(change, message, capsys):
@@ -74,6 +97,7 @@ def test_bad_options_name_value_and_remedy(change, message, capsys):
         ("learning_rat: 1", "unknown options learning_rat"),
         ("- 1\n- 2", "one `name: value` per line"),
         ("a: [", "is not YAML"),
+        ("learning_rate: null", "value of the wrong type"),
     ],
 )
 def test_bad_files_are_named_on_the_command_line(text, message, tmp_path, capsys):

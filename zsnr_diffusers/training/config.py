@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
@@ -77,7 +77,9 @@ class TrainingConfig:
     train_batch_size: int = _option(8, "Images per process and forward pass.")
     gradient_accumulation_steps: int = _option(1, "Forward passes per optimizer step.")
     learning_rate: float = _option(1e-5, "AdamW's learning rate. The paper took 1e-4 at batch size 2048.")
-    lr_scheduler: str = _option("constant_with_warmup", "A schedule of diffusers: constant, cosine, linear, ...")
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"
+    ] = _option("constant_with_warmup", "Schedule of the learning rate, as in diffusers.")
     lr_warmup_steps: int = _option(
         500, "Steps over which the learning rate rises from 0, if its schedule has a warm-up."
     )
@@ -112,6 +114,10 @@ class TrainingConfig:
             raise ValueError("--pretrained_model_name_or_path is missing: a Hub id or the folder of a pipeline.")
         if bool(self.dataset_name) == bool(self.train_data_dir):
             raise ValueError("Pass the data as either --dataset_name or --train_data_dir.")
+        for option in dataclasses.fields(self):
+            choices, value = _choices(option.type), getattr(self, option.name)
+            if choices and value is not None and value not in choices:
+                raise ValueError(f"--{option.name}={value!r} is not known; choose one of {', '.join(choices)}.")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -126,6 +132,12 @@ class TrainingConfig:
     def to_yaml(self) -> str:
         """The configuration as the YAML that `--config` reads."""
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """What a `Literal` option, or one that may also be None, can be; argparse checks the command line alone."""
+    literal = next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
+    return get_args(literal)
 
 
 _POSITIVE = (
@@ -171,6 +183,8 @@ def parse_config(argv: Sequence[str] | None = None) -> TrainingConfig:
         options = vars(parser.parse_args(argv))
         options.pop("config")
         return TrainingConfig(**options)
+    except TypeError as error:  # of a value that YAML can express and a command line cannot: null, a list
+        parser.error(f"--config {path}: an option has a value of the wrong type: {error}")
     except ValueError as error:
         parser.error(str(error))
     raise AssertionError("unreachable: parser.error exits")
@@ -192,5 +206,6 @@ def _read_yaml(path: str) -> dict[str, Any]:
     known = {f.name: f.type for f in dataclasses.fields(TrainingConfig)}
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"--config {path}: unknown options {', '.join(unknown)}.")
-    # YAML 1.1 reads 1e-5 as a string; a float option means the number.
-    return {name: float(value) if known[name] is float else value for name, value in options.items()}
+    # YAML 1.1 reads 1e-5 as a string, where a float option means the number, and the precision `no` as false.
+    options = {name: float(value) if known[name] is float else value for name, value in options.items()}
+    return options | ({"mixed_precision": "no"} if options.get("mixed_precision") is False else {})
