@@ -195,7 +195,7 @@ def test_noising_equals_stock_and_is_right_in_half_precision():
 
 
 def stock_schedulers():
-    """Every scheduler of the installed diffusers that takes betas, made with its defaults."""
+    """Every scheduler of the installed diffusers that takes betas."""
     for name in dir(diffusers):
         if not name.endswith("Scheduler"):
             continue

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 # already imported; so these are imported with the package.
 from .core import enforce_zero_terminal_snr, rescale_guidance
 from .guidance import GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
-from .schedulers import ZeroSNRDDIMScheduler, ZeroSNRDDPMScheduler
+from .schedulers import (
+    ZeroSNRDDIMInverseScheduler,
+    ZeroSNRDDIMScheduler,
+    ZeroSNRDDPMScheduler,
+    ZeroSNRLCMScheduler,
+    ZeroSNRMultistepScheduler,
+    ZeroSNRPNDMScheduler,
+)
 
 if TYPE_CHECKING:
     from .pipelines import ZeroSNRStableDiffusionImg2ImgPipeline, ZeroSNRStableDiffusionPipeline
@@ -25,8 +32,12 @@ _LAZY = {
 
 __all__ = [
     "GuidanceRescaleMixin",
+    "ZeroSNRDDIMInverseScheduler",
     "ZeroSNRDDIMScheduler",
     "ZeroSNRDDPMScheduler",
+    "ZeroSNRLCMScheduler",
+    "ZeroSNRMultistepScheduler",
+    "ZeroSNRPNDMScheduler",
     "ZeroSNRStableDiffusionImg2ImgPipeline",
     "ZeroSNRStableDiffusionPipeline",
     "disable_guidance_rescale",

@@ -15,19 +15,21 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .core import (
-    CLEAN,
     NoiseLevel,
+    Update,
     add_noise,
     alpha_bar_table,
     check_timesteps,
-    ddim_update,
+    dynamic_threshold,
     enforce_zero_terminal_snr,
     noise_level,
+    shift_snr,
     spaced_timesteps,
-    split_prediction,
     training_target,
+    x_0_factors,
 )
 from .core.predictions import check_prediction_type
+from .core.spacing import check_spacing
 from .scheduler_config import model_facts
 
 _Tables = tuple[Tensor, Tensor]
@@ -36,6 +38,11 @@ _Tables = tuple[Tensor, Tensor]
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+def _names(cls: type[Any]) -> set[str]:
+    """Names of a class's descendants."""
+    return {name for sub in cls.__subclasses__() for name in (sub.__name__, *_names(sub))}
 
 
 class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
@@ -56,9 +63,14 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         trained_betas: the betas themselves, instead of the three above.
         prediction_type: `v_prediction` or `sample`; `epsilon` only without zero terminal SNR.
         rescale_betas_zero_snr: apply Algorithm 1. False keeps the schedule, for a model that was not retrained.
-        timestep_spacing: `trailing` or `linspace`; `leading` only without zero terminal SNR, as it misses T-1.
+        timestep_spacing: `trailing`, `linspace`, or `kappa`, which puts the steps where the signal is; `leading` only
+            without zero terminal SNR, as it misses T-1.
         clip_sample: clip each predicted x_0, for models of pixels.
         clip_sample_range: to [-range, range].
+        thresholding: scale each predicted x_0 into [-1, 1] instead (Imagen's dynamic thresholding), likewise.
+        dynamic_thresholding_ratio: the quantile of |x_0| that becomes 1.
+        sample_max_value: the largest threshold.
+        snr_shift_scale: the schedule's SNR is divided by it, before Algorithm 1 (CogVideoX).
 
     Raises:
         ValueError: unknown names, betas that are none, epsilon or leading at zero terminal SNR.
@@ -67,6 +79,8 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012  diffusers' own form
     order = 1
     init_noise_sigma = 1.0
+    _eta: float = 0.0
+    _memory = False  # whether a step uses the outputs of earlier steps
 
     @register_to_config
     def __init__(
@@ -81,21 +95,40 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: str = "trailing",
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        snr_shift_scale: float = 1.0,
     ) -> None:
-        check_prediction_type(prediction_type, zero_terminal_snr=rescale_betas_zero_snr)
-        if rescale_betas_zero_snr and timestep_spacing == "leading":
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Make the tables from the config, which diffusers has filled when `__init__` runs."""
+        config = self.config
+        zero_snr, num_train_timesteps = config["rescale_betas_zero_snr"], config["num_train_timesteps"]
+        check_prediction_type(config["prediction_type"], zero_terminal_snr=zero_snr)
+        check_spacing(config["timestep_spacing"])
+        if zero_snr and config["timestep_spacing"] == "leading":
             raise ValueError(
                 "timestep_spacing='leading' never visits the last timestep, the only one that starts from pure noise; "
                 "use 'trailing', or rescale_betas_zero_snr=False to sample a model that was not retrained."
             )
-        table = alpha_bar_table(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas)
+        table = alpha_bar_table(
+            config["beta_schedule"],
+            num_train_timesteps,
+            config["beta_start"],
+            config["beta_end"],
+            config["trained_betas"],
+        )
         if len(table) != num_train_timesteps:
             raise ValueError(f"trained_betas has {len(table)} values for num_train_timesteps={num_train_timesteps}.")
-        if rescale_betas_zero_snr:
+        if config["snr_shift_scale"] != 1:
+            table = shift_snr(table, config["snr_shift_scale"])
+        if zero_snr:
             table = enforce_zero_terminal_snr(table)
-        spaced_timesteps(timestep_spacing, 1, num_train_timesteps)  # refuses an unknown spacing now rather than later
 
         self.alphas_cumprod = table.float()  # for code that looks here, in stock's dtype; nothing below reads it
+        self._table = table
         self._tables = cast(_Tables, noise_level(table, torch.arange(len(table))))
         self._tables_on: dict[tuple[torch.device, torch.dtype], _Tables] = {}
         self._begin_index: int | None = None
@@ -118,8 +151,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
             ValueError: the config is of a flow-matching or EDM scheduler, or of a model that this class refuses.
         """
         if isinstance(config, Mapping):
-            ours = {scheduler.__name__ for scheduler in ZeroSNRScheduler.__subclasses__()}
-            config = dict(config) if config.get("_class_name") in ours else model_facts(config)
+            config = dict(config) if config.get("_class_name") in _names(ZeroSNRScheduler) else model_facts(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -165,18 +197,36 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         if timesteps is not None and num_inference_steps is None:
             visited = check_timesteps(timesteps, len(self))
         elif num_inference_steps is not None and timesteps is None:
-            visited = spaced_timesteps(self.config["timestep_spacing"], num_inference_steps, len(self))
+            visited = self._spaced(num_inference_steps)
         else:
             raise ValueError("Pass either num_inference_steps or timesteps to set_timesteps.")
         self.num_inference_steps = len(visited)
         self._begin_index = None
         self._visit(visited, device)
+        self._updates(0)
+
+    def _spaced(self, num_inference_steps: int) -> list[int]:
+        """The timesteps of so many steps."""
+        return spaced_timesteps(self.config["timestep_spacing"], num_inference_steps, self._table)
 
     def _visit(self, visited: Sequence[int], device: str | torch.device | None) -> None:
         self.timesteps = torch.tensor(visited, device=device)
         self._index_of = {timestep: index for index, timestep in enumerate(visited)}
         alphas, sigmas = (table[list(visited)].tolist() for table in self._tables)
-        self._path = [*map(NoiseLevel, alphas, sigmas), CLEAN]
+        self._path = [*map(NoiseLevel, alphas, sigmas)]
+        self._plans: dict[tuple[int, float], list[Update]] = {}
+        self._start, self._next = 0, 0
+        self._outputs: list[Tensor] = []
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """The updates of a run over these levels: what tells one sampler from another."""
+        raise NotImplementedError
+
+    def _updates(self, start: int, eta: float | None = None) -> list[Update]:
+        eta = self._eta if eta is None else eta
+        if (start, eta) not in self._plans:
+            self._plans[start, eta] = self._plan(self._path[start:], eta)
+        return self._plans[start, eta]
 
     def _index(self, timestep: int | float | Tensor) -> int:
         """Place of a timestep on the path, without waiting for the device.
@@ -202,8 +252,10 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Take note of where a pipeline starts. Nothing depends on it: each step finds its own place."""
+        """Prepare to start there. Nothing else depends on it: each step finds its own place."""
         self._begin_index = begin_index
+        if self._memory:
+            self._updates(begin_index)
 
     # -- one step
 
@@ -216,7 +268,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         model_output: Tensor,
         timestep: int | Tensor,
         sample: Tensor,
-        eta: float,
+        eta: float | None,
         generator: torch.Generator | list[torch.Generator] | None,
         variance_noise: Tensor | None,
         return_dict: bool,
@@ -226,21 +278,42 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         if variance_noise is not None and generator is not None:
             raise ValueError("Pass either generator or variance_noise, not both.")
         index = self._index(timestep)
-        level, following = self._path[index], self._path[index + 1]
-        update = ddim_update(level, following, eta)
-        x_t, wide = sample.to(_wide(sample.dtype)), _wide(sample.dtype)
-        x_0, _ = split_prediction(self.config["prediction_type"], model_output.to(wide), x_t, level)
-        if self.config["clip_sample"]:
-            x_0 = x_0.clamp(-self.config["clip_sample_range"], self.config["clip_sample_range"])
-        x_s = update.keep * x_t + update.gain * x_0
+        if self._memory and index != self._next:  # a run that starts here, or anew
+            self._start, self._outputs = index, []
+        update = self._updates(self._start, eta)[index - self._start]
+
+        wide = _wide(sample.dtype)
+        x_t = sample.to(wide)
+        x_0 = self._x_0(model_output.to(wide), x_t, index)
+        outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
+        x_s = x_t * update.keep
+        for gain, output in zip(update.gains, outputs, strict=True):
+            x_s.add_(output, alpha=gain)
         if update.noise > 0:
             if variance_noise is None:  # in the sample's dtype, so that a seed means the same noise as in stock
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
-            x_s = x_s + update.noise * variance_noise.to(wide)
+            x_s.add_(variance_noise.to(wide), alpha=update.noise)
+        elif len(outputs) > 1 and index + 1 == len(self._path):
+            x_s = self._bounded(x_s)
+        self._next = index + 1
+        if self._next == len(self._path):
+            self._outputs = []
         prev_sample, pred_original_sample = x_s.to(sample.dtype), x_0.to(sample.dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
+        a, b = x_0_factors(self.config["prediction_type"], self._path[index])
+        x_0 = (x_t * a).add_(model_output, alpha=float(b))
+        return self._bounded(x_0)
+
+    def _bounded(self, x_0: Tensor) -> Tensor:
+        if self.config["thresholding"]:
+            return dynamic_threshold(x_0, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])
+        if self.config["clip_sample"]:
+            return x_0.clamp(-self.config["clip_sample_range"], self.config["clip_sample_range"])
+        return x_0
 
     # -- noising
 

@@ -18,18 +18,38 @@ _MODEL_FACTS = (
     "prediction_type",
     "clip_sample",
     "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "snr_shift_scale",
 )
 """What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler says it anew."""
 
 _OUR_CHOICES = ("rescale_betas_zero_snr", "timestep_spacing")
 
-_OTHER_SAMPLERS = (
-    "thresholding",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_lu_lambdas",
-)
+_LOG_SIGMA = "it spaces steps in log sigma, which is infinite at zero SNR; timestep_spacing='kappa' takes its place"
+_OTHER_SAMPLERS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_karras_sigmas": ((True,), _LOG_SIGMA),
+    "use_exponential_sigmas": ((True,), _LOG_SIGMA),
+    "use_beta_sigmas": ((True,), _LOG_SIGMA),
+    "use_lu_lambdas": ((True,), _LOG_SIGMA),
+    "interpolation_type": (("log_linear",), "timesteps here are whole numbers, so nothing is interpolated"),
+    "algorithm_type": (
+        ("sde-dpmsolver", "sde-dpmsolver++"),
+        "for its fresh noise pass eta=1.0 to ZeroSNRMultistepScheduler",
+    ),
+    "variance_type": (
+        ("fixed_large", "fixed_large_log"),
+        "noise follows the posterior's variance, which leads to the data in few steps too",
+    ),
+}
+"""Settings of stock samplers that change their result and have no counterpart under this name: values and reason."""
+
+_OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_flow_sigmas": ((True,), "flow-matching models have no variance-preserving schedule"),
+    "timestep_type": (("continuous",), "models of continuous noise levels have no timesteps to space"),
+    "variance_type": (("learned", "learned_range"), "models that predict a variance are not supported"),
+}
 
 
 def model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +65,8 @@ def model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         Those of the facts that it states.
 
     Raises:
-        ValueError: a config of a flow-matching or EDM scheduler, or of a model that predicts its variance.
+        ValueError: a config of a flow-matching or EDM scheduler, of continuous timesteps, or of a model that predicts
+            its variance.
     """
     name = config.get("_class_name", "This config")
     if hasattr(diffusers, str(name)):
@@ -56,13 +77,10 @@ def model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{name} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
         )
-    if str(config.get("variance_type")).startswith("learned"):
-        raise ValueError(
-            f"variance_type={config['variance_type']!r}: models that predict a variance are not supported."
-        )
-    ignored = [key for key in _OTHER_SAMPLERS if config.get(key)]
-    if str(config.get("variance_type")).startswith("fixed_large"):
-        ignored.append("variance_type")
-    if ignored:
-        logger.warning(f"{name}: {', '.join(ignored)} belong to another sampler and are not carried over.")
+    for key, (values, reason) in _OTHER_MODELS.items():
+        if config.get(key) in values:
+            raise ValueError(f"{name} has {key}={config[key]!r}: {reason}.")
+    for key, (values, reason) in _OTHER_SAMPLERS.items():
+        if config.get(key) in values:
+            logger.warning(f"{name}: {key}={config[key]!r} is not carried over: {reason}.")
     return {key: config[key] for key in _MODEL_FACTS if key in config}

@@ -1,17 +1,43 @@
-"""The schedulers, by the names that people look for; each is a choice of noise over one update rule.
+"""The schedulers, by the names that people look for; each is a choice of updates over one rule.
 
 `model_index.json` of a saved pipeline names this module: its path is a file format.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
+from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from .core import (
+    CLEAN,
+    NoiseLevel,
+    Update,
+    consistency_updates,
+    ddim_update,
+    inversion_updates,
+    multistep_updates,
+    pndm_updates,
+    spaced_timesteps,
+)
+from .core.multistep import check_order
+from .core.solvers import check_eta
+from .core.spacing import check_num_inference_steps
 from .scheduler_base import ZeroSNRScheduler
 
 # diffusers looks for `SchedulerMixin` in the module that model_index.json names, to learn how to load what is there.
-__all__ = ["SchedulerMixin", "ZeroSNRDDIMScheduler", "ZeroSNRDDPMScheduler"]
+__all__ = [
+    "SchedulerMixin",
+    "ZeroSNRDDIMInverseScheduler",
+    "ZeroSNRDDIMScheduler",
+    "ZeroSNRDDPMScheduler",
+    "ZeroSNRLCMScheduler",
+    "ZeroSNRMultistepScheduler",
+    "ZeroSNRPNDMScheduler",
+]
 
 
 class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
@@ -19,6 +45,9 @@ class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
 
     Equal to stock's `DDIMScheduler` wherever stock steps to its own next timestep, and to `EulerDiscreteScheduler`.
     """
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        return [ddim_update(now, following, eta) for now, following in pairwise([*path, CLEAN])]
 
     def step(
         self,
@@ -49,11 +78,8 @@ class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
         return self._step(model_output, timestep, sample, eta, generator, variance_noise, return_dict)
 
 
-class ZeroSNRDDPMScheduler(ZeroSNRScheduler):
-    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239) with the posterior's variance, at every number of steps.
-
-    Equal to stock's `DDPMScheduler` with `variance_type="fixed_small"` and to `EulerAncestralDiscreteScheduler`.
-    """
+class _SimpleStep(ZeroSNRScheduler):
+    """The step of the samplers whose noise is decided before sampling starts."""
 
     def step(
         self,
@@ -65,4 +91,149 @@ class ZeroSNRDDPMScheduler(ZeroSNRScheduler):
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """x_t to the next visited timestep, or to x_0 from the last one; arguments as in `ZeroSNRDDIMScheduler`."""
-        return self._step(model_output, timestep, sample, 1.0, generator, variance_noise, return_dict)
+        return self._step(model_output, timestep, sample, None, generator, variance_noise, return_dict)
+
+
+class ZeroSNRDDPMScheduler(_SimpleStep):
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239) with the posterior's variance, at every number of steps.
+
+    Equal to stock's `DDPMScheduler` with `variance_type="fixed_small"` and to `EulerAncestralDiscreteScheduler`.
+    """
+
+    _eta = 1.0
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        return [ddim_update(now, following, eta) for now, following in pairwise([*path, CLEAN])]
+
+
+class ZeroSNRMultistepScheduler(_SimpleStep):
+    """The sampler to use: high order from a signal-to-noise ratio of exactly zero on, for the ODE and for the SDE.
+
+    A polynomial through the last outputs in a variable that is regular at pure noise and at clean data, a corrector
+    without a further network call, and, where the steps are spaced by `kappa`, weights and last step fitted to a
+    spectrum from fine detail to brightness (`zsnr_diffusers.core.multistep`). It takes the place of DPM++ 2M, UniPC,
+    DEIS and their relatives, which have to fake an SNR at the last timestep.
+
+    Args:
+        solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
+        corrector: raise the order by one.
+        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
+
+    The other parameters are those of `ZeroSNRScheduler`; `timestep_spacing` is `kappa` here.
+
+    Raises:
+        ValueError: order or eta out of range, and as in `ZeroSNRScheduler`.
+    """
+
+    _memory = True
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = True,
+        timestep_spacing: str = "kappa",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        snr_shift_scale: float = 1.0,
+        solver_order: int = 2,
+        corrector: bool = True,
+        eta: float = 0.0,
+    ) -> None:
+        check_order(solver_order)
+        check_eta(eta)
+        self._eta = eta
+        self._set_up()
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        order, corrector = self.config["solver_order"], self.config["corrector"]
+        return multistep_updates(path, order, corrector, eta)
+
+
+class ZeroSNRPNDMScheduler(_SimpleStep):
+    """PNDM's linear multistep (Liu et al. 2022, arXiv:2202.09778; "PLMS") from pure noise, n calls for n steps.
+
+    On x_0 in place of epsilon, which pure noise says nothing about. `ZeroSNRMultistepScheduler` is the better sampler;
+    this one is for results that are to be compared with PNDM.
+    """
+
+    _memory = True
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        return pndm_updates(path)
+
+
+class ZeroSNRLCMScheduler(_SimpleStep):
+    """For distilled models: to x_0 at once, then back to the next timestep with fresh noise (Luo et al. 2023, LCM).
+
+    Visits the timesteps that the model was distilled at, from T-1 on. The boundary scaling of stock's `LCMScheduler`
+    changes nothing at them (by 7e-6 at most) and is left out.
+
+    Args:
+        original_inference_steps: how many timesteps the model was distilled at, spaced by trailing. More steps than
+            that are possible and lead to timesteps in between.
+
+    The other parameters are those of `ZeroSNRScheduler`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = True,
+        timestep_spacing: str = "trailing",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        snr_shift_scale: float = 1.0,
+        original_inference_steps: int = 50,
+    ) -> None:
+        if not 1 <= original_inference_steps <= num_train_timesteps:
+            raise ValueError(
+                f"original_inference_steps={original_inference_steps} must lie in [1, {num_train_timesteps}]."
+            )
+        self._set_up()
+
+    def _spaced(self, num_inference_steps: int) -> list[int]:
+        distilled = spaced_timesteps("trailing", self.config["original_inference_steps"], self._table)
+        if num_inference_steps > len(distilled):
+            return super()._spaced(num_inference_steps)
+        check_num_inference_steps(num_inference_steps, len(self))
+        return [distilled[len(distilled) * k // num_inference_steps] for k in range(num_inference_steps)]
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        return consistency_updates(path)
+
+
+class ZeroSNRDDIMInverseScheduler(_SimpleStep):
+    """From an image to the noise that `ZeroSNRDDIMScheduler` makes it of, over the same timesteps.
+
+    Ends at pure noise itself, T-1. Each step predicts the next sample from the last two outputs, and corrects it, once
+    the network has seen it, to what DDIM's step starts from; stock's `DDIMInverseScheduler` holds the output of a
+    neighbouring level fixed, whose error stays.
+
+    Pass the clean sample to the first step. `prev_sample` of the last step is the noise.
+    """
+
+    _memory = True
+
+    def _spaced(self, num_inference_steps: int) -> list[int]:
+        return super()._spaced(num_inference_steps)[::-1]
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        return inversion_updates(path)

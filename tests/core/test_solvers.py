@@ -23,7 +23,7 @@ def test_a_step_preserves_mean_and_variance(a, b, eta):
     if b - a < 1e-6:
         return
     now, following = level(a), level(b)
-    keep, gain, noise = ddim_update(now, following, eta)
+    keep, (gain,), noise = ddim_update(now, following, eta)
     assert keep * now.alpha + gain == pytest.approx(following.alpha, rel=1e-12)
     assert (keep * now.sigma) ** 2 + noise**2 == pytest.approx(following.sigma**2, rel=1e-9, abs=1e-15)
 
@@ -37,7 +37,7 @@ def test_eta_one_is_the_posterior_of_ddpm(a, b):
     now, following = level(a), level(b)
     alpha_bar_t, alpha_bar_s = now.alpha**2, following.alpha**2
     beta = 1 - alpha_bar_t / alpha_bar_s
-    keep, gain, noise = ddim_update(now, following, 1.0)
+    keep, (gain,), noise = ddim_update(now, following, 1.0)
     assert keep == pytest.approx(math.sqrt(1 - beta) * (1 - alpha_bar_s) / (1 - alpha_bar_t), rel=1e-9)
     assert gain == pytest.approx(math.sqrt(alpha_bar_s) * beta / (1 - alpha_bar_t), rel=1e-9)
     assert noise**2 == pytest.approx((1 - alpha_bar_s) / (1 - alpha_bar_t) * beta, rel=1e-9)
@@ -45,12 +45,12 @@ def test_eta_one_is_the_posterior_of_ddpm(a, b):
 
 @given(angles, etas)
 def test_the_last_step_returns_x_0(a, eta):
-    assert ddim_update(level(a), CLEAN, eta) == (0.0, 1.0, 0.0)
+    assert ddim_update(level(a), CLEAN, eta) == (0.0, (1.0,), 0.0)
 
 
 @given(st.floats(1e-6, math.pi / 2 - 1e-3), etas)
 def test_from_pure_noise_everything_is_finite(b, eta):
-    keep, gain, noise = ddim_update(PURE_NOISE, level(b), eta)
+    keep, (gain,), noise = ddim_update(PURE_NOISE, level(b), eta)
     assert keep == pytest.approx(math.cos(b) * math.sqrt(1 - eta**2), abs=1e-12)
     assert gain == math.sin(b)
     assert noise == pytest.approx(eta * math.cos(b))

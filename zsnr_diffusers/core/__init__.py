@@ -6,9 +6,10 @@ level, never a timestep or a table.
 
 from .guidance import classifier_free_guidance, rescale_guidance
 from .losses import v_loss
-from .noise import NoiseLevel, add_noise, alpha_bar_table, enforce_zero_terminal_snr, noise_level, snr
-from .predictions import PREDICTION_TYPES, split_prediction, training_target
-from .solvers import CLEAN, Update, ddim_update
+from .multistep import inversion_updates, multistep_updates
+from .noise import NoiseLevel, add_noise, alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr, snr
+from .predictions import PREDICTION_TYPES, dynamic_threshold, training_target, x_0_factors
+from .solvers import CLEAN, Update, consistency_updates, ddim_update, pndm_updates
 from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps
 
 __all__ = [
@@ -21,13 +22,19 @@ __all__ = [
     "alpha_bar_table",
     "check_timesteps",
     "classifier_free_guidance",
+    "consistency_updates",
     "ddim_update",
+    "dynamic_threshold",
     "enforce_zero_terminal_snr",
+    "inversion_updates",
+    "multistep_updates",
     "noise_level",
+    "pndm_updates",
     "rescale_guidance",
+    "shift_snr",
     "snr",
     "spaced_timesteps",
-    "split_prediction",
     "training_target",
     "v_loss",
+    "x_0_factors",
 ]

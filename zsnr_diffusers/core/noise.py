@@ -120,6 +120,19 @@ def alpha_bar_table(
     return _from_betas(betas)
 
 
+def shift_snr(alphas_cumprod: Tensor, scale: float) -> Tensor:
+    """Divide the signal-to-noise ratio of every timestep by `scale`, as models of large pictures and of video do.
+
+    Hoogeboom et al. 2023 (simple diffusion, arXiv:2301.11093), section 2.1; diffusers calls it `snr_shift_scale`.
+
+    Raises:
+        ValueError: scale not above 0.
+    """
+    if not scale > 0:
+        raise ValueError(f"snr_shift_scale={scale} must be above 0; 1 changes nothing.")
+    return alphas_cumprod / (scale + (1 - scale) * alphas_cumprod)
+
+
 def enforce_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     """Shift and scale sqrt(alpha_bar) so that the last timestep is pure noise and the first is unchanged.
 

@@ -1,13 +1,15 @@
-"""What a network predicts, brought to the pair (x_0, noise) and back.
+"""What a network predicts, and the clean sample that it stands for.
 
-Every prediction type is one linear combination of that pair, so each needs one line here and none needs a converter
-to any other. With `x_t = alpha x_0 + sigma noise` given, the pair also follows from the prediction; for epsilon that
+Every prediction type is one linear combination of x_0 and noise, so each needs one line here and none needs a
+converter to any other. With `x_t = alpha x_0 + sigma noise` given, x_0 follows from the prediction; for epsilon that
 means a division by alpha, which at zero SNR does not exist and is refused.
 """
 
+import math
+
 from torch import Tensor
 
-from .noise import NoiseLevel
+from .noise import NoiseLevel, Scalar
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -38,32 +40,46 @@ def check_prediction_type(prediction_type: str, zero_terminal_snr: bool) -> None
         raise ValueError(EPSILON_AT_ZERO_SNR)
 
 
-def split_prediction(prediction_type: str, output: Tensor, x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    """The clean sample and the noise that a network's output stands for.
+def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar]:
+    """Factors (a, b) with which x_0 = a x_t + b output.
 
     Args:
         prediction_type: `epsilon` (Ho et al. 2020), `sample`, or `v_prediction` (Salimans & Ho 2022,
             arXiv:2202.00512, appendix D).
-        output: the network's output, any shape.
-        x_t: the noisy sample that it saw, same shape.
         level: noise level of `x_t`.
-
-    Returns:
-        `(x_0, noise)`, both of that shape.
 
     Raises:
         ValueError: unknown prediction type, or epsilon at alpha = 0.
     """
     alpha, sigma = level
     if prediction_type == "v_prediction":
-        return alpha * x_t - sigma * output, sigma * x_t + alpha * output
+        return alpha, -sigma
     if prediction_type == "sample":
-        return output, (x_t - alpha * output) / sigma
+        return 0.0, 1.0
     if prediction_type == "epsilon":
         if not (alpha.all() if isinstance(alpha, Tensor) else alpha):
             raise ValueError(EPSILON_AT_ZERO_SNR)
-        return (x_t - sigma * output) / alpha, output
+        return 1 / alpha, -sigma / alpha
     raise _unknown(prediction_type)
+
+
+def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0) -> Tensor:
+    """Scale each sample's predicted x_0 down so that all but a share of its pixels lie in [-1, 1]; clip those.
+
+    Saharia et al. 2022 (Imagen, arXiv:2205.11487), section 2.3; for models of pixels. The threshold is the quantile of
+    |x_0|, at least 1 and at most `max_value`.
+
+    Args:
+        x_0: shape [B, ...], floating point.
+        ratio: the quantile, in [0, 1].
+        max_value: 1 is plain clipping.
+    """
+    # `torch.quantile` refuses more than 16 million values.
+    sizes = x_0.abs().flatten(1).sort(dim=1).values
+    place = ratio * (sizes.shape[1] - 1)
+    below, above = sizes[:, math.floor(place)], sizes[:, math.ceil(place)]
+    threshold = (below + (above - below) * (place % 1)).clamp(1.0, max_value).reshape(-1, *[1] * (x_0.ndim - 1))
+    return x_0.clamp(-threshold, threshold) / threshold
 
 
 def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:

@@ -1,12 +1,22 @@
-"""One reverse step, from a noise level to a cleaner one.
+"""One update rule for every sampler.
 
-With kappa = alpha / sigma the reverse process is d(x / sigma) / d kappa = x_0, and a first-order step holds x_0 fixed.
-Every such step is `x_s = keep x_t + gain x_0 + noise w`: once the fresh noise is chosen, `keep` follows from the
-variance that x_s must have, and `gain` from its mean. Nothing is divided by alpha_t, so a step may start from pure
-noise, and what stands under a root is made of non-negative numbers, so no rounding can make it imaginary.
+With kappa = alpha / sigma, the reverse process from level t to a cleaner level s with noise eta, a = eta^2, is exactly
+
+    x_s / sigma_s = K x_t / sigma_t + kappa_s^-a integral_{kappa_t}^{kappa_s} (1 + a) kappa^a x_0(kappa) d kappa
+                    + sqrt(1 - K^2) w,    K = (kappa_t / kappa_s)^a,    w ~ N(0, 1)
+
+where x_0(kappa) is what the network makes of the sample on its way (Song et al. 2021, arXiv:2011.13456; a = 0 is the
+probability-flow ODE, a = 1 the reverse SDE). A sampler is a guess of x_0(kappa) between its steps. Whatever the guess,
+a step is `x_s = keep x_t + sum_j gains[j] x_0[j] + noise w` over the last few outputs, with factors that are known
+before sampling starts. Nothing is divided by alpha_t, so a step may start from pure noise.
+
+Here are the samplers that hold x_0 fixed within a step; `multistep.py` has those that draw a polynomial through the
+last outputs.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from .noise import NoiseLevel
@@ -16,10 +26,13 @@ CLEAN = NoiseLevel(alpha=1.0, sigma=0.0)
 
 
 class Update(NamedTuple):
-    """Factors of one step: x_s = keep * x_t + gain * x_0 + noise * w, with w ~ N(0, 1)."""
+    """Factors of one step: x_s = keep * x_t + sum_j gains[j] * x_0[j] + noise * w, with w ~ N(0, 1).
+
+    x_0[0] is what the network made of x_t, x_0[1] of the sample one step before, and so on.
+    """
 
     keep: float
-    gain: float
+    gains: tuple[float, ...]
     noise: float
 
 
@@ -27,7 +40,8 @@ def ddim_update(now: NoiseLevel, following: NoiseLevel, eta: float = 0.0) -> Upd
     """DDIM's step with noise eta (Song et al. 2021, arXiv:2010.02502, eqs. 12 and 16).
 
     eta = 0 is the probability-flow ODE to first order (DDIM, Euler); eta = 1 is the ancestral step (DDPM's posterior
-    with its smaller variance, Euler ancestral). To `CLEAN` it returns x_0.
+    with its smaller variance, Euler ancestral). In between, eq. 16 scales the noise by eta itself, where the SDE above
+    has another law. To `CLEAN` it returns x_0.
 
     Args:
         now: level of x_t, numbers with sigma > 0; alpha may be 0.
@@ -44,7 +58,39 @@ def ddim_update(now: NoiseLevel, following: NoiseLevel, eta: float = 0.0) -> Upd
         raise ValueError(f"A reverse step must lead to a cleaner level; {following} is not cleaner than {now}.")
     renewed = (1 - kept) * (1 + kept)
     keep = sigma_s / sigma_t * math.sqrt((1 - eta) * (1 + eta) + (eta * kept) ** 2)
-    return Update(keep=keep, gain=alpha_s - keep * alpha_t, noise=eta * sigma_s * math.sqrt(renewed))
+    return Update(keep=keep, gains=(alpha_s - keep * alpha_t,), noise=eta * sigma_s * math.sqrt(renewed))
+
+
+_ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def pndm_updates(path: Sequence[NoiseLevel]) -> list[Update]:
+    """DDIM's steps with x_0 from the linear multistep weights of Adams and Bashforth, of order 4 from the fourth on.
+
+    Liu et al. 2022 (PNDM, arXiv:2202.09778), eqs. 11 to 13, with weights for even steps whatever the steps ("pseudo").
+    They extrapolate the noise, which from pure noise would need a division by alpha = 0; here it is x_0, the other
+    half of the same prediction. The last step returns x_0.
+
+    Args:
+        path: levels from the noisiest on, as in `multistep_updates`.
+    """
+    steps = [ddim_update(now, following) for now, following in pairwise([*path, CLEAN])]
+    weights = [_ADAMS_BASHFORTH[min(i, 3)] for i in range(len(steps) - 1)] + [(1.0,)]
+    return [
+        step._replace(gains=tuple(step.gains[0] * weight for weight in row))
+        for step, row in zip(steps, weights, strict=True)
+    ]
+
+
+def consistency_updates(path: Sequence[NoiseLevel]) -> list[Update]:
+    """Steps of a consistency model: to x_0 at once, then back to the next level with fresh noise.
+
+    Song et al. 2023 (arXiv:2303.01469), algorithm 1; Luo et al. 2023 (LCM, arXiv:2310.04378).
+
+    Args:
+        path: levels from the noisiest on, as in `multistep_updates`.
+    """
+    return [Update(keep=0.0, gains=(float(s.alpha),), noise=float(s.sigma)) for s in (*path[1:], CLEAN)]
 
 
 def check_eta(eta: float) -> None:

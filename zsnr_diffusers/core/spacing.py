@@ -1,15 +1,34 @@
-"""Which of the T training timesteps a sampler visits, in exact integer arithmetic.
+"""Which of the T training timesteps a sampler visits.
 
-Lin et al. 2023 (arXiv:2305.08891), Table 2. In floating point the same formulas return n + 1 timesteps, the last of
-them -1, for 62 of n = 1..1000; integers do not.
+`spaced_timesteps` has the three spacings of Lin et al. 2023 (arXiv:2305.08891), Table 2, in exact integer arithmetic:
+in floating point the same formulas return n + 1 timesteps, the last of them -1, for 62 of n = 1..1000.
+A fourth, `kappa`, puts the steps where the signal is: even in `position`, regular from pure noise to clean data.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
-TimestepSpacing = Literal["trailing", "leading", "linspace"]
+import torch
+from torch import Tensor
+
+TimestepSpacing = Literal["trailing", "kappa", "linspace", "leading"]
 TIMESTEP_SPACINGS: tuple[str, ...] = get_args(TimestepSpacing)
+
+SMALLEST_SCALE, LARGEST_SCALE = 0.02, 32.0
+CLEAN_POSITION = math.log(LARGEST_SCALE / SMALLEST_SCALE)
+"""`position` of clean data."""
+
+
+def position(kappa: Tensor) -> Tensor:
+    """How far sampling has come at kappa = alpha / sigma: 0 at pure noise, `CLEAN_POSITION` at clean data.
+
+    Gaussian data N(0, s^2) has x_0(kappa) proportional to s kappa / sqrt(1 + (s kappa)^2) along the exact path. This
+    is its integral over log s, from the smallest to the largest scale: what the network says on the way, averaged over
+    a spectrum from fine detail to brightness.
+    """
+    return (LARGEST_SCALE * kappa).asinh() - (SMALLEST_SCALE * kappa).asinh()
 
 
 def _round_half_even(numerator: int, denominator: int) -> int:
@@ -19,24 +38,22 @@ def _round_half_even(numerator: int, denominator: int) -> int:
     return quotient + (twice > denominator or (twice == denominator and quotient % 2 == 1))
 
 
-def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, num_train_timesteps: int) -> list[int]:
+def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cumprod: Tensor) -> list[int]:
     """The visited timesteps, counted from 0, strictly decreasing.
 
     Args:
-        timestep_spacing: `trailing` (ends at T-1 and steps down evenly), `linspace` (both ends included) or `leading`
-            (starts at 0 and never reaches T-1 unless n = T).
+        timestep_spacing: `trailing` (ends at T-1 and steps down evenly), `kappa` (starts at T-1 and is even in
+            `position`), `linspace` (both ends included) or `leading` (starts at 0 and never reaches T-1 unless n = T).
         num_inference_steps: n, from 1 to T.
-        num_train_timesteps: T.
+        alphas_cumprod: alpha_bar, shape [T]; only `kappa` reads its values.
 
     Raises:
         ValueError: unknown spacing, or n outside [1, T].
     """
-    n, last = num_inference_steps, num_train_timesteps - 1
-    if not 1 <= n <= num_train_timesteps:
-        raise ValueError(
-            f"num_inference_steps={n} is not possible: the model knows {num_train_timesteps} timesteps, so choose a "
-            f"whole number from 1 to {num_train_timesteps}."
-        )
+    check_spacing(timestep_spacing)
+    n, num_train_timesteps = num_inference_steps, len(alphas_cumprod)
+    last = num_train_timesteps - 1
+    check_num_inference_steps(n, num_train_timesteps)
     if timestep_spacing == "trailing":
         return [_round_half_even(num_train_timesteps * k, n) - 1 for k in range(n, 0, -1)]
     if timestep_spacing == "leading":
@@ -44,9 +61,46 @@ def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, num_train_
     if timestep_spacing == "linspace":
         # One step alone starts from pure noise too, where the formula has 0 / 0.
         return [_round_half_even(last * k, n - 1) for k in range(n - 1, -1, -1)] if n > 1 else [last]
-    raise ValueError(
-        f"timestep_spacing={timestep_spacing!r} is not known; choose one of {', '.join(TIMESTEP_SPACINGS)}."
-    )
+    return _even_in_position(n, position((alphas_cumprod / (1 - alphas_cumprod)).double().sqrt()))
+
+
+def _even_in_position(n: int, positions: Tensor) -> list[int]:
+    """n timesteps from the last on, each nearest to its place among n equal intervals that end at clean data.
+
+    Where timesteps are too far apart for that, towards clean data, every one of them is visited.
+    """
+    start = positions[-1].item()
+    goals = start + (CLEAN_POSITION - start) * torch.arange(n, dtype=torch.float64) / n
+    nearest = (positions - goals[:, None]).abs().argmin(dim=1).tolist()
+    steps = [len(positions)]
+    for k, timestep in enumerate(nearest):
+        steps.append(min(max(timestep, n - 1 - k), steps[-1] - 1))  # room for the steps that follow
+    return steps[1:]
+
+
+def check_num_inference_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
+    """Refuse a number of steps that is not in [1, T].
+
+    Raises:
+        ValueError: with the value and the range.
+    """
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps={num_inference_steps} is not possible: the model knows {num_train_timesteps} "
+            f"timesteps, so choose a whole number from 1 to {num_train_timesteps}."
+        )
+
+
+def check_spacing(timestep_spacing: str) -> None:
+    """Refuse a spacing that there is none of.
+
+    Raises:
+        ValueError: with the value and the choices.
+    """
+    if timestep_spacing not in TIMESTEP_SPACINGS:
+        raise ValueError(
+            f"timestep_spacing={timestep_spacing!r} is not known; choose one of {', '.join(TIMESTEP_SPACINGS)}."
+        )
 
 
 def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:

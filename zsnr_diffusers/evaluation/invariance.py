@@ -204,7 +204,7 @@ def _predict(
     """x_0 predictions in float64 on the CPU, shape of `noises`."""
     import torch
 
-    from ..core.predictions import split_prediction
+    from ..core.predictions import x_0_factors
 
     t = torch.tensor(timestep, device=_device(pipe))
     predictions = []
@@ -212,8 +212,8 @@ def _predict(
         x_t = noise.to(_device(pipe), pipe.unet.dtype)
         output = pipe.unet(x_t, t, **_expanded(condition, len(x_t))).sample.cpu().double()
         output = output[:, : x_t.shape[1]]  # the rest of a learned-variance model's channels is the variance
-        x_0, _ = split_prediction(pipe.scheduler.config.prediction_type, output, x_t.cpu().double(), level)
-        predictions.append(x_0)
+        a, b = x_0_factors(pipe.scheduler.config.prediction_type, level)
+        predictions.append(a * x_t.cpu().double() + b * output)
     return torch.cat(predictions)
 
 

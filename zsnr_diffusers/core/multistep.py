@@ -1,0 +1,207 @@
+"""Samplers that draw a polynomial through the last outputs, from a signal-to-noise ratio of exactly zero on.
+
+They are `solvers.py`'s rule with a better guess of x_0(kappa) between steps. High-order samplers are commonly written
+in log(kappa), which has no value at zero SNR, so that their first steps fall back to order 1 and their spacing breaks.
+The variable here, `position`, is regular at both ends.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby, pairwise
+
+import torch
+from torch import Tensor
+
+from .noise import NoiseLevel
+from .solvers import Update, check_eta
+from .spacing import CLEAN_POSITION, LARGEST_SCALE, position
+
+MAX_ORDER = 3
+FAR = 1.5
+"""An interval is too long for a polynomial if it is so many times longer than its neighbours."""
+SPECTRUM = (0.1, 64.0)
+"""Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
+TRUST = 0.05
+"""Relative error that a move of a weight by its whole step must save, for the fit to make it."""
+
+
+@lru_cache(maxsize=1)
+def _gauss_legendre(num: int = 64) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [-1, 1] (Golub & Welsch 1969)."""
+    k = torch.arange(1, num, dtype=torch.float64)
+    beside = k / (4 * k**2 - 1).sqrt()
+    nodes, vectors = torch.linalg.eigh(beside.diag(1) + beside.diag(-1))
+    return nodes, 2 * vectors[0] ** 2
+
+
+def _lagrange(nodes: Tensor, at: Tensor) -> Tensor:
+    """The Lagrange polynomials through `nodes` [m, p] at `at` [m, q]; shape [m, p, q]."""
+    p = nodes.shape[1]
+    factors = (at[:, None, None] - nodes[:, None, :, None]) / (
+        (nodes[:, :, None] - nodes[:, None, :]) + torch.eye(p, dtype=nodes.dtype)
+    )[..., None]
+    return torch.where(torch.eye(p, dtype=torch.bool)[..., None], 1.0, factors).prod(dim=2)
+
+
+def _integrals(nodes: Tensor, start: Tensor, end: Tensor, a: float) -> Tensor:
+    """Weights of the outputs at `nodes` [m, p] in the integral from `start` to `end` [m]; shape [m, p].
+
+    The polynomials run in `position`, the integral in asinh(kappa), where both are smooth; the sum of the weights is
+    set to its closed form, so that a constant output is integrated exactly.
+    """
+    roots, root_weights = _gauss_legendre()
+    low, high = (LARGEST_SCALE * start).asinh()[:, None], (LARGEST_SCALE * end).asinh()[:, None]
+    w = (low + high) / 2 + (high - low) / 2 * roots
+    kappa = w.sinh() / LARGEST_SCALE
+    measure = (high - low) / 2 * root_weights * w.cosh() * (kappa / end[:, None]) ** a
+    weights = (_lagrange(position(nodes), position(kappa)) * measure[:, None]).sum(dim=2)
+    whole = end - start * (start / end) ** a
+    return weights * (whole / weights.sum(dim=1))[:, None]
+
+
+def _rows(kappas: Tensor, ahead: int, most: int, a: float) -> list[Tensor]:
+    """Weights of the outputs at i, i - 1, ... (up to `most` of them), one row for each i.
+
+    `ahead` = 1 predicts the step from i to i + 1; 0 corrects the step that led to i, now that its output is there.
+    """
+    rows: list[Tensor] = []
+    newest = range(1 - ahead, len(kappas) - ahead)
+    for count, group in groupby(newest, key=lambda i: min(most, i + 1)):
+        i = torch.tensor(list(group))
+        nodes = kappas[i[:, None] - torch.arange(count)]
+        rows += _integrals(nodes, kappas[i + ahead - 1], kappas[i + ahead], a)
+    return rows
+
+
+def multistep_updates(
+    path: Sequence[NoiseLevel], order: int = 2, corrector: bool = True, eta: float = 0.0
+) -> list[Update]:
+    """All steps of a multistep sampler from the first level of `path` to clean data.
+
+    Between steps x_0 is taken to be the polynomial through the last `order` outputs in the variable `position`, which
+    is regular at pure noise and at clean data; so every order is reached from a signal-to-noise ratio of exactly zero
+    on. The corrector repeats the step that led here with the newest output among the nodes. It costs no network call,
+    and it is applied as a difference to the sample that comes in, so whatever a pipeline did to that sample is kept.
+    These are the predictor and corrector of Adams in this variable; Zhao et al. 2023 (UniPC, arXiv:2302.04867) have
+    theirs in log(kappa).
+
+    Without fresh noise, two things more. The last step returns the polynomial's value at clean data, rather than the
+    last x_0, if the interval that it must cross is not much longer than the one before. And where the steps are about
+    even in `position`, the weights are fitted to a spectrum of Gaussian data, see `_fit_to_spectrum`.
+
+    Args:
+        path: levels from the noisiest on, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
+        order: 1 to 3. Order 1 without corrector, on trailing steps, is DDIM for eta 0 and DDPM for eta 1.
+        corrector: raise the order by one.
+        eta: 0 is the probability-flow ODE, 1 the reverse SDE.
+
+    Raises:
+        ValueError: order or eta out of range.
+    """
+    check_eta(eta)
+    check_order(order)
+    a, n = eta**2, len(path)
+    kappas = torch.tensor([level.alpha / level.sigma for level in path], dtype=torch.float64)
+    predicted = _rows(kappas, 1, order, a)
+    corrected = _rows(kappas, 0, order + 1, a) if corrector else []
+    kept = ((kappas[:-1] / kappas[1:]) ** a).tolist()  # for the ODE 1, from pure noise too: 0 ** 0 = 1
+    rows = []
+    for i in range(n - 1):
+        row = torch.zeros(min(i + 1, order + corrector), dtype=torch.float64)
+        row[: len(predicted[i])] = predicted[i]
+        if corrector and i > 0:
+            row[: len(corrected[i - 1])] += kept[i] * corrected[i - 1]
+            row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
+        rows.append(row)
+    positions = torch.cat([position(kappas), torch.tensor([CLEAN_POSITION], dtype=torch.float64)])
+    intervals = positions.diff()
+    across = eta == 0 and n > 1 and bool(intervals[-1] <= FAR * intervals[-2])
+    ending = positions[n - (min(n, order + corrector) if across else 1) : n].flip(0)
+    rows.append(_lagrange(ending[None], positions[None, -1:])[0, :, 0])
+    if across and bool((intervals <= FAR * intervals.mean()).all()):
+        _fit_to_spectrum(rows, kappas)
+    sigmas = [float(level.sigma) for level in path]
+    updates = [
+        Update(
+            keep=keep * sigma_s / sigma_t,
+            gains=tuple((sigma_s * row).tolist()),
+            noise=sigma_s * math.sqrt((1 - keep) * (1 + keep)),
+        )
+        for keep, row, (sigma_t, sigma_s) in zip(kept, rows, pairwise(sigmas), strict=False)
+    ]
+    return [*updates, Update(keep=0.0, gains=tuple(rows[-1].tolist()), noise=0.0)]
+
+
+def _fit_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
+    """Adjust each row, in place, to Gaussian data whose standard deviation may be anything in `SPECTRUM`.
+
+    For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
+    Row by row the sampler is run on all s at once, and the row is moved by the least squares of the relative error
+    after it, errors of earlier steps included, with `TRUST` for a ridge; the sum of a row, which makes a constant
+    output exact, stays. Few steps, whose polynomials are far from exact, are moved much; many steps, hardly at all.
+    """
+    smallest, largest = map(math.log10, SPECTRUM)
+    s = torch.logspace(smallest, largest, 64, dtype=torch.float64)
+    growth = (1 + (s * kappas[:, None]) ** 2).sqrt()
+    slopes = s**2 * kappas[:, None] / growth**2  # x_0 = slope * x / sigma
+    wanted = torch.cat([growth[1:], s[None]])
+    ridge = TRUST**2 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
+    y, outputs = growth[0], torch.empty(len(rows), len(s), dtype=torch.float64)
+    for i, row in enumerate(rows):
+        outputs[i] = slopes[i] * y
+        used, others = outputs[i + 1 - len(row) : i + 1].flip(0), len(row) - 1
+        before = y if i + 1 < len(rows) else torch.zeros_like(y)
+        if others:
+            directions = (used[1:] - used[0]) / wanted[i]
+            error = (wanted[i] - before - row @ used) / wanted[i]
+            gram = directions @ directions.T + ridge[:others, :others] / row.sum() ** 2
+            move = torch.linalg.solve(gram, directions @ error)
+            row[1:] += move
+            row[0] -= move.sum()
+        y = before + row @ used
+
+
+def inversion_updates(path: Sequence[NoiseLevel], order: int = 2) -> list[Update]:
+    """From clean data up to noise, so that DDIM's steps over the same levels lead back.
+
+    The network must say what x_0 is at a level before the sample of that level is known. So each step predicts the
+    sample of the next level, by the polynomial through the last `order` outputs; once the network has seen it, it is
+    corrected to what DDIM's step back, with that output, starts from. What is left of the round trip's error is the
+    difference between the outputs at the predicted and at the corrected sample.
+
+    Args:
+        path: levels from the cleanest to the noisiest, numbers with sigma > 0. The sample that the first update takes
+            is clean, the sample that the last one returns is of the last level.
+        order: of the prediction, 1 to 3.
+
+    Raises:
+        ValueError: order out of range.
+    """
+    check_order(order)
+    kappas = torch.tensor([level.alpha / level.sigma for level in path], dtype=torch.float64)
+    ahead, back = _rows(kappas, 1, order, 0.0), _rows(kappas, 0, 1, 0.0)
+    updates = []
+    for i, now in enumerate(path):
+        row = torch.zeros(min(i + 1, order + 1), dtype=torch.float64)
+        if i > 0:
+            row[: len(back[i - 1])] += back[i - 1]
+            row[1 : 1 + len(ahead[i - 1])] -= ahead[i - 1]
+        following = path[i + 1] if i + 1 < len(path) else now
+        if i + 1 < len(path):
+            row[: len(ahead[i])] += ahead[i]
+        keep, gains = following.sigma / now.sigma, (following.sigma * row).tolist()
+        if i == 0:  # x_t = alpha x_0 + sigma noise, where the clean sample stood in for x_t when the network saw it
+            keep, gains = keep * (1 + now.alpha), [gains[0] - keep * now.alpha]
+        updates.append(Update(keep=float(keep), gains=tuple(gains), noise=0.0))
+    return updates
+
+
+def check_order(order: int) -> None:
+    """Refuse an order that there is no method for.
+
+    Raises:
+        ValueError: with the value and the range.
+    """
+    if order not in range(1, MAX_ORDER + 1):
+        raise ValueError(f"solver_order={order} must be 1, 2 or 3; higher orders gain nothing in few steps.")
