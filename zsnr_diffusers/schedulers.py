@@ -223,9 +223,8 @@ class ZeroSNRLCMScheduler(_SimpleStep):
 class ZeroSNRDDIMInverseScheduler(_SimpleStep):
     """From an image to the noise that `ZeroSNRDDIMScheduler` makes it of, over the same timesteps.
 
-    Ends at pure noise itself, T-1. Each step predicts the next sample from the last two outputs, and corrects it, once
-    the network has seen it, to what DDIM's step starts from; stock's `DDIMInverseScheduler` holds the output of a
-    neighbouring level fixed, whose error stays.
+    Ends at pure noise itself, T-1. Each step predicts the next sample, and corrects it, once the network has seen it,
+    to what DDIM's step starts from; stock's `DDIMInverseScheduler` keeps the prediction, and its error.
 
     Pass the clean sample to the first step. `prev_sample` of the last step is the noise.
     """

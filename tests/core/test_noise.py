@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsnr_diffusers.core import add_noise, alpha_bar_table, enforce_zero_terminal_snr, noise_level, snr
+from zsnr_diffusers.core import add_noise, alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr, snr
 from zsnr_diffusers.core.noise import BETA_SCHEDULES
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -128,3 +128,12 @@ def test_noise_level_has_unit_variance_and_add_noise_follows_it():
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(1000, dtype=torch.float64), rtol=1e-14, atol=0)
     x_0, noise = torch.full((2,), 3.0), torch.full((2,), 5.0)
     assert add_noise(x_0, noise, noise_level(table, 999)).tolist() == [5.0, 5.0]
+
+
+def test_shifting_divides_the_snr():
+    table = alpha_bar_table()
+    shifted = shift_snr(table, 3.0)
+    torch.testing.assert_close(shifted / (1 - shifted), table / (1 - table) / 3, rtol=1e-9, atol=0)
+    for scale in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"snr_shift_scale={scale} must be above 0"):
+            shift_snr(table, scale)

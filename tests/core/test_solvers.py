@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsnr_diffusers.core import CLEAN, NoiseLevel, ddim_update
+from zsnr_diffusers.core import (
+    CLEAN,
+    NoiseLevel,
+    consistency_updates,
+    ddim_update,
+    inversion_updates,
+    pndm_updates,
+)
 
 PURE_NOISE = NoiseLevel(0.0, 1.0)
 angles = st.floats(0.0, math.pi / 2 - 1e-3)
@@ -66,3 +73,46 @@ def test_eta_outside_the_unit_interval_is_refused(eta):
 def test_a_step_to_more_noise_is_refused(a, b):
     with pytest.raises(ValueError, match="cleaner"):
         ddim_update(level(a), level(b))
+
+
+# -- PNDM, consistency models, inversion
+
+
+def test_pndm_holds_constant_outputs_exactly_and_uses_adams_bashforth_weights():
+    path = [level(angle) for angle in (0.0, 0.3, 0.6, 0.9, 1.2, 1.4)]
+    updates = pndm_updates(path)
+    for i, (update, now, following) in enumerate(zip(updates, path, [*path[1:], CLEAN], strict=True)):
+        ddim = ddim_update(now, following)
+        assert (update.keep, sum(update.gains)) == pytest.approx((ddim.keep, ddim.gains[0]))
+        weights = [gain / ddim.gains[0] for gain in update.gains]
+        moments = [sum(w * (-j) ** power for j, w in enumerate(weights)) for power in range(len(weights))]
+        if i < len(path) - 1:
+            assert len(weights) == min(i + 1, 4)
+            assert moments == pytest.approx([1 / (power + 1) for power in range(len(weights))])  # exact for t^power
+    assert updates[-1] == (0.0, (1.0,), 0.0)
+
+
+def test_consistency_steps_go_to_x_0_and_back():
+    path = [level(angle) for angle in (0.0, 0.5, 1.0)]
+    for update, following in zip(consistency_updates(path), [*path[1:], CLEAN], strict=True):
+        assert update == (0.0, (following.alpha,), following.sigma)
+
+
+def test_ddim_undoes_the_inversion_where_outputs_are_given():
+    """Where the outputs depend on the level alone, DDIM leads back to the first level exactly."""
+    path = [level(angle) for angle in (1.5, 1.2, 0.8, 0.3, 0.0)]
+    outputs = [0.3, -0.2, 0.5, 0.1, 0.7]
+    clean = outputs[0]  # what the last step back returns
+    x, seen = clean, []
+    for update, output in zip(inversion_updates(path), outputs, strict=True):
+        seen.insert(0, output)
+        x = update.keep * x + sum(gain * o for gain, o in zip(update.gains, seen, strict=False))
+    noised = x
+    assert math.isfinite(noised)
+    for now, following, output in zip(path[::-1], [*path[-2::-1], CLEAN], outputs[::-1], strict=True):
+        update = ddim_update(now, following)
+        x = update.keep * x + update.gains[0] * output
+        if following == path[0]:
+            first = x  # alpha x_0 + sigma noise, with the noise that the clean sample and the first output imply
+    assert x == pytest.approx(clean)
+    assert first == pytest.approx(path[0].alpha * clean + (clean - path[0].alpha * outputs[0]))

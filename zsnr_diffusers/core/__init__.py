@@ -6,10 +6,10 @@ level, never a timestep or a table.
 
 from .guidance import classifier_free_guidance, rescale_guidance
 from .losses import v_loss
-from .multistep import inversion_updates, multistep_updates
+from .multistep import multistep_updates
 from .noise import NoiseLevel, add_noise, alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr, snr
 from .predictions import PREDICTION_TYPES, dynamic_threshold, training_target, x_0_factors
-from .solvers import CLEAN, Update, consistency_updates, ddim_update, pndm_updates
+from .solvers import CLEAN, Update, consistency_updates, ddim_update, inversion_updates, pndm_updates
 from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps
 
 __all__ = [

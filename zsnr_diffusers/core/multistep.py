@@ -104,13 +104,13 @@ def multistep_updates(
     a, n = eta**2, len(path)
     kappas = torch.tensor([level.alpha / level.sigma for level in path], dtype=torch.float64)
     predicted = _rows(kappas, 1, order, a)
-    corrected = _rows(kappas, 0, order + 1, a) if corrector else []
+    corrected = _rows(kappas, 0, order + 1, a)
     kept = ((kappas[:-1] / kappas[1:]) ** a).tolist()  # for the ODE 1, from pure noise too: 0 ** 0 = 1
     rows = []
     for i in range(n - 1):
         row = torch.zeros(min(i + 1, order + corrector), dtype=torch.float64)
         row[: len(predicted[i])] = predicted[i]
-        if corrector and i > 0:
+        if 0 < i < (n if corrector else order - 1):  # order 3 corrects its start in any case: it would keep it at 2
             row[: len(corrected[i - 1])] += kept[i] * corrected[i - 1]
             row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
         rows.append(row)
@@ -160,41 +160,6 @@ def _fit_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
             row[1:] += move
             row[0] -= move.sum()
         y = before + row @ used
-
-
-def inversion_updates(path: Sequence[NoiseLevel], order: int = 2) -> list[Update]:
-    """From clean data up to noise, so that DDIM's steps over the same levels lead back.
-
-    The network must say what x_0 is at a level before the sample of that level is known. So each step predicts the
-    sample of the next level, by the polynomial through the last `order` outputs; once the network has seen it, it is
-    corrected to what DDIM's step back, with that output, starts from. What is left of the round trip's error is the
-    difference between the outputs at the predicted and at the corrected sample.
-
-    Args:
-        path: levels from the cleanest to the noisiest, numbers with sigma > 0. The sample that the first update takes
-            is clean, the sample that the last one returns is of the last level.
-        order: of the prediction, 1 to 3.
-
-    Raises:
-        ValueError: order out of range.
-    """
-    check_order(order)
-    kappas = torch.tensor([level.alpha / level.sigma for level in path], dtype=torch.float64)
-    ahead, back = _rows(kappas, 1, order, 0.0), _rows(kappas, 0, 1, 0.0)
-    updates = []
-    for i, now in enumerate(path):
-        row = torch.zeros(min(i + 1, order + 1), dtype=torch.float64)
-        if i > 0:
-            row[: len(back[i - 1])] += back[i - 1]
-            row[1 : 1 + len(ahead[i - 1])] -= ahead[i - 1]
-        following = path[i + 1] if i + 1 < len(path) else now
-        if i + 1 < len(path):
-            row[: len(ahead[i])] += ahead[i]
-        keep, gains = following.sigma / now.sigma, (following.sigma * row).tolist()
-        if i == 0:  # x_t = alpha x_0 + sigma noise, where the clean sample stood in for x_t when the network saw it
-            keep, gains = keep * (1 + now.alpha), [gains[0] - keep * now.alpha]
-        updates.append(Update(keep=float(keep), gains=tuple(gains), noise=0.0))
-    return updates
 
 
 def check_order(order: int) -> None:

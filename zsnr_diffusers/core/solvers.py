@@ -93,6 +93,33 @@ def consistency_updates(path: Sequence[NoiseLevel]) -> list[Update]:
     return [Update(keep=0.0, gains=(float(s.alpha),), noise=float(s.sigma)) for s in (*path[1:], CLEAN)]
 
 
+def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
+    """From clean data up to noise, so that DDIM's steps over the same levels lead back.
+
+    The step of DDIM from a level to the cleaner one before it holds the output at the noisier level, which the network
+    cannot give before the sample there is known. So each step first predicts that sample with the output at hand, and
+    the next step, which has the output, replaces the one by the other: as a difference, like every corrector here.
+    What is left of the round trip's error is the difference of the outputs at the predicted and the corrected sample.
+
+    Args:
+        path: levels from the cleanest to the noisiest, numbers with sigma > 0. The sample that the first update takes
+            is clean, the sample that the last one returns is of the last level.
+    """
+    kappas = [level.alpha / level.sigma for level in path]
+    updates = []
+    for i, now in enumerate(path):
+        ahead = min(i + 1, len(path) - 1)
+        behind = kappas[i - 1] - kappas[i] if i > 0 else 0.0
+        sigma = float(path[ahead].sigma)
+        gains = [-sigma * (behind + kappas[i] - kappas[ahead]), sigma * behind][: i + 1]
+        keep = sigma / now.sigma
+        if i == 0:  # x_t = alpha x_0 + sigma noise; the network saw the clean sample in place of x_t
+            gains[0] -= keep * now.alpha
+            keep *= 1 + now.alpha
+        updates.append(Update(keep=float(keep), gains=tuple(map(float, gains)), noise=0.0))
+    return updates
+
+
 def check_eta(eta: float) -> None:
     """Refuse an eta outside [0, 1].
 
