@@ -37,7 +37,13 @@ _Tables = tuple[Tensor, Tensor]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, which takes as long as a small addition even where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _names(cls: type[Any]) -> set[str]:
@@ -214,6 +220,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         self._index_of = {timestep: index for index, timestep in enumerate(visited)}
         alphas, sigmas = (table[list(visited)].tolist() for table in self._tables)
         self._path = [*map(NoiseLevel, alphas, sigmas)]
+        self._x_0_factors = [x_0_factors(self.config["prediction_type"], level) for level in self._path]
         self._plans: dict[tuple[int, float], list[Update]] = {}
         self._start, self._next = 0, 0
         self._outputs: list[Tensor] = []
@@ -283,8 +290,8 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         update = self._updates(self._start, eta)[index - self._start]
 
         wide = _wide(sample.dtype)
-        x_t = sample.to(wide)
-        x_0 = self._x_0(model_output.to(wide), x_t, index)
+        x_t = _cast(sample, wide)
+        x_0 = self._x_0(_cast(model_output, wide), x_t, index)
         outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
         x_s = x_t * update.keep
         for gain, output in zip(update.gains, outputs, strict=True):
@@ -292,19 +299,19 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         if update.noise > 0:
             if variance_noise is None:  # in the sample's dtype, so that a seed means the same noise as in stock
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
-            x_s.add_(variance_noise.to(wide), alpha=update.noise)
+            x_s.add_(_cast(variance_noise, wide), alpha=update.noise)
         elif len(outputs) > 1 and index + 1 == len(self._path):
             x_s = self._bounded(x_s)
         self._next = index + 1
         if self._next == len(self._path):
             self._outputs = []
-        prev_sample, pred_original_sample = x_s.to(sample.dtype), x_0.to(sample.dtype)
+        prev_sample, pred_original_sample = _cast(x_s, sample.dtype), _cast(x_0, sample.dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
     def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
-        a, b = x_0_factors(self.config["prediction_type"], self._path[index])
+        a, b = self._x_0_factors[index]
         x_0 = (x_t * a).add_(model_output, alpha=float(b))
         return self._bounded(x_0)
 
