@@ -3,9 +3,20 @@
 from types import SimpleNamespace
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, StableDiffusionPipeline, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from landscapes import captions
-from small_stable_diffusion import build_stable_diffusion
+from small_stable_diffusion import build_stable_diffusion, flawed_scheduler
 
 
 def zero_snr_scheduler(prediction_type="v_prediction", zero=True):
@@ -44,6 +55,65 @@ def tiny_stable_diffusion(scheduler=None) -> StableDiffusionPipeline:
     pipe.scheduler = scheduler or zero_snr_scheduler()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """Without text encoders: give `prompt_embeds` [B, any, 8] and `pooled_prompt_embeds` [B, 8]."""
+    parts = build_stable_diffusion(image_size=16, unet_channels=(8, 16), vae_channels=(8, 8, 8), text_width=8)
+    conditions = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_config(
+            parts.unet.config, projection_class_embeddings_input_dim=8 + 6 * 8, **conditions
+        )
+    texts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    return StableDiffusionXLPipeline(
+        vae=parts.vae, unet=unet, scheduler=parts.scheduler, add_watermarker=False, **texts
+    )
+
+
+PICTURE = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+RIGHT_HALF = (torch.arange(16) >= 8).float().expand(1, 1, 16, 16)
+
+
+def tiny_painter(kind):
+    """A stock pipeline by what it makes pictures from, and a function (n, **changes) that calls it for n steps.
+
+    The function returns latents, or pixels for `unconditional`, made with a generator of seed 0.
+    """
+    call = {"output_type": "latent", "prompt": "a dark landscape", "guidance_scale": 2.0}
+    if kind == "unconditional":
+        pipe = DDPMPipeline(tiny_unconditional().unet, flawed_scheduler())
+        call = {"output_type": "pt"}
+    elif kind.startswith("xl"):
+        pipe, embeds = tiny_stable_diffusion_xl(), torch.linspace(-1, 1, 32).reshape(1, 4, 8)
+        call |= {"prompt": None, "prompt_embeds": embeds, "pooled_prompt_embeds": embeds[:, 0], "guidance_scale": 1.0}
+    else:
+        pipe = tiny_stable_diffusion(flawed_scheduler())
+    if kind == "inpaint":
+        pipe = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+        call |= {"image": PICTURE, "mask_image": RIGHT_HALF, "height": 16, "width": 16}
+    elif kind == "image":
+        pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        call |= {"image": PICTURE, "strength": 1.0}
+    elif kind == "xl-image":
+        pipe = StableDiffusionXLImg2ImgPipeline(
+            **pipe.components, requires_aesthetics_score=False, add_watermarker=False
+        )
+        call |= {"image": PICTURE, "strength": 1.0}
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, lambda n, **changes: pipe(num_inference_steps=n, **{**call, "generator": seeded(), **changes}).images
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def watch(unet):
+    """The timesteps that the network is called at, as it is called."""
+    seen = []
+    unet.register_forward_pre_hook(lambda module, args: seen.append(int(args[1])))
+    return seen
 
 
 class StubUNet(torch.nn.Module):

@@ -70,7 +70,9 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: `v_prediction` or `sample`; `epsilon` only without zero terminal SNR.
         rescale_betas_zero_snr: apply Algorithm 1. False keeps the schedule, for a model that was not retrained.
         timestep_spacing: `trailing`, `linspace`, or `kappa`, which puts the steps where the signal is; `leading` only
-            without zero terminal SNR, as it misses T-1.
+            without zero terminal SNR, as it misses T-1. A strength of image to image is a share of the steps, so with
+            `kappa` the same strength starts nearer to the image. Stock schedulers do not know `kappa`: name another
+            spacing to their `from_config`.
         clip_sample: clip each predicted x_0, for models of pixels.
         clip_sample_range: to [-range, range].
         thresholding: scale each predicted x_0 into [-1, 1] instead (Imagen's dynamic thresholding), likewise.
@@ -303,11 +305,13 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         elif len(outputs) > 1 and index + 1 == len(self._path):
             x_s = self._bounded(x_s)
         self._next = index + 1
-        if self._next == len(self._path):
+        if not self._memory or self._next == len(self._path):
             self._outputs = []
         prev_sample, pred_original_sample = _cast(x_s, sample.dtype), _cast(x_0, sample.dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
+        if self._outputs:  # who asks for it may edit it, as previews do; pipelines ask for the tuple and do not look
+            pred_original_sample = pred_original_sample.clone()
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
     def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:

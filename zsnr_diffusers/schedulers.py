@@ -203,18 +203,54 @@ class ZeroSNRLCMScheduler(_SimpleStep):
         snr_shift_scale: float = 1.0,
         original_inference_steps: int = 50,
     ) -> None:
-        if not 1 <= original_inference_steps <= num_train_timesteps:
-            raise ValueError(
-                f"original_inference_steps={original_inference_steps} must lie in [1, {num_train_timesteps}]."
-            )
+        self._checked_steps(original_inference_steps)
         self._set_up()
 
-    def _spaced(self, num_inference_steps: int) -> list[int]:
-        distilled = spaced_timesteps("trailing", self.config["original_inference_steps"], self._table)
-        if num_inference_steps > len(distilled):
-            return super()._spaced(num_inference_steps)
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
+    ) -> None:
+        """Choose the timesteps that sampling visits, among those that the model was distilled at.
+
+        Args:
+            num_inference_steps: n, from 1 to T.
+            device: where `timesteps` shall lie.
+            timesteps: the timesteps themselves instead, strictly decreasing in [0, T-1].
+            original_inference_steps: in place of the config's.
+            strength: of image to image, in (0, 1]: start at this share of the distilled timesteps.
+
+        Raises:
+            ValueError: a value out of range, or a strength that leaves fewer timesteps than steps.
+        """
+        if timesteps is not None or num_inference_steps is None:
+            return super().set_timesteps(num_inference_steps, device, timesteps)
         check_num_inference_steps(num_inference_steps, len(self))
-        return [distilled[len(distilled) * k // num_inference_steps] for k in range(num_inference_steps)]
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength={strength} must lie in (0, 1].")
+        original = self._checked_steps(original_inference_steps or self.config["original_inference_steps"])
+        distilled = spaced_timesteps("trailing", original, self._table)
+        distilled = distilled[len(distilled) - int(len(distilled) * strength) :]
+        if num_inference_steps > len(distilled):
+            if strength != 1:
+                raise ValueError(
+                    f"num_inference_steps={num_inference_steps} at strength={strength}: {len(distilled)} are left of "
+                    f"the {original} timesteps that the model was distilled at; take fewer steps or more strength."
+                )
+            distilled = spaced_timesteps(self.config["timestep_spacing"], num_inference_steps, self._table)
+        places = [len(distilled) * k // num_inference_steps for k in range(num_inference_steps)]
+        super().set_timesteps(device=device, timesteps=[distilled[place] for place in places])
+
+    def _checked_steps(self, original_inference_steps: int) -> int:
+        if not 1 <= original_inference_steps <= self.config["num_train_timesteps"]:
+            raise ValueError(
+                f"original_inference_steps={original_inference_steps} must lie in [1, "
+                f"{self.config['num_train_timesteps']}]."
+            )
+        return original_inference_steps
 
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         return consistency_updates(path)

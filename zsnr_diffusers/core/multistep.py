@@ -15,11 +15,13 @@ from torch import Tensor
 
 from .noise import NoiseLevel
 from .solvers import Update, check_eta
-from .spacing import CLEAN_POSITION, LARGEST_SCALE, position
+from .spacing import LARGEST_SCALE, clean_position, position
 
 MAX_ORDER = 3
-FAR = 1.5
-"""An interval is too long for a polynomial if it is so many times longer than its neighbours."""
+FAR = 2.0
+"""Steps are even if no interval is so many times longer than the one before."""
+DETAIL = 0.05
+"""The smallest scale that the last step looks for behind the last output of even steps."""
 SPECTRUM = (0.1, 64.0)
 """Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
 TRUST = 0.05
@@ -74,6 +76,27 @@ def _rows(kappas: Tensor, ahead: int, most: int, a: float) -> list[Tensor]:
     return rows
 
 
+def _ending(kappas: Tensor, most: int, even: bool) -> Tensor:
+    """Weights of the last outputs in the clean sample, newest first.
+
+    Towards clean data x_0 runs in powers of 1 / kappa^2 on every Gaussian, once its scale is resolved; so its limit is
+    the value at 0 of the polynomial in that variable through the last outputs. Even steps end where details are not
+    resolved yet; there the variable is `position` down to the scale `DETAIL`.
+    """
+    if len(kappas) == 1:
+        return torch.ones(1, dtype=torch.float64)
+    last = kappas[-most:].flip(0)
+    last = last[last > 0]  # pure noise knows nothing of the end
+    nodes, end = (position(last, DETAIL), clean_position(DETAIL)) if even else (last**-2, 0.0)
+    return _lagrange(nodes[None], torch.tensor([[end]], dtype=torch.float64))[0, :, 0]
+
+
+def _even(kappas: Tensor) -> bool:
+    """Whether no interval, up to clean data, is much longer in `position` than the one before."""
+    intervals = torch.cat([position(kappas), torch.tensor([clean_position()], dtype=torch.float64)]).diff()
+    return bool((intervals[1:] <= FAR * intervals[:-1]).all())
+
+
 def multistep_updates(
     path: Sequence[NoiseLevel], order: int = 2, corrector: bool = True, eta: float = 0.0
 ) -> list[Update]:
@@ -86,9 +109,9 @@ def multistep_updates(
     These are the predictor and corrector of Adams in this variable; Zhao et al. 2023 (UniPC, arXiv:2302.04867) have
     theirs in log(kappa).
 
-    Without fresh noise, two things more. The last step returns the polynomial's value at clean data, rather than the
-    last x_0, if the interval that it must cross is not much longer than the one before. And where the steps are about
-    even in `position`, the weights are fitted to a spectrum of Gaussian data, see `_fit_to_spectrum`.
+    Without fresh noise, two things more. The last step returns not the last x_0, but where the last ones lead, see
+    `_ending`. And where the steps are about even in `position`, the weights are fitted to a spectrum of Gaussian data,
+    see `_fit_to_spectrum`.
 
     Args:
         path: levels from the noisiest on, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
@@ -114,12 +137,9 @@ def multistep_updates(
             row[: len(corrected[i - 1])] += kept[i] * corrected[i - 1]
             row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
         rows.append(row)
-    positions = torch.cat([position(kappas), torch.tensor([CLEAN_POSITION], dtype=torch.float64)])
-    intervals = positions.diff()
-    across = eta == 0 and n > 1 and bool(intervals[-1] <= FAR * intervals[-2])
-    ending = positions[n - (min(n, order + corrector) if across else 1) : n].flip(0)
-    rows.append(_lagrange(ending[None], positions[None, -1:])[0, :, 0])
-    if across and bool((intervals <= FAR * intervals.mean()).all()):
+    even = _even(kappas)
+    rows.append(_ending(kappas, order + corrector if eta == 0 else 1, even))
+    if even and eta == 0:
         _fit_to_spectrum(rows, kappas)
     sigmas = [float(level.sigma) for level in path]
     updates = [

@@ -74,12 +74,12 @@ def pndm_updates(path: Sequence[NoiseLevel]) -> list[Update]:
     Args:
         path: levels from the noisiest on, as in `multistep_updates`.
     """
-    steps = [ddim_update(now, following) for now, following in pairwise([*path, CLEAN])]
-    weights = [_ADAMS_BASHFORTH[min(i, 3)] for i in range(len(steps) - 1)] + [(1.0,)]
-    return [
-        step._replace(gains=tuple(step.gains[0] * weight for weight in row))
-        for step, row in zip(steps, weights, strict=True)
-    ]
+    updates = []
+    for i, (now, following) in enumerate(pairwise([*path, CLEAN])):
+        step = ddim_update(now, following)
+        weights = _ADAMS_BASHFORTH[min(i, 3) if following != CLEAN else 0]
+        updates.append(step._replace(gains=tuple(step.gains[0] * weight for weight in weights)))
+    return updates
 
 
 def consistency_updates(path: Sequence[NoiseLevel]) -> list[Update]:

@@ -17,18 +17,22 @@ TimestepSpacing = Literal["trailing", "kappa", "linspace", "leading"]
 TIMESTEP_SPACINGS: tuple[str, ...] = get_args(TimestepSpacing)
 
 SMALLEST_SCALE, LARGEST_SCALE = 0.02, 32.0
-CLEAN_POSITION = math.log(LARGEST_SCALE / SMALLEST_SCALE)
-"""`position` of clean data."""
+"""Standard deviations, of fine detail and of brightness, between which steps are shared out."""
 
 
-def position(kappa: Tensor) -> Tensor:
-    """How far sampling has come at kappa = alpha / sigma: 0 at pure noise, `CLEAN_POSITION` at clean data.
+def position(kappa: Tensor, smallest_scale: float | None = None) -> Tensor:
+    """How far sampling has come at kappa = alpha / sigma: 0 at pure noise, `clean_position` at clean data.
 
     Gaussian data N(0, s^2) has x_0(kappa) proportional to s kappa / sqrt(1 + (s kappa)^2) along the exact path. This
     is its integral over log s, from the smallest to the largest scale: what the network says on the way, averaged over
     a spectrum from fine detail to brightness.
     """
-    return (LARGEST_SCALE * kappa).asinh() - (SMALLEST_SCALE * kappa).asinh()
+    return (LARGEST_SCALE * kappa).asinh() - ((smallest_scale or SMALLEST_SCALE) * kappa).asinh()
+
+
+def clean_position(smallest_scale: float | None = None) -> float:
+    """`position` of clean data."""
+    return math.log(LARGEST_SCALE / (smallest_scale or SMALLEST_SCALE))
 
 
 def _round_half_even(numerator: int, denominator: int) -> int:
@@ -70,7 +74,7 @@ def _even_in_position(n: int, positions: Tensor) -> list[int]:
     Where timesteps are too far apart for that, towards clean data, every one of them is visited.
     """
     start = positions[-1].item()
-    goals = start + (CLEAN_POSITION - start) * torch.arange(n, dtype=torch.float64) / n
+    goals = start + (clean_position() - start) * torch.arange(n, dtype=torch.float64) / n
     nearest = (positions - goals[:, None]).abs().argmin(dim=1).tolist()
     steps = [len(positions)]
     for k, timestep in enumerate(nearest):

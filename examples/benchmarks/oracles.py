@@ -1,0 +1,195 @@
+"""Denoisers that know the data's distribution exactly, and where the exact probability-flow ODE leads.
+
+With y = x / sigma and kappa = alpha / sigma the ODE is dy / dkappa = E[x_0 | x], from y = x_T at kappa = 0 to
+x_0 = lim y / kappa. For Gaussian data that limit is s x_T; for mixtures it is integrated here, by a method that shares
+nothing with the samplers under test. What a sampler is off is then its own doing, as no network errs beside it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zsnr_diffusers.core import NoiseLevel, noise_level, training_target
+
+SMALLEST, LARGEST = 0.05, 32.0
+"""Standard deviations of the Gaussian cases: fine detail, and the mean of a 32x32 picture in units of one pixel."""
+DIMENSIONS = (2, 4, 8, 16, 32, 64)
+TIGHT, WIDE, WIDEST = 0.05, 0.5, 1.5
+NEARLY_CLEAN = 1e5
+"""kappa at which E[x_0 | x] stands for x_0: a mode of width s is then off by 1 / (2 s^2 kappa^2), relatively."""
+
+
+@dataclass
+class Gaussian:
+    """N(0, diag(std^2)), std of shape [d]."""
+
+    name: str
+    std: Tensor
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation of the data in each dimension, shape [d]."""
+        return self.std
+
+    def x_0(self, y: Tensor, kappa: float) -> Tensor:
+        """E[x_0 | x] at y = x / sigma of shape [N, d]."""
+        return self.std**2 * kappa / (1 + (self.std * kappa) ** 2) * y
+
+    def endpoint(self, noise: Tensor, num_steps: int) -> Tensor:
+        """Where the exact ODE leads from `noise` [N, d]."""
+        return self.std * noise
+
+
+@dataclass
+class Mixture:
+    """Isotropic Gaussian modes: means [K, d], stds [K], weights [K] that sum to one."""
+
+    name: str
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation of the data in each dimension, shape [d]."""
+        second = self.weights @ (self.means**2 + self.stds[:, None] ** 2)
+        return (second - (self.weights @ self.means) ** 2).sqrt()
+
+    def x_0(self, y: Tensor, kappa: float) -> Tensor:
+        """E[x_0 | x] at y = x / sigma of shape [N, d]: the posterior means of the modes, by their posterior weights.
+
+        y of a mode is N(kappa mean, 1 + kappa^2 std^2).
+        """
+        variance = 1 + (kappa * self.stds) ** 2
+        distance = (y**2).sum(1, keepdim=True) - 2 * kappa * y @ self.means.T + (kappa * self.means).pow(2).sum(1)
+        logits = self.weights.log() - distance / (2 * variance) - y.shape[1] / 2 * variance.log()
+        mode = logits.softmax(1)
+        return mode @ (self.means / variance[:, None]) + (mode @ (kappa * self.stds**2 / variance))[:, None] * y
+
+    def endpoint(self, noise: Tensor, num_steps: int) -> Tensor:
+        """Where the exact ODE leads from `noise` [N, d]: Runge and Kutta's fourth order, even in asinh(60 kappa)."""
+        y, h = noise, math.asinh(60 * NEARLY_CLEAN) / num_steps
+
+        def slope(y: Tensor, w: float) -> Tensor:
+            return self.x_0(y, math.sinh(w) / 60) * (math.cosh(w) / 60)
+
+        for step in range(num_steps):
+            w = step * h
+            k1 = slope(y, w)
+            k2 = slope(y + h / 2 * k1, w + h / 2)
+            k3 = slope(y + h / 2 * k2, w + h / 2)
+            y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(y + h * k3, w + h))
+        return self.x_0(y, NEARLY_CLEAN)
+
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """Data, shape [num, d]."""
+        mode = torch.multinomial(self.weights, num, replacement=True, generator=generator)
+        noise = torch.randn(num, self.means.shape[1], dtype=torch.float64, generator=generator)
+        return self.means[mode] + self.stds[mode, None] * noise
+
+
+Case = Gaussian | Mixture
+
+
+def gaussians() -> list[Gaussian]:
+    """Bands of scales, all of them, and spectra that fall with a power, as those of pictures do.
+
+    Bands, not single scales: the error of a sampler changes its sign with the scale, and a case that a zero falls on
+    would weigh more in a geometric mean than all others.
+    """
+    scales = torch.logspace(math.log10(SMALLEST), math.log10(LARGEST), 80, dtype=torch.float64)
+    k = torch.arange(1, 65, dtype=torch.float64)
+    return [
+        *(Gaussian(f"scales {band[0]:.2g} to {band[-1]:.2g}", band) for band in scales.split(8)),
+        Gaussian("all scales", scales),
+        *(Gaussian(f"power {b}", (LARGEST * k**-b).clamp(min=SMALLEST)) for b in (0.5, 1, 2)),
+    ]
+
+
+def mixtures(seed: int) -> list[Mixture]:
+    """In each dimension one mixture of tight modes, one of wide ones and one of both; 3 to 12 modes at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def log_uniform(low: float, high: float, num: int) -> Tensor:
+        u = torch.rand(num, dtype=torch.float64, generator=generator)
+        return low * (high / low) ** u
+
+    cases = []
+    for d in DIMENSIONS:
+        for kind in ("tight", "wide", "mixed"):
+            modes = int(torch.randint(3, 13, (), generator=generator))
+            distance = log_uniform(0.7, 4.0, 1)
+            means = distance * torch.randn(modes, d, dtype=torch.float64, generator=generator)
+            mixed = log_uniform(TIGHT, WIDEST, modes)
+            stds = mixed if kind == "mixed" else torch.full_like(mixed, TIGHT if kind == "tight" else WIDE)
+            shares = log_uniform(0.2, 1.0, modes)
+            cases.append(Mixture(f"{kind} {modes} modes in {d}-d", means, stds, shares / shares.sum()))
+    return cases
+
+
+class Suite:
+    """Several cases sampled at once: one flat sample [1, D], so that a scheduler runs once for all of them."""
+
+    def __init__(self, cases: Sequence[Case], noises: Sequence[Tensor], alpha_bar: Tensor) -> None:
+        """Take cases, the noise [N, d] that each is sampled from, and the schedule."""
+        self.cases = list(cases)
+        self._shapes = [noise.shape for noise in noises]
+        self.noise = self.join(noises)
+        alpha, sigma = noise_level(alpha_bar, torch.arange(len(alpha_bar)))
+        self._kappas = (alpha / sigma).tolist()
+
+    def split(self, sample: Tensor) -> list[Tensor]:
+        """The part of each case, [N, d], of a flat sample."""
+        parts = sample[0].split([shape.numel() for shape in self._shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    @staticmethod
+    def join(parts: Sequence[Tensor]) -> Tensor:
+        """The flat sample of the parts."""
+        return torch.cat([part.flatten() for part in parts])[None]
+
+    def level(self, timestep: float) -> NoiseLevel:
+        """The noise level at a timestep; between two of them log kappa is interpolated, as stock does to find it.
+
+        Before the last timestep, where log kappa has no end, kappa itself is. Timesteps below 0 are taken for 0.
+        """
+        t = min(max(float(timestep), 0.0), len(self._kappas) - 1.0)
+        below = min(int(t), len(self._kappas) - 2)
+        low, high, share = self._kappas[below], self._kappas[below + 1], t - below
+        kappa = low ** (1 - share) * high**share if high > 0 else (1 - share) * low
+        return NoiseLevel(kappa / math.hypot(1, kappa), 1 / math.hypot(1, kappa))
+
+    def velocity(self, x_t: Tensor, timestep: float) -> Tensor:
+        """What a perfect network with v-prediction returns for the flat sample `x_t`."""
+        level = self.level(timestep)
+        alpha, sigma = float(level.alpha), float(level.sigma)
+        y = x_t.double() / sigma
+        parts = [case.x_0(part, alpha / sigma) for case, part in zip(self.cases, self.split(y), strict=True)]
+        x_0 = self.join(parts)
+        return training_target("v_prediction", x_0, (x_t.double() - alpha * x_0) / sigma, level)
+
+    def endpoints(self, num_steps: int) -> list[Tensor]:
+        """Where the exact ODE leads, per case."""
+        noises = self.split(self.noise)
+        return [case.endpoint(noise, num_steps) for case, noise in zip(self.cases, noises, strict=True)]
+
+    def errors(self, sample: Tensor, exact: Sequence[Tensor]) -> Tensor:
+        """Per case the RMS difference to the exact ODE, each dimension in units of its spread; shape [cases]."""
+        parts = zip(self.cases, self.split(sample.double()), exact, strict=True)
+        return torch.stack([((part - end) / case.spread).square().mean().sqrt() for case, part, end in parts])
+
+
+def ode_suite(alpha_bar: Tensor, seed: int, num_samples: int) -> Suite:
+    """The Gaussian cases and a seed's mixtures.
+
+    A sampler is linear in Gaussian data, dimension by dimension, so a single sample of ones shows all of its error.
+    """
+    generator, flat, mixed = torch.Generator().manual_seed(seed + 1), gaussians(), mixtures(seed)
+    noises = [torch.ones(1, len(case.std), dtype=torch.float64) for case in flat]
+    noises += [
+        torch.randn(num_samples, case.means.shape[1], dtype=torch.float64, generator=generator) for case in mixed
+    ]
+    return Suite([*flat, *mixed], noises, alpha_bar)
