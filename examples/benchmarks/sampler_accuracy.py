@@ -434,7 +434,7 @@ NO_FIT = {"TRUST": 1e6}
 STUDIED: dict[str, Sequence[float]] = {
     "LARGEST_SCALE": (8, 16, 32, 64, 128),
     "SMALLEST_SCALE": (0.005, 0.01, 0.02, 0.05, 0.1),
-    "TRUST": (0.01, 0.02, 0.05, 0.1, 0.2, NO_FIT["TRUST"]),
+    "TRUST": (0.1, 0.2, 0.4, 0.8, 1.6, NO_FIT["TRUST"]),
 }
 
 

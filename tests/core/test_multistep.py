@@ -86,7 +86,7 @@ def error(name, n, **kwargs):
 @pytest.mark.parametrize("name", ["detail", "unit", "brightness"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_order_of_convergence_from_zero_snr(name, order):
-    errors = [error(name, n, order=order, corrector=False) for n in (160, 320, 640)]
+    errors = [error(name, n, order=order, corrector=False) for n in (320, 640, 1280)]
     for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 

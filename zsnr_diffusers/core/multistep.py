@@ -24,8 +24,10 @@ DETAIL = 0.05
 """The smallest scale that the last step looks for behind the last output of even steps."""
 SPECTRUM = (0.1, 64.0)
 """Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
-TRUST = 0.05
-"""Relative error that a move of a weight by its whole step must save, for the fit to make it."""
+FEW_STEPS = 32
+"""More of them need no fit: their polynomials are nearly exact."""
+TRUST = 0.4
+"""Relative error, over a run, that moving the weights by a whole step each must save, for the fit to move them."""
 
 
 @lru_cache(maxsize=1)
@@ -110,8 +112,8 @@ def multistep_updates(
     theirs in log(kappa).
 
     Without fresh noise, two things more. The last step returns not the last x_0, but where the last ones lead, see
-    `_ending`. And where the steps are about even in `position`, the weights are fitted to a spectrum of Gaussian data,
-    see `_fit_to_spectrum`.
+    `_ending`. And where the steps are few and about even in `position`, the weights are fitted to a spectrum of
+    Gaussian data, see `_fit_to_spectrum`.
 
     Args:
         path: levels from the noisiest on, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
@@ -139,7 +141,7 @@ def multistep_updates(
         rows.append(row)
     even = _even(kappas)
     rows.append(_ending(kappas, order + corrector if eta == 0 else 1, even))
-    if even and eta == 0:
+    if even and eta == 0 and n <= FEW_STEPS:
         _fit_to_spectrum(rows, kappas)
     sigmas = [float(level.sigma) for level in path]
     updates = [
@@ -158,15 +160,15 @@ def _fit_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
 
     For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
     Row by row the sampler is run on all s at once, and the row is moved by the least squares of the relative error
-    after it, errors of earlier steps included, with `TRUST` for a ridge; the sum of a row, which makes a constant
-    output exact, stays. Few steps, whose polynomials are far from exact, are moved much; many steps, hardly at all.
+    after it, errors of earlier steps included, with `TRUST` / n for a ridge; the sum of a row, which makes a constant
+    output exact, stays.
     """
     smallest, largest = map(math.log10, SPECTRUM)
     s = torch.logspace(smallest, largest, 64, dtype=torch.float64)
     growth = (1 + (s * kappas[:, None]) ** 2).sqrt()
     slopes = s**2 * kappas[:, None] / growth**2  # x_0 = slope * x / sigma
     wanted = torch.cat([growth[1:], s[None]])
-    ridge = TRUST**2 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
+    ridge = (TRUST / len(rows)) ** 2 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
     y, outputs = growth[0], torch.empty(len(rows), len(s), dtype=torch.float64)
     for i, row in enumerate(rows):
         outputs[i] = slopes[i] * y
