@@ -10,7 +10,6 @@ type that it offers.
 """
 
 import argparse
-import inspect
 import itertools
 import json
 import math
@@ -23,12 +22,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffusers
 import torch
 from matplotlib.figure import Figure
 from oracles import LARGEST, SMALLEST, Gaussian, Suite, mixtures, ode_suite
+from samplers import (
+    DEFAULT,
+    SAME_LEVELS,
+    SCHEDULE,
+    Sampler,
+    multistep_options,
+    our_samplers,
+    sample,
+    stock_samplers,
+)
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,143 +45,12 @@ from zsnr_diffusers import (
     ZeroSNRDDIMScheduler,
     ZeroSNRDDPMScheduler,
     ZeroSNRMultistepScheduler,
-    ZeroSNRPNDMScheduler,
 )
 from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr, multistep, spacing
 
-SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-MODEL: dict[str, Any] = {**SCHEDULE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-UNBOUNDED: dict[str, Any] = {"clip_sample": False, "snr_shift_scale": 1.0}
-"""For stock classes that clip, or that shift the schedule, unless told not to."""
-BACKWARDS = {"DDIMInverseScheduler"}
-"""Leads from data to noise."""
-ANCESTRAL = {
-    "CogVideoXDPMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-}
-"""Add fresh noise whatever their options."""
-SOLVER_TYPES = {"DPMSolverMultistepScheduler": ("midpoint", "heun"), "UniPCMultistepScheduler": ("bh1", "bh2")}
-CHOICES: dict[str, Sequence[Any]] = {
-    "timestep_spacing": ("trailing", "linspace", "leading"),
-    "solver_order": (1, 2, 3),
-    "final_sigmas_type": ("zero", "sigma_min"),
-    "lower_order_final": (True, False),
-    "predict_x0": (True, False),
-    "interpolation_type": ("linear", "log_linear"),
-    "set_alpha_to_one": (True, False),
-}
-SAME_LEVELS = {"solver_order", "solver_type", "algorithm_type", *CHOICES} - {"timestep_spacing"}
-"""Options that tell runs over the same noise levels apart."""
 CURVE = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50)
 BRIGHTNESS = (4, 10, 20, 50)
 NOTHING = "data against data"
-
-
-class Sampler(NamedTuple):
-    """A scheduler class and what it is made with, besides the model's facts."""
-
-    cls: type[Any]
-    options: dict[str, Any]
-
-    @property
-    def reaches_clean_data(self) -> bool:
-        """Whether the last step leads there, rather than to the noise level of timestep 0."""
-        return self.options.get("final_sigmas_type") != "sigma_min" and self.options.get("set_alpha_to_one", True)
-
-    @property
-    def label(self) -> str:
-        """The class, spacing and order, and every option that is not the class's default."""
-        defaults = inspect.signature(self.cls.__init__).parameters
-        words = [self.cls.__name__.removesuffix("Scheduler").replace("Discrete", "").replace("SolverMultistep", "")]
-        for key, value in self.options.items():
-            if key == "solver_order":
-                words.append(f"order {value}")
-            elif key == "timestep_spacing" or (isinstance(value, str) and value != defaults[key].default):
-                words.append(value)
-            elif isinstance(value, bool) and value != defaults[key].default:
-                words.append(key.removeprefix("use_").replace("_", " ") if value else f"no {key}")
-            elif key == "eta":
-                words.append(f"eta {value:g}")
-        return " ".join(words)
-
-    def prepared(self, n: int) -> Any:
-        """The scheduler, about to take n steps."""
-        accepted = inspect.signature(self.cls.__init__).parameters
-        unbounded = {key: value for key, value in UNBOUNDED.items() if key in accepted}
-        scheduler = self.cls(**MODEL, **unbounded, **self.options)
-        scheduler.set_timesteps(n)
-        return scheduler
-
-
-DEFAULT = Sampler(ZeroSNRMultistepScheduler, {"timestep_spacing": "kappa", "solver_order": 2})
-
-
-def our_samplers() -> list[Sampler]:
-    """Deterministic ones, `DEFAULT` first."""
-    orders = itertools.product(("kappa", "trailing"), (2, 3, 1), (True, False))
-    return [
-        *(
-            Sampler(ZeroSNRMultistepScheduler, _multistep(where, order, corrector))
-            for where, order, corrector in orders
-        ),
-        *(Sampler(ZeroSNRDDIMScheduler, {"timestep_spacing": where}) for where in ("kappa", "trailing")),
-        Sampler(ZeroSNRPNDMScheduler, {"timestep_spacing": "trailing"}),
-    ]
-
-
-def _multistep(where: str, order: int, corrector: bool = True, **others: Any) -> dict[str, Any]:
-    return {"timestep_spacing": where, "solver_order": order, **({} if corrector else {"corrector": False}), **others}
-
-
-def stock_samplers(stochastic: bool) -> list[Sampler]:
-    """Every scheduler of diffusers that knows zero terminal SNR, in every combination of options it accepts.
-
-    The stochastic ones only in those that change where the steps are, and their order.
-    """
-    samplers = []
-    for name in sorted(set(dir(diffusers)) - BACKWARDS):
-        cls = getattr(diffusers, name)
-        accepted = inspect.signature(cls.__init__).parameters if inspect.isclass(cls) else {}
-        if "rescale_betas_zero_snr" not in accepted or (name in ANCESTRAL and not stochastic):
-            continue
-        choices = {key: values for key, values in CHOICES.items() if key in accepted}
-        if name in SOLVER_TYPES:
-            choices["solver_type"] = SOLVER_TYPES[name]
-        if stochastic:
-            choices = {k: v if k in ("timestep_spacing", "solver_order") else v[:1] for k, v in choices.items()}
-        if "algorithm_type" in accepted:
-            choices["algorithm_type"] = ("sde-dpmsolver++",) if stochastic else ("dpmsolver++", "dpmsolver")
-        elif stochastic and name not in ANCESTRAL:
-            continue
-        sigmas = [
-            k for k in accepted if k.startswith("use_") and k.endswith(("_sigmas", "_lambdas")) and "flow" not in k
-        ]
-        for values, where in itertools.product(itertools.product(*choices.values()), [None, *sigmas]):
-            sampler = Sampler(cls, {**dict(zip(choices, values, strict=True)), **({where: True} if where else {})})
-            if sampler.options.get("algorithm_type") != "dpmsolver" or sampler.options["final_sigmas_type"] != "zero":
-                samplers.append(sampler)  # the rest refuses the combination
-    return samplers
-
-
-def sample(scheduler: Any, suite: Suite, generator: torch.Generator | None = None) -> Tensor:
-    """The flat sample that a prepared scheduler makes of the suite's noise."""
-    x, previous_x_0, previous_t = suite.noise * float(scheduler.init_noise_sigma), None, None
-    accepted = inspect.signature(scheduler.step).parameters
-    noise = {"generator": generator} if "generator" in accepted else {}
-    for t in scheduler.timesteps:
-        v = suite.velocity(scheduler.scale_model_input(x, t), float(t))
-        if "timestep_back" in accepted:  # CogVideoXDPM has its history handed to it
-            x, previous_x_0 = scheduler.step(v, previous_x_0, t, previous_t, x, **noise)
-            previous_t = t
-        else:
-            x = scheduler.step(v, t, x, **noise).prev_sample
-    if not bool(x.isfinite().all()):
-        raise ArithmeticError("NaN")
-    return x
 
 
 def _brief(sampler: Sampler) -> str:
@@ -301,7 +179,7 @@ def compare(bench: Bench, steps: Sequence[int], report: dict[str, Any]) -> list[
 
 def compare_trailing(bench: Bench, steps: Sequence[int], report: dict[str, Any]) -> None:
     """Everyone on the same steps: the update rule without the spacing's part."""
-    ours = [Sampler(ZeroSNRMultistepScheduler, _multistep("trailing", order)) for order in (2, 3)]
+    ours = [Sampler(ZeroSNRMultistepScheduler, multistep_options("trailing", order)) for order in (2, 3)]
     stock = [
         sampler
         for sampler in stock_samplers(stochastic=False)
@@ -369,7 +247,7 @@ def compare_sde(alpha_bar: Tensor, seed: int, num: int, n: int, report: dict[str
 
     ours = [
         *(
-            Sampler(ZeroSNRMultistepScheduler, _multistep(where, order, eta=1.0))
+            Sampler(ZeroSNRMultistepScheduler, multistep_options(where, order, eta=1.0))
             for where in ("kappa", "trailing")
             for order in (2, 3, 1)
         ),
@@ -416,10 +294,9 @@ def _show_failures(failures: Sequence[tuple[str, str]], where: str) -> None:
 @contextmanager
 def constants(**values: float) -> Iterator[None]:
     """Other values for the constants of `core.spacing` and `core.multistep`, while the block runs."""
-    modules, saved = (spacing, multistep), []
-    scales = [values.get(name, getattr(spacing, name)) for name in ("LARGEST_SCALE", "SMALLEST_SCALE")]
-    for name, value in {**values, "CLEAN_POSITION": math.log(scales[0] / scales[1])}.items():
-        for module in modules:
+    saved = []
+    for name, value in values.items():
+        for module in (spacing, multistep):
             if hasattr(module, name):
                 saved.append((module, name, getattr(module, name)))
                 setattr(module, name, value)
@@ -434,6 +311,7 @@ NO_FIT = {"TRUST": 1e6}
 STUDIED: dict[str, Sequence[float]] = {
     "LARGEST_SCALE": (8, 16, 32, 64, 128),
     "SMALLEST_SCALE": (0.005, 0.01, 0.02, 0.05, 0.1),
+    "DETAIL": (0.02, 0.05, 0.1, 0.2),
     "TRUST": (0.1, 0.2, 0.4, 0.8, 1.6, NO_FIT["TRUST"]),
 }
 
@@ -461,7 +339,7 @@ def study(bench: Bench, steps: Sequence[int], report: dict[str, Any]) -> None:
             {
                 f"order {order}{' + corrector' * corrector}{' + fit' * fit}": (
                     {} if fit else NO_FIT,
-                    Sampler(ZeroSNRMultistepScheduler, _multistep(where, order, corrector)),
+                    Sampler(ZeroSNRMultistepScheduler, multistep_options(where, order, corrector)),
                 )
                 for order, corrector, fit in itertools.product((1, 2, 3), (False, True), fits)
             },
@@ -560,10 +438,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report["failures"] = list(bench.failures)
     trailing = range(3, 51) if args.all else CURVE
     compare_trailing(bench, trailing, report)
-    drawn = [DEFAULT, *(Sampler(ZeroSNRMultistepScheduler, _multistep(*o)) for o in (("kappa", 3), ("trailing", 2)))]
+    others = [Sampler(ZeroSNRMultistepScheduler, multistep_options(*o)) for o in (("kappa", 3), ("trailing", 2))]
     report["curves"] = {
         s.label: [bench.figures(bench.errors(s, n))[0] for n in CURVE]
-        for s in tqdm([*drawn, *stock], desc="curves", leave=False, disable=None)
+        for s in tqdm([DEFAULT, *others, *stock], desc="curves", leave=False, disable=None)
     }
     recovered(alpha_bar, BRIGHTNESS, report)
     if args.sde_samples:

@@ -1,0 +1,145 @@
+"""The samplers that the benchmarks compare: ours, and stock's in every combination of options that it accepts."""
+
+import inspect
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from oracles import Suite
+from torch import Tensor
+
+from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler, ZeroSNRPNDMScheduler
+
+SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+MODEL: dict[str, Any] = {**SCHEDULE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+UNBOUNDED: dict[str, Any] = {"clip_sample": False, "snr_shift_scale": 1.0}
+"""For stock classes that clip, or that shift the schedule, unless told not to."""
+BACKWARDS = {"DDIMInverseScheduler"}
+"""Leads from data to noise."""
+ANCESTRAL = {
+    "CogVideoXDPMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+}
+"""Add fresh noise whatever their options."""
+SOLVER_TYPES = {"DPMSolverMultistepScheduler": ("midpoint", "heun"), "UniPCMultistepScheduler": ("bh1", "bh2")}
+CHOICES: dict[str, Sequence[Any]] = {
+    "timestep_spacing": ("trailing", "linspace", "leading"),
+    "solver_order": (1, 2, 3),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "lower_order_final": (True, False),
+    "predict_x0": (True, False),
+    "interpolation_type": ("linear", "log_linear"),
+    "set_alpha_to_one": (True, False),
+}
+SAME_LEVELS = {"solver_order", "solver_type", "algorithm_type", *CHOICES} - {"timestep_spacing"}
+"""Options that tell runs over the same noise levels apart."""
+
+
+class Sampler(NamedTuple):
+    """A scheduler class and what it is made with, besides the model's facts."""
+
+    cls: type[Any]
+    options: dict[str, Any]
+
+    @property
+    def reaches_clean_data(self) -> bool:
+        """Whether the last step leads there, rather than to the noise level of timestep 0."""
+        return self.options.get("final_sigmas_type") != "sigma_min" and self.options.get("set_alpha_to_one", True)
+
+    @property
+    def label(self) -> str:
+        """The class, spacing and order, and every option that is not the class's default."""
+        defaults = inspect.signature(self.cls.__init__).parameters
+        words = [self.cls.__name__.removesuffix("Scheduler").replace("Discrete", "").replace("SolverMultistep", "")]
+        for key, value in self.options.items():
+            if key == "solver_order":
+                words.append(f"order {value}")
+            elif key == "timestep_spacing" or (isinstance(value, str) and value != defaults[key].default):
+                words.append(value)
+            elif isinstance(value, bool) and value != defaults[key].default:
+                words.append(key.removeprefix("use_").replace("_", " ") if value else f"no {key}")
+            elif key == "eta":
+                words.append(f"eta {value:g}")
+        return " ".join(words)
+
+    def prepared(self, n: int) -> Any:
+        """The scheduler, about to take n steps."""
+        accepted = inspect.signature(self.cls.__init__).parameters
+        unbounded = {key: value for key, value in UNBOUNDED.items() if key in accepted}
+        scheduler = self.cls(**MODEL, **unbounded, **self.options)
+        scheduler.set_timesteps(n)
+        return scheduler
+
+
+DEFAULT = Sampler(ZeroSNRMultistepScheduler, {"timestep_spacing": "kappa", "solver_order": 2})
+
+
+def our_samplers() -> list[Sampler]:
+    """Deterministic ones, `DEFAULT` first."""
+    orders = itertools.product(("kappa", "trailing"), (2, 3, 1), (True, False))
+    return [
+        *(
+            Sampler(ZeroSNRMultistepScheduler, multistep_options(where, order, corrector))
+            for where, order, corrector in orders
+        ),
+        *(Sampler(ZeroSNRDDIMScheduler, {"timestep_spacing": where}) for where in ("kappa", "trailing")),
+        Sampler(ZeroSNRPNDMScheduler, {"timestep_spacing": "trailing"}),
+    ]
+
+
+def multistep_options(where: str, order: int, corrector: bool = True, **others: Any) -> dict[str, Any]:
+    """What `ZeroSNRMultistepScheduler` is made with."""
+    return {"timestep_spacing": where, "solver_order": order, **({} if corrector else {"corrector": False}), **others}
+
+
+def stock_samplers(stochastic: bool) -> list[Sampler]:
+    """Every scheduler of diffusers that knows zero terminal SNR, in every combination of options it accepts.
+
+    The stochastic ones only in those that change where the steps are, and their order.
+    """
+    samplers = []
+    for name in sorted(set(dir(diffusers)) - BACKWARDS):
+        cls = getattr(diffusers, name)
+        accepted = inspect.signature(cls.__init__).parameters if inspect.isclass(cls) else {}
+        if "rescale_betas_zero_snr" not in accepted or (name in ANCESTRAL and not stochastic):
+            continue
+        choices = {key: values for key, values in CHOICES.items() if key in accepted}
+        if name in SOLVER_TYPES:
+            choices["solver_type"] = SOLVER_TYPES[name]
+        if stochastic:
+            choices = {k: v if k in ("timestep_spacing", "solver_order") else v[:1] for k, v in choices.items()}
+        if "algorithm_type" in accepted:
+            choices["algorithm_type"] = ("sde-dpmsolver++",) if stochastic else ("dpmsolver++", "dpmsolver")
+        elif stochastic and name not in ANCESTRAL:
+            continue
+        sigmas = [
+            k for k in accepted if k.startswith("use_") and k.endswith(("_sigmas", "_lambdas")) and "flow" not in k
+        ]
+        for values, where in itertools.product(itertools.product(*choices.values()), [None, *sigmas]):
+            sampler = Sampler(cls, {**dict(zip(choices, values, strict=True)), **({where: True} if where else {})})
+            if sampler.options.get("algorithm_type") != "dpmsolver" or sampler.options["final_sigmas_type"] != "zero":
+                samplers.append(sampler)  # the rest refuses the combination
+    return samplers
+
+
+def sample(scheduler: Any, suite: Suite, generator: torch.Generator | None = None) -> Tensor:
+    """The flat sample that a prepared scheduler makes of the suite's noise."""
+    x, previous_x_0, previous_t = suite.noise * float(scheduler.init_noise_sigma), None, None
+    accepted = inspect.signature(scheduler.step).parameters
+    noise = {"generator": generator} if "generator" in accepted else {}
+    for t in scheduler.timesteps:
+        v = suite.velocity(scheduler.scale_model_input(x, t), float(t))
+        if "timestep_back" in accepted:  # CogVideoXDPM has its history handed to it
+            x, previous_x_0 = scheduler.step(v, previous_x_0, t, previous_t, x, **noise)
+            previous_t = t
+        else:
+            x = scheduler.step(v, t, x, **noise).prev_sample
+    if not bool(x.isfinite().all()):
+        raise ArithmeticError("NaN")
+    return x
