@@ -4,6 +4,7 @@ There is no formula here: the tables, the timesteps and the step come from `zsnr
 config that survives saving and conversion, and timesteps, devices, dtypes and generators.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -89,6 +90,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
     init_noise_sigma = 1.0
     _eta: float = 0.0
     _memory = False  # whether a step uses the outputs of earlier steps
+    _increasing = False  # whether timesteps lead from clean data to noise
 
     @register_to_config
     def __init__(
@@ -159,7 +161,10 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
             ValueError: the config is of a flow-matching or EDM scheduler, or of a model that this class refuses.
         """
         if isinstance(config, Mapping):
-            config = dict(config) if config.get("_class_name") in _names(ZeroSNRScheduler) else model_facts(config)
+            if config.get("_class_name") not in _names(ZeroSNRScheduler):
+                accepted = inspect.signature(cls.__init__).parameters
+                config = {key: value for key, value in model_facts(config).items() if key in accepted}
+            config = dict(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -173,7 +178,9 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_config(self) -> None:
         """`scheduler.config.name = value` changes neither the schedule nor what is saved: say so."""
-        changed = [key for key, value in self.config.items() if getattr(self.config, key, value) is not value]
+        pairs = ((key, value, getattr(self.config, key, value)) for key, value in self.config.items())
+        # A pickled number is another object, and an array has no truth value; so it is their text that is compared.
+        changed = [key for key, value, other in pairs if value is not other and repr(value) != repr(other)]
         if changed:
             raise ValueError(
                 f"{', '.join(changed)} was assigned on the config of {type(self).__name__}, which has no effect; make "
@@ -203,7 +210,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         """
         self._check_config()
         if timesteps is not None and num_inference_steps is None:
-            visited = check_timesteps(timesteps, len(self))
+            visited = check_timesteps(timesteps, len(self), self._increasing)
         elif num_inference_steps is not None and timesteps is None:
             visited = self._spaced(num_inference_steps)
         else:

@@ -22,6 +22,7 @@ _MODEL_FACTS = (
     "dynamic_thresholding_ratio",
     "sample_max_value",
     "snr_shift_scale",
+    "original_inference_steps",
 )
 """What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler says it anew."""
 

@@ -262,10 +262,12 @@ class ZeroSNRDDIMInverseScheduler(_SimpleStep):
     Ends at pure noise itself, T-1. Each step predicts the next sample, and corrects it, once the network has seen it,
     to what DDIM's step starts from; stock's `DDIMInverseScheduler` keeps the prediction, and its error.
 
-    Pass the clean sample to the first step. `prev_sample` of the last step is the noise.
+    Pass the clean sample to the first step. `prev_sample` of the last step is the noise. Timesteps increase, also a
+    caller's own.
     """
 
     _memory = True
+    _increasing = True
 
     def _spaced(self, num_inference_steps: int) -> list[int]:
         return super()._spaced(num_inference_steps)[::-1]

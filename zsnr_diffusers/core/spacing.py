@@ -107,11 +107,11 @@ def check_spacing(timestep_spacing: str) -> None:
         )
 
 
-def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:
+def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int, increasing: bool = False) -> list[int]:
     """A caller's own timesteps, checked.
 
     Raises:
-        ValueError: none at all, not whole numbers in [0, T-1], or not strictly decreasing.
+        ValueError: none at all, not whole numbers in [0, T-1], or not strictly decreasing (increasing, for inversion).
     """
     given = list(timesteps)
     steps = [int(t) for t in given]
@@ -120,7 +120,8 @@ def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> list[
     outside = [t for t in steps if not 0 <= t < num_train_timesteps]
     if outside:
         raise ValueError(f"timesteps {outside} lie outside [0, {num_train_timesteps - 1}], the range of the model.")
-    rising = [(a, b) for a, b in pairwise(steps) if a <= b]
-    if rising:
-        raise ValueError(f"timesteps must decrease strictly; {rising[0][1]} follows {rising[0][0]}.")
+    wrong = [(a, b) for a, b in pairwise(steps) if (a >= b if increasing else a <= b)]
+    if wrong:
+        direction = "increase" if increasing else "decrease"
+        raise ValueError(f"timesteps must {direction} strictly; {wrong[0][1]} follows {wrong[0][0]}.")
     return steps
