@@ -224,8 +224,11 @@ def test_noising_is_right_in_every_dtype_and_shape(name, dtype):
         (lambda s: s.set_timesteps(timesteps=[9, 3.5]), r"timesteps=\[9, 3.5\] must be whole numbers"),
         (lambda s: s.set_timesteps(timesteps=[1000, 5]), r"\[1000\] lie outside \[0, 999\]"),
         (lambda s: s.set_timesteps(timesteps=[5, -1]), r"\[-1\] lie outside \[0, 999\]"),
-        (lambda s: s.set_timesteps(timesteps=[9, 5, 5]), "5 follows 5"),
-        (lambda s: s.set_timesteps(timesteps=[9, 3, 5]), "5 follows 3"),
+        (lambda s: s.set_timesteps(timesteps=[9, 9]), "timesteps must (de|in)crease strictly; 9 follows 9"),
+        (
+            lambda s: s.set_timesteps(timesteps=[3, 9, 5]),
+            "timesteps must (decrease strictly; 9|increase strictly; 5) foll",
+        ),
         (
             lambda s: s.add_noise(torch.ones(1), torch.ones(1), torch.tensor([1000])),
             r"\[1000\] must lie in \[0, 999\]",

@@ -95,3 +95,9 @@ def test_unknown_spacing_is_refused():
 def test_own_timesteps_are_checked(timesteps, message):
     with pytest.raises(ValueError, match=message):
         check_timesteps(timesteps, 1000)
+
+
+def test_own_timesteps_of_inversion_increase():
+    assert check_timesteps([1, 2, 9], 10, increasing=True) == [1, 2, 9]
+    with pytest.raises(ValueError, match="timesteps must increase strictly; 1 follows 2"):
+        check_timesteps([2, 1], 10, increasing=True)

@@ -190,5 +190,5 @@ def check_order(order: int) -> None:
     Raises:
         ValueError: with the value and the range.
     """
-    if order not in range(1, MAX_ORDER + 1):
+    if not (isinstance(order, int) and 1 <= order <= MAX_ORDER):
         raise ValueError(f"solver_order={order} must be 1, 2 or 3; higher orders gain nothing in few steps.")
