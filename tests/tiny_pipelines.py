@@ -84,7 +84,7 @@ def tiny_painter(kind):
     call = {"output_type": "latent", "prompt": "a dark landscape", "guidance_scale": 2.0}
     if kind == "unconditional":
         pipe = DDPMPipeline(tiny_unconditional().unet, flawed_scheduler())
-        call = {"output_type": "pt"}
+        call = {"output_type": "np"}  # older diffusers give arrays for "pt" too
     elif kind.startswith("xl"):
         pipe, embeds = tiny_stable_diffusion_xl(), torch.linspace(-1, 1, 32).reshape(1, 4, 8)
         call |= {"prompt": None, "prompt_embeds": embeds, "pooled_prompt_embeds": embeds[:, 0], "guidance_scale": 1.0}
@@ -102,7 +102,11 @@ def tiny_painter(kind):
         )
         call |= {"image": PICTURE, "strength": 1.0}
     pipe.set_progress_bar_config(disable=True)
-    return pipe, lambda n, **changes: pipe(num_inference_steps=n, **{**call, "generator": seeded(), **changes}).images
+
+    def paint(n, **changes):
+        return torch.as_tensor(pipe(num_inference_steps=n, **{**call, "generator": seeded(), **changes}).images)
+
+    return pipe, paint
 
 
 def seeded(seed=0):

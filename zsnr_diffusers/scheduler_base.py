@@ -123,6 +123,11 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
                 "timestep_spacing='leading' never visits the last timestep, the only one that starts from pure noise; "
                 "use 'trailing', or rescale_betas_zero_snr=False to sample a model that was not retrained."
             )
+        if zero_snr and num_train_timesteps == 1:
+            raise ValueError(
+                "num_train_timesteps=1: zero terminal SNR needs at least two timesteps, one to keep and one to bring "
+                "to zero; rescale_betas_zero_snr=False keeps the schedule."
+            )
         table = alpha_bar_table(
             config["beta_schedule"],
             num_train_timesteps,

@@ -231,7 +231,9 @@ class ZeroSNRLCMScheduler(_SimpleStep):
         check_num_inference_steps(num_inference_steps, len(self))
         if not 0 < strength <= 1:
             raise ValueError(f"strength={strength} must lie in (0, 1].")
-        original = self._checked_steps(original_inference_steps or self.config["original_inference_steps"])
+        if original_inference_steps is None:
+            original_inference_steps = self.config["original_inference_steps"]
+        original = self._checked_steps(original_inference_steps)
         distilled = spaced_timesteps("trailing", original, self._table)
         distilled = distilled[len(distilled) - int(len(distilled) * strength) :]
         if num_inference_steps > len(distilled):
@@ -248,7 +250,7 @@ class ZeroSNRLCMScheduler(_SimpleStep):
         if not 1 <= original_inference_steps <= self.config["num_train_timesteps"]:
             raise ValueError(
                 f"original_inference_steps={original_inference_steps} must lie in [1, "
-                f"{self.config['num_train_timesteps']}]."
+                f"{self.config['num_train_timesteps']}]: pass the number of timesteps that the model was distilled at."
             )
         return original_inference_steps
 
