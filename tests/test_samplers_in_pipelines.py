@@ -4,6 +4,7 @@ import copy
 import pickle
 from types import SimpleNamespace
 
+import oracles
 import pytest
 import torch
 from diffusers import (
@@ -19,24 +20,12 @@ from tiny_pipelines import PICTURE, seeded, tiny_painter, tiny_stable_diffusion,
 
 from zsnr_diffusers import (
     ZeroSNRDDIMInverseScheduler,
-    ZeroSNRDDIMScheduler,
-    ZeroSNRDDPMScheduler,
     ZeroSNRLCMScheduler,
     ZeroSNRMultistepScheduler,
-    ZeroSNRPNDMScheduler,
 )
 
-SAMPLERS = {
-    "ddim": (ZeroSNRDDIMScheduler, {}),
-    "ddpm": (ZeroSNRDDPMScheduler, {}),
-    "ode-2": (ZeroSNRMultistepScheduler, {}),
-    "ode-3": (ZeroSNRMultistepScheduler, {"solver_order": 3}),
-    "sde-2": (ZeroSNRMultistepScheduler, {"eta": 1.0}),
-    "sde-3": (ZeroSNRMultistepScheduler, {"eta": 1.0, "solver_order": 3}),
-    "pndm": (ZeroSNRPNDMScheduler, {}),
-    "lcm": (ZeroSNRLCMScheduler, {}),
-}
-NOISY = {"ddpm", "sde-2", "sde-3", "lcm"}
+SAMPLERS = {name: made for name, made in oracles.SAMPLERS.items() if name != "inverse"}
+NOISY = oracles.NOISY
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 EVEN_AND_ODD = (1, 2, 3, 5, 7, 61)
 
