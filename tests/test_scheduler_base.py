@@ -67,7 +67,7 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     for n in (1, 7, 50):
         scheduler.set_timesteps(n)
         exact.set_timesteps(n)
-        for t, update in zip(scheduler.timesteps, scheduler._updates(0), strict=True):
+        for t, update in zip(scheduler.timesteps, scheduler._updates(0, scheduler._eta), strict=True):
             v, x, w = torch.randn(3, 2, 4, 8, 8).to(dtype)
             result = scheduler.step(v, t, x, variance_noise=w)
             wanted = exact.step(v.double(), t, x.double(), variance_noise=w.double())

@@ -5,7 +5,7 @@ import torch
 from oracles import SAMPLERS, make, nonlinear
 
 
-def run(name, step, scheduler, device="cpu"):
+def run(step, scheduler, device="cpu"):
     """A run with given noise; timesteps as a pipeline passes them."""
     x, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
     for t in scheduler.timesteps:
@@ -22,7 +22,7 @@ def test_a_compiled_step_gives_the_same(name):
         scheduler.set_timesteps(5)
     torch._dynamo.reset()
     step = torch.compile(compiled.step, backend="aot_eager")
-    torch.testing.assert_close(run(name, step, compiled), run(name, expected.step, expected))
+    torch.testing.assert_close(run(step, compiled), run(expected.step, expected))
 
 
 @pytest.mark.gpu
@@ -33,7 +33,7 @@ def test_a_gpu_gives_the_same_and_is_never_waited_for(name):
     scheduler.set_timesteps(9, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        result = run(name, scheduler.step, scheduler, "cuda")
+        result = run(scheduler.step, scheduler, "cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(result.cpu(), run(name, expected.step, expected), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.cpu(), run(expected.step, expected), rtol=1e-5, atol=1e-5)

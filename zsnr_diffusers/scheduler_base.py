@@ -223,7 +223,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = len(visited)
         self._begin_index = None
         self._visit(visited, device)
-        self._updates(0)
+        self._updates(0, self._eta)
 
     def _spaced(self, num_inference_steps: int) -> list[int]:
         """The timesteps of so many steps."""
@@ -243,8 +243,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         """The updates of a run over these levels: what tells one sampler from another."""
         raise NotImplementedError
 
-    def _updates(self, start: int, eta: float | None = None) -> list[Update]:
-        eta = self._eta if eta is None else eta
+    def _updates(self, start: int, eta: float) -> list[Update]:
         if (start, eta) not in self._plans:
             self._plans[start, eta] = self._plan(self._path[start:], eta)
         return self._plans[start, eta]
@@ -252,8 +251,8 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
     def _index(self, timestep: int | float | Tensor) -> int:
         """Place of a timestep on the path, without waiting for the device.
 
-        Pipelines pass views of `self.timesteps`, and a view knows its place. So no counter is kept, and a step is
-        right in whatever order and however often the timesteps are visited.
+        Pipelines pass views of `self.timesteps`, and a view knows its place. So a run may start anywhere, and a step
+        that does not follow the last one starts a new run.
         """
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             here, path = timestep.untyped_storage().data_ptr(), self.timesteps.untyped_storage().data_ptr()
@@ -273,10 +272,10 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Prepare to start there. Nothing else depends on it: each step finds its own place."""
+        """Prepare the updates of a run from there. Nothing else depends on it: each step finds its own place."""
         self._begin_index = begin_index
         if self._memory:
-            self._updates(begin_index)
+            self._updates(begin_index, self._eta)
 
     # -- one step
 
@@ -289,7 +288,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         model_output: Tensor,
         timestep: int | Tensor,
         sample: Tensor,
-        eta: float | None,
+        eta: float,
         generator: torch.Generator | list[torch.Generator] | None,
         variance_noise: Tensor | None,
         return_dict: bool,

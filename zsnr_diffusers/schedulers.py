@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -13,11 +12,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from .core import (
-    CLEAN,
     NoiseLevel,
     Update,
     consistency_updates,
-    ddim_update,
+    ddim_updates,
     inversion_updates,
     multistep_updates,
     pndm_updates,
@@ -47,7 +45,7 @@ class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
     """
 
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
-        return [ddim_update(now, following, eta) for now, following in pairwise([*path, CLEAN])]
+        return ddim_updates(path, eta)
 
     def step(
         self,
@@ -91,7 +89,7 @@ class _SimpleStep(ZeroSNRScheduler):
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """x_t to the next visited timestep, or to x_0 from the last one; arguments as in `ZeroSNRDDIMScheduler`."""
-        return self._step(model_output, timestep, sample, None, generator, variance_noise, return_dict)
+        return self._step(model_output, timestep, sample, self._eta, generator, variance_noise, return_dict)
 
 
 class ZeroSNRDDPMScheduler(_SimpleStep):
@@ -103,7 +101,7 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
     _eta = 1.0
 
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
-        return [ddim_update(now, following, eta) for now, following in pairwise([*path, CLEAN])]
+        return ddim_updates(path, eta)
 
 
 class ZeroSNRMultistepScheduler(_SimpleStep):

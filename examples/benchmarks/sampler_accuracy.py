@@ -32,6 +32,7 @@ from samplers import (
     DEFAULT,
     SAME_LEVELS,
     SCHEDULE,
+    USUAL,
     Sampler,
     multistep_options,
     our_samplers,
@@ -124,9 +125,12 @@ def show(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
 
 def compare(bench: Bench, steps: Sequence[int], report: dict[str, Any]) -> list[Sampler]:
     """All samplers in all spacings; returns the stock configurations that are best somewhere."""
-    ours, stock = our_samplers(), stock_samplers(stochastic=False)
+    ours, stock, usual = our_samplers(), stock_samplers(stochastic=False), list(USUAL.values())
     jobs = tqdm(
-        [(sampler, n) for sampler in (*ours, *stock) for n in steps], desc="all samplers", leave=False, disable=None
+        [(sampler, n) for sampler in (*ours, *usual, *stock) for n in steps],
+        desc="all samplers",
+        leave=False,
+        disable=None,
     )
     errors = {(sampler.label, n): bench.errors(sampler, n) for sampler, n in jobs}
     figures = {key: bench.figures(value) for key, value in errors.items()}
@@ -143,6 +147,7 @@ def compare(bench: Bench, steps: Sequence[int], report: dict[str, Any]) -> list[
     header = ["", *(f"n = {n}" for n in steps)]
     for title, samplers in (
         ("Ours: error over all cases (Gaussians, mixtures)", ours),
+        ("Stock, default options on trailing steps or Lu's", usual),
         (f"Stock: the best of {len(stock)} configurations at each n, and of each class at n = {middle}", shown),
     ):
         cells = ([s.label, *("{:.4f} ({:.4f}, {:.4f})".format(*figures[s.label, n]) for n in steps)] for s in samplers)
@@ -164,7 +169,7 @@ def compare(bench: Bench, steps: Sequence[int], report: dict[str, Any]) -> list[
         ratio = errors[DEFAULT.label, n] / errors[winners[n].label, n]
         worst = [f"{bench.suite.cases[i].name} ({ratio[i]:.2f})" for i in ratio.argsort(descending=True)[:5].tolist()]
         print(f"n = {n}: closer than it in {int((ratio < 1).sum())} of {len(ratio)} cases; worst: {', '.join(worst)}")
-    report["figures"] = {s.label: {n: figures[s.label, n] for n in steps} for s in (*ours, *stock)}
+    report["figures"] = {s.label: {n: figures[s.label, n] for n in steps} for s in (*ours, *usual, *stock)}
     names = [case.name for case in bench.suite.cases]
     report["cases"] = {
         s.label: {
@@ -206,10 +211,7 @@ def recovered(alpha_bar: Tensor, steps: Sequence[int], report: dict[str, Any]) -
         "ours (kappa)": DEFAULT,
         "ours (trailing)": Sampler(ZeroSNRMultistepScheduler, trailing),
         "our DDIM": Sampler(ZeroSNRDDIMScheduler, trailing),
-        "stock DDIM": Sampler(diffusers.DDIMScheduler, trailing),
-        "stock DPM++ 2M": Sampler(diffusers.DPMSolverMultistepScheduler, trailing),
-        "stock DPM++ 2M Lu": Sampler(diffusers.DPMSolverMultistepScheduler, {**trailing, "use_lu_lambdas": True}),
-        "stock UniPC": Sampler(diffusers.UniPCMultistepScheduler, trailing),
+        **USUAL,
     }
     found = {name: {n: _ratios(sampler, suite, scales, n) for n in steps} for name, sampler in samplers.items()}
     show(

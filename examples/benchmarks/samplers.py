@@ -80,6 +80,17 @@ class Sampler(NamedTuple):
 DEFAULT = Sampler(ZeroSNRMultistepScheduler, {"timestep_spacing": "kappa", "solver_order": 2})
 
 
+USUAL = {
+    "stock DDIM": Sampler(diffusers.DDIMScheduler, {"timestep_spacing": "trailing"}),
+    "stock DPM++ 2M": Sampler(diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
+    "stock DPM++ 2M Lu": Sampler(
+        diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "trailing", "use_lu_lambdas": True}
+    ),
+    "stock UniPC": Sampler(diffusers.UniPCMultistepScheduler, {"timestep_spacing": "trailing"}),
+}
+"""What people use, with default options."""
+
+
 def our_samplers() -> list[Sampler]:
     """Deterministic ones, `DEFAULT` first."""
     orders = itertools.product(("kappa", "trailing"), (2, 3, 1), (True, False))

@@ -7,9 +7,18 @@ level, never a timestep or a table.
 from .guidance import classifier_free_guidance, rescale_guidance
 from .losses import v_loss
 from .multistep import multistep_updates
-from .noise import NoiseLevel, add_noise, alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr, snr
+from .noise import (
+    NoiseLevel,
+    add_noise,
+    alpha_bar_table,
+    enforce_zero_terminal_snr,
+    kappa,
+    noise_level,
+    shift_snr,
+    snr,
+)
 from .predictions import PREDICTION_TYPES, dynamic_threshold, training_target, x_0_factors
-from .solvers import CLEAN, Update, consistency_updates, ddim_update, inversion_updates, pndm_updates
+from .solvers import CLEAN, Update, consistency_updates, ddim_update, ddim_updates, inversion_updates, pndm_updates
 from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps
 
 __all__ = [
@@ -24,9 +33,11 @@ __all__ = [
     "classifier_free_guidance",
     "consistency_updates",
     "ddim_update",
+    "ddim_updates",
     "dynamic_threshold",
     "enforce_zero_terminal_snr",
     "inversion_updates",
+    "kappa",
     "multistep_updates",
     "noise_level",
     "pndm_updates",

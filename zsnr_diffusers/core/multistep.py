@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from .noise import NoiseLevel
+from .noise import NoiseLevel, kappa
 from .solvers import Update, check_eta
 from .spacing import LARGEST_SCALE, clean_position, position
 
@@ -57,9 +57,9 @@ def _integrals(nodes: Tensor, start: Tensor, end: Tensor, a: float) -> Tensor:
     roots, root_weights = _gauss_legendre()
     low, high = (LARGEST_SCALE * start).asinh()[:, None], (LARGEST_SCALE * end).asinh()[:, None]
     w = (low + high) / 2 + (high - low) / 2 * roots
-    kappa = w.sinh() / LARGEST_SCALE
-    measure = (high - low) / 2 * root_weights * w.cosh() * (kappa / end[:, None]) ** a
-    weights = (_lagrange(position(nodes), position(kappa)) * measure[:, None]).sum(dim=2)
+    between = w.sinh() / LARGEST_SCALE
+    measure = (high - low) / 2 * root_weights * w.cosh() * (between / end[:, None]) ** a
+    weights = (_lagrange(position(nodes), position(between)) * measure[:, None]).sum(dim=2)
     whole = end - start * (start / end) ** a
     return weights * (whole / weights.sum(dim=1))[:, None]
 
@@ -127,7 +127,7 @@ def multistep_updates(
     check_eta(eta)
     check_order(order)
     a, n = eta**2, len(path)
-    kappas = torch.tensor([level.alpha / level.sigma for level in path], dtype=torch.float64)
+    kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     predicted = _rows(kappas, 1, order, a)
     corrected = _rows(kappas, 0, order + 1, a)
     kept = ((kappas[:-1] / kappas[1:]) ** a).tolist()  # for the ODE 1, from pure noise too: 0 ** 0 = 1

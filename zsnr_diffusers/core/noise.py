@@ -175,9 +175,14 @@ def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:
     return NoiseLevel(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
 
+def kappa(level: NoiseLevel) -> Scalar:
+    """Root of the signal-to-noise ratio, alpha / sigma, of a level with sigma > 0: 0 at pure noise."""
+    return level.alpha / level.sigma
+
+
 def snr(level: NoiseLevel) -> Scalar:
     """Signal-to-noise ratio (alpha / sigma)^2 of a level with sigma > 0."""
-    ratio: Scalar = (level.alpha / level.sigma) ** 2
+    ratio: Scalar = kappa(level) ** 2
     return ratio
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from .noise import NoiseLevel
+from .noise import NoiseLevel, kappa
 
 CLEAN = NoiseLevel(alpha=1.0, sigma=0.0)
 """Where sampling ends: the data itself."""
@@ -61,6 +61,15 @@ def ddim_update(now: NoiseLevel, following: NoiseLevel, eta: float = 0.0) -> Upd
     return Update(keep=keep, gains=(alpha_s - keep * alpha_t,), noise=eta * sigma_s * math.sqrt(renewed))
 
 
+def ddim_updates(path: Sequence[NoiseLevel], eta: float = 0.0) -> list[Update]:
+    """All steps of DDIM from the first level of `path`, the noisiest, over the others to clean data.
+
+    Raises:
+        ValueError: as `ddim_update`.
+    """
+    return [ddim_update(now, following, eta) for now, following in pairwise([*path, CLEAN])]
+
+
 _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -75,9 +84,8 @@ def pndm_updates(path: Sequence[NoiseLevel]) -> list[Update]:
         path: levels from the noisiest on, as in `multistep_updates`.
     """
     updates = []
-    for i, (now, following) in enumerate(pairwise([*path, CLEAN])):
-        step = ddim_update(now, following)
-        weights = _ADAMS_BASHFORTH[min(i, 3) if following != CLEAN else 0]
+    for i, step in enumerate(ddim_updates(path)):
+        weights = _ADAMS_BASHFORTH[min(i, 3) if i + 1 < len(path) else 0]
         updates.append(step._replace(gains=tuple(step.gains[0] * weight for weight in weights)))
     return updates
 
@@ -105,7 +113,7 @@ def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
         path: levels from the cleanest to the noisiest, numbers with sigma > 0. The sample that the first update takes
             is clean, the sample that the last one returns is of the last level.
     """
-    kappas = [level.alpha / level.sigma for level in path]
+    kappas = [kappa(level) for level in path]
     updates = []
     for i, now in enumerate(path):
         ahead = min(i + 1, len(path) - 1)

@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .noise import kappa, noise_level
+
 TimestepSpacing = Literal["trailing", "kappa", "linspace", "leading"]
 TIMESTEP_SPACINGS: tuple[str, ...] = get_args(TimestepSpacing)
 
@@ -20,14 +22,14 @@ SMALLEST_SCALE, LARGEST_SCALE = 0.02, 32.0
 """Standard deviations, of fine detail and of brightness, between which steps are shared out."""
 
 
-def position(kappa: Tensor, smallest_scale: float | None = None) -> Tensor:
-    """How far sampling has come at kappa = alpha / sigma: 0 at pure noise, `clean_position` at clean data.
+def position(kappas: Tensor, smallest_scale: float | None = None) -> Tensor:
+    """How far sampling has come at each kappa = alpha / sigma: 0 at pure noise, `clean_position` at clean data.
 
     Gaussian data N(0, s^2) has x_0(kappa) proportional to s kappa / sqrt(1 + (s kappa)^2) along the exact path. This
     is its integral over log s, from the smallest to the largest scale: what the network says on the way, averaged over
     a spectrum from fine detail to brightness.
     """
-    return (LARGEST_SCALE * kappa).asinh() - ((smallest_scale or SMALLEST_SCALE) * kappa).asinh()
+    return (LARGEST_SCALE * kappas).asinh() - ((smallest_scale or SMALLEST_SCALE) * kappas).asinh()
 
 
 def clean_position(smallest_scale: float | None = None) -> float:
@@ -65,7 +67,8 @@ def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cum
     if timestep_spacing == "linspace":
         # One step alone starts from pure noise too, where the formula has 0 / 0.
         return [_round_half_even(last * k, n - 1) for k in range(n - 1, -1, -1)] if n > 1 else [last]
-    return _even_in_position(n, position((alphas_cumprod / (1 - alphas_cumprod)).double().sqrt()))
+    levels = noise_level(alphas_cumprod.double(), torch.arange(num_train_timesteps))
+    return _even_in_position(n, position(torch.as_tensor(kappa(levels))))
 
 
 def _even_in_position(n: int, positions: Tensor) -> list[int]:
