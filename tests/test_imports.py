@@ -13,12 +13,15 @@ ALLOWED = {
     "scheduler_config": set(),
     "scheduler_base": {"core", "scheduler_config"},
     "schedulers": {"core", "scheduler_base"},
-    "guidance": {"core"},
-    "pipelines": {"core", "guidance"},
+    "guided_run": {"core"},
+    "guidance": {"core", "guided_run"},
+    "class_conditional": {"core", "guidance"},
+    "pipelines": {"guidance"},
+    "hub": {"core", "guided_run", "guidance", "class_conditional"},
     "evaluation": {"core", "images"},
     "training": {"core", "images", "schedulers", "guidance", "pipelines", "evaluation"},
-    "cli": {"core", "images", "schedulers", "guidance", "pipelines", "evaluation"},
-    "__init__": {"core", "schedulers", "guidance", "pipelines"},
+    "cli": {"core", "images", "schedulers", "guidance", "hub", "evaluation"},
+    "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines", "hub"},
 }
 """Parts of the package that each part may import."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 # already imported; so these are imported with the package.
 from .core import enforce_zero_terminal_snr, rescale_guidance
 from .guidance import GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
+from .guided_run import GuidanceError
 from .schedulers import (
     ZeroSNRDDIMInverseScheduler,
     ZeroSNRDDIMScheduler,
@@ -20,17 +21,43 @@ from .schedulers import (
 )
 
 if TYPE_CHECKING:
-    from .pipelines import ZeroSNRStableDiffusionImg2ImgPipeline, ZeroSNRStableDiffusionPipeline
+    from .class_conditional import ClassConditionalPipeline
+    from .hub import load_pipeline, write_custom_pipeline
+    from .pipelines import (
+        ZeroSNRStableDiffusionControlNetPipeline,
+        ZeroSNRStableDiffusionImg2ImgPipeline,
+        ZeroSNRStableDiffusionInpaintPipeline,
+        ZeroSNRStableDiffusionInstructPix2PixPipeline,
+        ZeroSNRStableDiffusionPipeline,
+        ZeroSNRStableDiffusionXLControlNetPipeline,
+        ZeroSNRStableDiffusionXLImg2ImgPipeline,
+        ZeroSNRStableDiffusionXLInpaintPipeline,
+        ZeroSNRStableDiffusionXLInstructPix2PixPipeline,
+        ZeroSNRStableDiffusionXLPipeline,
+    )
 
 __version__ = "0.1.0"
 
 # Pipelines pull in transformers, which takes seconds; who only wants a scheduler does not wait for it.
 _LAZY = {
+    "ClassConditionalPipeline": "class_conditional",
+    "ZeroSNRStableDiffusionControlNetPipeline": "pipelines",
     "ZeroSNRStableDiffusionImg2ImgPipeline": "pipelines",
+    "ZeroSNRStableDiffusionInpaintPipeline": "pipelines",
+    "ZeroSNRStableDiffusionInstructPix2PixPipeline": "pipelines",
     "ZeroSNRStableDiffusionPipeline": "pipelines",
+    "ZeroSNRStableDiffusionXLControlNetPipeline": "pipelines",
+    "ZeroSNRStableDiffusionXLImg2ImgPipeline": "pipelines",
+    "ZeroSNRStableDiffusionXLInpaintPipeline": "pipelines",
+    "ZeroSNRStableDiffusionXLInstructPix2PixPipeline": "pipelines",
+    "ZeroSNRStableDiffusionXLPipeline": "pipelines",
+    "load_pipeline": "hub",
+    "write_custom_pipeline": "hub",
 }
 
 __all__ = [
+    "ClassConditionalPipeline",
+    "GuidanceError",
     "GuidanceRescaleMixin",
     "ZeroSNRDDIMInverseScheduler",
     "ZeroSNRDDIMScheduler",
@@ -38,12 +65,22 @@ __all__ = [
     "ZeroSNRLCMScheduler",
     "ZeroSNRMultistepScheduler",
     "ZeroSNRPNDMScheduler",
+    "ZeroSNRStableDiffusionControlNetPipeline",
     "ZeroSNRStableDiffusionImg2ImgPipeline",
+    "ZeroSNRStableDiffusionInpaintPipeline",
+    "ZeroSNRStableDiffusionInstructPix2PixPipeline",
     "ZeroSNRStableDiffusionPipeline",
+    "ZeroSNRStableDiffusionXLControlNetPipeline",
+    "ZeroSNRStableDiffusionXLImg2ImgPipeline",
+    "ZeroSNRStableDiffusionXLInpaintPipeline",
+    "ZeroSNRStableDiffusionXLInstructPix2PixPipeline",
+    "ZeroSNRStableDiffusionXLPipeline",
     "disable_guidance_rescale",
     "enable_guidance_rescale",
     "enforce_zero_terminal_snr",
+    "load_pipeline",
     "rescale_guidance",
+    "write_custom_pipeline",
 ]
 
 

@@ -1,26 +1,29 @@
-"""Guidance rescale for diffusers pipelines, without a copy of any `__call__`.
+"""Guidance rescale, and any guider of diffusers, in any pipeline that guides with a UNet; no `__call__` is copied.
 
-A pipeline calls its denoiser on a stacked batch [unconditional, conditional] and combines the halves itself, as
-`u + w (c - u)`. A forward hook on the denoiser, there only while the pipeline runs, computes the rescaled guided
-prediction r and returns [r, r]: the pipeline's own combination of the two is then exactly r.
+The mixin wraps a pipeline's call. While it runs, `guided_run` watches what the denoiser predicts and changes what goes
+into the scheduler's step.
 """
 
 import functools
+import inspect
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from .core import classifier_free_guidance, rescale_guidance
-from .core.guidance import check_guidance_rescale
+from .core.guidance import check_guidance_rescale, check_space
+from .guided_run import GuidanceSettings, GuidedRun, denoisers, logger
 
 Pipeline = TypeVar("Pipeline")
 
 DEFAULT_GUIDANCE_RESCALE = 0.7
 """The paper's choice at guidance scale 7.5 (Lin et al. 2023, arXiv:2305.08891, section 3.4)."""
+
+RECORDED = "_guidance_rescale"
+"""Where `model_index.json` holds phi. Stock loaders ignore names with an underscore."""
+
+RECORDED_SPACE = "_guidance_rescale_space"
 
 
 class GuidanceRescaleMixin:
@@ -30,102 +33,216 @@ class GuidanceRescaleMixin:
     class MyPipeline(GuidanceRescaleMixin, StableDiffusionImg2ImgPipeline): ...
     ```
 
-    A call takes `guidance_rescale=` beside the pipeline's own arguments (Lin et al. 2023, Algorithm 2; 0 to 1);
-    without it, the pipeline's `default_guidance_rescale` holds. At 0 nothing is hooked and the pipeline is stock's,
-    bit for bit.
+    A call takes two more arguments beside the pipeline's own, for this call alone:
 
-    The pipeline's denoiser must see one stacked batch [unconditional, conditional] per step.
+    - `guidance_rescale`: phi of Lin et al. 2023, Algorithm 2, 0 to 1. At 0 the pipeline is stock's, bit for bit.
+    - `guider`: combines the predictions in place of the pipeline, see `enable_guidance_rescale`.
+
+    Without them `default_guidance_rescale` and `default_guider` hold. A saved pipeline has the name of its stock
+    class, so that it opens without this package, and phi beside it, which `load_pipeline` and the `from_pretrained`
+    of a class with this mixin apply again.
     """
 
     default_guidance_rescale: float = 0.0
-    unet: nn.Module
+    default_guider: Any = None
+    guidance_space: str = "output"
+    strict_guidance: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if GuidanceRescaleMixin in cls.__bases__:  # a class further down inherits a call that is wrapped already
-            check_supported(cls)
-            cls.__call__ = _rescaled(cls.__call__)  # type: ignore[method-assign]
+            check_guides(cls)
+            cls.__call__ = _guided_call(cls.__call__)  # type: ignore[method-assign]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load as stock does; then `guidance_rescale`, if given, or what was recorded, becomes the default.
+
+        Args:
+            pretrained_model_name_or_path: as in diffusers.
+            kwargs: as in diffusers, and `guidance_rescale`.
+        """
+        given = kwargs.pop("guidance_rescale", None)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        recorded = recorded_guidance(saved_config(pretrained_model_name_or_path, **kwargs))
+        return with_guidance(pipe, recorded, given)
 
     def to_json_string(self) -> str:
-        """The pipeline's config under the name of its stock class, so that a saved pipeline opens without us."""
+        """The pipeline's config under the name of its stock class, with phi."""
         config = json.loads(super().to_json_string())  # type: ignore[misc]
         config["_class_name"] = stock_class(type(self)).__name__
+        config |= guidance_record(self.default_guidance_rescale, self.guidance_space)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
-    def _rescaling(self, guidance_rescale: float) -> AbstractContextManager[Any]:
-        if guidance_rescale == 0:
-            return nullcontext()
-        return self.unet.register_forward_hook(functools.partial(_rescale_output, self, guidance_rescale))
 
-
-def _rescaled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` with `guidance_rescale` taken out of its arguments and applied by us."""
+def _guided_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` with `guidance_rescale` and `guider` taken out of its arguments and seen to here."""
 
     @functools.wraps(call)
-    def __call__(self: Any, *args: Any, guidance_rescale: float | None = None, **kwargs: Any) -> Any:  # noqa: N807
+    def __call__(  # noqa: N807
+        self: Any, *args: Any, guidance_rescale: float | None = None, guider: Any = None, **kwargs: Any
+    ) -> Any:
         phi = self.default_guidance_rescale if guidance_rescale is None else guidance_rescale
+        guider = self.default_guider if guider is None else guider
         check_guidance_rescale(phi)
-        with self._rescaling(phi):
+        if guider is not None:
+            check_guider(guider, phi)
+            warn_of_zero_init(guider, self)
+        if phi == 0 and guider is None:
+            return call(self, *args, **kwargs)
+        with GuidedRun(self, GuidanceSettings(phi, self.guidance_space, guider, self.strict_guidance)):
             return call(self, *args, **kwargs)
 
+    __call__.__signature__ = _with_ours(inspect.signature(call))  # type: ignore[attr-defined]
     return __call__
 
 
-def _rescale_output(pipe: Any, guidance_rescale: float, unet: nn.Module, inputs: Any, output: Any) -> Any:
-    """Forward hook: [u, c] to [r, r] while the pipeline guides, in the shape that the denoiser returned."""
-    if not pipe.do_classifier_free_guidance:
-        return None
-    stacked: Tensor = output[0]
-    unconditional, conditional = stacked.chunk(2)
-    guided = classifier_free_guidance(unconditional, conditional, pipe.guidance_scale)
-    both = torch.cat([rescale_guidance(guided, conditional, guidance_rescale)] * 2)
-    return (both, *output[1:]) if isinstance(output, tuple) else type(output)(sample=both)
+def _with_ours(signature: inspect.Signature) -> inspect.Signature:
+    """A call's signature with the two arguments that are ours, where they are missing."""
+    parameters = list(signature.parameters.values())
+    ours = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in ("guidance_rescale", "guider")
+        if name not in signature.parameters
+    ]
+    takes_any = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    return signature.replace(
+        parameters=[*parameters, *ours] if not takes_any else [*parameters[:-1], *ours, parameters[-1]]
+    )
 
 
 def stock_class(pipeline_class: type) -> type:
-    """The diffusers class that a pipeline class of ours is built on."""
-    return next(base for base in pipeline_class.__mro__ if base.__module__.startswith("diffusers."))
+    """The class under whose name a pipeline is saved: the one of diffusers that it is built on, or else itself."""
+    stock = next(base for base in pipeline_class.__mro__ if base.__module__.startswith("diffusers."))
+    return pipeline_class if stock.__name__ == "DiffusionPipeline" else stock
 
 
-def check_supported(pipeline_class: type) -> None:
-    """Refuse a pipeline whose denoiser does not see a stacked [unconditional, conditional] batch.
+def guidance_record(guidance_rescale: float, space: str = "output") -> dict[str, Any]:
+    """What `model_index.json` says of a pipeline's guidance."""
+    if guidance_rescale == 0:
+        return {}
+    return {RECORDED: guidance_rescale} | ({} if space == "output" else {RECORDED_SPACE: space})
+
+
+def recorded_guidance(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a saved pipeline's config says of its guidance, as arguments of `enable_guidance_rescale`."""
+    names = {RECORDED: "guidance_rescale", RECORDED_SPACE: "space"}
+    return {name: config[key] for key, name in names.items() if key in config}
+
+
+def with_guidance(pipe: Pipeline, recorded: Mapping[str, Any], guidance_rescale: float | None) -> Pipeline:
+    """Apply what was recorded, and phi instead of the recorded one if it is given."""
+    given = {} if guidance_rescale is None else {"guidance_rescale": guidance_rescale}
+    settings = {**recorded, **given}
+    return enable_guidance_rescale(pipe, **settings) if settings else pipe
+
+
+def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
+    """The `model_index.json` of a folder or Hub repo.
+
+    Args:
+        source: folder or Hub id.
+        kwargs: of `from_pretrained`; those that say where to look are used.
+    """
+    places = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+    config: dict[str, Any] = DiffusionPipeline.load_config(
+        source, **{key: kwargs[key] for key in places if key in kwargs}
+    )
+    return config
+
+
+def check_guides(pipeline_class: type) -> None:
+    """Refuse a pipeline without classifier-free guidance.
 
     Raises:
         TypeError: with the reason.
     """
-    name = pipeline_class.__name__
-    if not hasattr(pipeline_class, "do_classifier_free_guidance") or not hasattr(pipeline_class, "guidance_scale"):
-        raise TypeError(f"{name} has no classifier-free guidance that could be rescaled.")
-    if hasattr(pipeline_class, "image_guidance_scale"):
-        raise TypeError(f"{name} guides with three predictions; guidance rescale knows how to combine two.")
+    if not any("guidance_scale" in name for name in inspect.signature(pipeline_class.__call__).parameters):
+        raise TypeError(f"{pipeline_class.__name__} has no classifier-free guidance that could be rescaled.")
 
 
-def enable_guidance_rescale(pipe: Pipeline, guidance_rescale: float = DEFAULT_GUIDANCE_RESCALE) -> Pipeline:
+def check_guider(guider: Any, guidance_rescale: float = 0.0) -> None:
+    """Refuse a guider that cannot work on the two predictions that a pipeline makes.
+
+    Raises:
+        TypeError: it has not the interface of diffusers' guiders, or needs a forward pass of its own.
+        ValueError: both it and the pipeline would rescale.
+    """
+    name = type(guider).__name__
+    if not callable(guider) or not hasattr(guider, "set_state") or not hasattr(guider, "prepare_inputs"):
+        raise TypeError(
+            f"guider={guider!r} has not the interface of diffusers.guiders, such as ClassifierFreeGuidance."
+        )
+    needed = [*(getattr(guider, "_input_predictions", None) or ())]
+    if any(prediction not in ("pred_cond", "pred_uncond") for prediction in needed):
+        raise TypeError(f"{name} needs the predictions {', '.join(needed)}; a pipeline makes the first two alone.")
+    if any("prepare_models" in vars(base) for base in type(guider).__mro__ if base.__name__ != "BaseGuidance"):
+        raise TypeError(f"{name} changes the network for a forward pass of its own, which a pipeline does not make.")
+    if guidance_rescale > 0 and getattr(guider, "guidance_rescale", 0) > 0:
+        raise ValueError(
+            f"{name} has guidance_rescale={guider.guidance_rescale} and the pipeline {guidance_rescale}, which would "
+            "rescale twice; set one of them to 0."
+        )
+
+
+def warn_of_zero_init(guider: Any, pipe: Any) -> None:
+    """Say that CFG-Zero*'s zeroed first steps delete what a zero-SNR model decides there: the brightness."""
+    steps = getattr(guider, "zero_init_steps", 0)
+    table = getattr(getattr(pipe, "scheduler", None), "alphas_cumprod", None)
+    if steps and table is not None and float(table[-1]) < 1e-6:  # stock writes zero SNR as 2^-24
+        logger.warning(
+            f"{type(guider).__name__} replaces the first prediction by zero (zero_init_steps={steps}). On a zero-SNR "
+            "schedule that one decides how dark or bright the picture is: pass zero_init_steps=0."
+        )
+
+
+def enable_guidance_rescale(
+    pipe: Pipeline,
+    guidance_rescale: float | None = None,
+    *,
+    space: str = "output",
+    guider: Any = None,
+    strict: bool = False,
+) -> Pipeline:
     """Rescale the guidance of a pipeline from now on, whatever its class offers by itself.
 
-    The pipeline keeps its identity: components, hooks, class name on disk. `guidance_rescale=` in a call overrides the
-    value given here, and replaces that of pipelines which have an argument of this name.
+    The pipeline keeps its identity: components, hooks, class name on disk. In a call, `guidance_rescale=` and
+    `guider=` override what is given here; the first replaces that of pipelines which have an argument of this name.
+
+    Works where the pipeline's UNet is called once per step on one batch that stacks all predictions, [unconditional,
+    conditional] or more. Where that turns out not to be so, this is said once and nothing is changed.
 
     Args:
-        pipe: a diffusers pipeline with classifier-free guidance over one UNet call.
-        guidance_rescale: the paper's phi, 0 to 1 (Lin et al. 2023, arXiv:2305.08891, Algorithm 2).
+        pipe: a diffusers pipeline with classifier-free guidance and a UNet.
+        guidance_rescale: the paper's phi, 0 to 1 (Lin et al. 2023, arXiv:2305.08891, Algorithm 2); 0.7 unless given,
+            0 with a guider.
+        space: what is rescaled: the network's `output` (the paper, and stock), or what it says of `v`, of the noise
+            (`epsilon`) or of the picture (`x_0`).
+        guider: an object of `diffusers.guiders`, which combines the predictions in place of the pipeline. Its own
+            guidance scale counts; the pipeline's has to be above 1 for there to be two predictions.
+        strict: raise a `GuidanceError` rather than say that nothing can be done.
 
     Returns:
         The same pipeline.
 
     Raises:
-        TypeError: the pipeline does not guide with two predictions from one call.
-        ValueError: phi outside [0, 1].
+        TypeError: the pipeline has no UNet or no guidance; the guider needs more than two predictions.
+        ValueError: phi outside [0, 1], unknown space, or phi both here and in the guider.
     """
-    check_guidance_rescale(guidance_rescale)
-    if not isinstance(getattr(pipe, "unet", None), nn.Module):
+    phi = (0.0 if guider is not None else DEFAULT_GUIDANCE_RESCALE) if guidance_rescale is None else guidance_rescale
+    check_guidance_rescale(phi)
+    check_space(space)
+    if guider is not None:
+        check_guider(guider, phi)
+    if not hasattr(pipe, "__dict__") or not denoisers(pipe):
         raise TypeError(f"{type(pipe).__name__} has no UNet whose predictions could be rescaled.")
     if not isinstance(pipe, GuidanceRescaleMixin):
         stock = type(pipe)
         # Named like its base: the name is what diffusers writes to model_index.json and shows in messages.
         namespace = {"__module__": stock.__module__, "_without_rescale": stock}
         pipe.__class__ = type(stock.__name__, (GuidanceRescaleMixin, stock), namespace)
-    pipe.default_guidance_rescale = guidance_rescale  # type: ignore[attr-defined]
+    chosen = {"default_guidance_rescale": phi, "guidance_space": space}
+    vars(pipe).update(chosen, default_guider=guider, strict_guidance=strict)
     return pipe
 
 
@@ -137,9 +254,10 @@ def disable_guidance_rescale(pipe: Pipeline) -> Pipeline:
     Returns:
         The same pipeline.
     """
+    for name in ("default_guidance_rescale", "guidance_space", "default_guider", "strict_guidance"):
+        vars(pipe).pop(name, None)
     stock = getattr(type(pipe), "_without_rescale", None)
     if stock is not None:
-        del pipe.default_guidance_rescale  # type: ignore[attr-defined]
         pipe.__class__ = stock
     elif isinstance(pipe, GuidanceRescaleMixin):
         pipe.default_guidance_rescale = 0.0

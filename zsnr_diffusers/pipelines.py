@@ -1,17 +1,76 @@
-"""Stable Diffusion pipelines that wear the guidance-rescale mixin."""
+"""Ready pipelines: guidance rescale 0.7 unless told otherwise; everything else is stock's."""
 
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import (
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
+)
 
 from .guidance import DEFAULT_GUIDANCE_RESCALE, GuidanceRescaleMixin
 
 
 class ZeroSNRStableDiffusionPipeline(GuidanceRescaleMixin, StableDiffusionPipeline):
-    """Text to image with guidance rescale 0.7 unless told otherwise; everything else is stock's."""
+    """Text to image."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
 
 class ZeroSNRStableDiffusionImg2ImgPipeline(GuidanceRescaleMixin, StableDiffusionImg2ImgPipeline):
-    """Image to image with guidance rescale, which stock's does not have; everything else is stock's."""
+    """Image to image; stock's has no guidance rescale."""
+
+    default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+
+
+class ZeroSNRStableDiffusionInpaintPipeline(GuidanceRescaleMixin, StableDiffusionInpaintPipeline):
+    """Inpainting; stock's has no guidance rescale."""
+
+    default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+
+
+class ZeroSNRStableDiffusionControlNetPipeline(GuidanceRescaleMixin, StableDiffusionControlNetPipeline):
+    """Text to image along a control image; stock's has no guidance rescale."""
+
+    default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+
+
+class ZeroSNRStableDiffusionInstructPix2PixPipeline(GuidanceRescaleMixin, StableDiffusionInstructPix2PixPipeline):
+    """An instruction and an image to an image; rescaled to the prediction that knows both."""
+
+    default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+
+
+class ZeroSNRStableDiffusionXLPipeline(GuidanceRescaleMixin, StableDiffusionXLPipeline):
+    """Text to image with SDXL."""
+
+    default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+
+
+class ZeroSNRStableDiffusionXLImg2ImgPipeline(GuidanceRescaleMixin, StableDiffusionXLImg2ImgPipeline):
+    """Image to image with SDXL."""
+
+    default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+
+
+class ZeroSNRStableDiffusionXLInpaintPipeline(GuidanceRescaleMixin, StableDiffusionXLInpaintPipeline):
+    """Inpainting with SDXL."""
+
+    default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+
+
+class ZeroSNRStableDiffusionXLControlNetPipeline(GuidanceRescaleMixin, StableDiffusionXLControlNetPipeline):
+    """Text to image along a control image with SDXL; stock's has no guidance rescale."""
+
+    default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+
+
+class ZeroSNRStableDiffusionXLInstructPix2PixPipeline(GuidanceRescaleMixin, StableDiffusionXLInstructPix2PixPipeline):
+    """An instruction and an image to an image with SDXL; rescaled to the prediction that knows both."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE

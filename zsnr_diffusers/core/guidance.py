@@ -1,24 +1,27 @@
 """Classifier-free guidance and its rescale."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from .noise import NoiseLevel
+from .predictions import x_0_factors
+
+GUIDANCE_SPACES = {
+    "output": None,
+    "v": "v_prediction",
+    "epsilon": "epsilon",
+    "x_0": "sample",
+    "v_prediction": "v_prediction",
+    "sample": "sample",
+}
+"""Where guidance can be rescaled, and the prediction type of each; `output` is what the network predicts."""
 
 
 def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
     """u + w (c - u) (Ho & Salimans 2022, arXiv:2207.12598; as in diffusers, w = 1 is no guidance)."""
     return unconditional + guidance_scale * (conditional - unconditional)
-
-
-def _spread(x: Tensor) -> Tensor:
-    """Standard deviation of each sample, shape [B, 1, ...]; exactly 0 where it is mere rounding.
-
-    The mean of N equal float32 numbers is off by a few units in the last place, so the spread of a constant comes out
-    tiny but not zero, and a ratio of two such numbers is arbitrary.
-    """
-    dims = tuple(range(1, x.ndim))
-    spread = x.std(dim=dims, keepdim=True)
-    rounding = 16 * torch.finfo(x.dtype).eps * x.abs().amax(dim=dims, keepdim=True)
-    return torch.where(spread > rounding, spread, 0.0)
 
 
 def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: float) -> Tensor:
@@ -29,7 +32,7 @@ def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: floa
     returns for a plain image at the first step) is left unscaled.
 
     Args:
-        guided: prediction after classifier-free guidance, shape [B, ...].
+        guided: prediction after classifier-free guidance, shape [B, C, ...].
         conditional: conditional prediction, same shape.
         guidance_rescale: the paper's phi, from 0 (off) to 1; it recommends 0.5 to 0.75 and uses 0.7.
 
@@ -43,10 +46,123 @@ def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: floa
     if guidance_rescale == 0:
         return guided
     wide = torch.promote_types(guided.dtype, torch.float32)
-    spread_guided, spread_conditional = _spread(guided.to(wide)), _spread(conditional.to(wide))
-    flat = (spread_guided == 0) | (spread_conditional == 0)
-    factor = torch.where(flat, 1.0, spread_conditional / torch.where(flat, 1.0, spread_guided))
-    return (guided * (guidance_rescale * factor + (1 - guidance_rescale))).to(guided.dtype)
+    if guided.dtype != wide:
+        return rescale_guidance(guided.to(wide), conditional.to(wide), guidance_rescale).to(guided.dtype)
+    return torch.addcmul(guided, guided, _excess(guided, conditional), value=guidance_rescale)
+
+
+def _excess(guided: Tensor, conditional: Tensor) -> Tensor:
+    """std(conditional) / std(guided) - 1 of each sample, shape [B, 1, ...]; 0 where either is flat."""
+    sharpness = _inverse_spread(guided)
+    other = _inverse_spread(conditional)
+    # infinite where flat, so that the quotient is infinite or not a number in all three cases
+    excess = (sharpness - other).div_(other).nan_to_num_(0.0, 0.0)
+    return excess.view(-1, *[1] * (guided.ndim - 1))
+
+
+def _inverse_spread(x: Tensor) -> Tensor:
+    """1 / std of each sample, shape [B, 1]; infinite for a constant.
+
+    The kernel of group normalisation goes through the values once, by Welford's recurrence, which gives exactly 0 for
+    a constant; `Tensor.std` is many times as slow over several samples, and tiny but not 0 for a constant.
+    """
+    x = x.contiguous()
+    size = x[0, 0].numel()
+    return torch.native_group_norm(x, None, None, len(x), x.shape[1], size, 1, 0.0)[2]
+
+
+def rescale_guidance_in_space(
+    guided: Tensor,
+    conditional: Tensor,
+    guidance_rescale: float,
+    *,
+    space: str,
+    prediction_type: str,
+    x_t: Tensor,
+    level: NoiseLevel,
+) -> Tensor:
+    """Algorithm 2 on what the predictions say of v, of the noise or of x_0, rather than on the predictions themselves.
+
+    Given x_t, a prediction of any type is, up to a factor that Algorithm 2 does not see, the output plus q x_t. As
+    epsilon, q = sigma / alpha for an output of v: infinite at zero SNR, where the rescaled output has a limit, the
+    guided one + phi x_t cov(x_t, conditional - guided) / var(x_t). So epsilon space exists at zero SNR too.
+
+    Args:
+        guided: output after guidance, shape [B, ...].
+        conditional: conditional output, same shape.
+        guidance_rescale: phi, from 0 to 1.
+        space: one of `GUIDANCE_SPACES`.
+        prediction_type: of both outputs.
+        x_t: the sample that they were made from, variance-preserving, same shape.
+        level: noise level of `x_t`.
+
+    Returns:
+        The rescaled output, of that shape and in the dtype of `guided`.
+
+    Raises:
+        ValueError: unknown space or prediction type, phi outside [0, 1], or an epsilon output at zero SNR.
+    """
+    check_space(space)
+    target = GUIDANCE_SPACES[space]
+    if target is None or target == prediction_type:
+        return rescale_guidance(guided, conditional, guidance_rescale)
+    check_guidance_rescale(guidance_rescale)
+    # As epsilon, q reaches thousands near zero SNR and is taken away again: that takes more digits than float32 has.
+    double = target == "epsilon" and guided.device.type != "mps"
+    wide = torch.promote_types(guided.dtype, torch.float64 if double else torch.float32)
+    g, c, x = guided.to(wide), conditional.to(wide), x_t.to(wide)
+    a_output, b_output = x_0_factors(prediction_type, level)
+    if target == "epsilon" and float(level.alpha) == 0:
+        return (g + guidance_rescale * _slope(x, c - g) * x).to(guided.dtype)
+    offset = (a_output - x_0_factors(target, level)[0]) / b_output * x
+    there = g + offset
+    return torch.addcmul(g, there, _excess(there, c + offset), value=guidance_rescale).to(guided.dtype)
+
+
+def _slope(x: Tensor, y: Tensor) -> Tensor:
+    """cov(x, y) / var(x) of each sample, shape [B, 1, ...]; 0 where x has no spread."""
+    dims = tuple(range(1, x.ndim))
+    centred = x - x.mean(dim=dims, keepdim=True)
+    variance = (centred * centred).sum(dim=dims, keepdim=True)
+    return (centred * y).sum(dim=dims, keepdim=True) / torch.where(variance == 0, 1.0, variance)
+
+
+def guidance_weights(guided: Tensor, predictions: Sequence[Tensor]) -> tuple[list[float], bool] | None:
+    """The weights with which a guided prediction was combined from others: how a pipeline guides, read off its result.
+
+    Every guidance of the classifier-free kind is affine, `guided = sum_i w_i prediction_i` with `sum_i w_i = 1`:
+    u + w (c - u), the three terms of InstructPix2Pix (Brooks et al. 2023, arXiv:2211.09800, eq. 3), perturbed
+    attention guidance. The w_i are found by least squares: first as the same numbers everywhere, then for each sample
+    and each entry of its first dimension, since some pipelines guide every frame of a video with a scale of its own.
+
+    Args:
+        guided: shape [B, ...].
+        predictions: at least two tensors of that shape.
+
+    Returns:
+        The mean of each weight, and whether they explain `guided` to within the rounding of the least precise dtype;
+        None where the predictions are equal, so that nothing can be told apart.
+    """
+    eps = max(torch.finfo(x.dtype).eps for x in (guided, *predictions))
+    rows = [x.detach().flatten(2) if x.ndim > 2 else x.detach().unsqueeze(1) for x in (guided, *predictions)]
+    every = max(1, rows[0].shape[2] // 256)  # a thousand values tell as much as all
+    target, first, *rest = (x[..., ::every].cpu().double() for x in rows)
+    differences = torch.stack([x - first for x in rest], dim=-1)
+    spread = float(differences.square().mean())
+    scale = (float(first.square().mean()) + spread) ** 0.5
+    if not spread**0.5 > 4 * eps * scale:
+        return None
+    slices = first.shape[0] * first.shape[1]
+    for parts in (1, slices):
+        matrix, right = differences.reshape(parts, -1, len(rest)), (target - first).reshape(parts, -1, 1)
+        # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank
+        # that `rcond` allows leaves it out.
+        weights = torch.linalg.lstsq(matrix, right, rcond=4 * eps, driver="gelsd").solution
+        left = float((right - matrix @ weights).square().mean()) ** 0.5
+        means = weights.mean(dim=(0, 2)).tolist()
+        if left <= 8 * eps * scale * (1 + 2 * float(weights.abs().sum(dim=1).max())):
+            return [1 - sum(means), *means], True
+    return [1 - sum(means), *means], False
 
 
 def check_guidance_rescale(guidance_rescale: float) -> None:
@@ -57,3 +173,13 @@ def check_guidance_rescale(guidance_rescale: float) -> None:
     """
     if not 0 <= guidance_rescale <= 1:
         raise ValueError(f"guidance_rescale={guidance_rescale} must lie in [0, 1]; 0.7 is the usual value, 0 is off.")
+
+
+def check_space(space: str) -> None:
+    """Refuse an unknown space.
+
+    Raises:
+        ValueError: with the value and those that are known.
+    """
+    if space not in GUIDANCE_SPACES:
+        raise ValueError(f"space={space!r} is not known; choose one of {', '.join(GUIDANCE_SPACES)}.")

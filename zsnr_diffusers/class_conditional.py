@@ -1,0 +1,185 @@
+"""Pictures of a class, in pixels: the pipeline around a class-conditional `UNet2DModel`."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .core import classifier_free_guidance
+from .guidance import GuidanceRescaleMixin
+
+
+class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
+    """Makes pictures of given classes with a network of pixels, guided by what it makes of no class.
+
+    The network's last class embedding stands for no class, as in DiT (Peebles & Xie 2022, arXiv:2212.09748), so a
+    network for ten classes has `num_class_embeds=11`. A network without class embeddings makes pictures of no class.
+
+    Args:
+        unet: predicts from (x_t, timestep, class_labels) on pictures in [-1, 1].
+        scheduler: any of ours, or of diffusers.
+    """
+
+    model_cpu_offload_seq = "unet"
+    unet: UNet2DModel
+    scheduler: Any
+
+    def __init__(self, unet: UNet2DModel, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self._guidance_scale = 1.0
+        self._interrupt = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """w of the running call, or the last."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the running call guides."""
+        return self._guidance_scale > 1
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to leave out the remaining steps."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        batch_size: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        dynamic_thresholding_ratio: float | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Make one picture per label.
+
+        Against saturation by a large guidance scale there are two remedies, each a flag: `guidance_rescale` (added by
+        the mixin; Lin et al. 2023, section 3.4) and `dynamic_thresholding_ratio` (Saharia et al. 2022, section 2.3).
+
+        Args:
+            class_labels: a class or several; None for pictures of no class.
+            batch_size: how many pictures of a single label, or of none; 1 unless given.
+            num_inference_steps: n.
+            guidance_scale: w in u + w (c - u); above 1 it guides.
+            generator: one, or one per picture.
+            latents: the starting noise, shape [B, C, H, W].
+            dynamic_thresholding_ratio: the quantile of |x_0| that is scaled to 1 at every step where it is larger,
+                0.995 in Imagen. None leaves to the scheduler's config what is done to x_0.
+            output_type: `pil`, `np` [B, H, W, C] or `pt` [B, C, H, W] in [0, 1], or `latent`: as sampled, in [-1, 1]
+                and beyond.
+            return_dict: an `ImagePipelineOutput` rather than a tuple.
+            callback_on_step_end: called with (pipeline, step, timestep, {"latents": x_t}) after every step; may return
+                other latents.
+
+        Raises:
+            ValueError: labels out of range or for a network without classes, guidance without classes, or sizes that
+                contradict each other.
+        """
+        labels = self._labels(class_labels, batch_size, guidance_scale)
+        shape = (len(labels), self.unet.config.in_channels, *self._size())
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; these labels need {shape}.")
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        device, dtype = self._execution_device, self.unet.dtype
+        x = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device, dtype)
+        conditions = labels.to(device) if self._classes else None
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        x = x * self.scheduler.init_noise_sigma
+        extra = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
+        self._num_timesteps = len(self.scheduler.timesteps)
+        with self._thresholding(dynamic_thresholding_ratio), self.progress_bar(total=self._num_timesteps) as bar:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                prediction = self._predict(x, timestep, conditions)
+                x = self.scheduler.step(prediction, timestep, x, **extra, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    x = (callback_on_step_end(self, step, timestep, {"latents": x}) or {}).get("latents", x)
+                bar.update()
+        self.maybe_free_model_hooks()
+        images = x if output_type == "latent" else VaeImageProcessor().postprocess(x, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _predict(self, x: Tensor, timestep: Any, labels: Tensor | None) -> Tensor:
+        """The prediction, guided where there is guidance."""
+        x = self.scheduler.scale_model_input(x, timestep)
+        if not self.do_classifier_free_guidance or labels is None:
+            prediction: Tensor = self.unet(x, timestep, labels).sample
+            return prediction
+        both = torch.cat([torch.full_like(labels, self._classes), labels])
+        unconditional, conditional = self.unet(torch.cat([x, x]), timestep, both).sample.chunk(2)
+        return classifier_free_guidance(unconditional, conditional, self._guidance_scale)
+
+    @property
+    def _classes(self) -> int:
+        """How many classes there are, which is also the label of none; 0 without class embeddings."""
+        embeddings = self.unet.config.num_class_embeds
+        return embeddings - 1 if embeddings else 0
+
+    def _size(self) -> tuple[int, int]:
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> Tensor:
+        """One label per picture, shape [B]; `_classes` for none."""
+        classes = self._classes
+        if classes == 0 and (class_labels is not None or guidance_scale > 1):
+            raise ValueError(
+                "This network has no class embeddings (num_class_embeds), so it takes no class_labels and cannot be "
+                "guided: leave both out."
+            )
+        if class_labels is None:
+            if guidance_scale > 1:
+                raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to.")
+            class_labels = classes
+        labels = torch.as_tensor(class_labels, dtype=torch.long).cpu().reshape(-1)
+        if len(labels) == 1:
+            labels = labels.repeat(1 if batch_size is None else batch_size)
+        if len(labels) == 0 or (batch_size is not None and batch_size != len(labels)):
+            raise ValueError(
+                f"batch_size={batch_size} for {len(labels)} class_labels: leave it out, or give one label."
+            )
+        wrong = labels[(labels < 0) | (labels > classes)]
+        if len(wrong):
+            raise ValueError(
+                f"class_labels has {wrong[0].item()}; this network has 0 to {classes - 1}, and {classes} for no class."
+            )
+        return labels
+
+    @contextmanager
+    def _thresholding(self, ratio: float | None) -> Iterator[None]:
+        """Imagen's thresholding for one call, by the scheduler's own."""
+        if ratio is None:
+            yield
+            return
+        if not 0 < ratio <= 1:
+            raise ValueError(f"dynamic_thresholding_ratio={ratio} must lie in (0, 1]; Imagen has 0.995.")
+        names = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+        if not set(names) <= set(self.scheduler.config):
+            raise ValueError(
+                f"{type(self.scheduler).__name__} has no dynamic thresholding; take one of ours, or DDIM."
+            )
+        before = {name: self.scheduler.config[name] for name in names}
+        # A largest threshold of 1, the default everywhere, would be plain clipping; Imagen has none.
+        largest = before["sample_max_value"] if before["sample_max_value"] > 1 else float("inf")
+        self.scheduler.register_to_config(
+            thresholding=True, dynamic_thresholding_ratio=ratio, sample_max_value=largest
+        )
+        try:
+            yield
+        finally:
+            self.scheduler.register_to_config(**before)

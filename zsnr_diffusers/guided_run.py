@@ -1,0 +1,336 @@
+"""One call of a pipeline, watched at two doors: what its denoiser predicts, and what it hands to `scheduler.step`.
+
+Pipelines stack, split and combine predictions each in a way of its own. All of them call a denoiser once per step and
+then a scheduler, so how a pipeline guides can be read off the two: its guided prediction is a weighted sum of the
+denoiser's, and the one with the largest weight is the conditional one. What is found decides what is rescaled; where
+nothing is found, nothing is changed.
+
+Nothing stays behind on denoiser or scheduler, and threads that share them do not see each other.
+"""
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
+from torch import Tensor, nn
+
+from .core import NoiseLevel
+from .core.guidance import guidance_weights, rescale_guidance, rescale_guidance_in_space
+
+logger = logging.get_logger(__name__)
+
+_active: "ContextVar[GuidedRun | None]" = ContextVar("guided_run", default=None)
+_said: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
+
+OFF = (
+    "its denoiser makes one prediction per sample, so there is no guidance to act on: a guidance scale of 1 or less "
+    "switches it off, and a pipeline that calls its denoiser once for each prediction cannot be helped"
+)
+NO_STEP = "its denoiser and its scheduler never met: it has a denoiser or a sampling loop of another kind"
+UNKNOWN = (
+    "what it hands to scheduler.step is not a weighted sum of what its denoiser predicted in one call, so which "
+    "prediction is the conditional one cannot be told"
+)
+THREE_WAY = "it combines {} predictions, and a guider knows a conditional and an unconditional one"
+
+
+class GuidanceError(RuntimeError):
+    """A pipeline guides in a way that cannot be acted on, and `strict=True` asked to be told."""
+
+
+@dataclass
+class GuidanceSettings:
+    """What is done to a pipeline's guidance; see `enable_guidance_rescale`."""
+
+    guidance_rescale: float = 0.0
+    space: str = "output"
+    guider: Any = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """How a denoiser's batch holds the predictions that a pipeline combines."""
+
+    copies: int
+    interleaved: bool
+    conditional: int = 0
+
+    def part(self, stacked: Tensor, index: int, guided: Tensor) -> Tensor:
+        """One of the predictions in `stacked`, in the shape that the scheduler sees.
+
+        Channels beyond those (a predicted variance) are left out. Some pipelines for video hand frames to the
+        scheduler as a batch.
+        """
+        size = len(stacked) // self.copies
+        part = stacked[index :: self.copies] if self.interleaved else stacked.narrow(0, index * size, size)
+        if part.shape == guided.shape:
+            return part
+        if part.ndim == 5 and guided.ndim == 4:
+            part = part.transpose(1, 2).flatten(0, 1)
+        return part[:, : guided.shape[1]]
+
+
+class GuidedRun:
+    """A context in which the calls of a pipeline's denoisers are noted, and acted on at its schedulers' `step`."""
+
+    def __init__(self, pipe: Any, settings: GuidanceSettings) -> None:
+        self._pipe, self._settings = pipe, settings
+        self._schedulers = [part for part in vars(pipe).values() if isinstance(part, SchedulerMixin)]
+        self._predicted: Tensor | None = None
+        self._stacking: Stacking | None = None
+        self._shapes: Any = None
+        self._timestep: Any = None
+        self._step = -1
+        self._settled = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "GuidedRun":
+        token = _active.set(self)
+        self._stack.callback(_active.reset, token)
+        try:
+            for denoiser in denoisers(self._pipe):
+                self._stack.enter_context(_noting(denoiser, self))
+            for scheduler in self._schedulers:
+                self._stack.enter_context(_door(scheduler, "step", self, GuidedRun.through_scheduler))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._stack.close()
+        if error is None and not self._settled and not getattr(self._pipe, "interrupt", False):
+            self._cannot(NO_STEP if self._step < 0 else OFF)
+
+    def note(self, output: Any) -> None:
+        """Keep what a denoiser returned until the scheduler is called."""
+        self._predicted = output if isinstance(output, Tensor) else output[0]
+
+    def through_denoiser(self, denoiser: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a denoiser and note what it returns."""
+        output = call(*args, **kwargs)
+        self.note(output)
+        return output
+
+    def through_scheduler(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a scheduler's step on the prediction to go on with."""
+        stacked, self._predicted = self._predicted, None
+        # The first three parameters in every scheduler of diffusers
+        output, timestep, sample = args[:3] if len(args) > 2 else _first_three(args, kwargs)
+        if stacked is None or output is None or sample is None:
+            return step(*args, **kwargs)
+        self._count(timestep)
+        # A UNet that predicts a variance too returns it beside the mean, in as many channels again.
+        learned = output.shape[1] == 2 * sample.shape[1]
+        guided, variance = output.split(sample.shape[1], dim=1) if learned else (output, None)
+        changed = self._guide(stacked, guided, sample, timestep, scheduler)
+        if changed is None:
+            return step(*args, **kwargs)
+        self._settled = True
+        changed = changed if variance is None else torch.cat([changed, variance], dim=1)
+        return step(changed, *args[1:], **kwargs) if args else step(**{**kwargs, "model_output": changed})
+
+    def _count(self, timestep: Any) -> None:
+        """Count steps; a pipeline that steps several views at a timestep passes the same object for each."""
+        self._step += self._step < 0 or timestep is not self._timestep
+        self._timestep = timestep
+
+    def _guide(self, stacked: Tensor, guided: Tensor, sample: Tensor, timestep: Any, scheduler: Any) -> Tensor | None:
+        """The prediction to go on with; None to go on with the pipeline's own."""
+        frames = stacked.shape[2] if stacked.ndim == 5 and guided.ndim == 4 else 1
+        stacking = self._find(stacked, guided, frames)
+        if stacking is None:
+            return None
+        conditional = stacking.part(stacked, stacking.conditional, guided)
+        settings = self._settings
+        if settings.guider is not None:
+            if stacking.copies != 2:
+                self._cannot(THREE_WAY.format(stacking.copies))
+                return None
+            unconditional = stacking.part(stacked, 1 - stacking.conditional, guided)
+            guided = self._by_guider(conditional, unconditional, timestep, scheduler)
+        if frames > 1:  # a video's spread is that of all its frames
+            video = (-1, frames, *guided.shape[1:])
+            guided, conditional, sample = (x.reshape(video) for x in (guided, conditional, sample))
+        rescaled = self._rescale(guided, conditional, sample, timestep, scheduler)
+        return rescaled.flatten(0, 1) if frames > 1 else rescaled
+
+    def _find(self, stacked: Tensor, guided: Tensor, frames: int) -> Stacking | None:
+        """How this step's predictions are stacked; found out anew whenever shapes change."""
+        if self._stacking is not None and self._shapes == (stacked.shape, guided.shape):
+            return self._stacking
+        copies, rest = divmod(len(stacked) * frames, len(guided))
+        if rest or copies == 1:
+            if not self._settled:  # a callback may well switch guidance off later on
+                self._cannot(OFF)
+            return None
+        for interleaved in (False, True):
+            stacking = Stacking(copies, interleaved)
+            predictions = [stacking.part(stacked, index, guided) for index in range(copies)]
+            if any(prediction.shape != guided.shape for prediction in predictions):
+                break
+            found = guidance_weights(guided, predictions)
+            if found is None:  # equal predictions: nothing to rescale, and nothing to learn from
+                self._settled = True
+                return None
+            weights, explained = found
+            if explained:
+                self._shapes = stacked.shape, guided.shape
+                self._stacking = replace(stacking, conditional=weights.index(max(weights)))
+                return self._stacking
+        self._cannot(UNKNOWN)
+        return None
+
+    def _rescale(self, guided: Tensor, conditional: Tensor, sample: Tensor, timestep: Any, scheduler: Any) -> Tensor:
+        settings = self._settings
+        if settings.guidance_rescale == 0 or settings.space == "output":
+            return rescale_guidance(guided, conditional, settings.guidance_rescale)
+        return rescale_guidance_in_space(
+            guided,
+            conditional,
+            settings.guidance_rescale,
+            space=settings.space,
+            prediction_type=scheduler.config.prediction_type,
+            x_t=scheduler.scale_model_input(sample, timestep),
+            level=level_at(scheduler, timestep),
+        )
+
+    def _by_guider(self, conditional: Tensor, unconditional: Tensor, timestep: Any, scheduler: Any) -> Tensor:
+        guider = self._settings.guider
+        steps = getattr(self._pipe, "_num_timesteps", None) or len(scheduler.timesteps)
+        guider.set_state(step=self._step, num_inference_steps=steps, timestep=timestep)
+        # The name of the method that takes a state and the names of its fields differs between versions of diffusers.
+        prepare = getattr(guider, "prepare_inputs_from_block_state", guider.prepare_inputs)
+        state = SimpleNamespace(conditional=conditional, unconditional=unconditional)
+        guided: Tensor = guider(prepare(state, {"noise_pred": ("conditional", "unconditional")}))[0]
+        return guided
+
+    def _cannot(self, reason: str) -> None:
+        """Say once why a pipeline's guidance is left as it is.
+
+        Raises:
+            GuidanceError: if that was asked for.
+        """
+        message = f"{type(self._pipe).__name__} is left to guide as it does: {reason}."
+        if self._settings.strict:
+            raise GuidanceError(message)
+        self._settled = True
+        said = _said.setdefault(self._pipe, set())
+        if reason not in said:
+            said.add(reason)
+            logger.warning(message)
+
+
+def _first_three(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    given = {**kwargs, **dict(zip(("model_output", "timestep", "sample"), args, strict=False))}
+    return given.get("model_output"), given.get("timestep"), given.get("sample")
+
+
+def denoisers(pipe: Any) -> list[nn.Module]:
+    """The UNets among a pipeline's components, compiled or not."""
+    return [
+        part
+        for name, part in vars(pipe).items()
+        if isinstance(part, nn.Module)
+        and (name == "unet" or "UNet" in type(getattr(part, "_orig_mod", part)).__name__)
+    ]
+
+
+def level_at(scheduler: Any, timestep: Any) -> NoiseLevel:
+    """Noise level at a timestep of a scheduler of diffusers or of ours.
+
+    Raises:
+        ValueError: the scheduler is of no variance-preserving schedule.
+    """
+    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has no variance-preserving schedule, so guidance can be rescaled on its "
+            "network's output alone; leave out space."
+        )
+    if not hasattr(scheduler, "sigmas"):
+        alpha_bar = float(scheduler.alphas_cumprod[int(timestep)])
+        return NoiseLevel(alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
+    index = scheduler.step_index
+    ratio = float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])
+    return NoiseLevel((1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5)
+
+
+@contextmanager
+def _noting(denoiser: nn.Module, run: GuidedRun) -> Iterator[None]:
+    """While open, `run` notes what the denoiser returns."""
+    if getattr(denoiser, "_compiled_call_impl", None) is not None:
+        # `module.compile()` would trace a hook into the graph, and compile anew for every call of the pipeline.
+        with _door(denoiser, "_compiled_call_impl", run, GuidedRun.through_denoiser):
+            yield
+        return
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if _active.get() is run:
+            run.note(output)
+
+    handle = denoiser.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass
+class _Door:
+    """A method that is replaced on an object while runs use it."""
+
+    method: Callable[..., Any]
+    found: Any
+    """What stood in the object's own dictionary."""
+    runs: list[GuidedRun] = field(default_factory=list)
+
+
+_doors: dict[tuple[int, str], _Door] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def _door(owner: Any, name: str, run: GuidedRun, through: Callable[..., Any]) -> Iterator[None]:
+    """While open, calls of `owner.name` that belong to the run become `through(run, owner, method, args, kwargs)`.
+
+    Runs in several threads may share an owner, and then share its door: who comes first hangs it, who goes last takes
+    it away.
+    """
+    key = (id(owner), name)
+    with _lock:
+        door = _doors.get(key)
+        if door is None:
+            door = _doors[key] = _Door(getattr(owner, name), vars(owner).get(name))
+            setattr(owner, name, _watched(owner, door, through))
+        door.runs.append(run)
+    try:
+        yield
+    finally:
+        with _lock:
+            door.runs.remove(run)
+            if not door.runs:
+                del _doors[key]
+                if door.found is None:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, door.found)
+
+
+def _watched(owner: Any, door: _Door, through: Callable[..., Any]) -> Callable[..., Any]:
+    # A function, not an object: a pipeline that deep-copies a scheduler's state leaves functions as they are.
+    @functools.wraps(door.method)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        run = _active.get()
+        return through(run, owner, door.method, args, kwargs) if run in door.runs else door.method(*args, **kwargs)
+
+    return method
