@@ -17,11 +17,13 @@ ALLOWED = {
     "guidance": {"core", "guided_run"},
     "class_conditional": {"core", "guidance"},
     "pipelines": {"guidance"},
-    "hub": {"core", "guided_run", "guidance", "class_conditional"},
+    "custom_pipeline": {"core", "guided_run", "guidance", "class_conditional"},
+    "hub": {"guidance", "class_conditional"},
     "evaluation": {"core", "images"},
-    "training": {"core", "images", "schedulers", "guidance", "pipelines", "evaluation"},
+    "training": {"core", "images", "schedulers", "guidance", "pipelines", "custom_pipeline", "evaluation"},
     "cli": {"core", "images", "schedulers", "guidance", "hub", "evaluation"},
-    "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines", "hub"},
+    "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
+    | {"custom_pipeline", "hub"},
 }
 """Parts of the package that each part may import."""
 

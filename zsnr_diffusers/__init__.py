@@ -22,7 +22,8 @@ from .schedulers import (
 
 if TYPE_CHECKING:
     from .class_conditional import ClassConditionalPipeline
-    from .hub import load_pipeline, write_custom_pipeline
+    from .custom_pipeline import write_custom_pipeline
+    from .hub import load_pipeline
     from .pipelines import (
         ZeroSNRStableDiffusionControlNetPipeline,
         ZeroSNRStableDiffusionImg2ImgPipeline,
@@ -52,7 +53,7 @@ _LAZY = {
     "ZeroSNRStableDiffusionXLInstructPix2PixPipeline": "pipelines",
     "ZeroSNRStableDiffusionXLPipeline": "pipelines",
     "load_pipeline": "hub",
-    "write_custom_pipeline": "hub",
+    "write_custom_pipeline": "custom_pipeline",
 }
 
 __all__ = [

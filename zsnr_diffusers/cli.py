@@ -96,7 +96,9 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--num_inference_steps", type=int, help="(default: the pipeline's)")
     options.add_argument("--guidance_scale", type=float, help="(default: the pipeline's)")
     options.add_argument(
-        "--guidance_rescale", type=float, help="phi of the paper's Algorithm 2, 0.7 there (default: 0)"
+        "--guidance_rescale",
+        type=float,
+        help="phi of the paper's Algorithm 2, 0.7 there (default: what is recorded in the pipeline, or 0)",
     )
     options.add_argument("--batch_size", type=int, help="(default: 4)")
     options.add_argument("--device", help="(default: cuda or mps if there is one, else cpu)")
@@ -189,25 +191,22 @@ def _read_prompts(arguments: argparse.Namespace) -> list[str] | None:
 
 def _load_pipeline(arguments: argparse.Namespace) -> Any:
     import torch
-    from diffusers import DiffusionPipeline
 
     from . import schedulers  # noqa: F401  # a saved pipeline may name its classes; diffusers only looks them up
-    from .guidance import enable_guidance_rescale
+    from .hub import load_pipeline
 
     device = arguments.device
     if device is None:
         mps = torch.backends.mps.is_available()
         device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    # Cast afterwards: what from_pretrained calls the dtype changes between versions of diffusers.
-    pipe = DiffusionPipeline.from_pretrained(arguments.pipeline).to(
-        device, getattr(torch, arguments.dtype or "float32")
-    )
-    if arguments.guidance_rescale is None:
-        return pipe
     try:
-        return enable_guidance_rescale(pipe, arguments.guidance_rescale)
+        pipe = load_pipeline(arguments.pipeline, guidance_rescale=arguments.guidance_rescale)
     except TypeError as error:
+        if arguments.guidance_rescale is None:
+            raise
         raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
+    # Cast afterwards: what from_pretrained calls the dtype changes between versions of diffusers.
+    return pipe.to(device, getattr(torch, arguments.dtype or "float32"))
 
 
 def _conditions(pipe: Any, prompts: list[str] | None) -> list[Any] | None:

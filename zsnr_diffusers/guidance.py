@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .core.guidance import check_guidance_rescale, check_space
-from .guided_run import GuidanceSettings, GuidedRun, denoisers, logger
+from .guided_run import GuidanceSettings, GuidedRun, denoisers, say_once
 
 Pipeline = TypeVar("Pipeline")
 
@@ -143,11 +143,18 @@ def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
     Args:
         source: folder or Hub id.
         kwargs: of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        OSError: there is none.
     """
     places = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-    config: dict[str, Any] = DiffusionPipeline.load_config(
-        source, **{key: kwargs[key] for key in places if key in kwargs}
-    )
+    try:
+        config: dict[str, Any] = DiffusionPipeline.load_config(
+            source, **{key: kwargs[key] for key in places if key in kwargs}
+        )
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{source} holds no pipeline: there is no model_index.json. {reason}") from error
     return config
 
 
@@ -190,9 +197,10 @@ def warn_of_zero_init(guider: Any, pipe: Any) -> None:
     steps = getattr(guider, "zero_init_steps", 0)
     table = getattr(getattr(pipe, "scheduler", None), "alphas_cumprod", None)
     if steps and table is not None and float(table[-1]) < 1e-6:  # stock writes zero SNR as 2^-24
-        logger.warning(
+        say_once(
+            pipe,
             f"{type(guider).__name__} replaces the first prediction by zero (zero_init_steps={steps}). On a zero-SNR "
-            "schedule that one decides how dark or bright the picture is: pass zero_init_steps=0."
+            "schedule that one decides how dark or bright the picture is: pass zero_init_steps=0.",
         )
 
 

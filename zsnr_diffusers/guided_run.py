@@ -31,11 +31,9 @@ logger = logging.get_logger(__name__)
 _active: "ContextVar[GuidedRun | None]" = ContextVar("guided_run", default=None)
 _said: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
 
-OFF = (
-    "its denoiser makes one prediction per sample, so there is no guidance to act on: a guidance scale of 1 or less "
-    "switches it off, and a pipeline that calls its denoiser once for each prediction cannot be helped"
-)
-NO_STEP = "its denoiser and its scheduler never met: it has a denoiser or a sampling loop of another kind"
+OFF = "its denoiser makes one prediction per sample; guidance is off, as it is at a guidance scale of 1 or less"
+SEPARATE = "it calls its denoiser several times for a step, and only what one call returns can be told apart"
+NO_STEP = "its denoiser and scheduler.step never met; its sampling loop is of another kind"
 UNKNOWN = (
     "what it hands to scheduler.step is not a weighted sum of what its denoiser predicted in one call, so which "
     "prediction is the conditional one cannot be told"
@@ -44,7 +42,7 @@ THREE_WAY = "it combines {} predictions, and a guider knows a conditional and an
 
 
 class GuidanceError(RuntimeError):
-    """A pipeline guides in a way that cannot be acted on, and `strict=True` asked to be told."""
+    """A pipeline guides in a way that cannot be acted on, and `strict=True` asked for an error."""
 
 
 @dataclass
@@ -91,6 +89,7 @@ class GuidedRun:
         self._shapes: Any = None
         self._timestep: Any = None
         self._step = -1
+        self._calls = 0  # of denoisers, since the scheduler was last called
         self._settled = False
         self._stack = ExitStack()
 
@@ -114,6 +113,7 @@ class GuidedRun:
 
     def note(self, output: Any) -> None:
         """Keep what a denoiser returned until the scheduler is called."""
+        self._calls = 1 if self._predicted is None else self._calls + 1
         self._predicted = output if isinstance(output, Tensor) else output[0]
 
     def through_denoiser(self, denoiser: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -172,7 +172,7 @@ class GuidedRun:
         copies, rest = divmod(len(stacked) * frames, len(guided))
         if rest or copies == 1:
             if not self._settled:  # a callback may well switch guidance off later on
-                self._cannot(OFF)
+                self._cannot(OFF if self._calls == 1 else SEPARATE)
             return None
         for interleaved in (False, True):
             stacking = Stacking(copies, interleaved)
@@ -180,9 +180,9 @@ class GuidedRun:
             if any(prediction.shape != guided.shape for prediction in predictions):
                 break
             found = guidance_weights(guided, predictions)
-            if found is None:  # equal predictions: nothing to rescale, and nothing to learn from
+            if found is None:  # equal predictions: no matter which is which, and nothing to learn from
                 self._settled = True
-                return None
+                return stacking if self._settings.guider is not None else None
             weights, explained = found
             if explained:
                 self._shapes = stacked.shape, guided.shape
@@ -225,10 +225,15 @@ class GuidedRun:
         if self._settings.strict:
             raise GuidanceError(message)
         self._settled = True
-        said = _said.setdefault(self._pipe, set())
-        if reason not in said:
-            said.add(reason)
-            logger.warning(message)
+        say_once(self._pipe, message)
+
+
+def say_once(pipe: Any, message: str) -> None:
+    """Warn, once for each pipeline."""
+    said = _said.setdefault(pipe, set())
+    if message not in said:
+        said.add(message)
+        logger.warning(message)
 
 
 def _first_three(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:

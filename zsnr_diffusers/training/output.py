@@ -9,6 +9,8 @@ import huggingface_hub
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, SchedulerMixin, UNet2DConditionModel
 
 from ..core import noise_level, snr
+from ..custom_pipeline import custom_pipeline
+from ..guidance import guidance_record
 from .base import Base, model_index
 from .config import TrainingConfig
 
@@ -53,6 +55,10 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
         "_diffusers_version": diffusers.__version__,
     }
     index.pop("_name_or_path", None)
+    index |= guidance_record(config.guidance_rescale)
+    if config.guidance_rescale > 0:
+        code = custom_pipeline(type(base.pipeline), config.guidance_rescale)
+        (folder / "pipeline.py").write_text(code, encoding="utf-8")
     # Last: a folder without it is not taken for a pipeline.
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -94,5 +100,6 @@ pipe = DiffusionPipeline.from_pretrained("{Path(config.output_dir).name}")
 image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}).images[0]
 ```
 
+`zsnr_diffusers.load_pipeline`, or stock's `custom_pipeline=` with the `pipeline.py` here, applies the rescale by itself.
 With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
 """

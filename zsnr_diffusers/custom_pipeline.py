@@ -1,0 +1,115 @@
+"""A pipeline with guidance rescale as one file, for people who do not have this package.
+
+The file is put together from this package's source: the class that is wanted and whatever it needs, found by name.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from . import class_conditional, guidance, guided_run
+from .class_conditional import ClassConditionalPipeline
+from .core import guidance as core_guidance
+from .core import noise, predictions
+from .guidance import GuidanceRescaleMixin, check_guides, stock_class
+
+_PARTS: tuple[ModuleType, ...] = (noise, predictions, core_guidance, guided_run, guidance, class_conditional)
+"""What a pipeline with guidance rescale is made of, each after what it needs."""
+
+
+def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
+    """Write `pipeline.py` beside a saved pipeline, for people who do not have this package.
+
+    `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`, with the folder's path or
+    the id of the Hub repo that it became, then gives the pipeline with its guidance rescale. The file needs torch and
+    diffusers alone, and is put together from this package's own source. Without these arguments nobody runs it.
+
+    Args:
+        pipe: the pipeline, with the guidance rescale that the file shall apply.
+        folder: where it was saved.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        TypeError: the pipeline has no guidance.
+    """
+    settings = ("default_guidance_rescale", "guidance_space")
+    values = {key: getattr(pipe, key, getattr(GuidanceRescaleMixin, key)) for key in settings}
+    path = Path(folder, "pipeline.py")
+    path.write_text(custom_pipeline(stock_class(type(pipe)), **values), encoding="utf-8")
+    return path
+
+
+def custom_pipeline(stock: type, default_guidance_rescale: float, guidance_space: str = "output") -> str:
+    """The source of that file for a pipeline of class `stock`."""
+    check_guides(stock)
+    values = {"default_guidance_rescale": default_guidance_rescale, "guidance_space": guidance_space}
+    name, ours = stock.__name__, stock is ClassConditionalPipeline
+    imports, definitions = _self_contained(name if ours else GuidanceRescaleMixin.__name__)
+    head = f'''"""{name} with the guidance rescale of Lin et al. 2023 (arXiv:2305.08891), Algorithm 2.
+
+Put together from zsnr_diffusers, licence Apache-2.0.
+"""'''
+    if ours:
+        tail = "\n".join(f"{name}.{key} = {value!r}" for key, value in values.items())
+    else:
+        imports.append(f"from diffusers import {name}")
+        tail = f"class Rescaled{name}(GuidanceRescaleMixin, {name}):\n" + "\n".join(
+            [
+                f'    """{name} with guidance rescale."""\n',
+                *(f"    {key} = {value!r}" for key, value in values.items()),
+            ]
+        )
+    blocks = ["\n".join(sorted(imports)), *definitions, tail]
+    return head + "\n\n" + "\n\n\n".join(blocks) + "\n"
+
+
+def _self_contained(root: str) -> tuple[list[str], list[str]]:
+    """Imports, and the source of a name and of all that it needs from this package, each after what it needs."""
+    imports: dict[str, str] = {}
+    definitions: dict[str, tuple[ast.stmt, str]] = {}
+    for part in _PARTS:
+        source = Path(str(part.__file__)).read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            for name in _defined(node):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    imports.setdefault(name, _import_of(node, name))
+                else:
+                    definitions[name] = node, _segment(source, node)
+    needed, open_names = set[str](), {root}
+    while open_names:
+        name = open_names.pop()
+        needed.add(name)
+        if name in definitions:
+            used = {node.id for node in ast.walk(definitions[name][0]) if isinstance(node, ast.Name)}
+            open_names |= used - needed
+    lines = {imports[name] for name in needed & set(imports)}
+    return [*lines], [*dict.fromkeys(text for name, (_, text) in definitions.items() if name in needed)]
+
+
+def _defined(node: ast.stmt) -> Iterator[str]:
+    """Names that a statement of a module defines; those imported from this package are defined elsewhere in it."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+    elif isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.level == 0):
+        yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
+
+
+def _import_of(node: ast.Import | ast.ImportFrom, name: str) -> str:
+    """The import statement of one of the names that a statement imports."""
+    aliases = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) == name]
+    if isinstance(node, ast.Import):
+        return ast.unparse(ast.Import(names=aliases))
+    return ast.unparse(ast.ImportFrom(module=node.module, names=aliases, level=0))
+
+
+def _segment(source: str, node: ast.stmt) -> str:
+    """A definition as it is written, its decorators included."""
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
