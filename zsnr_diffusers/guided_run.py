@@ -148,7 +148,7 @@ class GuidedRun:
     def _guide(self, stacked: Tensor, guided: Tensor, sample: Tensor, timestep: Any, scheduler: Any) -> Tensor | None:
         """The prediction to go on with; None to go on with the pipeline's own."""
         frames = stacked.shape[2] if stacked.ndim == 5 and guided.ndim == 4 else 1
-        stacking = self._find(stacked, guided, frames)
+        stacking = self._find(stacked, guided, sample, frames)
         if stacking is None:
             return None
         conditional = stacking.part(stacked, stacking.conditional, guided)
@@ -165,7 +165,7 @@ class GuidedRun:
         rescaled = self._rescale(guided, conditional, sample, timestep, scheduler)
         return rescaled.flatten(0, 1) if frames > 1 else rescaled
 
-    def _find(self, stacked: Tensor, guided: Tensor, frames: int) -> Stacking | None:
+    def _find(self, stacked: Tensor, guided: Tensor, sample: Tensor, frames: int) -> Stacking | None:
         """How this step's predictions are stacked; found out anew whenever shapes change."""
         if self._stacking is not None and self._shapes == (stacked.shape, guided.shape):
             return self._stacking
@@ -179,7 +179,7 @@ class GuidedRun:
             predictions = [stacking.part(stacked, index, guided) for index in range(copies)]
             if any(prediction.shape != guided.shape for prediction in predictions):
                 break
-            found = guidance_weights(guided, predictions)
+            found = guidance_weights(guided, predictions, sample)
             if found is None:  # equal predictions: no matter which is which, and nothing to learn from
                 self._settled = True
                 return stacking if self._settings.guider is not None else None
@@ -188,7 +188,7 @@ class GuidedRun:
                 self._shapes = stacked.shape, guided.shape
                 self._stacking = replace(stacking, conditional=weights.index(max(weights)))
                 return self._stacking
-        self._cannot(UNKNOWN)
+        self._cannot(UNKNOWN if self._calls == 1 else SEPARATE)
         return None
 
     def _rescale(self, guided: Tensor, conditional: Tensor, sample: Tensor, timestep: Any, scheduler: Any) -> Tensor:

@@ -4,8 +4,8 @@
 
 Each pipeline is the real class with small random components (`small_pipelines`). It runs with our rescale while what
 its denoiser returns and what reaches `scheduler.step` is written down. A second, untouched pipeline is then fed the
-same predictions, which tells how stock combines them; Algorithm 2 of Lin et al. 2023 on that, in float64 and by nothing
-of ours, is what ought to have reached the scheduler. Prints the README's table; 40 seconds on one CPU core.
+same predictions, which tells how stock combines them; Algorithm 2 of Lin et al. 2023 on that, in float64 and by
+nothing of ours, is what ought to have reached the scheduler. Prints the README's table; 40 seconds on one CPU core.
 """
 
 import functools
@@ -62,23 +62,23 @@ def examine(name: str) -> Finding:
     small = PIPELINES[name]
     finding = Finding(name, "guidance_rescale" in inspect.signature(getattr(diffusers, name).__call__).parameters)
     untouched = small.build()
-    stock = _result(untouched(**small.arguments()))
+    stock = result(untouched(**small.arguments()))
 
     pipe = enable_guidance_rescale(small.build(), PHI, strict=True)
     try:
         with _watched(pipe) as seen:
-            rescaled = _result(pipe(**small.arguments()))
+            rescaled = result(pipe(**small.arguments()))
     except GuidanceError as error:
-        finding.reason = str(error).split(": ", 1)[1]
+        finding.reason = str(error).split(": ", 1)[1].rstrip(".")
     else:
         finding.error, finding.change = _compare(name, seen)
         finding.change *= not torch.equal(rescaled, stock)
     enable_guidance_rescale(pipe, 0.0)
-    finding.same_at_zero = torch.equal(_result(pipe(**small.arguments())), stock)
+    finding.same_at_zero = torch.equal(result(pipe(**small.arguments())), stock)
     enable_guidance_rescale(pipe, PHI)
     disable_guidance_rescale(pipe)
     restored = type(pipe) is type(untouched) and set(vars(pipe)) == set(vars(untouched))
-    finding.same_after_disable = restored and torch.equal(_result(pipe(**small.arguments())), stock)
+    finding.same_after_disable = restored and torch.equal(result(pipe(**small.arguments())), stock)
     return finding
 
 
@@ -165,11 +165,18 @@ def _algorithm_2(guided: Tensor, conditional: Tensor) -> Tensor:
     return (PHI * rescaled + (1 - PHI) * g).reshape(guided.shape)
 
 
-def _result(output: Any) -> Tensor:
+def result(output: Any) -> Tensor:
+    """What a pipeline made: pictures, frames, sound or embeddings."""
     fields = ("images", "frames", "audios", "image_embeddings", "rgb")
     value = next((getattr(output, name) for name in fields if hasattr(output, name)), None)
     value = output[0] if value is None else value
     return torch.as_tensor(value if not isinstance(value, list) or not value else value[0])
+
+
+def finding_row(found: Finding) -> str:
+    """A row of the table."""
+    ours = "yes" if found.reason is None else f"no: {found.reason}"
+    return f"| `{found.name}` | {'yes' if found.in_stock else 'no'} | {ours} |"
 
 
 def main() -> None:
@@ -177,17 +184,16 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
     findings = [examine(name) for name in sorted(PIPELINES)]
-    print("| pipeline | stock | here | largest error |")
-    print("|---|---|---|---|")
+    print("| pipeline | stock | here |")
+    print("|---|---|---|")
     for found in findings:
-        ours = "yes" if found.reason is None else f"no: {found.reason}"
-        error = f"{found.error:.0e}" if found.reason is None else ""
-        print(f"| `{found.name}` | {'yes' if found.in_stock else 'no'} | {ours} | {error} |")
+        print(finding_row(found))
     acting = [found for found in findings if found.reason is None]
     print(
         f"\ndiffusers {diffusers.__version__}: {len(findings)} pipelines, {sum(f.in_stock for f in findings)} with "
-        f"guidance_rescale in stock, {len(acting)} here; identical at 0: {sum(f.same_at_zero for f in findings)}, "
-        f"after disable: {sum(f.same_after_disable for f in findings)}."
+        f"guidance_rescale in stock, {len(acting)} here, the largest error {max(f.error for f in acting):.0e}; as "
+        f"before at 0: {sum(f.same_at_zero for f in findings)}, after disable: "
+        f"{sum(f.same_after_disable for f in findings)}."
     )
 
 

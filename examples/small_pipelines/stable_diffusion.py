@@ -3,12 +3,14 @@
 from functools import partial
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMInverseScheduler,
     DDIMParallelScheduler,
     DDPMScheduler,
     EulerDiscreteScheduler,
     PriorTransformer,
+    UNet2DConditionModel,
 )
 
 from .parts import (
@@ -53,6 +55,14 @@ def _image_projection() -> Any:
     return class_of("image_project", "StableDiffusionGLIGENTextImagePipeline")(WIDTH)
 
 
+def _gated_unet(kind: str) -> UNet2DConditionModel:
+    network = unet(attention_type=kind)
+    for name, gate in network.named_parameters():
+        if name.endswith(("alpha_attn", "alpha_dense")):
+            torch.nn.init.ones_(gate)  # they start at 0, where boxes change nothing
+    return network
+
+
 def _example_encoder() -> Any:
     return class_of("image_encoder", "PaintByExamplePipeline")(vision_config())
 
@@ -78,7 +88,7 @@ _BOXES: dict[str, Any] = {
 }
 
 _BOXES_WITH_PICTURES: dict[str, Any] = {
-    "unet": partial(unet, attention_type="gated-text-image"),
+    "unet": partial(_gated_unet, "gated-text-image"),
     "processor": feature_extractor,
     "image_encoder": image_encoder,
     "image_project": _image_projection,
@@ -132,7 +142,7 @@ _ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**_UNCLIP, "image_encoder": image_encoder, "feature_extractor": feature_extractor},
         {},
     ),
-    "StableDiffusionGLIGENPipeline": ({"unet": partial(unet, attention_type="gated")}, _BOXES),
+    "StableDiffusionGLIGENPipeline": ({"unet": partial(_gated_unet, "gated")}, _BOXES),
     "StableDiffusionGLIGENTextImagePipeline": (
         _BOXES_WITH_PICTURES,
         {**_BOXES, "gligen_images": lambda: [pil_picture()]},

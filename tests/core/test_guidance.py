@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsnr_diffusers.core import classifier_free_guidance, rescale_guidance
+from zsnr_diffusers.core import NoiseLevel, classifier_free_guidance, rescale_guidance
+from zsnr_diffusers.core.guidance import check_space, guidance_weights, rescale_guidance_in_space
 
 
 def pair(dtype=torch.float32):
@@ -78,3 +79,171 @@ def test_half_precision_is_computed_in_float32(dtype):
 def test_strength_outside_the_unit_interval_is_refused(phi):
     with pytest.raises(ValueError, match=r"guidance_rescale=.* must lie in"):
         rescale_guidance(*pair(), phi)
+
+
+def test_a_constant_conditional_leaves_a_wavy_guided_alone_whatever_the_shape():
+    wavy, flat = torch.linspace(-1, 1, 24).reshape(2, 3, 4), torch.full((2, 3, 4), 0.1)
+    for shape in [(2, 12), (2, 3, 4), (2, 3, 2, 2), (2, 3, 1, 2, 2)]:
+        assert torch.equal(rescale_guidance(wavy.reshape(shape), flat.reshape(shape), 1.0), wavy.reshape(shape))
+
+
+# In the space of v, of the noise or of x_0
+
+
+def textbook(kind, x_0, noise, level):
+    return {
+        "v_prediction": level.alpha * noise - level.sigma * x_0,
+        "epsilon": noise,
+        "sample": x_0,
+    }[kind]
+
+
+def pair_of_truths(level, seed=0):
+    """x_t, and two (x_0, noise) that it could be made of."""
+    generator = torch.Generator().manual_seed(seed)
+    x_t, first, second = torch.randn(3, 2, 4, 6, 6, generator=generator, dtype=torch.float64)
+    return x_t, [(x_0, (x_t - level.alpha * x_0) / level.sigma) for x_0 in (first, second + 0.5 * first)]
+
+
+@pytest.mark.parametrize("space", ["v", "epsilon", "x_0", "v_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
+@pytest.mark.parametrize("alpha", [0.003, 0.4, 0.9])
+def test_another_space_is_conversion_algorithm_2_and_conversion_back(space, prediction_type, alpha):
+    level = NoiseLevel(alpha, (1 - alpha**2) ** 0.5)
+    x_t, truths = pair_of_truths(level)
+    target = {"v": "v_prediction", "x_0": "sample"}.get(space, space)
+    there = [textbook(target, *truth, level) for truth in truths]
+    conditional, guided = there[0], there[0] + 3 * (there[1] - there[0])
+    factor = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    rescaled = guided * (0.7 * factor + 0.3)
+    x_0 = {
+        "v_prediction": level.alpha * x_t - level.sigma * rescaled,
+        "epsilon": (x_t - level.sigma * rescaled) / level.alpha,
+        "sample": rescaled,
+    }[target]
+    expected = textbook(prediction_type, x_0, (x_t - level.alpha * x_0) / level.sigma, level)
+
+    outputs = [textbook(prediction_type, *truth, level) for truth in truths]
+    result = rescale_guidance_in_space(
+        outputs[0] + 3 * (outputs[1] - outputs[0]),
+        outputs[0],
+        0.7,
+        space=space,
+        prediction_type=prediction_type,
+        x_t=x_t,
+        level=level,
+    )
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_epsilon_space_at_zero_snr_is_the_limit(prediction_type):
+    x_t = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    guided, conditional = pair(torch.float64)
+    guided, conditional = guided[:2, :, :6, :6], conditional[:2, :, :6, :6]
+
+    def at(alpha):
+        level = NoiseLevel(alpha, (1 - alpha**2) ** 0.5)
+        return rescale_guidance_in_space(
+            guided, conditional, 0.7, space="epsilon", prediction_type=prediction_type, x_t=x_t, level=level
+        )
+
+    errors = [(at(alpha) - at(0.0)).abs().max().item() for alpha in (1e-2, 1e-3, 1e-4)]
+    assert errors[0] > 8 * errors[1] > 64 * errors[2] > 0  # of first order in alpha
+    assert errors[2] < 1e-2
+    assert (at(0.0) - guided).abs().max() > 0.1
+
+
+def test_an_epsilon_output_at_zero_snr_is_refused_in_another_space():
+    guided, conditional = pair()
+    with pytest.raises(ValueError, match="cannot be used at zero signal-to-noise"):
+        rescale_guidance_in_space(
+            guided,
+            conditional,
+            0.7,
+            space="v",
+            prediction_type="epsilon",
+            x_t=guided,
+            level=NoiseLevel(0.0, 1.0),
+        )
+
+
+def test_an_unknown_space_is_refused():
+    with pytest.raises(ValueError, match="space='latent' is not known; choose one of output, v"):
+        check_space("latent")
+
+
+def test_half_precision_in_another_space():
+    level = NoiseLevel(0.4, 0.84**0.5)
+    x_t, truths = pair_of_truths(level)
+    outputs = [textbook("v_prediction", *truth, level) for truth in truths]
+    kwargs = {"space": "epsilon", "prediction_type": "v_prediction", "level": level}
+    exact = rescale_guidance_in_space(outputs[1], outputs[0], 0.7, x_t=x_t, **kwargs)
+    half = rescale_guidance_in_space(outputs[1].half(), outputs[0].half(), 0.7, x_t=x_t.half(), **kwargs)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.double(), exact, rtol=3e-3, atol=3e-3)  # inputs and result rounded to 11 bits
+
+
+# How a pipeline guides, read off its result
+
+
+@given(
+    weights=st.lists(st.floats(-8, 8), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_weights_are_found(weights, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    predictions = torch.randn(len(weights) + 1, 2, 4, 8, 8, generator=generator).to(dtype)
+    weights = [1 - sum(weights), *weights]
+    guided = sum(w * p.double() for w, p in zip(weights, predictions, strict=True)).to(dtype)
+    found, explained = guidance_weights(guided, list(predictions))
+    assert explained
+    assert sum(found) == pytest.approx(1)
+    tolerance = 4 * torch.finfo(dtype).eps * max(1, *map(abs, weights))
+    assert found == pytest.approx(weights, abs=max(tolerance, 1e-6))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 4, 8, 8), (2, 5, 8, 8), (3, 4, 7), (2, 40)])
+def test_a_scale_of_its_own_for_each_frame(shape):
+    u, c = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    scales = torch.linspace(1, 7, shape[1] if len(shape) > 2 else 1).reshape(1, -1, *[1] * (len(shape) - 2))
+    (first, second), explained = guidance_weights(u + scales * (c - u), [u, c])
+    assert explained
+    assert second == pytest.approx(float(scales.mean()), abs=1e-4)
+    assert first == pytest.approx(1 - second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_no_weighted_sum_is_not_explained(dtype):
+    u, c = torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    masked = u + 7.5 * (c - u) * (c > 0)
+    assert guidance_weights(masked, [u, c])[1] is False
+    assert guidance_weights(u + 7.5 * (c - u) + 0.5 * c.roll(1, -1), [u, c])[1] is False
+
+
+def test_equal_predictions_tell_nothing():
+    c = torch.randn(1, 4, 8, 8)
+    assert guidance_weights(c, [c, c]) is None
+    assert guidance_weights(c, [c * (1 + 1e-7), c]) is None
+    assert guidance_weights(torch.zeros(1, 4, 8, 8), [torch.zeros(1, 4, 8, 8)] * 3) is None
+
+
+def test_two_equal_predictions_beside_a_third_do_not_hide_the_conditional():
+    """InstructPix2Pix where the image changes nothing."""
+    u, c = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for image in (u, u * (1 + 1e-7), u + 1e-9):
+        guided = u + 7.5 * (c - image) + 1.5 * (image - u)
+        weights, explained = guidance_weights(guided, [c, image, u])
+        assert explained
+        assert weights[0] == pytest.approx(7.5, abs=1e-4)
+        assert max(weights) == weights[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_predictions_that_were_mixed_with_the_sample_are_no_explanation(dtype):
+    """As in the latent upscaler, which preconditions its predictions before it combines them."""
+    u, c, x = torch.randn(3, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    guided = u + 7.5 * (c - u)
+    assert guidance_weights(guided, [u, c], 100 * x)[1] is True
+    assert guidance_weights(guided + 0.07 * x, [u, c], 100 * x)[1] is False

@@ -127,7 +127,9 @@ def _slope(x: Tensor, y: Tensor) -> Tensor:
     return (centred * y).sum(dim=dims, keepdim=True) / torch.where(variance == 0, 1.0, variance)
 
 
-def guidance_weights(guided: Tensor, predictions: Sequence[Tensor]) -> tuple[list[float], bool] | None:
+def guidance_weights(
+    guided: Tensor, predictions: Sequence[Tensor], sample: Tensor | None = None
+) -> tuple[list[float], bool] | None:
     """The weights with which a guided prediction was combined from others: how a pipeline guides, read off its result.
 
     Every guidance of the classifier-free kind is affine, `guided = sum_i w_i prediction_i` with `sum_i w_i = 1`:
@@ -138,31 +140,45 @@ def guidance_weights(guided: Tensor, predictions: Sequence[Tensor]) -> tuple[lis
     Args:
         guided: shape [B, ...].
         predictions: at least two tensors of that shape.
+        sample: what they were made from, same shape. Where some of it is in `guided`, predictions were changed before
+            they were combined, and are no explanation.
 
     Returns:
         The mean of each weight, and whether they explain `guided` to within the rounding of the least precise dtype;
         None where the predictions are equal, so that nothing can be told apart.
     """
-    eps = max(torch.finfo(x.dtype).eps for x in (guided, *predictions))
-    rows = [x.detach().flatten(2) if x.ndim > 2 else x.detach().unsqueeze(1) for x in (guided, *predictions)]
+    # The fit itself has float64's rounding, so no tensor counts as more exact than float32.
+    eps = max(torch.finfo(dtype).eps for dtype in (torch.float32, guided.dtype, predictions[0].dtype))
+    mixed_in = () if sample is None else (sample,)
+    rows = [
+        x.detach().flatten(2) if x.ndim > 2 else x.detach().unsqueeze(1) for x in (guided, *predictions, *mixed_in)
+    ]
     every = max(1, rows[0].shape[2] // 256)  # a thousand values tell as much as all
     target, first, *rest = (x[..., ::every].cpu().double() for x in rows)
-    differences = torch.stack([x - first for x in rest], dim=-1)
-    spread = float(differences.square().mean())
-    scale = (float(first.square().mean()) + spread) ** 0.5
-    if not spread**0.5 > 4 * eps * scale:
+    differences = [x - first for x in rest[: len(predictions) - 1]]
+    spread, scale = _rms(torch.stack(differences)), _rms(torch.stack([first, *rest[: len(differences)]]))
+    if not spread > 4 * eps * scale:
         return None
-    slices = first.shape[0] * first.shape[1]
-    for parts in (1, slices):
-        matrix, right = differences.reshape(parts, -1, len(rest)), (target - first).reshape(parts, -1, 1)
+    # A column of the sample, as large as the others
+    columns = torch.stack(
+        [*differences, *(x * (spread / max(_rms(x), spread * eps)) for x in rest[len(differences) :])], -1
+    )
+    for parts in (1, first.shape[0] * first.shape[1]):
+        matrix, right = columns.reshape(parts, -1, columns.shape[-1]), (target - first).reshape(parts, -1, 1)
         # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank
         # that `rcond` allows leaves it out.
         weights = torch.linalg.lstsq(matrix, right, rcond=4 * eps, driver="gelsd").solution
-        left = float((right - matrix @ weights).square().mean()) ** 0.5
-        means = weights.mean(dim=(0, 2)).tolist()
-        if left <= 8 * eps * scale * (1 + 2 * float(weights.abs().sum(dim=1).max())):
+        left = _rms(right - matrix @ weights)
+        of_predictions, of_sample = weights.split([len(differences), len(mixed_in)], dim=1)
+        rounding = eps * scale * (1 + 2 * float(of_predictions.abs().sum(dim=1).max()))
+        means = of_predictions.mean(dim=(0, 2)).tolist()
+        if left <= rounding and (sample is None or float(of_sample.abs().max()) * spread <= rounding / 8):
             return [1 - sum(means), *means], True
     return [1 - sum(means), *means], False
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean()) ** 0.5
 
 
 def check_guidance_rescale(guidance_rescale: float) -> None:

@@ -100,6 +100,6 @@ pipe = DiffusionPipeline.from_pretrained("{Path(config.output_dir).name}")
 image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}).images[0]
 ```
 
-`zsnr_diffusers.load_pipeline`, or stock's `custom_pipeline=` with the `pipeline.py` here, applies the rescale by itself.
+`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, applies the rescale by itself.
 With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
 """

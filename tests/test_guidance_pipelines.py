@@ -1,0 +1,83 @@
+"""Guidance rescale in every UNet pipeline of the installed diffusers; what is compared stands in the script."""
+
+import inspect
+
+import diffusers
+import pytest
+import torch
+from guidance_pipelines import CONDITIONAL, examine, finding_row, result
+from small_pipelines import PIPELINES
+from test_readme import README
+
+from zsnr_diffusers import enable_guidance_rescale
+
+NOT_HERE = {
+    "DreamLitePipeline": "not a weighted sum",  # half of each prediction is thrown away
+    "StableDiffusionGLIGENTextImagePipeline": "several times",  # with and without boxes
+    "StableDiffusionLatentUpscalePipeline": "not a weighted sum",  # predictions are preconditioned
+    "StableDiffusionParadigmsPipeline": "never met",  # steps many timesteps at once
+    "StableDiffusionSAGPipeline": "several times",  # degraded latents too
+}
+"""What cannot be helped, and why."""
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+    pytest.mark.filterwarnings("ignore:Default grid_sample"),
+    pytest.mark.filterwarnings("ignore:The decode_latents method is deprecated"),
+    pytest.mark.filterwarnings("ignore:The class .*StableDiffusionInpaintPipelineLegacy:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),  # AudioLDM2, transformers 4
+]
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINES))
+def test_rescale_acts_as_algorithm_2_and_leaves_nothing_behind(name):
+    found = examine(name)
+    if name in NOT_HERE:
+        assert NOT_HERE[name] in found.reason
+    else:
+        assert found.reason is None
+        assert found.change > 1e-3
+        assert found.error < 1e-6  # float32 against float64
+    assert found.same_at_zero
+    assert found.same_after_disable
+    if diffusers.__version__ == "0.42.1":
+        assert finding_row(found) in README
+
+
+STOCK_IGNORES = ("StableDiffusionPanoramaPipeline", "TextToVideoZeroSDXLPipeline")
+STOCK_CRASHES = ("StableDiffusionPAGInpaintPipeline",)
+IN_STOCK = [
+    name
+    for name in sorted(PIPELINES)
+    if "guidance_rescale" in inspect.signature(getattr(diffusers, name).__call__).parameters
+]
+
+
+def stock_result(name, **changes):
+    small = PIPELINES[name]
+    return result(small.build()(**small.arguments(), **changes))
+
+
+@pytest.mark.parametrize("name", sorted({*IN_STOCK} - {*STOCK_IGNORES, *STOCK_CRASHES}))
+def test_equals_stock_s_own_and_both_together_are_one(name):
+    small = PIPELINES[name]
+    stock = stock_result(name, guidance_rescale=0.7)
+    pipe = enable_guidance_rescale(small.build(), 0.7)
+    torch.testing.assert_close(result(pipe(**small.arguments())), stock, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result(pipe(**small.arguments(), guidance_rescale=0.7)), stock, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", STOCK_IGNORES)
+def test_stock_takes_the_argument_and_ignores_it(name):
+    assert torch.equal(stock_result(name, guidance_rescale=0.7), stock_result(name))
+
+
+@pytest.mark.parametrize("name", STOCK_CRASHES)
+def test_stock_takes_the_argument_and_crashes(name):
+    with pytest.raises(UnboundLocalError, match="noise_pred_text"):
+        stock_result(name, guidance_rescale=0.7)
+
+
+def test_the_table_is_as_long_as_promised():
+    assert len(PIPELINES) - len(NOT_HERE) >= 90
+    assert {*NOT_HERE, *CONDITIONAL} <= {*PIPELINES} | {"DreamLitePipeline"}
