@@ -1,24 +1,35 @@
+import inspect
 import json
+import logging
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForImage2Image,
+    DDIMScheduler,
+    DDPMPipeline,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
-    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
 )
-from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
+from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional, watch
 
 from zsnr_diffusers import (
     GuidanceRescaleMixin,
     ZeroSNRDDIMScheduler,
+    ZeroSNRMultistepScheduler,
     ZeroSNRStableDiffusionImg2ImgPipeline,
     ZeroSNRStableDiffusionPipeline,
     disable_guidance_rescale,
     enable_guidance_rescale,
+    load_pipeline,
 )
-from zsnr_diffusers.core import classifier_free_guidance, rescale_guidance
+from zsnr_diffusers.core import NoiseLevel, classifier_free_guidance, rescale_guidance
+from zsnr_diffusers.core.guidance import rescale_guidance_in_space
 
 PICTURE = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
 
@@ -60,11 +71,10 @@ def test_equals_stock_text_to_image(phi):
 def test_at_zero_and_after_disabling_the_pipeline_is_stock_bit_for_bit(cls):
     pipe = cls(**tiny_stable_diffusion().components, requires_safety_checker=False)
     stock = paint(pipe)
+    before = set(vars(pipe))
     assert not torch.equal(paint(enable_guidance_rescale(pipe)), stock)
     assert torch.equal(paint(pipe, guidance_rescale=0.0), stock)
     assert torch.equal(paint(enable_guidance_rescale(pipe, 0.0)), stock)
-    before = set(vars(pipe)) - {"default_guidance_rescale"}
-    enable_guidance_rescale(pipe)
     disable_guidance_rescale(pipe)
     assert type(pipe) is cls
     assert set(vars(pipe)) == before
@@ -101,18 +111,6 @@ def test_a_flat_prediction_does_not_turn_the_picture_into_nan():
 def test_without_guidance_nothing_changes():
     stock = paint(tiny_stable_diffusion(), guidance_scale=1.0)
     assert torch.equal(paint(enable_guidance_rescale(tiny_stable_diffusion()), guidance_scale=1.0), stock)
-
-
-def test_denoiser_is_left_alone_outside_a_call_and_after_an_exception():
-    pipe = enable_guidance_rescale(tiny_stable_diffusion())
-    assert not pipe.unet._forward_hooks
-
-    def explode(*args):
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        paint(pipe, callback_on_step_end=explode)
-    assert not pipe.unet._forward_hooks
 
 
 def test_callback_may_change_the_guidance_scale():
@@ -158,11 +156,13 @@ def test_enabled_pipeline_is_saved_under_its_own_name(tmp_path):
     assert type(DiffusionPipeline.from_pretrained(tmp_path)) is StableDiffusionPipeline
 
 
-def test_signature_and_documentation_stay_stock_s():
-    import inspect
-
-    ours = inspect.signature(ZeroSNRStableDiffusionPipeline.__call__).parameters
-    assert list(ours) == list(inspect.signature(StableDiffusionPipeline.__call__).parameters)
+def test_signature_shows_what_a_call_takes_beside_stock_s_arguments():
+    for cls in (ZeroSNRStableDiffusionPipeline, ZeroSNRStableDiffusionImg2ImgPipeline):
+        ours = [*inspect.signature(cls.__call__).parameters]
+        stock = [*inspect.signature(cls.__mro__[2].__call__).parameters]
+        assert {*ours} == {*stock, "guidance_rescale", "guider"}
+        assert [name for name in ours if name in stock] == stock
+        assert cls.__call__.__doc__ == cls.__mro__[2].__call__.__doc__
 
 
 @pytest.mark.parametrize("phi", [-0.1, 1.5])
@@ -173,16 +173,21 @@ def test_strength_outside_the_unit_interval_is_refused(phi):
         paint(enable_guidance_rescale(tiny_stable_diffusion()), guidance_rescale=phi)
 
 
-def test_pipelines_that_do_not_guide_with_two_predictions_are_refused():
+def test_pipelines_without_guidance_or_without_a_unet_are_refused():
     with pytest.raises(TypeError, match="DDIMPipeline has no classifier-free guidance"):
         enable_guidance_rescale(tiny_unconditional())
-    with pytest.raises(TypeError, match="guides with three predictions"):
+    with pytest.raises(TypeError, match="Unguided has no classifier-free guidance"):
 
-        class Three(GuidanceRescaleMixin, StableDiffusionInstructPix2PixPipeline):
+        class Unguided(GuidanceRescaleMixin, DDPMPipeline):
             pass
 
-    with pytest.raises(TypeError, match="no UNet"):
+    with pytest.raises(TypeError, match="object has no UNet"):
         enable_guidance_rescale(object())
+
+
+def test_an_unknown_space_is_refused():
+    with pytest.raises(ValueError, match="space='latent' is not known"):
+        enable_guidance_rescale(tiny_stable_diffusion(), space="latent")
 
 
 def test_half_precision():
@@ -190,3 +195,99 @@ def test_half_precision():
     latents = paint(pipe.to(torch.bfloat16))
     assert latents.dtype == torch.bfloat16
     assert bool(latents.isfinite().all())
+
+
+# In other spaces, with schedulers that hold a sample and its noise level in forms of their own
+
+V = {"prediction_type": "v_prediction"}
+SCHEDULERS = [
+    ZeroSNRDDIMScheduler(**V),
+    ZeroSNRMultistepScheduler(**V),
+    DDIMScheduler(**V, clip_sample=False, steps_offset=1),
+    EulerDiscreteScheduler(**V, steps_offset=1),
+    DPMSolverMultistepScheduler(**V, steps_offset=1),
+    DDIMScheduler(prediction_type="epsilon", clip_sample=False, steps_offset=1),
+    EulerDiscreteScheduler(prediction_type="epsilon", steps_offset=1, use_karras_sigmas=True),
+]
+
+
+@pytest.mark.parametrize("space", ["v", "epsilon", "x_0"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: f"{type(s).__name__}-{s.config.prediction_type}")
+def test_in_another_space_the_scheduler_gets_algorithm_2_there(scheduler, space):
+    """x_t and its level are read off the network's input and the scheduler's betas here, not off the scheduler."""
+    pipe = tiny_stable_diffusion(type(scheduler).from_config(scheduler.config))
+    seen = doors(enable_guidance_rescale(pipe, 0.7, space=space))
+    inputs = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: inputs.append((args[0].chunk(2)[1], float(args[1]))))
+    paint(pipe)
+    for output, stepped, (x_t, t) in zip(seen["unet"], seen["scheduler"], inputs, strict=True):
+        unconditional, conditional = output.chunk(2)
+        alpha_bar = float(np.interp(t, range(1000), pipe.scheduler.alphas_cumprod.double()))
+        if getattr(
+            pipe.scheduler.config, "use_karras_sigmas", False
+        ):  # t is rounded to the nearest level in log sigma
+            sigmas = (
+                ((1 - pipe.scheduler.alphas_cumprod.double()) / pipe.scheduler.alphas_cumprod.double()).sqrt().log()
+            )
+            alpha_bar = 1 / (1 + np.exp(2 * np.interp(t, range(1000), sigmas)))
+        expected = rescale_guidance_in_space(
+            classifier_free_guidance(unconditional, conditional, 7.5),
+            conditional,
+            0.7,
+            space=space,
+            prediction_type=pipe.scheduler.config.prediction_type,
+            x_t=x_t,
+            level=NoiseLevel(alpha_bar**0.5, (1 - alpha_bar) ** 0.5),
+        )
+        torch.testing.assert_close(stepped, expected, rtol=1e-4, atol=1e-4)  # float32 levels near pure noise
+
+
+def test_another_space_needs_a_variance_preserving_scheduler():
+    flow = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    for scheduler in (flow, FlowMatchEulerDiscreteScheduler()):
+        pipe = enable_guidance_rescale(tiny_stable_diffusion(scheduler), 0.7, space="v")
+        called = watch(pipe.unet)
+        with pytest.raises(ValueError, match="has no variance-preserving schedule"):
+            paint(pipe)
+        assert not called
+
+
+# What is saved
+
+
+@pytest.mark.parametrize("space", ["output", "v"])
+def test_phi_travels_with_the_pipeline(space, tmp_path, caplog):
+    pipe = enable_guidance_rescale(tiny_stable_diffusion(), 0.4, space=space)
+    expected = paint(pipe)
+    pipe.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_guidance_rescale"] == 0.4
+    for load in (load_pipeline, ZeroSNRStableDiffusionPipeline.from_pretrained):
+        assert torch.equal(paint(load(tmp_path)), expected)
+        torch.testing.assert_close(
+            paint(load(tmp_path, guidance_rescale=0.9)),
+            paint(enable_guidance_rescale(tiny_stable_diffusion(), 0.9, space=space)),
+        )
+        assert torch.equal(paint(load(tmp_path, guidance_rescale=0.0)), paint(tiny_stable_diffusion()))
+    with caplog.at_level("WARNING"):
+        logging.getLogger("diffusers").addHandler(caplog.handler)
+        stock = DiffusionPipeline.from_pretrained(tmp_path)
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if "guidance" in record.getMessage()]
+    assert torch.equal(paint(stock), paint(tiny_stable_diffusion()))
+
+
+def test_nothing_is_recorded_of_a_pipeline_that_does_not_rescale(tmp_path):
+    pipe = disable_guidance_rescale(enable_guidance_rescale(tiny_stable_diffusion()))
+    pipe.save_pretrained(tmp_path)
+    assert "_guidance_rescale" not in json.loads((tmp_path / "model_index.json").read_text())
+    assert load_pipeline(tmp_path).__class__ is StableDiffusionPipeline
+
+
+def test_other_tasks_from_the_same_components():
+    pipe = enable_guidance_rescale(tiny_stable_diffusion())
+    for image in (
+        ZeroSNRStableDiffusionImg2ImgPipeline.from_pipe(pipe),
+        enable_guidance_rescale(AutoPipelineForImage2Image.from_pipe(pipe)),
+    ):
+        assert image.unet is pipe.unet
+        assert not torch.equal(paint(image), paint(image, guidance_rescale=0.0))

@@ -84,6 +84,9 @@ class GuidedRun:
     def __init__(self, pipe: Any, settings: GuidanceSettings) -> None:
         self._pipe, self._settings = pipe, settings
         self._schedulers = [part for part in vars(pipe).values() if isinstance(part, SchedulerMixin)]
+        if settings.guidance_rescale > 0 and settings.space != "output":
+            for scheduler in self._schedulers:
+                _check_levels(scheduler)
         self._predicted: Tensor | None = None
         self._stacking: Stacking | None = None
         self._shapes: Any = None
@@ -252,22 +255,21 @@ def denoisers(pipe: Any) -> list[nn.Module]:
 
 
 def level_at(scheduler: Any, timestep: Any) -> NoiseLevel:
-    """Noise level at a timestep of a scheduler of diffusers or of ours.
-
-    Raises:
-        ValueError: the scheduler is of no variance-preserving schedule.
-    """
-    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
-        raise ValueError(
-            f"{type(scheduler).__name__} has no variance-preserving schedule, so guidance can be rescaled on its "
-            "network's output alone; leave out space."
-        )
+    """Noise level at a timestep of a scheduler of diffusers or of ours, whose schedule is variance-preserving."""
     if not hasattr(scheduler, "sigmas"):
         alpha_bar = float(scheduler.alphas_cumprod[int(timestep)])
         return NoiseLevel(alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
     index = scheduler.step_index
     ratio = float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])
     return NoiseLevel((1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5)
+
+
+def _check_levels(scheduler: Any) -> None:
+    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has no variance-preserving schedule, so guidance can be rescaled on its "
+            "network's output alone; leave out space."
+        )
 
 
 @contextmanager
