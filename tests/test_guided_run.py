@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from peft import LoraConfig
 from test_guidance import paint
 from tiny_pipelines import tiny_stable_diffusion, zero_snr_scheduler
 
@@ -311,3 +312,46 @@ def test_a_scheduler_swapped_after_enabling():
     pipe.scheduler = DDIMScheduler.from_config(zero_snr_scheduler().config, timestep_spacing="linspace")
     stock = tiny_stable_diffusion(DDIMScheduler.from_config(pipe.scheduler.config))
     torch.testing.assert_close(paint(pipe), paint(stock, guidance_rescale=0.7), rtol=1e-5, atol=1e-5)
+
+
+def test_lora():
+    def build():
+        pipe = tiny_stable_diffusion()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+        return pipe
+
+    stock = paint(build(), guidance_rescale=0.7)
+    assert not torch.allclose(stock, paint(tiny_stable_diffusion(), guidance_rescale=0.7), atol=1e-2)
+    ours = paint(enable_guidance_rescale(build(), strict=True))
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+def test_ip_adapter():
+    generator, embeds = torch.Generator().manual_seed(0), torch.randn(2, 1, 6)
+
+    def normal(*shape):
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    def weights(unet):
+        width, keys = unet.config.cross_attention_dim, {}
+        for place, name in enumerate(unet.attn_processors):
+            if name.endswith("attn2.processor"):
+                size = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+                keys |= {f"{place}.to_{kind}_ip.weight": normal(size, width) for kind in "kv"}
+        projection = {"proj.weight": normal(4 * width, 6), "proj.bias": normal(4 * width)}
+        projection |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+        return {"image_proj": projection, "ip_adapter": keys}
+
+    adapter = weights(tiny_stable_diffusion().unet)
+
+    def build():
+        pipe = tiny_stable_diffusion()
+        pipe.load_ip_adapter(adapter, subfolder="", weight_name="", image_encoder_folder=None)
+        return pipe
+
+    stock = paint(build(), guidance_rescale=0.7, ip_adapter_image_embeds=[embeds])
+    assert not torch.allclose(stock, paint(tiny_stable_diffusion(), guidance_rescale=0.7), atol=1e-2)
+    ours = paint(enable_guidance_rescale(build(), strict=True), ip_adapter_image_embeds=[embeds])
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
