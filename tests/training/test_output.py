@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, 
 from huggingface_hub import ModelCard
 from tiny_pipelines import tiny_stable_diffusion
 
-from zsnr_diffusers import ZeroSNRDDIMScheduler
+from zsnr_diffusers import ZeroSNRDDIMScheduler, load_pipeline
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.base import load_base
 from zsnr_diffusers.training.output import save_pipeline_folder, shipped_scheduler
@@ -57,6 +57,7 @@ def test_stock_alone_opens_it_and_paints_our_pictures(saved, tmp_path):
         [sys.executable, "-c", STOCK_ALONE, folder, tmp_path / "images.pt"], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
+    assert "are not expected" not in result.stderr  # what stock says of a config that it does not understand
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.scheduler = ZeroSNRDDIMScheduler.from_config(pipe.scheduler.config)
     for n, images in torch.load(tmp_path / "images.pt").items():
@@ -174,3 +175,17 @@ def test_resolution_that_does_not_fit_is_refused(options):
     config = TrainingConfig(**{**options, "resolution": 18})
     with pytest.raises(ValueError, match="--resolution=18 must be a multiple of 8"):
         load_base(config).resolution(config)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.4])
+def test_guidance_rescale_is_recorded_for_our_loader_and_written_out_for_others(options, phi):
+    config = TrainingConfig(**{**options, "guidance_rescale": phi})
+    base = load_base(config)
+    save_pipeline_folder(base, base.pipeline.unet, config)
+    folder = Path(config.output_dir)
+    assert json.loads((folder / "model_index.json").read_text()).get("_guidance_rescale", 0.0) == phi
+    assert getattr(load_pipeline(folder), "default_guidance_rescale", 0.0) == phi
+    assert (folder / "pipeline.py").exists() == (phi > 0)
+    if phi:
+        assert f"default_guidance_rescale = {phi}" in (folder / "pipeline.py").read_text()
+        assert "custom_pipeline" in (folder / "README.md").read_text()

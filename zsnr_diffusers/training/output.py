@@ -24,10 +24,10 @@ def shipped_scheduler(base: Base) -> SchedulerMixin:
     Without, it is the base's own scheduler with the new prediction type.
     """
     if base.schedule.config["rescale_betas_zero_snr"]:
+        # No Stable Diffusion has an SNR shift, and stock warns of the name.
+        facts = {key: value for key, value in base.schedule.config.items() if key != "snr_shift_scale"}
         # Euler reads neither; DDIM does when somebody swaps it in, and pipelines warn of an offset other than 1.
-        return EulerDiscreteScheduler.from_config(
-            {**base.schedule.config, "steps_offset": 1, "set_alpha_to_one": True},
-        )
+        return EulerDiscreteScheduler.from_config({**facts, "steps_offset": 1, "set_alpha_to_one": True})
     own = type(base.pipeline.scheduler)
     stock = own if own.__module__.startswith("diffusers.") else DDIMScheduler
     return stock.from_config(base.pipeline.scheduler.config, prediction_type=base.schedule.config["prediction_type"])
