@@ -28,16 +28,19 @@ def test_it_opens_with_two_commands_of_one_line():
     assert tests.endswith("&& python -m pytest")
 
 
-def test_the_python_block_runs(tmp_path):
+def test_the_python_blocks_run(tmp_path):
     pipe = tiny_stable_diffusion(flawed_scheduler())
     pipe.scheduler.register_to_config(prediction_type="v_prediction")
     pipe.save_pretrained(tmp_path)
-    (code,) = blocks("python")
-    code = code.replace("path/or/hub-id", str(tmp_path)).replace('"cuda"', '"cpu"')
-    names = {}
-    exec(code, names)
-    assert names["pipe"].scheduler.alphas_cumprod[-1] == 0
-    assert np.asarray(names["image"]).shape == (16, 16, 3)
+    names = []
+    for code in blocks("python"):
+        names.append({})
+        exec(code.replace("path/or/hub-id", str(tmp_path)).replace('"cuda"', '"cpu"'), names[-1])
+    sampling, guidance = names
+    assert sampling["pipe"].scheduler.alphas_cumprod[-1] == 0
+    assert np.asarray(sampling["image"]).shape == (16, 16, 3)
+    assert type(guidance["pipe"].default_guider).__name__ == "AdaptiveProjectedGuidance"
+    assert guidance["image_to_image"].default_guidance_rescale == 0.7
 
 
 def test_the_training_command_parses():

@@ -65,7 +65,7 @@ def row(pipe: StableDiffusionPipeline, batch: int, steps: int, **arguments: Any)
 def main() -> None:
     """Print a table per batch size."""
     parser = argparse.ArgumentParser(description="Cost of guidance rescale.", epilog=__doc__)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 2, 8])
     parser.add_argument("--steps", type=int, default=50, help="steps of a call (default: 50)")
     parser.add_argument("--rounds", type=int, default=40, help="calls of each row (default: 40)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")

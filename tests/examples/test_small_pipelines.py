@@ -1,7 +1,6 @@
 import pytest
 import torch
 from small_pipelines import PIPELINES
-from small_pipelines.parts import small
 from test_guidance_pipelines import pytestmark  # noqa: F401  # third parties' warnings
 
 from zsnr_diffusers.guided_run import denoisers
@@ -15,13 +14,6 @@ def test_small_seeded_and_without_a_trace(name):
     assert denoisers(first)
     for one, other in zip(denoisers(first), denoisers(second), strict=True):
         assert not one.training
-        assert sum(p.numel() for p in one.parameters()) < 300_000
+        assert sum(p.numel() for p in one.parameters()) < 500_000
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert PIPELINES[name].arguments() is not PIPELINES[name].arguments()
-
-
-def test_a_misspelt_change_is_no_argument():
-    call = small("StableDiffusionPipeline", guidance_scal=1.0)
-    pipe = call.build()
-    with pytest.raises(TypeError, match="guidance_scal"):
-        pipe(**call.arguments())

@@ -67,8 +67,8 @@ def _inverse_spread(x: Tensor) -> Tensor:
     a constant; `Tensor.std` is many times as slow over several samples, and tiny but not 0 for a constant.
     """
     x = x.contiguous()
-    size = x[0, 0].numel()
-    return torch.native_group_norm(x, None, None, len(x), x.shape[1], size, 1, 0.0)[2]
+    samples, channels = x.shape[:2]
+    return torch.native_group_norm(x, None, None, samples, channels, x.numel() // (samples * channels), 1, 0.0)[2]
 
 
 def rescale_guidance_in_space(
@@ -149,29 +149,29 @@ def guidance_weights(
     """
     # The fit itself has float64's rounding, so no tensor counts as more exact than float32.
     eps = max(torch.finfo(dtype).eps for dtype in (torch.float32, guided.dtype, predictions[0].dtype))
-    mixed_in = () if sample is None else (sample,)
-    rows = [
-        x.detach().flatten(2) if x.ndim > 2 else x.detach().unsqueeze(1) for x in (guided, *predictions, *mixed_in)
-    ]
-    every = max(1, rows[0].shape[2] // 256)  # a thousand values tell as much as all
-    target, first, *rest = (x[..., ::every].cpu().double() for x in rows)
-    differences = [x - first for x in rest[: len(predictions) - 1]]
-    spread, scale = _rms(torch.stack(differences)), _rms(torch.stack([first, *rest[: len(differences)]]))
+    shape = (len(guided), guided.shape[1] if guided.ndim > 2 else 1, -1)
+    tensors = (guided, *predictions) if sample is None else (guided, *predictions, sample)
+    rows = torch.stack([x.detach().reshape(shape) for x in tensors])
+    every = max(1, rows.shape[-1] // 256)  # a thousand values tell as much as all
+    rows = rows[..., ::every].cpu().double()
+    target, first, differences = rows[0] - rows[1], rows[1], rows[2 : len(predictions) + 1] - rows[1]
+    spread = _rms(differences)
+    scale = (_rms(first) ** 2 + spread**2) ** 0.5
     if not spread > 4 * eps * scale:
         return None
-    # A column of the sample, as large as the others
-    columns = torch.stack(
-        [*differences, *(x * (spread / max(_rms(x), spread * eps)) for x in rest[len(differences) :])], -1
-    )
-    for parts in (1, first.shape[0] * first.shape[1]):
-        matrix, right = columns.reshape(parts, -1, columns.shape[-1]), (target - first).reshape(parts, -1, 1)
+    columns = differences
+    if sample is not None:  # as large as the others, whatever its units
+        columns = torch.cat([differences, rows[-1:] * (spread / (_rms(rows[-1]) or 1.0))])
+    for parts in (1, shape[0] * shape[1]):
+        matrix = columns.reshape(len(columns), parts, -1).permute(1, 2, 0)
+        right = target.reshape(parts, -1, 1)
         # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank
         # that `rcond` allows leaves it out.
-        weights = torch.linalg.lstsq(matrix, right, rcond=4 * eps, driver="gelsd").solution
-        left = _rms(right - matrix @ weights)
-        of_predictions, of_sample = weights.split([len(differences), len(mixed_in)], dim=1)
+        weights = torch.linalg.lstsq(matrix, right, rcond=4 * eps, driver="gelsd").solution.squeeze(-1)
+        left = _rms(right - matrix @ weights.unsqueeze(-1))
+        of_predictions, of_sample = weights[:, : len(differences)], weights[:, len(differences) :]
         rounding = eps * scale * (1 + 2 * float(of_predictions.abs().sum(dim=1).max()))
-        means = of_predictions.mean(dim=(0, 2)).tolist()
+        means = of_predictions.mean(dim=0).tolist()
         if left <= rounding and (sample is None or float(of_sample.abs().max()) * spread <= rounding / 8):
             return [1 - sum(means), *means], True
     return [1 - sum(means), *means], False
