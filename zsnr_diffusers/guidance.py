@@ -10,8 +10,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
 from .core.guidance import check_guidance_rescale, check_space
 from .guided_run import GuidanceSettings, GuidedRun, denoisers, say_once
 
@@ -147,6 +145,8 @@ def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
     Raises:
         OSError: there is none.
     """
+    from diffusers import DiffusionPipeline  # pulls in transformers, which who has a pipeline has imported anyway
+
     places = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
     try:
         config: dict[str, Any] = DiffusionPipeline.load_config(
