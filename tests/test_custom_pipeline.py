@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from hub_server import serve
 from test_class_conditional import build
 from test_class_conditional import paint as paint_classes
@@ -117,3 +118,12 @@ def test_a_pipeline_without_guidance_is_refused(tmp_path):
     with pytest.raises(TypeError, match="DDIMPipeline has no classifier-free guidance"):
         write_custom_pipeline(tiny_unconditional(), tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_class_that_others_do_not_have_is_refused(tmp_path):
+    class Mine(StableDiffusionPipeline):
+        pass
+
+    pipe = enable_guidance_rescale(Mine(**tiny_stable_diffusion().components, requires_safety_checker=False))
+    with pytest.raises(TypeError, match="Mine is no class of diffusers"):
+        write_custom_pipeline(pipe, tmp_path)

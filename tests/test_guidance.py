@@ -291,3 +291,29 @@ def test_other_tasks_from_the_same_components():
     ):
         assert image.unet is pipe.unet
         assert not torch.equal(paint(image), paint(image, guidance_rescale=0.0))
+
+
+def test_a_class_of_one_s_own_keeps_its_name(tmp_path):
+    class Mine(StableDiffusionPipeline):
+        pass
+
+    pipe = enable_guidance_rescale(Mine(**tiny_stable_diffusion().components, requires_safety_checker=False))
+    pipe.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "Mine"
+
+
+@pytest.mark.parametrize("load", [load_pipeline, ZeroSNRStableDiffusionPipeline.from_pretrained])
+def test_what_cannot_be_applied_is_refused(load, tmp_path):
+    with pytest.raises(ValueError, match="guidance_rescale=7 must lie in"):  # before anything is looked for
+        load(tmp_path / "nowhere", guidance_rescale=7)
+    tiny_stable_diffusion().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    for value in (7, -0.1, "much", None):
+        (tmp_path / "model_index.json").write_text(json.dumps({**index, "_guidance_rescale": value}))
+        with pytest.raises(ValueError, match=f"guidance_rescale={value!r} must lie in"):
+            load(tmp_path)
+
+
+def test_what_is_no_pipeline_is_named(tmp_path):
+    with pytest.raises(OSError, match="holds no pipeline: there is no model_index"):
+        load_pipeline(tmp_path)

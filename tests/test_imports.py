@@ -18,7 +18,7 @@ ALLOWED = {
     "class_conditional": {"core", "guidance"},
     "pipelines": {"guidance"},
     "custom_pipeline": {"core", "guided_run", "guidance", "class_conditional"},
-    "hub": {"guidance", "class_conditional"},
+    "hub": {"core", "guidance", "class_conditional"},
     "evaluation": {"core", "images"},
     "training": {"core", "images", "schedulers", "guidance", "pipelines", "custom_pipeline", "evaluation"},
     "cli": {"core", "images", "schedulers", "guidance", "hub", "evaluation"},

@@ -34,7 +34,7 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
         The file's path.
 
     Raises:
-        TypeError: the pipeline has no guidance.
+        TypeError: the pipeline has no guidance, or is of a class that is not diffusers'.
     """
     settings = ("default_guidance_rescale", "guidance_space")
     values = {key: getattr(pipe, key, getattr(GuidanceRescaleMixin, key)) for key in settings}
@@ -46,6 +46,10 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
 def custom_pipeline(stock: type, default_guidance_rescale: float, guidance_space: str = "output") -> str:
     """The source of that file for a pipeline of class `stock`."""
     check_guides(stock)
+    if not stock.__module__.startswith(("diffusers.", __package__)):
+        raise TypeError(
+            f"{stock.__name__} is no class of diffusers, so a file that stands alone cannot be built on it."
+        )
     values = {"default_guidance_rescale": default_guidance_rescale, "guidance_space": guidance_space}
     name, ours = stock.__name__, stock is ClassConditionalPipeline
     imports, definitions = _self_contained(name if ours else GuidanceRescaleMixin.__name__)

@@ -59,10 +59,14 @@ class GuidanceRescaleMixin:
         Args:
             pretrained_model_name_or_path: as in diffusers.
             kwargs: as in diffusers, and `guidance_rescale`.
+
+        Raises:
+            ValueError: phi outside [0, 1], given or recorded.
         """
         given = kwargs.pop("guidance_rescale", None)
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        check_guidance_rescale(given or 0.0)
         recorded = recorded_guidance(saved_config(pretrained_model_name_or_path, **kwargs))
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         return with_guidance(pipe, recorded, given)
 
     def to_json_string(self) -> str:
@@ -110,7 +114,15 @@ def _with_ours(signature: inspect.Signature) -> inspect.Signature:
 
 
 def stock_class(pipeline_class: type) -> type:
-    """The class under whose name a pipeline is saved: the one of diffusers that it is built on, or else itself."""
+    """The class under whose name a pipeline is saved.
+
+    That of an enabled pipeline before it was enabled; of a class with the mixin, the one of diffusers that it is built
+    on, or else itself.
+    """
+    if hasattr(pipeline_class, "_without_rescale"):
+        return pipeline_class._without_rescale
+    if not issubclass(pipeline_class, GuidanceRescaleMixin):
+        return pipeline_class
     stock = next(base for base in pipeline_class.__mro__ if base.__module__.startswith("diffusers."))
     return pipeline_class if stock.__name__ == "DiffusionPipeline" else stock
 
@@ -123,9 +135,17 @@ def guidance_record(guidance_rescale: float, space: str = "output") -> dict[str,
 
 
 def recorded_guidance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a saved pipeline's config says of its guidance, as arguments of `enable_guidance_rescale`."""
-    names = {RECORDED: "guidance_rescale", RECORDED_SPACE: "space"}
-    return {name: config[key] for key, name in names.items() if key in config}
+    """What a saved pipeline's config says of its guidance, as arguments of `enable_guidance_rescale`.
+
+    Raises:
+        ValueError: what it says cannot be applied.
+    """
+    if RECORDED not in config:
+        return {}
+    recorded = {"guidance_rescale": config[RECORDED], "space": config.get(RECORDED_SPACE, "output")}
+    check_guidance_rescale(recorded["guidance_rescale"])
+    check_space(recorded["space"])
+    return recorded
 
 
 def with_guidance(pipe: Pipeline, recorded: Mapping[str, Any], guidance_rescale: float | None) -> Pipeline:

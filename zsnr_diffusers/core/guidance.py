@@ -1,6 +1,7 @@
 """Classifier-free guidance and its rescale."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -187,8 +188,10 @@ def check_guidance_rescale(guidance_rescale: float) -> None:
     Raises:
         ValueError: with the value and the recommended range.
     """
-    if not 0 <= guidance_rescale <= 1:
-        raise ValueError(f"guidance_rescale={guidance_rescale} must lie in [0, 1]; 0.7 is the usual value, 0 is off.")
+    if not isinstance(guidance_rescale, Real) or not 0 <= guidance_rescale <= 1:
+        raise ValueError(
+            f"guidance_rescale={guidance_rescale!r} must lie in [0, 1]; 0.7 is the usual value, 0 is off."
+        )
 
 
 def check_space(space: str) -> None:
