@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from peft import LoraConfig
 from test_guidance import paint
 from tiny_pipelines import tiny_stable_diffusion, zero_snr_scheduler
@@ -182,17 +182,34 @@ def test_a_step_that_somebody_else_has_wrapped_stays_wrapped():
     assert vars(pipe.scheduler)["step"] is wrapped
 
 
-def test_a_scheduler_that_is_copied_in_the_middle_still_steps():
-    """Text2Video-Zero copies its scheduler, Panorama its scheduler's attributes."""
+def attributes_copied(self):
+    vars(self.scheduler).update(copy.deepcopy(vars(self.scheduler)))
+
+
+def scheduler_copied(self):
+    self.originals.append(self.scheduler)
+    self.scheduler = copy.deepcopy(self.scheduler)
+
+
+@pytest.mark.parametrize("copied", [attributes_copied, scheduler_copied])
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_a_scheduler_that_is_copied_in_the_middle_still_steps(copied, scheduler):
+    """Panorama copies its scheduler's attributes, Text2Video-Zero the scheduler, which may remember its last steps."""
 
     def copying(self, x, t, embeds, w):
-        vars(self.scheduler).update(copy.deepcopy(vars(self.scheduler)))
+        copied(self)
         return stacked(self, x, t, embeds, w)
 
-    plain = enable_guidance_rescale(looped(stacked))()
-    pipe = enable_guidance_rescale(looped(copying), strict=True)
-    assert torch.equal(pipe(), plain)
+    def build(guide):
+        pipe = looped(guide)
+        pipe.scheduler, pipe.originals = scheduler.from_config(zero_snr_scheduler().config), []
+        return enable_guidance_rescale(pipe, strict=True)
+
+    plain, pipe = build(stacked), build(copying)
+    assert torch.equal(pipe(), plain())
     assert clean(pipe)
+    assert all("step" not in vars(original) for original in pipe.originals)
+    assert torch.equal(pipe(), plain())
 
 
 def in_threads(*functions):

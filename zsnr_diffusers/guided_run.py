@@ -8,13 +8,14 @@ nothing is found, nothing is changed.
 Nothing stays behind on denoiser or scheduler, and threads that share them do not see each other.
 """
 
+import copy
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +24,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from torch import Tensor, nn
 
-from .core import NoiseLevel
+from .core import NoiseLevel, noise_level
 from .core.guidance import guidance_weights, rescale_guidance, rescale_guidance_in_space
+from .core.noise import noise_level_of_ratio
 
 logger = logging.get_logger(__name__)
 
@@ -94,23 +96,23 @@ class GuidedRun:
         self._step = -1
         self._calls = 0  # of denoisers, since the scheduler was last called
         self._settled = False
-        self._stack = ExitStack()
+        self.stack = ExitStack()
 
     def __enter__(self) -> "GuidedRun":
         token = _active.set(self)
-        self._stack.callback(_active.reset, token)
+        self.stack.callback(_active.reset, token)
         try:
             for denoiser in denoisers(self._pipe):
-                self._stack.enter_context(_noting(denoiser, self))
+                _watch_denoiser(denoiser, self, self.stack)
             for scheduler in self._schedulers:
-                self._stack.enter_context(_door(scheduler, "step", self, GuidedRun.through_scheduler))
+                _open_door(scheduler, "step", GuidedRun.through_scheduler, self, self.stack)
         except BaseException:
-            self._stack.close()
+            self.stack.close()
             raise
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._stack.close()
+        self.stack.close()
         if error is None and not self._settled and not getattr(self._pipe, "interrupt", False):
             self._cannot(NO_STEP if self._step < 0 else OFF)
 
@@ -257,11 +259,11 @@ def denoisers(pipe: Any) -> list[nn.Module]:
 def level_at(scheduler: Any, timestep: Any) -> NoiseLevel:
     """Noise level at a timestep of a scheduler of diffusers or of ours, whose schedule is variance-preserving."""
     if not hasattr(scheduler, "sigmas"):
-        alpha_bar = float(scheduler.alphas_cumprod[int(timestep)])
-        return NoiseLevel(alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
+        return noise_level(scheduler.alphas_cumprod.double(), int(timestep))
     index = scheduler.step_index
-    ratio = float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])
-    return NoiseLevel((1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5)
+    return noise_level_of_ratio(
+        float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])
+    )
 
 
 def _check_levels(scheduler: Any) -> None:
@@ -272,72 +274,79 @@ def _check_levels(scheduler: Any) -> None:
         )
 
 
-@contextmanager
-def _noting(denoiser: nn.Module, run: GuidedRun) -> Iterator[None]:
-    """While open, `run` notes what the denoiser returns."""
+def _watch_denoiser(denoiser: nn.Module, run: GuidedRun, stack: ExitStack) -> None:
+    """Until the stack closes, `run` notes what the denoiser returns."""
     if getattr(denoiser, "_compiled_call_impl", None) is not None:
         # `module.compile()` would trace a hook into the graph, and compile anew for every call of the pipeline.
-        with _door(denoiser, "_compiled_call_impl", run, GuidedRun.through_denoiser):
-            yield
+        _open_door(denoiser, "_compiled_call_impl", GuidedRun.through_denoiser, run, stack)
         return
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         if _active.get() is run:
             run.note(output)
 
-    handle = denoiser.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    stack.callback(denoiser.register_forward_hook(hook).remove)
 
 
-@dataclass
 class _Door:
-    """A method that is replaced on an object while runs use it."""
-
-    method: Callable[..., Any]
-    found: Any
-    """What stood in the object's own dictionary."""
-    runs: list[GuidedRun] = field(default_factory=list)
-
-
-_doors: dict[tuple[int, str], _Door] = {}
-_lock = threading.Lock()
-
-
-@contextmanager
-def _door(owner: Any, name: str, run: GuidedRun, through: Callable[..., Any]) -> Iterator[None]:
-    """While open, calls of `owner.name` that belong to the run become `through(run, owner, method, args, kwargs)`.
+    """A method that is replaced on an object while runs use it: theirs go `through(run, owner, method, args, kwargs)`.
 
     Runs in several threads may share an owner, and then share its door: who comes first hangs it, who goes last takes
     it away.
     """
-    key = (id(owner), name)
+
+    def __init__(self, owner: Any, name: str, through: Callable[..., Any], method: Callable[..., Any]) -> None:
+        self.owner, self.name, self.through, self.method = owner, name, through, method
+        self.found = vars(owner).get(name)
+        self.runs: list[GuidedRun] = []
+        functools.update_wrapper(self, method)  # pipelines ask for its signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run = _active.get()
+        if run in self.runs:
+            return self.through(run, self.owner, self.method, args, kwargs)
+        return self.method(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Door":
+        """Some pipelines copy their scheduler in the middle; the copy has a door of its own, for the same runs."""
+        owner = memo.get(id(self.owner))
+        if owner is None:  # only the owner's attributes are copied, to be given back to it
+            return self
+        door = _Door(owner, self.name, self.through, copy.deepcopy(self.method, memo))
+        for run in self.runs:
+            _enter(door, run, run.stack)
+        return door
+
+
+_doors: dict[tuple[int, str], _Door] = {}
+_lock = threading.RLock()
+
+
+def _open_door(owner: Any, name: str, through: Callable[..., Any], run: GuidedRun, stack: ExitStack) -> None:
     with _lock:
-        door = _doors.get(key)
+        door = _doors.get((id(owner), name))
         if door is None:
-            door = _doors[key] = _Door(getattr(owner, name), vars(owner).get(name))
-            setattr(owner, name, _watched(owner, door, through))
-        door.runs.append(run)
-    try:
-        yield
-    finally:
+            door = _Door(owner, name, through, getattr(owner, name))
+            setattr(owner, name, door)
+        _enter(door, run, stack)
+
+
+def _enter(door: _Door, run: GuidedRun, stack: ExitStack) -> None:
+    """Let a run through a door until the stack closes; who is the last takes the door away."""
+
+    def leave() -> None:
         with _lock:
             door.runs.remove(run)
-            if not door.runs:
-                del _doors[key]
+            if door.runs:
+                return
+            del _doors[id(door.owner), door.name]
+            if vars(door.owner).get(door.name) is door:
                 if door.found is None:
-                    delattr(owner, name)
+                    delattr(door.owner, door.name)
                 else:
-                    setattr(owner, name, door.found)
+                    setattr(door.owner, door.name, door.found)
 
-
-def _watched(owner: Any, door: _Door, through: Callable[..., Any]) -> Callable[..., Any]:
-    # A function, not an object: a pipeline that deep-copies a scheduler's state leaves functions as they are.
-    @functools.wraps(door.method)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        run = _active.get()
-        return through(run, owner, door.method, args, kwargs) if run in door.runs else door.method(*args, **kwargs)
-
-    return method
+    with _lock:
+        _doors[id(door.owner), door.name] = door
+        door.runs.append(run)
+    stack.callback(leave)

@@ -77,7 +77,10 @@ def examine(name: str) -> Finding:
     finding.same_at_zero = torch.equal(result(pipe(**small.arguments())), stock)
     enable_guidance_rescale(pipe, PHI)
     disable_guidance_rescale(pipe)
+    schedulers = [part for part in vars(pipe).values() if isinstance(part, diffusers.SchedulerMixin)]
     restored = type(pipe) is type(untouched) and set(vars(pipe)) == set(vars(untouched))
+    restored &= not any("step" in vars(scheduler) for scheduler in schedulers)
+    restored &= not any(denoiser._forward_hooks for denoiser in denoisers(pipe))
     finding.same_after_disable = restored and torch.equal(result(pipe(**small.arguments())), stock)
     return finding
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zsnr_diffusers.core import add_noise, alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr, snr
-from zsnr_diffusers.core.noise import BETA_SCHEDULES
+from zsnr_diffusers.core.noise import BETA_SCHEDULES, noise_level_of_ratio
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -137,3 +137,10 @@ def test_shifting_divides_the_snr():
     for scale in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=f"snr_shift_scale={scale} must be above 0"):
             shift_snr(table, scale)
+
+
+@given(st.floats(0.0, 1e6))
+def test_a_level_by_its_ratio(ratio):
+    alpha, sigma = noise_level_of_ratio(ratio)
+    assert alpha**2 + sigma**2 == pytest.approx(1)
+    assert sigma == pytest.approx(ratio * alpha)

@@ -175,6 +175,12 @@ def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:
     return NoiseLevel(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
 
+def noise_level_of_ratio(ratio: float) -> NoiseLevel:
+    """The variance-preserving level whose sigma / alpha is `ratio`, which is how EDM and its samplers count noise."""
+    alpha = (1 + ratio**2) ** -0.5
+    return NoiseLevel(alpha, ratio * alpha)
+
+
 def kappa(level: NoiseLevel) -> Scalar:
     """Root of the signal-to-noise ratio, alpha / sigma, of a level with sigma > 0: 0 at pure noise."""
     return level.alpha / level.sigma
