@@ -285,8 +285,10 @@ def test_nothing_is_recorded_of_a_pipeline_that_does_not_rescale(tmp_path):
 
 def test_other_tasks_from_the_same_components():
     pipe = enable_guidance_rescale(tiny_stable_diffusion())
+    ready = ZeroSNRStableDiffusionPipeline.from_pipe(pipe)
     for image in (
         ZeroSNRStableDiffusionImg2ImgPipeline.from_pipe(pipe),
+        ZeroSNRStableDiffusionImg2ImgPipeline.from_pipe(ready),
         enable_guidance_rescale(AutoPipelineForImage2Image.from_pipe(pipe)),
     ):
         assert image.unet is pipe.unet
