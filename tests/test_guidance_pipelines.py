@@ -9,6 +9,7 @@ from guidance_pipelines import CONDITIONAL, examine, finding_row, result
 from small_pipelines import PIPELINES
 from test_readme import README
 
+import zsnr_diffusers
 from zsnr_diffusers import enable_guidance_rescale
 
 NOT_HERE = {
@@ -76,6 +77,23 @@ def test_stock_takes_the_argument_and_ignores_it(name):
 def test_stock_takes_the_argument_and_crashes(name):
     with pytest.raises(UnboundLocalError, match="noise_pred_text"):
         stock_result(name, guidance_rescale=0.7)
+
+
+READY = [name for name in zsnr_diffusers.__all__ if name.startswith("ZeroSNR") and name.endswith("Pipeline")]
+
+
+@pytest.mark.parametrize("name", READY)
+def test_a_ready_class_is_stock_s_with_rescale(name):
+    cls = getattr(zsnr_diffusers, name)
+    stock = cls.__mro__[2]
+    assert stock.__name__ == name.removeprefix("ZeroSNR")
+    small = PIPELINES[stock.__name__]
+    enabled = enable_guidance_rescale(small.build(), 0.7, strict=True)
+    options = {"requires_safety_checker": False, "add_watermarker": False}
+    taken = inspect.signature(stock.__init__).parameters
+    ready = cls(**enabled.components, **{key: value for key, value in options.items() if key in taken})
+    ready.set_progress_bar_config(disable=True)
+    assert torch.equal(result(ready(**small.arguments())), result(enabled(**small.arguments())))
 
 
 def test_the_table_is_as_long_as_promised():
