@@ -36,10 +36,12 @@ if TYPE_CHECKING:
         ZeroSNRStableDiffusionXLInstructPix2PixPipeline,
         ZeroSNRStableDiffusionXLPipeline,
     )
+    from .unet import build_unet
 
 __version__ = "0.1.0"
 
-# Pipelines pull in transformers, which takes seconds; who only wants a scheduler does not wait for it.
+# Pipelines pull in transformers, and networks the models of diffusers, which takes seconds; who only wants a scheduler
+# does not wait for it.
 _LAZY = {
     "ClassConditionalPipeline": "class_conditional",
     "ZeroSNRStableDiffusionControlNetPipeline": "pipelines",
@@ -52,6 +54,7 @@ _LAZY = {
     "ZeroSNRStableDiffusionXLInpaintPipeline": "pipelines",
     "ZeroSNRStableDiffusionXLInstructPix2PixPipeline": "pipelines",
     "ZeroSNRStableDiffusionXLPipeline": "pipelines",
+    "build_unet": "unet",
     "load_pipeline": "hub",
     "write_custom_pipeline": "custom_pipeline",
 }
@@ -76,6 +79,7 @@ __all__ = [
     "ZeroSNRStableDiffusionXLInpaintPipeline",
     "ZeroSNRStableDiffusionXLInstructPix2PixPipeline",
     "ZeroSNRStableDiffusionXLPipeline",
+    "build_unet",
     "disable_guidance_rescale",
     "enable_guidance_rescale",
     "enforce_zero_terminal_snr",
