@@ -168,7 +168,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(config, Mapping):
             if config.get("_class_name") not in _names(ZeroSNRScheduler):
                 accepted = inspect.signature(cls.__init__).parameters
-                config = {key: value for key, value in model_facts(config).items() if key in accepted}
+                config = model_facts(config, accepted)
             config = dict(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 

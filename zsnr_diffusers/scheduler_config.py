@@ -1,7 +1,7 @@
 """What a stock scheduler's config says of the model, apart from what it says of a sampler."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import diffusers
@@ -26,6 +26,9 @@ _MODEL_FACTS = (
 )
 """What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler says it anew."""
 
+_FACTS_OF_SOME = {"variance_type": ("fixed_small", "fixed_large")}
+"""What some samplers here keep too, where it has one of these values."""
+
 _OUR_CHOICES = ("rescale_betas_zero_snr", "timestep_spacing")
 
 _LOG_SIGMA = "it spaces steps in log sigma, which is infinite at zero SNR; timestep_spacing='kappa' takes its place"
@@ -41,7 +44,8 @@ _OTHER_SAMPLERS: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "variance_type": (
         ("fixed_large", "fixed_large_log"),
-        "noise follows the posterior's variance, which leads to the data in few steps too",
+        "noise follows the posterior's variance, which leads to the data in few steps too; only "
+        "ZeroSNRDDPMScheduler has fixed_large",
     ),
 }
 """Settings of stock samplers that change their result and have no counterpart under this name: values and reason."""
@@ -53,7 +57,7 @@ _OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+def model_facts(config: Mapping[str, Any], accepted: Collection[str] = _MODEL_FACTS) -> dict[str, Any]:
     """The model's facts in the config of any stock scheduler.
 
     A config in memory marks the values that stock left at its own defaults, and a file may omit them. Both mean
@@ -61,9 +65,10 @@ def model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: a scheduler's config, in memory or read from its file.
+        accepted: what the sampler that it is for takes.
 
     Returns:
-        Those of the facts that it states.
+        Those of the facts that it states, and that are accepted.
 
     Raises:
         ValueError: a config of a flow-matching or EDM scheduler, of continuous timesteps, or of a model that predicts
@@ -81,7 +86,8 @@ def model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, (values, reason) in _OTHER_MODELS.items():
         if config.get(key) in values:
             raise ValueError(f"{name} has {key}={config[key]!r}: {reason}.")
+    kept = [key for key, values in _FACTS_OF_SOME.items() if key in accepted and config.get(key) in values]
     for key, (values, reason) in _OTHER_SAMPLERS.items():
-        if config.get(key) in values:
+        if config.get(key) in values and key not in kept:
             logger.warning(f"{name}: {key}={config[key]!r} is not carried over: {reason}.")
-    return {key: config[key] for key in _MODEL_FACTS if key in config}
+    return {key: config[key] for key in (*_MODEL_FACTS, *kept) if key in config and key in accepted}

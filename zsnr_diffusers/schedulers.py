@@ -16,13 +16,14 @@ from .core import (
     Update,
     consistency_updates,
     ddim_updates,
+    ddpm_updates,
     inversion_updates,
     multistep_updates,
     pndm_updates,
     spaced_timesteps,
 )
 from .core.multistep import check_order
-from .core.solvers import check_eta
+from .core.solvers import check_eta, check_variance_type
 from .core.spacing import check_num_inference_steps
 from .scheduler_base import ZeroSNRScheduler
 
@@ -93,15 +94,46 @@ class _SimpleStep(ZeroSNRScheduler):
 
 
 class ZeroSNRDDPMScheduler(_SimpleStep):
-    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239) with the posterior's variance, at every number of steps.
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239), at every number of steps.
 
-    Equal to stock's `DDPMScheduler` with `variance_type="fixed_small"` and to `EulerAncestralDiscreteScheduler`.
+    Equal to stock's `DDPMScheduler`, and with the posterior's variance to `EulerAncestralDiscreteScheduler`.
+
+    Args:
+        variance_type: `fixed_small`, the posterior's variance, or `fixed_large`, beta, which the paper has for CIFAR10
+            in a thousand steps and which adds too much noise in few.
+
+    The other parameters are those of `ZeroSNRScheduler`.
+
+    Raises:
+        ValueError: unknown variance type, and as in `ZeroSNRScheduler`.
     """
 
     _eta = 1.0
 
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = True,
+        timestep_spacing: str = "trailing",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        snr_shift_scale: float = 1.0,
+        variance_type: str = "fixed_small",
+    ) -> None:
+        check_variance_type(variance_type)
+        self._set_up()
+
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
-        return ddim_updates(path, eta)
+        return ddpm_updates(path, self.config["variance_type"])
 
 
 class ZeroSNRMultistepScheduler(_SimpleStep):

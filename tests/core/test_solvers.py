@@ -1,15 +1,20 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zsnr_diffusers.core import (
     CLEAN,
     NoiseLevel,
+    alpha_bar_table,
     consistency_updates,
     ddim_update,
+    ddpm_updates,
+    enforce_zero_terminal_snr,
     inversion_updates,
+    noise_level,
     pndm_updates,
 )
 
@@ -116,3 +121,48 @@ def test_ddim_undoes_the_inversion_where_outputs_are_given():
             first = x  # alpha x_0 + sigma noise, with the noise that the clean sample and the first output imply
     assert x == pytest.approx(clean)
     assert first == pytest.approx(path[0].alpha * clean + (clean - path[0].alpha * outputs[0]))
+
+
+TABLES = {
+    "linear": alpha_bar_table(),
+    "zero SNR": enforce_zero_terminal_snr(alpha_bar_table()),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+def test_ddpm_is_the_papers_posterior(table, variance_type):
+    """Ho et al. 2020, eqs. 6 and 7, from the betas, at every one of 1000 steps."""
+    alpha_bar = TABLES[table]
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    beta = 1 - alpha_bar / before
+    of_x_0 = before.sqrt() * beta / (1 - alpha_bar)
+    of_x_t = (1 - beta).sqrt() * (1 - before) / (1 - alpha_bar)
+    small = (1 - before) / (1 - alpha_bar) * beta
+    expected = torch.stack([of_x_t, of_x_0, small if variance_type == "fixed_small" else beta]).flip(1)
+
+    path = [NoiseLevel(*map(float, noise_level(alpha_bar, t))) for t in range(999, -1, -1)]
+    updates = ddpm_updates(path, variance_type)
+    ours = torch.tensor([(u.keep, u.gains[0], u.noise**2) for u in updates], dtype=torch.float64).T
+    torch.testing.assert_close(ours[:, :-1], expected[:, :-1], rtol=1e-9, atol=1e-15)  # beta is a difference of 1e-4
+    assert updates[-1] == (0.0, (1.0,), 0.0)  # algorithm 1 of the paper adds no noise in its last step
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_forward_chain_has_the_levels_mean_and_variance(table):
+    """Ho et al. 2020, eq. 2 step by step against eq. 4."""
+    alpha_bar = TABLES[table]
+    mean, variance, before = 1.0, 0.0, 1.0
+    for t, now in enumerate(alpha_bar.tolist()):
+        beta = 1 - now / before
+        mean, variance, before = mean * math.sqrt(1 - beta), variance * (1 - beta) + beta, now
+        alpha, sigma = noise_level(alpha_bar, t)
+        assert mean == pytest.approx(float(alpha), rel=1e-11, abs=1e-300)
+        assert variance == pytest.approx(float(sigma) ** 2, rel=1e-11)
+
+
+def test_an_unknown_variance_is_refused():
+    with pytest.raises(
+        ValueError, match="variance_type='learned' is not known; choose one of fixed_small, fixed_large"
+    ):
+        ddpm_updates([PURE_NOISE], "learned")

@@ -18,7 +18,16 @@ from .noise import (
     snr,
 )
 from .predictions import PREDICTION_TYPES, dynamic_threshold, training_target, x_0_factors
-from .solvers import CLEAN, Update, consistency_updates, ddim_update, ddim_updates, inversion_updates, pndm_updates
+from .solvers import (
+    CLEAN,
+    Update,
+    consistency_updates,
+    ddim_update,
+    ddim_updates,
+    ddpm_updates,
+    inversion_updates,
+    pndm_updates,
+)
 from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps
 
 __all__ = [
@@ -34,6 +43,7 @@ __all__ = [
     "consistency_updates",
     "ddim_update",
     "ddim_updates",
+    "ddpm_updates",
     "dynamic_threshold",
     "enforce_zero_terminal_snr",
     "inversion_updates",

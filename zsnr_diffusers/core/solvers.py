@@ -70,6 +70,32 @@ def ddim_updates(path: Sequence[NoiseLevel], eta: float = 0.0) -> list[Update]:
     return [ddim_update(now, following, eta) for now, following in pairwise([*path, CLEAN])]
 
 
+VARIANCE_TYPES = ("fixed_small", "fixed_large")
+
+
+def ddpm_updates(path: Sequence[NoiseLevel], variance_type: str = "fixed_small") -> list[Update]:
+    """All ancestral steps of DDPM, with either of the two variances of Ho et al. 2020 (arXiv:2006.11239), section 3.2.
+
+    `fixed_small` is that of the posterior q(x_s | x_t, x_0), eq. 7, right where the data is one point; `fixed_large`
+    is beta, that of q(x_t | x_s), right where the data is itself N(0, 1). Their means are the same. The larger one
+    adds too much noise in few steps. To clean data both return x_0.
+
+    Args:
+        path: levels from the noisiest on, numbers with sigma > 0.
+        variance_type: named as in diffusers.
+
+    Raises:
+        ValueError: unknown variance type, or as `ddim_update`.
+    """
+    check_variance_type(variance_type)
+    updates = ddim_updates(path, eta=1.0)
+    if variance_type == "fixed_large":
+        for i, (now, following) in enumerate(pairwise(path)):
+            passed = float(now.alpha) / float(following.alpha)
+            updates[i] = updates[i]._replace(noise=math.sqrt((1 - passed) * (1 + passed)))
+    return updates
+
+
 _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -126,6 +152,16 @@ def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
             keep *= 1 + now.alpha
         updates.append(Update(keep=float(keep), gains=tuple(map(float, gains)), noise=0.0))
     return updates
+
+
+def check_variance_type(variance_type: str) -> None:
+    """Refuse a variance that is not known.
+
+    Raises:
+        ValueError: with the value and those that are known.
+    """
+    if variance_type not in VARIANCE_TYPES:
+        raise ValueError(f"variance_type={variance_type!r} is not known; choose one of {', '.join(VARIANCE_TYPES)}.")
 
 
 def check_eta(eta: float) -> None:
