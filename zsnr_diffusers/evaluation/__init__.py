@@ -3,6 +3,15 @@
 Importing this loads neither torch nor a plotting library; each function imports what it needs.
 """
 
+from .distances import (
+    InceptionScore,
+    KernelDistance,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    kernel_distance_of_subsets,
+)
+from .feature_statistics import FeatureOrigin, FeatureStatistics
 from .generation import generate_images, iter_images
 from .invariance import TerminalInvariance, terminal_invariance
 from .luminance import (
@@ -16,12 +25,20 @@ from .plots import plot_luminance, sample_grid
 from .sources import folder_luminance, pipeline_luminance
 
 __all__ = [
+    "FeatureOrigin",
+    "FeatureStatistics",
+    "InceptionScore",
+    "KernelDistance",
     "LuminanceCoverage",
     "LuminanceSummary",
     "TerminalInvariance",
     "folder_luminance",
+    "frechet_distance",
     "generate_images",
+    "inception_score",
     "iter_images",
+    "kernel_distance",
+    "kernel_distance_of_subsets",
     "luminance_coverage",
     "mean_luminance",
     "pipeline_luminance",

@@ -1,0 +1,222 @@
+"""How far generated images are from real ones, in the features of a network: Fréchet distance, Inception Score, KID.
+
+All in float64, all with what a finite number of images does to them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from .feature_statistics import Features, FeatureStatistics, Floats, check_same_origin, checked_features
+
+KERNEL_BLOCK = 1024
+"""Rows and columns of the kernel matrix that are in memory at a time."""
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½): the FID of Heusel et al. 2017 (arXiv:1706.08500, equation 6).
+
+    With Σ = Aᵀ A the last trace is the sum of the singular values of A₁ A₂ᵀ. No root of a matrix is taken: the usual
+    one, of the product Σ₁ Σ₂, which is not symmetric, loses its way where a covariance is singular. `a` and `b` may
+    be exchanged.
+
+    The figure is too large for few images, by about a constant over their number; only figures of as many images
+    compare (50,000 in most papers). Fewer images than features are warned of.
+
+    Returns:
+        The squared distance, which is what is called FID; never negative. The scale is that of the features.
+
+    Raises:
+        ValueError: features of different networks or in different number; fewer than two images.
+    """
+    check_same_origin(a.origin, b.origin)
+    if a.dimension != b.dimension:
+        raise ValueError(f"{a.dimension} and {b.dimension} features per image; compute both with the same network")
+    first, second = a.factor, b.factor
+    for statistics in (a, b):
+        _warn_of_few(statistics)
+    shift = a.mean - b.mean
+    root = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    distance = shift @ shift + np.square(first).sum() + np.square(second).sum() - 2 * root
+    return max(float(distance), 0.0)  # of equal sets, rounding is all that is left
+
+
+def _warn_of_few(statistics: FeatureStatistics) -> None:
+    if statistics.count <= statistics.dimension:
+        warnings.warn(
+            f"{statistics.count} images for {statistics.dimension} features: the covariance is singular and the "
+            "Fréchet distance far too large (the bias falls as 1 / images). Use more images, the unbiased kernel "
+            "distance, or compare only with figures of as many images",
+            stacklevel=3,
+        )
+
+
+@dataclass(frozen=True)
+class InceptionScore:
+    """Mean and standard deviation (population's, divided by `splits`) of the score over the splits of n images."""
+
+    mean: float
+    std: float
+    n: int
+    splits: int
+
+
+def inception_score(logits: Features, splits: int = 10, *, probabilities: bool = False) -> InceptionScore:
+    """exp E KL(p(y|x) ‖ p(y)), Salimans et al. 2016 (arXiv:1606.03498, section 4), mean and std over splits.
+
+    Split i holds images i n // splits to (i + 1) n // splits - 1 in the order given, as in the paper's code: images
+    that are sorted by class must be shuffled first. The score is too small for few images, and never above the
+    number of images in a split.
+
+    Args:
+        logits: of a classifier, [n, classes]; for figures that compare with the paper's, the 2015 Inception network's
+            without the bias of its last layer, for 50,000 images.
+        splits: how many parts.
+        probabilities: the values are p(y|x), not logits.
+
+    Raises:
+        ValueError: fewer images than splits, or rows that are no probabilities.
+    """
+    values = checked_features(logits, "probabilities" if probabilities else "logits")
+    n = len(values)
+    if not 1 <= splits <= n:
+        raise ValueError(f"splits must be from 1 to the number of images, {n}; got {splits}")
+    if probabilities:
+        _check_probabilities(values)
+    bounds = [i * n // splits for i in range(splits + 1)]
+    parts = (values[start:stop] for start, stop in pairwise(bounds))
+    scores = [_score_of_split(part if probabilities else _softmax(part)) for part in parts]
+    return InceptionScore(mean=float(np.mean(scores)), std=float(np.std(scores)), n=n, splits=splits)
+
+
+def _score_of_split(p: Floats) -> float:
+    return float(np.exp(_sum_p_log_p(p).mean() - _sum_p_log_p(p.mean(axis=0))))
+
+
+def _sum_p_log_p(p: Floats) -> Floats:
+    """Σ p log p over the last axis; 0 log 0 = 0, which softmax reaches by underflow."""
+    terms: Floats = p * np.log(np.where(p > 0, p, 1))
+    return np.asarray(terms.sum(axis=-1))
+
+
+def _softmax(logits: Floats) -> Floats:
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(p / p.sum(axis=1, keepdims=True))
+
+
+def _check_probabilities(values: Floats) -> None:
+    sums = values.sum(axis=1)
+    if values.min() < 0 or np.abs(sums - 1).max() > 1e-3:
+        raise ValueError(
+            f"rows are no probabilities: values from {values.min():g}, sums from {sums.min():g} to {sums.max():g}; "
+            "leave probabilities=False for logits"
+        )
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """A kernel distance `value` between n and m images, with its `error`; the functions say which error it is."""
+
+    value: float
+    error: float
+    n: int
+    m: int
+
+
+def kernel_distance(x: Features, y: Features) -> KernelDistance:
+    """KID: the unbiased MMD² of all images with k(x, y) = (xᵀ y / d + 1)³ (Bińkowski et al. 2018, arXiv:1801.01401).
+
+    The expectation is the same for any number of images, and 0 for equal distributions; single values may be
+    negative. `error` is the jackknife's standard error, each image of both sets left out in turn (Efron & Stein
+    1981). For clearly different distributions it is the standard error; it errs on the large side, by up to √2,
+    where they are equal and the statistic is degenerate.
+
+    The work grows as (n + m)² d; `kernel_distance_of_subsets` bounds it.
+
+    Args:
+        x: features [n, d], n >= 3.
+        y: features [m, d], m >= 3.
+
+    Raises:
+        ValueError: different numbers of features, or fewer than three images.
+    """
+    x, y = _checked_pair(x, y, 3)
+    n, m = len(x), len(y)
+    within_x, within_y = _sums_within(x), _sums_within(y)
+    across_x, across_y = _row_sums(x, y), _row_sums(y, x)
+    value = _mmd2(within_x.sum(), within_y.sum(), across_x.sum(), n, m)
+    # Leaving an image out takes its row and its column from the sums.
+    without_x = _mmd2(within_x.sum() - 2 * within_x, within_y.sum(), across_x.sum() - across_x, n - 1, m)
+    without_y = _mmd2(within_x.sum(), within_y.sum() - 2 * within_y, across_y.sum() - across_y, n, m - 1)
+    variance = (n - 1) * np.var(without_x) + (m - 1) * np.var(without_y)
+    return KernelDistance(value=float(value), error=float(np.sqrt(variance)), n=n, m=m)
+
+
+def kernel_distance_of_subsets(
+    x: Features, y: Features, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> KernelDistance:
+    """KID as most papers report it: mean and standard deviation of the unbiased MMD² over random subsets.
+
+    Each subset is drawn without replacement from both sets, independently of the others. `error` is the standard
+    deviation over the subsets (population's), as in the paper's tables: it tells of subsets of this size, not of how
+    exact the mean is.
+
+    Raises:
+        ValueError: different numbers of features, or fewer images than `subset_size`.
+    """
+    x, y = _checked_pair(x, y, 2)
+    n, m = len(x), len(y)
+    if num_subsets < 1:
+        raise ValueError(f"num_subsets must be at least 1, got {num_subsets}")
+    if not 2 <= subset_size <= min(n, m):
+        raise ValueError(
+            f"subset_size must be from 2 to the number of images in the smaller set, {min(n, m)}; got {subset_size}; "
+            "kernel_distance takes sets of any size whole"
+        )
+    rng = np.random.default_rng(seed)
+    subsets = (
+        (x[rng.choice(n, subset_size, replace=False)], y[rng.choice(m, subset_size, replace=False)])
+        for _ in range(num_subsets)
+    )
+    values = [
+        _mmd2(_sums_within(a).sum(), _sums_within(b).sum(), _row_sums(a, b).sum(), subset_size, subset_size)
+        for a, b in subsets
+    ]
+    return KernelDistance(value=float(np.mean(values)), error=float(np.std(values)), n=n, m=m)
+
+
+def _mmd2(within_x: Floats, within_y: Floats, across: Floats, n: int, m: int) -> Floats:
+    """Gretton et al. 2012, equation 3, from sums of the kernel; those within a set leave out its diagonal."""
+    return np.asarray(within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * across / (n * m))
+
+
+def _row_sums(x: Floats, y: Floats) -> Floats:
+    """Σ_j k(x_i, y_j) [n]."""
+    sums = np.zeros(len(x))
+    for i in range(0, len(x), KERNEL_BLOCK):
+        rows = slice(i, i + KERNEL_BLOCK)
+        for j in range(0, len(y), KERNEL_BLOCK):
+            sums[rows] += _kernel(x[rows] @ y[j : j + KERNEL_BLOCK].T, x.shape[1]).sum(axis=1)
+    return sums
+
+
+def _sums_within(x: Floats) -> Floats:
+    """Σ_{j ≠ i} k(x_i, x_j) [n]."""
+    return _row_sums(x, x) - _kernel(np.square(x).sum(axis=1), x.shape[1])
+
+
+def _kernel(products: Floats, dimension: int) -> Floats:
+    return np.asarray((products / dimension + 1) ** 3)
+
+
+def _checked_pair(x: Features, y: Features, at_least: int) -> tuple[Floats, Floats]:
+    first, second = checked_features(x, "x"), checked_features(y, "y")
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"{first.shape[1]} and {second.shape[1]} features per image; use the same network for both")
+    if min(len(first), len(second)) < at_least:
+        raise ValueError(f"at least {at_least} images per set are needed, got {len(first)} and {len(second)}")
+    return first, second
