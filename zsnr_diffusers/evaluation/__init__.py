@@ -1,5 +1,7 @@
 """Measure what zero terminal SNR is for: whether a model covers the brightness of real images, and ignores the noise.
 
+And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID.
+
 Importing this loads neither torch nor a plotting library; each function imports what it needs.
 """
 
@@ -11,7 +13,15 @@ from .distances import (
     kernel_distance,
     kernel_distance_of_subsets,
 )
+from .extraction import ImageFeatures, image_features, image_statistics
 from .feature_statistics import FeatureOrigin, FeatureStatistics
+from .features import (
+    INCEPTION_SHA256,
+    CustomFeatures,
+    DinoV2Features,
+    FeatureNetwork,
+    InceptionFeatures,
+)
 from .generation import generate_images, iter_images
 from .invariance import TerminalInvariance, terminal_invariance
 from .luminance import (
@@ -22,11 +32,18 @@ from .luminance import (
     prompt_share,
 )
 from .plots import plot_luminance, sample_grid
+from .resize import quantize, resize_like_tensorflow1
 from .sources import folder_luminance, pipeline_luminance
 
 __all__ = [
+    "INCEPTION_SHA256",
+    "CustomFeatures",
+    "DinoV2Features",
+    "FeatureNetwork",
     "FeatureOrigin",
     "FeatureStatistics",
+    "ImageFeatures",
+    "InceptionFeatures",
     "InceptionScore",
     "KernelDistance",
     "LuminanceCoverage",
@@ -35,6 +52,8 @@ __all__ = [
     "folder_luminance",
     "frechet_distance",
     "generate_images",
+    "image_features",
+    "image_statistics",
     "inception_score",
     "iter_images",
     "kernel_distance",
@@ -44,6 +63,8 @@ __all__ = [
     "pipeline_luminance",
     "plot_luminance",
     "prompt_share",
+    "quantize",
+    "resize_like_tensorflow1",
     "sample_grid",
     "terminal_invariance",
 ]

@@ -135,10 +135,12 @@ class FeatureStatistics:
         """
         batch = checked_features(features)
         self._check_dimension(batch.shape[1])
-        self._pending.append(batch.copy())
         # A factorisation costs about as much for 2 d rows as for a few, so batches wait for one another.
-        if sum(len(waiting) for waiting in self._pending) >= 2 * batch.shape[1]:
-            self._flush()
+        enough = 2 * batch.shape[1]
+        for start in range(0, len(batch), enough):
+            self._pending.append(batch[start : start + enough].copy())
+            if sum(len(waiting) for waiting in self._pending) >= enough:
+                self._flush()
 
     def merge(self, other: FeatureStatistics) -> None:
         """Take in what another process gathered; the result is that of all batches in one.

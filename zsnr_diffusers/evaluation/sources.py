@@ -22,6 +22,19 @@ GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
 """Most prompts and seeds that the grid of samples shows, and the side of its cells in pixels."""
 
 
+def images_in(folder: str | PathLike[str]) -> list[Path]:
+    """All images below a folder, sorted by path.
+
+    Raises:
+        ValueError: there are none.
+        OSError: the folder does not exist or is none.
+    """
+    paths = find_images(folder)
+    if not paths:
+        raise ValueError(f"folder {str(folder)!r} holds no images, at any depth; is it the right one?")
+    return paths
+
+
 def folder_luminance(
     folder: str | PathLike[str], on_bad_image: Literal["fail", "skip"] = "fail"
 ) -> tuple[Floats, list[str]]:
@@ -39,9 +52,7 @@ def folder_luminance(
         ValueError: no images, or none that can be read.
         OSError: the folder does not exist or is none.
     """
-    paths = find_images(folder)
-    if not paths:
-        raise ValueError(f"folder {str(folder)!r} holds no images, at any depth; is it the right one?")
+    paths = images_in(folder)
     values, skipped = [], []
     for path in import_extra("tqdm").tqdm(paths, desc=str(folder), unit="image", disable=None):
         try:
