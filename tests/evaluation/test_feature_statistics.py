@@ -81,6 +81,11 @@ def test_tensors_of_any_dtype_are_taken_and_not_kept():
     expected = features.double().numpy().copy()
     features.zero_()
     assert_statistics(statistics, expected)
+    buffer = expected.copy()  # float64 already, which needs no conversion
+    statistics = FeatureStatistics()
+    statistics.update(buffer[:3])
+    buffer[:] = 0
+    assert statistics.mean == pytest.approx(expected[:3].mean(0))
     half = torch.full((2, 3), 0.5, dtype=torch.bfloat16)
     assert FeatureStatistics.of(half).mean == pytest.approx([0.5] * 3)
 

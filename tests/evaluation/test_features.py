@@ -96,6 +96,13 @@ def test_inception_says_what_it_is(inception):
     assert InceptionFeatures(path, sha256(path).upper()).origin == network.origin
 
 
+def test_file_saved_while_training_is_evaluated(tmp_path):
+    training = save_scripted(TinyInception().train(), tmp_path / "training.pt")
+    images = random_images(3, 3, 32, 32)
+    network = InceptionFeatures(training, sha256=None)
+    assert torch.allclose(network(images)[0][:1], network(images[:1])[0], atol=1e-5)  # no statistics of the batch
+
+
 def test_wrong_hash_is_refused_before_anything_is_loaded(inception, tmp_path):
     _, path = inception
     with pytest.raises(ValueError, match=rf"tiny\.pt.*{sha256(path)}, expected {INCEPTION_SHA256}.*fetch"):

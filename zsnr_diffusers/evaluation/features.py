@@ -45,7 +45,7 @@ class InceptionFeatures:
     The file is `inception-2015-12-05.pt` of StyleGAN (NVIDIA's `metrics` folder; clean-fid and others fetch the same).
     Features [n, 2048] are its last pooling, logits [n, 1008] are without the bias of the last layer, as in Salimans et
     al. 2016. Images are resized as TensorFlow 1 did, which the papers' figures rest on. On a GPU, set
-    `torch.backends.cudnn.allow_tf32 = False` as StyleGAN's own evaluation does: convolutions round to 10 bits otherwise.
+    `torch.backends.cudnn.allow_tf32 = False`: convolutions otherwise round to 10 bits.
 
     Args:
         path: of the file.
