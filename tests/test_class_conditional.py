@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
 from test_guided_run import clean
-from tiny_pipelines import seeded, tiny_unconditional, zero_snr_scheduler
+from tiny_pipelines import seeded, tiny_unconditional, tiny_unet, zero_snr_scheduler
 
 import zsnr_diffusers
 from zsnr_diffusers import ClassConditionalPipeline, enable_guidance_rescale, load_pipeline, rescale_guidance
@@ -14,20 +14,9 @@ from zsnr_diffusers.evaluation import generate_images
 V = {"prediction_type": "v_prediction"}
 
 
-def build(scheduler=None, classes=3, **changes):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            num_class_embeds=classes + 1 if classes else None,
-            **changes,
-        )
-    pipe = ClassConditionalPipeline(unet.eval(), scheduler or zsnr_diffusers.ZeroSNRDDIMScheduler(**V))
+def build(scheduler=None, classes=3):
+    unet = tiny_unet(num_class_embeds=classes + 1 if classes else None)
+    pipe = ClassConditionalPipeline(unet, scheduler or zsnr_diffusers.ZeroSNRDDIMScheduler(**V))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

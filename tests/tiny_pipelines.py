@@ -30,17 +30,23 @@ def zero_snr_scheduler(prediction_type="v_prediction", zero=True):
     )
 
 
+def tiny_unet(**changes):
+    """Of pixels, 8 x 8, with weights from seed 0."""
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return UNet2DModel(**{**config, **changes}).eval()
+
+
 def tiny_unconditional(prediction_type="v_prediction"):
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    return DDIMPipeline(unet, zero_snr_scheduler(prediction_type))
+    return DDIMPipeline(tiny_unet(), zero_snr_scheduler(prediction_type))
 
 
 def tiny_stable_diffusion(scheduler=None) -> StableDiffusionPipeline:
