@@ -184,7 +184,9 @@ class GuidedRun:
             predictions = [stacking.part(stacked, index, guided) for index in range(copies)]
             if any(prediction.shape != guided.shape for prediction in predictions):
                 break
-            found = guidance_weights(guided, predictions, sample)
+            # In single precision, predictions that were mixed with the sample are told by their residual alone.
+            coarse = guided.dtype.itemsize < 4
+            found = guidance_weights(guided, predictions, sample if coarse else None)
             if found is None:  # equal predictions: no matter which is which, and nothing to learn from
                 self._settled = True
                 return stacking if self._settings.guider is not None else None

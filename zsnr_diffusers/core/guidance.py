@@ -152,9 +152,8 @@ def guidance_weights(
     eps = max(torch.finfo(dtype).eps for dtype in (torch.float32, guided.dtype, predictions[0].dtype))
     shape = (len(guided), guided.shape[1] if guided.ndim > 2 else 1, -1)
     tensors = (guided, *predictions) if sample is None else (guided, *predictions, sample)
-    rows = torch.stack([x.detach().reshape(shape) for x in tensors])
-    every = max(1, rows.shape[-1] // 256)  # a thousand values tell as much as all
-    rows = rows[..., ::every].cpu().double()
+    every = max(1, guided.numel() // (shape[0] * shape[1] * 256))  # a thousand values tell as much as all
+    rows = torch.stack([x.detach().reshape(shape)[..., ::every] for x in tensors]).cpu().double()
     target, first, differences = rows[0] - rows[1], rows[1], rows[2 : len(predictions) + 1] - rows[1]
     spread = _rms(differences)
     scale = (_rms(first) ** 2 + spread**2) ** 0.5
@@ -166,9 +165,7 @@ def guidance_weights(
     for parts in (1, shape[0] * shape[1]):
         matrix = columns.reshape(len(columns), parts, -1).permute(1, 2, 0)
         right = target.reshape(parts, -1, 1)
-        # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank
-        # that `rcond` allows leaves it out.
-        weights = torch.linalg.lstsq(matrix, right, rcond=4 * eps, driver="gelsd").solution.squeeze(-1)
+        weights = _least_squares(matrix, right, rcond=4 * eps).squeeze(-1)
         left = _rms(right - matrix @ weights.unsqueeze(-1))
         of_predictions, of_sample = weights[:, : len(differences)], weights[:, len(differences) :]
         rounding = eps * scale * (1 + 2 * float(of_predictions.abs().sum(dim=1).max()))
@@ -176,6 +173,15 @@ def guidance_weights(
         if left <= rounding and (sample is None or float(of_sample.abs().max()) * spread <= rounding / 8):
             return [1 - sum(means), *means], True
     return [1 - sum(means), *means], False
+
+
+def _least_squares(matrix: Tensor, right: Tensor, rcond: float) -> Tensor:
+    """The solution of each system, shape [parts, columns, 1]."""
+    if matrix.shape[-1] == 1:  # by far the most pipelines, and a tenth of the time
+        return ((matrix.mT @ right) / (matrix.mT @ matrix)).nan_to_num()
+    # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank that
+    # `rcond` allows leaves it out.
+    return torch.linalg.lstsq(matrix, right, rcond=rcond, driver="gelsd").solution
 
 
 def _rms(x: Tensor) -> float:
