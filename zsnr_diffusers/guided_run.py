@@ -261,7 +261,8 @@ def denoisers(pipe: Any) -> list[nn.Module]:
 def level_at(scheduler: Any, timestep: Any) -> NoiseLevel:
     """Noise level at a timestep of a scheduler of diffusers or of ours, whose schedule is variance-preserving."""
     if not hasattr(scheduler, "sigmas"):
-        return noise_level(scheduler.alphas_cumprod.double(), int(timestep))
+        # Stock moves its table along with what it noises, and not every device has float64.
+        return noise_level(scheduler.alphas_cumprod.cpu().double(), int(timestep))
     index = scheduler.step_index
     return noise_level_of_ratio(
         float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])
