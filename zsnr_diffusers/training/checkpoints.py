@@ -6,23 +6,12 @@ from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
-from .config import TrainingConfig
+from .config import RunConfig
 
 CONFIG_FILE = "training_config.yaml"
 _PREFIX = "checkpoint-"
-_DECIDES = (
-    "pretrained_model_name_or_path",
-    "dataset_name",
-    "train_data_dir",
-    "resolution",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-    "seed",
-)
-"""Options that a run cannot change on the way without becoming another run."""
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -36,7 +25,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[len(_PREFIX) :])
 
 
-def check_output_dir(config: TrainingConfig) -> Path | None:
+def check_output_dir(config: RunConfig) -> Path | None:
     """The checkpoint to go on from, or None to start; refuses to mix two runs in one folder.
 
     Raises:
@@ -56,7 +45,7 @@ def check_output_dir(config: TrainingConfig) -> Path | None:
     before = yaml.safe_load(written.read_text(encoding="utf-8")) if written.exists() else {}
     changed = [
         f"--{name} was {before[name]!r} and is now {getattr(config, name)!r}"
-        for name in _DECIDES
+        for name in config.decides
         if name in before and before[name] != getattr(config, name)
     ]
     if changed:
@@ -64,7 +53,7 @@ def check_output_dir(config: TrainingConfig) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
-def save_checkpoint(accelerator: Accelerator, ema: EMAModel | None, config: TrainingConfig, step: int) -> Path:
+def save_checkpoint(accelerator: Accelerator, ema: EMAModel | None, config: RunConfig, step: int) -> Path:
     """Write a checkpoint under another name, rename it, then remove those beyond the limit."""
     folder = Path(config.output_dir)
     final, partial = folder / f"{_PREFIX}{step:06d}", folder / f".{_PREFIX}{step:06d}.partial"
@@ -94,7 +83,7 @@ def load_checkpoint(accelerator: Accelerator, ema: EMAModel | None, checkpoint: 
     """
     accelerator.load_state(str(checkpoint))
     if ema is not None:
-        averaged = UNet2DConditionModel.from_pretrained(checkpoint / "unet_ema")
+        averaged = ema.model_cls.from_pretrained(checkpoint / "unet_ema")
         ema.shadow_params = [parameter.detach().to(accelerator.device) for parameter in averaged.parameters()]
         ema.optimization_step = averaged.config["optimization_step"]
     return step_of(checkpoint)

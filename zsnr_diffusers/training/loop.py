@@ -5,39 +5,47 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core import add_noise, noise_level, snr, training_target, v_loss
-from .base import Base, load_base
+from ..core import add_noise, training_target, v_loss
 from .checkpoints import CONFIG_FILE, check_output_dir, load_checkpoint, save_checkpoint
-from .config import TrainingConfig
-from .data import Batch, Positions, Samples, check_images, load_batches, open_images
-from .output import save_pipeline_folder, shipped_scheduler
+from .config import RunConfig
+from .data import check_images
+from .pixels import PixelTask, PixelTrainingConfig
 from .previews import save_preview
+from .samples import Batch, Positions, Samples, load_batches
+from .stable_diffusion import StableDiffusionTask, TrainingConfig
+from .task import Task
+
+TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
+"""What each kind of configuration trains."""
+
+_WARMUP_STEPS, _MEASURED_STEPS, _MEASURED_SECONDS = 3, 50, 60
 
 
 class TrainingError(RuntimeError):
     """Training had to stop; the message says at which step, why, and what is kept."""
 
 
-def train(config: TrainingConfig) -> None:
-    """Retrain a Stable Diffusion pipeline as configured, and write the result to `config.output_dir`.
+def train(config: RunConfig) -> None:
+    """Train as configured, and write the result, a pipeline, to `config.output_dir`.
 
     Everything that can be wrong with the input is found before the first step.
 
     Args:
-        config: what to train, on what, and how.
+        config: what to train, on what, and how: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
+            networks of pixels.
 
     Raises:
-        ValueError: base, data, options or output folder cannot be used.
+        ValueError: model, data, options or output folder cannot be used.
         OSError: a file or repo is missing.
         TrainingError: the loss or the gradients became NaN or infinite.
     """
@@ -52,34 +60,24 @@ def train(config: TrainingConfig) -> None:
         raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU take bf16 or no.")
     checkpoint = check_output_dir(config)
     with accelerator.main_process_first():
-        base = load_base(config)
-        rows = open_images(config)
-    good = [check_images(rows, config) if accelerator.is_main_process else []]
+        task = TASKS[type(config)](config)
+    good = [check_images(task.rows, config) if accelerator.is_main_process else []]
     good = broadcast_object_list(good)[0]
-    resolution = base.resolution(config)
-    if accelerator.is_main_process:
-        accelerator.print(_plan(config, base, len(good), resolution, accelerator.num_processes, checkpoint))
-    if config.dry_run:
+    accelerator.print(_plan(config, task, len(good), accelerator.num_processes, checkpoint))
+    if config.dry_run and not config.measure:
         return
-    side = resolution // base.vae_scale_factor
-    latent_shape = (int(base.pipeline.vae.config.latent_channels), side, side)
-    samples = Samples(rows, good, config, base.pipeline.tokenizer, resolution, latent_shape, len(base.schedule))
-    _Run(config, accelerator, base, samples, checkpoint).run()
+    run = _Run(config, accelerator, task, task.samples(good), checkpoint)
+    if config.measure:
+        accelerator.print(run.measure())
+    else:
+        run.run()
 
 
-def _plan(
-    config: TrainingConfig, base: Base, images: int, resolution: int, processes: int, checkpoint: Path | None
-) -> str:
+def _plan(config: RunConfig, task: Task, images: int, processes: int, checkpoint: Path | None) -> str:
     global_batch = config.train_batch_size * config.gradient_accumulation_steps * processes
-    before = float(snr(noise_level(base.pipeline.scheduler.alphas_cumprod, -1)))
-    after = float(snr(noise_level(base.schedule.alphas_cumprod, -1)))
-    shipped = shipped_scheduler(base)
-    parameters = sum(p.numel() for p in base.pipeline.unet.parameters())
+    shipped = task.shipped_scheduler()
     lines = {
-        "base": f"{config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
-        "prediction": f"{base.pipeline.scheduler.config.prediction_type} -> {config.prediction_type}",
-        "SNR at the last timestep": f"{before:.4g} -> {after:.4g}",
-        "data": f"{images:,} images at {resolution} x {resolution}",
+        **task.plan(images),
         "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
         f"passes x {processes} processes",
         "steps": f"{config.max_train_steps:,} = {config.max_train_steps * global_batch / images:,.1f} epochs"
@@ -95,18 +93,15 @@ class _Run:
     """One run: the prepared objects, and the steps over them."""
 
     def __init__(
-        self, config: TrainingConfig, accelerator: Accelerator, base: Base, samples: Samples, checkpoint: Path | None
+        self, config: RunConfig, accelerator: Accelerator, task: Task, samples: Samples, checkpoint: Path | None
     ) -> None:
-        self.config, self.accelerator, self.base, self.samples = config, accelerator, base, samples
+        self.config, self.accelerator, self.task, self.samples = config, accelerator, task, samples
         self.checkpoint = checkpoint
-        unet: UNet2DConditionModel = base.pipeline.unet.float().train()
+        unet = task.unet.float().train()
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
-        for frozen in (base.pipeline.vae, base.pipeline.text_encoder):
-            frozen.requires_grad_(False).eval().to(accelerator.device)
-            if half:
-                frozen.to(half)
+        task.freeze(accelerator.device, half)
         optimizer = torch.optim.AdamW(
             unet.parameters(), lr=config.learning_rate, weight_decay=config.adam_weight_decay
         )
@@ -121,11 +116,16 @@ class _Run:
         self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
         self.step = load_checkpoint(accelerator, self.ema, checkpoint) if checkpoint else 0
 
-    def _ema(self, unet: UNet2DConditionModel) -> EMAModel | None:
-        if self.config.ema_decay == 0:
+    def _ema(self, unet: Any) -> EMAModel | None:
+        decay = self.config.ema_decay
+        if decay == 0:
             return None
         ema = EMAModel(
-            unet.parameters(), decay=self.config.ema_decay, model_cls=UNet2DConditionModel, model_config=unet.config
+            unet.parameters(),
+            decay=decay,
+            min_decay=0.0 if self.config.ema_warmup else decay,
+            model_cls=type(unet),
+            model_config=unet.config,
         )
         ema.to(self.accelerator.device)
         return ema
@@ -140,9 +140,7 @@ class _Run:
             accelerator.init_trackers(
                 "logs", {k: v for k, v in vars(config).items() if isinstance(v, int | float | str)}
             )
-        positions = Positions(config, self.step, accelerator.process_index, accelerator.num_processes)
-        batches = iter(load_batches(self.samples, positions, config))
-        global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        batches, global_batch = self._batches(config.max_train_steps), self._global_batch
         progress = tqdm(
             desc="training", total=config.max_train_steps, initial=self.step, disable=not accelerator.is_main_process
         )
@@ -158,18 +156,48 @@ class _Run:
                 self._after_step()
         if accelerator.is_main_process:
             with self._averaged_weights() as unet:
-                save_pipeline_folder(self.base, unet, config)
+                self.task.save(unet)
             accelerator.print(f"Saved the pipeline in {config.output_dir}")
         accelerator.end_training()
+
+    def measure(self) -> str:
+        """Time some steps, and say how long the whole run would take; nothing is written."""
+        batches = self._batches(self.step + _WARMUP_STEPS + _MEASURED_STEPS)
+        times = [time.perf_counter()]
+        for _ in range(_WARMUP_STEPS + _MEASURED_STEPS):
+            self._train_step(batches)
+            times.append(time.perf_counter())
+            if times[-1] - times[0] > _MEASURED_SECONDS and len(times) > _WARMUP_STEPS + 1:
+                break
+        steps = len(times) - 1 - _WARMUP_STEPS
+        seconds = (times[-1] - times[_WARMUP_STEPS]) / steps
+        hours = seconds * self.config.max_train_steps / 3600
+        device = self.accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        return (
+            f"measured: {self._global_batch / seconds:.1f} images/s, {seconds:.3f} s per step over {steps} "
+            f"steps on {self.accelerator.num_processes} x {name} in {self.accelerator.mixed_precision} precision; "
+            f"{self.config.max_train_steps:,} steps would take {hours:,.1f} hours"
+        )
+
+    @property
+    def _global_batch(self) -> int:
+        config = self.config
+        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _batches(self, last_step: int) -> Iterator[Batch]:
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        positions = Positions(self.config, range(self.step, last_step), rank, world_size)
+        return iter(load_batches(self.samples, positions, self.config))
 
     def _after_step(self) -> None:
         config, last = self.config, self.step == self.config.max_train_steps
         if last or self.step % config.checkpointing_steps == 0:
             self.checkpoint = save_checkpoint(self.accelerator, self.ema, config, self.step)
-        if config.validation_prompts and (last or self.step % config.validation_steps == 0):
+        if last or self.step % config.validation_steps == 0:
             if self.accelerator.is_main_process:
                 with self._averaged_weights() as unet:
-                    save_preview(self.accelerator, self.base, unet, config, self.step)
+                    save_preview(self.accelerator, self.task, unet, self.step)
             self.accelerator.wait_for_everyone()
 
     def _train_step(self, batches: Iterator[Batch]) -> float:
@@ -200,17 +228,11 @@ class _Run:
 
     def _losses(self, batch: Batch) -> Tensor:
         """Loss of each sample of a batch, shape [B]."""
-        pipe, device = self.base.pipeline, self.accelerator.device
-        noise = batch["noise"].to(device)
-        with torch.no_grad():
-            moments = pipe.vae.encode(batch["pixel_values"].to(device, pipe.vae.dtype)).latent_dist
-            latents = moments.mean.float() + moments.std.float() * batch["posterior_noise"].to(device)
-            latents = latents * pipe.vae.config.scaling_factor
-            text = pipe.text_encoder(batch["input_ids"].to(device))[0]
-        level = self.base.schedule.noise_level(batch["timestep"], like=latents)
-        noisy = add_noise(latents, noise, level)
-        output = self.unet(noisy, batch["timestep"].to(device), text, return_dict=False)[0]
-        return v_loss(output, training_target(self.config.prediction_type, latents, noise, level))
+        task, device = self.task, self.accelerator.device
+        noise, x_0 = batch["noise"].to(device), task.x_0(batch, device)
+        level = task.schedule.noise_level(batch["timestep"], like=x_0)
+        output = task.predict(self.unet, add_noise(x_0, noise, level), batch)
+        return v_loss(output, training_target(self.config.prediction_type, x_0, noise, level))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         # Under fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
@@ -223,9 +245,9 @@ class _Run:
         )
 
     @contextlib.contextmanager
-    def _averaged_weights(self) -> Iterator[UNet2DConditionModel]:
+    def _averaged_weights(self) -> Iterator[Any]:
         """The UNet with the weights that are shipped."""
-        unet: UNet2DConditionModel = self.accelerator.unwrap_model(self.unet)
+        unet: Any = self.accelerator.unwrap_model(self.unet)
         if self.ema is not None:
             self.ema.store(unet.parameters())
             self.ema.copy_to(unet.parameters())

@@ -12,8 +12,8 @@ from tiny_pipelines import tiny_stable_diffusion
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, load_pipeline
 from zsnr_diffusers.training import TrainingConfig
-from zsnr_diffusers.training.base import load_base
-from zsnr_diffusers.training.output import save_pipeline_folder, shipped_scheduler
+from zsnr_diffusers.training.stable_diffusion.base import load_base
+from zsnr_diffusers.training.stable_diffusion.output import save_pipeline_folder, shipped_scheduler
 
 POINT = 0.7
 

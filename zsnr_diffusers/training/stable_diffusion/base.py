@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
-from ..schedulers import ZeroSNRDDIMScheduler
+from ...schedulers import ZeroSNRDDIMScheduler
 from .config import TrainingConfig
 
 

@@ -8,9 +8,9 @@ import diffusers
 import huggingface_hub
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, SchedulerMixin, UNet2DConditionModel
 
-from ..core import noise_level, snr
-from ..custom_pipeline import custom_pipeline
-from ..guidance import guidance_record
+from ...custom_pipeline import custom_pipeline
+from ...guidance import guidance_record
+from ..card import model_card
 from .base import Base, model_index
 from .config import TrainingConfig
 
@@ -48,7 +48,7 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
             shutil.copytree(source, folder / part, dirs_exist_ok=True)
     unet.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
-    (folder / "README.md").write_text(model_card(base, scheduler, config), encoding="utf-8")
+    (folder / "README.md").write_text(_card(base, scheduler, config), encoding="utf-8")
     index |= {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
@@ -63,37 +63,17 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def model_card(base: Base, scheduler: SchedulerMixin, config: TrainingConfig) -> str:
-    """Model card in the Hub's format: schedule, prediction type, spacing and guidance rescale, and how to sample."""
+def _card(base: Base, scheduler: SchedulerMixin, config: TrainingConfig) -> str:
     name = config.pretrained_model_name_or_path
-    facts = base.schedule.config
-    terminal = float(snr(noise_level(base.schedule.alphas_cumprod, -1)))
     data = huggingface_hub.ModelCardData(
-        base_model=None if Path(name).exists() else name,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=["stable-diffusion", "zero-terminal-snr", str(facts["prediction_type"])],
+        base_model=None if Path(name).exists() else name, pipeline_tag="text-to-image", tags=["stable-diffusion"]
     )
-    return f"""---
-{data.to_yaml()}
----
+    rows = {"recommended guidance rescale": str(config.guidance_rescale)}
+    return model_card(config, base.schedule, scheduler, data, Path(name).name, rows, _usage(config))
 
-# {Path(config.output_dir).resolve().name}
 
-{Path(name).name}, trained for {config.max_train_steps:,} steps with zsnr_diffusers on
-{"the schedule of Lin et al. 2023 (arXiv:2305.08891), ending at pure noise" if terminal == 0 else "its own schedule"}.
-
-| | |
-|---|---|
-| prediction type | `{facts["prediction_type"]}` |
-| schedule | `{facts["beta_schedule"]}`, beta {facts["beta_start"]} to {facts["beta_end"]}, \
-`rescale_betas_zero_snr={facts["rescale_betas_zero_snr"]}` |
-| signal-to-noise ratio at the last timestep | {terminal:.6g} |
-| scheduler, timestep spacing | `{type(scheduler).__name__}`, `{scheduler.config.timestep_spacing}` |
-| recommended guidance rescale | {config.guidance_rescale} |
-| loss | mean squared error of `{facts["prediction_type"]}`, weight 1 at every timestep |
-
-```python
+def _usage(config: TrainingConfig) -> str:
+    return f"""```python
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{Path(config.output_dir).name}")

@@ -12,15 +12,21 @@ from PIL import Image
 from tiny_pipelines import tiny_stable_diffusion
 
 from zsnr_diffusers.training import TrainingConfig
-from zsnr_diffusers.training.data import Positions, Samples, check_images, generator, load_batches, open_images
+from zsnr_diffusers.training.data import check_images, open_rows
+from zsnr_diffusers.training.samples import Positions, generator, load_batches
+from zsnr_diffusers.training.stable_diffusion.samples import CaptionedSamples
 
 TOKENIZER = tiny_stable_diffusion().tokenizer
+
+
+def open_images(config):
+    return open_rows(config, ["caption_column"], needs_captions=True)
 
 
 def samples(config, good=None):
     rows = open_images(config)
     good = check_images(rows, config, progress=False) if good is None else good
-    return Samples(rows, good, config, TOKENIZER, 16, (4, 4, 4), 1000)
+    return CaptionedSamples(rows, good, config, TOKENIZER, 16, (4, 4, 4), 1000)
 
 
 def folder_of(path, pictures, captions=None):
@@ -50,9 +56,8 @@ def test_a_step_takes_the_same_samples_however_it_is_divided(batch, accumulation
         train_data_dir="d",
         train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        max_train_steps=first + more,
     )
-    taken = [list(Positions(config, first, rank, world)) for rank in range(world)]
+    taken = [list(Positions(config, range(first, first + more), rank, world)) for rank in range(world)]
     size = batch * accumulation * world
     for step in range(more):
         passes = slice(step * accumulation, (step + 1) * accumulation)
@@ -80,10 +85,10 @@ def test_every_epoch_shows_every_image_once_in_another_order(config):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_depend_on_the_position_only(options, workers):
     config = TrainingConfig(**{**options, "dataloader_num_workers": workers, "max_train_steps": 8})
-    whole = list(load_batches(samples(config), Positions(config, 0, 0, 1), config))
+    whole = list(load_batches(samples(config), Positions(config, range(8), 0, 1), config))
     torch.manual_seed(123)  # nothing may come from the global generator
     state = torch.get_rng_state()
-    rest = list(load_batches(samples(config), Positions(config, 5, 0, 1), config))
+    rest = list(load_batches(samples(config), Positions(config, range(5, 8), 0, 1), config))
     assert torch.equal(torch.get_rng_state(), state)
     assert len(rest) == 3
     for a, b in zip(whole[5:], rest, strict=True):

@@ -1,0 +1,7 @@
+"""Training networks of pixels from scratch: unconditional and class-conditional."""
+
+from .config import PixelTrainingConfig
+from .recipes import RECIPES
+from .task import PixelTask
+
+__all__ = ["RECIPES", "PixelTask", "PixelTrainingConfig"]

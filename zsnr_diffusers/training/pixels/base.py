@@ -1,0 +1,61 @@
+"""The network that a run of pixels starts from: a new one, or one to go on from."""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DModel
+
+from ...unet import build_unet
+from .config import PixelTrainingConfig
+
+
+def new_unet(config: PixelTrainingConfig, class_count: int | None) -> UNet2DModel:
+    """The network of a preset, with first weights from the run's seed.
+
+    Raises:
+        ValueError: a resolution that the network cannot halve at every level.
+    """
+    changes: dict[str, Any] = {"in_channels": config.in_channels, "out_channels": config.in_channels}
+    if config.dropout is not None:
+        changes["dropout"] = config.dropout
+    if config.resolution is not None:
+        changes["sample_size"] = config.resolution
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_unet(config.unet, class_count, **changes)
+
+
+def load_base(config: PixelTrainingConfig) -> Any:
+    """The pipeline that a configuration names, None if it names none.
+
+    Raises:
+        ValueError: it is no pipeline of pixels that can be trained here.
+        OSError: there is no such folder or repo.
+    """
+    name = config.pretrained_model_name_or_path
+    if name is None:
+        return None
+    pipe = DiffusionPipeline.from_pretrained(name)
+    unet = getattr(pipe, "unet", None)
+    if not isinstance(unet, UNet2DModel) or {"vae", "vqvae"} & set(pipe.components):
+        raise ValueError(
+            f"{name} is a {type(pipe).__name__}, not a pipeline of pixels around a UNet2DModel, such as DDPMPipeline."
+        )
+    facts = unet.config
+    if facts.in_channels != facts.out_channels or facts.in_channels not in (1, 3):
+        raise ValueError(
+            f"The network of {name} makes {facts.out_channels} channels of {facts.in_channels}; only as many, "
+            "1 or 3, can be trained here."
+        )
+    if facts.class_embed_type is not None:
+        raise ValueError(f"The network of {name} has class_embed_type={facts.class_embed_type!r}; expected None.")
+    if not isinstance(facts.sample_size, int) or (config.resolution or facts.sample_size) != facts.sample_size:
+        raise ValueError(
+            f"--resolution={config.resolution} is not the sample_size={facts.sample_size} of {name}: leave it out."
+        )
+    if (config.class_column is None) != (facts.num_class_embeds is None):
+        remedy = "leave out" if facts.num_class_embeds is None else "name the classes' column with"
+        raise ValueError(
+            f"The network of {name} has num_class_embeds={facts.num_class_embeds}: {remedy} --class_column."
+        )
+    return pipe

@@ -1,0 +1,55 @@
+"""The classes of a data set: which class each row has, and what the classes are called."""
+
+from dataclasses import dataclass
+
+import datasets
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class of each row, 0 to N - 1, and the classes' names, None where the data gives numbers alone."""
+
+    labels: list[int]
+    names: list[str] | None
+    count: int
+
+    def name(self, label: int) -> str:
+        """What a class is called."""
+        return str(label) if self.names is None else self.names[label]
+
+
+def read_classes(rows: datasets.Dataset, column: str, count: int | None = None) -> Classes:
+    """Read the classes of rows: `ClassLabel`s, numbers from 0 on, or words, which are sorted.
+
+    Args:
+        rows: of the data set.
+        column: of the classes.
+        count: N of the network that is trained on; None takes as many as the data has.
+
+    Raises:
+        ValueError: a row without class, numbers out of range, classes of another kind, or another number of them than
+            the network has.
+    """
+    values, feature = list(rows[column]), rows.features[column]
+    if None in values:
+        raise ValueError(f"--class_column={column}: row {values.index(None)} has no class.")
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    if names is None and all(isinstance(value, str) for value in values):
+        names = sorted(set(values))
+        values = [names.index(value) for value in values]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise ValueError(
+            f"--class_column={column} holds {type(values[0]).__name__}, row 0 {values[0]!r}; classes are words, or "
+            "numbers from 0 on."
+        )
+    if names is not None and count not in (None, len(names)):
+        raise ValueError(
+            f"The data has {len(names)} classes, the network {count}: take data of the same classes, or a new network."
+        )
+    count = count or (max(values) + 1 if names is None else len(names))
+    for row, value in enumerate(values):
+        if not 0 <= value < count:
+            raise ValueError(
+                f"--class_column={column}: row {row} has class {value}; classes run from 0 to {max(count - 1, 0)}."
+            )
+    return Classes(values, names, count)

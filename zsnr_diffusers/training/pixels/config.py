@@ -1,0 +1,96 @@
+"""What a run on a network of pixels depends on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ...core.solvers import check_variance_type
+from ...unet import PRESETS
+from ..config import RunConfig, option
+from .recipes import RECIPES
+
+EXAMPLES = """\
+examples:
+  # the paper's CIFAR10 network and recipe, and its twin with zero terminal SNR and v-loss
+  accelerate launch -m zsnr_diffusers.training.pixels --recipe cifar10-ddpm --mixed_precision bf16 \\
+      --dataset_name uoft-cs/cifar10 --image_column img --output_dir cifar10-ddpm
+  accelerate launch -m zsnr_diffusers.training.pixels --recipe cifar10-ddpm-zsnr --mixed_precision bf16 \\
+      --dataset_name uoft-cs/cifar10 --image_column img --output_dir cifar10-ddpm-zsnr
+
+  # class-conditional: a folder with a folder of images for each class
+  accelerate launch -m zsnr_diffusers.training.pixels --unet small-32 \\
+      --train_data_dir animals --class_column label --output_dir animals-zsnr
+
+  # how fast it would be here, without data
+  accelerate launch -m zsnr_diffusers.training.pixels --recipe cifar10-ddpm --dry_run --measure
+
+  # go on after an interruption
+  accelerate launch -m zsnr_diffusers.training.pixels --config animals-zsnr/training_config.yaml --resume
+"""
+
+
+@dataclass
+class PixelTrainingConfig(RunConfig):
+    """Everything that a run on a network of pixels depends on; `--help` prints the same text.
+
+    Raises:
+        ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
+    """
+
+    pretrained_model_name_or_path: str | None = option(
+        None, "Pipeline of pixels to start from, a Hub id or a local folder, in place of a new network and schedule."
+    )
+    unet: str = option("small-32", f"New network: {', '.join(PRESETS)}.")
+    in_channels: Literal[1, 3] = option(3, "Channels of a new network: 3 for colour, 1 for grey.")
+    dropout: float | None = option(None, "Dropout of a new network. Default: the preset's.")
+    beta_schedule: str = option("linear", "Schedule of a new network, as in diffusers.")
+    beta_start: float = option(1e-4, "Its first beta.")
+    beta_end: float = option(0.02, "Its last beta.")
+    class_column: str | None = option(
+        None, "Column of the classes, for pictures of given classes; `label` for a folder of folders."
+    )
+    class_dropout: float = option(0.1, "Share of classes replaced by none, for classifier-free guidance.")
+    variance_type: str = option(
+        "fixed_small", "Variance of the sampler that is shipped: fixed_small or fixed_large (Ho et al. 2020)."
+    )
+    train_batch_size: int = option(64, "Images per process and forward pass.")
+    learning_rate: float = option(2e-4, "AdamW's learning rate.")
+    adam_weight_decay: float = option(0.0, "AdamW's weight decay; with 0 it is Adam.")
+    validation_images: int = option(4, "Pictures per class in previews, or per row without classes; 0 for none.")
+    num_inference_steps: int = option(100, "Sampling steps of the previews.")
+
+    program: ClassVar[str] = "python -m zsnr_diffusers.training.pixels"
+    description: ClassVar[str] = (
+        "Train a network of pixels from scratch, with classes or without, by the recipe of DDPM (Ho et al. 2020,\n"
+        "arXiv:2006.11239) or with v-loss and zero terminal SNR (Lin et al. 2023, arXiv:2305.08891). The result is a\n"
+        "diffusers pipeline in --output_dir: DDPMPipeline, or ClassConditionalPipeline of this package."
+    )
+    examples: ClassVar[str] = EXAMPLES
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = RECIPES
+    decides: ClassVar[tuple[str, ...]] = (
+        *RunConfig.decides,
+        *("pretrained_model_name_or_path", "unet", "in_channels", "beta_schedule", "beta_start", "beta_end"),
+        "class_column",
+    )
+    positive: ClassVar[tuple[str, ...]] = (*RunConfig.positive, "beta_start", "beta_end")
+    not_negative: ClassVar[tuple[str, ...]] = (*RunConfig.not_negative, "validation_images")
+    shares: ClassVar[tuple[str, ...]] = (*RunConfig.shares, "class_dropout")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_variance_type(self.variance_type)
+        if self.unet not in PRESETS:
+            raise ValueError(f"--unet={self.unet!r} is no preset; choose one of {', '.join(PRESETS)}.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout={self.dropout} must lie in [0, 1).")
+
+    @classmethod
+    def from_recipe(cls, name: str, **options: Any) -> "PixelTrainingConfig":
+        """The configuration of a recipe, with options that win over it.
+
+        Raises:
+            ValueError: no recipe of that name, and as in the class.
+        """
+        if name not in RECIPES:
+            raise ValueError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}.")
+        return cls(**{**RECIPES[name], **options})

@@ -1,0 +1,74 @@
+"""Images, with classes or without, as training samples."""
+
+import math
+from collections.abc import Sequence
+
+import datasets
+import torch
+from torch import Tensor
+
+from ..data import fit, read_image, to_model_range
+from ..samples import Batch, Samples
+from .config import PixelTrainingConfig
+
+_MOST_BYTES = 2**30
+"""Of decoded images that a process keeps: small networks would otherwise wait for files all the time."""
+
+
+class LabelledSamples(Samples):
+    """Images in the network's own size.
+
+    Args:
+        rows: with the columns that `config` names.
+        good: indices of the rows to use.
+        config: of the run.
+        labels: class of each row, 0 to N - 1; None for a network without classes.
+        shape: (channels, height, width) of what the network takes.
+        num_train_timesteps: T.
+        no_class: the label that stands for none, N.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        good: Sequence[int],
+        config: PixelTrainingConfig,
+        labels: Sequence[int] | None,
+        shape: tuple[int, int, int],
+        num_train_timesteps: int,
+        no_class: int = 0,
+    ) -> None:
+        super().__init__(rows, good, config.seed)
+        self.config, self.labels, self.no_class = config, labels, no_class
+        self.shape, self.num_train_timesteps = shape, num_train_timesteps
+        fits = len(rows) * math.prod(shape) <= _MOST_BYTES
+        self._remembered = torch.empty(len(rows), *shape, dtype=torch.uint8) if fits else None
+        self._known: set[int] = set()
+
+    def _pixels(self, index: int) -> Tensor:
+        """The image of a row, uint8 [C, h, w], decoded once if all of them fit in memory."""
+        if self._remembered is not None and index in self._known:
+            return self._remembered[index]
+        image = read_image(self.rows, self.config.image_column, index)
+        pixels = fit(image.convert("L") if self.shape[0] == 1 else image, self.shape[-1])
+        if self._remembered is not None:
+            self._remembered[index] = pixels
+            self._known.add(index)
+        return pixels
+
+    def sample(self, index: int, draw: torch.Generator) -> Batch:
+        """The sample of a row.
+
+        Returns:
+            `pixel_values` [C, h, w] in [-1, 1], `timestep`, N(0, 1) `noise` [C, h, w], and the `class_labels`.
+        """
+        dropped, flipped = torch.rand(2, generator=draw).tolist()
+        batch = {
+            "pixel_values": to_model_range(self._pixels(index), self.config.random_flip and flipped < 0.5),
+            "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
+            "noise": torch.randn(self.shape, generator=draw),
+        }
+        if self.labels is not None:
+            label = self.no_class if dropped < self.config.class_dropout else self.labels[index]
+            batch["class_labels"] = torch.tensor(label)
+        return batch

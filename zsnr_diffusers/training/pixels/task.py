@@ -1,0 +1,116 @@
+"""Training a network of pixels, with classes or without."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, ImagePipelineOutput, UNet2DModel
+from PIL import Image
+from torch import Tensor
+
+from ...class_conditional import ClassConditionalPipeline
+from ...schedulers import ZeroSNRDDPMScheduler
+from ..card import terminal_snr
+from ..data import noise_rows, open_rows
+from ..samples import Batch
+from ..task import Task
+from .base import load_base, new_unet
+from .classes import read_classes
+from .config import PixelTrainingConfig
+from .output import save_pipeline_folder, shipped_scheduler
+from .samples import LabelledSamples
+
+_MOST_CLASSES_SHOWN = 10
+
+
+class PixelTask(Task):
+    """A new network of pixels, or one to go on from."""
+
+    config: PixelTrainingConfig
+    unet: UNet2DModel
+
+    def __init__(self, config: PixelTrainingConfig) -> None:
+        self.config = config
+        base, column = load_base(config), config.class_column
+        if config.has_data:
+            self.rows = open_rows(config, [] if column is None else ["class_column"])
+        else:
+            self.rows = noise_rows(config.image_column, config.resolution or 32, **({column: 0} if column else {}))
+        count = base.unet.config.num_class_embeds - 1 if base and column else None
+        self.classes = None if column is None else read_classes(self.rows, column, count)
+        self.unet = base.unet if base else new_unet(config, None if self.classes is None else self.classes.count)
+        self.schedule = self._schedule(base)
+
+    def _schedule(self, base: Any) -> ZeroSNRDDPMScheduler:
+        config = self.config
+        facts = {name: getattr(config, name) for name in ("beta_schedule", "beta_start", "beta_end")}
+        return ZeroSNRDDPMScheduler.from_config(
+            facts if base is None else base.scheduler.config,
+            prediction_type=config.prediction_type,
+            rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+            variance_type=config.variance_type,
+            clip_sample=True,
+        )
+
+    def plan(self, images: int) -> dict[str, str]:
+        """Network, prediction type, schedule and data."""
+        config, unet = self.config, self.unet.config
+        parameters = sum(p.numel() for p in self.unet.parameters())
+        name = config.pretrained_model_name_or_path or f"{config.unet}, new"
+        classes = "" if self.classes is None else f" of {self.classes.count} classes"
+        side = unet.sample_size
+        return {
+            "network": f"{name}, {parameters:,} parameters, {unet.in_channels} channels",
+            "prediction": config.prediction_type,
+            "SNR at the last timestep": f"{terminal_snr(self.schedule):.4g}",
+            "data": f"{images:,} images{classes} at {side} x {side}",
+        }
+
+    def samples(self, good: Sequence[int]) -> LabelledSamples:
+        """Images in the network's size, their classes, and noise."""
+        side, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        labels, no_class = (None, 0) if self.classes is None else (self.classes.labels, self.classes.count)
+        shape, steps = (channels, side, side), len(self.schedule)
+        return LabelledSamples(self.rows, good, self.config, labels, shape, steps, no_class)
+
+    def freeze(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Nothing: the network is all there is."""
+
+    def x_0(self, batch: Batch, device: torch.device) -> Tensor:
+        """The images themselves."""
+        return batch["pixel_values"].to(device)
+
+    def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
+        """The network's output under the classes, if it has any."""
+        labels = batch.get("class_labels")
+        timestep = batch["timestep"].to(x_t.device)
+        output: Tensor = unet(x_t, timestep, None if labels is None else labels.to(x_t.device), return_dict=False)[0]
+        return output
+
+    def shipped_scheduler(self) -> DDPMScheduler:
+        """See `output.shipped_scheduler`."""
+        return shipped_scheduler(self.schedule)
+
+    def preview(self, unet: Any, step: int) -> tuple[list[list[Image.Image]], list[str] | None] | None:
+        """A row per class, a column per seed."""
+        seeds = range(self.config.validation_images)
+        if not seeds:
+            return None
+        pipe = ClassConditionalPipeline(unet, self.shipped_scheduler())
+        pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)
+        classes = [None] if self.classes is None else list(range(min(self.classes.count, _MOST_CLASSES_SHOWN)))
+        rows = []
+        for label in classes:
+            output = pipe(
+                label,
+                batch_size=len(seeds),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=self.config.num_inference_steps,
+            )
+            assert isinstance(output, ImagePipelineOutput)
+            rows.append(output.images)
+        return rows, None if self.classes is None else [self.classes.name(label) for label in range(len(rows))]
+
+    def save(self, unet: Any) -> None:
+        """See `output.save_pipeline_folder`."""
+        save_pipeline_folder(unet, self.schedule, self.classes, self.config)

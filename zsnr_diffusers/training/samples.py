@@ -1,0 +1,95 @@
+"""Training batches that depend on nothing but the seed and their place in the run.
+
+A run is one endless sequence of samples. The sample at a position, with all its randomness (which image, which
+caption, flip, dropout, timestep, noise), is a function of (seed, position) alone. So a run gives the same weights
+wherever it was interrupted, with however many workers, and however its global batch is divided over processes and
+accumulation.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .config import RunConfig
+
+Batch = dict[str, Tensor]
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator whose state is a hash of the key, so that neighbouring keys have unrelated streams."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+class Samples(Dataset[Batch], ABC):
+    """The endless sequence of training samples, by position.
+
+    Args:
+        rows: from `open_rows`.
+        good: indices of the rows to use, from `check_images`.
+        seed: of the run.
+    """
+
+    def __init__(self, rows: datasets.Dataset, good: Sequence[int], seed: int) -> None:
+        self.rows, self.good, self.seed = rows, good, seed
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the run
+    def _order(self, epoch: int) -> list[int]:
+        order = torch.randperm(len(self.good), generator=generator(self.seed, 0, epoch))
+        return [self.good[i] for i in order.tolist()]
+
+    def __getitem__(self, position: int) -> Batch:
+        """The sample at a position: what `sample` returns for its row and its stream of randomness."""
+        epoch, place = divmod(position, len(self.good))
+        return self.sample(self._order(epoch)[place], generator(self.seed, 1, position))
+
+    @abstractmethod
+    def sample(self, index: int, draw: torch.Generator) -> Batch:
+        """A training sample of a row, with all that is random in it from `draw`.
+
+        Returns:
+            At least `timestep` and `noise`, N(0, 1) in the shape of x_0.
+        """
+
+
+class Positions(Sampler[list[int]]):
+    """Which positions of the sequence each forward pass of this process takes.
+
+    A step's global batch is a contiguous range, cut into forward passes and those into processes.
+
+    Args:
+        config: of the run.
+        steps: optimizer steps to make, the first of a run being 0.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, config: RunConfig, steps: range, rank: int, world_size: int) -> None:
+        self.batch_size, self.rank, self.world_size = config.train_batch_size, rank, world_size
+        per_step = config.gradient_accumulation_steps
+        self.passes = range(steps.start * per_step, steps.stop * per_step)
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for forward_pass in self.passes:
+            first = (forward_pass * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+
+def load_batches(samples: Samples, positions: Positions, config: RunConfig) -> DataLoader[Batch]:
+    """Batches of samples; all randomness is in the samples, so none is drawn from torch's global generator."""
+    return DataLoader(
+        samples,
+        batch_sampler=positions,
+        num_workers=config.dataloader_num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )

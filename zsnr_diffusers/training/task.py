@@ -1,0 +1,66 @@
+"""What a run trains, and on what: all that depends on the kind of model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import torch
+from diffusers import ModelMixin, SchedulerMixin
+from PIL import Image
+from torch import Tensor
+
+from ..scheduler_base import ZeroSNRScheduler
+from .config import RunConfig
+from .samples import Batch, Samples
+
+
+class Task(ABC):
+    """Opens model and data as a configuration says, and knows what a training step is of them.
+
+    `unet` is the network that is trained, `schedule` what it is trained on, and `rows` are the data.
+
+    Raises:
+        ValueError: model or data cannot be used.
+        OSError: they are not there.
+    """
+
+    config: RunConfig
+    unet: ModelMixin
+    schedule: ZeroSNRScheduler
+    rows: datasets.Dataset
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None: ...
+
+    @abstractmethod
+    def plan(self, images: int) -> dict[str, str]:
+        """What is done to which model, line by line, for `images` usable images."""
+
+    @abstractmethod
+    def samples(self, good: Sequence[int]) -> Samples:
+        """The training samples of the rows that can be used."""
+
+    @abstractmethod
+    def freeze(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Bring parts that are not trained to where they work; None keeps their dtype."""
+
+    @abstractmethod
+    def x_0(self, batch: Batch, device: torch.device) -> Tensor:
+        """What noise is added to, float32 [B, C, H, W], without gradients."""
+
+    @abstractmethod
+    def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
+        """The network's output for x_t under the conditions of a batch."""
+
+    @abstractmethod
+    def shipped_scheduler(self) -> SchedulerMixin:
+        """The scheduler of diffusers that the result is saved with."""
+
+    @abstractmethod
+    def preview(self, unet: Any, step: int) -> tuple[list[list[Image.Image]], list[str] | None] | None:
+        """Rows of pictures and their labels, as the result will make them; None where none are wanted."""
+
+    @abstractmethod
+    def save(self, unet: Any) -> None:
+        """Write the result, a pipeline, into the run's folder."""
