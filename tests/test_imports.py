@@ -21,7 +21,17 @@ ALLOWED = {
     "custom_pipeline": {"core", "guided_run", "guidance", "class_conditional"},
     "hub": {"core", "guidance", "class_conditional"},
     "evaluation": {"core", "images"},
-    "training": {"core", "images", "schedulers", "guidance", "pipelines", "custom_pipeline", "evaluation"},
+    "training": {
+        "core",
+        "images",
+        "scheduler_base",
+        "schedulers",
+        "guidance",
+        "pipelines",
+        "class_conditional",
+        "unet",
+    }
+    | {"custom_pipeline", "hub", "evaluation"},
     "cli": {"core", "images", "schedulers", "guidance", "hub", "evaluation"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub"},

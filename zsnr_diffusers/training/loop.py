@@ -21,7 +21,7 @@ from .config import RunConfig
 from .data import check_images
 from .pixels import PixelTask, PixelTrainingConfig
 from .previews import save_preview
-from .samples import Batch, Positions, Samples, load_batches
+from .samples import Batch, Positions, Samples, load_batches, seed_of
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
 
@@ -209,8 +209,10 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self.lr_factor(self.step)
         losses = []
-        for _ in range(self.config.gradient_accumulation_steps):
+        for part in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
+            # Dropout has no generator but the global one.
+            torch.manual_seed(seed_of(self.config.seed, 2, self.step, part, self.accelerator.process_index))
             with self.accelerator.accumulate(self.unet):
                 loss = self._losses(batch).mean()
                 losses.append(loss.detach())

@@ -3,7 +3,7 @@
 A run is one endless sequence of samples. The sample at a position, with all its randomness (which image, which
 caption, flip, dropout, timestep, noise), is a function of (seed, position) alone. So a run gives the same weights
 wherever it was interrupted, with however many workers, and however its global batch is divided over processes and
-accumulation.
+accumulation. (Dropout is drawn for a forward pass as a whole, by (seed, step, pass, process).)
 """
 
 import functools
@@ -21,10 +21,14 @@ from .config import RunConfig
 Batch = dict[str, Tensor]
 
 
+def seed_of(*key: int) -> int:
+    """A hash of the key, so that neighbouring keys have unrelated streams."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
 def generator(*key: int) -> torch.Generator:
-    """A generator whose state is a hash of the key, so that neighbouring keys have unrelated streams."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    """A generator of its own for a key."""
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 class Samples(Dataset[Batch], ABC):

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import UNet2DModel
 
+from ...hub import load_pipeline
 from ...unet import build_unet
 from .config import PixelTrainingConfig
 
@@ -35,7 +36,7 @@ def load_base(config: PixelTrainingConfig) -> Any:
     name = config.pretrained_model_name_or_path
     if name is None:
         return None
-    pipe = DiffusionPipeline.from_pretrained(name)
+    pipe = load_pipeline(name)
     unet = getattr(pipe, "unet", None)
     if not isinstance(unet, UNet2DModel) or {"vae", "vqvae"} & set(pipe.components):
         raise ValueError(

@@ -1,0 +1,85 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from huggingface_hub import ModelCard
+
+from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRDDPMScheduler, load_pipeline
+from zsnr_diffusers.training import PixelTrainingConfig
+from zsnr_diffusers.training.pixels import PixelTask
+
+STOCK_ALONE = """
+import sys
+sys.modules["zsnr_diffusers"] = None  # importing it raises, as if it were not installed
+import torch
+from diffusers import DiffusionPipeline
+folder, labels = sys.argv[1:]
+more = {"custom_pipeline": folder, "trust_remote_code": True} if labels == "labels" else {}
+pipe = DiffusionPipeline.from_pretrained(folder, **more)
+pipe.set_progress_bar_config(disable=True)
+call = {"class_labels": [0, 2]} if labels == "labels" else {"batch_size": 2}
+images = pipe(**call, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np").images
+torch.save(torch.as_tensor(images), folder + "/images.pt")
+"""
+
+
+def saved(options, **changes):
+    task = PixelTask(PixelTrainingConfig(**{**options, **changes}))
+    Path(task.config.output_dir).mkdir()
+    task.save(task.unet.eval())
+    return task.config.output_dir
+
+
+@pytest.mark.parametrize("column", [None, "label"])
+@pytest.mark.parametrize("zero_snr", [True, False])
+def test_people_without_this_package_make_the_same_pictures(options, column, zero_snr):
+    kind = {} if zero_snr else {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    folder = saved(options, class_column=column, **kind)
+    labels = "none" if column is None else "labels"
+    result = subprocess.run([sys.executable, "-c", STOCK_ALONE, folder, labels], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "are not expected" not in result.stderr  # what stock says of a config that it does not understand
+    theirs = torch.load(f"{folder}/images.pt")
+    pipe = load_pipeline(folder)
+    assert type(pipe) is (DDPMPipeline if column is None else ClassConditionalPipeline)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = ZeroSNRDDPMScheduler.from_config(
+        pipe.scheduler.config, rescale_betas_zero_snr=zero_snr, timestep_spacing=pipe.scheduler.config.timestep_spacing
+    )
+    call = {"batch_size": 2} if column is None else {"class_labels": [0, 2]}
+    ours = pipe(**call, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np").images
+    # stock keeps its table in float32
+    torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+def test_the_scheduler_says_all_that_a_sampler_needs(options, variance_type):
+    folder = saved(options, variance_type=variance_type, beta_schedule="scaled_linear", beta_start=8e-4, beta_end=0.01)
+    facts = json.loads(Path(folder, "scheduler", "scheduler_config.json").read_text())
+    assert facts["_class_name"] == "DDPMScheduler"
+    assert (facts["beta_schedule"], facts["beta_start"], facts["beta_end"]) == ("scaled_linear", 8e-4, 0.01)
+    assert (facts["prediction_type"], facts["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    assert (facts["timestep_spacing"], facts["variance_type"], facts["clip_sample"]) == (
+        "trailing",
+        variance_type,
+        True,
+    )
+
+
+def test_model_card_names_the_classes(options):
+    card = ModelCard.load(f"{saved(options)}/README.md")
+    assert "zero-terminal-snr" in card.data.tags
+    for fact in ("A new `small-8`", "0 cat, 1 dog, 2 owl", "v_prediction", "`trailing`", "class_labels=0"):
+        assert fact in card.text
+
+
+def test_model_card_of_a_stock_recipe_does_not_claim_zero_snr(options):
+    kind = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "class_column": None}
+    card = ModelCard.load(f"{saved(options, **kind)}/README.md")
+    assert "zero-terminal-snr" not in card.data.tags
+    assert "its own schedule" in card.text
+    assert "DDPMPipeline" in card.text
