@@ -151,6 +151,23 @@ def test_clipping_holds_each_predicted_x_0():
     torch.testing.assert_close(result.prev_sample, x_s)
 
 
+@pytest.mark.parametrize("bounds", [{}, {"clip_sample": True, "clip_sample_range": 0.5}, {"thresholding": True}])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "epsilon"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_original_sample_is_that_of_a_step(dtype, prediction_type, bounds):
+    """For any mixture of timesteps, up to rounding, which epsilon multiplies by 1 / 0.07 at the last of them."""
+    zero = prediction_type != "epsilon"
+    scheduler = make("ddim", prediction_type=prediction_type, rescale_betas_zero_snr=zero, **bounds)
+    scheduler.set_timesteps(1000)
+    t = torch.tensor([999, 0, 500, 17])
+    output, x = (tensor.to(dtype) for tensor in torch.randn(2, 4, 3, 8, 8, generator=seeded(0)))
+    found = scheduler.get_original_sample(output, x, t)
+    steps = [scheduler.step(output[[i]], t[i], x[[i]]).pred_original_sample for i in range(4)]
+    assert found.dtype == dtype
+    arithmetic = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    torch.testing.assert_close(found, torch.cat(steps), rtol=torch.finfo(dtype).eps, atol=100 * arithmetic)
+
+
 @pytest.mark.parametrize("bounds", [{"clip_sample": True, "clip_sample_range": 0.5}, {"thresholding": True}])
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "inverse"])
 def test_no_result_leaves_the_bounds(name, bounds):
@@ -234,6 +251,10 @@ def test_noising_is_right_in_every_dtype_and_shape(name, dtype):
             r"\[1000\] must lie in \[0, 999\]",
         ),
         (lambda s: s.add_noise(torch.ones(1), torch.ones(1), torch.tensor([-1])), r"\[-1\] must lie in \[0, 999\]"),
+        (
+            lambda s: s.get_original_sample(torch.ones(1), torch.ones(1), torch.tensor([1000])),
+            r"\[1000\] must lie in \[0, 999\]",
+        ),
         (lambda s: (s.set_timesteps(10), s.step(torch.ones(1), 998, torch.ones(1))), "timestep 998 .* among the 10"),
         (
             lambda s: (

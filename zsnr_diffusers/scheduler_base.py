@@ -330,6 +330,25 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         x_0 = (x_t * a).add_(model_output, alpha=float(b))
         return self._bounded(x_0)
 
+    def get_original_sample(self, model_output: Tensor, sample: Tensor, timesteps: Tensor) -> Tensor:
+        """x_0 as a step would take it from the network's output, for samples of any timesteps.
+
+        Args:
+            model_output: the network's output at `timesteps`, shape [B, ...].
+            sample: x_t, same shape.
+            timesteps: integers in [0, T-1], shape [B] or [1].
+
+        Returns:
+            The predicted x_0, clipped or thresholded as the config says, of the sample's shape and dtype; the
+            arithmetic is float32 or better.
+
+        Raises:
+            ValueError: a timestep outside [0, T-1].
+        """
+        level, wide = self.noise_level(timesteps, sample), _wide(sample.dtype)
+        a, b = x_0_factors(self.config["prediction_type"], level)
+        return self._bounded(a * sample.to(wide) + b * model_output.to(wide)).to(sample.dtype)
+
     def _bounded(self, x_0: Tensor) -> Tensor:
         if self.config["thresholding"]:
             return dynamic_threshold(x_0, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])

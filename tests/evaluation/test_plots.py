@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from zsnr_diffusers.evaluation import plot_luminance, sample_grid
+from zsnr_diffusers.evaluation import BitsPerDim, plot_bits_per_dim, plot_luminance, sample_grid
 
 RNG = np.random.default_rng(0)
 
@@ -58,6 +58,40 @@ def test_pyplot_is_not_touched(tmp_path):
 def test_nothing_to_draw(tmp_path, generated):
     with pytest.raises(ValueError, match="at least one"):
         plot_luminance(tmp_path / "a.png", generated)
+
+
+def bits(terms):
+    return BitsPerDim(float(np.nansum(terms)), 0.1, 0.0, np.array(terms), 5, "fixed_small")
+
+
+def draw_bits(path, **results):
+    plot_bits_per_dim(path, results)
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def test_terms_by_timestep(tmp_path):
+    terms = 2.0 / np.arange(1, 101)
+    alone = draw_bits(tmp_path / "a.png", v=bits(terms))
+    beside = draw_bits(tmp_path / "b.png", v=bits(terms), x=bits(terms[::-1]))
+    assert ImageChops.difference(alone, beside).getbbox() is not None
+    falls, rises = (draw_bits(tmp_path / "c.png", **{"": bits(part)}) for part in (terms, terms[::-1]))
+    # the decoder is at the left: where terms fall, the line is there above
+    left = (100, 100, 250, falls.height // 2)  # right of the axis
+    blue = [np.asarray(picture.crop(left)).astype(int) for picture in (falls, rises)]
+    assert [bool((pixels[..., 2] - pixels[..., 0] > 60).any()) for pixels in blue] == [True, False]
+
+
+def test_terms_that_nobody_visited_and_zeros_are_left_out(tmp_path):
+    whole = draw_bits(tmp_path / "a.png", v=bits([1.0, 0.5, 0.25]))
+    gaps = draw_bits(tmp_path / "b.png", v=bits([1.0, np.nan, 0.5, 0.0, 0.25]))
+    assert whole.size == gaps.size
+    assert ImageChops.difference(whole, gaps).getbbox() is not None
+
+
+def test_no_bits_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="at least one"):
+        plot_bits_per_dim(tmp_path / "a.png", {})
 
 
 def solid(colour, size=(8, 8)):

@@ -5,6 +5,15 @@ level, never a timestep or a table.
 """
 
 from .guidance import classifier_free_guidance, rescale_guidance
+from .likelihood import (
+    StepKL,
+    bound_strata,
+    decoder_std,
+    discretized_log_likelihood,
+    prior_kl,
+    step_kl,
+    step_kl_factors,
+)
 from .losses import v_loss
 from .multistep import multistep_updates
 from .noise import (
@@ -35,15 +44,19 @@ __all__ = [
     "PREDICTION_TYPES",
     "TIMESTEP_SPACINGS",
     "NoiseLevel",
+    "StepKL",
     "Update",
     "add_noise",
     "alpha_bar_table",
+    "bound_strata",
     "check_timesteps",
     "classifier_free_guidance",
     "consistency_updates",
     "ddim_update",
     "ddim_updates",
     "ddpm_updates",
+    "decoder_std",
+    "discretized_log_likelihood",
     "dynamic_threshold",
     "enforce_zero_terminal_snr",
     "inversion_updates",
@@ -51,10 +64,13 @@ __all__ = [
     "multistep_updates",
     "noise_level",
     "pndm_updates",
+    "prior_kl",
     "rescale_guidance",
     "shift_snr",
     "snr",
     "spaced_timesteps",
+    "step_kl",
+    "step_kl_factors",
     "training_target",
     "v_loss",
     "x_0_factors",

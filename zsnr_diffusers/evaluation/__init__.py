@@ -1,6 +1,7 @@
 """Measure what zero terminal SNR is for: whether a model covers the brightness of real images, and ignores the noise.
 
-And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID.
+And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID; and how
+many bits a model of pixels needs for a real one.
 
 Importing this loads neither torch nor a plotting library; each function imports what it needs.
 """
@@ -24,6 +25,7 @@ from .features import (
 )
 from .generation import generate_images, iter_images
 from .invariance import TerminalInvariance, terminal_invariance
+from .likelihood import BitsPerDim, bits_per_dim
 from .luminance import (
     LuminanceCoverage,
     LuminanceSummary,
@@ -31,12 +33,13 @@ from .luminance import (
     mean_luminance,
     prompt_share,
 )
-from .plots import plot_luminance, sample_grid
+from .plots import plot_bits_per_dim, plot_luminance, sample_grid
 from .resize import quantize, resize_like_tensorflow1
 from .sources import folder_luminance, pipeline_luminance
 
 __all__ = [
     "INCEPTION_SHA256",
+    "BitsPerDim",
     "CustomFeatures",
     "DinoV2Features",
     "FeatureNetwork",
@@ -49,6 +52,7 @@ __all__ = [
     "LuminanceCoverage",
     "LuminanceSummary",
     "TerminalInvariance",
+    "bits_per_dim",
     "folder_luminance",
     "frechet_distance",
     "generate_images",
@@ -61,6 +65,7 @@ __all__ = [
     "luminance_coverage",
     "mean_luminance",
     "pipeline_luminance",
+    "plot_bits_per_dim",
     "plot_luminance",
     "prompt_share",
     "quantize",

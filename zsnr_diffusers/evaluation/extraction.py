@@ -80,7 +80,7 @@ def _network_batches(
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]]:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    batches, total = _uint8_batches(images, batch_size)
+    batches, total = uint8_batches(images, batch_size)
     count = 0
     disable = None if progress else True  # None: only where the output is a terminal
     with import_extra("tqdm").tqdm(total=total, unit="image", desc=network.origin.network, disable=disable) as bar:
@@ -98,30 +98,34 @@ def _network_batches(
         raise ValueError("no images: the iterable is empty")
 
 
-def _uint8_batches(images: Images, batch_size: int) -> tuple[Iterator[torch.Tensor], int | None]:
-    """Batches uint8 [n, 3, h, w], and how many images there are if that is known beforehand."""
+def uint8_batches(images: Images, batch_size: int, channels: int = 3) -> tuple[Iterator[torch.Tensor], int | None]:
+    """Batches uint8 [n, channels, h, w], and how many images there are if that is known beforehand.
+
+    Arguments and errors are those of `image_features`; with one channel pictures become grey, by Pillow's weights.
+    """
     if hasattr(images, "detach"):  # a tensor; torch is not imported to find that out
-        tensor = _checked_tensor(cast("torch.Tensor", images))
+        tensor = _checked_tensor(cast("torch.Tensor", images), channels)
         return (tensor[i : i + batch_size] for i in range(0, len(tensor), batch_size)), len(tensor)
     if isinstance(images, (str, PathLike)):
         images = images_in(fspath(images))
     listed = cast("Iterable[Image.Image | str | PathLike[str]]", images)
     total = len(listed) if isinstance(listed, (list, tuple)) else None
-    return _stacked(_same_size(listed), batch_size), total
+    return _stacked(_same_size(listed, channels), batch_size), total
 
 
-def _checked_tensor(images: torch.Tensor) -> torch.Tensor:
+def _checked_tensor(images: torch.Tensor, channels: int) -> torch.Tensor:
     import torch
 
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels or not len(images):
         raise ValueError(
-            f"expected uint8 images of shape [n, 3, h, w], n > 0, got {images.dtype} {list(images.shape)}; "
+            f"expected uint8 images of shape [n, {channels}, h, w], n > 0, got {images.dtype} {list(images.shape)}; "
             "floating-point images in [-1, 1] go through zsnr_diffusers.evaluation.quantize"
         )
     return images
 
 
-def _same_size(images: Iterable[Image.Image | str | PathLike[str]]) -> Iterator[npt.NDArray[np.uint8]]:
+def _same_size(images: Iterable[Image.Image | str | PathLike[str]], channels: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Pictures [h, w, channels]."""
     first: tuple[str, tuple[int, int]] | None = None
     for i, image in enumerate(images):
         name = f"image {i}" if isinstance(image, Image.Image) else fspath(image)
@@ -132,7 +136,7 @@ def _same_size(images: Iterable[Image.Image | str | PathLike[str]]) -> Iterator[
                 f"{name} is {rgb.width}x{rgb.height}, but {first[0]} is {first[1][0]}x{first[1][1]}; figures are of "
                 "images of one size: crop and resize all of them first"
             )
-        yield np.array(rgb)
+        yield np.array(rgb) if channels == 3 else np.array(rgb.convert("L"))[..., None]
 
 
 def _stacked(arrays: Iterator[npt.NDArray[np.uint8]], batch_size: int) -> Iterator[torch.Tensor]:

@@ -91,7 +91,7 @@ def terminal_invariance(
     timestep, level = _terminal_level(pipe.scheduler)
     noises = _noises(pipe.unet, num_noises, seed)
     changing, total, luminance = [], [], []
-    with torch.inference_mode(), _in_eval_mode(pipe.unet):
+    with torch.inference_mode(), in_eval_mode(pipe.unet):
         for prompt in conditions:
             x_0 = _predict(pipe, _condition(pipe, prompt), noises, timestep, level, batch_size)
             changing.append(float(x_0.var(dim=0, correction=1).mean()))
@@ -164,7 +164,8 @@ def _noises(unet: Any, num_noises: int, seed: int) -> Tensor:
 
 
 @contextmanager
-def _in_eval_mode(module: Any) -> Iterator[None]:
+def in_eval_mode(module: Any) -> Iterator[None]:
+    """Without dropout for the moment."""
     was_training = module.training  # dropout would count as a change
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: histograms of luminance, and a grid of samples."""
+"""Pictures of an evaluation: histograms of luminance, terms of bits/dim, and a grid of samples."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ._extras import import_extra
+
+if TYPE_CHECKING:
+    from .likelihood import BitsPerDim
 
 BINS = np.linspace(-1, 1, 51)
 """Edges of the histograms: all of the luminance range, so that two pictures can be laid side by side."""
@@ -51,6 +54,10 @@ def plot_luminance(
     rows[0].set_title(title)
     rows[-1].set_xlim(-1, 1)
     rows[-1].set_xlabel("mean luminance (-1 black, 1 white)")
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: str | PathLike[str]) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return Path(path)
@@ -64,6 +71,37 @@ def _draw_row(axes: Any, name: str, values: npt.NDArray[Any], real: npt.NDArray[
         axes.axvline(real.mean(), color="black", linewidth=1, zorder=0)
     axes.set_yticks([])
     axes.legend(loc="upper right", fontsize="small", frameon=False)
+
+
+def plot_bits_per_dim(
+    path: str | PathLike[str], results: Mapping[str, BitsPerDim], title: str = "Bits/dim by timestep"
+) -> Path:
+    """Draw what each timestep adds to bits/dim, one line per name, on two logarithmic axes.
+
+    Timesteps count from 1 here, as in the papers. Those that nobody visited, and terms of 0, are left out.
+
+    Args:
+        path: of the picture, as in `plot_luminance`.
+        results: what `bits_per_dim` returned, by name.
+        title: above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: nothing to draw.
+        ImportError: matplotlib is not installed.
+    """
+    if not results:
+        raise ValueError("plot_bits_per_dim needs at least one result")
+    figure = import_extra("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, result in results.items():
+        (drawn,) = np.nonzero(result.terms > 0)
+        axes.loglog(drawn + 1, result.terms[drawn], linewidth=1, label=f"{name} ({result.total:.3f} bits/dim)")
+    axes.set(title=title, xlabel="timestep (1: the decoder)", ylabel="bits/dim")
+    axes.legend(fontsize="small", frameon=False)
+    return _save(figure, path)
 
 
 def sample_grid(

@@ -1,0 +1,281 @@
+"""How many bits a model of pixels needs for a picture: the variational bound that Ho et al. 2020 report.
+
+The terms and what zero terminal SNR does to them are in `zsnr_diffusers.core.likelihood`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._extras import import_extra
+from .extraction import Images, uint8_batches
+from .invariance import in_eval_mode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BitsPerDim:
+    """A bound on the negative log-likelihood of pictures, in bits per pixel and channel.
+
+    Attributes:
+        total: the bound, `prior` plus all terms. (Of timesteps that were drawn, it is the estimate of that.)
+        standard_error: of `total`, from how the pictures differ; NaN for one picture.
+        prior: what the last timestep still tells of a picture; exactly 0 at zero terminal SNR.
+        terms: float64 [T], what each timestep adds: at 0 the decoder, at t the step from t to t - 1. Means over the
+            pictures that visited it; NaN where none did.
+        n: how many pictures.
+        variance_type: of the reverse steps. It changes the figure.
+    """
+
+    total: float
+    standard_error: float
+    prior: float
+    terms: npt.NDArray[np.float64]
+    n: int
+    variance_type: str
+
+    @property
+    def decoder(self) -> float:
+        """What the last step to a discrete picture adds: the paper's distortion (its rate is the rest)."""
+        return float(self.terms[0])
+
+    @property
+    def steps(self) -> float:
+        """What all reverse steps between timesteps add."""
+        return self.total - self.prior - self.decoder
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"bits/dim: at most {self.total:.4f} ± {self.standard_error:.4f} over {self.n} images "
+            f"(prior {self.prior:.4f}, steps {self.steps:.4f}, decoder {self.decoder:.4f}; {self.variance_type})"
+        )
+
+
+def bits_per_dim(
+    unet: Any,
+    scheduler: Any,
+    images: Images,
+    class_labels: int | Sequence[int] | Tensor | None = None,
+    *,
+    timesteps_per_image: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: bool = True,
+) -> BitsPerDim:
+    """The variational bound on the negative log-likelihood of pictures (Ho et al. 2020, arXiv:2006.11239, eq. 5).
+
+    Over every step of the training schedule, with x_0 as the scheduler takes it from the network. The paper has 3.75
+    on CIFAR10's test set, with `variance_type="fixed_large"` and `clip_sample=True`.
+
+    All T terms cost T network evaluations per picture. An int k takes k: the decoder's timestep for every picture, and
+    one drawn uniformly from each of k - 1 groups of neighbours (`core.bound_strata`), counted as often as its group is
+    large. That has the bound's expectation whatever k is, and `standard_error` contains what drawing adds.
+
+    Args:
+        unet: a `UNet2DModel` of pictures in [-1, 1], with or without class embeddings.
+        scheduler: one of ours, for schedule, prediction type and clipping. The reverse steps have the `variance_type`
+            of a `ZeroSNRDDPMScheduler`, with the others `fixed_small`.
+        images: uint8 [n, C, H, W], or a folder or an iterable of paths or PIL images, as `image_features` takes; for a
+            network of one channel they are turned to grey.
+        class_labels: one per picture, or one for all; None for no class, the last embedding of a network with classes.
+        timesteps_per_image: k, from 2 to T; None for all.
+        batch_size: pictures per call of the network; each has its own timestep.
+        seed: with the place of a picture it decides that picture's timesteps and noise, whatever the batch size.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        ValueError: another kind of network or scheduler, pictures of another size or dtype than it was made for, none
+            at all, labels that do not fit, or k out of range. (An epsilon model at zero terminal SNR has no bound; its
+            scheduler refuses it.)
+        ImageError: a file that cannot be read.
+    """
+    import torch
+
+    from ..core import bound_strata, prior_kl
+
+    _check_model(unet, scheduler)
+    levels = _levels(scheduler)
+    if batch_size < 1 or seed < 0:
+        raise ValueError(
+            f"batch_size must be at least 1 and seed at least 0, got batch_size={batch_size}, seed={seed}"
+        )
+    strata = bound_strata(levels, _checked_count(timesteps_per_image, len(levels)))
+    pictures = _pictures(unet, images, batch_size)
+    labels = _labels(unet, class_labels, len(pictures))
+    bound = _Bound(unet, scheduler, levels)
+
+    size_of = torch.tensor([len(stratum) for stratum in strata for _ in stratum], dtype=torch.float64)
+    sums, visits = torch.zeros(2, len(levels), dtype=torch.float64)
+    totals = torch.cat([_mean(prior_kl(_scaled(batch), levels[-1])) for batch in torch.split(pictures, batch_size)])
+    prior = totals.mean()
+    with torch.inference_mode(), in_eval_mode(unet):
+        for image, t, noise in _batches(pictures, strata, seed, batch_size, progress):
+            terms = bound.terms(_scaled(pictures[image]), noise, t, None if labels is None else labels[image])
+            totals.index_add_(0, image, size_of[t] * terms)
+            sums.index_add_(0, t, terms)
+            visits.index_add_(0, t, torch.ones_like(terms))
+    bits = 1 / math.log(2)
+    return BitsPerDim(
+        total=float(totals.mean()) * bits,
+        standard_error=float(totals.std() if len(totals) > 1 else math.nan) / math.sqrt(len(totals)) * bits,
+        prior=float(prior) * bits,
+        terms=(sums / visits).numpy() * bits,
+        n=len(pictures),
+        variance_type=bound.variance_type,
+    )
+
+
+class _Bound:
+    """The terms of one model, in float64 on the CPU but for the network's call."""
+
+    def __init__(self, unet: Any, scheduler: Any, levels: list[Any]) -> None:
+        import torch
+
+        from ..core import decoder_std, step_kl_factors
+
+        self.unet, self.scheduler = unet, scheduler
+        self.variance_type = scheduler.config.get("variance_type", "fixed_small")
+        self.decoder_std = decoder_std(levels[0], levels[1])
+        steps = [step_kl_factors(now, following, self.variance_type) for following, now in pairwise(levels)]
+        table = torch.tensor([(math.nan, math.nan), *steps], dtype=torch.float64)  # from timestep 0 there is none
+        self.offset, self.weight = table.T.reshape(2, -1, 1, 1, 1)
+
+    def terms(self, x_0: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The term of each picture at its timestep, shape [B], nats per element."""
+        from ..core import StepKL, discretized_log_likelihood, step_kl
+
+        prediction = self._predicted(self.scheduler.add_noise(x_0, noise.double(), t), t, labels)
+        terms = _mean(step_kl(x_0, prediction, StepKL(self.offset[t], self.weight[t])))
+        first = t == 0
+        terms[first] = -_mean(discretized_log_likelihood(x_0[first], prediction[first], self.decoder_std))
+        return terms
+
+    def _predicted(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        device = self.unet.device
+        condition = {} if labels is None else {"class_labels": labels.to(device)}
+        output = self.unet(x_t.to(device, self.unet.dtype), t.to(device), **condition).sample
+        x_0: Tensor = self.scheduler.get_original_sample(output.cpu().double(), x_t, t)
+        return x_0
+
+
+def _scaled(pictures: Tensor) -> Tensor:
+    return pictures.double() / 127.5 - 1
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1)
+
+
+def _batches(
+    pictures: Tensor, strata: list[range], seed: int, batch_size: int, progress: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Places of pictures [B], a timestep for each [B] and a noise for each [B, C, H, W], float32."""
+    import torch
+
+    visits = _visits(len(pictures), tuple(pictures.shape[1:]), strata, seed)
+    disable = None if progress else True  # None: only where the output is a terminal
+    with import_extra("tqdm").tqdm(total=len(pictures) * len(strata), unit="term", disable=disable) as bar:
+        while batch := list(islice(visits, batch_size)):
+            places, timesteps, noises = zip(*batch, strict=True)
+            yield torch.tensor(places), torch.tensor(timesteps), torch.from_numpy(np.stack(noises))
+            bar.update(len(batch))
+
+
+def _visits(
+    n: int, shape: tuple[int, ...], strata: list[range], seed: int
+) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+    starts, stops = zip(*((stratum.start, stratum.stop) for stratum in strata), strict=True)
+    for place in range(n):
+        random = np.random.default_rng((seed, place))
+        for t in random.integers(starts, stops).tolist():
+            yield place, t, random.standard_normal(shape, dtype=np.float32)
+
+
+def _levels(scheduler: Any) -> list[Any]:
+    """alpha and sigma of every timestep, as numbers of float64's accuracy."""
+    import torch
+
+    from ..core import NoiseLevel
+
+    tables = scheduler.noise_level(torch.arange(len(scheduler)), like=torch.zeros(1, dtype=torch.float64))
+    return [*map(NoiseLevel, *(table.tolist() for table in tables))]
+
+
+def _check_model(unet: Any, scheduler: Any) -> None:
+    if not hasattr(scheduler, "get_original_sample"):
+        raise ValueError(
+            f"{type(scheduler).__name__} is none of our schedulers: pass ZeroSNRDDPMScheduler.from_config("
+            "scheduler.config), with rescale_betas_zero_snr=False if the model was not trained at zero terminal SNR"
+        )
+    if len(scheduler) < 2:
+        raise ValueError("num_train_timesteps=1: the decoder takes its variance from the second timestep")
+    channels, out_channels = unet.config.in_channels, unet.config.out_channels
+    if channels not in (1, 3) or out_channels != channels:
+        raise ValueError(
+            f"{type(unet).__name__} goes from {channels} to {out_channels} channels; bits/dim is of models of pixels, "
+            "from 1 to 1 or from 3 to 3"
+        )
+
+
+def _checked_count(timesteps_per_image: int | None, num_train_timesteps: int) -> int:
+    if timesteps_per_image is None:
+        return num_train_timesteps
+    if not 2 <= timesteps_per_image <= num_train_timesteps:
+        raise ValueError(
+            f"timesteps_per_image={timesteps_per_image} must lie in [2, {num_train_timesteps}]: the decoder's and at "
+            "least one more; None takes all"
+        )
+    return timesteps_per_image
+
+
+def _pictures(unet: Any, images: Images, batch_size: int) -> Tensor:
+    """All pictures, uint8 [n, C, H, W] on the CPU, so that whatever is wrong with them is found before work starts."""
+    import torch
+
+    batches, _ = uint8_batches(images, batch_size, unet.config.in_channels)
+    listed = [batch.cpu() for batch in batches]
+    if not listed:
+        raise ValueError("no images: the iterable is empty")
+    pictures = torch.cat(listed)
+    size = unet.config.sample_size
+    wanted = (size, size) if isinstance(size, int) else size
+    if wanted is not None and tuple(pictures.shape[2:]) != tuple(wanted):
+        height, width = pictures.shape[2:]
+        raise ValueError(
+            f"images are {width}x{height}; the network is of {wanted[1]}x{wanted[0]}: crop and resize them as for its "
+            "training"
+        )
+    return pictures
+
+
+def _labels(unet: Any, class_labels: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
+    """One label per picture, shape [n]; None for a network without classes."""
+    import torch
+
+    embeddings = getattr(unet.config, "num_class_embeds", None)
+    if not embeddings:
+        if class_labels is not None:
+            raise ValueError("this network has no class embeddings (num_class_embeds): leave class_labels out")
+        return None
+    none = embeddings - 1
+    labels = torch.as_tensor(none if class_labels is None else class_labels, dtype=torch.long).cpu()
+    if labels.ndim == 0:
+        labels = labels.expand(n)
+    if labels.shape != (n,):
+        raise ValueError(f"class_labels has shape {list(labels.shape)} for {n} images; give one per image, or one")
+    wrong = labels[(labels < 0) | (labels > none)]
+    if len(wrong):
+        raise ValueError(
+            f"class_labels has {wrong[0].item()}; this network has 0 to {none - 1}, and {none} for no class"
+        )
+    return labels
