@@ -191,7 +191,7 @@ def test_gaussian_data_with_the_exact_denoiser(zero):
     assert result.terms[1:] == pytest.approx(steps, rel=5 * squares)
     assert np.mean(result.terms[1:] / steps) == pytest.approx(1, abs=0.03)  # timesteps share the pictures
 
-    # The cross entropy of N(0, spread) and the decoder's N(0, std^2), as if its bins were narrow: to hundredths of a bit
+    # The cross entropy of N(0, spread) and the decoder's N(0, std^2) in narrow bins: right to hundredths of a bit
     std = math.sqrt((1 - alpha_bar[1] / alpha_bar[0]) * (1 - alpha_bar[0]) / (1 - alpha_bar[1]))
     decoder = math.log2(2 * math.pi * std**2) / 2 + spread[0] / std**2 / 2 / math.log(2) + math.log2(127.5)
     excess = steps.sum() + decoder - ENTROPY

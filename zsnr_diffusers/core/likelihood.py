@@ -1,8 +1,8 @@
 """The variational bound on the negative log-likelihood of discrete data (Ho et al. 2020, arXiv:2006.11239, eq. 5).
 
-    -log p(x_0)  <=  KL(q(x_T | x_0) || N(0, 1))                        the prior's term
-                     + sum over t of E KL(q(x_s | x_t, x_0) || p(x_s | x_t))    a step's, from t to s, the level before
-                     - E log p(x_0 | x_1)                               the decoder's, at the first level
+    -log p(x_0)  <=  KL(q(x_T | x_0) || N(0, 1))                              the prior's term
+                     + sum over t of E KL(q(x_s | x_t, x_0) || p(x_s | x_t))  that of each step, to s = t - 1
+                     - E log p(x_0 | x_1)                                     the decoder's, from the first level
 
 The two Gaussians of a step share one `Update`: their means are keep x_t + gain x_0, one with the data's x_0 and one
 with the network's, and their variances do not depend on the sample. So a step costs
@@ -117,12 +117,7 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, std: Scalar) -> Tensor
     above = lower + upper > 0
     lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
     below_lower, below_upper = torch.special.log_ndtr(lower), torch.special.log_ndtr(upper)
-    return below_upper + _log1mexp(below_lower - below_upper)
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) of x < 0, of two forms the one that does not cancel."""
-    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+    return below_upper + torch.log(-torch.expm1(below_lower - below_upper))
 
 
 def bound_strata(levels: Sequence[NoiseLevel], count: int) -> list[range]:

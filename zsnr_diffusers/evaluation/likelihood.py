@@ -120,7 +120,7 @@ def bits_per_dim(
     prior = totals.mean()
     with torch.inference_mode(), in_eval_mode(unet):
         for image, t, noise in _batches(pictures, strata, seed, batch_size, progress):
-            terms = bound.terms(_scaled(pictures[image]), noise, t, None if labels is None else labels[image])
+            terms = bound.terms(pictures[image], noise, t, None if labels is None else labels[image])
             totals.index_add_(0, image, size_of[t] * terms)
             sums.index_add_(0, t, terms)
             visits.index_add_(0, t, torch.ones_like(terms))
@@ -136,7 +136,7 @@ def bits_per_dim(
 
 
 class _Bound:
-    """The terms of one model, in float64 on the CPU but for the network's call."""
+    """The terms of one model, in float64 but for the network's call, and where the network is."""
 
     def __init__(self, unet: Any, scheduler: Any, levels: list[Any]) -> None:
         import torch
@@ -144,27 +144,29 @@ class _Bound:
         from ..core import decoder_std, step_kl_factors
 
         self.unet, self.scheduler = unet, scheduler
+        self.device = torch.device("cpu") if unet.device.type == "mps" else unet.device  # Apple's GPUs have no float64
         self.variance_type = scheduler.config.get("variance_type", "fixed_small")
         self.decoder_std = decoder_std(levels[0], levels[1])
         steps = [step_kl_factors(now, following, self.variance_type) for following, now in pairwise(levels)]
         table = torch.tensor([(math.nan, math.nan), *steps], dtype=torch.float64)  # from timestep 0 there is none
-        self.offset, self.weight = table.T.reshape(2, -1, 1, 1, 1)
+        self.offset, self.weight = table.T.reshape(2, -1, 1, 1, 1).to(self.device)
 
-    def terms(self, x_0: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The term of each picture at its timestep, shape [B], nats per element."""
+    def terms(self, pictures: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The term of each picture at its timestep, shape [B], nats per element, on the CPU."""
         from ..core import StepKL, discretized_log_likelihood, step_kl
 
-        prediction = self._predicted(self.scheduler.add_noise(x_0, noise.double(), t), t, labels)
+        x_0, noise, t = _scaled(pictures.to(self.device)), noise.to(self.device).double(), t.to(self.device)
+        prediction = self._predicted(self.scheduler.add_noise(x_0, noise, t), t, labels)
         terms = _mean(step_kl(x_0, prediction, StepKL(self.offset[t], self.weight[t])))
         first = t == 0
         terms[first] = -_mean(discretized_log_likelihood(x_0[first], prediction[first], self.decoder_std))
-        return terms
+        return terms.cpu()
 
     def _predicted(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        device = self.unet.device
+        device, dtype = self.unet.device, self.unet.dtype
         condition = {} if labels is None else {"class_labels": labels.to(device)}
-        output = self.unet(x_t.to(device, self.unet.dtype), t.to(device), **condition).sample
-        x_0: Tensor = self.scheduler.get_original_sample(output.cpu().double(), x_t, t)
+        output = self.unet(x_t.to(dtype).to(device), t.to(device), **condition).sample
+        x_0: Tensor = self.scheduler.get_original_sample(output.to(self.device).double(), x_t, t)
         return x_0
 
 
