@@ -32,7 +32,8 @@ ALLOWED = {
         "unet",
     }
     | {"custom_pipeline", "hub", "evaluation"},
-    "cli": {"core", "images", "schedulers", "guidance", "hub", "evaluation"},
+    "commands": {"schedulers", "hub", "evaluation"},
+    "cli": {"commands", "evaluation"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub"},
 }
@@ -45,7 +46,7 @@ THIRD_PARTIES = {
 """Where this is said, nothing else but the standard library."""
 
 ONLY_IN = {
-    "accelerate": {"training"},
+    "accelerate": {"training", "evaluation"},
     "datasets": {"training"},
     "yaml": {"training"},
     "matplotlib": {"evaluation"},

@@ -1,51 +1,13 @@
-import hashlib
-import warnings
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_networks import TinyInception, save_scripted, sha256, tiny_dinov2, tiny_inception
 from torch import nn
-from torch.nn import functional as F
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 
 from zsnr_diffusers.evaluation import INCEPTION_SHA256, CustomFeatures, DinoV2Features, InceptionFeatures
 from zsnr_diffusers.evaluation.features import state_sha256
-
-
-class TinyInception(nn.Module):
-    """The parts and the forward pass of inception-2015-12-05.pt, small: 8 features, 5 classes."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 9, stride=8), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
-        )
-        self.output = nn.Linear(8, 5)
-
-    def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False):
-        n, c, h, w = img.shape
-        theta = torch.eye(2, 3)
-        theta[0, 2] += theta[0, 0] / w - theta[0, 0] / 299
-        theta[1, 2] += theta[1, 1] / h - theta[1, 1] / 299
-        grid = F.affine_grid(theta.unsqueeze(0).repeat([n, 1, 1]), [n, c, 299, 299], align_corners=False)
-        x = F.grid_sample(img.to(torch.float32), grid, mode="bilinear", padding_mode="border", align_corners=False)
-        features = self.layers((x - 128) / 128).reshape(-1, 8)
-        if return_features:
-            return features
-        logits = F.linear(features, self.output.weight) if no_output_bias else self.output(features)
-        return F.softmax(logits, dim=1)
-
-
-def save_scripted(module, path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.save(torch.jit.script(module), str(path))
-    return path
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def random_images(*shape):
@@ -54,18 +16,13 @@ def random_images(*shape):
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
-    torch.manual_seed(0)
-    module = TinyInception().eval()
-    module.layers[1].running_mean.normal_()
+    module = tiny_inception()
     return module, save_scripted(module, tmp_path_factory.mktemp("inception") / "tiny.pt")
 
 
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory):
-    torch.manual_seed(0)
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
-    folder = tmp_path_factory.mktemp("dino") / "tiny-dino"
-    model = Dinov2Model(config).eval()
+    model, folder = tiny_dinov2(), tmp_path_factory.mktemp("dino") / "tiny-dino"
     model.save_pretrained(folder)
     return model, folder
 

@@ -23,7 +23,9 @@ from .features import (
     FeatureNetwork,
     InceptionFeatures,
 )
+from .figures import Figure, frechet_figure, inception_score_figure, kernel_figure
 from .generation import generate_images, iter_images
+from .inception_file import inception_file
 from .invariance import TerminalInvariance, terminal_invariance
 from .likelihood import BitsPerDim, bits_per_dim
 from .luminance import (
@@ -33,9 +35,11 @@ from .luminance import (
     mean_luminance,
     prompt_share,
 )
+from .measurement import Measurements, measure_folder, measure_images, measure_pipeline
 from .plots import plot_bits_per_dim, plot_luminance, sample_grid
+from .processes import Processes, launched_processes
+from .reference import Reference, check_reference, load_reference
 from .resize import quantize, resize_like_tensorflow1
-from .sources import folder_luminance, pipeline_luminance
 
 __all__ = [
     "INCEPTION_SHA256",
@@ -45,26 +49,38 @@ __all__ = [
     "FeatureNetwork",
     "FeatureOrigin",
     "FeatureStatistics",
+    "Figure",
     "ImageFeatures",
     "InceptionFeatures",
     "InceptionScore",
     "KernelDistance",
     "LuminanceCoverage",
     "LuminanceSummary",
+    "Measurements",
+    "Processes",
+    "Reference",
     "TerminalInvariance",
     "bits_per_dim",
-    "folder_luminance",
+    "check_reference",
     "frechet_distance",
+    "frechet_figure",
     "generate_images",
     "image_features",
     "image_statistics",
+    "inception_file",
     "inception_score",
+    "inception_score_figure",
     "iter_images",
     "kernel_distance",
     "kernel_distance_of_subsets",
+    "kernel_figure",
+    "launched_processes",
+    "load_reference",
     "luminance_coverage",
     "mean_luminance",
-    "pipeline_luminance",
+    "measure_folder",
+    "measure_images",
+    "measure_pipeline",
     "plot_bits_per_dim",
     "plot_luminance",
     "prompt_share",

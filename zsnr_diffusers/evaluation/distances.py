@@ -37,8 +37,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     if a.dimension != b.dimension:
         raise ValueError(f"{a.dimension} and {b.dimension} features per image; compute both with the same network")
     first, second = a.factor, b.factor
-    for statistics in (a, b):
-        _warn_of_few(statistics)
+    _warn_of_few(min(a, b, key=lambda statistics: statistics.count))
     shift = a.mean - b.mean
     root = np.linalg.svd(first @ second.T, compute_uv=False).sum()
     distance = shift @ shift + np.square(first).sum() + np.square(second).sum() - 2 * root

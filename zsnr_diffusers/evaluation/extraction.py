@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike, fspath
@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..images import load_rgb
 from ._extras import import_extra
 from .feature_statistics import FeatureOrigin, FeatureStatistics
 from .features import FeatureNetwork
-from .sources import images_in
+from .sources import ImageReader, images_in
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +30,13 @@ class ImageFeatures:
     features: npt.NDArray[np.float32]
     logits: npt.NDArray[np.float32] | None
     origin: FeatureOrigin
+
+    @classmethod
+    def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """The features of all images of one network in one, from at least one part."""
+        logits = [part.logits for part in parts if part.logits is not None]
+        features = np.concatenate([part.features for part in parts])
+        return cls(features, np.concatenate(logits) if logits else None, parts[0].origin)
 
     def statistics(self) -> FeatureStatistics:
         """Mean and covariance of the features, for `frechet_distance`."""
@@ -56,10 +62,8 @@ def image_features(
         ValueError: no images, images of different sizes, or a tensor of another layout.
         ImageError: a file that cannot be read.
     """
-    batches = list(_network_batches(network, images, batch_size, progress))
-    features, logits = zip(*batches, strict=True)
-    known = [batch for batch in logits if batch is not None]
-    return ImageFeatures(np.concatenate(features), np.concatenate(known) if known else None, network.origin)
+    batches = _network_batches(network, images, batch_size, progress)
+    return ImageFeatures.joined([ImageFeatures(*batch, network.origin) for batch in batches])
 
 
 def image_statistics(
@@ -126,16 +130,7 @@ def _checked_tensor(images: torch.Tensor, channels: int) -> torch.Tensor:
 
 def _same_size(images: Iterable[Image.Image | str | PathLike[str]], channels: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Pictures [h, w, channels]."""
-    first: tuple[str, tuple[int, int]] | None = None
-    for i, image in enumerate(images):
-        name = f"image {i}" if isinstance(image, Image.Image) else fspath(image)
-        rgb = load_rgb(image)
-        first = first or (name, rgb.size)
-        if rgb.size != first[1]:
-            raise ValueError(
-                f"{name} is {rgb.width}x{rgb.height}, but {first[0]} is {first[1][0]}x{first[1][1]}; figures are of "
-                "images of one size: crop and resize all of them first"
-            )
+    for rgb in ImageReader(images, one_size=True):
         yield np.array(rgb) if channels == 3 else np.array(rgb.convert("L"))[..., None]
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -23,17 +24,22 @@ if TYPE_CHECKING:
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 """Of `inception-2015-12-05.pt` as NVIDIA serves it for StyleGAN; k-diffusion pins the same."""
 
+INCEPTION_2015 = FeatureOrigin("inception-2015-12-05", "TensorFlow 1 bilinear to 299", INCEPTION_SHA256)
+"""What FID, KID and Inception Score are made by; figures by anything else have other names."""
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FeatureNetwork(Protocol):
-    """What computes features of images.
+    """What computes features of images."""
 
-    `size` is the side in pixels to which the network brings images itself, None where it takes them as they are.
-    """
+    @property
+    def origin(self) -> FeatureOrigin:
+        """What figures by this network depend on."""
 
-    origin: FeatureOrigin
-    size: int | None
+    @property
+    def size(self) -> int | None:
+        """The side in pixels to which the network brings images itself, None where it takes them as they are."""
 
     def __call__(self, images: torch.Tensor) -> FeaturesAndLogits:
         """Features [n, d] and logits [n, classes], None without a classifier, of uint8 images [n, 3, h, w]."""
@@ -44,8 +50,7 @@ class InceptionFeatures:
 
     The file is `inception-2015-12-05.pt` of StyleGAN (NVIDIA's `metrics` folder; clean-fid and others fetch the same).
     Features [n, 2048] are its last pooling, logits [n, 1008] are without the bias of the last layer, as in Salimans et
-    al. 2016. Images are resized as TensorFlow 1 did, which the papers' figures rest on. On a GPU, set
-    `torch.backends.cudnn.allow_tf32 = False`: convolutions otherwise round to 10 bits.
+    al. 2016. Images are resized as TensorFlow 1 did, which the papers' figures rest on.
 
     Args:
         path: of the file.
@@ -71,13 +76,15 @@ class InceptionFeatures:
             )
         self._network = _load_torchscript(path, device)
         self._device = device
-        self.origin = FeatureOrigin("inception-2015-12-05", "TensorFlow 1 bilinear to 299", found)
+        known = found == INCEPTION_SHA256
+        name = INCEPTION_2015.network if known else "other inception"
+        self.origin = FeatureOrigin(name, INCEPTION_2015.resize, found)
 
     def __call__(self, images: torch.Tensor) -> FeaturesAndLogits:
         """Features [n, 2048] and logits [n, 1008], float32, of uint8 images [n, 3, h, w]."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _exact_convolutions():
             resized = resize_like_tensorflow1(images.to(self._device), self.size)
             # The file's own forward resizes too, and returns either features or probabilities: two passes for both.
             features = self._network.layers((resized - 128) / 128).flatten(1)
@@ -129,7 +136,7 @@ class DinoV2Features:
 
         resized = resize_like_pillow(images, self.size).to(self._device)
         mean, std = (torch.tensor(v, device=self._device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        with torch.inference_mode():
+        with torch.inference_mode(), _exact_convolutions():
             return self._network((resized.float() / 255 - mean) / std).pooler_output.float(), None
 
 
@@ -164,6 +171,19 @@ class CustomFeatures:
             outputs = self._function(images)
         features, logits = outputs if isinstance(outputs, tuple) else (outputs, None)
         return features, logits
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Without TF32, by which convolutions on a GPU round to 10 bits unless told otherwise."""
+    import torch
+
+    cudnn = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def file_sha256(path: str | PathLike[str]) -> str:

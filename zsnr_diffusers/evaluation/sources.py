@@ -1,25 +1,19 @@
-"""Luminance values from where images come from: a folder of them, or a pipeline."""
+"""Where images come from and what happens to them on their way: read, saved, laid out, one at a time."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from os import PathLike
+from collections.abc import Iterable, Iterator
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
-import numpy as np
 from PIL import Image
 
-from ..images import ImageError, find_images
-from ._extras import import_extra
-from .generation import iter_images
-from .luminance import Floats, mean_luminance
-from .plots import sample_grid
+from ..images import ImageError, find_images, load_rgb
 
-GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
-"""Most prompts and seeds that the grid of samples shows, and the side of its cells in pixels."""
+NamedSize: TypeAlias = tuple[str, tuple[int, int]]
+OnBadImage: TypeAlias = Literal["fail", "skip"]
 
 
 def images_in(folder: str | PathLike[str]) -> list[Path]:
@@ -35,83 +29,58 @@ def images_in(folder: str | PathLike[str]) -> list[Path]:
     return paths
 
 
-def folder_luminance(
-    folder: str | PathLike[str], on_bad_image: Literal["fail", "skip"] = "fail"
-) -> tuple[Floats, list[str]]:
-    """Mean luminance of every image below a folder.
+class ImageReader:
+    """Iterates over images as upright RGB, each read once, and notes on the way what must be told afterwards.
 
     Args:
-        folder: searched at any depth, in the order of the paths.
-        on_bad_image: "skip" leaves unreadable images out, naming each and their number on stderr.
+        images: paths or PIL images.
+        on_bad_image: "skip" leaves unreadable files out, naming each on stderr.
+        one_size: refuse an image of another size than the first.
 
-    Returns:
-        The values [n], and the paths that were skipped.
+    Raises, on the way:
+        ImageError: an unreadable file, with "fail".
+        ValueError: another size.
+    """
+
+    def __init__(
+        self,
+        images: Iterable[Image.Image | str | PathLike[str]],
+        on_bad_image: OnBadImage = "fail",
+        one_size: bool = False,
+    ):
+        self._images, self._on_bad_image, self._one_size = images, on_bad_image, one_size
+        self.skipped: list[str] = []
+        self.first: NamedSize | None = None
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        for i, image in enumerate(self._images):
+            name = f"image {i}" if isinstance(image, Image.Image) else fspath(image)
+            try:
+                rgb = load_rgb(image)
+            except ImageError as error:
+                if self._on_bad_image == "fail":
+                    raise
+                print(f"skipped: {error}", file=sys.stderr)
+                self.skipped.append(name)
+                continue
+            self.first = self.first or (name, rgb.size)
+            if self._one_size:
+                check_same_size((name, rgb.size), self.first)
+            yield rgb
+
+
+def check_same_size(image: NamedSize, first: NamedSize) -> None:
+    """Refuse images of different sizes, of which figures make no sense.
 
     Raises:
-        ImageError: an unreadable image, with "fail".
-        ValueError: no images, or none that can be read.
-        OSError: the folder does not exist or is none.
+        ValueError: they differ; both are named.
     """
-    paths = images_in(folder)
-    values, skipped = [], []
-    for path in import_extra("tqdm").tqdm(paths, desc=str(folder), unit="image", disable=None):
-        try:
-            values.append(mean_luminance([path]))
-        except ImageError as error:
-            if on_bad_image == "fail":
-                raise ImageError(f"{error}; repair or remove it, or skip such images (--on_bad_image skip)") from error
-            print(f"skipped: {error}", file=sys.stderr)
-            skipped.append(str(path))
-    if skipped:
-        print(f"skipped {len(skipped)} of {len(paths)} images in {folder}", file=sys.stderr)
-    if not values:
-        raise ValueError(f"none of the {len(paths)} images in folder {str(folder)!r} can be read")
-    return np.concatenate(values), skipped
-
-
-def pipeline_luminance(
-    pipe: Any,
-    prompts: Sequence[Any] | None,
-    num_images: int,
-    seed: int = 0,
-    *,
-    save_images: str | PathLike[str] | None = None,
-    grid: str | PathLike[str] | None = None,
-    **kwargs: Any,
-) -> tuple[Floats, list[Any]]:
-    """Generate images and measure each; none is kept in memory.
-
-    Image i has prompt i mod P and seed `seed` + i div P: the prompts share their seeds, and share the images evenly.
-
-    Args:
-        pipe: any pipeline that `iter_images` takes.
-        prompts: distinct prompts or class labels; None for an unconditional pipeline.
-        num_images: how many in all.
-        seed: of the first image of each prompt.
-        save_images: a folder for the images and a `metadata.jsonl` with prompt ("text") and seed of each, as
-            `datasets` reads it.
-        grid: a file for a grid of the first samples of the first prompts.
-        kwargs: for `iter_images`: `batch_size`, `progress`, and arguments of the pipeline's call.
-
-    Returns:
-        The values [num_images], and the prompt of each.
-
-    Raises:
-        ValueError: no images asked for, or a `save_images` folder that holds images already.
-    """
-    if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}")
-    check_save_folder(save_images)
-    distinct = [None] if prompts is None else list(dict.fromkeys(prompts))
-    groups = [distinct[i % len(distinct)] for i in range(num_images)]
-    seeds = [seed + i // len(distinct) for i in range(num_images)]
-    conditions: Any = None if prompts is None else groups
-    images: Iterable[Image.Image] = iter_images(pipe, conditions, seeds, **kwargs)
-    if save_images is not None:
-        images = _saving(images, Path(save_images), groups, seeds)
-    if grid is not None:
-        images = _making_grid(images, Path(grid), distinct)
-    return mean_luminance(images), groups
+    (name, (width, height)), (other, (first_width, first_height)) = image, first
+    if (width, height) != (first_width, first_height):
+        raise ValueError(
+            f"{name} is {width}x{height}, but {other} is {first_width}x{first_height}; figures are of images of one "
+            "size: crop and resize all of them first"
+        )
 
 
 def check_save_folder(folder: str | PathLike[str] | None) -> None:
@@ -124,26 +93,25 @@ def check_save_folder(folder: str | PathLike[str] | None) -> None:
         raise ValueError(f"folder {str(folder)!r} already holds images, which would mix; name an empty or a new one")
 
 
-def _saving(
-    images: Iterable[Image.Image], folder: Path, prompts: list[Any], seeds: list[int]
-) -> Iterator[Image.Image]:
+def saved_name(number: int) -> str:
+    """The file name of a generated image."""
+    return f"{number:06d}.png"
+
+
+def saving(images: Iterable[Image.Image], folder: Path, numbers: Iterable[int]) -> Iterator[Image.Image]:
+    """Save each image as PNG under its number, and pass it on."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
-        for i, (image, prompt, seed) in enumerate(zip(images, prompts, seeds, strict=True)):
-            row = {"file_name": f"{i:06d}.png", "text": prompt, "seed": seed}
-            image.save(folder / f"{i:06d}.png")
-            metadata.write(json.dumps(row, ensure_ascii=False) + "\n")
-            yield image
-
-
-def _making_grid(images: Iterable[Image.Image], path: Path, prompts: list[Any]) -> Iterator[Image.Image]:
-    rows: list[list[Image.Image]] = [[] for _ in prompts[:GRID_ROWS]]
-    for i, image in enumerate(images):
-        column, row = divmod(i, len(prompts))
-        if row < GRID_ROWS and column < GRID_COLUMNS:
-            thumbnail = image.copy()
-            thumbnail.thumbnail((GRID_CELL, GRID_CELL))
-            rows[row].append(thumbnail)
+    for image, number in zip(images, numbers, strict=True):
+        image.save(folder / saved_name(number))
         yield image
-    labels = None if prompts == [None] else [str(prompt) for prompt in prompts[:GRID_ROWS]]
-    sample_grid(rows, labels, path)
+
+
+def keeping_thumbnails(
+    images: Iterable[Image.Image], numbers: Iterable[int], side: int, wanted: set[int], kept: dict[int, Image.Image]
+) -> Iterator[Image.Image]:
+    """Pass images on, and put those whose number is wanted into `kept`, shrunk into a square of `side` pixels."""
+    for image, number in zip(images, numbers, strict=True):
+        if number in wanted:
+            kept[number] = image.copy()
+            kept[number].thumbnail((side, side))
+        yield image

@@ -1,0 +1,109 @@
+"""Work that is shared by the processes of `accelerate launch`; one process alone shares with nobody.
+
+Nothing here knows of images: a list is divided, results are gathered, and an error in one process stops all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from ._extras import import_extra
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for the others, who may be generating; the launcher ends those that wait for a dead one."""
+
+
+class ProcessError(RuntimeError):
+    """Another process failed; the message is that one's."""
+
+
+class Processes:
+    """One process: it has everything, and nobody waits."""
+
+    rank, size = 0, 1
+    device: Any = None
+    """Where networks of this process run; None leaves the choice."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """The part of `items` that this process has to do; the parts of all, in the order of ranks, are `items`."""
+        n = len(items)
+        return items[n * self.rank // self.size : n * (self.rank + 1) // self.size]
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process in the order of ranks, in each of them."""
+        return [value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait at the end until all processes are there, and stop all of them if one of them failed inside.
+
+        Raises:
+            ProcessError: another process failed; what this one raises itself is passed on as it is.
+        """
+        yield
+
+    def close(self) -> None:
+        """Leave the others; nothing can be shared afterwards."""
+
+
+class LaunchedProcesses(Processes):
+    """The processes of `accelerate launch` or torchrun, each with a device of its own."""
+
+    def __init__(self) -> None:
+        state = import_extra("accelerate").PartialState()
+        from torch import distributed
+
+        self._distributed = distributed
+        self.rank, self.size, self.device = state.process_index, state.num_processes, state.device
+        # NCCL would take GPU memory for objects, and gives up on a process that is late by ten minutes.
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process in the order of ranks, in each of them; values are pickled."""
+        values: list[Any] = [None] * self.size
+        self._distributed.all_gather_object(values, value, group=self._group)
+        return values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """See `Processes.together`."""
+        failure = None
+        try:
+            yield
+        except Exception as error:  # whatever it is, the others must hear of it
+            failure = error
+        messages = self.gather(None if failure is None else str(failure) or type(failure).__name__)
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise ProcessError(f"process {rank}: {message}")
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._distributed.destroy_process_group()
+
+
+def launched_processes() -> Processes:
+    """The processes that this one was launched with.
+
+    Raises:
+        ImportError: there are several, and accelerate is not installed.
+    """
+    return LaunchedProcesses() if int(os.environ.get("WORLD_SIZE", 1)) > 1 else Processes()
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that speaks, before anything is set up."""
+    return int(os.environ.get("RANK", 0)) == 0
