@@ -110,6 +110,17 @@ def test_dinov2_of_its_own_size_is_not_resized(dinov2):
     assert network.origin.sha256 == sha256(dinov2[1] / "model.safetensors")
 
 
+def test_convolutions_are_exact_meanwhile(dinov2, monkeypatch):
+    """A GPU would round them to 10 bits; what the rest of the program may do is left as it was."""
+    network, seen = DinoV2Features(dinov2[1], size=56), []
+    network._network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+        network(random_images(1, 3, 56, 56))
+        assert torch.backends.cudnn.allow_tf32 == before
+    assert seen == [False, False]
+
+
 def test_dinov2_of_another_hash_size_or_kind(dinov2, tmp_path):
     folder = dinov2[1]
     weights = sha256(folder / "model.safetensors")

@@ -31,6 +31,7 @@ from ..evaluation import (
     terminal_invariance,
 )
 from ..evaluation._extras import import_extra
+from ..evaluation.figures import SUBSET_SIZE, SUBSETS, WHOLE_SETS
 from ..evaluation.sources import check_save_folder, images_in
 from . import feature_networks, pipelines
 
@@ -120,7 +121,8 @@ def add_parser(commands: Any) -> None:
         "--kid_subsets",
         type=int,
         metavar="N",
-        help="random subsets of 1000; 0 for all images at once (default: 0 up to 20000 images in all, else 100)",
+        help=f"random subsets of {SUBSET_SIZE}; 0 for all images at once (default: 0 up to {WHOLE_SETS} images in "
+        f"all, else {SUBSETS})",
     )
     feature_networks.add_arguments(figures)
     generation = parser.add_argument_group("with --pipeline")
@@ -189,7 +191,7 @@ def _check_number(number: int, kind: str, arguments: argparse.Namespace) -> None
     for option, asked, least in (
         ("--fid", arguments.fid and not (kind == "real" and arguments.reference), 2),
         ("--kid", arguments.kid, 3),
-        ("--kid_subsets", arguments.kid_subsets, 1000),
+        ("--kid_subsets", arguments.kid_subsets, SUBSET_SIZE),
         ("--is_splits", arguments.inception_score and kind == "generated", arguments.is_splits or _IS_SPLITS),
     ):
         if asked and number < least:
@@ -320,5 +322,6 @@ def _write_files(
         settings = {name: value for name, value in vars(arguments).items() if name != "run" and value is not None}
         skipped = [*(real.skipped if real else ()), *generated.skipped]
         result = {**result, "skipped": skipped, "settings": settings}
+        text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False)
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.json).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")

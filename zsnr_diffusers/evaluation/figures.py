@@ -15,7 +15,7 @@ from .distances import (
     kernel_distance_of_subsets,
 )
 from .extraction import ImageFeatures
-from .feature_statistics import FeatureOrigin
+from .feature_statistics import FeatureOrigin, check_same_origin
 from .features import INCEPTION_2015
 from .reference import Reference
 
@@ -117,8 +117,9 @@ def kernel_figure(
         seed: of the subsets.
 
     Raises:
-        ValueError: fewer than three images, or than `SUBSET_SIZE` with subsets.
+        ValueError: features of different networks; fewer than three images, or than `SUBSET_SIZE` with subsets.
     """
+    check_same_origin(generated.origin, real.origin)
     n, m = len(generated.features), len(real.features)
     if num_subsets is None:
         num_subsets = SUBSETS if n + m > WHOLE_SETS and min(n, m) >= SUBSET_SIZE else 0

@@ -61,11 +61,13 @@ class LaunchedProcesses(Processes):
     """The processes of `accelerate launch` or torchrun, each with a device of its own."""
 
     def __init__(self) -> None:
-        state = import_extra("accelerate").PartialState()
+        on_cpu = import_extra("accelerate.utils").parse_flag_from_env("ACCELERATE_USE_CPU")
+        self.device = import_extra("accelerate").PartialState(cpu=on_cpu).device
         from torch import distributed
 
         self._distributed = distributed
-        self.rank, self.size, self.device = state.process_index, state.num_processes, state.device
+        # Where there is no GPU and nobody asked for the CPU, accelerate joins the group and says that it is alone.
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         # NCCL would take GPU memory for objects, and gives up on a process that is late by ten minutes.
         self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
 
