@@ -141,7 +141,7 @@ def test_few_images_are_warned_of_in_one_line(tmp_path, made, capsys):
     few = fill_with_noise(tmp_path / "few", 4, high=256)
     assert evaluate("--real", made.real, "--generated", few, "--fid", *made.network) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("zsnr evaluate: warning: Fréchet distance is of 4 images for 8 features: ")
+    assert line.startswith("zsnr evaluate: warning: Fréchet distance: 4 images for 8 features: ")
     assert "bias falls as 1 / images" in line
 
 

@@ -289,7 +289,7 @@ def _report(
     for figure in figures.values():
         print(figure)
         for warning in figure.warnings:
-            print(f"zsnr evaluate: warning: {figure.name} is of {warning}", file=sys.stderr)
+            print(f"zsnr evaluate: warning: {figure.name}: {warning}", file=sys.stderr)
     if figures:
         result["figures"] = {name: asdict(figure) for name, figure in figures.items()}
     n, k = len(groups or ()), len(set(groups or ()))
