@@ -11,16 +11,20 @@ import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from .config import RunConfig
+from .stable_diffusion import TrainingConfig
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def parse_config(argv: Sequence[str] | None, kind: type[Config]) -> Config:
+def parse_config(
+    argv: Sequence[str] | None = None,
+    kind: type[Config] = TrainingConfig,  # type: ignore[assignment]
+) -> Config:
     """The configuration of a command line; its options come before those of `--config`, and these before `--recipe`.
 
     Args:
         argv: arguments without the program's name; those of this process by default.
-        kind: of run.
+        kind: of run: `TrainingConfig` or `PixelTrainingConfig`.
 
     Raises:
         SystemExit: an option is unknown or wrong (exit status 2, the message on standard error), or `--help`.
