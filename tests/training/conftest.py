@@ -4,19 +4,27 @@ from zsnr_diffusers.training import TrainingConfig
 
 
 @pytest.fixture
-def options(base_folder, image_folder, tmp_path):
-    """A small run's options as a dictionary to change."""
+def small_run(tmp_path):
+    """Options that all small runs share."""
     return {
-        "pretrained_model_name_or_path": str(base_folder),
-        "train_data_dir": str(image_folder),
         "output_dir": str(tmp_path / "run"),
         "max_train_steps": 4,
         "train_batch_size": 2,
         "learning_rate": 1e-3,
         "lr_warmup_steps": 2,
         "checkpointing_steps": 2,
-        "num_inference_steps": 2,
         "report_to": "none",
+    }
+
+
+@pytest.fixture
+def options(base_folder, image_folder, small_run):
+    """A small run's options as a dictionary to change."""
+    return {
+        **small_run,
+        "pretrained_model_name_or_path": str(base_folder),
+        "train_data_dir": str(image_folder),
+        "num_inference_steps": 2,
     }
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 from hub_server import serve
 from landscapes import read_landscapes
@@ -23,14 +22,6 @@ from tiny_pipelines import tiny_stable_diffusion
 from zsnr_diffusers.core import v_loss
 from zsnr_diffusers.training import TrainingConfig, TrainingError, train
 from zsnr_diffusers.training.checkpoints import checkpoints
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate_state():
-    """accelerate keeps its state in globals; each run of a process of its own starts without."""
-    yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 def run(options, **changes):

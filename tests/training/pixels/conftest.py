@@ -17,20 +17,14 @@ def class_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def options(class_folder, tmp_path):
+def options(class_folder, small_run):
     """A small run's options as a dictionary to change."""
     return {
+        **small_run,
         "unet": "small-8",
         "train_data_dir": str(class_folder),
         "class_column": "label",
-        "output_dir": str(tmp_path / "run"),
-        "max_train_steps": 4,
-        "train_batch_size": 2,
-        "learning_rate": 1e-3,
-        "lr_warmup_steps": 2,
-        "checkpointing_steps": 2,
         "validation_images": 0,
-        "report_to": "none",
     }
 
 
