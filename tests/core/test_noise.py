@@ -1,11 +1,21 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsnr_diffusers.core import add_noise, alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr, snr
+from zsnr_diffusers.core import (
+    NoiseLevel,
+    add_noise,
+    alpha_bar_table,
+    enforce_zero_terminal_snr,
+    noise_level,
+    shift_snr,
+    snr,
+    transition,
+)
 from zsnr_diffusers.core.noise import BETA_SCHEDULES, noise_level_of_ratio
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -144,3 +154,35 @@ def test_a_level_by_its_ratio(ratio):
     alpha, sigma = noise_level_of_ratio(ratio)
     assert alpha**2 + sigma**2 == pytest.approx(1)
     assert sigma == pytest.approx(ratio * alpha)
+
+
+# A step of the forward chain
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2, 3], [0, 400, 999], [5, 999], [997, 998, 999]])
+def test_steps_of_noise_compose_to_the_marginal(places):
+    """Mean and variance after the steps, by the rule of a linear Gaussian chain, are those of q(x_t | x_0)."""
+    table = enforce_zero_terminal_snr(alpha_bar_table(**STABLE_DIFFUSION))
+    levels = [NoiseLevel(1.0, 0.0), *(noise_level(table, place) for place in places)]
+    mean, variance = 1.0, 0.0
+    for before, now in pairwise(levels):
+        kept, added = transition(before, now)
+        mean, variance = kept * mean, kept**2 * variance + added**2
+        assert mean == pytest.approx(float(now.alpha), rel=1e-12)
+        assert variance == pytest.approx(float(now.sigma) ** 2, rel=1e-9)  # 1 - alpha_bar has 12 digits at t = 0
+    assert (mean == 0) == (places[-1] == 999)
+
+
+def test_one_step_is_beta():
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    table = alpha_bar_table()
+    kept, added = transition(noise_level(table, torch.arange(999)), noise_level(table, torch.arange(1, 1000)))
+    torch.testing.assert_close(kept, (1 - betas[1:]).sqrt(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(added**2, betas[1:], rtol=1e-9, atol=0)  # 1 - kept loses four digits
+
+
+@pytest.mark.parametrize(("cleaner", "noisier"), [(0.5, 0.6), (0.0, 0.0), (float("nan"), 0.0)])
+def test_no_step_leads_out_of_noise(cleaner, noisier):
+    levels = (NoiseLevel(alpha, math.sqrt(1 - alpha**2)) for alpha in (cleaner, noisier))
+    with pytest.raises(ValueError, match="must lead to a noisier level"):
+        transition(*levels)

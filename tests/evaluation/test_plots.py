@@ -130,8 +130,21 @@ def test_labels_stand_left_of_their_row_and_do_not_touch_the_images(tmp_path):
         assert np.array_equal(saved, labelled)
 
 
+def test_headings_stand_above_their_column_on_one_line_and_move_the_images_down():
+    rows = [[solid("red", (40, 40)), solid("lime", (40, 40))]] * 2
+    plain, empty = sample_grid(rows), sample_grid(rows, column_labels=["", ""])
+    headed = sample_grid(rows, column_labels=["", "t = 0"])
+    above = empty.height - plain.height
+    assert np.array_equal(empty.crop((0, above, *empty.size)), plain)
+    left, top, _, bottom = ImageChops.difference(empty, headed).getbbox()
+    assert left >= 46  # a letter may begin a pixel early
+    assert (top, bottom) <= (above, above + 4)
+
+
 def test_wrong_grids():
     with pytest.raises(ValueError, match="at least one image"):
         sample_grid([[], []])
     with pytest.raises(ValueError, match="1 for 2 rows"):
         sample_grid([[solid("red")]] * 2, ["a"])
+    with pytest.raises(ValueError, match="1 for 2 columns"):
+        sample_grid([[solid("red")], [solid("red")] * 2], column_labels=["a"])

@@ -25,6 +25,7 @@ from .noise import (
     noise_level,
     shift_snr,
     snr,
+    transition,
 )
 from .predictions import PREDICTION_TYPES, dynamic_threshold, training_target, x_0_factors
 from .solvers import (
@@ -72,6 +73,7 @@ __all__ = [
     "step_kl",
     "step_kl_factors",
     "training_target",
+    "transition",
     "v_loss",
     "x_0_factors",
 ]

@@ -195,3 +195,23 @@ def snr(level: NoiseLevel) -> Scalar:
 def add_noise(x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
     """x_t = alpha x_0 + sigma noise (Ho et al. 2020, eq. 4), for any two tensors of one shape."""
     return level.alpha * x_0 + level.sigma * noise
+
+
+def transition(cleaner: NoiseLevel, noisier: NoiseLevel) -> NoiseLevel:
+    """The level with which `add_noise` takes a sample from one level to a noisier one: a step of q(x_t | x_s).
+
+    x_t ~ N((alpha_t / alpha_s) x_s, 1 - (alpha_t / alpha_s)^2), the product of all steps in between (Ho et al. 2020,
+    eq. 2). To pure noise it keeps nothing of the sample.
+
+    Args:
+        cleaner: level of x_s; alpha above 0.
+        noisier: level of x_t, with an alpha no larger; 0 at zero terminal SNR.
+
+    Raises:
+        ValueError: nothing can be said of the step, from pure noise or towards cleaner levels.
+    """
+    alpha_s, alpha_t = (torch.as_tensor(level.alpha) for level in (cleaner, noisier))
+    if not bool(((alpha_s > 0) & (alpha_t <= alpha_s)).all()):
+        raise ValueError(f"A step of noise must lead to a noisier level; {noisier} is not noisier than {cleaner}.")
+    kept = noisier.alpha / cleaner.alpha
+    return NoiseLevel(kept, ((1 - kept) * (1 + kept)) ** 0.5)

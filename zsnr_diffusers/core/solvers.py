@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from .noise import NoiseLevel, kappa
+from .noise import NoiseLevel, kappa, transition
 
 CLEAN = NoiseLevel(alpha=1.0, sigma=0.0)
 """Where sampling ends: the data itself."""
@@ -91,8 +91,7 @@ def ddpm_updates(path: Sequence[NoiseLevel], variance_type: str = "fixed_small")
     updates = ddim_updates(path, eta=1.0)
     if variance_type == "fixed_large":
         for i, (now, following) in enumerate(pairwise(path)):
-            passed = float(now.alpha) / float(following.alpha)
-            updates[i] = updates[i]._replace(noise=math.sqrt((1 - passed) * (1 + passed)))
+            updates[i] = updates[i]._replace(noise=float(transition(following, now).sigma))
     return updates
 
 

@@ -2,10 +2,13 @@
 
 And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID; and how
 many bits a model of pixels needs for a real one.
+And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID. And
+show how noise is added and taken away.
 
 Importing this loads neither torch nor a plotting library; each function imports what it needs.
 """
 
+from .chains import Chain, chain_picture, denoising_chain, noising_chain
 from .distances import (
     InceptionScore,
     KernelDistance,
@@ -44,6 +47,7 @@ from .resize import quantize, resize_like_tensorflow1
 __all__ = [
     "INCEPTION_SHA256",
     "BitsPerDim",
+    "Chain",
     "CustomFeatures",
     "DinoV2Features",
     "FeatureNetwork",
@@ -61,7 +65,10 @@ __all__ = [
     "Reference",
     "TerminalInvariance",
     "bits_per_dim",
+    "chain_picture",
     "check_reference",
+    "denoising_chain",
+    "folder_luminance",
     "frechet_distance",
     "frechet_figure",
     "generate_images",
@@ -81,6 +88,8 @@ __all__ = [
     "measure_folder",
     "measure_images",
     "measure_pipeline",
+    "noising_chain",
+    "pipeline_luminance",
     "plot_bits_per_dim",
     "plot_luminance",
     "prompt_share",

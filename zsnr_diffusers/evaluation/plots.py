@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BINS = np.linspace(-1, 1, 51)
 """Edges of the histograms: all of the luminance range, so that two pictures can be laid side by side."""
 
+LINE = 14
+"""Height of a line of text, in pixels."""
+
 
 def plot_luminance(
     path: str | PathLike[str],
@@ -110,6 +113,7 @@ def sample_grid(
     path: str | PathLike[str] | None = None,
     cell: int | None = None,
     gap: int = 4,
+    column_labels: Sequence[str] | None = None,
 ) -> Image.Image:
     """Lay out images on white: a row per prompt, a column per seed, and the prompt to the left.
 
@@ -119,20 +123,24 @@ def sample_grid(
         path: also save the grid here.
         cell: side of the square that each image is fitted into, in pixels; by default the largest image's side.
         gap: pixels between the cells and around the grid.
+        column_labels: one short text per column, on a line above it.
 
     Raises:
-        ValueError: no images, or another number of labels than rows.
+        ValueError: no images, or another number of labels than rows or columns.
     """
     images = [image for row in rows for image in row]
     if not images:
         raise ValueError("sample_grid needs at least one image")
     if row_labels is not None and len(row_labels) != len(rows):
         raise ValueError(f"expected one label per row, got {len(row_labels)} for {len(rows)} rows")
+    columns = max(len(row) for row in rows)
+    if column_labels is not None and len(column_labels) != columns:
+        raise ValueError(f"expected one label per column, got {len(column_labels)} for {columns} columns")
     side = cell or max(max(image.size) for image in images)
     step = side + gap
-    label_width = 0 if row_labels is None else max(side, 96) + gap
-    columns = max(len(row) for row in rows)
-    grid = Image.new("RGB", (label_width + columns * step + gap, len(rows) * step + gap), "white")
+    left = gap + (0 if row_labels is None else max(side, 96) + gap)
+    top = gap + (0 if column_labels is None else LINE + gap)
+    grid = Image.new("RGB", (left + columns * step, top + len(rows) * step), "white")
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             fitted = (
@@ -140,9 +148,11 @@ def sample_grid(
                 if image.size == (side, side)
                 else ImageOps.pad(image.convert("RGB"), (side, side), color="white")
             )
-            grid.paste(fitted, (label_width + gap + j * step, gap + i * step))
+            grid.paste(fitted, (left + j * step, top + i * step))
     for i, label in enumerate(row_labels or ()):
-        _write(grid, label, (gap, gap + i * step), label_width - gap)
+        _write(grid, label, (gap, top + i * step), left - 2 * gap)
+    for j, label in enumerate(column_labels or ()):
+        _write(grid, label, (left + j * step, gap), grid.width)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
