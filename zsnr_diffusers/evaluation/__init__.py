@@ -1,9 +1,7 @@
 """Measure what zero terminal SNR is for: whether a model covers the brightness of real images, and ignores the noise.
 
 And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID; and how
-many bits a model of pixels needs for a real one.
-And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID. And
-show how noise is added and taken away.
+many bits a model of pixels needs for a real one; and show how noise is added and taken away.
 
 Importing this loads neither torch nor a plotting library; each function imports what it needs.
 """
@@ -68,7 +66,6 @@ __all__ = [
     "chain_picture",
     "check_reference",
     "denoising_chain",
-    "folder_luminance",
     "frechet_distance",
     "frechet_figure",
     "generate_images",
@@ -89,7 +86,6 @@ __all__ = [
     "measure_images",
     "measure_pipeline",
     "noising_chain",
-    "pipeline_luminance",
     "plot_bits_per_dim",
     "plot_luminance",
     "prompt_share",

@@ -1,0 +1,309 @@
+"""From text to a picture, and from a text and a picture to a picture, in two ways.
+
+    python examples/quickstart.py && python examples/edit_landscapes.py
+
+The quickstart's retrained model is asked for landscapes from black to white three times. With a text alone. With a
+text and a picture of another brightness that it starts from, noised: image to image, whose strength trades the one for
+the other. And with an instruction and a picture that it sees while it paints: InstructPix2Pix (Brooks et al. 2023,
+arXiv:2211.09800), for which its UNet gets four channels more and is trained on, with v-loss on zero terminal SNR, on
+pairs of one scene at two times of day.
+
+Printed for each: how far the brightness is from what was asked, and how much of the picture's outlines is kept. Draws
+`editing.png`, and leaves the InstructPix2Pix pipeline in `instruct-pix2pix`, both beside the pipeline.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from landscapes import BRIGHTEST, BRIGHTNESS_WORDS, caption, captions, landscape
+from numpy.typing import NDArray
+from PIL import Image
+from quickstart import quieten_libraries
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from zsnr_diffusers import (
+    ZeroSNRMultistepScheduler,
+    ZeroSNRStableDiffusionImg2ImgPipeline,
+    ZeroSNRStableDiffusionInstructPix2PixPipeline,
+    ZeroSNRStableDiffusionPipeline,
+)
+from zsnr_diffusers.core import add_noise, training_target, v_loss
+from zsnr_diffusers.evaluation import mean_luminance, sample_grid
+from zsnr_diffusers.evaluation.luminance import LUMA_WEIGHTS
+
+GUIDANCE_SCALE, IMAGE_GUIDANCE_SCALE, GUIDANCE_RESCALE = 1.5, 1.5, 0.7
+STRENGTHS = (0.4, 0.6, 0.8)
+BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS, EMA_DECAY = 16, 1e-3, 50, 0.999
+CONDITION_DROPOUT = 0.05
+"""Share of the pairs that are trained without text, without picture, without both: each so often (section 3.2.1)."""
+
+
+@dataclass
+class Sizes:
+    """How much of everything; the defaults take some five minutes on two CPU cores."""
+
+    pairs: int = 1000
+    steps: int = 800
+    scenes: int = 16
+    num_inference_steps: int = 25
+
+
+@dataclass
+class Task:
+    """What is asked for: each of some scenes, in each brightness."""
+
+    sources: list[Image.Image]
+    asked: NDArray[np.float64]
+    prompts: list[str]
+    same_scene: list[Image.Image]
+    other_scene: list[Image.Image]
+
+
+def main(
+    pipeline: Path = Path("quickstart/retrained"), seed: int = 0, sizes: Sizes | None = None
+) -> dict[str, dict[str, float]]:
+    """Train InstructPix2Pix; paint in all settings; print the table, draw the picture.
+
+    Args:
+        pipeline: the quickstart's retrained model.
+        seed: decides on all randomness.
+        sizes: how much of everything.
+
+    Returns:
+        `error` of the brightness and `kept` outlines of each setting, and of the data, by name.
+    """
+    sizes = sizes or Sizes()
+    if not (pipeline / "model_index.json").exists():
+        raise SystemExit(
+            f"{pipeline} holds no pipeline; make it by: python examples/quickstart.py --output_dir {pipeline.parent}"
+        )
+    quieten_libraries()
+    base = ZeroSNRStableDiffusionPipeline.from_pretrained(pipeline, guidance_rescale=GUIDANCE_RESCALE)
+    # Even steps in time, so that a strength is a share of it
+    base.scheduler = ZeroSNRMultistepScheduler.from_config(base.scheduler.config, timestep_spacing="trailing")
+    instructed = train_to_edit(base, sizes, seed)
+    instructed.save_pretrained(pipeline.parent / "instruct-pix2pix")
+
+    task = make_task(sizes.scenes, base.unet.config.sample_size * base.vae_scale_factor, seed)
+    painted = paint(base, instructed, task, sizes, seed)
+    painted |= {"data: the same scene": task.same_scene, "data: another scene": task.other_scene}
+    figures = print_table(painted, task)
+    path = pipeline.parent / "editing.png"
+    draw(path, painted, task)
+    print(f"\nPicture: {path}")
+    return figures
+
+
+# The data
+
+
+def brightness(word: int, share: float = 0.5) -> float:
+    """The mean luminance in [-1, 1] that lies at a share of the way through what a word stands for."""
+    return BRIGHTEST * (2 * (word + share) / len(BRIGHTNESS_WORDS) - 1)
+
+
+def instruction(text: str) -> str:
+    """What is said to a model that sees the picture."""
+    return f"make it {text}"
+
+
+def scene(value: float, seed: int, index: int, image_size: int) -> Image.Image:
+    """A scene by its number, at any time of day: brightness leaves the random numbers of `landscape` as they are."""
+    return landscape(value, np.random.default_rng([seed, index]), image_size)
+
+
+def make_pairs(count: int, image_size: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
+    """One scene at two times of day, and the instruction that leads from the first to the second.
+
+    Returns:
+        Two batches `[count, 3, image_size, image_size]` in [-1, 1], and the texts.
+    """
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(-BRIGHTEST, BRIGHTEST, (2, count))
+    before, after = (
+        to_tensor([scene(value, seed, index, image_size) for index, value in enumerate(row)]) for row in values
+    )
+    return before, after, [instruction(caption(value)) for value in values[1]]
+
+
+def make_task(scenes: int, image_size: int, seed: int) -> Task:
+    """Scenes that no pair has, each at some time of day, and what they are to become."""
+    rng = np.random.default_rng(seed)
+    words = np.repeat(np.arange(len(BRIGHTNESS_WORDS)), scenes)
+    sources = [scene(brightness(0, rng.uniform(0, 6)), seed + 1, index, image_size) for index in range(scenes)]
+    targets = [brightness(word, rng.random()) for word in words]
+    same, other = (
+        [scene(value, seed + 1, first + i % scenes, image_size) for i, value in enumerate(targets)]
+        for first in (0, scenes)
+    )
+    asked = np.array([brightness(word) for word in words])
+    return Task(sources * len(BRIGHTNESS_WORDS), asked, [captions()[word] for word in words], same, other)
+
+
+def to_tensor(pictures: list[Image.Image]) -> Tensor:
+    """`[n, 3, height, width]` in [-1, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# InstructPix2Pix
+
+
+def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same network with as many input channels again, for the latents of a picture beside the noisy ones.
+
+    The new weights are zero (Brooks et al. 2023, section 3.2), so that training starts from what the network can do.
+    """
+    wide = UNet2DConditionModel.from_config(unet.config, in_channels=2 * unet.config.in_channels)
+    weights = dict(unet.state_dict())
+    weights["conv_in.weight"] = torch.cat([weights["conv_in.weight"], torch.zeros_like(weights["conv_in.weight"])], 1)
+    wide.load_state_dict(weights)
+    return wide.eval()
+
+
+def train_to_edit(
+    base: ZeroSNRStableDiffusionPipeline, sizes: Sizes, seed: int
+) -> ZeroSNRStableDiffusionInstructPix2PixPipeline:
+    """Make an InstructPix2Pix of a text-to-image pipeline: widen its UNet and train it on pairs with v-loss."""
+    before, after, texts = make_pairs(sizes.pairs, base.unet.config.sample_size * base.vae_scale_factor, seed)
+    # The pipeline gives the picture's latents unscaled, as in the paper.
+    pictures, latents = encode(base, before), encode(base, after) * base.vae.config.scaling_factor
+    words = {text: embed(base, text) for text in {"", *texts}}
+    embeds = torch.cat([words[text] for text in texts])
+
+    unet = widen(base.unet).train()
+    schedule = base.scheduler
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
+    ema = EMAModel(unet.parameters(), decay=EMA_DECAY)
+    for _ in (progress := tqdm(range(sizes.steps), desc="learning to edit")):
+        rows = torch.randint(len(latents), (BATCH_SIZE,), generator=generator)
+        without_text, without_picture = dropped(BATCH_SIZE, generator)
+        text = torch.where(without_text[:, None, None], words[""], embeds[rows])
+        picture = torch.where(without_picture[:, None, None, None], 0.0, pictures[rows])
+        x_0 = latents[rows]
+        noise = torch.randn(x_0.shape, generator=generator)
+        timesteps = torch.randint(len(schedule), (BATCH_SIZE,), generator=generator)
+        level = schedule.noise_level(timesteps, like=x_0)
+        output = unet(torch.cat([add_noise(x_0, noise, level), picture], dim=1), timesteps, text).sample
+        loss = v_loss(output, training_target("v_prediction", x_0, noise, level)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        warmup.step()
+        ema.step(unet.parameters())
+        progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    ema.copy_to(unet.parameters())
+    parts = {**base.components, "unet": unet.eval()}
+    return ZeroSNRStableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+
+
+def dropped(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which of a batch are trained without their text and which without their picture."""
+    draw = torch.rand(count, generator=generator) / CONDITION_DROPOUT
+    return draw < 2, (draw >= 1) & (draw < 3)
+
+
+@torch.no_grad()
+def encode(base: ZeroSNRStableDiffusionPipeline, images: Tensor) -> Tensor:
+    """Latents as the autoencoder gives them, without noise."""
+    return torch.cat([base.vae.encode(part).latent_dist.mode() for part in torch.split(images, 32)])
+
+
+@torch.no_grad()
+def embed(base: ZeroSNRStableDiffusionPipeline, text: str) -> Tensor:
+    """What the UNet is given of a text, shape [1, tokens, width]."""
+    return base.encode_prompt(text, base.device, 1, do_classifier_free_guidance=False)[0]
+
+
+# Painting, measuring, drawing
+
+
+def paint(
+    base: ZeroSNRStableDiffusionPipeline,
+    instructed: ZeroSNRStableDiffusionInstructPix2PixPipeline,
+    task: Task,
+    sizes: Sizes,
+    seed: int,
+) -> dict[str, list[Image.Image]]:
+    """Pictures of the task in each setting, from the same seeds."""
+
+    def call(name, pipe, **arguments):
+        pipe.set_progress_bar_config(desc=name, leave=False)
+        return pipe(
+            generator=[torch.Generator().manual_seed(seed + i) for i in range(len(task.prompts))],
+            num_inference_steps=sizes.num_inference_steps,
+            guidance_scale=GUIDANCE_SCALE,
+            guidance_rescale=GUIDANCE_RESCALE,
+            **arguments,
+        ).images
+
+    painted = {"text to image": call("text to image", base, prompt=task.prompts)}
+    from_image = ZeroSNRStableDiffusionImg2ImgPipeline(**base.components, requires_safety_checker=False)
+    for strength in STRENGTHS:
+        name = f"image to image, strength {strength}"
+        painted[name] = call(name, from_image, prompt=task.prompts, image=task.sources, strength=strength)
+    painted["InstructPix2Pix"] = call(
+        "InstructPix2Pix",
+        instructed,
+        prompt=[instruction(prompt) for prompt in task.prompts],
+        image=task.sources,
+        image_guidance_scale=IMAGE_GUIDANCE_SCALE,
+    )
+    return painted
+
+
+def outlines(picture: Image.Image) -> NDArray[np.float64]:
+    """How steep the logit of the luma is at each pixel: exposure shifts the logit and leaves its edges as they are."""
+    luma = np.clip(np.asarray(picture) @ LUMA_WEIGHTS, 0.5, 254.5) / 255
+    logit = np.log(luma / (1 - luma))
+    return np.hypot(np.diff(logit, axis=0)[:, :-1], np.diff(logit, axis=1)[:-1])
+
+
+def kept(pictures: list[Image.Image], sources: list[Image.Image]) -> float:
+    """Mean correlation of the outlines of pictures with those of their sources."""
+    pairs = zip(pictures, sources, strict=True)
+    return float(np.mean([np.corrcoef(*(outlines(p).ravel() for p in pair))[0, 1] for pair in pairs]))
+
+
+def print_table(painted: dict[str, list[Image.Image]], task: Task) -> dict[str, dict[str, float]]:
+    """One row per setting: the mean luminance by what was asked, its error, and what is left of the picture."""
+    figures = {}
+    print("\nMean luminance (-1 black, 1 white) of what was asked for, and of what was painted")
+    print("| | " + " | ".join(BRIGHTNESS_WORDS) + " | error | outlines kept |")
+    print("|---" * (len(BRIGHTNESS_WORDS) + 3) + "|")
+    print("| asked | " + " | ".join(f"{value:.2f}" for value in np.unique(task.asked)) + " | | |")
+    for name, pictures in painted.items():
+        luminance = mean_luminance(pictures)
+        error, share = float(np.abs(luminance - task.asked).mean()), kept(pictures, task.sources)
+        figures[name] = {"error": error, "kept": share}
+        by_word = luminance.reshape(len(BRIGHTNESS_WORDS), -1).mean(axis=1)
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in by_word) + f" | {error:.3f} | {share:.2f} |")
+    print("error: mean distance to what was asked; a word leaves some of it open, as the data shows.")
+    print("outlines kept: correlation of the edges with the source's, 0 for unrelated scenes.")
+    return figures
+
+
+def draw(path: Path, painted: dict[str, list[Image.Image]], task: Task) -> None:
+    """The first scene in each setting: its source, then a column per brightness."""
+    scenes = len(task.sources) // len(BRIGHTNESS_WORDS)
+    shown = [name for name in painted if name != "data: another scene"]
+    blank = Image.new("RGB", task.sources[0].size, "white")
+    rows = [[blank if name == "text to image" else task.sources[0], *painted[name][::scenes]] for name in shown]
+    sheet = sample_grid(rows, shown, column_labels=["source", *BRIGHTNESS_WORDS])
+    sheet.quantize(256).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", type=Path, default=Path("quickstart/retrained"), help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    arguments = parser.parse_args()
+    main(arguments.pipeline, arguments.seed)
