@@ -307,7 +307,7 @@ def draw(path: Path, painted: dict[str, list[Image.Image]], task: Task) -> None:
     rows = [[blank if name == "text to image" else task.sources[0], *painted[name][::scenes]] for name in painted]
     labels = [name.replace("Pix2Pix", " Pix2Pix") for name in painted]  # too long for a line
     sheet = sample_grid(rows, labels, column_labels=["source", *BRIGHTNESS_WORDS])
-    sheet.quantize(palette=sheet.quantize(256)).save(path, optimize=True)
+    sheet.quantize(256, kmeans=3).save(path, optimize=True)  # a third of the size
 
 
 if __name__ == "__main__":
