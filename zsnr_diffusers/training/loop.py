@@ -103,7 +103,10 @@ class _Run:
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
         task.freeze(accelerator.device, half)
         optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=config.learning_rate, weight_decay=config.adam_weight_decay
+            unet.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.adam_weight_decay,
+            fused=accelerator.device.type in ("cpu", "cuda"),
         )
         # The factor as a function of the step: nothing to save, nothing that counts processes.
         self.lr_factor = get_scheduler(
@@ -124,6 +127,7 @@ class _Run:
             unet.parameters(),
             decay=decay,
             min_decay=0.0 if self.config.ema_warmup else decay,
+            foreach=True,
             model_cls=type(unet),
             model_config=unet.config,
         )
