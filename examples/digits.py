@@ -143,8 +143,12 @@ def write_digits(folder: Path, seed: int) -> Path:
 
 def read_digits(folder: Path) -> Digits:
     """The digits of a folder, and which they are."""
-    paths = find_images(folder)
-    return [Image.open(path) for path in paths], [int(path.parent.name) for path in paths]
+    images, labels = [], []
+    for path in find_images(folder):
+        with Image.open(path) as image:
+            images.append(image.copy())
+        labels.append(int(path.parent.name))
+    return images, labels
 
 
 def in_turn(images: list[Image.Image], labels: list[int]) -> list[Image.Image]:
