@@ -124,7 +124,7 @@ def main(output_dir: Path = Path("digits"), seed: int = 0, sizes: Sizes | None =
         )
         rows[arm.name], painted[arm.name] = judge(images, asked), images
     print_table(rows, sizes)
-    pictures = draw(output_dir, painted, real[0], seed)
+    pictures = draw(output_dir, painted, in_turn(*real), seed)
     print(f"Pictures: {', '.join(map(str, pictures))}. The pipelines: {', '.join(arm.folder for arm in ARMS)}")
     return rows
 
