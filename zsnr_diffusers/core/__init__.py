@@ -39,9 +39,11 @@ from .solvers import (
     pndm_updates,
 )
 from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps
+from .weightings import LOSS_WEIGHTINGS, check_loss_weighting, level_features, loss_weights, uncertainty_loss
 
 __all__ = [
     "CLEAN",
+    "LOSS_WEIGHTINGS",
     "PREDICTION_TYPES",
     "TIMESTEP_SPACINGS",
     "NoiseLevel",
@@ -50,6 +52,7 @@ __all__ = [
     "add_noise",
     "alpha_bar_table",
     "bound_strata",
+    "check_loss_weighting",
     "check_timesteps",
     "classifier_free_guidance",
     "consistency_updates",
@@ -62,6 +65,8 @@ __all__ = [
     "enforce_zero_terminal_snr",
     "inversion_updates",
     "kappa",
+    "level_features",
+    "loss_weights",
     "multistep_updates",
     "noise_level",
     "pndm_updates",
@@ -74,6 +79,7 @@ __all__ = [
     "step_kl_factors",
     "training_target",
     "transition",
+    "uncertainty_loss",
     "v_loss",
     "x_0_factors",
 ]

@@ -8,7 +8,7 @@ def v_loss(output: Tensor, target: Tensor) -> Tensor:
     """Squared error of each sample, averaged over its elements, in float32.
 
     With a v target this is Lin et al. 2023 (arXiv:2305.08891), eq. 11, with weight lambda_t = 1, as in the paper: the
-    last timestep counts like every other. (min-SNR weights are 0 there and would leave it untrained.)
+    last timestep counts like every other. Other weights stand in `weightings`.
 
     Args:
         output: the network's output, shape [B, ...].

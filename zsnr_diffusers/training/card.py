@@ -17,6 +17,15 @@ def terminal_snr(schedule: Any) -> float:
     return float(snr(noise_level(schedule.alphas_cumprod, -1)))
 
 
+def _loss(config: RunConfig) -> str:
+    weight = "weight 1 at every timestep"
+    if config.loss_weighting != "constant":
+        gamma = f" with gamma {config.snr_gamma:g}" if "min_snr" in config.loss_weighting else ""
+        weight = f"weights `{config.loss_weighting}`{gamma}"
+    offset = f", noise offset {config.noise_offset:g}" if config.noise_offset else ""
+    return f"mean squared error of `{config.prediction_type}`, {weight}{offset}"
+
+
 def model_card(
     config: RunConfig,
     schedule: ZeroSNRScheduler,
@@ -48,7 +57,7 @@ def model_card(
         "signal-to-noise ratio at the last timestep": f"{terminal_snr(schedule):.6g}",
         "scheduler, timestep spacing": f"`{type(scheduler).__name__}`, `{scheduler.config.timestep_spacing}`",
         **rows,
-        "loss": f"mean squared error of `{facts['prediction_type']}`, weight 1 at every timestep",
+        "loss": _loss(config),
     }
     lines = "\n".join(f"| {name} | {text} |" for name, text in table.items())
     return f"""---

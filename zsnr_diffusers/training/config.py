@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
 
+from ..core import check_loss_weighting
 from ..core.predictions import check_prediction_type
 
 
@@ -43,6 +44,27 @@ class RunConfig:
     rescale_betas_zero_snr: bool = option(
         True, "Train on zero terminal SNR. False keeps the schedule as it is, to compare."
     )
+    loss_weighting: Literal[
+        "constant", "min_snr_floored", "soft_min_snr_floored", "learned_uncertainty", "min_snr"
+    ] = option(
+        "constant",
+        "Weight of each timestep in the loss. constant: 1 (the paper). min_snr_floored, soft_min_snr_floored: less "
+        "for timesteps of little noise, and still 1 for the last one under v-loss. learned_uncertainty: each loss "
+        "over its expected size, learned on the way (EDM2); what is then logged as loss may be negative. min_snr: "
+        "refused on zero terminal SNR, where the last timestep would have weight 0 and stay untrained.",
+    )
+    snr_gamma: float = option(5.0, "SNR above which timesteps weigh less in the min_snr weightings.")
+    timestep_sampling: Literal["uniform", "stratified", "antithetic"] = option(
+        "uniform",
+        "How timesteps are drawn; each is uniform over all of them. uniform: independently. stratified: one from "
+        "each part of an even division, over the global batch of a step. antithetic: in pairs t and T - 1 - t. The "
+        "last two make the loss of a step vary less.",
+    )
+    noise_offset: float = option(
+        0.0,
+        "Standard deviation of noise that each channel gets as a whole, to compare: another remedy for pictures of "
+        "medium brightness, refused on zero terminal SNR, which replaces it: there the last timestep must be N(0, I).",
+    )
     max_train_steps: int = option(10_000, "Optimizer steps.")
     train_batch_size: int = option(8, "Images per process and forward pass.")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.")
@@ -72,6 +94,11 @@ class RunConfig:
     resume: bool = option(False, "Go on from the newest checkpoint in --output_dir, or start if there is none.")
     validation_steps: int = option(500, "Steps between previews.")
     num_inference_steps: int = option(30, "Sampling steps of the previews.")
+    logging_steps: int = option(
+        50,
+        "Steps between logs of the loss by timestep, without weights: in ten bins (loss/t000-099, ...) and at the "
+        "last timestep alone (loss/last), each a mean since the log before.",
+    )
     report_to: str = option("tensorboard", "Tracker: tensorboard (in output_dir/logs), wandb, ..., or none.")
     dry_run: bool = option(False, "Check everything, print the resolved configuration and the plan, and stop.")
     measure: bool = option(
@@ -87,14 +114,17 @@ class RunConfig:
     """Options by the name of a recipe."""
     decides: ClassVar[tuple[str, ...]] = (
         *("dataset_name", "train_data_dir", "resolution", "prediction_type", "rescale_betas_zero_snr", "seed"),
+        *("loss_weighting", "snr_gamma", "timestep_sampling", "noise_offset"),
     )
     """Options that a run cannot change on the way without becoming another run."""
     positive: ClassVar[tuple[str, ...]] = (
         *("resolution", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate"),
         *("max_grad_norm", "checkpointing_steps", "checkpoints_total_limit", "validation_steps"),
-        "num_inference_steps",
+        *("num_inference_steps", "logging_steps", "snr_gamma"),
     )
-    not_negative: ClassVar[tuple[str, ...]] = ("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers")
+    not_negative: ClassVar[tuple[str, ...]] = (
+        *("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers", "noise_offset"),
+    )
     shares: ClassVar[tuple[str, ...]] = ("ema_decay",)
     """Options in [0, 1]."""
 
@@ -118,6 +148,21 @@ class RunConfig:
         for name in self.shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name}={getattr(self, name)} must lie in [0, 1].")
+        self.check_schedule(zero_terminal_snr=self.rescale_betas_zero_snr)
+
+    def check_schedule(self, zero_terminal_snr: bool) -> None:
+        """Refuse what would leave the last timestep of zero SNR untrained, or not pure noise.
+
+        Raises:
+            ValueError: with the value and what to do instead.
+        """
+        check_loss_weighting(self.loss_weighting, zero_terminal_snr, self.snr_gamma)
+        if self.noise_offset and zero_terminal_snr:
+            raise ValueError(
+                f"--noise_offset={self.noise_offset} cannot be used at zero terminal SNR: the last timestep would be "
+                "noise of another distribution than N(0, I), from which sampling starts. Zero terminal SNR does what "
+                "the offset is for: leave it out; to compare, pass --rescale_betas_zero_snr=False."
+            )
 
     @property
     def has_data(self) -> bool:

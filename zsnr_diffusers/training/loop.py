@@ -24,6 +24,8 @@ from .previews import save_preview
 from .samples import Batch, Positions, Samples, load_batches, seed_of
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
+from .timesteps import LossByTimestep, SpreadTimesteps
+from .weighting import LossWeighting
 
 TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
 """What each kind of configuration trains."""
@@ -95,19 +97,22 @@ class _Run:
     def __init__(
         self, config: RunConfig, accelerator: Accelerator, task: Task, samples: Samples, checkpoint: Path | None
     ) -> None:
-        self.config, self.accelerator, self.task, self.samples = config, accelerator, task, samples
-        self.checkpoint = checkpoint
+        self.config, self.accelerator, self.task, self.checkpoint = config, accelerator, task, checkpoint
+        self.samples = SpreadTimesteps(samples, config, len(task.schedule), self._global_batch)
+        self.weighting = LossWeighting(config, task.schedule, accelerator.device)
+        self.loss_by_timestep = LossByTimestep(len(task.schedule), accelerator.device)
         unet = task.unet.float().train()
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
         task.freeze(accelerator.device, half)
         optimizer = torch.optim.AdamW(
-            unet.parameters(),
+            [{"params": unet.parameters()}, *self.weighting.parameter_groups()],
             lr=config.learning_rate,
             weight_decay=config.adam_weight_decay,
             fused=accelerator.device.type in ("cpu", "cuda"),
         )
+        self.learning_rates = [group["lr"] for group in optimizer.param_groups]
         # The factor as a function of the step: nothing to save, nothing that counts processes.
         self.lr_factor = get_scheduler(
             config.lr_scheduler,
@@ -117,6 +122,7 @@ class _Run:
         ).lr_lambdas[0]
         self.ema = self._ema(unet)
         self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
+        self.weighting.prepare(accelerator)
         self.step = load_checkpoint(accelerator, self.ema, checkpoint) if checkpoint else 0
 
     def _ema(self, unet: Any) -> EMAModel | None:
@@ -210,8 +216,8 @@ class _Run:
         Returns:
             The loss, averaged over it.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self.lr_factor(self.step)
+        for group, learning_rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = learning_rate * self.lr_factor(self.step)
         losses = []
         for part in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
@@ -230,15 +236,20 @@ class _Run:
         self.step += 1
         if self.ema is not None:
             self.ema.step(self.unet.parameters())
+        if self.step % self.config.logging_steps == 0:
+            self.accelerator.log(self.loss_by_timestep.means(self.accelerator), step=self.step)
         return mean
 
     def _losses(self, batch: Batch) -> Tensor:
-        """Loss of each sample of a batch, shape [B]."""
+        """What is minimized, for each sample of a batch, shape [B]."""
         task, device = self.task, self.accelerator.device
         noise, x_0 = batch["noise"].to(device), task.x_0(batch, device)
         level = task.schedule.noise_level(batch["timestep"], like=x_0)
         output = task.predict(self.unet, add_noise(x_0, noise, level), batch)
-        return v_loss(output, training_target(self.config.prediction_type, x_0, noise, level))
+        losses = v_loss(output, training_target(self.config.prediction_type, x_0, noise, level))
+        timesteps = batch["timestep"].to(device, non_blocking=True)
+        self.loss_by_timestep.add(losses, timesteps)
+        return self.weighting(losses, timesteps)
 
     def _check_finite(self, loss: float, norm: float) -> None:
         # Under fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.

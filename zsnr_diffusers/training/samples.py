@@ -37,11 +37,11 @@ class Samples(Dataset[Batch], ABC):
     Args:
         rows: from `open_rows`.
         good: indices of the rows to use, from `check_images`.
-        seed: of the run.
+        config: of the run.
     """
 
-    def __init__(self, rows: datasets.Dataset, good: Sequence[int], seed: int) -> None:
-        self.rows, self.good, self.seed = rows, good, seed
+    def __init__(self, rows: datasets.Dataset, good: Sequence[int], config: RunConfig) -> None:
+        self.rows, self.good, self.seed, self.noise_offset = rows, good, config.seed, config.noise_offset
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the run
     def _order(self, epoch: int) -> list[int]:
@@ -51,14 +51,19 @@ class Samples(Dataset[Batch], ABC):
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position: what `sample` returns for its row and its stream of randomness."""
         epoch, place = divmod(position, len(self.good))
-        return self.sample(self._order(epoch)[place], generator(self.seed, 1, position))
+        draw = generator(self.seed, 1, position)
+        batch = self.sample(self._order(epoch)[place], draw)
+        if self.noise_offset:
+            shift = torch.randn(len(batch["noise"]), 1, 1, generator=draw)
+            batch["noise"] += self.noise_offset * shift
+        return batch
 
     @abstractmethod
     def sample(self, index: int, draw: torch.Generator) -> Batch:
         """A training sample of a row, with all that is random in it from `draw`.
 
         Returns:
-            At least `timestep` and `noise`, N(0, 1) in the shape of x_0.
+            At least `timestep`, uniform over all, and `noise`, N(0, 1) in the shape [C, H, W] of x_0.
         """
 
 
@@ -88,7 +93,7 @@ class Positions(Sampler[list[int]]):
             yield list(range(first, first + self.batch_size))
 
 
-def load_batches(samples: Samples, positions: Positions, config: RunConfig) -> DataLoader[Batch]:
+def load_batches(samples: Dataset[Batch], positions: Positions, config: RunConfig) -> DataLoader[Batch]:
     """Batches of samples; all randomness is in the samples, so none is drawn from torch's global generator."""
     return DataLoader(
         samples,

@@ -38,7 +38,7 @@ class LabelledSamples(Samples):
         num_train_timesteps: int,
         no_class: int = 0,
     ) -> None:
-        super().__init__(rows, good, config.seed)
+        super().__init__(rows, good, config)
         self.config, self.labels, self.no_class = config, labels, no_class
         self.shape, self.num_train_timesteps = shape, num_train_timesteps
         fits = len(rows) * math.prod(shape) <= _MOST_BYTES

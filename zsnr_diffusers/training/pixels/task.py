@@ -40,6 +40,7 @@ class PixelTask(Task):
         self.classes = None if column is None else read_classes(self.rows, column, count)
         self.unet = base.unet if base else new_unet(config, None if self.classes is None else self.classes.count)
         self.schedule = self._schedule(base)
+        config.check_schedule(terminal_snr(self.schedule) == 0)
 
     def _schedule(self, base: Any) -> ZeroSNRDDPMScheduler:
         config = self.config

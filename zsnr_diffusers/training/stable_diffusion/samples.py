@@ -35,7 +35,7 @@ class CaptionedSamples(Samples):
         latent_shape: tuple[int, int, int],
         num_train_timesteps: int,
     ) -> None:
-        super().__init__(rows, good, config.seed)
+        super().__init__(rows, good, config)
         self.config, self.tokenizer, self.resolution = config, tokenizer, resolution
         self.latent_shape, self.num_train_timesteps = latent_shape, num_train_timesteps
 

@@ -31,6 +31,7 @@ class StableDiffusionTask(Task):
         self.config = config
         self.base = load_base(config)
         self.unet, self.schedule = self.base.pipeline.unet, self.base.schedule
+        config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config)
         if config.has_data:
             self.rows = open_rows(config, ["caption_column"], needs_captions=True)

@@ -1,0 +1,126 @@
+"""Weights of the training loss by noise level, and which of them keep the last timestep alive.
+
+Each is written for the squared error of v, over alpha^2 and sigma^2, whose sum is 1: snr / (snr + 1) is alpha^2 and
+1 / (snr + 1) is sigma^2. So nothing is divided by either, and a signal-to-noise ratio of zero is an ordinary value.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .noise import NoiseLevel
+from .predictions import x_0_factors
+
+MIN_SNR_AT_ZERO_SNR = (
+    "loss_weighting='min_snr' gives the last timestep weight 0 at zero terminal SNR: the one timestep that the "
+    "schedule adds would not be trained (after 600 steps of a small network its squared error of v was 0.0856, with "
+    "weight 1 0.0029). Use 'min_snr_floored', which is the same from an SNR of 1 up and positive below."
+)
+
+
+def _min_snr(signal: Tensor, noise: Tensor, gamma: float) -> Tensor:
+    """Hang et al. 2023 (arXiv:2303.09556): min(snr, gamma) / (snr + 1)."""
+    return torch.minimum(signal, gamma * noise)
+
+
+def _soft_min_snr(signal: Tensor, noise: Tensor, gamma: float) -> Tensor:
+    """Crowson et al. 2024 (HDiT, arXiv:2401.11605): 1 / (1 / snr + 1 / gamma) for the error of x_0."""
+    return signal * gamma * noise / (signal + gamma * noise)
+
+
+def _floored(weights: Tensor, noise: Tensor) -> Tensor:
+    """At least weight 1 for the error of x_0: the truncated SNR of Salimans & Ho 2022 (arXiv:2202.00512)."""
+    return torch.maximum(weights, noise)
+
+
+_V_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "min_snr_floored": lambda signal, noise, gamma: _floored(_min_snr(signal, noise, gamma), noise),
+    "soft_min_snr_floored": lambda signal, noise, gamma: _floored(_soft_min_snr(signal, noise, gamma), noise),
+    "min_snr": _min_snr,
+}
+LOSS_WEIGHTINGS = ("constant", *_V_WEIGHTS)
+
+
+def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma: float) -> None:
+    """Refuse a weighting that leaves the last timestep untrained, and a gamma that its floor makes meaningless.
+
+    Raises:
+        ValueError: with the value and what to do instead.
+    """
+    if loss_weighting == "min_snr" and zero_terminal_snr:
+        raise ValueError(MIN_SNR_AT_ZERO_SNR)
+    floored = loss_weighting.endswith("_floored")
+    if loss_weighting in _V_WEIGHTS and not snr_gamma > floored:
+        reason = f", the floor of {loss_weighting!r}; the paper takes 5" if floored else ""
+        raise ValueError(f"snr_gamma={snr_gamma} must be above {int(floored)}{reason}.")
+
+
+def loss_weights(
+    loss_weighting: str, level: NoiseLevel, prediction_type: str = "v_prediction", snr_gamma: float = 5.0
+) -> Tensor:
+    """lambda_t, the weight of a network's squared error at a noise level (Lin et al. 2023, eq. 11).
+
+    - `constant`: 1 for whatever the network predicts, as in Lin et al. (v) and Ho et al. 2020 (epsilon).
+    - `min_snr_floored`: max(min(snr, gamma), 1) / (snr + 1) for v, which is 1 at the last timestep of zero SNR.
+    - `soft_min_snr_floored`: the same with snr gamma / (snr + gamma) in place of the minimum.
+    - `min_snr`: without the floor, for a schedule that does not end at zero SNR.
+
+    An error of x_0 is sigma times, one of epsilon alpha times that of v, so their weights are those for v over sigma^2
+    and alpha^2: one weighting is the same loss whatever the network predicts.
+
+    Args:
+        loss_weighting: one of `LOSS_WEIGHTINGS`.
+        level: tensors of any shape.
+        prediction_type: what the network predicts.
+        snr_gamma: the SNR above which less noise weighs less.
+
+    Returns:
+        tensor of the level's shape and dtype, positive and finite.
+
+    Raises:
+        ValueError: an unknown weighting or prediction type, a gamma that is too small, and `min_snr` or epsilon at
+            alpha = 0.
+    """
+    alpha, sigma = torch.as_tensor(level.alpha), torch.as_tensor(level.sigma)
+    check_loss_weighting(loss_weighting, not bool(alpha.all()), snr_gamma)
+    if loss_weighting == "constant":
+        return torch.ones_like(alpha)
+    if loss_weighting not in _V_WEIGHTS:
+        raise ValueError(
+            f"loss_weighting={loss_weighting!r} is not known; choose one of {', '.join(LOSS_WEIGHTINGS)}."
+        )
+    _, factor = x_0_factors(prediction_type, level)
+    weights = _V_WEIGHTS[loss_weighting](alpha**2, sigma**2, snr_gamma)
+    # An error of the output is `factor` times as large in x_0, and one of v sigma times.
+    return weights * (factor / sigma) ** 2
+
+
+def level_features(level: NoiseLevel, count: int) -> Tensor:
+    """cos(2 k phi) for k < count, with tan(phi) = sigma / alpha: smooth, and finite from clean data to pure noise.
+
+    As phi runs from 0 to pi / 2, these are the Fourier series of any continuous function of the noise level.
+
+    Args:
+        level: tensors of any shape.
+        count: features.
+
+    Returns:
+        tensor of the level's shape and one dimension more.
+    """
+    phi = torch.atan2(torch.as_tensor(level.sigma), torch.as_tensor(level.alpha))
+    return torch.cos(2 * phi[..., None] * torch.arange(count, device=phi.device))
+
+
+def uncertainty_loss(loss: Tensor, log_variance: Tensor) -> Tensor:
+    """loss / e^u + u, least where u is the logarithm of the expected loss.
+
+    With u a function of the noise level that is trained beside the network, every level has the same part in the
+    gradient, the last one too: Karras et al. 2024 (EDM2, arXiv:2312.02696), after Kendall et al. 2018
+    (arXiv:1705.07115).
+
+    Args:
+        loss: of each sample, shape [B].
+        log_variance: u at each sample's level, shape [B].
+    """
+    return loss * torch.exp(-log_variance) + log_variance

@@ -1,0 +1,95 @@
+"""Which timestep each sample is trained at, and what the loss is there."""
+
+from itertools import pairwise
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .config import RunConfig
+from .samples import Batch, generator, seed_of
+
+_BINS = 10
+
+
+def stratified(drawn: int, place: int, count: int, num_train_timesteps: int) -> int:
+    """A uniform timestep, squeezed into part `place` of an even division of all timesteps into `count`.
+
+    Where the place is uniform too, so is the result, exactly: `place * T + drawn` is uniform over 0 to count T - 1.
+    """
+    return (place * num_train_timesteps + drawn) // count
+
+
+class SpreadTimesteps(Dataset[Batch]):
+    """Samples whose timesteps are each uniform, and together more even than independent ones.
+
+    They are functions of the seed and the position, as all else in a sample, so it does not matter how a global batch
+    is divided, nor where a run was interrupted. Strata depend on the global batch's size as well: a run that goes on
+    with another one has other strata from there on.
+
+    - `stratified`: each sample of a global batch has an equal part of all timesteps to itself. Which part its place
+      in the batch gives it turns by a random amount each step. (Kingma et al. 2021, VDM, arXiv:2107.00630, have one
+      draw for all of a batch, and timesteps at equal distances.)
+    - `antithetic`: positions 2 i and 2 i + 1 have t and T - 1 - t.
+
+    Args:
+        samples: whose timesteps are uniform and independent.
+        config: of the run.
+        num_train_timesteps: T.
+        global_batch: samples per optimizer step.
+    """
+
+    def __init__(
+        self, samples: Dataset[Batch], config: RunConfig, num_train_timesteps: int, global_batch: int
+    ) -> None:
+        self.samples, self.sampling, self.seed = samples, config.timestep_sampling, config.seed
+        self.num_train_timesteps, self.global_batch = num_train_timesteps, global_batch
+
+    def __getitem__(self, position: int) -> Batch:
+        """The sample at a position, at its timestep."""
+        batch = self.samples[position]
+        return {**batch, "timestep": torch.tensor(self._timestep(position, int(batch["timestep"])))}
+
+    def _timestep(self, position: int, drawn: int) -> int:
+        last = self.num_train_timesteps - 1
+        if self.sampling == "stratified":
+            step, place = divmod(position, self.global_batch)
+            turned = (place + seed_of(self.seed, 3, step)) % self.global_batch
+            return stratified(drawn, turned, self.global_batch, last + 1)
+        if self.sampling == "antithetic":
+            pair, second = divmod(position, 2)
+            shared = int(torch.randint(last + 1, (), generator=generator(self.seed, 4, pair)))
+            return last - shared if second else shared
+        return drawn
+
+
+class LossByTimestep:
+    """Mean loss over bins of timesteps, and at the last one alone, since it was last asked for.
+
+    Args:
+        num_train_timesteps: T.
+        device: where losses come from; nothing is read from it until the means are.
+    """
+
+    def __init__(self, num_train_timesteps: int, device: torch.device) -> None:
+        self._sums = torch.zeros(2, num_train_timesteps, device=device)  # of losses, and how many
+
+    def add(self, losses: Tensor, timesteps: Tensor) -> None:
+        """Count the losses of samples, shape [B], at their timesteps, shape [B], both on the device."""
+        losses = losses.detach()
+        self._sums.index_add_(1, timesteps, torch.stack([losses, torch.ones_like(losses)]))
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the samples of all processes, by name, and a new start; a bin without samples is left out."""
+        sums = accelerator.reduce(self._sums, "sum").double().cpu()
+        self._sums.zero_()
+        last = sums.shape[1] - 1
+        ends = [(last + 1) * k // _BINS for k in range(_BINS + 1)]
+        digits = len(str(last))
+        bins = {
+            f"loss/t{start:0{digits}d}-{end - 1:0{digits}d}": sums[:, start:end].sum(dim=1)
+            for start, end in pairwise(ends)
+        }
+        bins["loss/last"] = sums[:, last]
+        return {name: float(total / count) for name, (total, count) in bins.items() if count > 0}
