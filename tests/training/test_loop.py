@@ -38,9 +38,9 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def losses(folder):
+def losses(folder, tag="loss"):
     events = EventAccumulator(str(Path(folder) / "logs")).Reload()
-    return [event.value for event in events.Scalars("loss")]
+    return [event.value for event in events.Scalars(tag)]
 
 
 def command(options, **changes):
@@ -118,8 +118,9 @@ def test_accumulation_gives_the_loss_of_the_whole_batch(options, tmp_path):
 
 
 def test_two_processes_give_the_loss_of_one(options, tmp_path):
-    """accelerate launch, two processes over gloo, half of the global batch each."""
-    options |= {"report_to": "tensorboard", "train_batch_size": 4}
+    """accelerate launch, two processes over gloo, half of the global batch each; its strata, and u of both."""
+    options |= {"report_to": "tensorboard", "train_batch_size": 4, "logging_steps": 4}
+    options |= {"timestep_sampling": "stratified", "loss_weighting": "learned_uncertainty"}
     run(options)
     launch = "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no"
     result = subprocess.run(
@@ -135,6 +136,8 @@ def test_two_processes_give_the_loss_of_one(options, tmp_path):
     assert "4 = 2 x 1 forward passes x 2 processes" in result.stdout
     assert len(losses(tmp_path / "two")) == 4
     assert losses(tmp_path / "two") == pytest.approx(losses(options["output_dir"]), rel=1e-5)
+    lowest = [losses(folder, "loss/t000-099") for folder in (tmp_path / "two", options["output_dir"])]
+    assert lowest[0] == pytest.approx(lowest[1], rel=1e-5)
 
 
 def test_training_lowers_the_loss_at_the_last_timestep_too(options, image_folder, tmp_path):
