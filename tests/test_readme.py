@@ -11,7 +11,7 @@ from tiny_pipelines import tiny_stable_diffusion
 
 import zsnr_diffusers
 from zsnr_diffusers.cli import main as zsnr
-from zsnr_diffusers.training import parse_config
+from zsnr_diffusers.training import PixelTrainingConfig, parse_config
 
 ROOT = Path(zsnr_diffusers.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,23 +43,33 @@ def test_the_python_blocks_run(tmp_path):
     assert guidance["image_to_image"].default_guidance_rescale == 0.7
 
 
-def test_the_training_command_parses():
-    command = next(block for block in blocks("sh") if "accelerate launch" in block).replace("\\\n", " ")
-    arguments = shlex.split(command)
-    config = parse_config(arguments[arguments.index("zsnr_diffusers.training") + 1 :])
+def commands(module):
+    """Arguments of the README's commands that run a module of ours, line by line."""
+    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line) for line in lines]
+    return [line[line.index(module) + 1 :] for line in words if module in line]
+
+
+def test_the_training_commands_parse():
+    (stable_diffusion,) = commands("zsnr_diffusers.training")
+    config = parse_config(stable_diffusion)
     assert config.rescale_betas_zero_snr
     assert len(config.validation_prompts) == 2
+    configs = [parse_config(line, PixelTrainingConfig) for line in commands("zsnr_diffusers.training.pixels")]
+    assert [(config.unet, config.rescale_betas_zero_snr) for config in configs] == [
+        ("ddpm-cifar10", True),
+        ("ddpm-cifar10", False),
+    ]
 
 
 def test_the_evaluation_commands_parse(capsys):
-    commands = [block.replace("\\\n", " ").splitlines() for block in blocks("sh") if block.startswith("zsnr ")]
-    lines = [line for block in commands for line in block]
-    assert len(lines) == 3
-    for line in lines:
-        # everything is accepted up to the folder, which is not here
-        arguments = shlex.split(line)[1:]
+    lines = commands("zsnr") + commands("zsnr_diffusers.cli")
+    assert len(lines) == 6
+    for arguments in lines:
+        # everything is accepted up to the folder or file, which is not here
         assert zsnr(arguments) == 2
-        assert arguments[arguments.index("--real") + 1] in capsys.readouterr().err
+        needed = "--real" if "--real" in arguments else "--reference"
+        assert arguments[arguments.index(needed) + 1] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
