@@ -80,8 +80,10 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
         if arguments.guidance_rescale is None:
             raise
         raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
-    # Cast afterwards: what from_pretrained calls the dtype changes between versions of diffusers.
-    return pipe.to(device, getattr(torch, arguments.dtype or "float32"))
+    # Cast afterwards: what from_pretrained calls the dtype changes between versions of diffusers. It loads as float32.
+    return (
+        pipe.to(device) if arguments.dtype in (None, "float32") else pipe.to(device, getattr(torch, arguments.dtype))
+    )
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
