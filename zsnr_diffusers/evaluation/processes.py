@@ -6,7 +6,7 @@ Nothing here knows of images: a list is divided, results are gathered, and an er
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -52,6 +52,18 @@ class Processes:
             ProcessError: another process failed; what this one raises itself is passed on as it is.
         """
         yield
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns in this process, where others call it once the main process is done with it."""
+        with self.together():
+            result = [work()] if self.is_main else []
+        return result[0] if self.is_main else work()
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, which alone calls it, in each of them."""
+        with self.together():
+            result = [work()] if self.is_main else []
+        return self.gather(result)[0][0]
 
     def close(self) -> None:
         """Leave the others; nothing can be shared afterwards."""

@@ -1,89 +1,166 @@
-"""Checkpoints that are either whole or not there, and the folder that a run owns."""
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is a folder of tensors in safetensors, numbers in JSON, and a manifest with size and SHA-256 of each file.
+It is written under another name, brought to the disk, and then renamed; nothing in it is pickled. What the tensors are
+is the business of `state`.
+"""
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import yaml
-from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from .config import RunConfig
+from ..evaluation.features import file_sha256
+from .durable import remove, sync, write_json
+from .errors import TrainingError
 
-CONFIG_FILE = "training_config.yaml"
-_PREFIX = "checkpoint-"
+MANIFEST, NUMBERS = "manifest.json", "numbers.json"
+_NAME = re.compile(r"checkpoint-([0-9]{6,})")
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by the name of their file, without ending, and their own."""
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = [path for path in output_dir.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdecimal()]
+    """What bears a checkpoint's name in a run's folder, oldest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
     """Optimizer steps that a checkpoint has behind it."""
-    return int(checkpoint.name[len(_PREFIX) :])
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def check_output_dir(config: RunConfig) -> Path | None:
-    """The checkpoint to go on from, or None to start; refuses to mix two runs in one folder.
+def write_checkpoint(output_dir: Path, step: int, tensors: Tensors, numbers: Mapping[str, Any], limit: int) -> Path:
+    """Write a checkpoint, then remove those beyond the limit.
+
+    Args:
+        output_dir: folder of the run.
+        step: optimizer steps made.
+        tensors: to keep, on any device.
+        numbers: to keep, as JSON can express them.
+        limit: checkpoints to leave, the newest.
 
     Raises:
-        ValueError: the folder holds a run and `--resume` was not passed, or it holds a run of other options.
+        TrainingError: a tensor is not finite, or the disk is full or fails; all checkpoints are as they were before.
+        OSError: an old one cannot be removed.
     """
-    folder = Path(config.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir={folder} is a file.")
-    written = folder / CONFIG_FILE
-    holds_run = written.exists() or (folder / "model_index.json").exists() or bool(checkpoints(folder))
-    if not holds_run:
-        return None
-    if not config.resume:
-        raise ValueError(
-            f"--output_dir={folder} already holds a run: pass --resume to go on with it, or another folder."
-        )
-    before = yaml.safe_load(written.read_text(encoding="utf-8")) if written.exists() else {}
-    changed = [
-        f"--{name} was {before[name]!r} and is now {getattr(config, name)!r}"
-        for name in config.decides
-        if name in before and before[name] != getattr(config, name)
-    ]
-    if changed:
-        raise ValueError(f"Cannot resume {folder} as another run: {'; '.join(changed)}. Choose another --output_dir.")
-    return next(reversed(checkpoints(folder)), None)
-
-
-def save_checkpoint(accelerator: Accelerator, ema: EMAModel | None, config: RunConfig, step: int) -> Path:
-    """Write a checkpoint under another name, rename it, then remove those beyond the limit."""
-    folder = Path(config.output_dir)
-    final, partial = folder / f"{_PREFIX}{step:06d}", folder / f".{_PREFIX}{step:06d}.partial"
-    if accelerator.is_main_process:
+    final = output_dir / f"checkpoint-{step:06d}"
+    partial = final.with_name(_partial(final))
+    _check_finite(tensors, step)
+    try:
         shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    if accelerator.is_main_process:
-        if ema is not None:
-            ema.save_pretrained(str(partial / "unet_ema"))
-        (partial / "step.json").write_text(json.dumps({"step": step}))
-        shutil.rmtree(final, ignore_errors=True)
+        partial.mkdir()
+        for name, values in tensors.items():
+            packed = {key: value.detach().contiguous() for key, value in values.items()}
+            save_file(packed, partial / f"{name}.safetensors")
+            sync(partial / f"{name}.safetensors")
+        write_json(partial / NUMBERS, numbers)
+        files = {
+            file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(partial.iterdir())
+        }
+        write_json(partial / MANIFEST, {"step": step, "files": files})
+        if final.exists():
+            set_aside(final)
         partial.rename(final)
-        for old in checkpoints(folder)[: -config.checkpoints_total_limit]:
-            # Out of the way first: half of a checkpoint must never bear a checkpoint's name.
-            doomed = old.rename(old.with_name(f".{old.name}.partial"))
-            shutil.rmtree(doomed)
-    accelerator.wait_for_everyone()
+        sync(output_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = [path.name for path in checkpoints(output_dir)[-1:]]
+        raise TrainingError(
+            f"The checkpoint of step {step} could not be written: {error}. "
+            f"The last good one is {kept[0] if kept else 'none'}."
+        ) from error
+    for old in checkpoints(output_dir)[:-limit]:
+        remove(old, _partial(old))
     return final
 
 
-def load_checkpoint(accelerator: Accelerator, ema: EMAModel | None, checkpoint: Path) -> int:
-    """Restore weights, optimizer, scaler and moving average.
+def read_checkpoint(checkpoint: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors, on the CPU, and the numbers of a checkpoint."""
+    tensors = {file.stem: load_file(file) for file in checkpoint.glob("*.safetensors")}
+    return tensors, json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
+
+
+def newest_whole(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The checkpoint to go on from, None where there never was one, and what is wrong with each newer one.
+
+    Raises:
+        ValueError: there are checkpoints, or were, and none is whole.
+    """
+    damaged: dict[Path, str] = {}
+    for checkpoint in reversed(checkpoints(output_dir)):
+        defect = defect_of(checkpoint)
+        if defect is None:
+            return checkpoint, damaged
+        damaged[checkpoint] = defect
+    earlier = sorted(path.name for path in output_dir.glob("checkpoint-*.broken*"))
+    if damaged or earlier:
+        found = "; ".join([*(f"{path.name}: {defect}" for path, defect in damaged.items()), *earlier])
+        raise ValueError(
+            f"No checkpoint in {output_dir} is whole ({found}). Put back a good copy, or remove them to start anew."
+        )
+    return None, damaged
+
+
+def defect_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is as it was written; files that are not of it do not matter."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        step, files = manifest["step"], manifest["files"]
+        promised = {name: (facts["size"], facts["sha256"]) for name, facts in files.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    if step != step_of(checkpoint):
+        return f"{MANIFEST} is of step {step}"
+    for name, (size, digest) in promised.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
+        if file_sha256(file) != digest:
+            return f"{name} has other contents than were written"
+    return None
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint that cannot be used, so that its name is free and nothing is lost.
 
     Returns:
-        The number of optimizer steps made.
+        Where it is now.
     """
-    accelerator.load_state(str(checkpoint))
-    if ema is not None:
-        averaged = ema.model_cls.from_pretrained(checkpoint / "unet_ema")
-        ema.shadow_params = [parameter.detach().to(accelerator.device) for parameter in averaged.parameters()]
-        ema.optimization_step = averaged.config["optimization_step"]
-    return step_of(checkpoint)
+    number = 1
+    while (aside := checkpoint.with_name(f"{checkpoint.name}.broken{number if number > 1 else ''}")).exists():
+        number += 1
+    return checkpoint.rename(aside)
+
+
+def remove_partial(output_dir: Path) -> None:
+    """Remove what an earlier process of the run was writing or removing when it was killed."""
+    for path in output_dir.glob(".checkpoint-*.partial"):
+        shutil.rmtree(path)
+
+
+def _partial(checkpoint: Path) -> str:
+    return f".{checkpoint.name}.partial"
+
+
+def _check_finite(tensors: Tensors, step: int) -> None:
+    for file, values in tensors.items():
+        for name, value in values.items():
+            if not torch.isfinite(value).all():
+                raise TrainingError(
+                    f"After step {step}, {name} of {file} is not finite, so no checkpoint of it was written. Lower "
+                    "--learning_rate or lengthen --lr_warmup_steps, then --resume from the last one."
+                )

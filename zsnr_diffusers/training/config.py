@@ -77,6 +77,9 @@ class RunConfig:
     )
     adam_weight_decay: float = option(1e-2, "AdamW's weight decay; with 0 it is Adam.")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
+    nan_skip: int = option(
+        0, "How many steps in a row may be left out because the loss or the gradients are NaN or infinite."
+    )
     ema_decay: float = option(
         0.9999, "Decay of the moving average of the weights, which is what is saved; 0 for none."
     )
@@ -92,6 +95,7 @@ class RunConfig:
     checkpointing_steps: int = option(500, "Steps between checkpoints.")
     checkpoints_total_limit: int = option(2, "Checkpoints kept, the newest.")
     resume: bool = option(False, "Go on from the newest checkpoint in --output_dir, or start if there is none.")
+    force: bool = option(False, "Resume although data, base, seed or schedule are not those that the run began with.")
     validation_steps: int = option(500, "Steps between previews.")
     num_inference_steps: int = option(30, "Sampling steps of the previews.")
     logging_steps: int = option(
@@ -123,7 +127,7 @@ class RunConfig:
         *("num_inference_steps", "logging_steps", "snr_gamma"),
     )
     not_negative: ClassVar[tuple[str, ...]] = (
-        *("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers", "noise_offset"),
+        *("lr_warmup_steps", "adam_weight_decay", "nan_skip", "dataloader_num_workers", "noise_offset"),
     )
     shares: ClassVar[tuple[str, ...]] = ("ema_decay",)
     """Options in [0, 1]."""

@@ -111,6 +111,12 @@ def read_image(rows: datasets.Dataset, column: str, index: int) -> Image.Image:
     return load_rgb(source, name=image["path"] or f"of row {index}")
 
 
+def name_of(rows: datasets.Dataset, column: str, index: int) -> str:
+    """What to call a row before people: its index, and the file of its image if it has one."""
+    path = (rows[index][column] or {}).get("path")
+    return f"{index} ({Path(path).name})" if path else str(index)
+
+
 def fit(image: Image.Image, resolution: int) -> Tensor:
     """Shorter side to `resolution`, centre crop: uint8 [channels, resolution, resolution]."""
     scale = resolution / min(image.size)

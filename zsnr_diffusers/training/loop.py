@@ -2,27 +2,35 @@
 
 import contextlib
 import math
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core import add_noise, training_target, v_loss
-from .checkpoints import CONFIG_FILE, check_output_dir, load_checkpoint, save_checkpoint
+from ..evaluation.processes import Processes
+from .checkpoints import newest_whole, read_checkpoint, remove_partial, set_aside, step_of, write_checkpoint
 from .config import RunConfig
-from .data import check_images
+from .data import check_images, name_of
+from .errors import TrainingError, TrainingInterrupted
+from .fingerprint import Fingerprint, fingerprint
+from .launch import launch
+from .lock import locked
 from .pixels import PixelTask, PixelTrainingConfig
 from .previews import save_preview
+from .run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
 from .samples import Batch, Positions, Samples, load_batches, seed_of
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
+from .state import TrainingState
+from .stopping import StopSignals
 from .task import Task
 from .timesteps import LossByTimestep, SpreadTimesteps
 from .weighting import LossWeighting
@@ -31,10 +39,7 @@ TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask,
 """What each kind of configuration trains."""
 
 _WARMUP_STEPS, _MEASURED_STEPS, _MEASURED_SECONDS = 3, 50, 60
-
-
-class TrainingError(RuntimeError):
-    """Training had to stop; the message says at which step, why, and what is kept."""
+_MOST_ROWS_NAMED = 128
 
 
 def train(config: RunConfig) -> None:
@@ -48,31 +53,47 @@ def train(config: RunConfig) -> None:
 
     Raises:
         ValueError: model, data, options or output folder cannot be used.
-        OSError: a file or repo is missing.
-        TrainingError: the loss or the gradients became NaN or infinite.
+        OSError: a file or repo is missing, or the folder cannot be written.
+        TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
+        TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
-    tracker = None if config.report_to == "none" else config.report_to
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=tracker,
-        project_dir=config.output_dir,
-    )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU take bf16 or no.")
-    checkpoint = check_output_dir(config)
-    with accelerator.main_process_first():
-        task = TASKS[type(config)](config)
-    good = [check_images(task.rows, config) if accelerator.is_main_process else []]
-    good = broadcast_object_list(good)[0]
-    accelerator.print(_plan(config, task, len(good), accelerator.num_processes, checkpoint))
-    if config.dry_run and not config.measure:
-        return
-    run = _Run(config, accelerator, task, task.samples(good), checkpoint)
-    if config.measure:
-        accelerator.print(run.measure())
-    else:
+    accelerator, processes = launch(config)
+    with contextlib.ExitStack() as folder:
+        checkpoint, damaged = processes.from_main(lambda: _open_folder(config, folder))
+        task = processes.main_first(lambda: TASKS[type(config)](config))
+        good = processes.from_main(lambda: check_images(task.rows, config))
+        accelerator.print(damaged + _plan(config, task, len(good), accelerator.num_processes, checkpoint))
+        if config.dry_run and not config.measure:
+            return
+        if config.measure:
+            accelerator.print(_Run(config, accelerator, processes, task, task.samples(good), checkpoint).measure())
+            return
+        found = processes.from_main(lambda: _check_folder(config, task, good))
+        run = _Run(config, accelerator, processes, task, task.samples(good), checkpoint)
+        processes.from_main(lambda: write_run(config, found))
         run.run()
+
+
+def _open_folder(config: RunConfig, stack: contextlib.ExitStack) -> tuple[Path | None, str]:
+    """The checkpoint to go on from, in a folder that is locked from now on, and what to say of damaged ones."""
+    check_run_folder(config)
+    folder, said = Path(config.output_dir), ""
+    if not config.dry_run:
+        stack.enter_context(locked(folder))
+    checkpoint, damaged = newest_whole(folder)
+    for path, defect in damaged.items():
+        kept = path if config.dry_run else set_aside(path)
+        said += f"{path.name} is damaged and passed over: {defect}. It is kept as {kept.name}.\n"
+    return checkpoint, said
+
+
+def _check_folder(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerprint:
+    """What tells the run's data and base, which are those of its folder; there is room for its checkpoints."""
+    found = fingerprint(config, task, good)
+    check_fingerprint(config, found)
+    remove_partial(Path(config.output_dir))
+    check_disk_space(config, sum(parameter.numel() for parameter in task.unet.parameters()))
+    return found
 
 
 def _plan(config: RunConfig, task: Task, images: int, processes: int, checkpoint: Path | None) -> str:
@@ -95,12 +116,20 @@ class _Run:
     """One run: the prepared objects, and the steps over them."""
 
     def __init__(
-        self, config: RunConfig, accelerator: Accelerator, task: Task, samples: Samples, checkpoint: Path | None
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        processes: Processes,
+        task: Task,
+        samples: Samples,
+        checkpoint: Path | None,
     ) -> None:
         self.config, self.accelerator, self.task, self.checkpoint = config, accelerator, task, checkpoint
         self.samples = SpreadTimesteps(samples, config, len(task.schedule), self._global_batch)
         self.weighting = LossWeighting(config, task.schedule, accelerator.device)
         self.loss_by_timestep = LossByTimestep(len(task.schedule), accelerator.device)
+        self.processes, self.row_of = processes, samples.row_of
+        self.signals, self.stop = StopSignals(speaks=processes.is_main), False
         unet = task.unet.float().train()
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -123,7 +152,12 @@ class _Run:
         self.ema = self._ema(unet)
         self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
         self.weighting.prepare(accelerator)
-        self.step = load_checkpoint(accelerator, self.ema, checkpoint) if checkpoint else 0
+        self.state = TrainingState({"unet": unet, **self.weighting.networks}, optimizer, self.ema, accelerator.scaler)
+        self.step = self.left_out = 0
+        if checkpoint:
+            tensors, numbers = read_checkpoint(checkpoint)
+            self.state.restore(tensors, numbers)
+            self.step, self.left_out = step_of(checkpoint), numbers["left_out"]
 
     def _ema(self, unet: Any) -> EMAModel | None:
         decay = self.config.ema_decay
@@ -142,10 +176,16 @@ class _Run:
 
     def run(self) -> None:
         """Train to the last step, then write the pipeline."""
+        try:
+            self._run()
+        except RuntimeError as error:
+            # torch raises it wherever this process is when it hears of the death.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(f"At step {self.step + 1}: {error}; {self._kept}. Then --resume.") from error
+
+    def _run(self) -> None:
         config, accelerator = self.config, self.accelerator
-        if accelerator.is_main_process:
-            Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-            Path(config.output_dir, CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
         if config.report_to != "none":
             accelerator.init_trackers(
                 "logs", {k: v for k, v in vars(config).items() if isinstance(v, int | float | str)}
@@ -154,7 +194,7 @@ class _Run:
         progress = tqdm(
             desc="training", total=config.max_train_steps, initial=self.step, disable=not accelerator.is_main_process
         )
-        with progress:
+        with self.signals, progress:
             while self.step < config.max_train_steps:
                 started = time.perf_counter()
                 loss = self._train_step(batches)
@@ -164,10 +204,11 @@ class _Run:
                 lr = self.optimizer.param_groups[0]["lr"]
                 accelerator.log({"loss": loss, "learning_rate": lr, "images_per_second": speed}, step=self.step)
                 self._after_step()
-        if accelerator.is_main_process:
-            with self._averaged_weights() as unet:
-                self.task.save(unet)
-            accelerator.print(f"Saved the pipeline in {config.output_dir}")
+            with self.processes.together():
+                if self.processes.is_main:
+                    with self._averaged_weights() as unet:
+                        self.task.save(unet)
+        accelerator.print(f"Saved the pipeline in {config.output_dir}")
         accelerator.end_training()
 
     def measure(self) -> str:
@@ -202,13 +243,29 @@ class _Run:
 
     def _after_step(self) -> None:
         config, last = self.config, self.step == self.config.max_train_steps
-        if last or self.step % config.checkpointing_steps == 0:
-            self.checkpoint = save_checkpoint(self.accelerator, self.ema, config, self.step)
+        if last or self.stop or self.step % config.checkpointing_steps == 0:
+            self._save_checkpoint()
+        if self.stop and not last:
+            self.accelerator.print(f"Stopped after step {self.step}; {self._kept}. --resume goes on from there.")
+            self.accelerator.end_training()
+            # In a process that heard nothing itself, the others did.
+            raise TrainingInterrupted(self.signals.received or signal.SIGTERM)
         if last or self.step % config.validation_steps == 0:
-            if self.accelerator.is_main_process:
-                with self._averaged_weights() as unet:
-                    save_preview(self.accelerator, self.task, unet, self.step)
-            self.accelerator.wait_for_everyone()
+            with self.processes.together():
+                if self.processes.is_main:
+                    with self._averaged_weights() as unet:
+                        save_preview(self.accelerator, self.task, unet, self.step)
+
+    def _save_checkpoint(self) -> None:
+        folder, limit = Path(self.config.output_dir), self.config.checkpoints_total_limit
+        tensors, numbers = self.state.tensors(), {**self.state.numbers(), "left_out": self.left_out}
+        self.checkpoint = self.processes.from_main(
+            lambda: write_checkpoint(folder, self.step, tensors, numbers, limit)
+        )
+
+    @property
+    def _kept(self) -> str:
+        return f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there was no checkpoint yet"
 
     def _train_step(self, batches: Iterator[Batch]) -> float:
         """One optimizer step over one global batch.
@@ -218,7 +275,7 @@ class _Run:
         """
         for group, learning_rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             group["lr"] = learning_rate * self.lr_factor(self.step)
-        losses = []
+        losses, sound = [], True
         for part in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
             # Dropout has no generator but the global one.
@@ -228,13 +285,16 @@ class _Run:
                 losses.append(loss.detach())
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+                    mean = self._share(torch.stack(losses).mean())
                     norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
-                    self._check_finite(mean, float(norm))
-                self.optimizer.step()
+                    sound = self._is_sound(mean, float(norm))
+                if sound:
+                    self.optimizer.step()
+                elif self.accelerator.scaler is not None:
+                    self.accelerator.scaler.update()  # it insists on one for each time that gradients were unscaled
                 self.optimizer.zero_grad()
         self.step += 1
-        if self.ema is not None:
+        if sound and self.ema is not None:
             self.ema.step(self.unet.parameters())
         if self.step % self.config.logging_steps == 0:
             self.accelerator.log(self.loss_by_timestep.means(self.accelerator), step=self.step)
@@ -251,15 +311,38 @@ class _Run:
         self.loss_by_timestep.add(losses, timesteps)
         return self.weighting(losses, timesteps)
 
-    def _check_finite(self, loss: float, norm: float) -> None:
+    def _share(self, loss: Tensor) -> float:
+        """The loss averaged over all processes; and, on the same way, whether one of them was told to stop."""
+        both = torch.stack([loss, loss.new_full((), float(self.signals.received > 0))])
+        mean, stop = self.accelerator.reduce(both, "mean").tolist()
+        self.stop = stop > 0
+        return float(mean)
+
+    def _is_sound(self, loss: float, norm: float) -> bool:
+        """Whether the weights can be updated; an error where they could not be for too many steps in a row."""
         # Under fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
-            return
-        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there was no checkpoint yet"
-        raise TrainingError(
-            f"At step {self.step + 1} the loss was {loss} and the gradient norm {norm}; the weights were not updated, "
-            f"and {kept}. Lower --learning_rate or lengthen --lr_warmup_steps, then --resume."
+            self.left_out = 0
+            return True
+        self.left_out += 1
+        found = (
+            f"At step {self.step + 1} the loss was {loss} and the gradient norm {norm}; the weights were not updated"
         )
+        if self.left_out > self.config.nan_skip:
+            raise TrainingError(
+                f"{found}, and {self._kept}. The batch was made of the rows {self._rows()}. Lower --learning_rate or "
+                "lengthen --lr_warmup_steps, then --resume; --nan_skip leaves out single steps."
+            )
+        if self.processes.is_main:
+            tqdm.write(f"{found}. The batch was made of the rows {self._rows()}.")
+        return False
+
+    def _rows(self) -> str:
+        """The rows of the data that this step's global batch is made of."""
+        size = self._global_batch
+        rows = [self.row_of(position) for position in range(self.step * size, (self.step + 1) * size)]
+        names = [name_of(self.task.rows, self.config.image_column, row) for row in rows[:_MOST_ROWS_NAMED]]
+        return ", ".join([*names, *([f"and {size - len(names)} more"] if size > len(names) else [])])
 
     @contextlib.contextmanager
     def _averaged_weights(self) -> Iterator[Any]:

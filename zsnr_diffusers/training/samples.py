@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .config import RunConfig
+from .stopping import ignore_stop_signals
 
 Batch = dict[str, Tensor]
 
@@ -48,11 +49,15 @@ class Samples(Dataset[Batch], ABC):
         order = torch.randperm(len(self.good), generator=generator(self.seed, 0, epoch))
         return [self.good[i] for i in order.tolist()]
 
+    def row_of(self, position: int) -> int:
+        """Index of the row that the sample at a position is made of."""
+        epoch, place = divmod(position, len(self.good))
+        return self._order(epoch)[place]
+
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position: what `sample` returns for its row and its stream of randomness."""
-        epoch, place = divmod(position, len(self.good))
         draw = generator(self.seed, 1, position)
-        batch = self.sample(self._order(epoch)[place], draw)
+        batch = self.sample(self.row_of(position), draw)
         if self.noise_offset:
             shift = torch.randn(len(batch["noise"]), 1, 1, generator=draw)
             batch["noise"] += self.noise_offset * shift
@@ -101,4 +106,5 @@ def load_batches(samples: Dataset[Batch], positions: Positions, config: RunConfi
         num_workers=config.dataloader_num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
+        worker_init_fn=ignore_stop_signals,
     )

@@ -1,7 +1,7 @@
 """What a run trains, and on what: all that depends on the kind of model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -32,6 +32,10 @@ class Task(ABC):
 
     @abstractmethod
     def __init__(self, config: Any) -> None: ...
+
+    @abstractmethod
+    def base_networks(self) -> Mapping[str, torch.nn.Module]:
+        """The networks that the run starts from, by name; none of them new."""
 
     @abstractmethod
     def plan(self, images: int) -> dict[str, str]:

@@ -76,9 +76,13 @@ class LossByTimestep:
         self._sums = torch.zeros(2, num_train_timesteps, device=device)  # of losses, and how many
 
     def add(self, losses: Tensor, timesteps: Tensor) -> None:
-        """Count the losses of samples, shape [B], at their timesteps, shape [B], both on the device."""
+        """Count the losses of samples, shape [B], at their timesteps, shape [B], both on the device.
+
+        What is not finite is left out: such a step is not made either.
+        """
         losses = losses.detach()
-        self._sums.index_add_(1, timesteps, torch.stack([losses, torch.ones_like(losses)]))
+        finite = losses.isfinite()
+        self._sums.index_add_(1, timesteps, torch.stack([losses.where(finite, 0), finite.to(losses)]))
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the samples of all processes, by name, and a new start; a bin without samples is left out."""

@@ -1,5 +1,6 @@
 """From the loss of each sample to what is minimized."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class LossWeighting:
         level = schedule.noise_level(every, like=torch.empty(0, dtype=torch.float64))
         learned = config.loss_weighting == "learned_uncertainty"
         self.log_variance: nn.Module | None = LogVariance() if learned else None
+        self.networks: Mapping[str, nn.Module] = {} if self.log_variance is None else {"log_variance": self.log_variance}
         fixed = "constant" if learned else config.loss_weighting
         self._features = level_features(level, _FEATURES).float().to(device)
         self._weights = loss_weights(fixed, level, config.prediction_type, config.snr_gamma).float().to(device)
@@ -57,7 +59,7 @@ class LossWeighting:
         return [{"params": parameters, "lr": LOG_VARIANCE_LEARNING_RATE, "weight_decay": 0.0}]
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Let processes share what is trained, and checkpoints hold it; after the network, which comes first there."""
+        """Let processes share what is trained; `networks` stays what it was, outside of any wrapper."""
         if self.log_variance is not None:
             self.log_variance = accelerator.prepare(self.log_variance)
 

@@ -1,6 +1,6 @@
 """Training a network of pixels, with classes or without."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,10 @@ class PixelTask(Task):
             variance_type=config.variance_type,
             clip_sample=True,
         )
+
+    def base_networks(self) -> Mapping[str, torch.nn.Module]:
+        """The network to go on from, if one is named."""
+        return {} if self.config.pretrained_model_name_or_path is None else {"unet": self.unet}
 
     def plan(self, images: int) -> dict[str, str]:
         """Network, prediction type, schedule and data."""

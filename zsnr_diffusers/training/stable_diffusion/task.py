@@ -1,6 +1,6 @@
 """Retraining Stable Diffusion: captioned images, their latents, the network that is told the caption."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class StableDiffusionTask(Task):
             self.rows = open_rows(config, ["caption_column"], needs_captions=True)
         else:
             self.rows = noise_rows(config.image_column, self.resolution, **{config.caption_column: ""})
+
+    def base_networks(self) -> Mapping[str, torch.nn.Module]:
+        """UNet, autoencoder and text encoder."""
+        return {name: getattr(self.base.pipeline, name) for name in ("unet", "vae", "text_encoder")}
 
     def plan(self, images: int) -> dict[str, str]:
         """Base, prediction type, schedule and data."""

@@ -1,0 +1,47 @@
+"""The processes of a run."""
+
+import os
+from datetime import timedelta
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from ..evaluation.processes import Processes, launched_processes
+from .config import RunConfig
+
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others within a step. It does not take so long to notice a dead one, whose
+connections close; and while the main process works alone, others wait for it as long as it takes."""
+
+
+def launch(config: RunConfig) -> tuple[Accelerator, Processes]:
+    """accelerate as a configuration wants it, and the same processes for work that only one of them does.
+
+    Raises:
+        ValueError: the processes that were launched would train each by itself, or cannot compute as is asked.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    _check_processes(accelerator.num_processes)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU take bf16 or no.")
+    return accelerator, launched_processes()
+
+
+def _check_processes(found: int) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves an address for others behind.
+    alone = found == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and "RANK" not in os.environ
+    if found == launched and not alone:
+        return
+    several = "Several processes were asked for" if alone else f"{launched} processes were started"
+    raise ValueError(
+        f"{several}, and accelerate sees {found}. On CPUs: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+        "--num_processes 2 ..., in spite of its name, or ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 ...; for "
+        "one process unset WORLD_SIZE and MASTER_ADDR."
+    )

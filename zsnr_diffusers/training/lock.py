@@ -1,0 +1,119 @@
+"""One run per folder."""
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if need be, against all other processes.
+
+    The lock is the system's and ends with the process, however that ends. Where the file system has no locks, the
+    file counts as long as the process that it names lives.
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / LOCK_FILE
+    try:
+        release = _lock(file)
+    except PermissionError as error:
+        raise PermissionError(f"--output_dir={folder} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        release()
+
+
+def _lock(file: Path) -> Callable[[], None]:
+    if fcntl is None:
+        return _claim(file)
+    while True:
+        # Not "w": what the holder wrote must stay.
+        stream = file.open("a+")
+        try:
+            # Not flock, which the workers of a data loader would inherit and outlive this process with.
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            holder = stream.read()
+            stream.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise _in_use(file, holder) from None
+            return _claim(file)
+        if _is_at(stream, file):
+            break
+        stream.close()  # the holder before us removed it between our two steps
+    stream.truncate(0)
+    stream.write(_myself())
+    stream.flush()
+
+    def release() -> None:
+        file.unlink(missing_ok=True)
+        stream.close()
+
+    return release
+
+
+def _claim(file: Path) -> Callable[[], None]:
+    """Hold by the existence of a file."""
+    while True:
+        try:
+            stream = file.open("x")
+        except FileExistsError:
+            holder = file.read_text()
+            if _may_live(holder):
+                raise _in_use(file, holder) from None
+            file.unlink(missing_ok=True)
+            continue
+        with stream:
+            stream.write(_myself())
+        return lambda: file.unlink(missing_ok=True)
+
+
+def _in_use(file: Path, holder: str) -> ValueError:
+    return ValueError(
+        f"--output_dir={file.parent} is in use by process {holder or '(unknown)'}: wait for it, or choose another "
+        f"folder. If it runs no more, remove {file}."
+    )
+
+
+def _is_at(stream: IO[str], file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _myself() -> str:
+    return f"{os.getpid()} on {socket.gethostname()}"
+
+
+def _may_live(holder: str) -> bool:
+    """Whether a holder's process may still be there; of another machine's, and on Windows, that cannot be told."""
+    number, _, host = holder.partition(" on ")
+    if not number.isdecimal():
+        return False
+    if host != socket.gethostname() or os.name == "nt":
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

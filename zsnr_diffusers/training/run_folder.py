@@ -1,0 +1,110 @@
+"""The folder of a run: whose it is, whether it can be written, and what it says of the run."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoints import checkpoints
+from .config import RunConfig
+from .durable import write_json, write_text
+from .fingerprint import Fingerprint
+
+CONFIG_FILE, FINGERPRINT_FILE = "training_config.yaml", "fingerprint.json"
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        ValueError: the folder holds a run and `--resume` was not passed, or it holds a run of other options.
+    """
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir={folder} is a file.")
+    written, result = folder / CONFIG_FILE, folder / "model_index.json"
+    found = checkpoints(folder)
+    if not (written.exists() or result.exists() or found):
+        return
+    if not config.resume:
+        raise ValueError(
+            f"--output_dir={folder} already holds a run: pass --resume to go on with it, or another folder."
+        )
+    if result.exists() and not found:
+        raise ValueError(f"{folder} holds a finished pipeline and no checkpoint to go on from; choose another folder.")
+    before = _read(written)
+    changed = [
+        f"--{name} was {before[name]!r} and is now {getattr(config, name)!r}"
+        for name in config.decides
+        if name in before and before[name] != getattr(config, name)
+    ]
+    _refuse(config, changed)
+
+
+def check_fingerprint(config: RunConfig, now: Fingerprint) -> None:
+    """Refuse to go on with other data, or from another base, than a run began with.
+
+    Raises:
+        ValueError: they have changed, and `--force` was not passed.
+    """
+    before = _read(Path(config.output_dir, FINGERPRINT_FILE))
+    changed = [
+        f"the {name} was {before[name]} and is now {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
+    _refuse(config, changed)
+
+
+def check_disk_space(config: RunConfig, parameters: int) -> None:
+    """Refuse to start what the disk cannot hold: the checkpoints to keep, and one that is being written.
+
+    Args:
+        config: of the run.
+        parameters: of the network that is trained.
+
+    Raises:
+        ValueError: with the space that is needed and the space that is free.
+    """
+    folder, limit = Path(config.output_dir), config.checkpoints_total_limit
+    # The network, its moving average and Adam's two moments, in float32.
+    size = 4 * parameters * (3 + (config.ema_decay > 0))
+    missing = max(1, limit + 1 - len(checkpoints(folder)))
+    free = shutil.disk_usage(folder).free
+    if missing * size > free:
+        raise ValueError(
+            f"--output_dir={folder} needs {missing * size / 1e9:,.2f} GB, for {missing} more checkpoints of "
+            f"{size / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free: make room, choose another folder, or lower "
+            f"--checkpoints_total_limit={limit}."
+        )
+
+
+def write_run(config: RunConfig, fingerprint: Fingerprint) -> None:
+    """Say in the folder what is being trained, on what and from what."""
+    folder = Path(config.output_dir)
+    # Whoever goes on from this file shall not force by accident.
+    write_text(folder / CONFIG_FILE, dataclasses.replace(config, force=False).to_yaml())
+    write_json(folder / FINGERPRINT_FILE, fingerprint)
+
+
+def _refuse(config: RunConfig, changed: list[str]) -> None:
+    if changed and not config.force:
+        raise ValueError(
+            f"Cannot resume {config.output_dir} as another run: {'; '.join(changed)}. Choose another --output_dir, or "
+            "go on nevertheless with --force."
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a file of ours says, nothing if there is none."""
+    if not file.exists():
+        return {}
+    text = file.read_text(encoding="utf-8")
+    try:
+        found = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+        return dict(found)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read; put back a good copy or remove it: {error}") from error

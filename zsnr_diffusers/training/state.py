@@ -1,0 +1,104 @@
+"""What a run has to remember, by name: to be written and put back as it was, bit for bit, on any device.
+
+There are no states of random generators, since all randomness is a function of the seed and the place in the run. The
+learning rate and other settings of the optimizer are not kept either: they are those that the run goes on with.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from .checkpoints import Tensors
+
+
+@dataclass
+class TrainingState:
+    """The parts of a run that training changes.
+
+    Args:
+        networks: that are trained, by name, outside of any wrapper; `unet` is among them.
+        optimizer: of their parameters.
+        ema: moving average of the parameters of `unet`.
+        scaler: of losses, under float16.
+    """
+
+    networks: Mapping[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel | None = None
+    scaler: Any = None
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors: of each network, `optimizer`'s as `network.parameter.key`, and those of `ema`."""
+        found = {name: dict(network.state_dict()) for name, network in self.networks.items()}
+        found["optimizer"] = {
+            f"{name}.{key}": value
+            for name, parameter in zip(self._optimized(), self._parameters(), strict=True)
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        if self.ema is not None:
+            found["ema"] = dict(zip(self._averaged(), self.ema.shadow_params, strict=True))
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """All that is no tensor, as JSON can express it."""
+        found: dict[str, Any] = {}
+        if self.ema is not None:
+            found["ema_steps"] = self.ema.optimization_step
+        if self.scaler is not None:
+            found["scaler"] = self.scaler.state_dict()
+        return found
+
+    def restore(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+        """Put back what `tensors` and `numbers` returned.
+
+        A moving average or a scaler that was not there before starts anew, one that is no longer there is dropped.
+
+        Raises:
+            ValueError: they are of other networks.
+        """
+        try:
+            for name, network in self.networks.items():
+                network.load_state_dict(tensors[name])
+            self._restore_optimizer(tensors["optimizer"])
+            if self.ema is not None:
+                averaged = tensors["ema"] if "ema" in tensors else tensors["unet"]
+                for name, shadow in zip(self._averaged(), self.ema.shadow_params, strict=True):
+                    shadow.copy_(averaged[name])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint is of other networks: {error}") from error
+        if self.ema is not None:
+            self.ema.optimization_step = numbers.get("ema_steps", 0)
+        if self.scaler is not None and "scaler" in numbers:
+            self.scaler.load_state_dict(numbers["scaler"])
+
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        by_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in tensors.items():
+            parameter, _, key = name.rpartition(".")
+            # A copy: what was read is a view of the file, which keeps it on the disk after its removal.
+            by_parameter[parameter][key] = value.clone()
+        names = self._optimized()
+        if unknown := sorted(set(by_parameter) - set(names)):
+            raise KeyError(", ".join(unknown))
+        state = {index: by_parameter[name] for index, name in enumerate(names) if name in by_parameter}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _optimized(self) -> list[str]:
+        """Names of the optimizer's parameters, in its order."""
+        names = {
+            id(parameter): f"{network}.{name}"
+            for network, module in self.networks.items()
+            for name, parameter in module.named_parameters()
+        }
+        return [names[id(parameter)] for parameter in self._parameters()]
+
+    def _averaged(self) -> list[str]:
+        return [name for name, _ in self.networks["unet"].named_parameters()]

@@ -1,0 +1,59 @@
+"""SIGTERM and SIGINT as a wish to stop, which the loop grants after its step."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_ECHO_SECONDS = 1.0
+"""A cluster signals all processes of a job, and a launcher passes on what it got: that is one wish, not two."""
+
+
+class StopSignals:
+    """While this context is open, the first signal is noted and the second ends the process at once.
+
+    Only the main thread may listen; in another one nothing is received and nothing changes.
+
+    Args:
+        speaks: whether this process says what it heard.
+    """
+
+    def __init__(self, speaks: bool = True) -> None:
+        self.received = 0
+        """Number of the signal, 0 before there is one."""
+        self._speaks = speaks
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            # None stands for a handler that was not set in Python, which cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+            if self._speaks:
+                name = signal.Signals(number).name
+                # Not print, which must not be entered twice.
+                os.write(2, f"\n{name}: stopping after this step, with a checkpoint; once more: at once\n".encode())
+        elif time.monotonic() - self._since > _ECHO_SECONDS:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def ignore_stop_signals(worker: int = 0) -> None:
+    """For processes that serve a training process, and which a terminal's Ctrl-C reaches too: that one decides."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
