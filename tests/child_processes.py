@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, forked from one that has imported everything, so that they start at once."""
+"""Training runs in processes of their own, which start at once: forked from one that has imported everything."""
 
 import contextlib
 import multiprocessing
@@ -56,6 +56,7 @@ def _train(argv, log, environment, prepare):
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as in a process that a command started
     if prepare is not None:
         prepare()
     from zsnr_diffusers.training import main

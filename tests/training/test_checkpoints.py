@@ -163,7 +163,13 @@ def test_damaged_ones_are_kept_and_a_run_does_not_start_anew_beside_them(tmp_pat
 
 
 def test_other_names_are_left_alone(folder):
-    for name in ("checkpoint-final", "checkpoint-7", "checkpoint-000002.bak", "checkpoint-00000６", "checkpoint--00001"):
+    for name in (
+        "checkpoint-final",
+        "checkpoint-7",
+        "checkpoint-000002.bak",
+        "checkpoint-00000６",
+        "checkpoint--00001",
+    ):
         (folder / name).mkdir()
     (folder / "checkpoint-000099").write_text("notes")
     (folder / "checkpoint-000006" / "notes.txt").write_text("mine")
@@ -199,10 +205,10 @@ def test_a_full_disk_at_any_write_leaves_all_as_it_was(written, tmp_path, monkey
                 patch.setattr(place, name, failing(getattr(place, name)))
             try:
                 write(folder, 8, limit=4)
-            except TrainingError as error:
-                assert "checkpoint of step 8 could not be written: [Errno 28] No space left" in str(error)
-            else:
                 break
+            except TrainingError as error:
+                failed = str(error)
+        assert "checkpoint of step 8 could not be written: [Errno 28] No space left" in failed
         assert {"checkpoint-000002", "checkpoint-000004", "checkpoint-000006"} <= set(os.listdir(folder))
         assert set(os.listdir(folder)) == set(names(folder))
         assert all(defect_of(checkpoint) is None for checkpoint in checkpoints.checkpoints(folder))

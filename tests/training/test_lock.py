@@ -67,7 +67,10 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
     """As workers of a data loader do for some seconds after SIGKILL."""
     forks = HOLD.replace("input()", "os.fork() or input(); print('forked', flush=True); os.kill(os.getpid(), 9)")
     process = subprocess.Popen(
-        [sys.executable, "-c", forks, str(tmp_path), "system"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", forks, str(tmp_path), "system"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "held\n"
     assert process.stdout.readline() == "forked\n"

@@ -1,4 +1,3 @@
-import copy
 import json
 
 import pytest
@@ -68,7 +67,9 @@ def test_state_is_kept_by_name(tmp_path):
     TrainingState(turned.networks, turned.optimizer).restore(*read_checkpoint(checkpoint))
     for name, network in turned.networks.items():
         for parameter, other in zip(network.parameters(), run.networks[name].parameters(), strict=True):
-            assert torch.equal(turned.optimizer.state[parameter]["exp_avg_sq"], run.optimizer.state[other]["exp_avg_sq"])
+            assert torch.equal(
+                turned.optimizer.state[parameter]["exp_avg_sq"], run.optimizer.state[other]["exp_avg_sq"]
+            )
 
 
 def test_what_is_restored_does_not_hold_on_to_the_file(tmp_path):
@@ -77,7 +78,9 @@ def test_what_is_restored_does_not_hold_on_to_the_file(tmp_path):
     resumed = Run(seed=1)
     resumed.state.restore(tensors, numbers)
     read = {value.untyped_storage().data_ptr() for values in tensors.values() for value in values.values()}
-    held = {value.untyped_storage().data_ptr() for values in resumed.state.tensors().values() for value in values.values()}
+    held = {
+        value.untyped_storage().data_ptr() for values in resumed.state.tensors().values() for value in values.values()
+    }
     assert not read & held
 
 
@@ -116,11 +119,11 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"of other networks: (?s:.)*size mismatch"):
         Run(width=5).state.restore(*read_checkpoint(checkpoint))
     tensors, numbers = read_checkpoint(checkpoint)
+    optimizer = {**tensors["optimizer"], "unet.9.bias.exp_avg": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"of other networks: .*unet.9.bias"):
-        optimizer = {**tensors["optimizer"], "unet.9.bias.exp_avg": torch.zeros(1)}
         Run().state.restore({**tensors, "optimizer": optimizer}, numbers)
     with pytest.raises(ValueError, match=r"of other networks: 'scale'"):
-        Run().state.restore({name: v for name, v in copy.copy(tensors).items() if name != "scale"}, numbers)
+        Run().state.restore({name: v for name, v in tensors.items() if name != "scale"}, numbers)
 
 
 @pytest.mark.gpu

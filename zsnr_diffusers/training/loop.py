@@ -190,11 +190,11 @@ class _Run:
             accelerator.init_trackers(
                 "logs", {k: v for k, v in vars(config).items() if isinstance(v, int | float | str)}
             )
-        batches, global_batch = self._batches(config.max_train_steps), self._global_batch
+        global_batch = self._global_batch
         progress = tqdm(
             desc="training", total=config.max_train_steps, initial=self.step, disable=not accelerator.is_main_process
         )
-        with self.signals, progress:
+        with self.signals, progress, self._batches(config.max_train_steps) as batches:
             while self.step < config.max_train_steps:
                 started = time.perf_counter()
                 loss = self._train_step(batches)
@@ -213,13 +213,13 @@ class _Run:
 
     def measure(self) -> str:
         """Time some steps, and say how long the whole run would take; nothing is written."""
-        batches = self._batches(self.step + _WARMUP_STEPS + _MEASURED_STEPS)
         times = [time.perf_counter()]
-        for _ in range(_WARMUP_STEPS + _MEASURED_STEPS):
-            self._train_step(batches)
-            times.append(time.perf_counter())
-            if times[-1] - times[0] > _MEASURED_SECONDS and len(times) > _WARMUP_STEPS + 1:
-                break
+        with self._batches(self.step + _WARMUP_STEPS + _MEASURED_STEPS) as batches:
+            for _ in range(_WARMUP_STEPS + _MEASURED_STEPS):
+                self._train_step(batches)
+                times.append(time.perf_counter())
+                if times[-1] - times[0] > _MEASURED_SECONDS and len(times) > _WARMUP_STEPS + 1:
+                    break
         steps = len(times) - 1 - _WARMUP_STEPS
         seconds = (times[-1] - times[_WARMUP_STEPS]) / steps
         hours = seconds * self.config.max_train_steps / 3600
@@ -236,10 +236,18 @@ class _Run:
         config = self.config
         return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
-    def _batches(self, last_step: int) -> Iterator[Batch]:
+    @contextlib.contextmanager
+    def _batches(self, last_step: int) -> Iterator[Iterator[Batch]]:
+        """Batches up to a step; the workers that make them end with the context."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         positions = Positions(self.config, range(self.step, last_step), rank, world_size)
-        return iter(load_batches(self.samples, positions, self.config))
+        batches = iter(load_batches(self.samples, positions, self.config))
+        try:
+            yield batches
+        finally:
+            # Left to the garbage collector they live as long as an error's traceback, and they ignore SIGTERM, by
+            # which they would be ended at exit.
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
     def _after_step(self) -> None:
         config, last = self.config, self.step == self.config.max_train_steps
