@@ -1,6 +1,5 @@
 """From the loss of each sample to what is minimized."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class LossWeighting:
         level = schedule.noise_level(every, like=torch.empty(0, dtype=torch.float64))
         learned = config.loss_weighting == "learned_uncertainty"
         self.log_variance: nn.Module | None = LogVariance() if learned else None
-        self.networks: Mapping[str, nn.Module] = {} if self.log_variance is None else {"log_variance": self.log_variance}
+        self.networks = {} if self.log_variance is None else {"log_variance": self.log_variance}
         fixed = "constant" if learned else config.loss_weighting
         self._features = level_features(level, _FEATURES).float().to(device)
         self._weights = loss_weights(fixed, level, config.prediction_type, config.snr_gamma).float().to(device)
