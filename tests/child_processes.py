@@ -36,10 +36,8 @@ def arguments(options):
 
 def start_ranks(options, folder, prepare=None):
     """Two processes of one run over gloo, as a launcher would start them; they write `rank0.log` and `rank1.log`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         start(
             options,
@@ -49,6 +47,13 @@ def start_ranks(options, folder, prepare=None):
         )
         for rank in range(2)
     ]
+
+
+def free_port():
+    """A port that nobody listened at a moment ago."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def _train(argv, log, environment, prepare):

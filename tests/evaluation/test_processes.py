@@ -59,3 +59,41 @@ def test_going_on_together():
         return processes.gather(value)
 
     assert in_threads(2, work) == [[0, 1]] * 2
+
+
+def test_what_the_main_process_alone_does_is_known_to_all():
+    calls = []
+
+    def work(processes):
+        return processes.from_main(lambda: calls.append(processes.rank) or [processes.rank, None])
+
+    assert in_threads(3, work) == [[0, None]] * 3
+    assert calls == [0]
+    assert Processes().from_main(lambda: None) is None
+
+
+def test_the_main_process_goes_first():
+    calls = []
+
+    def work(processes):
+        return processes.main_first(lambda: calls.append(processes.rank) or processes.rank)
+
+    assert in_threads(3, work) == [0, 1, 2]
+    assert calls[0] == 0
+    assert sorted(calls) == [0, 1, 2]
+
+
+def test_where_the_main_process_fails_the_others_do_not_begin():
+    calls = []
+
+    def fail(processes):
+        def work():
+            calls.append(processes.rank)
+            raise OSError("no disk")
+
+        return processes.main_first(work)
+
+    first, second = in_threads(2, fail)
+    assert isinstance(first, OSError)
+    assert str(second) == "process 0: no disk"
+    assert calls == [0]

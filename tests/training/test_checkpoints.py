@@ -181,7 +181,28 @@ def test_other_names_are_left_alone(folder):
     assert set(os.listdir(folder)) == before | {"checkpoint-000099", "checkpoint-000099.broken"}
 
 
-# -- writes that fail
+# -- writes
+
+
+def test_all_is_on_the_disk_before_it_has_its_name_and_the_name_too(folder, monkeypatch):
+    """Files are told by their inodes, which a rename keeps."""
+    done, fsync, rename = [], os.fsync, Path.rename
+
+    def note_fsync(descriptor):
+        done.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def note_rename(self, target):
+        done.append(target.name if isinstance(target, Path) else target)
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    checkpoint = write(folder, 8, limit=3)
+    named = done.index("checkpoint-000008")
+    assert {path.stat().st_ino for path in (checkpoint, *checkpoint.iterdir())} <= set(done[:named])
+    removed = done.index(".checkpoint-000002.partial")
+    assert folder.stat().st_ino in done[named:removed]
 
 
 def test_a_full_disk_at_any_write_leaves_all_as_it_was(written, tmp_path, monkeypatch):

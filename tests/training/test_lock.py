@@ -82,9 +82,17 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
 
 
 def test_nothing_is_left(tmp_path, locks):
-    with locked(tmp_path / "new" / "run"):
-        assert (tmp_path / "new" / "run" / LOCK_FILE).exists()
-    assert os.listdir(tmp_path / "new" / "run") == []
+    for name, left in (("empty", False), ("full", True)):
+        folder = tmp_path / "new" / name
+        with locked(folder):
+            assert (folder / LOCK_FILE).exists()
+            if left:
+                (folder / "result").write_text("")
+        assert folder.exists() == left
+        assert not (folder / LOCK_FILE).exists()
+    with locked(tmp_path / "new"):  # which was there
+        pass
+    assert os.listdir(tmp_path / "new") == ["full"]
 
 
 def test_let_go_after_an_error(tmp_path, locks):

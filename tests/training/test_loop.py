@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_pipelines import tiny_stable_diffusion
 
 from zsnr_diffusers.core import v_loss
-from zsnr_diffusers.training import TrainingConfig, train
+from zsnr_diffusers.training import TrainingConfig, TrainingError, train
 from zsnr_diffusers.training.checkpoints import checkpoints
 
 
@@ -176,6 +177,20 @@ def test_base_from_the_hub(options, base_folder, tmp_path):
 
 
 # -- what goes wrong
+
+
+def test_the_log_goes_on_to_the_error(options, monkeypatch):
+    from zsnr_diffusers.training import loop
+
+    steps = itertools.count()
+
+    def loss_that_breaks(output, target):
+        return (output - target).square().flatten(1).mean(1) * (float("nan") if next(steps) == 2 else 1)
+
+    monkeypatch.setattr(loop, "v_loss", loss_that_breaks)
+    with pytest.raises(TrainingError, match="step 3"):
+        run(options, report_to="tensorboard")
+    assert len(losses(options["output_dir"])) == 2
 
 
 def test_folder_of_another_run_is_refused_and_resume_cannot_change_the_run(options):

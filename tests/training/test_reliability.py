@@ -15,6 +15,7 @@ from child_processes import (
     arguments,
     children,
     exit_code,
+    free_port,
     kill,
     slow_steps,
     slow_syncs,
@@ -255,18 +256,22 @@ def test_a_killed_process_ends_the_launcher(options, tmp_path, victim):
     options |= {"train_batch_size": 1, "max_train_steps": 100_000, "checkpointing_steps": 2}
     launcher = subprocess.Popen(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"),
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"),
             *("-m", "zsnr_diffusers.training", *arguments(options)),
         ],
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    assert wait_until(lambda: names(options) or launcher.poll() is not None)
-    ranks = sorted(children(launcher.pid))
-    started = time.monotonic()
-    kill(ranks[victim])
-    assert launcher.wait(60) != 0
+    try:
+        assert wait_until(lambda: names(options) or launcher.poll() is not None)
+        ranks = sorted(children(launcher.pid))
+        started = time.monotonic()
+        kill(ranks[victim])
+        assert launcher.wait(60) != 0
+    finally:
+        launcher.terminate()
+        launcher.wait()
     print(f"the launcher ended {time.monotonic() - started:.1f} s after process {victim} was killed")
 
 

@@ -18,7 +18,7 @@ LOCK_FILE = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if need be, against all other processes.
+    """Hold a folder against all other processes; it is made if need be, and removed if nothing came into it.
 
     The lock is the system's and ends with the process, however that ends. Where the file system has no locks, the
     file counts as long as the process that it names lives.
@@ -27,6 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
         ValueError: another process holds it.
         OSError: the folder cannot be written.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK_FILE
     try:
@@ -37,6 +38,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         release()
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _lock(file: Path) -> Callable[[], None]:

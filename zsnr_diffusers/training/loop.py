@@ -178,11 +178,13 @@ class _Run:
         """Train to the last step, then write the pipeline."""
         try:
             self._run()
-        except RuntimeError as error:
-            # torch raises it wherever this process is when it hears of the death.
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TrainingError(f"At step {self.step + 1}: {error}; {self._kept}. Then --resume.") from error
+        except Exception as error:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()  # it writes every few minutes, and the last ones are of interest now
+            # torch raises a RuntimeError wherever this process is when it hears of the death.
+            if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+                raise TrainingError(f"At step {self.step + 1}: {error}; {self._kept}. Then --resume.") from error
+            raise
 
     def _run(self) -> None:
         config, accelerator = self.config, self.accelerator
