@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from child_processes import (
     arguments,
     children,
@@ -199,7 +200,7 @@ def half_written(folder):
 
 
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path):
-    options |= {"max_train_steps": 16, "checkpointing_steps": 1, "validation_steps": 100}
+    options |= {"max_train_steps": 20, "checkpointing_steps": 1, "validation_steps": 100}
     whole = run(options, output_dir=str(tmp_path / "whole"))
     assert kill_and_resume(options, tmp_path / "log", kills=5) >= 2
     assert result(options["output_dir"]) == whole
@@ -412,3 +413,37 @@ def test_a_step_left_out_is_left_out_by_moments_and_moving_average_too(options, 
 
 def last(options):
     return tensors(checkpoints(Path(options["output_dir"]))[-1])
+
+
+@pytest.fixture
+def _float16(monkeypatch):
+    """accelerate as it is under float16, with torch's scaler for CPUs."""
+    launch = loop.launch
+
+    def launch_with_scaler(config):
+        AcceleratorState._reset_state(True)  # what was set here for the run before
+        accelerator, processes = launch(config)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
+        return accelerator, processes
+
+    monkeypatch.setattr(loop, "launch", launch_with_scaler)
+
+
+@pytest.mark.usefixtures("_float16")
+def test_the_scaler_of_float16_goes_on_and_may_leave_out_a_step(options, tmp_path, monkeypatch):
+    """An infinite gradient is left to the scaler, whose state is in the checkpoint; a loss of NaN counts."""
+    with monkeypatch.context() as patch:
+        call_at(patch, [2], lambda: 1e38)  # overflows once it is scaled
+        whole = run(options, output_dir=str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        call_at(patch, [2], lambda: 1e38)
+        call_at(patch, [3], lambda: os.kill(os.getpid(), signal.SIGTERM) or 1)
+        with pytest.raises(TrainingInterrupted):
+            run(options)
+    assert run(options, resume=True) == whole
+    numbers = (checkpoints(Path(options["output_dir"]))[-1] / "numbers.json").read_text()
+    assert '"scale": 65536.0' in numbers  # halved at step 2, doubled after steps 3 and 4
+    with monkeypatch.context() as patch:
+        call_at(patch, [1], lambda: float("nan"))
+        run(options, resume=True, max_train_steps=6, nan_skip=1)
