@@ -19,7 +19,12 @@ ALLOWED = {
     "pipelines": {"guidance"},
     "unet": set(),
     "custom_pipeline": {"core", "guided_run", "guidance", "class_conditional"},
-    "hub": {"core", "guidance", "class_conditional"},
+    "stock_scheduler": set(),
+    "checkpoint_layout": set(),
+    "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config"},
+    "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file"},
+    "hub": {"core", "guidance", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
+    | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts"},
     "evaluation": {"core", "images"},
     "training": {
         "core",
@@ -31,8 +36,8 @@ ALLOWED = {
         "class_conditional",
         "unet",
     }
-    | {"custom_pipeline", "hub", "evaluation"},
-    "commands": {"schedulers", "hub", "evaluation"},
+    | {"custom_pipeline", "stock_scheduler", "hub", "evaluation"},
+    "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation"},
     "cli": {"commands", "evaluation"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub"},

@@ -23,7 +23,7 @@ from .schedulers import (
 if TYPE_CHECKING:
     from .class_conditional import ClassConditionalPipeline
     from .custom_pipeline import write_custom_pipeline
-    from .hub import load_pipeline
+    from .hub import load_pipeline, save_pipeline
     from .pipelines import (
         ZeroSNRStableDiffusionControlNetPipeline,
         ZeroSNRStableDiffusionImg2ImgPipeline,
@@ -56,6 +56,7 @@ _LAZY = {
     "ZeroSNRStableDiffusionXLPipeline": "pipelines",
     "build_unet": "unet",
     "load_pipeline": "hub",
+    "save_pipeline": "hub",
     "write_custom_pipeline": "custom_pipeline",
 }
 
@@ -85,6 +86,7 @@ __all__ = [
     "enforce_zero_terminal_snr",
     "load_pipeline",
     "rescale_guidance",
+    "save_pipeline",
     "write_custom_pipeline",
 ]
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import evaluate
+from .commands import convert, evaluate
 from .evaluation.processes import ProcessError, is_main_process
 
 DESCRIPTION = "Zero-terminal-SNR diffusion (Lin et al. 2023, arXiv:2305.08891) for diffusers."
@@ -36,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: zsnr evaluate --real photos/ --generated samples/ --plot luminance.png",
         allow_abbrev=False,
     )
-    evaluate.add_parser(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    evaluate.add_parser(commands)
+    convert.add_parser(commands)
     return parser
 
 

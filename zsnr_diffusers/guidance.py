@@ -167,15 +167,18 @@ def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
     """
     from diffusers import DiffusionPipeline  # pulls in transformers, which who has a pipeline has imported anyway
 
-    places = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
     try:
-        config: dict[str, Any] = DiffusionPipeline.load_config(
-            source, **{key: kwargs[key] for key in places if key in kwargs}
-        )
+        config: dict[str, Any] = DiffusionPipeline.load_config(source, **saved_places(kwargs))
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise OSError(f"{source} holds no pipeline: there is no model_index.json. {reason}") from error
     return config
+
+
+def saved_places(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of `from_pretrained` that say where to look."""
+    places = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+    return {key: kwargs[key] for key in places if key in kwargs}
 
 
 def check_guides(pipeline_class: type) -> None:

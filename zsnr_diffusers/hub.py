@@ -1,33 +1,224 @@
-"""Pipelines out of folders and Hub repos, with what these say of their guidance."""
+"""Pipelines out of folders, Hub repos and single files, with what these say of their model, and into them."""
 
+import contextlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import diffusers
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 
+from .checkpoint_layout import SD_2, UNET, layout_of_keys
 from .class_conditional import ClassConditionalPipeline
 from .core.guidance import check_guidance_rescale
-from .guidance import recorded_guidance, saved_config, with_guidance
+from .core.predictions import EPSILON_AT_ZERO_SNR
+from .custom_pipeline import write_custom_pipeline
+from .guidance import saved_config, with_guidance
+from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
+from .scheduler_base import ZeroSNRScheduler
+from .schedulers import ZeroSNRDDIMScheduler
+from .single_file import read_header, write_single_file
+from .stock_scheduler import stock_scheduler
+
+logger = logging.get_logger(__name__)
 
 
-def load_pipeline(source: Any, *, guidance_rescale: float | None = None, **kwargs: Any) -> Any:
-    """Load a pipeline by diffusers' own loader, with the guidance rescale that is recorded in it.
+def load_pipeline(
+    source: Any,
+    *,
+    guidance_rescale: float | None = None,
+    prediction_type: str | None = None,
+    rescale_betas_zero_snr: bool | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Load a pipeline by diffusers' own loaders, with what is recorded of its model and its guidance.
+
+    What the model predicts, and whether its schedule ends in pure noise, is asked where `find_model_facts` asks. A
+    scheduler that does this rightly stays. A zero-SNR model with any other gets `ZeroSNRDDIMScheduler`, the paper's
+    sampler, which paints the pictures of the stock scheduler that `save_pipeline` writes; for fewer steps,
+    `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
+    without zero SNR keeps its scheduler, with its prediction type. Where two places disagree, there is a warning.
 
     Args:
-        source: a Hub id or a folder.
+        source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL.
         guidance_rescale: phi instead of what is recorded; 0 for none.
-        kwargs: as in `DiffusionPipeline.from_pretrained`.
+        prediction_type: instead of what is found.
+        rescale_betas_zero_snr: likewise.
+        kwargs: as in `DiffusionPipeline.from_pretrained`, or for a file as in `from_single_file`: `config`, a folder
+            or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached. A `scheduler`
+            that is given stays as it is.
 
     Returns:
         The pipeline, of the class that it was saved as.
 
     Raises:
-        OSError: there is no pipeline.
-        ValueError: phi outside [0, 1], given or recorded.
+        OSError: there is no pipeline, or no config for a file.
+        ValueError: phi outside [0, 1], given or recorded; a damaged file, or one of another model; zero SNR of a model
+            that predicts epsilon; a Stable Diffusion 2.x file that does not say what it predicts.
         TypeError: phi for a pipeline without guidance.
     """
     check_guidance_rescale(guidance_rescale or 0.0)
+    if "scheduler" in kwargs and (prediction_type, rescale_betas_zero_snr) != (None, None):
+        raise ValueError("Pass either scheduler or prediction_type and rescale_betas_zero_snr; a scheduler says both.")
+    facts = find_model_facts(
+        source, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr, **kwargs
+    )
+    _check_zero_snr(source, facts)
+    for conflict in facts.conflicts:
+        logger.warning(f"{source}: {conflict}")
+    if is_single_file(source):
+        pipe = _from_single_file(source, facts, kwargs)
+        if "config" not in kwargs:  # whatever is of this architecture has this one
+            claim = scheduler_claim(pipe.scheduler.config, "diffusers' config for this architecture")
+            facts = ModelFacts((*facts.claims, claim), facts.schedule, facts.guidance)
+            _check_zero_snr(source, facts)
+    else:
+        pipe = _from_pretrained(source, kwargs)
+    if any(facts.authority(fact) for fact in FACTS) and "scheduler" not in kwargs:
+        pipe.scheduler = _with_facts(pipe, facts)
+        logger.info(f"{source}: {facts}; sampled by {type(pipe.scheduler).__name__}.")
+    return with_guidance(pipe, facts.guidance, guidance_rescale)
+
+
+def _check_zero_snr(source: Any, facts: ModelFacts) -> None:
+    if facts.rescale_betas_zero_snr and facts.prediction_type == "epsilon":
+        raise ValueError(f"{source}: {facts}. {EPSILON_AT_ZERO_SNR}")
+
+
+def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
     config = saved_config(source, **kwargs)
-    recorded = recorded_guidance(config)
     ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
-    pipe = (ClassConditionalPipeline if ours else DiffusionPipeline).from_pretrained(source, **kwargs)
-    return with_guidance(pipe, recorded, guidance_rescale)
+    return (ClassConditionalPipeline if ours else DiffusionPipeline).from_pretrained(source, **kwargs)
+
+
+def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) -> Any:
+    shapes = read_header(source).shapes
+    layout, first = layout_of_keys(shapes), shapes.get(f"{UNET}input_blocks.0.0.weight", [])
+    name = layout.pipelines.get(first[1]) if layout and len(first) == 4 else None
+    if layout is None or name is None:
+        raise ValueError(
+            f"{source} is no Stable Diffusion 1.x, 2.x or XL with its text encoders, for text to image or inpainting; "
+            "load it by from_single_file of its pipeline's class in diffusers."
+        )
+    if layout is SD_2 and facts.prediction_type is None:
+        raise ValueError(
+            f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
+            "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base)."
+        )
+    config = {"config": os.fspath(kwargs["config"])} if "config" in kwargs else {}
+    try:
+        return getattr(diffusers, name).from_single_file(os.fspath(source), **{**kwargs, **config})
+    except OSError as error:
+        if config:
+            raise
+        raise OSError(
+            f"{source} holds weights alone, and what else a pipeline needs could not be had from the Hub. "
+            f"Pass config=, a folder or Hub id of a {layout.name} pipeline. {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _with_facts(pipe: Any, facts: ModelFacts) -> Any:
+    """The pipeline's scheduler if it agrees with the facts, or else one that does."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None or "beta_schedule" not in scheduler.config:
+        raise ValueError(
+            f"{type(pipe).__name__} has no scheduler with betas, so {', '.join(FACTS)} mean nothing to it."
+        )
+    config, zero_snr = scheduler.config, facts.rescale_betas_zero_snr
+    wanted = dict(facts.schedule) | {fact: value for fact in FACTS if (value := getattr(facts, fact)) is not None}
+    agrees = all(config.get(key, False) == value for key, value in wanted.items())
+    if agrees and (not zero_snr or _starts_from_noise(scheduler)):
+        return scheduler
+    cls = ZeroSNRDDIMScheduler if zero_snr and not isinstance(scheduler, ZeroSNRScheduler) else type(scheduler)
+    if zero_snr and config.get("timestep_spacing") == "leading":
+        wanted["timestep_spacing"] = "trailing"
+    accepted = inspect.signature(cls.__init__).parameters
+    return cls.from_config(config, **{key: value for key, value in wanted.items() if key in accepted})
+
+
+def _starts_from_noise(scheduler: Any) -> bool:
+    """Whether a scheduler does what its flag says: some know none, and leading steps never visit the last timestep."""
+    leading = scheduler.config.get("timestep_spacing") == "leading"
+    own_steps = "original_inference_steps" in scheduler.config  # of distilled models, whatever the spacing
+    return float(scheduler.alphas_cumprod[-1]) < 1e-6 and (own_steps or not leading)  # stock writes zero SNR as 2^-24
+
+
+def save_pipeline(pipe: Any, path: Any, *, format: str | None = None, overwrite: bool = False) -> Path:
+    """Save a pipeline for people who do not have this package.
+
+    As a folder, it has stock classes alone: a scheduler of ours is replaced by the stock one that paints the same
+    pictures, see `stock_scheduler`. The guidance rescale is recorded in it, and there is a `pipeline.py` that applies
+    it. As a single file, it has the original names of Stable Diffusion 1.x, 2.x or XL, the keys `v_pred` and `ztsnr`
+    where the model predicts v and ends in pure noise, and ModelSpec metadata; `load_pipeline` finds betas and guidance
+    rescale in it too. Weights keep their dtype. What is there is whole: it is written under another name first.
+
+    Args:
+        pipe: the pipeline.
+        path: a folder, or a file whose name ends in `.safetensors`.
+        format: `diffusers` or `single_file`; by the name unless given.
+        overwrite: replace what is there: a file, or a folder with a pipeline.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: there is something, and `overwrite` was not passed, or it is a folder without a pipeline.
+        ValueError: the name does not go with the format; what a single file or a stock scheduler cannot hold.
+        TypeError: guidance rescale in a pipeline whose class is not diffusers'.
+    """
+    path = Path(path)
+    by_name = "single_file" if path.suffix == ".safetensors" else "diffusers"
+    if format not in (None, by_name):
+        raise ValueError(f"format={format!r} does not go with {path}: a name in .safetensors is a single file.")
+    check_target(path, overwrite)
+    claim = scheduler_claim(getattr(getattr(pipe, "scheduler", None), "config", {}))
+    with _replaced(path) as new:
+        if by_name == "single_file":
+            write_single_file(pipe, new, claim.prediction_type, bool(claim.rescale_betas_zero_snr))
+        else:
+            _write_folder(pipe, new)
+    return path
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse to replace what may be of value.
+
+    Raises:
+        FileExistsError: as in `save_pipeline`.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} is there already; ask to overwrite it, or choose another name.")
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise FileExistsError(f"{path} is a folder without a pipeline, and is not replaced.")
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A place for what shall be at `path` once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:
+        new = Path(room, path.name)
+        yield new
+        if path.is_dir():
+            path.rename(Path(room, "old"))
+        new.replace(path)
+
+
+def _write_folder(pipe: Any, folder: Path) -> None:
+    pipe.save_pretrained(folder)
+    scheduler = getattr(pipe, "scheduler", None)
+    if isinstance(scheduler, ZeroSNRScheduler):
+        stock = stock_scheduler(scheduler)
+        stock.save_pretrained(folder / "scheduler")
+        file = folder / "model_index.json"
+        index = json.loads(file.read_text(encoding="utf-8")) | {"scheduler": ["diffusers", type(stock).__name__]}
+        file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
+        write_custom_pipeline(pipe, folder)

@@ -9,7 +9,7 @@ from diffusers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-_MODEL_FACTS = (
+MODEL_FACTS = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -57,7 +57,13 @@ _OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def model_facts(config: Mapping[str, Any], accepted: Collection[str] = _MODEL_FACTS) -> dict[str, Any]:
+def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
+    """A config with the defaults of its class where it leaves something out."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
+
+
+def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FACTS) -> dict[str, Any]:
     """The model's facts in the config of any stock scheduler.
 
     A config in memory marks the values that stock left at its own defaults, and a file may omit them. Both mean
@@ -76,9 +82,8 @@ def model_facts(config: Mapping[str, Any], accepted: Collection[str] = _MODEL_FA
     """
     name = config.get("_class_name", "This config")
     if hasattr(diffusers, str(name)):
-        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
-        config = {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
-    foreign = {key for key in config if not key.startswith("_")} - {*_MODEL_FACTS, *_OUR_CHOICES}
+        config = with_defaults(config, getattr(diffusers, name))
+    foreign = {key for key in config if not key.startswith("_")} - {*MODEL_FACTS, *_OUR_CHOICES}
     if foreign and "beta_schedule" not in config:
         raise ValueError(
             f"{name} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
@@ -90,4 +95,4 @@ def model_facts(config: Mapping[str, Any], accepted: Collection[str] = _MODEL_FA
     for key, (values, reason) in _OTHER_SAMPLERS.items():
         if config.get(key) in values and key not in kept:
             logger.warning(f"{name}: {key}={config[key]!r} is not carried over: {reason}.")
-    return {key: config[key] for key in (*_MODEL_FACTS, *kept) if key in config and key in accepted}
+    return {key: config[key] for key in (*MODEL_FACTS, *kept) if key in config and key in accepted}

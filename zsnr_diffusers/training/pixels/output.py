@@ -9,21 +9,16 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from ...class_conditional import ClassConditionalPipeline
 from ...custom_pipeline import write_custom_pipeline
 from ...schedulers import ZeroSNRDDPMScheduler
+from ...stock_scheduler import stock_scheduler
 from ..card import model_card
 from .classes import Classes
 from .config import PixelTrainingConfig
 
 
 def shipped_scheduler(schedule: ZeroSNRDDPMScheduler) -> DDPMScheduler:
-    """Stock's `DDPMScheduler`, the paper's sampler in its thousand steps.
-
-    With zero terminal SNR it is right at every number of steps at which stock's trailing spacing is: all but 62 of 1
-    to 1000.
-    """
-    known, config = DDPMScheduler().config, schedule.config
-    facts = {name: value for name, value in config.items() if name in known and not name.startswith("_")}
-    spacing = "trailing" if config["rescale_betas_zero_snr"] else "leading"
-    return DDPMScheduler(**{**facts, "timestep_spacing": spacing})
+    """Stock's `DDPMScheduler`, the paper's sampler in its thousand steps; see `stock_scheduler` for fewer."""
+    spacing = "trailing" if schedule.config["rescale_betas_zero_snr"] else "leading"
+    return stock_scheduler(schedule, timestep_spacing=spacing)
 
 
 def save_pipeline_folder(

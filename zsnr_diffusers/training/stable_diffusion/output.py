@@ -6,10 +6,11 @@ from pathlib import Path
 
 import diffusers
 import huggingface_hub
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 
 from ...custom_pipeline import custom_pipeline
 from ...guidance import guidance_record
+from ...stock_scheduler import stock_scheduler
 from ..card import model_card
 from .base import Base, model_index
 from .config import TrainingConfig
@@ -18,19 +19,13 @@ from .config import TrainingConfig
 def shipped_scheduler(base: Base) -> SchedulerMixin:
     """The stock scheduler that the pipeline is saved with.
 
-    For zero terminal SNR it is Euler with trailing spacing, stock's DDIM by another name: it takes each next level
-    from its own timesteps and so is right at every number of steps, which stock's DDIM is not (it steps to
-    t - T // n).
-    Without, it is the base's own scheduler with the new prediction type.
+    For zero terminal SNR it is that of `stock_scheduler`. Without, it is the base's own with the new prediction type.
     """
-    if base.schedule.config["rescale_betas_zero_snr"]:
-        # No Stable Diffusion has an SNR shift, and stock warns of the name.
-        facts = {key: value for key, value in base.schedule.config.items() if key != "snr_shift_scale"}
-        # Euler reads neither; DDIM does when somebody swaps it in, and pipelines warn of an offset other than 1.
-        return EulerDiscreteScheduler.from_config({**facts, "steps_offset": 1, "set_alpha_to_one": True})
-    own = type(base.pipeline.scheduler)
-    stock = own if own.__module__.startswith("diffusers.") else DDIMScheduler
-    return stock.from_config(base.pipeline.scheduler.config, prediction_type=base.schedule.config["prediction_type"])
+    schedule, own = base.schedule.config, base.pipeline.scheduler
+    if schedule["rescale_betas_zero_snr"]:
+        return stock_scheduler(base.schedule)
+    facts = {key: schedule[key] for key in ("prediction_type", "rescale_betas_zero_snr") if key in own.config}
+    return stock_scheduler(own, **facts)
 
 
 def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: TrainingConfig) -> None:

@@ -1,0 +1,109 @@
+"""`zsnr convert`: pipelines between folders, the Hub and single files, with what their schedule and guidance are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+Saves a pipeline in another form. A target that ends in .safetensors becomes a single file in the original layout of
+Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply, as ComfyUI, Forge and others read
+them; any other target becomes a folder of diffusers with stock classes. What the model predicts and whether it ends
+in pure noise is found in the source, or told here."""
+
+EXAMPLES = """\
+examples:
+  a trained folder for other programs, in half precision:
+    zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16
+
+  a v-prediction checkpoint, whose keys say so, for diffusers:
+    zsnr convert model.safetensors model-folder
+
+  the same from a file that does not say so, where the Hub cannot be reached:
+    zsnr convert old.safetensors folder --prediction_type v_prediction --zero_snr --config sdxl-folder
+
+exit status: 0 done, 2 wrong arguments or data
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add `convert` to the subparsers of `zsnr`."""
+    parser = commands.add_parser(
+        "convert",
+        help="save a pipeline as a single file, or a single file as a folder",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file")
+    parser.add_argument("target", metavar="TARGET", help="folder, or a name that ends in .safetensors")
+    parser.add_argument(
+        "--prediction_type",
+        choices=("epsilon", "v_prediction", "sample"),
+        help="what the network predicts (default: what is found)",
+    )
+    schedule = parser.add_mutually_exclusive_group()
+    schedule.add_argument(
+        "--zero_snr", action="store_true", default=None, help="it was trained to zero terminal SNR (default: found)"
+    )
+    schedule.add_argument("--no_zero_snr", dest="zero_snr", action="store_false", help="it was not")
+    parser.add_argument("--guidance_rescale", type=float, help="phi to record (default: what is recorded)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the weights (default: the source's if it is here and has one for all, else float32)",
+    )
+    parser.add_argument(
+        "--config", metavar="PATH_OR_ID", help="for a single file: a pipeline of its architecture (default: the Hub's)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Convert, and say what was found."""
+    import torch
+
+    from ..hub import check_target, load_pipeline, save_pipeline
+    from ..model_facts import is_single_file, scheduler_claim
+
+    target = Path(arguments.target)
+    check_target(target, arguments.overwrite)
+    if arguments.config is not None and not is_single_file(arguments.source):
+        raise ValueError("--config goes with a single file; a folder has its own.")
+    options = {} if arguments.config is None else {"config": arguments.config}
+    try:
+        pipe = load_pipeline(
+            arguments.source,
+            guidance_rescale=arguments.guidance_rescale,
+            prediction_type=arguments.prediction_type,
+            rescale_betas_zero_snr=arguments.zero_snr,
+            **options,
+        )
+        pipe.to(getattr(torch, arguments.dtype or _dtype(arguments.source)))
+        save_pipeline(pipe, target, overwrite=arguments.overwrite)
+    except TypeError as error:
+        if arguments.guidance_rescale is None:
+            raise
+        raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
+    claim = scheduler_claim(pipe.scheduler.config)
+    print(
+        f"{target}: {type(pipe).__name__}, prediction_type={claim.prediction_type}, "
+        f"rescale_betas_zero_snr={claim.rescale_betas_zero_snr}, "
+        f"guidance_rescale={getattr(pipe, 'default_guidance_rescale', 0.0)}"
+    )
+
+
+def _dtype(source: str) -> str:
+    """That of the source's weights, which diffusers does not keep; float32 where they differ or are elsewhere."""
+    from ..model_facts import is_single_file
+    from ..single_file import read_header
+
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    files = [Path(source)] if is_single_file(source) else sorted(Path(source).glob("*/*.safetensors"))
+    headers = [read_header(file) for file in files]
+    found = {dtype for header in headers for key, dtype in header.dtypes.items() if 0 not in header.shapes[key]}
+    floats = found & set(names)
+    return names[floats.pop()] if len(floats) == 1 else "float32"

@@ -1,0 +1,203 @@
+"""What a saved pipeline says of its model: what the network predicts, and whether the schedule ends in pure noise.
+
+Several places may say it, and they may disagree. All are asked, in order; the first that says something counts.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DDIMScheduler
+
+from . import schedulers
+from .core.predictions import check_prediction_type
+from .guidance import recorded_guidance, saved_config, saved_places
+from .scheduler_config import MODEL_FACTS, with_defaults
+from .single_file import RECORD, Header, read_header
+
+FACTS = ("prediction_type", "rescale_betas_zero_snr")
+
+ARGUMENTS = "the arguments"
+
+_MODELSPEC_TYPES = {
+    **{"epsilon": "epsilon", "eps": "epsilon"},
+    **{"v": "v_prediction", "v_prediction": "v_prediction", "v-prediction": "v_prediction"},
+}
+_MODELSPEC_ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one place says of a model; None where it says nothing."""
+
+    source: str
+    prediction_type: str | None = None
+    rescale_betas_zero_snr: bool | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a saved model, and who says it.
+
+    Attributes:
+        claims: of each place that was asked, in order of precedence.
+        schedule: what is recorded of the noise schedule beside the weights of a single file, as in a scheduler's
+            config.
+        guidance: the guidance that is recorded, as arguments of `enable_guidance_rescale`.
+    """
+
+    claims: tuple[Claim, ...]
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    guidance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prediction_type(self) -> str | None:
+        """`epsilon`, `v_prediction` or `sample`, None where no place says it; other models have others."""
+        return next((claim.prediction_type for claim in self._said_by("prediction_type")), None)
+
+    @property
+    def rescale_betas_zero_snr(self) -> bool | None:
+        """Whether the model was trained to zero terminal SNR, None where no place says it."""
+        return next((claim.rescale_betas_zero_snr for claim in self._said_by("rescale_betas_zero_snr")), None)
+
+    def authority(self, fact: str) -> Claim | None:
+        """The claim that counts for one of `FACTS`, None where no place says it."""
+        return next(self._said_by(fact), None)
+
+    def _said_by(self, fact: str) -> Iterator[Claim]:
+        return (claim for claim in self.claims if getattr(claim, fact) is not None)
+
+    @property
+    def conflicts(self) -> list[str]:
+        """Disagreements, a sentence each. There is none over what the caller has decided."""
+        return [
+            f"{fact} is {getattr(first, fact)!r} by {first.source}, which counts, and {getattr(other, fact)!r} by "
+            f"{other.source}. Pass {fact}= to decide."
+            for fact in FACTS
+            if (first := self.authority(fact)) and first.source != ARGUMENTS
+            for other in self._said_by(fact)
+            if getattr(other, fact) != getattr(first, fact)
+        ]
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{fact}={getattr(claim, fact)!r} by {claim.source}" if claim else f"{fact} is not said"
+            for fact, claim in ((fact, self.authority(fact)) for fact in FACTS)
+        )
+
+
+def find_model_facts(
+    source: Any,
+    *,
+    prediction_type: str | None = None,
+    rescale_betas_zero_snr: bool | None = None,
+    config: Any = None,
+    **kwargs: Any,
+) -> ModelFacts:
+    """What is said of a saved model, without loading its weights.
+
+    Asked in this order: the arguments; what `save_pipeline` recorded; the keys `v_pred` and `ztsnr` among the weights
+    of a single file, by which ComfyUI, Forge and others know such models; its modelspec metadata; the scheduler's
+    config. Those tools take a model with `v_pred` alone for one without zero terminal SNR, and so does this.
+
+    Args:
+        source: Hub id, folder, or the path of a single `.safetensors` file.
+        prediction_type: what the caller knows better.
+        rescale_betas_zero_snr: likewise.
+        config: folder or Hub id of the pipeline whose config goes with a single file.
+        kwargs: of `from_pretrained`; those that say where to look are used, and a `scheduler` that is given.
+
+    Raises:
+        OSError: there is no such file or pipeline.
+        ValueError: the file is damaged, what is recorded cannot be applied, or the model is of no
+            variance-preserving schedule though its keys say that it predicts v.
+    """
+    if prediction_type is not None:
+        check_prediction_type(prediction_type, zero_terminal_snr=False)
+    claims, schedule = [Claim(ARGUMENTS, prediction_type, rescale_betas_zero_snr)], {}
+    if "scheduler" in kwargs:
+        claims.append(scheduler_claim(kwargs["scheduler"].config, ARGUMENTS))
+    if is_single_file(source):
+        header, with_scheduler = read_header(source), config
+        record = _record(source, header)
+        schedule = {key: record[key] for key in MODEL_FACTS if key in record and key not in FACTS}
+        claims += [_claim(f"metadata {RECORD}", record), _key_claim(source, header), _modelspec_claim(header)]
+    else:
+        record = saved_config(source, **kwargs)
+        with_scheduler = source if (record.get("scheduler") or [None])[0] else None
+    if with_scheduler is not None and "scheduler" not in kwargs:
+        # Which class reads it does not matter: the file has one name for all.
+        saved = DDIMScheduler.load_config(with_scheduler, subfolder="scheduler", **saved_places(kwargs))
+        claims.append(scheduler_claim(saved))
+    return ModelFacts(tuple(claims), schedule, recorded_guidance(record))
+
+
+def is_single_file(source: Any) -> bool:
+    """Whether a source of `load_pipeline` is meant as a file: there is one, or its name ends like one.
+
+    Raises:
+        ValueError: it is a file of another kind.
+    """
+    path = Path(os.fspath(source))
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return True
+    if path.is_file():
+        raise ValueError(
+            f"{path} is no .safetensors file. A pickled checkpoint (.ckpt, .pt) runs what code it holds when it is "
+            "read; get or make a .safetensors of it."
+        )
+    return False
+
+
+def scheduler_claim(config: Mapping[str, Any], source: str = "the scheduler's config") -> Claim:
+    """What a scheduler's config says, in memory or read from its file; a flow-matching or EDM one says nothing."""
+    name = str(config.get("_class_name"))
+    cls = getattr(schedulers, name, None) or getattr(diffusers, name, None)
+    filled = with_defaults(config, cls) if cls else dict(config)
+    return _claim(source, {"rescale_betas_zero_snr": False, **filled}) if "beta_schedule" in filled else Claim(source)
+
+
+def _claim(source: str, facts: Mapping[str, Any]) -> Claim:
+    zero_snr = facts.get("rescale_betas_zero_snr")
+    return Claim(source, facts.get("prediction_type"), None if zero_snr is None else bool(zero_snr))
+
+
+# -- single files
+
+
+def _record(path: Any, header: Header) -> dict[str, Any]:
+    """What `save_pipeline` wrote."""
+    text = header.metadata.get(RECORD, "{}")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its metadata {RECORD!r} is no JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: its metadata {RECORD!r} is no object: {text[:80]}")
+    if record.get("prediction_type") is not None:
+        check_prediction_type(record["prediction_type"], zero_terminal_snr=False)
+    return record
+
+
+def _key_claim(path: Any, header: Header) -> Claim:
+    if "edm_vpred.sigma_max" in header.shapes:
+        raise ValueError(
+            f"{path} has the key 'edm_vpred.sigma_max': it predicts v on an EDM schedule, which is not "
+            "variance-preserving and is sampled neither here nor by diffusers' from_single_file."
+        )
+    v_prediction, zero_snr = "v_pred" in header.shapes, "ztsnr" in header.shapes
+    return Claim(
+        " and ".join(f"key {key}" for key in ("v_pred", "ztsnr") if key in header.shapes),
+        "v_prediction" if v_prediction else None,
+        zero_snr if v_prediction or zero_snr else None,
+    )
+
+
+def _modelspec_claim(header: Header) -> Claim:
+    spec = {key: header.metadata.get(f"modelspec.{key}", "") for key in ("prediction_type", "architecture")}
+    said = _MODELSPEC_TYPES.get(spec["prediction_type"].lower())
+    return Claim("modelspec metadata", said or _MODELSPEC_ARCHITECTURES.get(spec["architecture"]))

@@ -1,0 +1,107 @@
+"""Single-file checkpoints: the header of one that is there, and writing one that others understand."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.utils import logging
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .checkpoint_layout import layout_of_pipeline, original_checkpoint
+from .core.predictions import check_prediction_type
+from .guidance import guidance_record
+from .scheduler_config import model_facts
+
+logger = logging.get_logger(__name__)
+
+RECORD = "zsnr_diffusers"
+"""The entry of the metadata with what these layouts have no place for: schedule and guidance rescale, as JSON."""
+
+_SD_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+}
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of itself."""
+
+    metadata: dict[str, str]
+    shapes: dict[str, list[int]]
+    """Of each tensor, by its key."""
+    dtypes: dict[str, str]
+    """Likewise, by the names of the format: F32, F16, BF16."""
+
+
+def read_header(path: Any) -> Header:
+    """Read the header of a safetensors file, not the weights.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or no safetensors file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no file {os.fspath(path)}. Of the Hub, pass huggingface_hub.hf_hub_download(repo, name)."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no dictionary
+            return Header(
+                file.metadata() or {},
+                {key: tensor.get_shape() for key, tensor in tensors.items()},
+                {key: tensor.get_dtype() for key, tensor in tensors.items()},
+            )
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)} is damaged or no safetensors file: {error}.") from error
+
+
+def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_snr: bool) -> None:
+    """Write a Stable Diffusion pipeline as one file in the original layout; see `save_pipeline`.
+
+    Args:
+        pipe: the pipeline.
+        path: where to; the name without its ending becomes the title.
+        prediction_type: what the network predicts.
+        zero_snr: whether the model was trained to zero terminal SNR.
+
+    Raises:
+        ValueError: the network predicts what readers of such files do not know, or its parts do not fit into one.
+    """
+    layout = layout_of_pipeline(pipe)
+    if prediction_type is None or prediction_type not in layout.architectures:
+        raise ValueError(
+            f"Readers of single files know models that predict {' or '.join(layout.architectures)}, not "
+            f"prediction_type={prediction_type!r}; save a folder instead."
+        )
+    check_prediction_type(prediction_type, zero_snr)
+    record = {**model_facts(pipe.scheduler.config), "rescale_betas_zero_snr": zero_snr}
+    foreign = [f"{key}={record[key]!r}" for key, value in _SD_BETAS.items() if record.get(key, value) != value]
+    if foreign:
+        logger.warning(
+            f"{', '.join(foreign)}: load_pipeline finds this in the file, other programs take every such file to have "
+            "Stable Diffusion's betas."
+        )
+    if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
+        record |= guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
+    size = pipe.unet.config["sample_size"] * pipe.vae_scale_factor
+    modelspec = {
+        "sai_model_spec": "1.0.0",
+        "architecture": layout.architectures[prediction_type],
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "title": path.stem,
+        "resolution": f"{size}x{size}",
+        "prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
+    }
+    keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
+    save_file(
+        original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked},
+        path,
+        {"format": "pt", RECORD: json.dumps(record)} | {f"modelspec.{key}": value for key, value in modelspec.items()},
+    )
