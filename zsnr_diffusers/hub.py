@@ -212,10 +212,10 @@ def _replaced(path: Path) -> Iterator[Path]:
 
 
 def _write_folder(pipe: Any, folder: Path) -> None:
-    pipe.save_pretrained(folder)
     scheduler = getattr(pipe, "scheduler", None)
-    if isinstance(scheduler, ZeroSNRScheduler):
-        stock = stock_scheduler(scheduler)
+    stock = stock_scheduler(scheduler) if isinstance(scheduler, ZeroSNRScheduler) else None
+    pipe.save_pretrained(folder)
+    if stock is not None:
         stock.save_pretrained(folder / "scheduler")
         file = folder / "model_index.json"
         index = json.loads(file.read_text(encoding="utf-8")) | {"scheduler": ["diffusers", type(stock).__name__]}

@@ -26,6 +26,7 @@ _SD_BETAS = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "trained_betas": None,
+    "snr_shift_scale": 1.0,
 }
 
 

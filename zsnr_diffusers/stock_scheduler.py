@@ -1,5 +1,6 @@
 """The stock scheduler that a pipeline is shipped with, so that it samples rightly where this package is not."""
 
+import inspect
 from typing import Any
 
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
@@ -23,16 +24,18 @@ def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
     if type(scheduler).__module__.startswith("diffusers."):
         return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
     config = {**scheduler.config, **changes}
-    shift = config.pop("snr_shift_scale")  # stock warns of the name
-    if shift != 1:
+    if (shift := config.get("snr_shift_scale", 1)) != 1:
         raise ValueError(
             f"snr_shift_scale={shift} of {type(scheduler).__name__} has no stock scheduler to stand in for it here; "
             "set the pipeline's scheduler to one of stock first."
         )
-    if config["timestep_spacing"] == "kappa":  # of ours alone
+    if config.get("timestep_spacing") == "kappa":  # of ours alone
         config["timestep_spacing"] = "trailing"
-    if config["clip_sample"] or config["thresholding"]:
-        return DDPMScheduler.from_config(config)
-    # Euler reads neither; DDIM does when somebody swaps it in, and pipelines warn of an offset other than 1.
-    config |= {"steps_offset": 1, "set_alpha_to_one": True}
-    return (EulerDiscreteScheduler if config["rescale_betas_zero_snr"] else DDIMScheduler).from_config(config)
+    if config.get("clip_sample") or config.get("thresholding"):
+        cls: Any = DDPMScheduler
+    else:
+        cls = EulerDiscreteScheduler if config.get("rescale_betas_zero_snr") else DDIMScheduler
+        # Euler reads neither; DDIM does when somebody swaps it in, and pipelines warn of an offset other than 1.
+        config |= {"steps_offset": 1, "set_alpha_to_one": True}
+    known = {name for each in (cls, DDIMScheduler) for name in inspect.signature(each).parameters}
+    return cls.from_config({name: value for name, value in config.items() if name in known})

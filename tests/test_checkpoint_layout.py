@@ -1,0 +1,137 @@
+"""Names and shapes of original checkpoints; the way back is diffusers' own."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionControlNetPipeline
+from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES, infer_diffusers_model_type
+from peft import LoraConfig
+from safetensors.torch import save_file
+from small_pipelines.controlnet import controlnet
+from small_pipelines.parts import projecting_text_encoder, text_encoder, unet
+from tiny_checkpoints import KINDS, assert_same_weights, checkpoint, networks, tiny_pipeline
+
+from zsnr_diffusers.checkpoint_layout import SD_1, SD_2, SDXL, layout_of_keys, layout_of_pipeline, original_checkpoint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_diffusers_reads_every_weight_back(kind, tmp_path):
+    pipe = tiny_pipeline(kind)
+    pipe.save_pretrained(tmp_path / "config")
+    save_file(original_checkpoint(pipe), tmp_path / "model.safetensors")
+    back = type(pipe).from_single_file(tmp_path / "model.safetensors", config=str(tmp_path / "config"))
+    assert_same_weights(pipe, back)
+
+
+# By hand, from the files that Stability AI and CompVis published.
+KNOWN = {
+    "1": {
+        "model.diffusion_model.time_embed.0.weight": [32, 8],
+        "model.diffusion_model.input_blocks.3.0.op.weight": [8, 8, 3, 3],
+        "model.diffusion_model.input_blocks.2.1.proj_in.weight": [8, 8, 1, 1],
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.ff.net.0.proj.weight": [128, 16],
+        "model.diffusion_model.middle_block.2.out_layers.3.bias": [16],
+        "model.diffusion_model.output_blocks.2.1.conv.weight": [16, 16, 3, 3],
+        "model.diffusion_model.output_blocks.5.2.conv.weight": [8, 8, 3, 3],
+        "model.diffusion_model.output_blocks.8.0.skip_connection.weight": [8, 16, 1, 1],
+        "first_stage_model.encoder.mid.attn_1.q.weight": [8, 8, 1, 1],
+        "first_stage_model.decoder.up.2.upsample.conv.weight": [8, 8, 3, 3],
+        "first_stage_model.decoder.mid.block_2.norm1.weight": [8],
+        "first_stage_model.quant_conv.weight": [8, 8, 1, 1],
+        "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.q_proj.weight": [8, 8],
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": [16, 8],
+    },
+    "2": {
+        "model.diffusion_model.input_blocks.2.1.proj_in.weight": [8, 8],
+        "cond_stage_model.model.positional_embedding": [16, 8],
+        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight": [24, 8],
+        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias": [24],
+        "cond_stage_model.model.transformer.resblocks.1.mlp.c_fc.weight": [16, 8],
+        "cond_stage_model.model.ln_final.weight": [8],
+    },
+    "xl": {
+        "model.diffusion_model.label_emb.0.0.weight": [32, 60],
+        "model.diffusion_model.middle_block.1.transformer_blocks.1.attn2.to_k.weight": [16, 24],
+        "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": [8],
+        "conditioner.embedders.1.model.text_projection": [16, 12],
+        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": [16],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_shapes_are_those_of_published_files(kind):
+    weights = checkpoint(kind)
+    assert {key: [*weights[key].shape] for key in KNOWN[kind]} == KNOWN[kind]
+
+
+def test_the_projection_is_transposed_and_the_matrices_are_stacked_in_order():
+    encoder, weights = tiny_pipeline("xl").text_encoder_2, checkpoint("xl")
+    prefix = "conditioner.embedders.1.model."
+    assert torch.equal(weights[f"{prefix}text_projection"], encoder.text_projection.weight.T)
+    attention = encoder.text_model.encoder.layers[3].self_attn
+    parts = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+    assert torch.equal(weights[f"{prefix}transformer.resblocks.3.attn.in_proj_weight"], torch.cat(parts))
+
+
+def test_diffusers_recognises_the_model():
+    assert infer_diffusers_model_type(checkpoint("xl")) == "xl_base"
+    assert infer_diffusers_model_type(checkpoint("1")) == "v1"
+    assert CHECKPOINT_KEY_NAMES["v2"] in checkpoint("2")  # and 1024 wide, which this one is not
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("1", SD_1), ("2", SD_2), ("xl", SDXL)])
+def test_layouts_are_told_apart(kind, layout):
+    assert layout_of_keys(checkpoint(kind)) is layout
+    assert layout_of_pipeline(tiny_pipeline(kind)) is layout
+    assert layout_of_keys([key for key in checkpoint(kind) if not key.startswith("model.")]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dtype_is_kept(dtype):
+    pipe = tiny_pipeline("2").to(dtype)
+    assert {tensor.dtype for tensor in original_checkpoint(pipe).values()} == {dtype}
+
+
+# What is refused
+
+
+def test_weights_that_the_layout_has_no_place_for():
+    pipe = tiny_pipeline("1")
+    pipe.unet = unet(class_embed_type="timestep")
+    with pytest.raises(ValueError, match=r"'class_embedding.linear_1.weight' has no name"):
+        original_checkpoint(pipe)
+    pipe.unet = unet(layers_per_block=[1, 2])
+    with pytest.raises(ValueError, match="has no name in an original checkpoint"):
+        original_checkpoint(pipe)
+
+
+def test_weights_that_diffusers_would_not_read_back():
+    pipe = tiny_pipeline("2")  # its loader drops the last layer of the published encoder, the 24th
+    pipe.text_encoder = text_encoder(hidden_act="gelu", num_hidden_layers=24)
+    with pytest.raises(ValueError, match=r"would not read .*layers\.23.* of CLIPTextModel back"):
+        original_checkpoint(pipe)
+    pipe = tiny_pipeline("xl")
+    pipe.text_encoder_2 = projecting_text_encoder(hidden_act="gelu")
+    with pytest.raises(ValueError, match="by their width"):
+        original_checkpoint(pipe)
+
+
+def test_other_parts():
+    pipe = tiny_pipeline("1")
+    guided = StableDiffusionControlNetPipeline(
+        **pipe.components, controlnet=controlnet(unet), requires_safety_checker=False
+    )
+    with pytest.raises(ValueError, match=r"controlnet: ControlNetModel\) does not fit into a single file"):
+        original_checkpoint(guided)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_adapters_and_offloaded_weights(part):
+    pipe = tiny_pipeline("1")
+    networks(pipe)[part].add_adapter(LoraConfig(target_modules=["to_q", "q_proj"]))
+    with pytest.raises(ValueError, match=r"is of an adapter: call pipe\.fuse_lora"):
+        original_checkpoint(pipe)
+    pipe = tiny_pipeline("1")
+    networks(pipe)[part].to("meta")
+    with pytest.raises(ValueError, match="is offloaded"):
+        original_checkpoint(pipe)
