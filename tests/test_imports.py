@@ -26,6 +26,7 @@ ALLOWED = {
     "hub": {"core", "guidance", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
     | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts"},
     "evaluation": {"core", "images"},
+    "auditing": {"core", "schedulers", "scheduler_config", "guidance", "hub", "evaluation"},
     "training": {
         "core",
         "images",
@@ -37,10 +38,10 @@ ALLOWED = {
         "unet",
     }
     | {"custom_pipeline", "stock_scheduler", "hub", "evaluation"},
-    "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation"},
+    "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing"},
     "cli": {"commands", "evaluation"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
-    | {"custom_pipeline", "unet", "hub"},
+    | {"custom_pipeline", "unet", "hub", "auditing"},
 }
 """Parts of the package that each part may import."""
 

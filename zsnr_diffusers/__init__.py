@@ -21,6 +21,7 @@ from .schedulers import (
 )
 
 if TYPE_CHECKING:
+    from .auditing import audit
     from .class_conditional import ClassConditionalPipeline
     from .custom_pipeline import write_custom_pipeline
     from .hub import load_pipeline, save_pipeline
@@ -54,6 +55,7 @@ _LAZY = {
     "ZeroSNRStableDiffusionXLInpaintPipeline": "pipelines",
     "ZeroSNRStableDiffusionXLInstructPix2PixPipeline": "pipelines",
     "ZeroSNRStableDiffusionXLPipeline": "pipelines",
+    "audit": "auditing",
     "build_unet": "unet",
     "load_pipeline": "hub",
     "save_pipeline": "hub",
@@ -80,6 +82,7 @@ __all__ = [
     "ZeroSNRStableDiffusionXLInpaintPipeline",
     "ZeroSNRStableDiffusionXLInstructPix2PixPipeline",
     "ZeroSNRStableDiffusionXLPipeline",
+    "audit",
     "build_unet",
     "disable_guidance_rescale",
     "enable_guidance_rescale",

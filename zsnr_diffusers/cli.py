@@ -6,26 +6,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import convert, evaluate
+from .commands import audit, convert, evaluate
 from .evaluation.processes import ProcessError, is_main_process
 
 DESCRIPTION = "Zero-terminal-SNR diffusion (Lin et al. 2023, arXiv:2305.08891) for diffusers."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (by default that of the process) and return its exit status, 0 or 2.
+    """Run the command line `argv` (by default that of the process); its exit status is the command's, or 2.
 
     Raises:
         SystemExit: from argparse, with status 2 for arguments that it cannot parse and 0 after `--help`.
     """
     arguments = build_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        status: int | None = arguments.run(arguments)
     except (OSError, ValueError, ImportError, ProcessError) as error:  # what the user can mend; all else is a bug
         if is_main_process():
             print(f"zsnr {arguments.command}: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    evaluate.add_parser(commands)
-    convert.add_parser(commands)
+    for command in (evaluate, audit, convert):
+        command.add_parser(commands)
     return parser
 
 

@@ -63,11 +63,42 @@ def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
 
 
+def _name(config: Mapping[str, Any]) -> str:
+    return str(config.get("_class_name", "This config"))
+
+
+def filled_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its gaps filled.
+
+    A file may omit what its class has a default for, and stock's classes differ in theirs (LCM's betas are not
+    DDIM's).
+    """
+    stock = getattr(diffusers, _name(config), None)
+    return dict(config) if stock is None else with_defaults(config, stock)
+
+
+def check_variance_preserving(config: Mapping[str, Any]) -> None:
+    """Refuse the config of a model that has no schedule which could end at zero SNR.
+
+    Raises:
+        ValueError: a config of a flow-matching or EDM scheduler, of continuous timesteps, or of a model that predicts
+            its variance.
+    """
+    foreign = {key for key in config if not key.startswith("_")} - {*MODEL_FACTS, *_OUR_CHOICES}
+    if foreign and "beta_schedule" not in config:
+        raise ValueError(
+            f"{_name(config)} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
+        )
+    for key, (values, reason) in _OTHER_MODELS.items():
+        if config.get(key) in values:
+            raise ValueError(f"{_name(config)} has {key}={config[key]!r}: {reason}.")
+
+
 def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FACTS) -> dict[str, Any]:
     """The model's facts in the config of any stock scheduler.
 
-    A config in memory marks the values that stock left at its own defaults, and a file may omit them. Both mean
-    stock's default, and its classes differ in theirs (LCM's betas are not DDIM's): so marks are ignored, gaps filled.
+    A config in memory marks the values that stock left at its own defaults; they mean what they say, and the marks are
+    ignored.
 
     Args:
         config: a scheduler's config, in memory or read from its file.
@@ -77,22 +108,12 @@ def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FAC
         Those of the facts that it states, and that are accepted.
 
     Raises:
-        ValueError: a config of a flow-matching or EDM scheduler, of continuous timesteps, or of a model that predicts
-            its variance.
+        ValueError: as `check_variance_preserving`.
     """
-    name = config.get("_class_name", "This config")
-    if hasattr(diffusers, str(name)):
-        config = with_defaults(config, getattr(diffusers, name))
-    foreign = {key for key in config if not key.startswith("_")} - {*MODEL_FACTS, *_OUR_CHOICES}
-    if foreign and "beta_schedule" not in config:
-        raise ValueError(
-            f"{name} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
-        )
-    for key, (values, reason) in _OTHER_MODELS.items():
-        if config.get(key) in values:
-            raise ValueError(f"{name} has {key}={config[key]!r}: {reason}.")
+    config = filled_config(config)
+    check_variance_preserving(config)
     kept = [key for key, values in _FACTS_OF_SOME.items() if key in accepted and config.get(key) in values]
     for key, (values, reason) in _OTHER_SAMPLERS.items():
         if config.get(key) in values and key not in kept:
-            logger.warning(f"{name}: {key}={config[key]!r} is not carried over: {reason}.")
+            logger.warning(f"{_name(config)}: {key}={config[key]!r} is not carried over: {reason}.")
     return {key: config[key] for key in (*MODEL_FACTS, *kept) if key in config and key in accepted}

@@ -27,7 +27,7 @@ from .noise import (
     snr,
     transition,
 )
-from .predictions import PREDICTION_TYPES, dynamic_threshold, training_target, x_0_factors
+from .predictions import PREDICTION_TYPES, dynamic_threshold, ideal_output, training_target, x_0_factors
 from .solvers import (
     CLEAN,
     Update,
@@ -63,6 +63,7 @@ __all__ = [
     "discretized_log_likelihood",
     "dynamic_threshold",
     "enforce_zero_terminal_snr",
+    "ideal_output",
     "inversion_updates",
     "kappa",
     "level_features",

@@ -97,3 +97,26 @@ def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: Noi
     if prediction_type == "epsilon":
         return noise
     raise _unknown(prediction_type)
+
+
+def ideal_output(
+    prediction_type: str, x_t: Tensor, level: NoiseLevel, mean: Tensor | float, spread: Tensor | float
+) -> Tensor:
+    """What the best network returns for data N(mean, spread^2): its prediction is exactly E[x_0 | x_t].
+
+    E[x_0 | x_t] = mean + alpha spread^2 / (alpha^2 spread^2 + sigma^2) (x_t - alpha mean). A spread of 0 is data that
+    is one point, which every right sampler reaches in any number of steps.
+
+    Args:
+        prediction_type: as in `training_target`.
+        x_t: samples of any shape.
+        level: their noise level, with sigma > 0; alpha may be 0.
+        mean: of the data, broadcasts to `x_t`.
+        spread: standard deviation of the data, likewise.
+
+    Raises:
+        ValueError: unknown prediction type.
+    """
+    alpha, sigma = level
+    x_0 = mean + alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * (x_t - alpha * mean)
+    return training_target(prediction_type, x_0, (x_t - alpha * x_0) / sigma, level)

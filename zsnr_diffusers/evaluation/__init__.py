@@ -37,7 +37,7 @@ from .luminance import (
     prompt_share,
 )
 from .measurement import Measurements, measure_folder, measure_images, measure_pipeline
-from .plots import plot_bits_per_dim, plot_luminance, sample_grid
+from .plots import plot_bits_per_dim, plot_luminance, plot_schedule, sample_grid
 from .processes import Processes, launched_processes
 from .reference import Reference, check_reference, load_reference
 from .resize import quantize, resize_like_tensorflow1
@@ -88,6 +88,7 @@ __all__ = [
     "noising_chain",
     "plot_bits_per_dim",
     "plot_luminance",
+    "plot_schedule",
     "prompt_share",
     "quantize",
     "resize_like_tensorflow1",

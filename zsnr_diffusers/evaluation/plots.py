@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: histograms of luminance, terms of bits/dim, and a grid of samples."""
+"""Pictures of an evaluation: histograms of luminance, terms of bits/dim, a schedule, and a grid of samples."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from ._extras import import_extra
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .likelihood import BitsPerDim
 
 BINS = np.linspace(-1, 1, 51)
@@ -103,6 +105,48 @@ def plot_bits_per_dim(
         (drawn,) = np.nonzero(result.terms > 0)
         axes.loglog(drawn + 1, result.terms[drawn], linewidth=1, label=f"{name} ({result.total:.3f} bits/dim)")
     axes.set(title=title, xlabel="timestep (1: the decoder)", ylabel="bits/dim")
+    axes.legend(fontsize="small", frameon=False)
+    return _save(figure, path)
+
+
+def plot_schedule(
+    path: str | PathLike[str],
+    alphas_cumprod: Tensor,
+    visited: Mapping[int, Sequence[float]],
+    title: str = "Signal-to-noise ratio",
+) -> Path:
+    """Draw the signal-to-noise ratio over timesteps on a logarithmic axis, and the timesteps that sampling visits.
+
+    A ratio of zero has no place on such an axis: it is drawn on a line below all others, which says so.
+
+    Args:
+        path: of the picture, as in `plot_luminance`.
+        alphas_cumprod: alpha_bar, shape [T], below 1.
+        visited: timesteps in [0, T-1] for each number of steps; the nearest ones are marked.
+        title: above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from ..core import noise_level, snr
+
+    timesteps = np.arange(len(alphas_cumprod))
+    ratios = np.array([float(snr(noise_level(alphas_cumprod, int(t)))) for t in timesteps])
+    floor = ratios[ratios > 0].min() / 100
+    drawn = np.where(ratios > 0, ratios, floor)
+    figure = import_extra("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogy(timesteps, drawn, color="black", linewidth=1)
+    if (ratios == 0).any():
+        axes.axhline(floor, color="tab:red", linewidth=1, linestyle="--", label="zero")
+    for row, (n, steps) in enumerate(visited.items(), start=1):
+        nearest = np.clip(np.rint(steps), 0, len(timesteps) - 1).astype(int)
+        # Each number of steps a little higher than the last: on the curve itself they would hide one another.
+        axes.plot(nearest, drawn[nearest] * 1.8**row, linestyle="", marker=7, markersize=5, label=f"{n} steps")
+    axes.set(title=title, xlabel="timestep", ylabel="signal-to-noise ratio")
     axes.legend(fontsize="small", frameon=False)
     return _save(figure, path)
 

@@ -1,0 +1,11 @@
+"""Is a model set up right for zero terminal SNR, and if not, what makes it right?
+
+`audit` looks at a scheduler's config and, where that is the honest way, runs the scheduler that it describes on data
+whose right result is known. No weights are loaded unless asked for.
+"""
+
+from .finding import Finding
+from .mending import audit, fix
+from .report import Audit
+
+__all__ = ["Audit", "Finding", "audit", "fix"]

@@ -1,0 +1,106 @@
+"""A fault, and what mends it: lines of code, commands, changes to a config."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .setup import Setup
+
+Severity = Literal["error", "not zero-SNR", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault, or something to know.
+
+    Attributes:
+        name: of the kind of fault.
+        severity: `error`, the pictures are wrong; `not zero-SNR`, set up as it was trained, but one of the paper's
+            mends is missing; `note`, right at the numbers of steps that the report shows.
+        what: what is wrong, with values.
+        remedy: what to do, where possible a line of code or a command.
+        fix: changes to the scheduler's config that mend it, `_class_name` among them where another class is needed;
+            None where changing the config does not.
+    """
+
+    name: str
+    severity: Severity
+    what: str
+    remedy: str
+    fix: Mapping[str, Any] | None = None
+
+
+_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+LOG_SIGMA = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_OF_EULER = ("linear", "scaled_linear", "squaredcos_cap_v2")
+_CLIPS = ("clip_sample", "thresholding")
+
+
+def code(setup: Setup, changes: Mapping[str, Any]) -> str:
+    """The line that makes the scheduler of a pipeline in memory anew."""
+    name = changes.get("_class_name", setup.scheduler_class.__name__)
+    values = [f"{key}={value!r}" for key, value in changes.items() if key != "_class_name"]
+    return f"pipe.scheduler = {name}.from_config({', '.join(['pipe.scheduler.config', *values])})"
+
+
+def ours(setup: Setup, name: str = "ZeroSNRMultistepScheduler") -> str:
+    """The line that puts a scheduler of this package in its place."""
+    kept = "" if setup.zero_snr else ", rescale_betas_zero_snr=False"
+    name = "ZeroSNRLCMScheduler" if _distilled(setup) else name
+    return f"pipe.scheduler = zsnr_diffusers.{name}.from_config(pipe.scheduler.config{kept})"
+
+
+def _distilled(setup: Setup) -> bool:
+    return setup.config.get("original_inference_steps") is not None
+
+
+def retrain(setup: Setup) -> str:
+    """The command that trains the model on, to v-prediction at zero terminal SNR."""
+    module = "zsnr_diffusers.training.pixels" if setup.source.latent is False else "zsnr_diffusers.training"
+    name = setup.source.name if setup.source.index and setup.source.live is None else "PIPELINE"
+    return (
+        f"accelerate launch -m {module} --pretrained_model_name_or_path {name} --train_data_dir PICTURES "
+        "--output_dir RETRAINED"
+    )
+
+
+def clips(setup: Setup) -> list[str]:
+    """What is switched on of the scheduler's ways to bound x_0."""
+    accepted = [name for name in _CLIPS if name in setup.config and takes(setup, name)]
+    return [name for name in accepted if setup.config[name]]
+
+
+def takes(setup: Setup, parameter: str) -> bool:
+    """Whether the scheduler's class has such a parameter."""
+    return parameter in inspect.signature(setup.scheduler_class.__init__).parameters
+
+
+def _euler(setup: Setup) -> dict[str, Any] | None:
+    """Changes that make it `EulerDiscreteScheduler`, which takes each next level from its own timesteps.
+
+    None where Euler cannot have the schedule, would not clip what is clipped, or the model is a distilled one.
+    """
+    config = setup.config
+    known = config.get("trained_betas") is not None or config["beta_schedule"] in _OF_EULER
+    if not known or _distilled(setup) or clips(setup) or config.get("snr_shift_scale", 1) != 1:
+        return None
+    others = dict.fromkeys((key for key in LOG_SIGMA if config.get(key)), False)
+    return {
+        "_class_name": "EulerDiscreteScheduler",
+        **{key: config[key] for key in _SCHEDULE if key in config},
+        "rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr")),
+        "timestep_spacing": "trailing",
+        "steps_offset": 1,  # Euler reads neither of these; DDIM does when somebody swaps it in
+        "set_alpha_to_one": True,
+        **others,
+    }
+
+
+def to_euler(setup: Setup) -> tuple[str, dict[str, Any] | None]:
+    """Remedy and fix of what only another sampler mends."""
+    changes = _euler(setup)
+    if changes is None:
+        return ours(setup), None
+    told = {key: changes[key] for key in ("_class_name", "rescale_betas_zero_snr", "timestep_spacing")}
+    return code(setup, told), changes

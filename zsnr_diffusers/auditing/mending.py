@@ -1,0 +1,167 @@
+"""Audit, and mend what changing a scheduler's config can mend. What is mended is audited again."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .faults import faults
+from .report import Audit, report
+from .setup import LARGEST_T, set_up
+from .sources import INDEX, PLACES, Source, read_source
+
+ALL_STEPS = range(1, LARGEST_T + 1)
+"""Every number of steps; those above T are left out."""
+
+_ROUNDS = 4
+"""A mend may bring to light another fault, such as the steps of DDIM once its spacing is right."""
+
+
+def audit(
+    source: Any,
+    *,
+    deep: bool = False,
+    prompts: Sequence[str] | Sequence[int] | None = None,
+    device: Any = None,
+    prediction_type: str | None = None,
+    zero_snr: bool | None = None,
+    steps: Iterable[int] | None = None,
+    **kwargs: Any,
+) -> Audit:
+    """Look whether a model is set up right, and say what makes it right.
+
+    The scheduler is made as stock makes it and run on numbers whose right result is known, for 1 to 20 steps and some
+    more. Weights are not loaded, and of a Hub repo only its two config files are.
+
+    Args:
+        source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a Hub id, or a `.safetensors`
+            checkpoint of Stable Diffusion.
+        deep: run the scheduler for every number of steps from 1 to T, which takes minutes; and load the weights, if
+            there are any, for `evaluation.terminal_invariance`.
+        prompts: for `deep`: texts, or class labels. Eight pictures of each are made, for their brightness.
+        device: for `deep`: where the networks of a pipeline that is loaded here run.
+        prediction_type: what the network was trained to predict, if the config may be wrong about it.
+        zero_snr: whether it was trained at zero terminal SNR, likewise: no config can tell.
+        steps: numbers of steps to run the scheduler for, in place of those above.
+        kwargs: for a Hub id: revision, token, cache_dir, local_files_only, force_download.
+
+    Returns:
+        The audit; `print` it.
+
+    Raises:
+        OSError: there is nothing, or no scheduler in it.
+        TypeError: a source of another kind, or an unknown argument.
+        ValueError: no scheduler of a variance-preserving model, or one that cannot be made.
+    """
+    unknown = sorted(set(kwargs) - set(PLACES))
+    if unknown:
+        raise TypeError(f"audit takes no {', '.join(unknown)}; for a Hub id it takes {', '.join(PLACES)}.")
+    found = _told(read_source(source, **kwargs), prediction_type, zero_snr)
+    numbers = ALL_STEPS if deep and steps is None else steps
+    result = _audited(found, None if numbers is None else tuple(numbers))
+    if not deep:
+        return result
+    from .weights import with_weights
+
+    return with_weights(result, source, prompts, device, **kwargs)
+
+
+def _told(source: Source, prediction_type: str | None, zero_snr: bool | None) -> Source:
+    """What the caller knows goes before what a file says."""
+    return replace(
+        source,
+        prediction_type=source.prediction_type if prediction_type is None else prediction_type,
+        zero_snr=source.zero_snr if zero_snr is None else zero_snr,
+    )
+
+
+def _audited(source: Source, numbers: Sequence[int] | None) -> Audit:
+    setup = set_up(source, numbers)
+    return report(setup, faults(setup))
+
+
+def mended(result: Audit) -> Audit:
+    """The audit of what the fixes of an audit make, until there is nothing left to fix.
+
+    Returns:
+        An audit whose `config` is the mended one; the given one if there is nothing to fix.
+    """
+    for _ in range(_ROUNDS):
+        # Errors stand first, and win over what a note would change.
+        fixes = [finding.fix or {} for finding in reversed(result.findings)]
+        changes = {key: value for fix_of_one in fixes for key, value in fix_of_one.items()}
+        if not changes:
+            break
+        source = result.setup.source
+        index = dict(source.index)
+        if "scheduler" in index and "_class_name" in changes:
+            index["scheduler"] = ["diffusers", changes["_class_name"]]
+        config = {**source.config, **changes}
+        made = replace(source, config=config, index=index, assigned={}, live=None)
+        result = _audited(made, result.setup.numbers)
+    return result
+
+
+def fixed_scheduler(result: Audit) -> Any:
+    """See `Audit.fixed_scheduler`."""
+    after = mended(result)
+    errors = [finding for finding in after.findings if finding.severity == "error"]
+    if errors:
+        told = " ".join(f"{finding.name}: {finding.what}. {finding.remedy}" for finding in errors)
+        raise ValueError(f"No change of the scheduler mends this. {told}")
+    return after.setup.scheduler_class.from_config(after.config)
+
+
+def fix(
+    folder: str | Path,
+    *,
+    prediction_type: str | None = None,
+    zero_snr: bool | None = None,
+    steps: Iterable[int] | None = None,
+) -> Audit:
+    """Mend the scheduler's config of a pipeline or scheduler in a local folder, with stock's classes.
+
+    Nothing is written unless the mended config passes without an error. The former file is kept beside it as
+    `scheduler_config.json.bak`, and `model_index.json.bak` where the class changes; a backup that is there already is
+    left alone. What needs training is not mended by a flag.
+
+    Args:
+        folder: of the pipeline, or of the scheduler alone.
+        prediction_type: as in `audit`; without it, an epsilon model at zero SNR is left alone.
+        zero_snr: as in `audit`; without it, zero SNR is not switched on.
+        steps: as in `audit`.
+
+    Returns:
+        The audit of the folder as it is then.
+
+    Raises:
+        OSError: there is no scheduler, or it cannot be written.
+        ValueError: not a local folder, and as in `audit`.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no local folder, and only these are mended; for a pipeline in memory: "
+                         "pipe.scheduler = zsnr_diffusers.audit(pipe).fixed_scheduler()")  # fmt: skip
+    before = audit(folder, prediction_type=prediction_type, zero_snr=zero_snr, steps=steps)
+    after = mended(before)
+    if after is before or any(finding.severity == "error" for finding in after.findings):
+        return before
+    _write(before.setup.source, after.setup.source, Path(folder))
+    return audit(folder, prediction_type=prediction_type, zero_snr=zero_snr, steps=before.setup.numbers)
+
+
+def _write(old: Source, new: Source, folder: Path) -> None:
+    if old.path is not None:  # as for every folder
+        _replace_file(old.path, new.config)
+    if new.index != old.index:
+        _replace_file(folder / INDEX, new.index)
+
+
+def _replace_file(path: Path, content: dict[str, Any]) -> None:
+    backup = path.with_name(path.name + ".bak")
+    if not backup.exists():
+        shutil.copyfile(path, backup)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

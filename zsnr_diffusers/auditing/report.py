@@ -1,0 +1,191 @@
+"""What an audit says."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..core import alpha_bar_table, noise_level, snr
+from .finding import Finding
+from .setup import SHOWN, Setup
+
+if TYPE_CHECKING:
+    from ..evaluation import LuminanceSummary, TerminalInvariance
+
+PAPER = {
+    "linear": ("linear", 0.0001, 0.02),
+    "cosine": ("squaredcos_cap_v2", 0.0, 0.0),
+    "Stable Diffusion": ("scaled_linear", 0.00085, 0.012),
+}
+"""The schedules of Lin et al. 2023, table 1, with T = 1000: name in diffusers, and first and last beta."""
+
+
+@cache
+def paper_schedules() -> dict[str, tuple[float, float]]:
+    """SNR(T) and sqrt(alpha_bar_T) of the paper's three schedules."""
+    rows = {}
+    for name, (schedule, start, end) in PAPER.items():
+        level = noise_level(alpha_bar_table(schedule, 1000, start, end), -1)
+        rows[name] = (float(snr(level)), float(level.alpha))
+    return rows
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How a model is set up, and what is wrong with that.
+
+    Attributes:
+        source: what was looked at.
+        scheduler: class of the scheduler that is loaded.
+        pipeline: class of the pipeline; None for a scheduler alone.
+        prediction_type: what the network is taken to predict.
+        terminal_snr: SNR(T) of the schedule that is sampled.
+        terminal_alpha: sqrt(alpha_bar_T), likewise.
+        num_train_timesteps: T.
+        rescale_betas_zero_snr: the flag, as configured.
+        timestep_spacing: as configured; None where the scheduler has none.
+        first_timesteps: pairs of a number of steps and the first timestep that it visits; T - 1 is right.
+        final_alpha: sqrt(alpha_bar) of where sampling ends; 1 is right. None where the scheduler does not say.
+        trained_betas: whether the betas themselves are saved.
+        guidance_rescale: phi, as recorded; None if it is not.
+        steps_tried: numbers of steps that the scheduler was run for.
+        findings: faults and notes, errors first.
+        config: the scheduler's config as it is saved.
+        setup: what was made of it and run.
+        invariance: terminal invariance of the network, if the weights were loaded.
+        luminance: brightness of pictures, if prompts were given too.
+    """
+
+    source: str
+    scheduler: str
+    pipeline: str | None
+    prediction_type: str
+    terminal_snr: float
+    terminal_alpha: float
+    num_train_timesteps: int
+    rescale_betas_zero_snr: bool
+    timestep_spacing: str | None
+    first_timesteps: tuple[tuple[int, float], ...]
+    final_alpha: float | None
+    trained_betas: bool
+    guidance_rescale: float | None
+    steps_tried: tuple[int, ...]
+    findings: tuple[Finding, ...]
+    config: dict[str, Any]
+    setup: Setup = field(repr=False, compare=False)
+    invariance: "TerminalInvariance | None" = None
+    luminance: "LuminanceSummary | None" = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing but notes was found."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """`right`, `wrong`, or `not zero-SNR` for a model that is set up as it was trained, on a flawed schedule."""
+        severities = {finding.severity for finding in self.findings}
+        if "error" in severities:
+            return "wrong"
+        return "not zero-SNR" if "not zero-SNR" in severities else "right"
+
+    def visited(self) -> dict[int, tuple[float, ...]]:
+        """The timesteps of the numbers of steps that the report shows, as far as they were run."""
+        return {run.num_inference_steps: run.timesteps for run in self.setup.runs if run.num_inference_steps in SHOWN}
+
+    def fixed_scheduler(self) -> Any:
+        """A scheduler of stock's classes with what is wrong mended, for `pipe.scheduler`.
+
+        Raises:
+            ValueError: an error remains that no change of the config mends; the message says what does.
+        """
+        from .mending import fixed_scheduler
+
+        return fixed_scheduler(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        names = [name for name in self.__dataclass_fields__ if name not in ("setup", "invariance", "luminance")]
+        values = {name: getattr(self, name) for name in names}
+        values["findings"] = [asdict(finding) for finding in self.findings]
+        for name in ("invariance", "luminance"):
+            part = getattr(self, name)
+            values[name] = None if part is None else asdict(part)
+        reference = {name: {"terminal_snr": s, "terminal_alpha": a} for name, (s, a) in paper_schedules().items()}
+        plain: dict[str, Any] = _plain({**values, "ok": self.ok, "verdict": self.verdict, "reference": reference})
+        return plain
+
+    def __str__(self) -> str:
+        return "\n".join([*self._table(), *self._found(), f"verdict: {self.verdict}"])
+
+    def _table(self) -> Iterator[str]:
+        last = self.num_train_timesteps - 1
+        visited = ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known"
+        spacing = self.timestep_spacing or "of its own"
+        betas = ", trained_betas" if self.trained_betas else ""
+        final = "not said" if self.final_alpha is None else f"{self.final_alpha:.6g}"
+        phi = "not recorded" if self.guidance_rescale is None else f"{self.guidance_rescale:g}"
+        rows = {
+            "scheduler": f"{self.scheduler}, rescale_betas_zero_snr={self.rescale_betas_zero_snr}{betas}",
+            "prediction type": self.prediction_type,
+            "timestep spacing": f"{spacing}; first timesteps {visited} (right: {last})",
+            "final sqrt(alpha_bar)": f"{final} (right: 1)",
+            "guidance rescale": phi,
+            "run for": f"{len(self.steps_tried)} numbers of steps" if self.steps_tried else "no number of steps",
+        }
+        yield f"{self.source}" + (f", {self.pipeline}" if self.pipeline not in (None, self.source) else "")
+        yield from (f"  {name:<22}{value}" for name, value in rows.items())
+        yield f"  {'':<22}{'SNR(T)':<12}sqrt(alpha_bar_T)"
+        yield f"  {'this one':<22}{self.terminal_snr:<12.4g}{self.terminal_alpha:.4g}"
+        for name, (ratio, alpha) in paper_schedules().items():
+            yield f"  {name:<22}{ratio:<12.4g}{alpha:.4g}"
+        yield from ("  " + line for part in (self.invariance,) if part for line in str(part).splitlines())
+        if self.luminance is not None:
+            part = self.luminance
+            yield f"  luminance of {part.n} pictures: mean {part.mean:.3f}, {part.p5:.3f} to {part.p95:.3f}"
+
+    def _found(self) -> Iterator[str]:
+        width = max((len(finding.severity) for finding in self.findings), default=0)
+        for finding in self.findings:
+            yield f"{finding.severity:<{width}}  {finding.name}: {finding.what}"
+            yield f"{'':<{width}}  -> {finding.remedy}"
+
+
+def _plain(value: Any) -> Any:
+    """A value of the types of JSON."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # betas may be an array
+        value = value.tolist()
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):  # JSON has no infinity
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def report(setup: Setup, findings: tuple[Finding, ...]) -> Audit:
+    """The audit of what was found."""
+    source, config = setup.source, setup.config
+    level = noise_level(setup.sampled, -1)
+    final = getattr(setup.scheduler, "final_alpha_cumprod", None)
+    return Audit(
+        source=source.name,
+        scheduler=setup.scheduler_class.__name__,
+        pipeline=source.index.get("_class_name") if source.index else None,
+        prediction_type=config["prediction_type"],
+        terminal_snr=float(snr(level)),
+        terminal_alpha=float(level.alpha),
+        num_train_timesteps=len(setup.trained),
+        rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr")),
+        timestep_spacing=config.get("timestep_spacing"),
+        first_timesteps=tuple(setup.first_timesteps.items()),
+        final_alpha=None if final is None else float(final) ** 0.5,
+        trained_betas=config.get("trained_betas") is not None,
+        guidance_rescale=source.guidance_rescale,
+        steps_tried=tuple(run.num_inference_steps for run in setup.runs),
+        findings=findings,
+        config=source.config,
+        setup=setup,
+    )

@@ -1,0 +1,244 @@
+"""A scheduler as its config describes it, made and measured."""
+
+import inspect
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from .. import schedulers
+from ..core import alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr
+from ..core.predictions import check_prediction_type
+from ..scheduler_config import check_variance_preserving
+from .runs import Run, run, runnable, runs
+from .sources import Source
+
+SHOWN = (5, 20, 50)
+"""Numbers of steps that the report shows. A sampler that fails at one of these fails the audit; failing at others is a
+note."""
+
+TRIED = (*range(1, 21), 25, 28, 30, 40, 50, 60, 61, 75, 100)
+"""Numbers of steps that are run unless asked for others: all small ones, those that people use, and two (28 and 61)
+that stock is known to fail at."""
+
+ZERO = 2.0**-12
+"""sqrt(alpha_bar_T) that counts as zero: stock's own stand-in for it, 4 thousand times less than the noise."""
+
+LARGEST_T = 100_000
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a config makes.
+
+    Attributes:
+        source: where it comes from.
+        scheduler_class: the class that is loaded.
+        config: its full config, gaps filled.
+        scheduler: made from it, without clipping; a placeholder where something is not installed.
+        trained: alpha_bar of the schedule that the config describes, float64 [T].
+        numbers: of steps, to run.
+    """
+
+    source: Source
+    scheduler_class: Any
+    config: dict[str, Any]
+    scheduler: Any
+    trained: Tensor
+    numbers: tuple[int, ...]
+
+    @cached_property
+    def honours_flag(self) -> bool:
+        """Whether the scheduler's schedule is the one that the config asks for."""
+        return not self.config.get("rescale_betas_zero_snr") or self._last <= ZERO**2
+
+    @property
+    def _last(self) -> float:
+        table = getattr(self.scheduler, "alphas_cumprod", None)
+        return math.inf if table is None else float(table[-1])
+
+    @cached_property
+    def sampled(self) -> Tensor:
+        """alpha_bar of the schedule that the scheduler runs."""
+        return self.trained if self.honours_flag else _table({**self.config, "rescale_betas_zero_snr": False})
+
+    @property
+    def terminal_alpha(self) -> float:
+        """sqrt(alpha_bar_T) of the schedule that the scheduler runs."""
+        return float(noise_level(self.sampled, -1).alpha)
+
+    @property
+    def zero_snr(self) -> bool:
+        """Whether the config describes a schedule that ends at zero SNR, by flag or by its betas."""
+        return float(noise_level(self.trained, -1).alpha) <= ZERO
+
+    @property
+    def has_no_ideal(self) -> bool:
+        """Whether it is an epsilon model at zero SNR."""
+        return self.zero_snr and self.config["prediction_type"] == "epsilon"
+
+    @property
+    def not_run(self) -> str | None:
+        """Why the scheduler is not run; None if it is."""
+        if self.has_no_ideal:
+            return "an epsilon model has no ideal at zero SNR"
+        return runnable(self.scheduler)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """A run for each number of steps; none where it cannot be run, or samples another schedule."""
+        if self.not_run is not None or not self.honours_flag:
+            return ()
+        return runs(self.scheduler, self.trained, self.numbers)
+
+    def exact(self, run_of_stock: Run) -> Run:
+        """What the exact rule of DDIM makes on the same timesteps."""
+        kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+        facts = {key: self.config[key] for key in (*kept, "snr_shift_scale") if key in self.config}
+        zero = bool(self.config.get("rescale_betas_zero_snr"))
+        ddim = schedulers.ZeroSNRDDIMScheduler(**facts, rescale_betas_zero_snr=zero)
+        return run(ddim, run_of_stock.num_inference_steps, self.trained, [int(t) for t in run_of_stock.timesteps])
+
+    @cached_property
+    def first_timesteps(self) -> dict[int, float]:
+        """The first timestep that is visited, for each number of steps that the report shows."""
+        found = {}
+        for n in _possible(self.config, SHOWN):
+            try:
+                self.scheduler.set_timesteps(n)
+                found[n] = float(self.scheduler.timesteps.max())
+            except Exception:  # whatever it is, the runs tell
+                continue
+        return found
+
+
+def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
+    """Make the scheduler that a source describes.
+
+    Args:
+        source: from `read_source`.
+        numbers: of steps, to run; those above T are left out.
+
+    Raises:
+        ValueError: the config describes no scheduler of a variance-preserving model, or one that cannot be made.
+    """
+    name, scheduler_class = _scheduler_class(source)
+    parameters = inspect.signature(scheduler_class.__init__).parameters
+    defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
+    config = {**defaults, **source.config, **source.assigned, "_class_name": name}
+    check_variance_preserving(config)
+    _check_types(config, defaults)
+    check_prediction_type(config["prediction_type"], zero_terminal_snr=False)
+    if source.prediction_type is not None:
+        check_prediction_type(source.prediction_type, zero_terminal_snr=False)
+    scheduler = make(scheduler_class, {**config, "clip_sample": False, "thresholding": False})
+    return Setup(source, scheduler_class, config, scheduler, _table(config), _possible(config, numbers or TRIED))
+
+
+def _possible(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of steps up to T, or up to those that a model was distilled at."""
+    T = config["num_train_timesteps"]
+    most = min(T, config.get("original_inference_steps") or T)
+    return tuple(n for n in numbers if 1 <= n <= most)
+
+
+def _scheduler_class(source: Source) -> tuple[str, Any]:
+    """The class that a pipeline's loader takes: `model_index.json` says it, and else the config."""
+    if source.live is not None:
+        return type(source.live).__name__, type(source.live)
+    entry = source.index.get("scheduler")
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else source.config.get("_class_name")
+    if name is None:
+        raise ValueError(f"{source.name}: the config names no class; add '_class_name', or pass the scheduler itself.")
+    found = getattr(schedulers, str(name), None) or getattr(diffusers, str(name), None)
+    if not isinstance(name, str) or not name.endswith("Scheduler") or not isinstance(found, type):
+        raise ValueError(f"{source.name}: {name!r} is no scheduler of diffusers or of this package.")
+    return name, found
+
+
+def make(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
+    """A scheduler with what it takes of a config; None if something that it needs is not installed.
+
+    Raises:
+        ValueError: it refuses.
+    """
+    accepted = inspect.signature(scheduler_class.__init__).parameters
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of algorithms that are to go
+            return scheduler_class(**{key: value for key, value in config.items() if key in accepted})
+    except ImportError:
+        return None
+    except Exception as error:  # stock raises whatever a wrong value leads to
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{scheduler_class.__name__} cannot be made from this config: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse values of another type than their default's: the text "false" counts as true."""
+    required = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon", **defaults}
+    for key, default in required.items():
+        value = config.get(key, default)
+        if isinstance(default, bool):
+            right, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(default, int | float):
+            right, wanted = value == default or _is_number(value), "a number"  # some defaults are infinite
+        elif isinstance(default, str):
+            right, wanted = isinstance(value, str), "a text"
+        else:
+            continue
+        if not right:
+            raise ValueError(f"{config['_class_name']}: {key}={value!r} must be {wanted}.")
+    T, betas = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
+        raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
+    if betas is not None and not all(_is_number(value) for value in _listed(betas)):
+        raise ValueError("trained_betas must be numbers.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _listed(betas: Any) -> list[Any]:
+    listed = betas.tolist() if hasattr(betas, "tolist") else betas
+    return list(listed) if isinstance(listed, list | tuple) else [None]
+
+
+def _table(config: Mapping[str, Any]) -> Tensor:
+    """alpha_bar of the schedule that a config describes.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    betas = config.get("trained_betas")
+    numbers = {key: config[key] for key in ("beta_start", "beta_end") if key in config}
+    T = config["num_train_timesteps"]
+    try:
+        table = alpha_bar_table(
+            config["beta_schedule"], T, **numbers, trained_betas=None if betas is None else _listed(betas)
+        )
+        if config.get("snr_shift_scale", 1) != 1:
+            table = shift_snr(table, config["snr_shift_scale"])
+        return enforce_zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table
+    except (TypeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{config['_class_name']} has no schedule: {error}") from error
+
+
+def rescaled_by_flag(config: Mapping[str, Any], table: Tensor) -> bool:
+    """Whether a table is that of the config's own schedule, brought to zero terminal SNR.
+
+    Saved betas have been through float32 and through ratios of neighbours, which costs four digits near the end.
+    """
+    flagged = _table({**config, "trained_betas": None, "rescale_betas_zero_snr": True})
+    return len(flagged) == len(table) and bool(
+        torch.allclose(flagged.sqrt(), table.double().sqrt(), atol=1e-3, rtol=0)
+    )

@@ -1,0 +1,228 @@
+"""What is said of a model in a folder, a Hub repo, a checkpoint file, or an object in memory; no weights are read."""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers import SchedulerMixin
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+from ..guidance import guidance_record, recorded_guidance, stock_class
+
+INDEX, CONFIG = "model_index.json", "scheduler_config.json"
+PLACES = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+"""Arguments that say where on the Hub to look."""
+
+_SINGLE_FILE_CONFIG = {
+    "_class_name": "EulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+"""What diffusers' `from_single_file` makes of a Stable Diffusion XL checkpoint, whatever its keys say."""
+
+_AUTOENCODERS = {"vae", "vqvae", "movq", "vqgan", "vae_decoder"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found.
+
+    Attributes:
+        name: how to call it.
+        config: the scheduler's config as its file has it, or as it would be saved, `_class_name` included.
+        index: `model_index.json`, or the like of a pipeline in memory; empty for a scheduler alone.
+        assigned: what was assigned on the config of a scheduler in memory, and would not be saved.
+        live: the scheduler itself, if it is in memory.
+        pipeline: the pipeline itself, likewise.
+        path: of the scheduler's config file, in a local folder.
+        prediction_type: what the network predicts, where that is known from elsewhere than the config.
+        zero_snr: whether it was trained at zero terminal SNR, likewise.
+    """
+
+    name: str
+    config: dict[str, Any]
+    index: dict[str, Any] = field(default_factory=dict)
+    assigned: dict[str, Any] = field(default_factory=dict)
+    live: Any = None
+    pipeline: Any = None
+    path: Path | None = None
+    prediction_type: str | None = None
+    zero_snr: bool | None = None
+
+    @property
+    def latent(self) -> bool | None:
+        """Whether the model works in the latents of an autoencoder; None if that cannot be told."""
+        if not self.index:
+            return None
+        return any(_is_there(self.index.get(part)) for part in _AUTOENCODERS)
+
+    @property
+    def guided(self) -> bool:
+        """Whether pictures are made of a text, an image or a class, and so with guidance."""
+        conditions = any(key.startswith(("text_encoder", "image_encoder")) for key in self.index)
+        return conditions or self.index.get("_class_name") == "ClassConditionalPipeline"
+
+    @property
+    def guidance_rescale(self) -> float | None:
+        """phi, as it is recorded.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            return recorded_guidance(self.index).get("guidance_rescale")
+        except TypeError as error:
+            raise ValueError(f"{INDEX} records a guidance rescale that is no number: {error}.") from error
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a whole pipeline."""
+        return self.pipeline is not None or "scheduler" in self.index
+
+
+def _is_there(part: Any) -> bool:
+    return part is not None and part != [None, None]
+
+
+def read_source(source: Any, **places: Any) -> Source:
+    """Find the scheduler's config and what else is said of the model.
+
+    Args:
+        source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a `.safetensors` file or a Hub id.
+        places: `PLACES`, for a Hub id.
+
+    Raises:
+        OSError: there is nothing, or no scheduler in it.
+        TypeError: something else.
+        ValueError: a file that is not what it should be.
+    """
+    if isinstance(source, SchedulerMixin):
+        return _of_scheduler(source, type(source).__name__)
+    if isinstance(source, Mapping):
+        return Source(str(source.get("_class_name", "config")), _plain(source))
+    if isinstance(getattr(source, "scheduler", None), SchedulerMixin):
+        return _of_pipeline(source)
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            f"Cannot audit {source!r}: give a pipeline, a scheduler, its config, a folder, a .safetensors file or a "
+            "Hub id."
+        )
+    path = Path(source)
+    if path.is_dir():
+        return _of_folder(path)
+    if path.is_file():
+        return _of_file(path)
+    if isinstance(source, Path) or path.suffix in (".safetensors", ".ckpt", ".json") or path.is_absolute():
+        raise OSError(f"{source} does not exist.")
+    return _of_repo(source, places)
+
+
+def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """A config without diffusers' own notes in it."""
+    return {str(key): value for key, value in config.items() if key == "_class_name" or not str(key).startswith("_")}
+
+
+def _of_scheduler(scheduler: Any, name: str, **more: Any) -> Source:
+    config = _plain(scheduler.config) | {"_class_name": type(scheduler).__name__}
+    # An attribute of a config is what the running scheduler reads, an item is what is saved.
+    attributes = {key: getattr(scheduler.config, key, value) for key, value in config.items() if key != "_class_name"}
+    assigned = {key: value for key, value in attributes.items() if repr(value) != repr(config[key])}
+    return Source(name, config, assigned=assigned, live=scheduler, **more)
+
+
+def _of_pipeline(pipe: Any) -> Source:
+    name = stock_class(type(pipe)).__name__
+    parts = {key: part for key, part in getattr(pipe, "components", vars(pipe)).items() if part is not None}
+    phi = getattr(pipe, "default_guidance_rescale", 0.0)
+    index = {**dict.fromkeys(parts, True), "_class_name": name, **guidance_record(phi)}
+    index.pop("scheduler", None)  # its class is that of the object
+    return _of_scheduler(pipe.scheduler, name, index=index, pipeline=pipe)
+
+
+def _of_folder(folder: Path) -> Source:
+    index = _read(folder / INDEX) if (folder / INDEX).exists() else {}
+    for path in (folder / "scheduler" / CONFIG, folder / CONFIG):
+        if path.exists():
+            return Source(str(folder), _read(path), index, path=path)
+    raise OSError(f"{folder} holds no scheduler: there is neither scheduler/{CONFIG} nor {CONFIG}.")
+
+
+def _of_file(path: Path) -> Source:
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is no .safetensors file; of single files, only these can be audited.")
+    facts = _single_file_facts(path)
+    index = {"_class_name": "StableDiffusionXLPipeline", "vae": True, "text_encoder": True}
+    return Source(path.name, _SINGLE_FILE_CONFIG, index, **facts)
+
+
+def _single_file_facts(path: Path) -> dict[str, Any]:
+    """SEAM: what a checkpoint file says of its training; to be replaced by the detection of single-file loading.
+
+    Returns:
+        `prediction_type` and `zero_snr`, each where the file says so by a key (`v_pred`, `ztsnr`) or its metadata.
+
+    Raises:
+        ValueError: not a .safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(size))
+        metadata = header.get("__metadata__", {})
+    except (ValueError, AttributeError, struct.error) as error:
+        raise ValueError(f"{path} is no .safetensors file: {error}.") from error
+    facts: dict[str, Any] = {}
+    if "v_pred" in header or "True" in (metadata.get("ss_v_parameterization"), metadata.get("v_pred")):
+        facts["prediction_type"] = "v_prediction"
+    if "ztsnr" in header or "True" in (metadata.get("ss_zero_terminal_snr"), metadata.get("ztsnr")):
+        facts["zero_snr"] = True
+    return facts
+
+
+def _of_repo(repo: str, places: Mapping[str, Any]) -> Source:
+    index = _download(repo, INDEX, places) or {}
+    for name in (f"scheduler/{CONFIG}", CONFIG):
+        config = _download(repo, name, places)
+        if config is not None:
+            return Source(repo, config, index)
+    raise OSError(f"{repo} holds no scheduler: there is neither scheduler/{CONFIG} nor {CONFIG}.")
+
+
+def _download(repo: str, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A JSON file of a repo; None if the repo has no such file."""
+    try:
+        path = hf_hub_download(repo, name, **places)
+    except LocalEntryNotFoundError as error:
+        raise _unreachable(repo, error) from error
+    except EntryNotFoundError:
+        return None
+    except (OSError, HFValidationError) as error:
+        raise _unreachable(repo, error) from error
+    return _read(Path(path))
+
+
+def _unreachable(repo: str, error: Exception) -> OSError:
+    reason = " ".join(str(error).split())
+    return OSError(f"{repo} is no local folder or file, and cannot be read from the Hub: {reason}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not the settings that it should.")
+    return content

@@ -1,0 +1,66 @@
+"""What only the weights tell: whether the network ignores the terminal noise, and how bright its pictures are."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .finding import Finding
+from .report import Audit
+
+CHANGING = 0.5
+"""Share of the x_0 prediction at T that changes with the noise, from which on a network was not trained there: at zero
+SNR an ideal one has 0, and a flawed model that the quickstart makes 0.94."""
+
+PICTURES = 8
+"""Per prompt."""
+
+
+def with_weights(
+    result: Audit, source: Any, prompts: Sequence[str] | Sequence[int] | None, device: Any, **kwargs: Any
+) -> Audit:
+    """The audit with what the weights tell, unless it is of a scheduler alone or of a single file.
+
+    Args:
+        result: the audit of the config.
+        source: what it is of.
+        prompts: texts or class labels; None for an unconditional model, and for the empty text.
+        device: where its networks run, if it is loaded here.
+        kwargs: for a Hub id, where to look.
+
+    Raises:
+        OSError, ValueError: no pipeline can be loaded, or prompts do not fit it.
+    """
+    found = result.setup.source
+    if not found.has_weights:
+        return result
+    pipe = found.pipeline
+    if pipe is None:
+        from ..hub import load_pipeline
+
+        pipe = load_pipeline(source, **kwargs)
+        pipe = pipe if device is None else pipe.to(device)
+    return look(result, pipe, prompts)
+
+
+def look(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[int] | None, **call: Any) -> Audit:
+    """The same for a pipeline that is loaded; `call` goes to `evaluation.iter_images`."""
+    from ..evaluation import LuminanceSummary, iter_images, mean_luminance, terminal_invariance
+
+    if result.prediction_type == "epsilon" and result.terminal_snr == 0:
+        return result  # there is no prediction of x_0 to look at; the findings say so
+    text = hasattr(pipe, "encode_prompt")
+    invariance = terminal_invariance(pipe, [""] if prompts is None and text else prompts)
+    findings = result.findings
+    if invariance.alpha == 0 and invariance.share > CHANGING:
+        what = (
+            f"{invariance.share:.2f} of what the network predicts at T changes with the noise: it was not trained at "
+            "zero terminal SNR"
+        )
+        remedy = "retrain it: accelerate launch -m zsnr_diffusers.training --help"
+        findings = (Finding("not-trained-there", "error", what, remedy), *findings)
+    luminance = None
+    if prompts:
+        asked: Any = [prompt for prompt in prompts for _ in range(PICTURES)]
+        pictures = iter_images(pipe, asked, range(len(asked)), **call)
+        luminance = LuminanceSummary.of(mean_luminance(pictures))
+    return replace(result, findings=findings, invariance=invariance, luminance=luminance)
