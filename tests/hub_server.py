@@ -15,8 +15,8 @@ def digest(content: bytes) -> str:
 
 
 @contextlib.contextmanager
-def serve(repos: dict[str, Path]):
-    """Serve folders as model repos by id; yields the endpoint for HF_ENDPOINT."""
+def serve(repos: dict[str, Path], requests: list[str] | None = None):
+    """Serve folders as model repos by id; yields the endpoint for HF_ENDPOINT, and notes what is asked for."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -29,6 +29,8 @@ def serve(repos: dict[str, Path]):
 
         def answer(self, body):
             path = self.path.split("?")[0].strip("/")
+            if requests is not None:
+                requests.append(path)
             for repo, folder in repos.items():
                 files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
                 api = f"api/models/{repo}"
@@ -46,6 +48,10 @@ def serve(repos: dict[str, Path]):
                     name = path.removeprefix(f"{repo}/resolve/{revision}/")
                     if name != path and name in files:
                         return self.send(200, files[name].read_bytes(), body)
+                    if name != path:
+                        return self.send(404, b"", body, {"X-Error-Code": "EntryNotFound"})
+                if path.startswith(f"{repo}/resolve/"):
+                    return self.send(404, b"", body, {"X-Error-Code": "RevisionNotFound"})
             return self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
 
         def send(self, status, content, body, headers=None):

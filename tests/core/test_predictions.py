@@ -8,6 +8,7 @@ from zsnr_diffusers.core import (
     NoiseLevel,
     add_noise,
     dynamic_threshold,
+    ideal_output,
     training_target,
     x_0_factors,
 )
@@ -40,11 +41,34 @@ def test_epsilon_at_zero_snr_is_refused_with_the_remedies(alpha):
         x_0_factors("epsilon", NoiseLevel(alpha, 1.0))
 
 
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+@pytest.mark.parametrize("alpha", [0.0, 0.05, 0.6, 0.999])
+def test_the_ideal_output_is_the_mean_of_the_target_over_all_data_that_x_t_may_come_from(kind, alpha):
+    """Bayes by summing over a grid: weights p(x_0) p(x_t | x_0), and the target of each x_0."""
+    level, mean, spread, x_t = NoiseLevel(alpha, (1 - alpha**2) ** 0.5), -0.4, 2.0, torch.tensor(0.9).double()
+    x_0 = torch.linspace(mean - 10 * spread, mean + 10 * spread, 200001, dtype=torch.float64)
+    noise = (x_t - level.alpha * x_0) / level.sigma
+    weights = (-(((x_0 - mean) / spread) ** 2 + noise**2) / 2).softmax(0)
+    wanted = (weights * training_target(kind, x_0, noise, level)).sum()
+    torch.testing.assert_close(ideal_output(kind, x_t, level, mean, spread), wanted, rtol=1e-9, atol=1e-9)
+
+
+@given(levels.filter(lambda level: level.sigma > 1e-3), st.sampled_from(PREDICTION_TYPES), st.floats(-9, 9))
+def test_the_ideal_output_for_one_point_leads_to_the_point(level, kind, x):
+    if kind == "epsilon" and level.alpha < 1e-3:
+        return
+    x_t = torch.tensor([x], dtype=torch.float64)
+    a, b = x_0_factors(kind, level)
+    back = a * x_t + b * ideal_output(kind, x_t, level, 0.7, 0.0)
+    torch.testing.assert_close(back, torch.full_like(x_t, 0.7), rtol=1e-9, atol=1e-9)
+
+
 def test_unknown_prediction_type_is_refused_everywhere():
     level, x = NoiseLevel(0.6, 0.8), torch.ones(1)
     for call in (
         lambda: x_0_factors("flow", level),
         lambda: training_target("flow", x, x, level),
+        lambda: ideal_output("flow", x, level, 0.0, 1.0),
         lambda: check_prediction_type("flow", zero_terminal_snr=False),
     ):
         with pytest.raises(ValueError, match="'flow' is not known; choose one of epsilon, sample, v_prediction"):

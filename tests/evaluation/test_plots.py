@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from zsnr_diffusers.evaluation import BitsPerDim, plot_bits_per_dim, plot_luminance, sample_grid
+from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr
+from zsnr_diffusers.evaluation import BitsPerDim, plot_bits_per_dim, plot_luminance, plot_schedule, sample_grid
 
 RNG = np.random.default_rng(0)
 
@@ -148,3 +149,33 @@ def test_wrong_grids():
         sample_grid([[solid("red")]] * 2, ["a"])
     with pytest.raises(ValueError, match="1 for 2 columns"):
         sample_grid([[solid("red")], [solid("red")] * 2], column_labels=["a"])
+
+
+def draw_schedule(path, table, visited):
+    with Image.open(plot_schedule(path, table, visited)) as picture:
+        return picture.convert("RGB")
+
+
+def test_zero_snr_is_drawn_on_a_line_of_its_own(tmp_path):
+    """Red and dashed, below all that is not zero; and where there is no zero, there is no such line."""
+    table = alpha_bar_table("scaled_linear", 100, 0.00085, 0.012)
+    red_rows = {}
+    for name, drawn in (("signal", table), ("zero", enforce_zero_terminal_snr(table))):
+        pixels = np.asarray(draw_schedule(tmp_path / f"{name}.png", drawn, {})).astype(int)
+        red = (pixels[..., 0] - pixels[..., 2] > 100) & (pixels[..., 0] - pixels[..., 1] > 100)
+        red_rows[name] = np.flatnonzero(red[:, :300].any(axis=1))  # left of the legend
+    assert red_rows["signal"].size == 0
+    assert red_rows["zero"].size
+    assert red_rows["zero"].min() > 0.8 * len(pixels)
+
+
+def test_visited_steps_are_marked(tmp_path):
+    table = alpha_bar_table("scaled_linear", 100, 0.00085, 0.012)
+    bare, marked, extra = (
+        draw_schedule(tmp_path / f"{i}.png", table, visited)
+        for i, visited in enumerate(({}, {2: [99, 49]}, {2: [99, -1]}))
+    )
+    assert has_blue(marked, 0.4, 0.6)
+    assert not has_blue(bare, 0, 1)
+    assert not has_blue(extra, 0.4, 0.6)
+    assert has_blue(extra, 0, 0.2)  # -1 is no timestep, and is marked at the end of the curve

@@ -1,11 +1,11 @@
 """A fault, and what mends it: lines of code, commands, changes to a config."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .setup import Setup
+from .setup import SHOWN, Setup
 
 Severity = Literal["error", "not zero-SNR", "note"]
 
@@ -22,6 +22,7 @@ class Finding:
         remedy: what to do, where possible a line of code or a command.
         fix: changes to the scheduler's config that mend it, `_class_name` among them where another class is needed;
             None where changing the config does not.
+        steps: numbers of steps that it was seen at, where it is a matter of them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Finding:
     what: str
     remedy: str
     fix: Mapping[str, Any] | None = None
+    steps: tuple[int, ...] = ()
 
 
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -104,3 +106,8 @@ def to_euler(setup: Setup) -> tuple[str, dict[str, Any] | None]:
         return ours(setup), None
     told = {key: changes[key] for key in ("_class_name", "rescale_betas_zero_snr", "timestep_spacing")}
     return code(setup, told), changes
+
+
+def by_numbers(numbers: Iterable[int]) -> Severity:
+    """How bad it is to fail at these numbers of steps."""
+    return "error" if set(numbers) & set(SHOWN) else "note"

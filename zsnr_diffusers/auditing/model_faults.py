@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..core import noise_level
-from .finding import Finding, clips, code, retrain
+from .finding import Finding, by_numbers, clips, code, retrain
 from .setup import Setup, rescaled_by_flag
 
 
@@ -73,9 +73,9 @@ def rescaled_betas(setup: Setup) -> Finding | None:
         fix["trained_betas"] = None
     return Finding(
         "rescaled-betas",
-        "note",
+        by_numbers(setup.missing),
         "zero SNR is saved as trained_betas in place of the flag, so what looks at the flag does not know of it, and "
-        "samplers in sigma divide by zero",
+        "samplers in sigma divide by zero and return NaN",
         code(setup, fix),
         fix,
     )

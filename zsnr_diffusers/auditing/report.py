@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import alpha_bar_table, noise_level, snr
 from .finding import Finding
-from .setup import SHOWN, Setup
+from .setup import Setup
 
 if TYPE_CHECKING:
     from ..evaluation import LuminanceSummary, TerminalInvariance
@@ -89,10 +89,6 @@ class Audit:
         if "error" in severities:
             return "wrong"
         return "not zero-SNR" if "not zero-SNR" in severities else "right"
-
-    def visited(self) -> dict[int, tuple[float, ...]]:
-        """The timesteps of the numbers of steps that the report shows, as far as they were run."""
-        return {run.num_inference_steps: run.timesteps for run in self.setup.runs if run.num_inference_steps in SHOWN}
 
     def fixed_scheduler(self) -> Any:
         """A scheduler of stock's classes with what is wrong mended, for `pipe.scheduler`.
@@ -180,7 +176,7 @@ def report(setup: Setup, findings: tuple[Finding, ...]) -> Audit:
         num_train_timesteps=len(setup.trained),
         rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr")),
         timestep_spacing=config.get("timestep_spacing"),
-        first_timesteps=tuple(setup.first_timesteps.items()),
+        first_timesteps=setup.first_timesteps,
         final_alpha=None if final is None else float(final) ** 0.5,
         trained_betas=config.get("trained_betas") is not None,
         guidance_rescale=source.guidance_rescale,

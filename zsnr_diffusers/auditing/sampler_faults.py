@@ -1,14 +1,18 @@
 """Faults of samplers, told by running them."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 
 import torch
 
-from .finding import LOG_SIGMA, Finding, Severity, code, ours, takes, to_euler
-from .runs import TOLERANCE, Run, diverges_at_eta_one, wrong_noise
-from .setup import SHOWN, Setup
+from .finding import LOG_SIGMA, Finding, Severity, by_numbers, code, ours, takes, to_euler
+from .model_faults import rescaled_betas
+from .runs import TOLERANCE, diverges_at_eta_one, wrong_noise
+from .setup import Setup
 
 _DDIM = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler")
+WRONG_STEP = 0.01
+"""Relative error of the spread of brightness that is a wrong step and no rounding."""
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -16,10 +20,6 @@ def _listed(numbers: Iterable[int]) -> str:
     found = list(numbers)
     more = f" and {len(found) - 6} more" if len(found) > 6 else ""
     return f"n = {', '.join(map(str, found[:6]))}{more}"
-
-
-def _by_numbers(numbers: Iterable[int]) -> Severity:
-    return "error" if set(numbers) & set(SHOWN) else "note"
 
 
 def flag_ignored(setup: Setup) -> Finding | None:
@@ -34,7 +34,7 @@ def flag_ignored(setup: Setup) -> Finding | None:
 def last_timestep_missed(setup: Setup) -> Finding | None:
     """A spacing that does not start at T - 1."""
     last = len(setup.trained) - 1
-    missed = {n: t for n, t in setup.first_timesteps.items() if round(t) != last}
+    missed = {n: t for n, t in setup.first_timesteps if round(t) != last}
     if not missed or log_sigma_spacing(setup):
         return None
     spacing = setup.config.get("timestep_spacing")
@@ -70,20 +70,11 @@ def log_sigma_spacing(setup: Setup) -> Finding | None:
     names = [name for name in LOG_SIGMA if setup.config.get(name)]
     if not names or not setup.zero_snr:
         return None
-    failing = [r.num_inference_steps for r in setup.runs if _failed(r)]
+    failing = sorted({*setup.missing, *(run.num_inference_steps for run in setup.runs if run.error is not None)})
     where = f", and fails at {_listed(failing)}" if failing else ""
     fix = dict.fromkeys(names, False)
     what = f"{' and '.join(names)} spaces steps in log sigma, which is infinite at zero SNR{where}"
-    return Finding("log-sigma-spacing", _by_numbers(failing), what, code(setup, fix), fix)
-
-
-def _failed(run: Run) -> bool:
-    return run.missed is None or not run.missed <= TOLERANCE
-
-
-def _regular(setup: Setup) -> Iterator[Run]:
-    """Runs that visit timesteps of the model only."""
-    yield from (run for run in setup.runs if run.error is not None or min(run.timesteps) >= 0)
+    return Finding("log-sigma-spacing", by_numbers(failing), what, code(setup, fix), fix, tuple(failing))
 
 
 def extra_timestep(setup: Setup) -> Finding | None:
@@ -95,20 +86,16 @@ def extra_timestep(setup: Setup) -> Finding | None:
     worst = max((run.missed for run in extra if run.missed is not None), default=0.0)
     lost = ", which spoils the picture" if worst > TOLERANCE else ""
     what = f"stock's trailing spacing returns n + 1 timesteps, the last of them -1, at {_listed(numbers)}{lost}"
-    return Finding("extra-timestep", _by_numbers(numbers), what, f"use another n, or: {ours(setup)}")
+    remedy = f"use another n, or: {ours(setup)}"
+    return Finding("extra-timestep", by_numbers(numbers), what, remedy, steps=tuple(numbers))
 
 
 def step_size(setup: Setup) -> Finding | None:
     """Steps of DDIM that are not between its own timesteps."""
     if setup.scheduler_class.__name__ not in _DDIM:
         return None
-    off = {}
-    for run in _regular(setup):
-        if run.wide is not None and all(t == int(t) for t in run.timesteps):
-            exact = setup.exact(run).wide
-            if exact and abs(run.wide / exact - 1) > 0.01:
-                off[run.num_inference_steps] = run.wide / exact - 1
-    numbers = sorted({*off, *(() if final_alpha(setup) else _missing(setup))})
+    off = {n: error for n, error in setup.wide_errors.items() if abs(error) > WRONG_STEP}
+    numbers = sorted({*off, *(() if final_alpha(setup) else setup.missing)})
     if not numbers:
         return None
     worst = max(off.values(), key=abs, default=0.0)
@@ -116,28 +103,22 @@ def step_size(setup: Setup) -> Finding | None:
         f"{setup.scheduler_class.__name__} steps to t - T // n, which is not its next timestep, and misses at "
         f"{_listed(numbers)} (the spread of brightness by up to {worst:+.0%})"
     )
-    return Finding("step-size", _by_numbers(numbers), what, *to_euler(setup))
-
-
-def _missing(setup: Setup) -> list[int]:
-    """Numbers of steps that end away from the point."""
-    return [r.num_inference_steps for r in _regular(setup) if r.missed is not None and not r.missed <= TOLERANCE]
+    return Finding("step-size", by_numbers(numbers), what, *to_euler(setup), tuple(numbers))
 
 
 def leaves_noise(setup: Setup) -> Finding | None:
     """Any other miss of data that is one point."""
-    named = (final_alpha, final_sigma, log_sigma_spacing, step_size)
-    missing = _missing(setup)
+    named = (final_alpha, final_sigma, log_sigma_spacing, step_size, rescaled_betas)
+    missing = setup.missing
     if not missing or any(check(setup) for check in named):
         return None
-    by_number = {run.num_inference_steps: run.missed for run in setup.runs}
-    infinite = [n for n in missing if by_number[n] == float("inf")]
+    infinite = [n for n, missed in missing.items() if missed == math.inf]
     if infinite:
         what = f"{setup.scheduler_class.__name__} returns NaN or infinity at {_listed(infinite)}"
-        return Finding("not-finite", _by_numbers(infinite), what, *to_euler(setup))
-    worst = max(by_number[n] or 0.0 for n in missing)
+        return Finding("not-finite", by_numbers(infinite), what, *to_euler(setup), tuple(infinite))
+    worst = max(missing.values())
     what = f"{setup.scheduler_class.__name__} misses data that is one point by up to {worst:.2g} at {_listed(missing)}"
-    return Finding("leaves-noise", _by_numbers(missing), what, *to_euler(setup))
+    return Finding("leaves-noise", by_numbers(missing), what, *to_euler(setup), tuple(missing))
 
 
 def crashes(setup: Setup) -> Finding | None:
@@ -146,7 +127,7 @@ def crashes(setup: Setup) -> Finding | None:
     if not crashed or log_sigma_spacing(setup):
         return None
     what = f"{setup.scheduler_class.__name__} crashes at {_listed(crashed)}: {next(iter(crashed.values()))}"
-    return Finding("crashes", _by_numbers(crashed), what, *to_euler(setup))
+    return Finding("crashes", by_numbers(crashed), what, *to_euler(setup), tuple(crashed))
 
 
 def eta_one(setup: Setup) -> Finding | None:
@@ -158,7 +139,7 @@ def eta_one(setup: Setup) -> Finding | None:
         return None
     what = f"with eta=1 the first step is NaN at {_listed(numbers)}"
     remedy = f"for fresh noise at every step: {ours(setup, 'ZeroSNRDDPMScheduler')}"
-    return Finding("eta-one", "note", what, remedy)
+    return Finding("eta-one", "note", what, remedy, steps=tuple(numbers))
 
 
 def half_precision_noise(setup: Setup) -> Finding | None:

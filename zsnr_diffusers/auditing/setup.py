@@ -16,7 +16,7 @@ from .. import schedulers
 from ..core import alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr
 from ..core.predictions import check_prediction_type
 from ..scheduler_config import check_variance_preserving
-from .runs import Run, run, runnable, runs
+from .runs import TOLERANCE, Run, run, runnable, runs
 from .sources import Source
 
 SHOWN = (5, 20, 50)
@@ -97,22 +97,45 @@ class Setup:
             return ()
         return runs(self.scheduler, self.trained, self.numbers)
 
-    def exact(self, run_of_stock: Run) -> Run:
-        """What the exact rule of DDIM makes on the same timesteps."""
+    @property
+    def regular(self) -> tuple[Run, ...]:
+        """Runs that came to an end and visited timesteps of the model only."""
+        return tuple(run for run in self.runs if run.missed is not None and min(run.timesteps) >= 0)
+
+    @property
+    def missing(self) -> dict[int, float]:
+        """Numbers of steps that end away from the point, and how far."""
+        return {
+            r.num_inference_steps: r.missed for r in self.regular if r.missed is not None and not r.missed <= TOLERANCE
+        }
+
+    @cached_property
+    def wide_errors(self) -> dict[int, float]:
+        """Relative error of each number of steps on wide data, against DDIM's rule on the same timesteps."""
+        whole = [run for run in self.regular if all(t == int(t) for t in run.timesteps)]
+        return {run.num_inference_steps: (run.wide or 0.0) / self._by_rule(run) - 1 for run in whole}
+
+    def _by_rule(self, run_of_stock: Run) -> float:
         kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
         facts = {key: self.config[key] for key in (*kept, "snr_shift_scale") if key in self.config}
         zero = bool(self.config.get("rescale_betas_zero_snr"))
         ddim = schedulers.ZeroSNRDDIMScheduler(**facts, rescale_betas_zero_snr=zero)
-        return run(ddim, run_of_stock.num_inference_steps, self.trained, [int(t) for t in run_of_stock.timesteps])
+        timesteps = [int(t) for t in run_of_stock.timesteps]
+        return run(ddim, run_of_stock.num_inference_steps, self.trained, timesteps).wide or math.inf
+
+    @property
+    def first_timesteps(self) -> tuple[tuple[int, float], ...]:
+        """Pairs of a number of steps that the report shows and the noisiest timestep that it visits."""
+        return tuple((n, max(timesteps)) for n, timesteps in self.visited.items())
 
     @cached_property
-    def first_timesteps(self) -> dict[int, float]:
-        """The first timestep that is visited, for each number of steps that the report shows."""
+    def visited(self) -> dict[int, tuple[float, ...]]:
+        """The timesteps of each number of steps that the report shows."""
         found = {}
         for n in _possible(self.config, SHOWN):
             try:
                 self.scheduler.set_timesteps(n)
-                found[n] = float(self.scheduler.timesteps.max())
+                found[n] = tuple(self.scheduler.timesteps.tolist())
             except Exception:  # whatever it is, the runs tell
                 continue
         return found
@@ -131,8 +154,11 @@ def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
     name, scheduler_class = _scheduler_class(source)
     parameters = inspect.signature(scheduler_class.__init__).parameters
     defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
-    config = {**defaults, **source.config, **source.assigned, "_class_name": name}
+    config = {"prediction_type": "epsilon", **defaults, **source.config, **source.assigned, "_class_name": name}
     check_variance_preserving(config)
+    missing = [key for key in ("num_train_timesteps", "beta_schedule") if key not in config]
+    if missing:  # the defaults of a class that is not installed are not known
+        raise ValueError(f"{name} has no schedule: {' and '.join(missing)} is missing.")
     _check_types(config, defaults)
     check_prediction_type(config["prediction_type"], zero_terminal_snr=False)
     if source.prediction_type is not None:
@@ -184,9 +210,9 @@ def make(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
 
 def _check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse values of another type than their default's: the text "false" counts as true."""
-    required = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon", **defaults}
-    for key, default in required.items():
-        value = config.get(key, default)
+    kinds = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon", **defaults}
+    for key, default in kinds.items():
+        value = config[key]
         if isinstance(default, bool):
             right, wanted = isinstance(value, bool), "true or false"
         elif isinstance(default, int | float):
@@ -197,7 +223,7 @@ def _check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
             continue
         if not right:
             raise ValueError(f"{config['_class_name']}: {key}={value!r} must be {wanted}.")
-    T, betas = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    T, betas = config["num_train_timesteps"], config.get("trained_betas")
     if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
         raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
     if betas is not None and not all(_is_number(value) for value in _listed(betas)):

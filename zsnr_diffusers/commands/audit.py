@@ -120,7 +120,7 @@ def _write_files(arguments: argparse.Namespace, result: Audit) -> None:
     if arguments.plot:
         from ..evaluation import plot_schedule
 
-        plot_schedule(arguments.plot, result.setup.sampled, result.visited(), title=result.source)
+        plot_schedule(arguments.plot, result.setup.sampled, result.setup.visited, title=result.source)
     if arguments.json:
         text = json.dumps(result.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)

@@ -142,10 +142,11 @@ def plot_schedule(
     axes.semilogy(timesteps, drawn, color="black", linewidth=1)
     if (ratios == 0).any():
         axes.axhline(floor, color="tab:red", linewidth=1, linestyle="--", label="zero")
-    for row, (n, steps) in enumerate(visited.items(), start=1):
+    for row, (n, steps) in enumerate(visited.items()):
         nearest = np.clip(np.rint(steps), 0, len(timesteps) - 1).astype(int)
-        # Each number of steps a little higher than the last: on the curve itself they would hide one another.
-        axes.plot(nearest, drawn[nearest] * 1.8**row, linestyle="", marker=7, markersize=5, label=f"{n} steps")
+        # Rings within rings, where several numbers of steps visit the same timestep.
+        size = 4 + 5 * (len(visited) - 1 - row)
+        axes.plot(nearest, drawn[nearest], "o", fillstyle="none", markersize=size, label=f"{n} steps")
     axes.set(title=title, xlabel="timestep", ylabel="signal-to-noise ratio")
     axes.legend(fontsize="small", frameon=False)
     return _save(figure, path)

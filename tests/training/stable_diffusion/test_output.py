@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, 
 from huggingface_hub import ModelCard
 from tiny_pipelines import tiny_stable_diffusion
 
-from zsnr_diffusers import ZeroSNRDDIMScheduler, load_pipeline
+from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, load_pipeline
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.stable_diffusion.base import load_base
 from zsnr_diffusers.training.stable_diffusion.output import save_pipeline_folder, shipped_scheduler
@@ -87,6 +87,14 @@ def test_shipped_scheduler_reaches_the_data_at_every_number_of_steps(config):
 
     assert misses(shipped_scheduler(base)) == []
     assert len(misses(DDIMScheduler.from_config(shipped_scheduler(base).config))) > 20
+
+
+def test_it_passes_the_audit(saved):
+    """But for stock's own extra timestep, which no config mends."""
+    result = audit(saved[1])
+    assert result.verdict == "right"
+    assert [finding.name for finding in result.findings] == ["extra-timestep"]
+    assert result.guidance_rescale == 0.7
 
 
 def test_frozen_parts_are_copied_byte_for_byte(saved, base_folder, tmp_path):
