@@ -15,6 +15,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
@@ -90,7 +91,7 @@ def test_the_released_config_passes_and_the_steps_of_stock_ddim_are_noted_with_t
     step_size = found(result, "step-size")
     assert step_size.severity == "note"
     assert 28 in step_size.steps
-    assert not {5, 10, 20, 25, 40, 50, 100} & {*step_size.steps}  # they divide T, and nothing can go wrong
+    assert not {1, 5, 10, 20, 25, 40, 50, 100} & {*step_size.steps}  # they divide T, and nothing can go wrong
     assert found(result, "extra-timestep").steps == (61,)
     assert {n for n in found(result, "eta-one").steps} >= {25, 28, 30, 50}
 
@@ -297,7 +298,7 @@ def test_a_class_whose_library_is_missing(monkeypatch):
             raise ImportError("torchsde")
 
     monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", DPMSolverSDEScheduler)
-    config = {**RELEASED, "_class_name": "DPMSolverSDEScheduler"}
+    config = {**RELEASED, "_class_name": "DPMSolverSDEScheduler", "num_train_timesteps": 1000}
     result = audit(config)
     assert names(result) == {"flag-ignored", "not-run"}
     assert [*misses(result.fixed_scheduler())] == []
@@ -330,8 +331,9 @@ def test_a_schedule_that_is_replaced_on_the_object_is_not_saved():
     assert found(audit(scheduler), "patched-schedule").fix is None
 
 
-def test_auditing_a_scheduler_leaves_it_as_it_is():
-    scheduler = DDIMScheduler(**RELEASED)
+@pytest.mark.parametrize("cls", [DDIMScheduler, EulerAncestralDiscreteScheduler])
+def test_auditing_a_scheduler_leaves_it_and_the_global_generator_as_they_are(cls):
+    scheduler = cls.from_config(config_of(cls))
     scheduler.set_timesteps(7)
     before, state = scheduler.timesteps.clone(), torch.get_rng_state()
     audit(scheduler)
@@ -408,8 +410,11 @@ def test_fix_writes_both_files_with_backups_and_stock_loads_the_result(folder, c
     assert type(pipe.scheduler) is EulerDiscreteScheduler
     assert [*misses(pipe.scheduler)] == []
     again = files(folder)
-    assert fix(folder).ok  # there is nothing left, and the backups are still those of the first
+    assert fix(folder).ok  # there is nothing left
     assert files(folder) == again
+    write(folder, {"timestep_spacing": "leading"})
+    assert fix(folder).ok
+    assert (folder / f"{config}.bak").read_bytes() == before[config]  # still the first
 
 
 def test_fix_leaves_what_it_cannot_mend(folder):
@@ -442,6 +447,14 @@ def test_two_files_that_name_two_classes(folder):
     index = json.loads((folder / "model_index.json").read_text())
     config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     assert index["scheduler"][1] == config["_class_name"]
+
+
+def test_what_an_error_needs_goes_before_what_a_note_would_change(folder):
+    """The note would name the class that is loaded, which ignores the flag."""
+    write(folder, config_of(DDIMScheduler), {"scheduler": ["diffusers", "PNDMScheduler"]})
+    assert names(audit(folder)) >= {"flag-ignored", "class-mismatch"}
+    assert fix(folder).scheduler == "EulerDiscreteScheduler"
+    assert fix(folder).ok
 
 
 def test_recorded_guidance_rescale_of_a_folder(folder):

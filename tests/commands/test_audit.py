@@ -101,3 +101,10 @@ def test_deep_tries_every_number_of_steps_and_loads_the_weights(tmp_path, capsys
     assert "run for               20 numbers of steps" in out
     assert "terminal invariance: " in out
     assert "not-trained-there" in out
+
+
+def test_help_teaches_by_example(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("--help")
+    assert caught.value.code == 0
+    assert "zsnr audit sd21-zsnr/ --fix" in capsys.readouterr().out

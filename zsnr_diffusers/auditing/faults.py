@@ -23,6 +23,7 @@ CHECKS: tuple[Callable[[Setup], Finding | None], ...] = (
     sampler.final_sigma,
     sampler.log_sigma_spacing,
     sampler.step_size,
+    sampler.large_variance,
     sampler.leaves_noise,
     sampler.crashes,
     sampler.extra_timestep,

@@ -106,9 +106,21 @@ def step_size(setup: Setup) -> Finding | None:
     return Finding("step-size", by_numbers(numbers), what, *to_euler(setup), tuple(numbers))
 
 
+def large_variance(setup: Setup) -> Finding | None:
+    """The larger of DDPM's variances, which is for all T steps (Ho et al. 2020): stock adds it in the last one too."""
+    if setup.config.get("variance_type") not in ("fixed_large", "fixed_large_log") or not setup.missing:
+        return None
+    steps = tuple(setup.missing)
+    what = (
+        f"variance_type={setup.config['variance_type']!r} is for all T = {len(setup.trained)} steps; in fewer, the "
+        f"last one leaves noise of up to {max(setup.missing.values()):.2g}: {_listed(steps)}"
+    )
+    return Finding("large-variance", "note", what, f"in fewer steps: {ours(setup)}", steps=steps)
+
+
 def leaves_noise(setup: Setup) -> Finding | None:
     """Any other miss of data that is one point."""
-    named = (final_alpha, final_sigma, log_sigma_spacing, step_size, rescaled_betas)
+    named = (final_alpha, final_sigma, log_sigma_spacing, step_size, large_variance, rescaled_betas)
     missing = setup.missing
     if not missing or any(check(setup) for check in named):
         return None

@@ -113,7 +113,8 @@ class Setup:
     def wide_errors(self) -> dict[int, float]:
         """Relative error of each number of steps on wide data, against DDIM's rule on the same timesteps."""
         whole = [run for run in self.regular if all(t == int(t) for t in run.timesteps)]
-        return {run.num_inference_steps: (run.wide or 0.0) / self._by_rule(run) - 1 for run in whole}
+        made = {run.num_inference_steps: (run.wide or 0.0, self._by_rule(run)) for run in whole}
+        return {n: wide / exact - 1 for n, (wide, exact) in made.items() if exact}  # one step from zero SNR makes 0
 
     def _by_rule(self, run_of_stock: Run) -> float:
         kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -121,7 +122,7 @@ class Setup:
         zero = bool(self.config.get("rescale_betas_zero_snr"))
         ddim = schedulers.ZeroSNRDDIMScheduler(**facts, rescale_betas_zero_snr=zero)
         timesteps = [int(t) for t in run_of_stock.timesteps]
-        return run(ddim, run_of_stock.num_inference_steps, self.trained, timesteps).wide or math.inf
+        return run(ddim, run_of_stock.num_inference_steps, self.trained, timesteps).wide or 0.0
 
     @property
     def first_timesteps(self) -> tuple[tuple[int, float], ...]:
@@ -169,8 +170,8 @@ def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
 
 def _possible(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
     """Numbers of steps up to T, or up to those that a model was distilled at."""
-    T = config["num_train_timesteps"]
-    most = min(T, config.get("original_inference_steps") or T)
+    T, distilled = config["num_train_timesteps"], config.get("original_inference_steps")
+    most = min(T, distilled) if isinstance(distilled, int) and distilled > 0 else T
     return tuple(n for n in numbers if 1 <= n <= most)
 
 

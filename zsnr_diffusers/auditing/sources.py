@@ -68,9 +68,8 @@ class Source:
 
     @property
     def guided(self) -> bool:
-        """Whether pictures are made of a text, an image or a class, and so with guidance."""
-        conditions = any(key.startswith(("text_encoder", "image_encoder")) for key in self.index)
-        return conditions or self.index.get("_class_name") == "ClassConditionalPipeline"
+        """Whether pictures are made of a text or an image, and so with a large guidance scale."""
+        return any(key.startswith(("text_encoder", "image_encoder")) for key in self.index)
 
     @property
     def guidance_rescale(self) -> float | None:

@@ -31,7 +31,7 @@ def with_weights(
         OSError, ValueError: no pipeline can be loaded, or prompts do not fit it.
     """
     found = result.setup.source
-    if not found.has_weights:
+    if not found.has_weights or _says_nothing(result):
         return result
     pipe = found.pipeline
     if pipe is None:
@@ -42,12 +42,17 @@ def with_weights(
     return look(result, pipe, prompts)
 
 
+def _says_nothing(result: Audit) -> bool:
+    """Whether there is no prediction of x_0 at T to look at; the findings say why."""
+    return bool(result.prediction_type == "epsilon" and result.terminal_snr == 0)
+
+
 def look(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[int] | None, **call: Any) -> Audit:
     """The same for a pipeline that is loaded; `call` goes to `evaluation.iter_images`."""
     from ..evaluation import LuminanceSummary, iter_images, mean_luminance, terminal_invariance
 
-    if result.prediction_type == "epsilon" and result.terminal_snr == 0:
-        return result  # there is no prediction of x_0 to look at; the findings say so
+    if _says_nothing(result):
+        return result
     text = hasattr(pipe, "encode_prompt")
     invariance = terminal_invariance(pipe, [""] if prompts is None and text else prompts)
     findings = result.findings

@@ -139,7 +139,7 @@ def plot_schedule(
     drawn = np.where(ratios > 0, ratios, floor)
     figure = import_extra("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.semilogy(timesteps, drawn, color="black", linewidth=1)
+    axes.semilogy(timesteps, drawn, color="black", linewidth=1, label=f"T = {len(timesteps)}")
     if (ratios == 0).any():
         axes.axhline(floor, color="tab:red", linewidth=1, linestyle="--", label="zero")
     for row, (n, steps) in enumerate(visited.items()):

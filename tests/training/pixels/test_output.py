@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMPipeline
 from huggingface_hub import ModelCard
 
-from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRDDPMScheduler, load_pipeline
+from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRDDPMScheduler, audit, load_pipeline
 from zsnr_diffusers.training import PixelTrainingConfig
 from zsnr_diffusers.training.pixels import PixelTask
 
@@ -68,6 +68,11 @@ def test_the_scheduler_says_all_that_a_sampler_needs(options, variance_type):
         variance_type,
         True,
     )
+    result = audit(folder)
+    assert result.verdict == "right"
+    # What no config of stock mends; the large variance is for all T steps.
+    large = {"large-variance"} if variance_type == "fixed_large" else set()
+    assert {finding.name for finding in result.findings} == {"extra-timestep", "half-precision-noise"} | large
 
 
 def test_model_card_names_the_classes(options):
