@@ -109,7 +109,7 @@ def test_what_save_pipeline_records(write):
         ("{", "model.safetensors: its metadata 'zsnr_diffusers' is no JSON"),
         ("[" * 100_000, "is no JSON"),
         ("[1]", "is no object"),
-        ('{"prediction_type": "eps"}', "prediction_type='eps' is not known"),
+        ('{"prediction_type": "eps"}', "model.safetensors: in its metadata .* prediction_type='eps' is not known"),
         ('{"prediction_type": ["epsilon"]}', "is not known"),
         ('{"_guidance_rescale": 7}', "guidance_rescale=7 must lie in"),
     ],

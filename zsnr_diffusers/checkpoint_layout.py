@@ -70,7 +70,7 @@ def layout_of_pipeline(pipe: Any) -> Layout:
     """The layout that a pipeline's parts fit into.
 
     Raises:
-        ValueError: none; the message says why.
+        ValueError: they fit into none.
     """
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     parts.pop("safety_checker", None)

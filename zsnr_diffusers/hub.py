@@ -73,7 +73,7 @@ def load_pipeline(
         logger.warning(f"{source}: {conflict}")
     if is_single_file(source):
         pipe = _from_single_file(source, facts, kwargs)
-        if "config" not in kwargs:  # whatever is of this architecture has this one
+        if kwargs.get("config") is None:  # whatever is of this architecture has the same
             claim = scheduler_claim(pipe.scheduler.config, "diffusers' config for this architecture")
             facts = ModelFacts((*facts.claims, claim), facts.schedule, facts.guidance)
             _check_zero_snr(source, facts)
@@ -110,11 +110,12 @@ def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) ->
             f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
             "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base)."
         )
-    config = {"config": os.fspath(kwargs["config"])} if "config" in kwargs else {}
+    config = kwargs.get("config")
+    kwargs = {**kwargs, "config": None if config is None else os.fspath(config)}
     try:
-        return getattr(diffusers, name).from_single_file(os.fspath(source), **{**kwargs, **config})
+        return getattr(diffusers, name).from_single_file(os.fspath(source), **kwargs)
     except OSError as error:
-        if config:
+        if config is not None:
             raise
         raise OSError(
             f"{source} holds weights alone, and what else a pipeline needs could not be had from the Hub. "

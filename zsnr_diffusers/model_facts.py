@@ -178,8 +178,11 @@ def _record(path: Any, header: Header) -> dict[str, Any]:
         raise ValueError(f"{path}: its metadata {RECORD!r} is no JSON: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path}: its metadata {RECORD!r} is no object: {text[:80]}")
-    if record.get("prediction_type") is not None:
-        check_prediction_type(record["prediction_type"], zero_terminal_snr=False)
+    try:
+        recorded_guidance(record)
+        check_prediction_type(record.get("prediction_type", "epsilon"), zero_terminal_snr=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: in its metadata {RECORD!r}, {error}") from error
     return record
 
 

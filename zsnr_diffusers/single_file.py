@@ -91,15 +91,15 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
         )
     if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
         record |= guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
-    size = pipe.unet.config["sample_size"] * pipe.vae_scale_factor
     modelspec = {
         "sai_model_spec": "1.0.0",
         "architecture": layout.architectures[prediction_type],
         "implementation": "https://github.com/Stability-AI/generative-models",
         "title": path.stem,
-        "resolution": f"{size}x{size}",
         "prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
     }
+    if isinstance(side := pipe.unet.config["sample_size"], int):
+        modelspec["resolution"] = f"{side * pipe.vae_scale_factor}x{side * pipe.vae_scale_factor}"
     keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
     save_file(
         original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked},

@@ -89,3 +89,10 @@ def test_a_recorded_phi_can_be_dropped(folder, tmp_path):
     assert convert(tmp_path / "one", tmp_path / "two", "--guidance_rescale", 0) == 0
     assert "_guidance_rescale" not in json.loads((tmp_path / "two" / "model_index.json").read_text())
     assert not (tmp_path / "two" / "pipeline.py").exists()
+
+
+def test_help_teaches_by_example(capsys):
+    with pytest.raises(SystemExit) as caught:
+        convert("--help")
+    assert caught.value.code == 0
+    assert "zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def model_index(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(
             f"{folder} has no model_index.json, so it is not a diffusers pipeline. A single-file checkpoint is made "
-            "into one by diffusers: StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)."
+            "into one by: zsnr convert FILE FOLDER."
         )
     index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return index
