@@ -1,8 +1,10 @@
 """The rows of a run's data, checked before training, and their images as tensors."""
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -106,9 +108,28 @@ def read_image(rows: datasets.Dataset, column: str, index: int) -> Image.Image:
     Raises:
         ImageError: it cannot be read.
     """
+    source, path = _source(rows, column, index)
+    return load_rgb(source, name=path or f"of row {index}")
+
+
+def image_sha256(rows: datasets.Dataset, column: str, index: int) -> bytes:
+    """The sha256 of the bytes of a row's image file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    source, _ = _source(rows, column, index)
+    return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()
+
+
+def _source(rows: datasets.Dataset, column: str, index: int) -> tuple[Any, str | None]:
+    """The bytes of a row's image, or the path of its file; and that path, if any."""
     image = rows[index][column] or {"bytes": b"", "path": None}
-    source = image["bytes"] if image["bytes"] is not None else image["path"]
-    return load_rgb(source, name=image["path"] or f"of row {index}")
+    return image["path"] if image["bytes"] is None else image["bytes"], image["path"]
+
+
+FIT = "shorter side by Lanczos, centre crop"
+"""What `fit` does; whatever is computed from its pixels depends on it."""
 
 
 def name_of(rows: datasets.Dataset, column: str, index: int) -> str:

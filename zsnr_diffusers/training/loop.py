@@ -62,14 +62,16 @@ def train(config: RunConfig) -> None:
         checkpoint, damaged = processes.from_main(lambda: _open_folder(config, folder))
         task = processes.main_first(lambda: TASKS[type(config)](config))
         good = processes.from_main(lambda: check_images(task.rows, config))
+        samples = task.samples(good)
+        task.look_up(accelerator, samples)
         accelerator.print(damaged + _plan(config, task, len(good), accelerator.num_processes, checkpoint))
         if config.dry_run and not config.measure:
             return
         if config.measure:
-            accelerator.print(_Run(config, accelerator, processes, task, task.samples(good), checkpoint).measure())
+            accelerator.print(_Run(config, accelerator, processes, task, samples, checkpoint).measure())
             return
         found = processes.from_main(lambda: _check_folder(config, task, good))
-        run = _Run(config, accelerator, processes, task, task.samples(good), checkpoint)
+        run = _Run(config, accelerator, processes, task, samples, checkpoint)
         processes.from_main(lambda: write_run(config, found))
         run.run()
 
@@ -125,7 +127,7 @@ class _Run:
         checkpoint: Path | None,
     ) -> None:
         self.config, self.accelerator, self.task, self.checkpoint = config, accelerator, task, checkpoint
-        self.samples = SpreadTimesteps(samples, config, len(task.schedule), self._global_batch)
+        self.samples = SpreadTimesteps(task.prepare(accelerator, samples), config, len(task.schedule), self._global_batch)
         self.weighting = LossWeighting(config, task.schedule, accelerator.device)
         self.loss_by_timestep = LossByTimestep(len(task.schedule), accelerator.device)
         self.processes, self.row_of = processes, samples.row_of
@@ -133,8 +135,6 @@ class _Run:
         unet = task.unet.float().train()
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
-        task.freeze(accelerator.device, half)
         optimizer = torch.optim.AdamW(
             [{"params": unet.parameters()}, *self.weighting.parameter_groups()],
             lr=config.learning_rate,

@@ -54,6 +54,10 @@ class Samples(Dataset[Batch], ABC):
         epoch, place = divmod(position, len(self.good))
         return self._order(epoch)[place]
 
+    def shown(self, count: int) -> list[int]:
+        """The rows that the first `count` positions show, each once."""
+        return self._order(0)[:count]
+
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position: what `sample` returns for its row and its stream of randomness."""
         draw = generator(self.seed, 1, position)

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import Accelerator
 from diffusers import ModelMixin, SchedulerMixin
 from PIL import Image
 from torch import Tensor
@@ -45,9 +46,17 @@ class Task(ABC):
     def samples(self, good: Sequence[int]) -> Samples:
         """The training samples of the rows that can be used."""
 
-    @abstractmethod
-    def freeze(self, device: torch.device, dtype: torch.dtype | None) -> None:
-        """Bring parts that are not trained to where they work; None keeps their dtype."""
+    def look_up(self, accelerator: Accelerator, samples: Any) -> None:  # noqa: B027
+        """Before the plan: find out what is stored of the work of parts that are not trained; nothing is written."""
+
+    def prepare(self, accelerator: Accelerator, samples: Any) -> Samples:
+        """Bring parts that are not trained to where they work, or store what they give.
+
+        Returns:
+            The samples to train on.
+        """
+        prepared: Samples = samples
+        return prepared
 
     @abstractmethod
     def x_0(self, batch: Batch, device: torch.device) -> Tensor:

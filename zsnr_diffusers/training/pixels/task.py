@@ -78,9 +78,6 @@ class PixelTask(Task):
         shape, steps = (channels, side, side), len(self.schedule)
         return LabelledSamples(self.rows, good, self.config, labels, shape, steps, no_class)
 
-    def freeze(self, device: torch.device, dtype: torch.dtype | None) -> None:
-        """Nothing: the network is all there is."""
-
     def x_0(self, batch: Batch, device: torch.device) -> Tensor:
         """The images themselves."""
         return batch["pixel_values"].to(device)

@@ -1,7 +1,8 @@
 """What a run on Stable Diffusion depends on."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from ...core.guidance import check_guidance_rescale
 from ...guidance import DEFAULT_GUIDANCE_RESCALE
@@ -41,6 +42,14 @@ class TrainingConfig(RunConfig):
     caption_dropout: float = option(0.1, "Share of captions replaced by the empty one, for classifier-free guidance.")
     max_train_steps: int = option(10_000, "Optimizer steps. The paper took 50,000 at batch size 2048.")
     learning_rate: float = option(1e-5, "AdamW's learning rate. The paper took 1e-4 at batch size 2048.")
+    cache: Literal["auto", "none", "latents", "text", "both"] = option(
+        "auto",
+        "What autoencoder and text encoder give is computed once and stored: latents, text, both, none, or auto: what "
+        "fits into half of the free disk space.",
+    )
+    cache_dir: str | None = option(
+        None, "Where it is stored; runs may share it, also at the same time. Default: `cache` in --output_dir."
+    )
     validation_prompts: list[str] = option([], "Prompts of the previews.")  # noqa: RUF009
     guidance_scale: float = option(7.5, "Guidance scale of the previews.")
     guidance_rescale: float = option(
@@ -57,6 +66,11 @@ class TrainingConfig(RunConfig):
     decides: ClassVar[tuple[str, ...]] = ("pretrained_model_name_or_path", *RunConfig.decides)
     not_negative: ClassVar[tuple[str, ...]] = (*RunConfig.not_negative, "guidance_scale")
     shares: ClassVar[tuple[str, ...]] = (*RunConfig.shares, "caption_dropout")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where the results of autoencoder and text encoder are stored."""
+        return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
 
     def __post_init__(self) -> None:
         if not self.pretrained_model_name_or_path:

@@ -1,9 +1,11 @@
 """Retraining Stable Diffusion: captioned images, their latents, the network that is told the caption."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
@@ -14,11 +16,14 @@ from ..data import noise_rows, open_rows
 from ..samples import Batch
 from ..task import Task
 from .base import load_base
+from .caches import Caches
 from .config import TrainingConfig
+from .frozen import Autoencoder, TextEncoder
 from .output import save_pipeline_folder, shipped_scheduler
 from .samples import CaptionedSamples
 
 _SEEDS = range(4)
+_MEASURED_IMAGES = 64
 
 
 class StableDiffusionTask(Task):
@@ -33,6 +38,11 @@ class StableDiffusionTask(Task):
         self.unet, self.schedule = self.base.pipeline.unet, self.base.schedule
         config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config)
+        pipe, side = self.base.pipeline, self.resolution // self.base.vae_scale_factor
+        self.latent_shape = (int(pipe.vae.config.latent_channels), side, side)
+        self.autoencoder = Autoencoder(pipe.vae, self.latent_shape, self.resolution)
+        self.text_encoder = TextEncoder(pipe.text_encoder, pipe.tokenizer.model_max_length)
+        self.caches = Caches(config, (self.autoencoder, self.text_encoder))
         if config.has_data:
             self.rows = open_rows(config, ["caption_column"], needs_captions=True)
         else:
@@ -51,34 +61,52 @@ class StableDiffusionTask(Task):
             "prediction": f"{before.config.prediction_type} -> {self.config.prediction_type}",
             "SNR at the last timestep": f"{terminal_snr(before):.4g} -> {terminal_snr(self.schedule):.4g}",
             "data": f"{images:,} images at {self.resolution} x {self.resolution}",
+            **{f"cached {name}": str(stock) for name, stock in self.caches.stocks.items()},
         }
 
     def samples(self, good: Sequence[int]) -> CaptionedSamples:
         """Images, tokens, and noise for latents."""
-        side = self.resolution // self.base.vae_scale_factor
-        latent_shape = (int(self.base.pipeline.vae.config.latent_channels), side, side)
         tokenizer, steps = self.base.pipeline.tokenizer, len(self.schedule)
-        return CaptionedSamples(self.rows, good, self.config, tokenizer, self.resolution, latent_shape, steps)
+        return CaptionedSamples(self.rows, good, self.config, tokenizer, self.resolution, self.latent_shape, steps)
 
-    def freeze(self, device: torch.device, dtype: torch.dtype | None) -> None:
-        """Autoencoder and text encoder, which are not trained."""
-        for frozen in (self.base.pipeline.vae, self.base.pipeline.text_encoder):
-            frozen.requires_grad_(False).eval().to(device)
-            if dtype:
-                frozen.to(dtype)
+    def look_up(self, accelerator: Accelerator, samples: CaptionedSamples) -> None:
+        """What is stored of latents and text states."""
+        self.caches.look_up(accelerator, samples, self.config.cache_folder)
 
-    @torch.no_grad()
+    def prepare(self, accelerator: Accelerator, samples: CaptionedSamples) -> CaptionedSamples:
+        """Store latents and text states, as far as they are to be, and leave the device to the UNet."""
+        self.device = accelerator.device
+        if self.config.measure and self.caches.stored:
+            few = self.samples(samples.good[:_MEASURED_IMAGES])
+            hours = self.caches.rehearse(accelerator, few)
+            accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
+            return few
+        self.caches.fill(accelerator, samples)
+        return samples
+
+    @contextlib.contextmanager
+    def _frozen_parts_at_hand(self) -> Iterator[None]:
+        """Autoencoder and text encoder on the device, also where their results are stored."""
+        for part in self.caches.parts:
+            part.network.to(self.device)
+        try:
+            yield
+        finally:
+            for part in self.caches.parts:
+                if part.name in self.caches.stored:
+                    part.network.to("cpu")
+
     def x_0(self, batch: Batch, device: torch.device) -> Tensor:
         """A sample of the autoencoder's posterior, scaled."""
-        vae = self.base.pipeline.vae
-        moments = vae.encode(batch["pixel_values"].to(device, vae.dtype)).latent_dist
-        latents = moments.mean.float() + moments.std.float() * batch["posterior_noise"].to(device)
-        return latents * vae.config.scaling_factor
+        moments = batch if "mean" in batch else self.autoencoder(batch["pixel_values"])
+        mean, std = (moments[name].to(device).float() for name in ("mean", "std"))
+        latents = mean + std * batch["posterior_noise"].to(device)
+        scaled: Tensor = latents * self.base.pipeline.vae.config.scaling_factor
+        return scaled
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
         """The network's output under the captions."""
-        with torch.no_grad():
-            text = self.base.pipeline.text_encoder(batch["input_ids"].to(x_t.device))[0]
+        text = (batch if "text" in batch else self.text_encoder(batch["input_ids"]))["text"].to(x_t.device)
         output: Tensor = unet(x_t, batch["timestep"], text, return_dict=False)[0]
         return output
 
@@ -96,17 +124,18 @@ class StableDiffusionTask(Task):
             requires_safety_checker=False,
         )
         pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)
-        rows = [
-            pipe(
-                prompt,
-                num_images_per_prompt=len(_SEEDS),
-                generator=[torch.Generator().manual_seed(seed) for seed in _SEEDS],
-                num_inference_steps=config.num_inference_steps,
-                guidance_scale=config.guidance_scale,
-                guidance_rescale=config.guidance_rescale,
-            ).images
-            for prompt in prompts
-        ]
+        with self._frozen_parts_at_hand():
+            rows = [
+                pipe(
+                    prompt,
+                    num_images_per_prompt=len(_SEEDS),
+                    generator=[torch.Generator().manual_seed(seed) for seed in _SEEDS],
+                    num_inference_steps=config.num_inference_steps,
+                    guidance_scale=config.guidance_scale,
+                    guidance_rescale=config.guidance_rescale,
+                ).images
+                for prompt in prompts
+            ]
         return rows, prompts
 
     def save(self, unet: Any) -> None:
