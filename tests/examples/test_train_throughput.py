@@ -1,0 +1,66 @@
+import re
+
+import pytest
+import torch
+import train_throughput as bench
+from landscapes import make_landscapes
+from PIL import Image
+
+TINY = ["--size", "tiny", "--images", "8", "--batch_size", "2", "--rounds", "1", "--steps", "1"]
+
+
+def test_prints_speed_shares_and_memory_and_draws(tmp_path, capsys):
+    contestants = bench.main([*TINY, "--peak_tflops", "0.001", "--plot", str(tmp_path / "shares.png")])
+    text = capsys.readouterr().out
+    flops = bench.gigaflops(bench.MODELS["tiny"][1](), 16)["UNet forward + backward"]
+    assert [one.name for one in contestants] == [bench.PLAIN, bench.ONLINE, bench.CACHED]
+    for one in contestants:
+        speed, ratio, mfu = re.search(rf"{one.name} +([\d.]+) +([\d.]+)x .* ([\d.]+)%\n", text).groups()
+        assert float(speed) == pytest.approx(2 / one.seconds[0], rel=0.01)
+        assert float(ratio) == pytest.approx(contestants[0].seconds[0] / one.seconds[0], abs=0.01)
+        assert float(mfu) == pytest.approx(100 * flops * float(speed), abs=0.1)  # of 1e9 operations per second
+        assert sum(one.shares.values()) == pytest.approx(1)
+        assert {part for part, share in one.shares.items() if share <= 0} <= {"rest"} | (
+            {"VAE", "text"} if one.name == bench.CACHED else set()
+        )
+    assert contestants[2].shares["VAE"] == contestants[2].shares["text"] == 0
+    assert "peak memory" in text
+    with Image.open(tmp_path / "shares.png") as picture:
+        assert picture.width > 1000
+
+
+def test_both_loops_compute_the_same_loss(tmp_path):
+    """Of the same inputs; float32 keeps seven digits."""
+    args = bench.parse_arguments(TINY)
+    data, base = make_landscapes(tmp_path / "data", 8, 16), tmp_path / "base"
+    pipe = bench.MODELS["tiny"][1]()
+    pipe.save_pretrained(base)
+    pixels, ids = next(bench.plain_batches(pipe.tokenizer, data, args))
+    plain = bench.plain_loss(
+        *(pipe.vae, pipe.text_encoder, pipe.unet.train(), bench.stock_scheduler(pipe), pixels, ids),
+        *(bench.Stopwatch(torch.device("cpu")), torch.Generator().manual_seed(0)),
+    )
+    draw = torch.Generator().manual_seed(0)
+    batch = {"pixel_values": pixels, "input_ids": ids}
+    batch |= {name: torch.randn(2, 4, 4, 4, generator=draw) for name in ("posterior_noise", "noise")}
+    batch["timestep"] = torch.randint(1000, (2,), generator=draw)
+    run = bench.our_run(base, data, args, "none")
+    assert run._losses(batch).mean().item() == pytest.approx(plain.item(), rel=1e-5)
+    batch["timestep"] = batch["timestep"] // 2
+    assert run._losses(batch).mean().item() != pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_the_shape_of_stable_diffusion_and_its_operations():
+    """A layer of the text encoder: four projections, two of the perceptron, and the attention, each twice."""
+    with torch.device("meta"):
+        pipe = bench.build_sd21()
+    assert sum(p.numel() for p in pipe.unet.parameters()) == 865_910_724  # as published
+    tokens, width = 77, 1024
+    layer = 2 * (tokens * (4 * width**2 + 2 * 4 * width**2) + 2 * tokens**2 * width)
+    assert bench.gigaflops(pipe, 64)["text encoder"] == pytest.approx(23 * layer / 1e9)
+
+
+def test_measures_a_part(capsys):
+    (plain, cached) = bench.main([*TINY, "--without", bench.ONLINE])
+    assert (plain.name, cached.name) == (bench.PLAIN, bench.CACHED)
+    assert bench.ONLINE not in capsys.readouterr().out
