@@ -388,7 +388,7 @@ def report(contestants: Sequence[Contestant], flops: dict[str, float], args: arg
 
 def plot(contestants: Sequence[Contestant], path: Path) -> None:
     """A bar per contestant, as long as its step, divided into parts."""
-    figure = Figure(figsize=(8, 1 + 0.6 * len(contestants)), layout="constrained")
+    figure = Figure(figsize=(9, 1 + 0.5 * len(contestants)), layout="constrained")
     axes = figure.subplots()
     names = [one.name for one in contestants]
     left = np.zeros(len(names))
@@ -398,7 +398,7 @@ def plot(contestants: Sequence[Contestant], path: Path) -> None:
         left += width
     axes.invert_yaxis()
     axes.set_xlabel("ms per step")
-    axes.legend(ncols=4, fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.5))
+    figure.legend(ncols=len(PARTS) + 1, fontsize="small", frameon=False, loc="outside upper center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

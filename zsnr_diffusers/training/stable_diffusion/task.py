@@ -43,6 +43,7 @@ class StableDiffusionTask(Task):
         self.autoencoder = Autoencoder(pipe.vae, self.latent_shape, self.resolution)
         self.text_encoder = TextEncoder(pipe.text_encoder, pipe.tokenizer.model_max_length)
         self.caches = Caches(config, (self.autoencoder, self.text_encoder))
+        self.device = torch.device("cpu")
         if config.has_data:
             self.rows = open_rows(config, ["caption_column"], needs_captions=True)
         else:
