@@ -48,6 +48,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from zsnr_diffusers.evaluation.processes import Processes
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.loop import _Run  # what `train` makes and runs to the end; here it takes turns
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
@@ -284,7 +285,7 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> _Ru
     task = StableDiffusionTask(config)
     samples = task.samples(range(len(task.rows)))
     task.look_up(accelerator, samples)
-    return _Run(config, accelerator, task, samples, None)
+    return _Run(config, accelerator, Processes(), task, samples, None)
 
 
 def our_loop(run: _Run, watch: Stopwatch) -> Iterator[float]:
@@ -299,9 +300,10 @@ def our_loop(run: _Run, watch: Stopwatch) -> Iterator[float]:
         (run.ema, "step", "EMA"),
     ):
         watch.watch(owner, name, part)
-    batches = watch.each(run._batches(run.config.max_train_steps))
-    while True:
-        yield run._train_step(batches)
+    with run._batches(run.config.max_train_steps) as batches:
+        timed = watch.each(batches)
+        while True:
+            yield run._train_step(timed)
 
 
 # The contest

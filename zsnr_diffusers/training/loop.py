@@ -127,7 +127,9 @@ class _Run:
         checkpoint: Path | None,
     ) -> None:
         self.config, self.accelerator, self.task, self.checkpoint = config, accelerator, task, checkpoint
-        self.samples = SpreadTimesteps(task.prepare(accelerator, samples), config, len(task.schedule), self._global_batch)
+        self.samples = SpreadTimesteps(
+            task.prepare(accelerator, samples), config, len(task.schedule), self._global_batch
+        )
         self.weighting = LossWeighting(config, task.schedule, accelerator.device)
         self.loss_by_timestep = LossByTimestep(len(task.schedule), accelerator.device)
         self.processes, self.row_of = processes, samples.row_of
