@@ -62,13 +62,14 @@ def test_the_training_commands_parse():
     ]
 
 
-def test_the_evaluation_commands_parse(capsys):
+def test_the_commands_parse(capsys):
     lines = commands("zsnr") + commands("zsnr_diffusers.cli")
-    assert len(lines) == 6
+    assert {arguments[0] for arguments in lines} == {"evaluate", "audit", "convert"}
+    assert len(lines) == 8
     for arguments in lines:
         # everything is accepted up to the folder or file, which is not here
         assert zsnr(arguments) == 2
-        needed = "--real" if "--real" in arguments else "--reference"
+        needed = next((option for option in ("--real", "--reference") if option in arguments), arguments[0])
         assert arguments[arguments.index(needed) + 1] in capsys.readouterr().err
 
 
