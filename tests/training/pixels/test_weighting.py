@@ -117,7 +117,7 @@ def test_what_is_learned_of_uncertainty_is_in_checkpoints_and_not_in_the_pipelin
         return {path.relative_to(folder) for path in folder.rglob("*") if "checkpoint" not in str(path)}
 
     def learned(folder):
-        (coefficients,) = load_file(checkpoints(folder)[-1] / "model_1.safetensors").values()
+        (coefficients,) = load_file(checkpoints(folder)[-1] / "log_variance.safetensors").values()
         return coefficients
 
     whole, halves, plain = (tmp_path / name for name in ("whole", "halves", "plain"))
