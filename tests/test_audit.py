@@ -238,6 +238,19 @@ def test_an_epsilon_model_is_sent_to_training_and_never_gets_the_flag():
     assert found(audit(DDPMScheduler(), zero_snr=True), "terminal-snr").fix is None
 
 
+def test_the_cosine_schedule_is_nearly_zero_and_not_zero():
+    """Models of epsilon are trained on it, and stock's stand-in for zero is above it."""
+    cosine = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    result = audit(config_of(DDIMScheduler, **cosine), steps=STEPS)
+    assert result.terminal_alpha == pytest.approx(4.928e-05, rel=1e-3)
+    assert result.verdict == "not zero-SNR"
+    assert "epsilon-at-zero-snr" not in names(result)
+    flagged = {**cosine, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    assert "flag-ignored" in names(audit(config_of(PNDMScheduler, **flagged), steps=STEPS))
+    for cls in (DDIMScheduler, EulerDiscreteScheduler):
+        assert audit(config_of(cls, **flagged), steps=STEPS).ok
+
+
 def test_epsilon_at_zero_snr_is_mended_only_if_it_is_said_what_the_network_predicts():
     config = config_of(DDIMScheduler, prediction_type="epsilon")
     result = audit(config)

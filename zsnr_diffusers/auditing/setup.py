@@ -27,8 +27,11 @@ TRIED = (*range(1, 21), 25, 28, 30, 40, 50, 60, 61, 75, 100)
 """Numbers of steps that are run unless asked for others: all small ones, those that people use, and two (28 and 61)
 that stock is known to fail at."""
 
-ZERO = 2.0**-12
-"""sqrt(alpha_bar_T) that counts as zero: stock's own stand-in for it, 4 thousand times less than the noise."""
+ZERO = 1e-6
+"""sqrt(alpha_bar_T) up to which a schedule ends at zero SNR: rounding. The cosine schedule's 5e-5 is above it."""
+
+STAND_IN = 2.0**-24
+"""alpha_bar_T that stock's samplers in sigma have in place of zero."""
 
 LARGEST_T = 100_000
 
@@ -56,17 +59,22 @@ class Setup:
     @cached_property
     def honours_flag(self) -> bool:
         """Whether the scheduler's schedule is the one that the config asks for."""
-        return not self.config.get("rescale_betas_zero_snr") or self._last <= ZERO**2
-
-    @property
-    def _last(self) -> float:
+        if not self.config.get("rescale_betas_zero_snr"):
+            return True
         table = getattr(self.scheduler, "alphas_cumprod", None)
-        return math.inf if table is None else float(table[-1])
+        last = math.inf if table is None else float(table[-1])
+        without = float(self._without_flag[-1])
+        # The cosine schedule ends below the stand-in by itself.
+        return last <= STAND_IN and (without <= ZERO**2 or not math.isclose(last, without, rel_tol=0.01))
+
+    @cached_property
+    def _without_flag(self) -> Tensor:
+        return _table({**self.config, "rescale_betas_zero_snr": False})
 
     @cached_property
     def sampled(self) -> Tensor:
         """alpha_bar of the schedule that the scheduler runs."""
-        return self.trained if self.honours_flag else _table({**self.config, "rescale_betas_zero_snr": False})
+        return self.trained if self.honours_flag else self._without_flag
 
     @property
     def terminal_alpha(self) -> float:
