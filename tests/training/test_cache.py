@@ -110,8 +110,14 @@ def test_cut_off_and_lengthened_shards_are_noticed(tmp_path_factory, data):
 
 def test_damaged_shards_are_removed_and_written_anew(written):
     (shard,) = shards(written)
-    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + b"!")
     cache, missing = found(written)
+    shard.write_bytes(whole)  # by another run
+    cache.tidy()
+    assert shards(written) == [shard]
+    shard.write_bytes(whole[:-1] + b"!")
+    cache.tidy()
     cache.tidy()
     assert not shards(written)
     cache.write([rows(0, 1, 2, 3, 4)])

@@ -92,7 +92,9 @@ class Cache:
     def tidy(self) -> None:
         """Remove damaged shards, and what killed runs left half-written long ago."""
         for shard in self.damaged:
-            shard.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if file_sha256(shard) != shard.stem:  # another run may have mended it
+                    shard.unlink()
         for partial in self.folder.glob(".*.partial"):
             with contextlib.suppress(FileNotFoundError):  # finished just now
                 if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:

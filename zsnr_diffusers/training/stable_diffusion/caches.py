@@ -68,6 +68,11 @@ class Caches:
     def look_up(self, accelerator: Accelerator, samples: CaptionedSamples, folder: Path) -> None:
         """Find out what is stored of all that a run will need, and choose what to store.
 
+        Args:
+            accelerator: of the run.
+            samples: that it draws.
+            folder: of caches; the main process's counts.
+
         Raises:
             ValueError: what `--cache` asks for does not fit on the disk.
         """
