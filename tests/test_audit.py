@@ -511,7 +511,7 @@ def test_keys_of_a_checkpoint_that_stock_does_not_read(tmp_path):
 def test_a_file_that_is_none(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"is no \.safetensors file"):
+    with pytest.raises(ValueError, match="no safetensors file"):
         audit(path)
 
 

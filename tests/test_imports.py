@@ -10,6 +10,9 @@ PACKAGE = Path(zsnr_diffusers.__file__).parent
 ALLOWED = {
     "core": set(),
     "images": set(),
+    "hashes": set(),
+    "_extras": set(),
+    "processes": {"_extras"},
     "scheduler_config": set(),
     "scheduler_base": {"core", "scheduler_config"},
     "schedulers": {"core", "scheduler_base"},
@@ -25,21 +28,13 @@ ALLOWED = {
     "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file"},
     "hub": {"core", "guidance", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
     | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts"},
-    "evaluation": {"core", "images"},
-    "auditing": {"core", "schedulers", "scheduler_config", "guidance", "hub", "evaluation"},
-    "training": {
-        "core",
-        "images",
-        "scheduler_base",
-        "schedulers",
-        "guidance",
-        "pipelines",
-        "class_conditional",
-        "unet",
-    }
-    | {"custom_pipeline", "stock_scheduler", "hub", "evaluation"},
-    "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing"},
-    "cli": {"commands", "evaluation"},
+    "evaluation": {"core", "images", "hashes", "_extras", "processes"},
+    "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
+    | {"evaluation"},
+    "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
+    | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "hub", "evaluation"},
+    "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"},
+    "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub", "auditing"},
 }
@@ -52,7 +47,7 @@ THIRD_PARTIES = {
 """Where this is said, nothing else but the standard library."""
 
 ONLY_IN = {
-    "accelerate": {"training", "evaluation"},
+    "accelerate": {"training", "processes"},
     "datasets": {"training"},
     "yaml": {"training"},
     "matplotlib": {"evaluation"},

@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from zsnr_diffusers.evaluation.processes import LaunchedProcesses
+from zsnr_diffusers.processes import LaunchedProcesses
 
 
 class ThreadProcesses(LaunchedProcesses):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .commands import audit, convert, evaluate
-from .evaluation.processes import ProcessError, is_main_process
+from .processes import ProcessError, is_main_process
 
 DESCRIPTION = "Zero-terminal-SNR diffusion (Lin et al. 2023, arXiv:2305.08891) for diffusers."
 

@@ -155,6 +155,10 @@ def with_guidance(pipe: Pipeline, recorded: Mapping[str, Any], guidance_rescale:
     return enable_guidance_rescale(pipe, **settings) if settings else pipe
 
 
+PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+"""Arguments of `from_pretrained` that say where to look."""
+
+
 def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
     """The `model_index.json` of a folder or Hub repo.
 
@@ -177,8 +181,7 @@ def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
 
 def saved_places(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments of `from_pretrained` that say where to look."""
-    places = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-    return {key: kwargs[key] for key in places if key in kwargs}
+    return {key: kwargs[key] for key in PLACES if key in kwargs}
 
 
 def check_guides(pipeline_class: type) -> None:

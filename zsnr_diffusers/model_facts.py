@@ -101,8 +101,9 @@ def find_model_facts(
     """What is said of a saved model, without loading its weights.
 
     Asked in this order: the arguments; what `save_pipeline` recorded; the keys `v_pred` and `ztsnr` among the weights
-    of a single file, by which ComfyUI, Forge and others know such models; its modelspec metadata; the scheduler's
-    config. Those tools take a model with `v_pred` alone for one without zero terminal SNR, and so does this.
+    of a single file, by which ComfyUI, Forge and others know such models; its modelspec metadata, and that of kohya's
+    sd-scripts; the scheduler's config. Those tools take a model with `v_pred` alone for one without zero terminal SNR,
+    and so does this.
 
     Args:
         source: Hub id, folder, or the path of a single `.safetensors` file.
@@ -125,7 +126,8 @@ def find_model_facts(
         header, with_scheduler = read_header(source), config
         record = _record(source, header)
         schedule = {key: record[key] for key in MODEL_FACTS if key in record and key not in FACTS}
-        claims += [_claim(f"metadata {RECORD}", record), _key_claim(source, header), _modelspec_claim(header)]
+        claims += [_claim(f"metadata {RECORD}", record), _key_claim(source, header)]
+        claims += [_modelspec_claim(header), _kohya_claim(header)]
     else:
         record = saved_config(source, **kwargs)
         with_scheduler = source if (record.get("scheduler") or [None])[0] else None
@@ -204,3 +206,12 @@ def _modelspec_claim(header: Header) -> Claim:
     spec = {key: header.metadata.get(f"modelspec.{key}", "") for key in ("prediction_type", "architecture")}
     said = _MODELSPEC_TYPES.get(spec["prediction_type"].lower())
     return Claim("modelspec metadata", said or _MODELSPEC_ARCHITECTURES.get(spec["architecture"]))
+
+
+def _kohya_claim(header: Header) -> Claim:
+    said = {key for key in ("ss_v_parameterization", "ss_zero_terminal_snr") if header.metadata.get(key) == "True"}
+    return Claim(
+        "kohya's metadata",
+        "v_prediction" if "ss_v_parameterization" in said else None,
+        True if "ss_zero_terminal_snr" in said else None,
+    )

@@ -16,15 +16,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .core import (
+    SCHEDULE_NAMES,
     NoiseLevel,
     Update,
     add_noise,
-    alpha_bar_table,
     check_timesteps,
     dynamic_threshold,
-    enforce_zero_terminal_snr,
     noise_level,
-    shift_snr,
+    schedule_table,
     spaced_timesteps,
     training_target,
     x_0_factors,
@@ -128,19 +127,9 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
                 "num_train_timesteps=1: zero terminal SNR needs at least two timesteps, one to keep and one to bring "
                 "to zero; rescale_betas_zero_snr=False keeps the schedule."
             )
-        table = alpha_bar_table(
-            config["beta_schedule"],
-            num_train_timesteps,
-            config["beta_start"],
-            config["beta_end"],
-            config["trained_betas"],
-        )
+        table = schedule_table(**{name: config[name] for name in SCHEDULE_NAMES})
         if len(table) != num_train_timesteps:
             raise ValueError(f"trained_betas has {len(table)} values for num_train_timesteps={num_train_timesteps}.")
-        if config["snr_shift_scale"] != 1:
-            table = shift_snr(table, config["snr_shift_scale"])
-        if zero_snr:
-            table = enforce_zero_terminal_snr(table)
 
         self.alphas_cumprod = table.float()  # for code that looks here, in stock's dtype; nothing below reads it
         self._table = table

@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 RECORD = "zsnr_diffusers"
 """The entry of the metadata with what these layouts have no place for: schedule and guidance rescale, as JSON."""
 
-_SD_BETAS = {
+SD_BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -83,7 +83,7 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
         )
     check_prediction_type(prediction_type, zero_snr)
     record = {**model_facts(pipe.scheduler.config), "rescale_betas_zero_snr": zero_snr}
-    foreign = [f"{key}={record[key]!r}" for key, value in _SD_BETAS.items() if record.get(key, value) != value]
+    foreign = [f"{key}={record[key]!r}" for key, value in SD_BETAS.items() if record.get(key, value) != value]
     if foreign:
         logger.warning(
             f"{', '.join(foreign)}: load_pipeline finds this in the file, other programs take every such file to have "

@@ -48,9 +48,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from zsnr_diffusers.evaluation.processes import Processes
+from zsnr_diffusers.processes import Processes
 from zsnr_diffusers.training import TrainingConfig
-from zsnr_diffusers.training.loop import _Run  # what `train` makes and runs to the end; here it takes turns
+from zsnr_diffusers.training.loop import Run  # what `train` makes and runs to the end; here it takes turns
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
 PARTS = ("data", "VAE", "text", "forward", "backward", "optimizer", "EMA")
@@ -268,7 +268,7 @@ def plain_batches(tokenizer: Any, data: Path, args: argparse.Namespace) -> Itera
         yield from loader
 
 
-def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> _Run:
+def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Run:
     """What `train` runs, before its first step."""
     config = TrainingConfig(
         pretrained_model_name_or_path=str(base),
@@ -285,10 +285,10 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> _Ru
     task = StableDiffusionTask(config)
     samples = task.samples(range(len(task.rows)))
     task.look_up(accelerator, samples)
-    return _Run(config, accelerator, Processes(), task, samples, None)
+    return Run(config, accelerator, Processes(), task, samples, None)
 
 
-def our_loop(run: _Run, watch: Stopwatch) -> Iterator[float]:
+def our_loop(run: Run, watch: Stopwatch) -> Iterator[float]:
     """Our trainer, timed from outside."""
     for owner, name, part in (
         (run.task, "autoencoder", "VAE"),

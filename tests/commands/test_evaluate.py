@@ -6,7 +6,7 @@ from command_line import evaluate, fill, refused
 from PIL import Image
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
-import zsnr_diffusers.evaluation._extras as extras
+import zsnr_diffusers._extras as extras
 from zsnr_diffusers.evaluation import measure_folder, terminal_invariance
 
 

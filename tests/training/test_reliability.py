@@ -26,6 +26,7 @@ from child_processes import (
 )
 from safetensors.torch import load_file
 
+import zsnr_diffusers.training.run as run_module
 from zsnr_diffusers.training import TrainingConfig, TrainingError, TrainingInterrupted, loop, main, train
 from zsnr_diffusers.training.checkpoints import checkpoints, defect_of, step_of
 
@@ -418,7 +419,7 @@ def last(options):
 @pytest.fixture
 def _float16(monkeypatch):
     """accelerate as it is under float16, with torch's scaler for CPUs."""
-    launch = loop.launch
+    launch = run_module.launch
 
     def launch_with_scaler(config):
         AcceleratorState._reset_state(True)  # what was set here for the run before
@@ -427,7 +428,7 @@ def _float16(monkeypatch):
         accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
         return accelerator, processes
 
-    monkeypatch.setattr(loop, "launch", launch_with_scaler)
+    monkeypatch.setattr(run_module, "launch", launch_with_scaler)
 
 
 @pytest.mark.usefixtures("_float16")

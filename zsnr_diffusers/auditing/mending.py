@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..guidance import PLACES
 from .faults import faults
 from .report import Audit, report
 from .setup import LARGEST_T, set_up
-from .sources import INDEX, PLACES, Source, read_source
+from .sources import INDEX, Source, read_source
 
 ALL_STEPS = range(1, LARGEST_T + 1)
 """Every number of steps; those above T are left out."""
@@ -141,8 +142,10 @@ def fix(
         ValueError: not a local folder, and as in `audit`.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f"{folder} is no local folder, and only these are mended; for a pipeline in memory: "
-                         "pipe.scheduler = zsnr_diffusers.audit(pipe).fixed_scheduler()")  # fmt: skip
+        raise ValueError(
+            f"{folder} is no local folder, and only these are mended; for a pipeline in memory: pipe.scheduler = "
+            "zsnr_diffusers.audit(pipe).fixed_scheduler()"
+        )
     before = audit(folder, prediction_type=prediction_type, zero_snr=zero_snr, steps=steps)
     after = mended(before)
     if after is before or any(finding.severity == "error" for finding in after.findings):

@@ -165,7 +165,6 @@ def report(setup: Setup, findings: tuple[Finding, ...]) -> Audit:
     """The audit of what was found."""
     source, config = setup.source, setup.config
     level = noise_level(setup.sampled, -1)
-    final = getattr(setup.scheduler, "final_alpha_cumprod", None)
     return Audit(
         source=source.name,
         scheduler=setup.scheduler_class.__name__,
@@ -177,7 +176,7 @@ def report(setup: Setup, findings: tuple[Finding, ...]) -> Audit:
         rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr")),
         timestep_spacing=config.get("timestep_spacing"),
         first_timesteps=setup.first_timesteps,
-        final_alpha=None if final is None else float(final) ** 0.5,
+        final_alpha=None if setup.final_level is None else float(setup.final_level.alpha),
         trained_betas=config.get("trained_betas") is not None,
         guidance_rescale=source.guidance_rescale,
         steps_tried=tuple(run.num_inference_steps for run in setup.runs),

@@ -47,12 +47,11 @@ def last_timestep_missed(setup: Setup) -> Finding | None:
 
 def final_alpha(setup: Setup) -> Finding | None:
     """A last step that stops at the level of the first timestep, as configs of Stable Diffusion ship it."""
-    final = getattr(setup.scheduler, "final_alpha_cumprod", None)
-    if setup.config.get("set_alpha_to_one", True) or final is None or float(final) == 1:
+    final = setup.final_level
+    if setup.config.get("set_alpha_to_one", True) or final is None or final.sigma == 0:
         return None
     fix = {"set_alpha_to_one": True}
-    sigma = (1 - float(final)) ** 0.5
-    what = f"set_alpha_to_one=False leaves noise of standard deviation {sigma:.2g} in the result"
+    what = f"set_alpha_to_one=False leaves noise of standard deviation {float(final.sigma):.2g} in the result"
     return Finding("final-alpha", "error", what, code(setup, fix), fix)
 
 

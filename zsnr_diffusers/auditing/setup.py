@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import schedulers
-from ..core import alpha_bar_table, enforce_zero_terminal_snr, noise_level, shift_snr
+from ..core import SCHEDULE_NAMES, NoiseLevel, noise_level, schedule_table
 from ..core.predictions import check_prediction_type
 from ..scheduler_config import check_variance_preserving
 from .runs import TOLERANCE, Run, run, runnable, runs
@@ -77,6 +77,12 @@ class Setup:
         return self.trained if self.honours_flag else self._without_flag
 
     @property
+    def final_level(self) -> NoiseLevel | None:
+        """Where sampling ends; None where the scheduler does not say."""
+        final = getattr(self.scheduler, "final_alpha_cumprod", None)
+        return None if final is None else noise_level(torch.as_tensor(final).double().reshape(1), 0)
+
+    @property
     def terminal_alpha(self) -> float:
         """sqrt(alpha_bar_T) of the schedule that the scheduler runs."""
         return float(noise_level(self.sampled, -1).alpha)
@@ -125,10 +131,8 @@ class Setup:
         return {n: wide / exact - 1 for n, (wide, exact) in made.items() if exact}  # one step from zero SNR makes 0
 
     def _by_rule(self, run_of_stock: Run) -> float:
-        kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-        facts = {key: self.config[key] for key in (*kept, "snr_shift_scale") if key in self.config}
-        zero = bool(self.config.get("rescale_betas_zero_snr"))
-        ddim = schedulers.ZeroSNRDDIMScheduler(**facts, rescale_betas_zero_snr=zero)
+        facts = {key: self.config[key] for key in (*SCHEDULE_NAMES, "prediction_type") if key in self.config}
+        ddim = schedulers.ZeroSNRDDIMScheduler(**{"rescale_betas_zero_snr": False, **facts})
         timesteps = [int(t) for t in run_of_stock.timesteps]
         return run(ddim, run_of_stock.num_inference_steps, self.trained, timesteps).wide or 0.0
 
@@ -254,16 +258,11 @@ def _table(config: Mapping[str, Any]) -> Tensor:
     Raises:
         ValueError: it describes none.
     """
-    betas = config.get("trained_betas")
-    numbers = {key: config[key] for key in ("beta_start", "beta_end") if key in config}
-    T = config["num_train_timesteps"]
+    facts = {key: config[key] for key in SCHEDULE_NAMES if key in config}
+    if facts.get("trained_betas") is not None:
+        facts["trained_betas"] = _listed(facts["trained_betas"])
     try:
-        table = alpha_bar_table(
-            config["beta_schedule"], T, **numbers, trained_betas=None if betas is None else _listed(betas)
-        )
-        if config.get("snr_shift_scale", 1) != 1:
-            table = shift_snr(table, config["snr_shift_scale"])
-        return enforce_zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table
+        return schedule_table(**facts)
     except (TypeError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{config['_class_name']} has no schedule: {error}") from error
 

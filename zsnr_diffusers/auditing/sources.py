@@ -1,7 +1,6 @@
 """What is said of a model in a folder, a Hub repo, a checkpoint file, or an object in memory; no weights are read."""
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +11,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from ..guidance import guidance_record, recorded_guidance, stock_class
+from ..model_facts import find_model_facts
+from ..single_file import SD_BETAS
 
 INDEX, CONFIG = "model_index.json", "scheduler_config.json"
-PLACES = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-"""Arguments that say where on the Hub to look."""
-
 _SINGLE_FILE_CONFIG = {
     "_class_name": "EulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
+    **{key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")},
     "prediction_type": "epsilon",
     "rescale_betas_zero_snr": False,
     "timestep_spacing": "leading",
@@ -157,37 +152,15 @@ def _of_folder(folder: Path) -> Source:
 
 
 def _of_file(path: Path) -> Source:
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is no .safetensors file; of single files, only these can be audited.")
-    facts = _single_file_facts(path)
+    facts = find_model_facts(path)
     index = {"_class_name": "StableDiffusionXLPipeline", "vae": True, "text_encoder": True}
-    return Source(path.name, _SINGLE_FILE_CONFIG, index, **facts)
-
-
-def _single_file_facts(path: Path) -> dict[str, Any]:
-    """SEAM: what a checkpoint file says of its training; to be replaced by the detection of single-file loading.
-
-    Returns:
-        `prediction_type` and `zero_snr`, each where the file says so by a key (`v_pred`, `ztsnr`) or its metadata.
-
-    Raises:
-        ValueError: not a .safetensors file.
-    """
-    try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(size))
-        metadata = header.get("__metadata__", {})
-    except (ValueError, AttributeError, struct.error) as error:
-        raise ValueError(f"{path} is no .safetensors file: {error}.") from error
-    facts: dict[str, Any] = {}
-    if "v_pred" in header or "True" in (metadata.get("ss_v_parameterization"), metadata.get("v_pred")):
-        facts["prediction_type"] = "v_prediction"
-    if "ztsnr" in header or "True" in (metadata.get("ss_zero_terminal_snr"), metadata.get("ztsnr")):
-        facts["zero_snr"] = True
-    return facts
+    return Source(
+        path.name,
+        _SINGLE_FILE_CONFIG,
+        index,
+        prediction_type=facts.prediction_type,
+        zero_snr=facts.rescale_betas_zero_snr,
+    )
 
 
 def _of_repo(repo: str, places: Mapping[str, Any]) -> Source:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .._extras import import_extra
 from ..auditing import Audit, audit, fix
-from ..evaluation._extras import import_extra
 from . import pipelines
 
 DESCRIPTION = """\

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .._extras import import_extra
 from ..evaluation import (
     FeatureNetwork,
     FeatureStatistics,
@@ -30,7 +31,6 @@ from ..evaluation import (
     prompt_share,
     terminal_invariance,
 )
-from ..evaluation._extras import import_extra
 from ..evaluation.figures import SUBSET_SIZE, SUBSETS, WHOLE_SETS
 from ..evaluation.sources import check_save_folder, images_in
 from . import feature_networks, pipelines

@@ -17,12 +17,14 @@ from .likelihood import (
 from .losses import v_loss
 from .multistep import multistep_updates
 from .noise import (
+    SCHEDULE_NAMES,
     NoiseLevel,
     add_noise,
     alpha_bar_table,
     enforce_zero_terminal_snr,
     kappa,
     noise_level,
+    schedule_table,
     shift_snr,
     snr,
     transition,
@@ -45,6 +47,7 @@ __all__ = [
     "CLEAN",
     "LOSS_WEIGHTINGS",
     "PREDICTION_TYPES",
+    "SCHEDULE_NAMES",
     "TIMESTEP_SPACINGS",
     "NoiseLevel",
     "StepKL",
@@ -73,6 +76,7 @@ __all__ = [
     "pndm_updates",
     "prior_kl",
     "rescale_guidance",
+    "schedule_table",
     "shift_snr",
     "snr",
     "spaced_timesteps",

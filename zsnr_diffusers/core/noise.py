@@ -5,6 +5,7 @@ A variance-preserving process makes `x_t = alpha x_0 + sigma noise` with `alpha 
 alpha_bar / (1 - alpha_bar). Tables are float64: 1 - alpha_bar at the first timestep has three digits left in float32.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -159,6 +160,33 @@ def enforce_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     table = ((alpha - last) * (first / (first - last))) ** 2
     table[0] = alphas_cumprod[0]  # squaring a square root costs the last digit of the one value that is to be kept
     return table
+
+
+def schedule_table(
+    beta_schedule: str = "linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 0.0001,
+    beta_end: float = 0.02,
+    trained_betas: Sequence[float] | Tensor | None = None,
+    snr_shift_scale: float = 1.0,
+    rescale_betas_zero_snr: bool = False,
+) -> Tensor:
+    """alpha_bar of the schedule that a config describes: a table, its SNR shifted, its end brought to zero.
+
+    The arguments are those of `alpha_bar_table`, then whether and how `shift_snr` and `enforce_zero_terminal_snr`
+    follow, in diffusers' names; so are the errors.
+
+    Returns:
+        float64 tensor of shape [T].
+    """
+    table = alpha_bar_table(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas)
+    if snr_shift_scale != 1:
+        table = shift_snr(table, snr_shift_scale)
+    return enforce_zero_terminal_snr(table) if rescale_betas_zero_snr else table
+
+
+SCHEDULE_NAMES = tuple(inspect.signature(schedule_table).parameters)
+"""What of a scheduler's config decides on its schedule."""
 
 
 def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:

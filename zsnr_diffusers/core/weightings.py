@@ -14,8 +14,8 @@ from .predictions import x_0_factors
 
 MIN_SNR_AT_ZERO_SNR = (
     "loss_weighting='min_snr' gives the last timestep weight 0 at zero terminal SNR: the one timestep that the "
-    "schedule adds would not be trained (after 600 steps of a small network its squared error of v was 0.0856, with "
-    "weight 1 0.0029). Use 'min_snr_floored', which is the same from an SNR of 1 up and positive below."
+    "schedule adds would not be trained. Use 'min_snr_floored', which is the same from an SNR of 1 up and positive "
+    "below."
 )
 
 

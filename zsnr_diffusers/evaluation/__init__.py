@@ -6,6 +6,7 @@ many bits a model of pixels needs for a real one; and show how noise is added an
 Importing this loads neither torch nor a plotting library; each function imports what it needs.
 """
 
+from ..processes import Processes, launched_processes
 from .chains import Chain, chain_picture, denoising_chain, noising_chain
 from .distances import (
     InceptionScore,
@@ -38,7 +39,6 @@ from .luminance import (
 )
 from .measurement import Measurements, measure_folder, measure_images, measure_pipeline
 from .plots import plot_bits_per_dim, plot_luminance, plot_schedule, sample_grid
-from .processes import Processes, launched_processes
 from .reference import Reference, check_reference, load_reference
 from .resize import quantize, resize_like_tensorflow1
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ._extras import import_extra
+from .._extras import import_extra
 from .feature_statistics import FeatureOrigin, FeatureStatistics
 from .features import FeatureNetwork
 from .sources import ImageReader, images_in

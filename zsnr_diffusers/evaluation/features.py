@@ -5,7 +5,6 @@ Figures compare only where the network, its weights and the resize are the same,
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from ..hashes import file_sha256, state_sha256
 from .feature_statistics import FeatureOrigin
 from .resize import resize_like_pillow, resize_like_tensorflow1
 
@@ -184,33 +184,6 @@ def _exact_convolutions() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32 = before
-
-
-def file_sha256(path: str | PathLike[str]) -> str:
-    """The sha256 of a file, in hexadecimal digits.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def state_sha256(module: Any) -> str:
-    """The sha256 of names, dtypes, shapes and values of a module's state; "" for what has none."""
-    import torch
-
-    if not isinstance(module, torch.nn.Module):
-        return ""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _load_torchscript(path: str | PathLike[str], device: str | torch.device) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._extras import import_extra
+from .._extras import import_extra
 from .extraction import Images, uint8_batches
 from .invariance import in_eval_mode
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .._extras import import_extra
 from ..images import load_rgb
-from ._extras import import_extra
 
 if TYPE_CHECKING:
     import torch

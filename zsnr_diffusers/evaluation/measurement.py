@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .._extras import import_extra
 from ..images import ImageError
-from ._extras import import_extra
+from ..processes import Processes
 from .extraction import ImageFeatures, image_features
 from .features import FeatureNetwork
 from .generation import iter_images
 from .luminance import Floats, mean_luminance
 from .plots import sample_grid
-from .processes import Processes
 from .sources import (
     ImageReader,
     NamedSize,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ._extras import import_extra
+from .._extras import import_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,10 +131,12 @@ def plot_schedule(
     Raises:
         ImportError: matplotlib is not installed.
     """
+    import torch
+
     from ..core import noise_level, snr
 
     timesteps = np.arange(len(alphas_cumprod))
-    ratios = np.array([float(snr(noise_level(alphas_cumprod, int(t)))) for t in timesteps])
+    ratios = torch.as_tensor(snr(noise_level(alphas_cumprod, torch.from_numpy(timesteps)))).numpy()
     floor = ratios[ratios > 0].min() / 100
     drawn = np.where(ratios > 0, ratios, floor)
     figure = import_extra("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")

@@ -11,12 +11,12 @@ from importlib.util import find_spec
 if missing := [name for name in ("accelerate", "datasets", "yaml") if find_spec(name) is None]:
     raise ImportError(f'Training needs {", ".join(missing)}: python -m pip install "zsnr_diffusers[train]"')
 
-from ..evaluation.processes import ProcessError
+from ..processes import ProcessError
 from .command_line import parse_config
 from .config import RunConfig
 from .errors import TrainingError, TrainingInterrupted
-from .loop import train
 from .pixels import RECIPES, PixelTrainingConfig
+from .run import train
 from .stable_diffusion import TrainingConfig
 
 __all__ = [

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..evaluation.features import file_sha256
+from ..hashes import file_sha256
 
 SHARD_BYTES, SHARD_SECONDS = 2**26, 60.0
 """A shard is written when it is so large, or took so long: what a killed run loses."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..evaluation.features import file_sha256
+from ..hashes import file_sha256
 from .durable import remove, sync, write_json
 from .errors import TrainingError
 

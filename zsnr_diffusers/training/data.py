@@ -128,14 +128,14 @@ def _source(rows: datasets.Dataset, column: str, index: int) -> tuple[Any, str |
     return image["path"] if image["bytes"] is None else image["bytes"], image["path"]
 
 
-FIT = "shorter side by Lanczos, centre crop"
-"""What `fit` does; whatever is computed from its pixels depends on it."""
-
-
 def name_of(rows: datasets.Dataset, column: str, index: int) -> str:
     """What to call a row before people: its index, and the file of its image if it has one."""
     path = (rows[index][column] or {}).get("path")
     return f"{index} ({Path(path).name})" if path else str(index)
+
+
+FIT = "shorter side by Lanczos, centre crop"
+"""What `fit` does; whatever is computed from its pixels depends on it."""
 
 
 def fit(image: Image.Image, resolution: int) -> Tensor:

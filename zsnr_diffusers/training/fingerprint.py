@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from ..evaluation.features import state_sha256
+from ..hashes import state_sha256
 from .config import RunConfig
 from .task import Task
 

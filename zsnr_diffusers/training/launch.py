@@ -6,7 +6,7 @@ from datetime import timedelta
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from ..evaluation.processes import Processes, launched_processes
+from ..processes import Processes, launched_processes
 from .config import RunConfig
 
 PATIENCE = timedelta(minutes=10)

@@ -55,8 +55,7 @@ class Task(ABC):
         Returns:
             The samples to train on.
         """
-        prepared: Samples = samples
-        return prepared
+        return samples
 
     @abstractmethod
     def x_0(self, batch: Batch, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import default_collate
 
-from zsnr_diffusers.evaluation.features import file_sha256
+from zsnr_diffusers.hashes import file_sha256
 from zsnr_diffusers.training import TrainingConfig, cache, train
 from zsnr_diffusers.training.samples import Positions, load_batches
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask, caches, frozen

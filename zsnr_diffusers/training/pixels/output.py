@@ -42,9 +42,8 @@ def _card(
     data = huggingface_hub.ModelCardData(pipeline_tag="unconditional-image-generation", datasets=datasets)
     rows = {"variance": f"`{config.variance_type}`"}
     if classes is not None:
-        rows["classes"] = ", ".join(f"{label} {classes.name(label)}" for label in range(classes.count))
-        if classes.names is None:
-            rows["classes"] = f"0 to {classes.count - 1}"
+        named = ", ".join(f"{label} {name}" for label, name in enumerate(classes.names or ()))
+        rows["classes"] = named or f"0 to {classes.count - 1}"
     base = config.pretrained_model_name_or_path
     subject = f"A new `{config.unet}`" if base is None else Path(base).name
     usage = (_UNCONDITIONAL if classes is None else _CONDITIONAL).format(name=Path(config.output_dir).name)

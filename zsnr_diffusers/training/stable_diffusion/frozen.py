@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...evaluation.features import state_sha256
+from ...hashes import state_sha256
 from ..cache import Rows
 from ..data import FIT, image_sha256
 from .samples import CaptionedSamples, text_content

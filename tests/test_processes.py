@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thread_processes import ThreadProcesses, in_threads
 
-from zsnr_diffusers.evaluation.processes import ProcessError, Processes, launched_processes
+from zsnr_diffusers.processes import ProcessError, Processes, launched_processes
 
 
 @given(st.integers(0, 50), st.integers(1, 9))

@@ -1,0 +1,33 @@
+"""What tells files and networks apart by their contents."""
+
+import hashlib
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+
+def file_sha256(path: str | PathLike[str]) -> str:
+    """The sha256 of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def state_sha256(module: Any) -> str:
+    """The sha256 of names, dtypes, shapes and values of a module's state; "" for what has none."""
+    import torch
+
+    if not isinstance(module, torch.nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""From a configuration to a run: what is trained, on what, in which folder; all checked before the first step."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from .checkpoints import newest_whole, remove_partial, set_aside
+from .config import RunConfig
+from .data import check_images
+from .fingerprint import Fingerprint, fingerprint
+from .launch import launch
+from .lock import locked
+from .loop import Run
+from .pixels import PixelTask, PixelTrainingConfig
+from .run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
+from .stable_diffusion import StableDiffusionTask, TrainingConfig
+from .task import Task
+
+TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
+"""What each kind of configuration trains."""
+
+
+def train(config: RunConfig) -> None:
+    """Train as configured, and write the result, a pipeline, to `config.output_dir`.
+
+    Everything that can be wrong with the input is found before the first step.
+
+    Args:
+        config: what to train, on what, and how: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
+            networks of pixels.
+
+    Raises:
+        ValueError: model, data, options or output folder cannot be used.
+        OSError: a file or repo is missing, or the folder cannot be written.
+        TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
+        TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
+    """
+    accelerator, processes = launch(config)
+    with contextlib.ExitStack() as folder:
+        checkpoint, damaged = processes.from_main(lambda: _open_folder(config, folder))
+        task = processes.main_first(lambda: TASKS[type(config)](config))
+        good = processes.from_main(lambda: check_images(task.rows, config))
+        samples = task.samples(good)
+        task.look_up(accelerator, samples)
+        accelerator.print(damaged + _plan(config, task, len(good), accelerator.num_processes, checkpoint))
+        if config.dry_run and not config.measure:
+            return
+        if config.measure:
+            accelerator.print(Run(config, accelerator, processes, task, samples, checkpoint).measure())
+            return
+        found = processes.from_main(lambda: _check_folder(config, task, good))
+        run = Run(config, accelerator, processes, task, samples, checkpoint)
+        processes.from_main(lambda: write_run(config, found))
+        run.run()
+
+
+def _open_folder(config: RunConfig, stack: contextlib.ExitStack) -> tuple[Path | None, str]:
+    """The checkpoint to go on from, in a folder that is locked from now on, and what to say of damaged ones."""
+    check_run_folder(config)
+    folder, said = Path(config.output_dir), ""
+    if not config.dry_run:
+        stack.enter_context(locked(folder))
+    checkpoint, damaged = newest_whole(folder)
+    for path, defect in damaged.items():
+        kept = path if config.dry_run else set_aside(path)
+        said += f"{path.name} is damaged and passed over: {defect}. It is kept as {kept.name}.\n"
+    return checkpoint, said
+
+
+def _check_folder(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerprint:
+    """What tells the run's data and base, which are those of its folder; there is room for its checkpoints."""
+    found = fingerprint(config, task, good)
+    check_fingerprint(config, found)
+    remove_partial(Path(config.output_dir))
+    check_disk_space(config, sum(parameter.numel() for parameter in task.unet.parameters()))
+    return found
+
+
+def _plan(config: RunConfig, task: Task, images: int, processes: int, checkpoint: Path | None) -> str:
+    global_batch = config.train_batch_size * config.gradient_accumulation_steps * processes
+    shipped = task.shipped_scheduler()
+    lines = {
+        **task.plan(images),
+        "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
+        f"passes x {processes} processes",
+        "steps": f"{config.max_train_steps:,} = {config.max_train_steps * global_batch / images:,.1f} epochs"
+        + (f", going on from {checkpoint.name}" if checkpoint else ""),
+        "ships": f"{type(shipped).__name__}, {shipped.config.timestep_spacing} spacing, in {config.output_dir}",
+    }
+    width = max(map(len, lines))
+    plan = "\n".join(f"{name:>{width}}: {text}" for name, text in lines.items())
+    return f"{config.to_yaml()}\n{plan}" if config.dry_run else plan
