@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.training_utils import EMAModel
 from landscapes import BRIGHTEST, BRIGHTNESS_WORDS, caption, captions, landscape
 from numpy.typing import NDArray
 from PIL import Image
 from quickstart import quieten_libraries
+from small_training import minimize
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from zsnr_diffusers import (
     ZeroSNRMultistepScheduler,
@@ -39,7 +38,7 @@ from zsnr_diffusers.evaluation.luminance import LUMA_WEIGHTS
 
 GUIDANCE_SCALE, IMAGE_GUIDANCE_SCALE, GUIDANCE_RESCALE = 1.5, 1.5, 0.7
 STRENGTHS = (0.6, 0.8, 0.9)
-BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS, EMA_DECAY = 16, 1e-3, 50, 0.999
+BATCH_SIZE, LEARNING_RATE = 16, 1e-3
 CONDITION_DROPOUT = 0.05
 """Share of the pairs that are trained without text, without picture, without both: each so often (section 3.2.1)."""
 
@@ -179,13 +178,11 @@ def train_to_edit(
     words = {text: embed(base, text) for text in {"", *texts}}
     embeds = torch.cat([words[text] for text in texts])
 
-    unet = widen(base.unet).train()
+    unet = widen(base.unet)
     schedule = base.scheduler
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
-    ema = EMAModel(unet.parameters(), decay=EMA_DECAY)
-    for _ in (progress := tqdm(range(sizes.steps), desc="learning to edit")):
+
+    def loss_of_a_batch() -> Tensor:
         rows = torch.randint(len(latents), (BATCH_SIZE,), generator=generator)
         without_text, without_picture = dropped(BATCH_SIZE, generator)
         text = torch.where(without_text[:, None, None], words[""], embeds[rows])
@@ -195,16 +192,10 @@ def train_to_edit(
         timesteps = torch.randint(len(schedule), (BATCH_SIZE,), generator=generator)
         level = schedule.noise_level(timesteps, like=x_0)
         output = unet(torch.cat([add_noise(x_0, noise, level), picture], dim=1), timesteps, text).sample
-        loss = v_loss(output, training_target("v_prediction", x_0, noise, level)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        warmup.step()
-        ema.step(unet.parameters())
-        progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    ema.copy_to(unet.parameters())
-    parts = {**base.components, "unet": unet.eval()}
+        return v_loss(output, training_target("v_prediction", x_0, noise, level)).mean()
+
+    minimize(unet, loss_of_a_batch, sizes.steps, LEARNING_RATE, "learning to edit")
+    parts = {**base.components, "unet": unet}
     return ZeroSNRStableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
-from diffusers.training_utils import EMAModel
 from landscapes import make_landscapes, read_landscapes
+from small_training import minimize
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler
 from zsnr_diffusers.core import add_noise, training_target, v_loss
@@ -29,7 +28,7 @@ from zsnr_diffusers.evaluation import (
 )
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-BATCH_SIZE, WARMUP_STEPS, EMA_DECAY = 16, 50, 0.999
+BATCH_SIZE = 16
 
 
 @dataclass
@@ -125,23 +124,14 @@ def train(
 ) -> UNet2DModel:
     """Plain v-loss training of an unconditional network; its averaged weights are left in it."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
-    ema = EMAModel(unet.parameters(), decay=EMA_DECAY)
-    unet.train()
-    for _ in (progress := tqdm(range(steps), desc=name)):
+
+    def loss_of_a_batch() -> Tensor:
         x_0 = images[torch.randint(len(images), (BATCH_SIZE,), generator=generator)]
         noise = torch.randn(x_0.shape, generator=generator)
         timesteps = torch.randint(len(schedule), (BATCH_SIZE,), generator=generator)
         level = schedule.noise_level(timesteps, like=x_0)
         output = unet(add_noise(x_0, noise, level), timesteps).sample
-        loss = v_loss(output, training_target("v_prediction", x_0, noise, level)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        warmup.step()
-        ema.step(unet.parameters())
-        progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    ema.copy_to(unet.parameters())
-    return unet.eval()
+        return v_loss(output, training_target("v_prediction", x_0, noise, level)).mean()
+
+    minimize(unet, loss_of_a_batch, steps, learning_rate, name)
+    return unet

@@ -10,7 +10,6 @@ from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .checkpoint_layout import layout_of_pipeline, original_checkpoint
 from .core.predictions import check_prediction_type
 from .guidance import guidance_record
 from .scheduler_config import model_facts
@@ -75,6 +74,9 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
     Raises:
         ValueError: the network predicts what readers of such files do not know, or its parts do not fit into one.
     """
+    # Over diffusers' conversions, which pull in transformers; who reads a header does not wait for it.
+    from .checkpoint_layout import layout_of_pipeline, original_checkpoint
+
     layout = layout_of_pipeline(pipe)
     if prediction_type is None or prediction_type not in layout.architectures:
         raise ValueError(

@@ -1,15 +1,6 @@
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from zsnr_diffusers.training import TrainingConfig
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate_state():
-    """accelerate keeps its state in globals; each run of a process of its own starts without."""
-    yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 @pytest.fixture

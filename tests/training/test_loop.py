@@ -15,8 +15,8 @@ from hub_server import serve
 from landscapes import read_landscapes
 from safetensors.torch import load_file
 from small_stable_diffusion import flawed_scheduler, train_vae
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_pipelines import tiny_stable_diffusion
+from training_runs import logged, same, trained, weights
 
 from zsnr_diffusers.core import v_loss
 from zsnr_diffusers.training import TrainingConfig, TrainingError, train
@@ -24,22 +24,11 @@ from zsnr_diffusers.training.checkpoints import checkpoints
 
 
 def run(options, **changes):
-    config = TrainingConfig(**{**options, **changes})
-    train(config)
-    return weights(config.output_dir)
-
-
-def weights(folder):
-    return load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    return trained(TrainingConfig(**{**options, **changes}))
 
 
 def losses(folder, tag="loss"):
-    events = EventAccumulator(str(Path(folder) / "logs")).Reload()
-    return [event.value for event in events.Scalars(tag)]
+    return [value for _, value in logged(folder)[tag]]
 
 
 def command(options, **changes):

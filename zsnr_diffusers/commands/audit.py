@@ -9,7 +9,7 @@ from typing import Any
 
 from .._extras import import_extra
 from ..auditing import Audit, audit, fix
-from . import pipelines
+from . import new_parser, pipelines
 
 DESCRIPTION = """\
 Is a model set up right? Looks at the config of its scheduler, and runs that scheduler on numbers whose right result is
@@ -41,13 +41,12 @@ exit status: 0 right, 1 not right, 2 wrong arguments or no such model
 
 def add_parser(commands: Any) -> None:
     """Add `audit` to the subparsers of `zsnr`."""
-    parser = commands.add_parser(
+    parser = new_parser(
+        commands,
         "audit",
-        help="is a model set up right for zero terminal SNR, and if not, make it right",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "is a model set up right for zero terminal SNR, and if not, make it right",
+        DESCRIPTION,
+        EXAMPLES,
     )
     parser.add_argument("source", metavar="SOURCE", help="folder, Hub id or .safetensors file")
     parser.add_argument(

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from . import new_parser
+
 DESCRIPTION = """\
 Saves a pipeline in another form. A target that ends in .safetensors becomes a single file in the original layout of
 Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply, as ComfyUI, Forge and others read
@@ -29,13 +31,8 @@ exit status: 0 done, 2 wrong arguments or data
 
 def add_parser(commands: Any) -> None:
     """Add `convert` to the subparsers of `zsnr`."""
-    parser = commands.add_parser(
-        "convert",
-        help="save a pipeline as a single file, or a single file as a folder",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = new_parser(
+        commands, "convert", "save a pipeline as a single file, or a single file as a folder", DESCRIPTION, EXAMPLES
     )
     parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file")
     parser.add_argument("target", metavar="TARGET", help="folder, or a name that ends in .safetensors")

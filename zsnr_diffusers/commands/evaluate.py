@@ -33,7 +33,7 @@ from ..evaluation import (
 )
 from ..evaluation.figures import SUBSET_SIZE, SUBSETS, WHOLE_SETS
 from ..evaluation.sources import check_save_folder, images_in
-from . import feature_networks, pipelines
+from . import feature_networks, new_parser, pipelines
 
 DESCRIPTION = """\
 Does a model cover the brightness of real images? Compares the mean luminance of generated and of real images:
@@ -80,13 +80,12 @@ _GENERATION_OPTIONS = (*pipelines.OPTIONS, "save_images", "grid", "invariance")
 
 def add_parser(commands: Any) -> None:
     """Add `evaluate` to the subparsers of `zsnr`."""
-    parser = commands.add_parser(
+    parser = new_parser(
+        commands,
         "evaluate",
-        help="compare generated and real images: brightness, FID, Inception Score, KID",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "compare generated and real images: brightness, FID, Inception Score, KID",
+        DESCRIPTION,
+        EXAMPLES,
     )
     # What is None unless given is noticed where it has no effect.
     parser.add_argument("--real", metavar="FOLDER", help="folder of real images")

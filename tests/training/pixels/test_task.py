@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
-from safetensors.torch import load_file
 from tiny_pipelines import tiny_stable_diffusion, tiny_unet
+from training_runs import same, trained
 
 from zsnr_diffusers import ClassConditionalPipeline, load_pipeline
 from zsnr_diffusers.training import RECIPES, PixelTrainingConfig, train
@@ -18,13 +18,7 @@ from zsnr_diffusers.training.pixels import PixelTask
 
 
 def run(options, **changes):
-    config = PixelTrainingConfig(**{**options, **changes})
-    train(config)
-    return load_file(Path(config.output_dir, "unet", "diffusion_pytorch_model.safetensors"))
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    return trained(PixelTrainingConfig(**{**options, **changes}))
 
 
 RECIPE = {

@@ -2,13 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import logged, same, trained
 
 from zsnr_diffusers import ZeroSNRDDPMScheduler
 from zsnr_diffusers.core import loss_weights, noise_level
-from zsnr_diffusers.training import PixelTrainingConfig, train
+from zsnr_diffusers.training import PixelTrainingConfig
 from zsnr_diffusers.training.checkpoints import checkpoints
 from zsnr_diffusers.training.pixels import PixelTask
 from zsnr_diffusers.training.timesteps import SpreadTimesteps
@@ -18,28 +17,8 @@ CPU = torch.device("cpu")
 EVERY = torch.arange(1000)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate_state():
-    """accelerate keeps its state in globals; each run of a process of its own starts without."""
-    yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
 def run(options, **changes):
-    config = PixelTrainingConfig(**{**options, **changes})
-    train(config)
-    return load_file(Path(config.output_dir, "unet", "diffusion_pytorch_model.safetensors"))
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def logged(folder):
-    """Every scalar's (step, value), by name."""
-    events = EventAccumulator(str(Path(folder) / "logs")).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return trained(PixelTrainingConfig(**{**options, **changes}))
 
 
 # -- the objective

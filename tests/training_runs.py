@@ -1,0 +1,30 @@
+"""What tests of training look at when a run is over."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from zsnr_diffusers.training import train
+
+
+def trained(config):
+    """Run a configuration; the weights that it ships."""
+    train(config)
+    return weights(config.output_dir)
+
+
+def weights(folder):
+    return load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def same(a, b):
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def logged(folder):
+    """Every scalar's (step, value), by name."""
+    events = EventAccumulator(str(Path(folder) / "logs")).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
