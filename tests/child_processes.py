@@ -34,18 +34,18 @@ def arguments(options):
     return [*(f"--{name}={value}" for name, value in options.items() if not isinstance(value, bool)), *flags]
 
 
-def start_ranks(options, folder, prepare=None):
-    """Two processes of one run over gloo, as a launcher would start them; they write `rank0.log` and `rank1.log`."""
-    shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2"}
+def start_ranks(options, folder, prepare=None, count=2):
+    """Processes of one run over gloo, as a launcher would start them; they write `rank0.log`, `rank1.log`, ..."""
+    shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         start(
             options,
             Path(folder, f"rank{rank}.log"),
-            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
             prepare,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
 
 

@@ -43,37 +43,6 @@ def test_the_same_run_twice_is_bitwise_the_same(options, tmp_path):
     assert not same(first, other)
 
 
-def test_accumulation_gives_the_loss_of_the_whole_batch(options, tmp_path):
-    options |= {"report_to": "tensorboard", "train_batch_size": 4}
-    run(options)
-    run(options, train_batch_size=1, gradient_accumulation_steps=4, output_dir=str(tmp_path / "parts"))
-    # the sum over a batch in another order; float32 keeps seven digits
-    assert losses(tmp_path / "parts") == pytest.approx(losses(options["output_dir"]), rel=1e-5)
-
-
-def test_two_processes_give_the_loss_of_one(options, tmp_path):
-    """accelerate launch, two processes over gloo, half of the global batch each; its strata, and u of both."""
-    options |= {"report_to": "tensorboard", "train_batch_size": 4, "logging_steps": 4}
-    options |= {"timestep_sampling": "stratified", "loss_weighting": "learned_uncertainty"}
-    run(options)
-    launch = "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no"
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", *launch.split(), "--dynamo_backend=no", "--main_process_port=0"),
-            *command(options, train_batch_size=2, output_dir=tmp_path / "two"),
-        ],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "4 = 2 x 1 forward passes x 2 processes" in result.stdout
-    assert len(losses(tmp_path / "two")) == 4
-    assert losses(tmp_path / "two") == pytest.approx(losses(options["output_dir"]), rel=1e-5)
-    lowest = [losses(folder, "loss/t000-099") for folder in (tmp_path / "two", options["output_dir"])]
-    assert lowest[0] == pytest.approx(lowest[1], rel=1e-5)
-
-
 def test_training_lowers_the_loss_at_the_last_timestep_too(options, image_folder, tmp_path):
     """At T the sample is pure noise and v is -x_0: a weighting that is 0 there would leave the network as it is."""
     pictures = read_landscapes(image_folder)

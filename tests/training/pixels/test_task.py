@@ -93,6 +93,7 @@ def test_training_lowers_the_loss_and_tells_classes_apart(options, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     images = pipe([0, 1, 2], num_inference_steps=10, generator=torch.Generator().manual_seed(0)).images
     greys = [float(np.asarray(image).mean()) for image in images]
+    # 150 steps leave a shade open; the classes' greys are over 100 apart
     assert greys == pytest.approx([20, 128, 235], abs=50)
 
 

@@ -154,6 +154,52 @@ def test_odd_images_become_the_rgb_that_they_show(options, tmp_path):
     assert bool((shown[3][:, 8:] == -1).all())
 
 
+def quarters():
+    """A picture of the model's size, a colour in each corner."""
+    picture = Image.new("RGB", (16, 16), "white")
+    for place, colour in (((0, 0), "red"), ((8, 0), "lime"), ((0, 8), "blue")):
+        picture.paste(colour, (*place, place[0] + 8, place[1] + 8))
+    return picture
+
+
+def half_clear():
+    """Black, of which the left half is transparent."""
+    picture = Image.new("LA", (16, 16), (0, 255))
+    picture.paste((0, 0), (0, 0, 8, 16))
+    return picture
+
+
+def wide():
+    """Ten times as wide as high, with the corners in its middle."""
+    picture = Image.new("RGB", (160, 16))
+    picture.paste(quarters(), (72, 0))
+    return picture
+
+
+def white_and_black():
+    """What `half_clear` shows."""
+    picture = Image.new("RGB", (16, 16), "white")
+    picture.paste("black", (8, 0, 16, 16))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "shown"),
+    [
+        ("palette.png", quarters().quantize(4), quarters()),
+        ("print.tif", quarters().convert("CMYK"), quarters()),
+        ("clear.png", half_clear(), white_and_black()),
+        ("wide.png", wide(), quarters()),
+        ("point.png", Image.new("RGB", (1, 1), (9, 200, 30)), Image.new("RGB", (16, 16), (9, 200, 30))),
+    ],
+    ids=["palette", "CMYK", "LA", "10:1", "1x1"],
+)
+def test_odd_images_are_exact_to_the_pixel(options, tmp_path, name, picture, shown):
+    data = samples(with_data(options, folder_of(tmp_path / "odd", {name: picture}), caption_dropout=0.0))
+    read = ((data[0]["pixel_values"] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    assert np.array_equal(read, shown)
+
+
 def test_captions_may_be_lists_or_missing(options, tmp_path):
     picture = Image.new("RGB", (16, 16))
     folder = tmp_path / "lists"
@@ -166,6 +212,21 @@ def test_captions_may_be_lists_or_missing(options, tmp_path):
     data = samples(with_data(options, nothing, caption_dropout=0.0))
     texts = Counter(TOKENIZER.decode(data[p]["input_ids"], skip_special_tokens=True).strip() for p in range(2))
     assert texts == {"": 1, "a cat": 1}
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["", "snow " * 300, ["snow " * 300], [], "  a  cat "],
+    ids=["empty", "300 words", "a list of 300 words", "an empty list", "spaces"],
+)
+def test_odd_captions_are_tokenized_as_stock_does(options, tmp_path, caption):
+    folder = folder_of(tmp_path / "odd", {"1.png": Image.new("RGB", (16, 16))}, {"1.png": caption})
+    data = samples(with_data(options, folder, caption_dropout=0.0))
+    text = (caption or [""])[0] if isinstance(caption, list) else caption
+    length = TOKENIZER.model_max_length
+    stock = TOKENIZER(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    assert data[0]["input_ids"].tolist() == stock.input_ids[0].tolist()
+    assert len(data[0]["input_ids"]) == length
 
 
 def test_data_set_by_name(options, image_folder, tmp_path):
