@@ -5,7 +5,15 @@ import pytest
 from PIL import Image, ImageChops
 
 from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr
-from zsnr_diffusers.evaluation import BitsPerDim, plot_bits_per_dim, plot_luminance, plot_schedule, sample_grid
+from zsnr_diffusers.evaluation import (
+    BitsPerDim,
+    luminance_coverage,
+    plot_bits_per_dim,
+    plot_luminance,
+    plot_luminance_over_steps,
+    plot_schedule,
+    sample_grid,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -59,6 +67,23 @@ def test_pyplot_is_not_touched(tmp_path):
 def test_nothing_to_draw(tmp_path, generated):
     with pytest.raises(ValueError, match="at least one"):
         plot_luminance(tmp_path / "a.png", generated)
+
+
+def test_luminance_over_steps_rises_with_what_is_painted(tmp_path):
+    def blue_rows(*shifts):
+        real = RNG.uniform(-0.9, 0.9, 50)
+        coverages = {step: luminance_coverage(real / 9 + shift, real) for step, shift in enumerate(shifts)}
+        with Image.open(plot_luminance_over_steps(tmp_path / "a.png", coverages)) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)[:400, :, :]  # the upper part
+        left, right = np.array_split(pixels[:, 150:600], 2, axis=1)
+        return [float(np.nonzero((half[..., 2] - half[..., 0] > 60).any(axis=1))[0].mean()) for half in (left, right)]
+
+    dark_to_bright = blue_rows(-0.7, 0.5)
+    assert dark_to_bright[0] > dark_to_bright[1] + 50
+    flat = blue_rows(0.0, 0.0)
+    assert flat[0] == pytest.approx(flat[1], abs=5)
+    with pytest.raises(ValueError, match="at least one step"):
+        plot_luminance_over_steps(tmp_path / "b.png", {})
 
 
 def bits(terms):

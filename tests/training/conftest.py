@@ -14,6 +14,7 @@ def small_run(tmp_path):
         "lr_warmup_steps": 2,
         "checkpointing_steps": 2,
         "report_to": "none",
+        "luminance_images": 0,
     }
 
 

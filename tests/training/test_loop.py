@@ -81,7 +81,8 @@ def test_previews_checkpoints_logs_and_configuration_are_written(options):
     prompts = ["a black landscape", "a white landscape"]
     run(options, validation_prompts=prompts, validation_steps=2, report_to="tensorboard", checkpoints_total_limit=1)
     folder = Path(options["output_dir"])
-    assert sorted(path.name for path in (folder / "previews").iterdir()) == ["step-000002.png", "step-000004.png"]
+    previews = sorted(path.name for path in (folder / "previews").iterdir())
+    assert previews == ["step-000000.png", "step-000002.png", "step-000004.png"]
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-000004"]
     assert not list(folder.glob(".*partial"))
     assert len(losses(folder)) == 4
@@ -95,14 +96,14 @@ def test_previews_are_sampled_as_shipped(options, monkeypatch):
     seen, call = [], ZeroSNRStableDiffusionPipeline.__call__
 
     def spy(self, *args, **kwargs):
-        seen.append((self.scheduler, kwargs["guidance_rescale"]))
+        seen.append((self.scheduler, self.default_guidance_rescale, kwargs.get("guidance_rescale")))
         return call(self, *args, **kwargs)
 
     monkeypatch.setattr(ZeroSNRStableDiffusionPipeline, "__call__", spy)
     run(options, validation_prompts=["snow"], guidance_rescale=0.6, max_train_steps=1)
-    (scheduler, phi), *_ = seen
+    ((scheduler, phi, changed),) = seen
     shipped = DiffusionPipeline.from_pretrained(options["output_dir"]).scheduler
-    assert phi == 0.6
+    assert (phi, changed) == (0.6, None)
     assert type(scheduler) is type(shipped)
     assert scheduler.config.timestep_spacing == shipped.config.timestep_spacing == "trailing"
 

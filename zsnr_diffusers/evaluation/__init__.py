@@ -38,7 +38,14 @@ from .luminance import (
     prompt_share,
 )
 from .measurement import Measurements, measure_folder, measure_images, measure_pipeline
-from .plots import plot_bits_per_dim, plot_luminance, plot_schedule, sample_grid
+from .plots import (
+    luminance_picture,
+    plot_bits_per_dim,
+    plot_luminance,
+    plot_luminance_over_steps,
+    plot_schedule,
+    sample_grid,
+)
 from .reference import Reference, check_reference, load_reference
 from .resize import quantize, resize_like_tensorflow1
 
@@ -81,6 +88,7 @@ __all__ = [
     "launched_processes",
     "load_reference",
     "luminance_coverage",
+    "luminance_picture",
     "mean_luminance",
     "measure_folder",
     "measure_images",
@@ -88,6 +96,7 @@ __all__ = [
     "noising_chain",
     "plot_bits_per_dim",
     "plot_luminance",
+    "plot_luminance_over_steps",
     "plot_schedule",
     "prompt_share",
     "quantize",

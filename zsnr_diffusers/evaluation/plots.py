@@ -1,7 +1,8 @@
-"""Pictures of an evaluation: histograms of luminance, terms of bits/dim, a schedule, and a grid of samples."""
+"""Pictures of an evaluation: luminance, at once or over training, terms of bits/dim, a schedule, a grid of samples."""
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .likelihood import BitsPerDim
+    from .luminance import LuminanceCoverage
 
 BINS = np.linspace(-1, 1, 51)
 """Edges of the histograms: all of the luminance range, so that two pictures can be laid side by side."""
@@ -49,6 +51,17 @@ def plot_luminance(
         ValueError: nothing to draw.
         ImportError: matplotlib is not installed.
     """
+    return _save(_luminance_figure(generated, real, title), path)
+
+
+def luminance_picture(generated: Mapping[str, npt.ArrayLike], real: npt.ArrayLike | None, title: str) -> Image.Image:
+    """What `plot_luminance` draws, as an image; so are the errors."""
+    file = io.BytesIO()
+    _luminance_figure(generated, real, title).savefig(file, format="png", dpi=100)
+    return Image.open(file).convert("RGB")
+
+
+def _luminance_figure(generated: Mapping[str, npt.ArrayLike], real: npt.ArrayLike | None, title: str) -> Any:
     if not generated or any(np.size(values) == 0 for values in generated.values()):
         raise ValueError("plot_luminance needs at least one set of images, and at least one value in each")
     # A Figure of one's own, not pyplot: no window system is asked for and no global state changes.
@@ -59,6 +72,45 @@ def plot_luminance(
     rows[0].set_title(title)
     rows[-1].set_xlim(-1, 1)
     rows[-1].set_xlabel("mean luminance (-1 black, 1 white)")
+    return figure
+
+
+def plot_luminance_over_steps(
+    path: str | PathLike[str],
+    coverages: Mapping[int, LuminanceCoverage],
+    title: str = "Mean luminance per image over training",
+) -> Path:
+    """Draw the 5th, 50th and 95th percentile over steps between those of the real images, and below them W1.
+
+    Args:
+        path: of the picture, as in `plot_luminance`.
+        coverages: by step, in order; all with the same real images.
+        title: above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: nothing to draw.
+        ImportError: matplotlib is not installed.
+    """
+    if not coverages:
+        raise ValueError("plot_luminance_over_steps needs at least one step")
+    figure = import_extra("matplotlib.figure").Figure(figsize=(7, 5), layout="constrained")
+    band, distance = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    steps, found = list(coverages), list(coverages.values())
+    low, middle, high = ([getattr(one.generated, name) for one in found] for name in ("p5", "p50", "p95"))
+    band.fill_between(steps, low, high, color="tab:blue", alpha=0.3, label="painted, 5th to 95th percentile")
+    band.plot(steps, middle, ".-", color="tab:blue", linewidth=1, label="median")
+    ends = (found[0].real.p5, found[0].real.p95)
+    band.hlines(ends, steps[0], steps[-1], color="black", linewidth=1, linestyle="--", label="the same of real images")
+    band.set(title=title, ylim=(-1, 1), ylabel="mean luminance")
+    distance.plot(steps, [one.w1 for one in found], ".-", color="tab:blue", linewidth=1, label="W1 to the real images")
+    distance.plot(steps, [one.floor for one in found], color="black", linewidth=1, linestyle="--", label="its floor")
+    distance.set(xlabel="step", ylabel="W1")
+    distance.set_ylim(bottom=0)
+    for axes in (band, distance):
+        axes.legend(loc="upper right", fontsize="small", frameon=False)
     return _save(figure, path)
 
 

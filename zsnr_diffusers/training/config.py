@@ -97,6 +97,13 @@ class RunConfig:
     resume: bool = option(False, "Go on from the newest checkpoint in --output_dir, or start if there is none.")
     force: bool = option(False, "Resume although data, base, seed or schedule are not those that the run began with.")
     validation_steps: int = option(500, "Steps between previews.")
+    luminance_images: int = option(
+        32,
+        "Pictures that are painted with each preview, without guidance, for captions or classes drawn from the data, "
+        "the same each time. Their mean luminance beside the data's shows when the conversion is done: a line on the "
+        "terminal, luminance/p5, p95 and w1 in the logs, a histogram beside the preview, luminance.png over steps. "
+        "Step 0 is the base as it came. 0 for none.",
+    )
     num_inference_steps: int = option(30, "Sampling steps of the previews.")
     logging_steps: int = option(
         50,
@@ -128,6 +135,7 @@ class RunConfig:
     )
     not_negative: ClassVar[tuple[str, ...]] = (
         *("lr_warmup_steps", "adam_weight_decay", "nan_skip", "dataloader_num_workers", "noise_offset"),
+        "luminance_images",
     )
     shares: ClassVar[tuple[str, ...]] = ("ema_decay",)
     """Options in [0, 1]."""

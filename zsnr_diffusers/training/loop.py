@@ -21,7 +21,7 @@ from .checkpoints import read_checkpoint, step_of, write_checkpoint
 from .config import RunConfig
 from .data import name_of
 from .errors import TrainingError, TrainingInterrupted
-from .previews import save_preview
+from .previews import Previews
 from .samples import Batch, Positions, Samples, load_batches, seed_of
 from .state import TrainingState
 from .stopping import StopSignals
@@ -52,6 +52,7 @@ class Run:
         self.weighting = LossWeighting(config, task.schedule, accelerator.device)
         self.loss_by_timestep = LossByTimestep(len(task.schedule), accelerator.device)
         self.processes, self.row_of = processes, samples.row_of
+        self.previews = Previews(accelerator, task, samples.good)
         self.signals, self.stop = StopSignals(speaks=processes.is_main), False
         unet = task.unet.float().train()
         if config.gradient_checkpointing:
@@ -118,6 +119,8 @@ class Run:
             desc="training", total=config.max_train_steps, initial=self.step, disable=not accelerator.is_main_process
         )
         with self.signals, progress, self._batches(config.max_train_steps) as batches:
+            if self.step % config.validation_steps == 0:  # at step 0, or where a signal came first
+                self._preview()
             while self.step < config.max_train_steps:
                 started = time.perf_counter()
                 loss = self._train_step(batches)
@@ -182,10 +185,13 @@ class Run:
             # In a process that heard nothing itself, the others did.
             raise TrainingInterrupted(self.signals.received or signal.SIGTERM)
         if last or self.step % config.validation_steps == 0:
-            with self.processes.together():
-                if self.processes.is_main:
-                    with self._averaged_weights() as unet:
-                        save_preview(self.accelerator, self.task, unet, self.step)
+            self._preview()
+
+    def _preview(self) -> None:
+        with self.processes.together():
+            if self.processes.is_main:
+                with self._averaged_weights() as unet:
+                    self.previews.save(unet, self.step)
 
     def _save_checkpoint(self) -> None:
         folder, limit = Path(self.config.output_dir), self.config.checkpoints_total_limit

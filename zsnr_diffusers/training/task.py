@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from diffusers import ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
@@ -70,8 +70,23 @@ class Task(ABC):
         """The scheduler of diffusers that the result is saved with."""
 
     @abstractmethod
-    def preview(self, unet: Any, step: int) -> tuple[list[list[Image.Image]], list[str] | None] | None:
-        """Rows of pictures and their labels, as the result will make them; None where none are wanted."""
+    def pipeline(self, unet: Any) -> DiffusionPipeline:
+        """What the result will be, if these are its weights."""
+
+    @abstractmethod
+    def base_pipeline(self) -> DiffusionPipeline | None:
+        """What the run starts from, as it came, as long as nothing is trained; None for a new network."""
+
+    @abstractmethod
+    def preview(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
+        """Rows of pictures that one of these makes, and their labels; None where none are wanted."""
+
+    @abstractmethod
+    def paint(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
+        """A picture, without guidance, under the conditions of each of some rows of the data.
+
+        Guidance moves even a perfect model away from the data.
+        """
 
     @abstractmethod
     def save(self, unet: Any) -> None:

@@ -14,6 +14,7 @@ from training_runs import same, trained
 
 from zsnr_diffusers import ClassConditionalPipeline, load_pipeline
 from zsnr_diffusers.training import RECIPES, PixelTrainingConfig, train
+from zsnr_diffusers.training.luminance import drawn_rows, read_luminance
 from zsnr_diffusers.training.pixels import PixelTask
 
 
@@ -190,3 +191,25 @@ def test_data_that_does_not_fit_is_refused(options):
         run(options, resolution=9)
     with pytest.raises(ValueError, match=r"has the columns .*; --class_column='species' is not one"):
         run(options, class_column="species")
+
+
+def test_brightness_is_painted_by_the_classes_of_rows_and_a_new_network_has_no_before(options, monkeypatch, tmp_path):
+    labels, choose = [], ClassConditionalPipeline._labels
+
+    def spy(self, class_labels, batch_size, guidance_scale):
+        labels.extend(class_labels or [None] * batch_size)
+        return choose(self, class_labels, batch_size, guidance_scale)
+
+    monkeypatch.setattr(ClassConditionalPipeline, "_labels", spy)
+    options |= {"luminance_images": 11, "validation_steps": 2, "num_inference_steps": 1}
+    run(options)
+    rows = drawn_rows(range(12), 0, 11)
+    assert labels == 2 * [row // 4 for row in rows]
+    assert list(read_luminance(Path(options["output_dir"]))) == [2, 4]
+    labels.clear()
+    base = tmp_path / "base"
+    DDPMPipeline(tiny_unet(in_channels=1, out_channels=1), DDPMScheduler()).save_pretrained(base)
+    options |= {"class_column": None, "pretrained_model_name_or_path": str(base), "output_dir": str(tmp_path / "on")}
+    run(options)
+    assert labels == 3 * 11 * [None]
+    assert list(read_luminance(Path(options["output_dir"]))) == [0, 2, 4]

@@ -473,20 +473,19 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
 
     seen, decode = [], AutoencoderKL.decode
     monkeypatch.setattr(AutoencoderKL, "decode", lambda *args, **kw: seen.append(places()) or decode(*args, **kw))
-    task.preview(task.unet, 1)
+    task.preview(task.pipeline(task.unet))
     assert seen == [{"latents": "meta", "text": "meta"}]
     assert places() == training
     monkeypatch.setattr(AutoencoderKL, "decode", lambda *args, **kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        task.preview(task.unet, 1)
+        task.preview(task.pipeline(task.unet))
     assert places() == training
 
 
 def test_previews_are_the_same_with_caches(own):
     own |= {"validation_prompts": ["snow"], "num_inference_steps": 2}
-    (with_caches, _), (without, _) = (
-        (prepared := prepare(own, cache=choice)).task.preview(prepared.task.unet, 1) for choice in ("both", "none")
-    )
+    tasks = [prepare(own, cache=choice).task for choice in ("both", "none")]
+    (with_caches, _), (without, _) = (task.preview(task.pipeline(task.unet)) for task in tasks)
     assert [image.tobytes() for row in with_caches for image in row] == [
         image.tobytes() for row in without for image in row
     ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, ImagePipelineOutput, UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from .config import PixelTrainingConfig
 from .output import save_pipeline_folder, shipped_scheduler
 from .samples import LabelledSamples
 
-_MOST_CLASSES_SHOWN = 10
+_MOST_CLASSES_SHOWN, _AT_ONCE = 10, 8
 
 
 class PixelTask(Task):
@@ -32,6 +32,7 @@ class PixelTask(Task):
     def __init__(self, config: PixelTrainingConfig) -> None:
         self.config = config
         base, column = load_base(config), config.class_column
+        self.base = base
         if config.has_data:
             self.rows = open_rows(config, [] if column is None else ["class_column"])
         else:
@@ -93,25 +94,40 @@ class PixelTask(Task):
         """See `output.shipped_scheduler`."""
         return shipped_scheduler(self.schedule)
 
-    def preview(self, unet: Any, step: int) -> tuple[list[list[Image.Image]], list[str] | None] | None:
+    def pipeline(self, unet: Any) -> ClassConditionalPipeline:
+        """With the scheduler that is shipped."""
+        return ClassConditionalPipeline(unet, self.shipped_scheduler())
+
+    def base_pipeline(self) -> ClassConditionalPipeline | None:
+        """With its own scheduler."""
+        return ClassConditionalPipeline(self.base.unet, self.base.scheduler) if self.base else None
+
+    def preview(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
         """A row per class, a column per seed."""
         seeds = range(self.config.validation_images)
         if not seeds:
             return None
-        pipe = ClassConditionalPipeline(unet, self.shipped_scheduler())
-        pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)
-        classes = [None] if self.classes is None else list(range(min(self.classes.count, _MOST_CLASSES_SHOWN)))
-        rows = []
-        for label in classes:
-            output = pipe(
-                label,
+        if self.classes is None:
+            return [self._generate(pipe, [None] * len(seeds))], None
+        shown = range(min(self.classes.count, _MOST_CLASSES_SHOWN))
+        return [self._generate(pipe, [label] * len(seeds)) for label in shown], [self.classes.name(i) for i in shown]
+
+    def paint(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
+        """The class of each row, if there are classes."""
+        return self._generate(pipe, [None if self.classes is None else self.classes.labels[row] for row in rows])
+
+    def _generate(self, pipe: Any, labels: Sequence[int | None]) -> list[Image.Image]:
+        """A picture per label, from seeds 0, 1, ...; the labels are all None or none of them."""
+        images: list[Image.Image] = []
+        for first in range(0, len(labels), _AT_ONCE):
+            seeds = range(first, min(first + _AT_ONCE, len(labels)))
+            images += pipe(
+                None if labels[first] is None else [labels[seed] for seed in seeds],
                 batch_size=len(seeds),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 num_inference_steps=self.config.num_inference_steps,
-            )
-            assert isinstance(output, ImagePipelineOutput)
-            rows.append(output.images)
-        return rows, None if self.classes is None else [self.classes.name(label) for label in range(len(rows))]
+            ).images
+        return images
 
     def save(self, unet: Any) -> None:
         """See `output.save_pipeline_folder`."""

@@ -53,7 +53,7 @@ class CaptionedSamples(Samples):
             `timestep`, and N(0, 1) `noise` and `posterior_noise` in the shape of the latents.
         """
         dropped, flipped, which = torch.rand(3, generator=draw).tolist()
-        captions = _captions(self.captions[index][self.config.caption_column])
+        captions = captions_of(self.captions[index][self.config.caption_column])
         caption = "" if dropped < self.config.caption_dropout else captions[int(which * len(captions))]
         return {
             **self._image(index, self.config.random_flip and flipped < 0.5),
@@ -86,7 +86,7 @@ class CaptionedSamples(Samples):
     def all_captions(self, indices: Sequence[int]) -> set[str]:
         """Every caption that these rows can have, the empty one of `caption_dropout` included."""
         rows = self.captions[list(indices)][self.config.caption_column]
-        return {"", *(caption for row in rows for caption in _captions(row))}
+        return {"", *(caption for row in rows for caption in captions_of(row))}
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Token ids, int64 [n, length]."""
@@ -106,7 +106,7 @@ def text_content(input_ids: Tensor) -> bytes:
     return input_ids.numpy().tobytes()
 
 
-def _captions(caption: str | Sequence[str] | None) -> list[str]:
+def captions_of(caption: str | Sequence[str] | None) -> list[str]:
     """The captions of a row, of which one is drawn; of nothing, the empty one."""
     if not caption:
         return [""]

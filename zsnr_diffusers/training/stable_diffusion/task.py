@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
+from ...evaluation.generation import generate_images
 from ...pipelines import ZeroSNRStableDiffusionPipeline
 from ..card import terminal_snr
 from ..data import noise_rows, open_rows
@@ -20,7 +21,7 @@ from .caches import Caches
 from .config import TrainingConfig
 from .frozen import Autoencoder, TextEncoder
 from .output import save_pipeline_folder, shipped_scheduler
-from .samples import CaptionedSamples
+from .samples import CaptionedSamples, captions_of
 
 _SEEDS = range(4)
 _MEASURED_IMAGES = 64
@@ -115,16 +116,24 @@ class StableDiffusionTask(Task):
         """See `output.shipped_scheduler`."""
         return shipped_scheduler(self.base)
 
-    def preview(self, unet: Any, step: int) -> tuple[list[list[Image.Image]], list[str] | None] | None:
-        """A row per validation prompt, a column per seed, with the guidance rescale that is recommended."""
-        config, prompts = self.config, self.config.validation_prompts
-        if not prompts:
-            return None
+    def pipeline(self, unet: Any) -> StableDiffusionPipeline:
+        """With the scheduler that is shipped and the guidance rescale that is recommended."""
         pipe = ZeroSNRStableDiffusionPipeline(
             **{**self.base.pipeline.components, "unet": unet, "scheduler": self.shipped_scheduler()},
             requires_safety_checker=False,
         )
-        pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)
+        pipe.default_guidance_rescale = self.config.guidance_rescale
+        return pipe
+
+    def base_pipeline(self) -> StableDiffusionPipeline:
+        """With its own scheduler, without guidance rescale."""
+        return self.base.pipeline
+
+    def preview(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
+        """A row per validation prompt, a column per seed."""
+        config, prompts = self.config, self.config.validation_prompts
+        if not prompts:
+            return None
         with self._frozen_parts_at_hand():
             rows = [
                 pipe(
@@ -133,11 +142,24 @@ class StableDiffusionTask(Task):
                     generator=[torch.Generator().manual_seed(seed) for seed in _SEEDS],
                     num_inference_steps=config.num_inference_steps,
                     guidance_scale=config.guidance_scale,
-                    guidance_rescale=config.guidance_rescale,
                 ).images
                 for prompt in prompts
             ]
         return rows, prompts
+
+    def paint(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
+        """The first caption of each row."""
+        captions = [captions_of(caption)[0] for caption in self.rows[list(rows)][self.config.caption_column]]
+        with self._frozen_parts_at_hand():
+            return generate_images(
+                pipe,
+                captions,
+                range(len(rows)),
+                progress=False,
+                num_inference_steps=self.config.num_inference_steps,
+                guidance_scale=1.0,
+                guidance_rescale=0.0,
+            )
 
     def save(self, unet: Any) -> None:
         """See `output.save_pipeline_folder`."""

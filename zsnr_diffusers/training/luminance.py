@@ -1,0 +1,69 @@
+"""How bright a run paints, step by step, beside its data: when the conversion is done shows here first."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation.luminance import Floats, LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance
+from ..evaluation.plots import plot_luminance_over_steps
+from .data import read_image
+from .durable import write_json
+from .samples import generator
+from .task import Task
+
+LUMINANCE_FILE, LUMINANCE_PICTURE = "luminance.json", "luminance.png"
+_DATA_IMAGES = 512
+"""Of the data that are measured, at most; the rest would move W1 by less than some dozen pictures' chance does."""
+
+
+def drawn_rows(good: Sequence[int], seed: int, count: int) -> list[int]:
+    """Random rows of the data, the same ones at every step of a run; all of them if there are no more."""
+    places = torch.randperm(len(good), generator=generator(seed, 5))[:count]
+    return [good[place] for place in places.tolist()]
+
+
+def data_luminance(task: Task, good: Sequence[int]) -> Floats:
+    """Mean luminance of a random part of a run's images, whole and as they are on the disk, float64 [n]."""
+    rows, column = drawn_rows(good, task.config.seed, _DATA_IMAGES), task.config.image_column
+    with ThreadPoolExecutor() as pool:
+        return mean_luminance(pool.map(lambda row: read_image(task.rows, column, row), rows))
+
+
+def read_luminance(folder: Path) -> dict[int, LuminanceCoverage]:
+    """What a run's folder says of the steps so far, in order; nothing if it has no such file, or a damaged one."""
+    file = folder / LUMINANCE_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return {int(step): _coverage(**values) for step, values in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}  # no reason to end a run
+
+
+def add_luminance(folder: Path, step: int, painted: Floats, data: Floats) -> LuminanceCoverage:
+    """Measure what was painted at a step, and write it into the folder's file and picture.
+
+    What they say of later steps is dropped: a run that goes on from an earlier checkpoint comes there again.
+    """
+    before = {other: coverage for other, coverage in read_luminance(folder).items() if other < step}
+    coverages = {**before, step: luminance_coverage(painted, data)}
+    write_json(folder / LUMINANCE_FILE, {other: dataclasses.asdict(one) for other, one in coverages.items()})
+    plot_luminance_over_steps(folder / LUMINANCE_PICTURE, coverages)
+    return coverages[step]
+
+
+def in_words(coverage: LuminanceCoverage) -> str:
+    """One line."""
+    ours, real = coverage.generated, coverage.real
+    return (
+        f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f} of the data's {real.p5:.2f}..{real.p95:.2f}; "
+        f"W1 {coverage.w1:.2f} (floor {coverage.floor:.2f})"
+    )
+
+
+def _coverage(generated: dict[str, Any], real: dict[str, Any], **distances: float) -> LuminanceCoverage:
+    return LuminanceCoverage(**distances, generated=LuminanceSummary(**generated), real=LuminanceSummary(**real))
