@@ -177,6 +177,7 @@ def trained(arm: Arm, folder: Path, data: Path, sizes: Sizes, seed: int) -> Clas
             ema_decay=0.998,
             checkpointing_steps=400,
             validation_images=0,
+            luminance_images=0,
             seed=seed,
             resume=True,
         )

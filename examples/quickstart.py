@@ -114,6 +114,7 @@ def main(
                 lr_warmup_steps=50,
                 ema_decay=0.999,
                 checkpointing_steps=300,
+                luminance_images=0,  # measured when all is done
                 guidance_rescale=arm.guidance_rescale,
                 seed=seed,
                 resume=True,
