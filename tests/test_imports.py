@@ -28,15 +28,26 @@ ALLOWED = {
     "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file"},
     "hub": {"core", "guidance", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
     | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts"},
+    "lora": {
+        "core",
+        "guidance",
+        "stock_scheduler",
+        "checkpoint_layout",
+        "single_file",
+        "model_facts",
+        "hub",
+        "_extras",
+    },
     "evaluation": {"core", "images", "hashes", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
     | {"evaluation"},
     "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
-    | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "hub", "evaluation"},
+    | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
+    | {"_extras"},
     "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
-    | {"custom_pipeline", "unet", "hub", "auditing"},
+    | {"custom_pipeline", "unet", "hub", "lora", "auditing"},
 }
 """Parts of the package that each part may import."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .class_conditional import ClassConditionalPipeline
     from .custom_pipeline import write_custom_pipeline
     from .hub import load_pipeline, save_pipeline
+    from .lora import load_lora, save_lora
     from .pipelines import (
         ZeroSNRStableDiffusionControlNetPipeline,
         ZeroSNRStableDiffusionImg2ImgPipeline,
@@ -57,7 +58,9 @@ _LAZY = {
     "ZeroSNRStableDiffusionXLPipeline": "pipelines",
     "audit": "auditing",
     "build_unet": "unet",
+    "load_lora": "lora",
     "load_pipeline": "hub",
+    "save_lora": "lora",
     "save_pipeline": "hub",
     "write_custom_pipeline": "custom_pipeline",
 }
@@ -87,8 +90,10 @@ __all__ = [
     "disable_guidance_rescale",
     "enable_guidance_rescale",
     "enforce_zero_terminal_snr",
+    "load_lora",
     "load_pipeline",
     "rescale_guidance",
+    "save_lora",
     "save_pipeline",
     "write_custom_pipeline",
 ]

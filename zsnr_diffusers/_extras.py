@@ -1,4 +1,4 @@
-"""Import a library of the `eval` extra at the moment that needs it."""
+"""Import a library of an extra at the moment that needs it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Any
 
 
-def import_extra(module: str) -> Any:
-    """The module called `module`.
+def import_extra(module: str, extra: str = "eval") -> Any:
+    """The module called `module`, which comes with an extra of this package.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
@@ -18,5 +18,5 @@ def import_extra(module: str) -> Any:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise  # the library is there and lacks something of its own
         raise ImportError(
-            f"{error.name.split('.')[0]} is needed here and not installed: pip install 'zsnr_diffusers[eval]'"
+            f"{error.name.split('.')[0]} is needed here and not installed: pip install 'zsnr_diffusers[{extra}]'"
         ) from error

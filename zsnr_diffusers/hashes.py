@@ -1,6 +1,7 @@
 """What tells files and networks apart by their contents."""
 
 import hashlib
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,15 @@ def state_sha256(module: Any) -> str:
     """The sha256 of names, dtypes, shapes and values of a module's state; "" for what has none."""
     import torch
 
-    if not isinstance(module, torch.nn.Module):
-        return ""
+    return tensors_sha256(module.state_dict()) if isinstance(module, torch.nn.Module) else ""
+
+
+def tensors_sha256(tensors: Mapping[str, Any]) -> str:
+    """The same of tensors by name."""
+    import torch
+
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())

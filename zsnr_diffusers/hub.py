@@ -68,7 +68,7 @@ def load_pipeline(
     facts = find_model_facts(
         source, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr, **kwargs
     )
-    _check_zero_snr(source, facts)
+    check_zero_snr(source, facts)
     for conflict in facts.conflicts:
         logger.warning(f"{source}: {conflict}")
     if is_single_file(source):
@@ -76,16 +76,21 @@ def load_pipeline(
         if kwargs.get("config") is None:  # whatever is of this architecture has the same
             claim = scheduler_claim(pipe.scheduler.config, "diffusers' config for this architecture")
             facts = ModelFacts((*facts.claims, claim), facts.schedule, facts.guidance)
-            _check_zero_snr(source, facts)
+            check_zero_snr(source, facts)
     else:
         pipe = _from_pretrained(source, kwargs)
     if any(facts.authority(fact) for fact in FACTS) and "scheduler" not in kwargs:
-        pipe.scheduler = _with_facts(pipe, facts)
+        pipe.scheduler = scheduler_with_facts(pipe, facts)
         logger.info(f"{source}: {facts}; sampled by {type(pipe.scheduler).__name__}.")
     return with_guidance(pipe, facts.guidance, guidance_rescale)
 
 
-def _check_zero_snr(source: Any, facts: ModelFacts) -> None:
+def check_zero_snr(source: Any, facts: ModelFacts) -> None:
+    """Refuse facts that no model can have.
+
+    Raises:
+        ValueError: zero SNR of a model that predicts epsilon.
+    """
     if facts.rescale_betas_zero_snr and facts.prediction_type == "epsilon":
         raise ValueError(f"{source}: {facts}. {EPSILON_AT_ZERO_SNR}")
 
@@ -123,8 +128,12 @@ def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) ->
         ) from error
 
 
-def _with_facts(pipe: Any, facts: ModelFacts) -> Any:
-    """The pipeline's scheduler if it agrees with the facts, or else one that does."""
+def scheduler_with_facts(pipe: Any, facts: ModelFacts) -> Any:
+    """The pipeline's scheduler if it agrees with the facts, or else one that does.
+
+    Raises:
+        ValueError: the pipeline has none with betas.
+    """
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or "beta_schedule" not in scheduler.config:
         raise ValueError(

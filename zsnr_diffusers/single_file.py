@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,27 +85,51 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
             f"prediction_type={prediction_type!r}; save a folder instead."
         )
     check_prediction_type(prediction_type, zero_snr)
-    record = {**model_facts(pipe.scheduler.config), "rescale_betas_zero_snr": zero_snr}
+    record = model_record(pipe, zero_snr)
     foreign = [f"{key}={record[key]!r}" for key, value in SD_BETAS.items() if record.get(key, value) != value]
     if foreign:
         logger.warning(
             f"{', '.join(foreign)}: load_pipeline finds this in the file, other programs take every such file to have "
             "Stable Diffusion's betas."
         )
-    if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
-        record |= guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
-    modelspec = {
-        "sai_model_spec": "1.0.0",
-        "architecture": layout.architectures[prediction_type],
-        "implementation": "https://github.com/Stability-AI/generative-models",
-        "title": path.stem,
-        "prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
-    }
-    if isinstance(side := pipe.unet.config["sample_size"], int):
-        modelspec["resolution"] = f"{side * pipe.vae_scale_factor}x{side * pipe.vae_scale_factor}"
     keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
     save_file(
         original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked},
         path,
-        {"format": "pt", RECORD: json.dumps(record)} | {f"modelspec.{key}": value for key, value in modelspec.items()},
+        file_metadata(pipe, record, layout.architectures[prediction_type], path.stem),
     )
+
+
+def model_record(pipe: Any, zero_snr: bool) -> dict[str, Any]:
+    """What is to be known of a pipeline's model beside its weights: schedule, prediction type, guidance rescale.
+
+    Raises:
+        ValueError: its scheduler is of no variance-preserving schedule.
+    """
+    record = {**model_facts(pipe.scheduler.config), "rescale_betas_zero_snr": zero_snr}
+    if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
+        record |= guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
+    return record
+
+
+def file_metadata(pipe: Any, record: Mapping[str, Any], architecture: str, title: str) -> dict[str, str]:
+    """The metadata of a file of weights: the record, for us, and ModelSpec's keys, for others.
+
+    Args:
+        pipe: the pipeline that the weights are of.
+        record: from `model_record`.
+        architecture: ModelSpec's name of it.
+        title: of the model.
+    """
+    predicts = record["prediction_type"]
+    modelspec = {
+        "sai_model_spec": "1.0.0",
+        "architecture": architecture,
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "title": title,
+        "prediction_type": "v" if predicts == "v_prediction" else predicts,
+    }
+    if isinstance(side := pipe.unet.config["sample_size"], int):
+        modelspec["resolution"] = f"{side * pipe.vae_scale_factor}x{side * pipe.vae_scale_factor}"
+    spec = {f"modelspec.{key}": value for key, value in modelspec.items()}
+    return {"format": "pt", RECORD: json.dumps(record), **spec}

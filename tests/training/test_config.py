@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 import zsnr_diffusers
-from zsnr_diffusers.training import TrainingConfig, parse_config
+from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, parse_config
 
 EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"
 LEAST = {"pretrained_model_name_or_path": "base", "train_data_dir": "photos"}
@@ -48,6 +48,13 @@ def test_yaml_s_own_reading_of_no_is_understood(tmp_path):
     assert parse_config(["--config", str(file)]).mixed_precision == "no"
 
 
+@pytest.mark.parametrize("config", [TrainingConfig(**LEAST), PixelTrainingConfig(train_data_dir="photos")])
+def test_a_run_goes_on_from_the_file_that_it_writes(config, tmp_path):
+    """Options that are None included, numbers among them."""
+    (tmp_path / "training_config.yaml").write_text(config.to_yaml())
+    assert parse_config(["--config", str(tmp_path / "training_config.yaml")], type(config)) == config
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_example_configurations_are_valid(file):
     config = parse_config(["--config", str(file), "--train_data_dir", "photos"])
@@ -88,6 +95,12 @@ def test_help_teaches(capsys):
         ({"noise_offset": 0.1}, r"--noise_offset=0.1 cannot be used at zero .* N\(0, I\).* leave it out"),
         ({"noise_offset": -0.1}, "--noise_offset=-0.1 must not be negative"),
         ({"logging_steps": 0}, "--logging_steps=0 must be above 0"),
+        ({"lora_rank": 0}, "--lora_rank=0 must be above 0"),
+        ({"lora_rank": 4, "lora_alpha": 0.0}, "--lora_alpha=0.0 must be above 0"),
+        ({"lora_alpha": 8.0}, "--lora_alpha=8.0: without --lora_rank the whole UNet is trained"),
+        ({"use_dora": True}, "--use_dora=True: without --lora_rank the whole UNet is trained"),
+        ({"lora_target_modules": ["to_q"]}, r"--lora_target_modules=\['to_q'\]: without --lora_rank"),
+        ({"lora_rank": 4, "lora_target_modules": []}, r"--lora_target_modules=\[\] names no layer"),
         ({"on_bad_image": "ignore"}, "--on_bad_image='ignore' is not known; choose one of fail, skip"),
         ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is not known; choose one of no, fp16, bf16"),
         ({"lr_scheduler": "cosin"}, "--lr_scheduler='cosin' is not known; choose one of constant, .* cosine"),

@@ -132,7 +132,7 @@ def test_a_refusal_leaves_the_folder_as_it_was(options):
 def test_a_finished_run_without_checkpoints_is_not_trained_over(options):
     run(options)
     shutil.rmtree(Path(options["output_dir"], "checkpoint-000001"))
-    with pytest.raises(ValueError, match="holds a finished pipeline and no checkpoint"):
+    with pytest.raises(ValueError, match="holds a finished run and no checkpoint"):
         run(options, resume=True)
 
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, kind: type[RunConfig] = TrainingConf
     config = parse_config(argv, kind)
     try:
         train(config)
-    except (ValueError, OSError, TrainingError, ProcessError) as error:
+    except (ValueError, OSError, ImportError, TrainingError, ProcessError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
@@ -71,7 +71,8 @@ def _read_yaml(path: str, kind: type[RunConfig]) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f"--config {path} must hold options, one `name: value` per line.")
-    known = {f.name: f.type for f in dataclasses.fields(kind)}
+    types = get_type_hints(kind)  # HfArgumentParser writes others into the fields
+    known = {f.name: types[f.name] for f in dataclasses.fields(kind)}
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"--config {path}: unknown options {', '.join(unknown)}.")
     # YAML 1.1 reads 1e-5 as a string, where a float option means the number, and the precision `no` as false.

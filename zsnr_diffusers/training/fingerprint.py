@@ -8,9 +8,10 @@ from typing import Any
 
 import datasets
 
-from ..hashes import state_sha256
+from ..hashes import tensors_sha256
 from .config import RunConfig
 from .task import Task
+from .trained import without_adapters
 
 Fingerprint = Mapping[str, Any]
 """Anything that JSON can express, by what it is of."""
@@ -29,7 +30,10 @@ def fingerprint(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerpri
     return {
         "data": {"rows": len(good), "sha256": _data_sha256(task.rows, good, config.image_column)},
         "schedule": {name: facts[name] for name in names if facts.get(name) is not None},
-        **{f"base, {name}": state_sha256(network) for name, network in task.base_networks().items()},
+        **{
+            f"base, {name}": tensors_sha256(without_adapters(network))
+            for name, network in task.base_networks().items()
+        },
     }
 
 

@@ -3,6 +3,7 @@
 import os
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
@@ -31,6 +32,11 @@ def launch(config: RunConfig) -> tuple[Accelerator, Processes]:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU take bf16 or no.")
     return accelerator, launched_processes()
+
+
+def half_precision(accelerator: Accelerator) -> torch.dtype | None:
+    """The dtype of mixed precision, None where there is none."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
 
 
 def _check_processes(found: int) -> None:

@@ -21,12 +21,14 @@ from .checkpoints import read_checkpoint, step_of, write_checkpoint
 from .config import RunConfig
 from .data import name_of
 from .errors import TrainingError, TrainingInterrupted
+from .launch import half_precision
 from .previews import Previews
 from .samples import Batch, Positions, Samples, load_batches, seed_of
 from .state import TrainingState
 from .stopping import StopSignals
 from .task import Task
 from .timesteps import LossByTimestep, SpreadTimesteps
+from .trained import in_training_precision, trained_parameters
 from .weighting import LossWeighting
 
 _WARMUP_STEPS, _MEASURED_STEPS, _MEASURED_SECONDS = 3, 50, 60
@@ -54,11 +56,11 @@ class Run:
         self.processes, self.row_of = processes, samples.row_of
         self.previews = Previews(accelerator, task, samples.good)
         self.signals, self.stop = StopSignals(speaks=processes.is_main), False
-        unet = task.unet.float().train()
+        unet = in_training_precision(task.unet, half_precision(accelerator)).train()
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         optimizer = torch.optim.AdamW(
-            [{"params": unet.parameters()}, *self.weighting.parameter_groups()],
+            [{"params": trained_parameters(unet).values()}, *self.weighting.parameter_groups()],
             lr=config.learning_rate,
             weight_decay=config.adam_weight_decay,
             fused=accelerator.device.type in ("cpu", "cuda"),
@@ -86,7 +88,7 @@ class Run:
         if decay == 0:
             return None
         ema = EMAModel(
-            unet.parameters(),
+            trained_parameters(unet).values(),
             decay=decay,
             min_decay=0.0 if self.config.ema_warmup else decay,
             foreach=True,
@@ -97,7 +99,7 @@ class Run:
         return ema
 
     def run(self) -> None:
-        """Train to the last step, then write the pipeline."""
+        """Train to the last step, then write the result."""
         try:
             self._run()
         except Exception as error:
@@ -134,7 +136,7 @@ class Run:
                 if self.processes.is_main:
                     with self._averaged_weights() as unet:
                         self.task.save(unet)
-        accelerator.print(f"Saved the pipeline in {config.output_dir}")
+        accelerator.print(f"Saved the result in {config.output_dir}")
         accelerator.end_training()
 
     def measure(self) -> str:
@@ -232,7 +234,7 @@ class Run:
                 self.optimizer.zero_grad()
         self.step += 1
         if sound and self.ema is not None:
-            self.ema.step(self.unet.parameters())
+            self.ema.step(trained_parameters(self.unet).values())
         if self.step % self.config.logging_steps == 0:
             self.accelerator.log(self.loss_by_timestep.means(self.accelerator), step=self.step)
         return mean
@@ -286,12 +288,12 @@ class Run:
         """The UNet with the weights that are shipped."""
         unet: Any = self.accelerator.unwrap_model(self.unet)
         if self.ema is not None:
-            self.ema.store(unet.parameters())
-            self.ema.copy_to(unet.parameters())
+            self.ema.store(trained_parameters(unet).values())
+            self.ema.copy_to(trained_parameters(unet).values())
         unet.eval()
         try:
             yield unet
         finally:
             unet.train()
             if self.ema is not None:
-                self.ema.restore(unet.parameters())
+                self.ema.restore(trained_parameters(unet).values())

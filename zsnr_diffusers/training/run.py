@@ -15,13 +15,14 @@ from .pixels import PixelTask, PixelTrainingConfig
 from .run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
+from .trained import trained_parameters
 
 TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
 """What each kind of configuration trains."""
 
 
 def train(config: RunConfig) -> None:
-    """Train as configured, and write the result, a pipeline, to `config.output_dir`.
+    """Train as configured, and write the result, a pipeline or a LoRA, to `config.output_dir`.
 
     Everything that can be wrong with the input is found before the first step.
 
@@ -72,7 +73,7 @@ def _check_folder(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerp
     found = fingerprint(config, task, good)
     check_fingerprint(config, found)
     remove_partial(Path(config.output_dir))
-    check_disk_space(config, sum(parameter.numel() for parameter in task.unet.parameters()))
+    check_disk_space(config, sum(parameter.numel() for parameter in trained_parameters(task.unet).values()))
     return found
 
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import yaml
 
+from ..lora import LORA_FILE
 from .checkpoints import checkpoints
 from .config import RunConfig
 from .durable import write_json, write_text
 from .fingerprint import Fingerprint
 
 CONFIG_FILE, FINGERPRINT_FILE = "training_config.yaml", "fingerprint.json"
+
+RESULTS = ("model_index.json", LORA_FILE)
+"""What a run writes last, of a pipeline and of a LoRA."""
 
 
 def check_run_folder(config: RunConfig) -> None:
@@ -25,16 +29,16 @@ def check_run_folder(config: RunConfig) -> None:
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir={folder} is a file.")
-    written, result = folder / CONFIG_FILE, folder / "model_index.json"
+    written, finished = folder / CONFIG_FILE, any((folder / name).exists() for name in RESULTS)
     found = checkpoints(folder)
-    if not (written.exists() or result.exists() or found):
+    if not (written.exists() or finished or found):
         return
     if not config.resume:
         raise ValueError(
             f"--output_dir={folder} already holds a run: pass --resume to go on with it, or another folder."
         )
-    if result.exists() and not found:
-        raise ValueError(f"{folder} holds a finished pipeline and no checkpoint to go on from; choose another folder.")
+    if finished and not found:
+        raise ValueError(f"{folder} holds a finished run and no checkpoint to go on from; choose another folder.")
     before = _read(written)
     changed = [
         f"--{name} was {before[name]!r} and is now {getattr(config, name)!r}"
@@ -64,13 +68,13 @@ def check_disk_space(config: RunConfig, parameters: int) -> None:
 
     Args:
         config: of the run.
-        parameters: of the network that is trained.
+        parameters: that are trained.
 
     Raises:
         ValueError: with the space that is needed and the space that is free.
     """
     folder, limit = Path(config.output_dir), config.checkpoints_total_limit
-    # The network, its moving average and Adam's two moments, in float32.
+    # What is trained, its moving average and Adam's two moments, in float32.
     size = 4 * parameters * (3 + (config.ema_decay > 0))
     missing = max(1, limit + 1 - len(checkpoints(folder)))
     free = shutil.disk_usage(folder).free

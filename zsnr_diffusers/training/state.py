@@ -14,6 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from .checkpoints import Tensors
+from .trained import load_trained_state, trained_parameters, trained_state
 
 
 @dataclass
@@ -22,8 +23,8 @@ class TrainingState:
 
     Args:
         networks: that are trained, by name, outside of any wrapper; `unet` is among them.
-        optimizer: of their parameters.
-        ema: moving average of the parameters of `unet`.
+        optimizer: of the parameters of theirs that are trained.
+        ema: moving average of those of `unet`.
         scaler: of losses, under float16.
     """
 
@@ -34,7 +35,7 @@ class TrainingState:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors: of each network, `optimizer`'s as `network.parameter.key`, and those of `ema`."""
-        found = {name: dict(network.state_dict()) for name, network in self.networks.items()}
+        found = {name: trained_state(network) for name, network in self.networks.items()}
         found["optimizer"] = {
             f"{name}.{key}": value
             for name, parameter in zip(self._optimized(), self._parameters(), strict=True)
@@ -63,7 +64,7 @@ class TrainingState:
         """
         try:
             for name, network in self.networks.items():
-                network.load_state_dict(tensors[name])
+                load_trained_state(network, tensors[name])
             self._restore_optimizer(tensors["optimizer"])
             if self.ema is not None:
                 averaged = tensors["ema"] if "ema" in tensors else tensors["unet"]
@@ -96,9 +97,9 @@ class TrainingState:
         names = {
             id(parameter): f"{network}.{name}"
             for network, module in self.networks.items()
-            for name, parameter in module.named_parameters()
+            for name, parameter in trained_parameters(module).items()
         }
         return [names[id(parameter)] for parameter in self._parameters()]
 
     def _averaged(self) -> list[str]:
-        return [name for name, _ in self.networks["unet"].named_parameters()]
+        return list(trained_parameters(self.networks["unet"]))

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from ...schedulers import ZeroSNRDDIMScheduler
+from ...single_file import read_header
 from .config import TrainingConfig
 
 
@@ -48,6 +49,7 @@ def load_base(config: TrainingConfig) -> Base:
     name = config.pretrained_model_name_or_path
     folder = Path(name) if Path(name).is_dir() else Path(DiffusionPipeline.download(name))
     _check_stable_diffusion(name, folder)
+    _check_no_adapter(name, folder)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
     _check_components(name, pipeline)
     schedule = ZeroSNRDDIMScheduler.from_config(
@@ -85,6 +87,16 @@ def _check_stable_diffusion(name: str, folder: Path) -> None:
             f"{name} is a {index.get('_class_name')} ({parts}), not a Stable Diffusion 1.x or 2.x pipeline, which has "
             f"{', '.join(f'{part}: {cls}' for part, cls in needed.items())}."
         )
+
+
+def _check_no_adapter(name: str, folder: Path) -> None:
+    """Loaded, such a UNet would have new, random weights where an adapter had renamed its own."""
+    for file in (folder / "unet").glob("*.safetensors"):
+        if adapter := next((key for key in read_header(file).shapes if ".lora_" in key), None):
+            raise ValueError(
+                f"The UNet of {name} was saved with an adapter in it ({adapter} in {file.name}). Where it was made, "
+                "call pipe.fuse_lora() and pipe.unload_lora_weights(), and save the pipeline then."
+            )
 
 
 def _check_components(name: str, pipeline: StableDiffusionPipeline) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..cache import Cache, Rows
+from ..launch import half_precision
 from .config import TrainingConfig
 from .frozen import FrozenPart
 from .samples import CaptionedSamples
@@ -134,11 +135,6 @@ class Caches:
             self.look_up(accelerator, samples, Path())
         seconds = self.fill(accelerator, samples)
         return sum(seconds[name] * missing.get(name, 0) / self.stored[name].count for name in self.stored) / 3600
-
-
-def half_precision(accelerator: Accelerator) -> torch.dtype | None:
-    """The dtype in which frozen parts compute, None for their own."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
 
 
 def _stock(

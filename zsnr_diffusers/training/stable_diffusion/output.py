@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import huggingface_hub
@@ -43,7 +45,7 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
             shutil.copytree(source, folder / part, dirs_exist_ok=True)
     unet.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
-    (folder / "README.md").write_text(_card(base, scheduler, config), encoding="utf-8")
+    write_card(base, scheduler, config, base_name(config), {}, _usage(config))
     index |= {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
@@ -58,13 +60,38 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _card(base: Base, scheduler: SchedulerMixin, config: TrainingConfig) -> str:
+def base_name(config: TrainingConfig) -> str:
+    """The base as others may know it: its Hub id, or the name of its folder."""
     name = config.pretrained_model_name_or_path
-    data = huggingface_hub.ModelCardData(
-        base_model=None if Path(name).exists() else name, pipeline_tag="text-to-image", tags=["stable-diffusion"]
-    )
-    rows = {"recommended guidance rescale": str(config.guidance_rescale)}
-    return model_card(config, base.schedule, scheduler, data, Path(name).name, rows, _usage(config))
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def write_card(
+    base: Base,
+    scheduler: SchedulerMixin,
+    config: TrainingConfig,
+    subject: str,
+    rows: Mapping[str, str],
+    usage: str,
+    **data: Any,
+) -> None:
+    """Write `README.md` into the run's folder.
+
+    Args:
+        base: that was trained.
+        scheduler: shipped.
+        config: of the run.
+        subject: what was trained.
+        rows: more of the table, by name.
+        usage: Markdown, from the code on.
+        data: more of the metadata.
+    """
+    name = config.pretrained_model_name_or_path
+    facts = {"base_model": None if Path(name).exists() else name, "tags": ["stable-diffusion"], **data}
+    card_data = huggingface_hub.ModelCardData(pipeline_tag="text-to-image", **facts)
+    rows = {**rows, "recommended guidance rescale": str(config.guidance_rescale)}
+    text = model_card(config, base.schedule, scheduler, card_data, subject, rows, usage)
+    Path(config.output_dir, "README.md").write_text(text, encoding="utf-8")
 
 
 def _usage(config: TrainingConfig) -> str:

@@ -16,10 +16,12 @@ from ..card import terminal_snr
 from ..data import noise_rows, open_rows
 from ..samples import Batch
 from ..task import Task
+from ..trained import without_adapters
 from .base import load_base
 from .caches import Caches
 from .config import TrainingConfig
 from .frozen import Autoencoder, TextEncoder
+from .lora import add_adapter, described, save_lora_folder
 from .output import save_pipeline_folder, shipped_scheduler
 from .samples import CaptionedSamples, captions_of
 
@@ -37,6 +39,8 @@ class StableDiffusionTask(Task):
         self.config = config
         self.base = load_base(config)
         self.unet, self.schedule = self.base.pipeline.unet, self.base.schedule
+        if config.lora_rank:
+            add_adapter(self.unet, config)
         config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config)
         pipe, side = self.base.pipeline, self.resolution // self.base.vae_scale_factor
@@ -57,9 +61,10 @@ class StableDiffusionTask(Task):
     def plan(self, images: int) -> dict[str, str]:
         """Base, prediction type, schedule and data."""
         before = self.base.pipeline.scheduler
-        parameters = sum(p.numel() for p in self.unet.parameters())
+        parameters = sum(value.numel() for value in without_adapters(self.unet).values())
         return {
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
+            **({"adapter": described(self.unet, self.config)} if self.config.lora_rank else {}),
             "prediction": f"{before.config.prediction_type} -> {self.config.prediction_type}",
             "SNR at the last timestep": f"{terminal_snr(before):.4g} -> {terminal_snr(self.schedule):.4g}",
             "data": f"{images:,} images at {self.resolution} x {self.resolution}",
@@ -162,5 +167,8 @@ class StableDiffusionTask(Task):
             )
 
     def save(self, unet: Any) -> None:
-        """See `output.save_pipeline_folder`."""
-        save_pipeline_folder(self.base, unet, self.config)
+        """See `output.save_pipeline_folder` and `lora.save_lora_folder`."""
+        if self.config.lora_rank:
+            save_lora_folder(self.base, self.pipeline(unet), self.config)
+        else:
+            save_pipeline_folder(self.base, unet, self.config)

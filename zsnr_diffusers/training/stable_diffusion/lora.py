@@ -1,0 +1,107 @@
+"""An adapter of the UNet, trained in place of the whole: LoRA (Hu et al. 2021, arXiv:2106.09685) and DoRA (Liu et al.
+2024, arXiv:2402.09353), as peft has them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from ..._extras import import_extra
+from ...lora import KOHYA_FILE, save_lora
+from ..trained import trained_parameters
+from .base import Base
+from .config import TrainingConfig
+from .output import base_name, write_card
+
+
+def add_adapter(unet: UNet2DConditionModel, config: TrainingConfig) -> None:
+    """Freeze a UNet and give it an adapter, which changes nothing before it is trained; its weights are of the seed.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: a target is no layer of the UNet.
+    """
+    peft = import_extra("peft", "lora")
+    _check_targets(unet, config.lora_target_modules)
+    unet.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        unet.add_adapter(
+            peft.LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=config.lora_alpha or config.lora_rank,
+                use_dora=config.use_dora,
+                target_modules=config.lora_target_modules,
+            )
+        )
+
+
+def _check_targets(unet: nn.Module, targets: list[str]) -> None:
+    layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            # A number alone, as in to_out.0, says nothing.
+            known = {".".join(name.rsplit(".", 2)[-2 if name[-1].isdigit() else -1 :]) for name in layers}
+            raise ValueError(
+                f"--lora_target_modules: the UNet has no layer {target!r}; choose of {', '.join(sorted(known))}."
+            )
+
+
+def described(unet: nn.Module, config: TrainingConfig) -> str:
+    """The adapter of a UNet in words."""
+    parameters = sum(parameter.numel() for parameter in trained_parameters(unet).values())
+    strength = f"rank {config.lora_rank}, alpha {config.lora_alpha or config.lora_rank:g}"
+    return f"{_kind(config)} of {strength}, {parameters:,} parameters, on {' '.join(config.lora_target_modules)}"
+
+
+def _kind(config: TrainingConfig) -> str:
+    return "DoRA" if config.use_dora else "LoRA"
+
+
+def save_lora_folder(base: Base, pipe: Any, config: TrainingConfig) -> None:
+    """Write the trained adapter into the run's folder, with scheduler and model card.
+
+    Args:
+        base: that the adapter is of.
+        pipe: with the adapter, and the scheduler and the guidance rescale to recommend.
+        config: of the run.
+    """
+    adapter = described(pipe.unet, config)
+    subject = f"{_kind(config)} of {base_name(config)}"
+    data = {"tags": ["stable-diffusion", "lora"], "base_model_relation": "adapter"}
+    write_card(base, pipe.scheduler, config, subject, {"adapter": adapter}, _usage(pipe, config), **data)
+    # Last: a folder without it is not taken for a result.
+    save_lora(pipe, config.output_dir)
+
+
+def _usage(pipe: Any, config: TrainingConfig) -> str:
+    base, name, scheduler = base_name(config), Path(config.output_dir).resolve().name, type(pipe.scheduler).__name__
+    guidance = f"guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}"
+    others = (
+        "Other programs do not know this kind of adapter alike; merge it into the base for them: `pipe.fuse_lora()`."
+        if config.use_dora
+        else f"ComfyUI, kohya's scripts and others read `{KOHYA_FILE}`."
+    )
+    return f"""```python
+from diffusers import DiffusionPipeline, {scheduler}
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("{name}")
+pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")
+image = pipe("...", {guidance}).images[0]
+```
+
+The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance rescale:
+
+```python
+from diffusers import DiffusionPipeline
+from zsnr_diffusers import load_lora
+
+pipe = load_lora(DiffusionPipeline.from_pretrained("{base}"), "{name}")
+image = pipe("...", guidance_scale={config.guidance_scale}).images[0]
+```
+
+{others} There, too, the sampler has to be told: prediction type, zero terminal SNR and spacing as in the table.
+"""
