@@ -16,6 +16,7 @@ from diffusers import (
     UNet2DModel,
 )
 from landscapes import captions
+from small_pipelines.stable_diffusion_xl import PIPELINES
 from small_stable_diffusion import build_stable_diffusion, flawed_scheduler
 
 
@@ -76,6 +77,15 @@ def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline(
         vae=parts.vae, unet=unet, scheduler=parts.scheduler, add_watermarker=False, **texts
     )
+
+
+def tiny_whole_stable_diffusion_xl(**changes) -> StableDiffusionXLPipeline:
+    """With both text encoders and the flawed schedule, for pictures of 32 x 32; `changes` are of its config."""
+    pipe = PIPELINES["StableDiffusionXLPipeline"].build()
+    pipe.scheduler = flawed_scheduler()
+    pipe.tokenizer_2.pad_token = "a"  # as SDXL's second tokenizer pads with another token than the first
+    pipe.register_to_config(**changes)
+    return pipe
 
 
 PICTURE = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)

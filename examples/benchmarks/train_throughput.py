@@ -50,6 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zsnr_diffusers.processes import Processes
 from zsnr_diffusers.training import TrainingConfig
+from zsnr_diffusers.training.data import check_images
 from zsnr_diffusers.training.loop import Run  # what `train` makes and runs to the end; here it takes turns
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
@@ -283,7 +284,7 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Run
     )
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.device == "cpu")
     task = StableDiffusionTask(config)
-    samples = task.samples(range(len(task.rows)))
+    samples = task.samples(check_images(task.rows, config))
     task.look_up(accelerator, samples)
     return Run(config, accelerator, Processes(), task, samples, None)
 

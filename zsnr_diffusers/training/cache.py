@@ -8,6 +8,7 @@ damaged. It is written under another name, renamed and never changed, so runs ma
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -101,7 +102,7 @@ class Cache:
                     partial.unlink()
 
     def write(self, batches: Iterable[tuple[Sequence[bytes], Rows]]) -> None:
-        """Write rows as they come, in shards.
+        """Write rows as they come, in shards, each of rows of the same shapes.
 
         Args:
             batches: contents, and tensors with a row for each.
@@ -109,6 +110,10 @@ class Cache:
         Raises:
             OSError: the disk is full or the folder read-only; shards that were finished stay.
         """
+        for _, alike in itertools.groupby(batches, lambda batch: _shapes(batch[1])):
+            self._write_alike(alike)
+
+    def _write_alike(self, batches: Iterable[tuple[Sequence[bytes], Rows]]) -> None:
         keys: list[bytes] = []
         parts: list[Rows] = []
         size, started = 0, time.monotonic()
@@ -136,6 +141,10 @@ class Cache:
             partial.replace(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors")
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _shapes(rows: Rows) -> dict[str, torch.Size]:
+    return {name: values.shape[1:] for name, values in rows.items()}
 
 
 def _find(shard: Path, wanted: Container[bytes], verify: bool) -> dict[bytes, int] | None:

@@ -181,6 +181,10 @@ class RunConfig:
         """Whether data is named; a measurement does without."""
         return bool(self.dataset_name or self.train_data_dir)
 
+    def global_batch(self, processes: int) -> int:
+        """Samples per optimizer step."""
+        return self.train_batch_size * self.gradient_accumulation_steps * processes
+
     def to_yaml(self) -> str:
         """The configuration as the YAML that `--config` reads."""
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)

@@ -8,13 +8,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..images import ImageError, find_images, load_rgb
 from .config import RunConfig
+from .crops import Size
 
 
 def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bool = False) -> datasets.Dataset:
@@ -69,34 +69,38 @@ def noise_rows(column: str, resolution: int, **others: object) -> datasets.Datas
     return rows.cast_column(column, datasets.Image(decode=False))
 
 
-def check_images(rows: datasets.Dataset, config: RunConfig, progress: bool = True) -> list[int]:
-    """Indices of the rows whose image can be read; every image is decoded once, before training starts.
+def check_images(rows: datasets.Dataset, config: RunConfig, progress: bool = True) -> dict[int, Size]:
+    """Index and size of every image that can be read; each is decoded once, before training starts.
 
     Raises:
         ValueError: an image cannot be read and `--on_bad_image` is `fail`, or none can.
     """
 
-    def complaint(index: int) -> str | None:
+    def size_or_complaint(index: int) -> Size | str:
         try:
-            read_image(rows, config.image_column, index)
+            width, height = read_image(rows, config.image_column, index).size
         except ImageError as error:
             return str(error)
-        return None
+        return height, width
 
     with ThreadPoolExecutor() as pool:
-        complaints = list(
+        found = list(
             tqdm(
-                pool.map(complaint, range(len(rows))), "checking images", len(rows), disable=not progress, unit="image"
+                pool.map(size_or_complaint, range(len(rows))),
+                "checking images",
+                len(rows),
+                disable=not progress,
+                unit="image",
             )
         )
-    bad = [text for text in complaints if text]
+    bad = [complaint for complaint in found if isinstance(complaint, str)]
     if bad:
         shown = "\n  ".join([*bad[:20], *([f"and {len(bad) - 20} more"] if len(bad) > 20 else [])])
         report = f"{len(bad)} of {len(rows)} images cannot be read:\n  {shown}"
         if config.on_bad_image == "fail":
             raise ValueError(f"{report}\nMend or remove them, or leave them out with --on_bad_image skip.")
         tqdm.write(report)
-    good = [index for index, text in enumerate(complaints) if not text]
+    good = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
     if not good:
         raise ValueError("No image is left to train on.")
     return good
@@ -132,21 +136,6 @@ def name_of(rows: datasets.Dataset, column: str, index: int) -> str:
     """What to call a row before people: its index, and the file of its image if it has one."""
     path = (rows[index][column] or {}).get("path")
     return f"{index} ({Path(path).name})" if path else str(index)
-
-
-FIT = "shorter side by Lanczos, centre crop"
-"""What `fit` does; whatever is computed from its pixels depends on it."""
-
-
-def fit(image: Image.Image, resolution: int) -> Tensor:
-    """Shorter side to `resolution`, centre crop: uint8 [channels, resolution, resolution]."""
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, round(side * scale)) for side in image.size)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    pixels = torch.from_numpy(np.array(image.crop((left, top, left + resolution, top + resolution))))
-    return pixels.reshape(resolution, resolution, -1).permute(2, 0, 1)
 
 
 def to_model_range(pixels: Tensor, flip: bool) -> Tensor:

@@ -13,6 +13,7 @@ from .lock import locked
 from .loop import Run
 from .pixels import PixelTask, PixelTrainingConfig
 from .run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
+from .samples import Samples
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
 from .trained import trained_parameters
@@ -40,16 +41,16 @@ def train(config: RunConfig) -> None:
     with contextlib.ExitStack() as folder:
         checkpoint, damaged = processes.from_main(lambda: _open_folder(config, folder))
         task = processes.main_first(lambda: TASKS[type(config)](config))
-        good = processes.from_main(lambda: check_images(task.rows, config))
-        samples = task.samples(good)
+        images = processes.from_main(lambda: check_images(task.rows, config))
+        samples = task.samples(images, config.global_batch(processes.size))
         task.look_up(accelerator, samples)
-        accelerator.print(damaged + _plan(config, task, len(good), accelerator.num_processes, checkpoint))
+        accelerator.print(damaged + _plan(config, task, samples, processes.size, checkpoint))
         if config.dry_run and not config.measure:
             return
         if config.measure:
             accelerator.print(Run(config, accelerator, processes, task, samples, checkpoint).measure())
             return
-        found = processes.from_main(lambda: _check_folder(config, task, good))
+        found = processes.from_main(lambda: _check_folder(config, task, samples.good))
         run = Run(config, accelerator, processes, task, samples, checkpoint)
         processes.from_main(lambda: write_run(config, found))
         run.run()
@@ -77,14 +78,15 @@ def _check_folder(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerp
     return found
 
 
-def _plan(config: RunConfig, task: Task, images: int, processes: int, checkpoint: Path | None) -> str:
-    global_batch = config.train_batch_size * config.gradient_accumulation_steps * processes
+def _plan(config: RunConfig, task: Task, samples: Samples, processes: int, checkpoint: Path | None) -> str:
+    global_batch = config.global_batch(processes)
+    epochs = config.max_train_steps * global_batch / samples.epoch_length
     shipped = task.shipped_scheduler()
     lines = {
-        **task.plan(images),
+        **task.plan(samples),
         "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
         f"passes x {processes} processes",
-        "steps": f"{config.max_train_steps:,} = {config.max_train_steps * global_batch / images:,.1f} epochs"
+        "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"
         + (f", going on from {checkpoint.name}" if checkpoint else ""),
         "ships": f"{type(shipped).__name__}, {shipped.config.timestep_spacing} spacing, in {config.output_dir}",
     }

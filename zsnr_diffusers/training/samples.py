@@ -8,7 +8,7 @@ accumulation. (Dropout is drawn for a forward pass as a whole, by (seed, step, p
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import datasets
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .buckets import epoch_order, filled_up
 from .config import RunConfig
 from .stopping import ignore_stop_signals
 
@@ -39,24 +40,35 @@ class Samples(Dataset[Batch], ABC):
         rows: from `open_rows`.
         good: indices of the rows to use, from `check_images`.
         config: of the run.
+        groups: the same, where those of different groups may not meet in a batch.
+        batch: samples that are kept together: of the global batch where there are groups.
     """
 
-    def __init__(self, rows: datasets.Dataset, good: Sequence[int], config: RunConfig) -> None:
-        self.rows, self.good, self.seed, self.noise_offset = rows, good, config.seed, config.noise_offset
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        good: Collection[int],
+        config: RunConfig,
+        groups: Collection[Sequence[int]] = (),
+        batch: int = 1,
+    ) -> None:
+        self.rows, self.good, self.seed, self.noise_offset = rows, list(good), config.seed, config.noise_offset
+        self.groups, self.batch = list(groups) or [self.good], batch
+        self.epoch_length = sum(filled_up(len(group), batch) for group in self.groups)
+        """Samples in an epoch."""
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the run
     def _order(self, epoch: int) -> list[int]:
-        order = torch.randperm(len(self.good), generator=generator(self.seed, 0, epoch))
-        return [self.good[i] for i in order.tolist()]
+        return epoch_order(self.groups, self.batch, generator(self.seed, 0, epoch))
 
     def row_of(self, position: int) -> int:
         """Index of the row that the sample at a position is made of."""
-        epoch, place = divmod(position, len(self.good))
+        epoch, place = divmod(position, self.epoch_length)
         return self._order(epoch)[place]
 
     def shown(self, count: int) -> list[int]:
         """The rows that the first `count` positions show, each once."""
-        return self._order(0)[:count]
+        return list(dict.fromkeys(self._order(0)[:count]))
 
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position: what `sample` returns for its row and its stream of randomness."""

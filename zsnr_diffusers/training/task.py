@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..scheduler_base import ZeroSNRScheduler
 from .config import RunConfig
+from .crops import Size
 from .samples import Batch, Samples
 
 
@@ -39,12 +40,12 @@ class Task(ABC):
         """The networks that the run starts from, by name; none of them new."""
 
     @abstractmethod
-    def plan(self, images: int) -> dict[str, str]:
-        """What is done to which model, line by line, for `images` usable images."""
+    def plan(self, samples: Any) -> dict[str, str]:
+        """What is done to which model, on which samples, line by line."""
 
     @abstractmethod
-    def samples(self, good: Sequence[int]) -> Samples:
-        """The training samples of the rows that can be used."""
+    def samples(self, images: Mapping[int, Size], global_batch: int = 1) -> Samples:
+        """The training samples of the rows that can be used, given with the sizes of their images."""
 
     def look_up(self, accelerator: Accelerator, samples: Any) -> None:  # noqa: B027
         """Before the plan: find out what is stored of the work of parts that are not trained; nothing is written."""

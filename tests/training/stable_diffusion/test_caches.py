@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 
 from zsnr_diffusers.hashes import file_sha256
 from zsnr_diffusers.training import TrainingConfig, cache, train
+from zsnr_diffusers.training.data import check_images
 from zsnr_diffusers.training.samples import Positions, load_batches
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask, caches, frozen
 
@@ -34,7 +35,7 @@ def prepare(options, **changes):
     AcceleratorState._reset_state(True)  # of another precision
     accelerator = Accelerator(cpu=True, mixed_precision=config.mixed_precision or "no")
     task = StableDiffusionTask(config)
-    samples = task.samples(range(len(task.rows)))
+    samples = task.samples(check_images(task.rows, config))
     task.look_up(accelerator, samples)
     return Prepared(task, task.prepare(accelerator, samples))
 
@@ -368,7 +369,7 @@ def test_each_process_stores_a_share(own, computed):
     """Two ranks one after the other, so that the first does not find the other's share when it looks for it."""
     own["cache"] = "latents"
     task = StableDiffusionTask(TrainingConfig(**own))
-    samples = task.samples(range(10))
+    samples = task.samples(check_images(task.rows, task.config))
     task.look_up(Accelerator(cpu=True), samples)
     first = SimpleNamespace(process_index=1, num_processes=2, is_main_process=False, device=CPU, mixed_precision="no")
     first.wait_for_everyone = lambda: None
@@ -452,7 +453,7 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
     if filled:
         prepare(own)
     task = StableDiffusionTask(TrainingConfig(**own))
-    samples = task.samples(range(10))
+    samples = task.samples(check_images(task.rows, task.config))
     moves = {}
     for part in task.caches.parts:
         moves[part.name] = ["cpu"]

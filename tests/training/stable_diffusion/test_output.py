@@ -167,7 +167,7 @@ def test_other_pipelines_are_refused_with_what_they_are(options, base_folder, tm
     shutil.copytree(base_folder, other)
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps({**index, "text_encoder_2": ["transformers", "CLIPTextModel"]}))
-    with pytest.raises(ValueError, match=r"not a Stable Diffusion 1\.x or 2\.x pipeline"):
+    with pytest.raises(ValueError, match=r"text_encoder_2: CLIPTextModel\); only .* Stable Diffusion XL: UNet2D"):
         load_base(base_at(other))
     inpaint = tmp_path / "inpaint"
     shutil.copytree(base_folder, inpaint)

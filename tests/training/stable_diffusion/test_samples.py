@@ -14,6 +14,7 @@ from tiny_pipelines import tiny_stable_diffusion
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.data import check_images, open_rows
 from zsnr_diffusers.training.samples import Positions, generator, load_batches
+from zsnr_diffusers.training.stable_diffusion.conditions import Conditions
 from zsnr_diffusers.training.stable_diffusion.samples import CaptionedSamples
 
 TOKENIZER = tiny_stable_diffusion().tokenizer
@@ -26,7 +27,7 @@ def open_images(config):
 def samples(config, good=None):
     rows = open_images(config)
     good = check_images(rows, config, progress=False) if good is None else good
-    return CaptionedSamples(rows, good, config, TOKENIZER, 16, (4, 4, 4), 1000)
+    return CaptionedSamples(rows, good, config, Conditions([TOKENIZER]), [(16, 16)], (4, 4), 1000)
 
 
 def folder_of(path, pictures, captions=None):
@@ -263,7 +264,7 @@ def test_broken_images_are_named_and_counted_before_training(options, damaged):
 def test_broken_images_are_left_out_on_request(options, damaged, capsys):
     config = with_data(options, damaged, on_bad_image="skip")
     rows = open_images(config)
-    assert check_images(rows, config, progress=False) == [0, 3]
+    assert check_images(rows, config, progress=False) == {0: (16, 16), 3: (16, 16)}
     assert "2 of 4 images cannot be read" in capsys.readouterr().out
     assert {samples(config)._order(0)[p] for p in range(2)} == {0, 3}
 

@@ -1,13 +1,14 @@
 """Images, with classes or without, as training samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import datasets
 import torch
 from torch import Tensor
 
-from ..data import fit, read_image, to_model_range
+from ..crops import crop_of, fit
+from ..data import read_image, to_model_range
 from ..samples import Batch, Samples
 from .config import PixelTrainingConfig
 
@@ -31,7 +32,7 @@ class LabelledSamples(Samples):
     def __init__(
         self,
         rows: datasets.Dataset,
-        good: Sequence[int],
+        good: Collection[int],
         config: PixelTrainingConfig,
         labels: Sequence[int] | None,
         shape: tuple[int, int, int],
@@ -50,7 +51,8 @@ class LabelledSamples(Samples):
         if self._remembered is not None and index in self._known:
             return self._remembered[index]
         image = read_image(self.rows, self.config.image_column, index)
-        pixels = fit(image.convert("L") if self.shape[0] == 1 else image, self.shape[-1])
+        crop = crop_of((image.height, image.width), self.shape[1:])
+        pixels = fit(image.convert("L") if self.shape[0] == 1 else image, crop)
         if self._remembered is not None:
             self._remembered[index] = pixels
             self._known.add(index)

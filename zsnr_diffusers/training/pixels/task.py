@@ -11,6 +11,7 @@ from torch import Tensor
 from ...class_conditional import ClassConditionalPipeline
 from ...schedulers import ZeroSNRDDPMScheduler
 from ..card import terminal_snr
+from ..crops import Size
 from ..data import noise_rows, open_rows
 from ..samples import Batch
 from ..task import Task
@@ -58,7 +59,7 @@ class PixelTask(Task):
         """The network to go on from, if one is named."""
         return {} if self.config.pretrained_model_name_or_path is None else {"unet": self.unet}
 
-    def plan(self, images: int) -> dict[str, str]:
+    def plan(self, samples: LabelledSamples) -> dict[str, str]:
         """Network, prediction type, schedule and data."""
         config, unet = self.config, self.unet.config
         parameters = sum(p.numel() for p in self.unet.parameters())
@@ -69,15 +70,15 @@ class PixelTask(Task):
             "network": f"{name}, {parameters:,} parameters, {unet.in_channels} channels",
             "prediction": config.prediction_type,
             "SNR at the last timestep": f"{terminal_snr(self.schedule):.4g}",
-            "data": f"{images:,} images{classes} at {side} x {side}",
+            "data": f"{len(samples.good):,} images{classes} at {side} x {side}",
         }
 
-    def samples(self, good: Sequence[int]) -> LabelledSamples:
+    def samples(self, images: Mapping[int, Size], global_batch: int = 1) -> LabelledSamples:
         """Images in the network's size, their classes, and noise."""
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
         labels, no_class = (None, 0) if self.classes is None else (self.classes.labels, self.classes.count)
         shape, steps = (channels, side, side), len(self.schedule)
-        return LabelledSamples(self.rows, good, self.config, labels, shape, steps, no_class)
+        return LabelledSamples(self.rows, images, self.config, labels, shape, steps, no_class)
 
     def x_0(self, batch: Batch, device: torch.device) -> Tensor:
         """The images themselves."""

@@ -1,4 +1,4 @@
-"""Retraining Stable Diffusion 1.x and 2.x."""
+"""Retraining Stable Diffusion 1.x, 2.x and XL."""
 
 from .config import TrainingConfig
 from .task import StableDiffusionTask

@@ -1,64 +1,90 @@
 """The Stable Diffusion pipeline that training starts from."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 
 from ...schedulers import ZeroSNRDDIMScheduler
 from ...single_file import read_header
+from ..buckets import bucket_sizes
+from ..crops import Size
 from .config import TrainingConfig
+from .kinds import KINDS, Kind
 
 
 @dataclass
 class Base:
     """A pipeline, the folder that it was read from, and the noise schedule that it is to be trained on."""
 
-    pipeline: StableDiffusionPipeline
+    kind: Kind
     folder: Path
     schedule: ZeroSNRDDIMScheduler
+
+    @property
+    def pipeline(self) -> Any:
+        """Of stock's class."""
+        return self.kind.pipeline
 
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent."""
         return int(self.pipeline.vae_scale_factor)
 
+    def _multiple(self) -> int:
+        """Of pixels, that autoencoder and UNet can halve as often as they do."""
+        return self.vae_scale_factor * int(2 ** (len(self.pipeline.unet.config.block_out_channels) - 1))
+
     def resolution(self, config: TrainingConfig) -> int:
-        """Pixels per side in training.
+        """Pixels per side in training, or the root of their number where images keep their shape.
 
         Raises:
             ValueError: not a multiple of what the autoencoder and the UNet halve.
         """
-        unet = self.pipeline.unet.config
-        pixels = config.resolution or unet.sample_size * self.vae_scale_factor
-        multiple = self.vae_scale_factor * 2 ** (len(unet.block_out_channels) - 1)
-        if pixels % multiple:
-            raise ValueError(f"--resolution={pixels} must be a multiple of {multiple} for this model.")
+        pixels = config.resolution or self.pipeline.unet.config.sample_size * self.vae_scale_factor
+        if pixels % self._multiple():
+            raise ValueError(f"--resolution={pixels} must be a multiple of {self._multiple()} for this model.")
         return int(pixels)
+
+    def buckets(self, config: TrainingConfig) -> list[Size]:
+        """The sizes that images are brought to.
+
+        Raises:
+            ValueError: as in `resolution`; or images are to keep their shape, and there is no other than a square.
+        """
+        pixels = self.resolution(config)
+        if not config.aspect_ratio_buckets:
+            return [(pixels, pixels)]
+        sizes = bucket_sizes(pixels, self._multiple())
+        if len(sizes) == 1:
+            raise ValueError(
+                f"--aspect_ratio_buckets: sides must be multiples of {self._multiple()} for this model, and at "
+                f"--resolution={pixels} that leaves no size but the square; raise it, or leave them out."
+            )
+        return sizes
 
 
 def load_base(config: TrainingConfig) -> Base:
     """Load the pipeline that a configuration names, from a folder or the Hub, and check that it can be trained here.
 
     Raises:
-        ValueError: it is no Stable Diffusion 1.x or 2.x.
+        ValueError: it is of no kind that can.
         OSError: there is no such folder or repo.
     """
     name = config.pretrained_model_name_or_path
     folder = Path(name) if Path(name).is_dir() else Path(DiffusionPipeline.download(name))
-    _check_stable_diffusion(name, folder)
     _check_no_adapter(name, folder)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-    _check_components(name, pipeline)
+    kind = _load_kind(name, folder)
     schedule = ZeroSNRDDIMScheduler.from_config(
-        pipeline.scheduler.config,
+        kind.pipeline.scheduler.config,
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
         clip_sample=False,  # latents have no range
     )
-    return Base(pipeline, folder, schedule)
+    return Base(kind, folder, schedule)
 
 
 def model_index(folder: Path) -> dict[str, Any]:
@@ -77,16 +103,22 @@ def model_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _check_stable_diffusion(name: str, folder: Path) -> None:
+def _load_kind(name: str, folder: Path) -> Kind:
+    """The kind of a pipeline, around the pipeline."""
     index = model_index(folder)
-    needed = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
-    found = {part: (index.get(part) or [None, None])[1] for part in (*needed, "text_encoder_2")}
-    if any(found[part] != cls for part, cls in needed.items()) or found["text_encoder_2"]:
-        parts = ", ".join(f"{part}: {cls}" for part, cls in found.items() if cls)
-        raise ValueError(
-            f"{name} is a {index.get('_class_name')} ({parts}), not a Stable Diffusion 1.x or 2.x pipeline, which has "
-            f"{', '.join(f'{part}: {cls}' for part, cls in needed.items())}."
-        )
+    entries = {part: index.get(part) or [None, None] for kind in KINDS for part in kind.networks}
+    networks = {part: entry[1] for part, entry in entries.items() if entry[1]}
+    for kind in KINDS:
+        if networks == kind.networks:
+            loaded = kind(kind.stock.from_pretrained(folder, **kind.left_out))
+            _check_pipeline(name, loaded)
+            return loaded
+    parts = ", ".join(f"{part}: {cls}" for part, cls in networks.items())
+    known = "; or ".join(f"{kind.name}: {', '.join(kind.networks.values())}" for kind in KINDS)
+    raise ValueError(
+        f"{name} is a {index.get('_class_name')} ({parts}){_what_else(networks)}; only text-to-image models of these "
+        f"networks can be trained here: {known}."
+    )
 
 
 def _check_no_adapter(name: str, folder: Path) -> None:
@@ -99,11 +131,24 @@ def _check_no_adapter(name: str, folder: Path) -> None:
             )
 
 
-def _check_components(name: str, pipeline: StableDiffusionPipeline) -> None:
-    unet: UNet2DConditionModel = pipeline.unet
-    vae: AutoencoderKL = pipeline.vae
-    if unet.config.in_channels != vae.config.latent_channels or unet.config.class_embed_type is not None:
-        raise ValueError(
-            f"The UNet of {name} takes {unet.config.in_channels} channels for {vae.config.latent_channels} of latents "
-            "(inpainting, depth or upscaling?); only text-to-image models can be trained here."
-        )
+def _what_else(networks: Mapping[str, str]) -> str:
+    if "text_encoder_2" in networks and "text_encoder" not in networks:
+        return ", by its one text encoder the refiner of Stable Diffusion XL, which works on images, not from noise"
+    return ""
+
+
+def _check_pipeline(name: str, kind: Kind) -> None:
+    if reason := _other_input(kind) or kind.defect():
+        raise ValueError(f"{name} cannot be trained here: {reason}. Only text-to-image models of {kind.name} can.")
+
+
+def _other_input(kind: Kind) -> str | None:
+    """What a UNet takes that no text-to-image model does."""
+    unet, latents = kind.pipeline.unet.config, kind.pipeline.vae.config.latent_channels
+    if unet.in_channels != latents:
+        return f"its UNet takes {unet.in_channels} channels for {latents} of latents (inpainting, editing or depth?)"
+    if unet.class_embed_type is not None:
+        return f"its UNet takes classes (class_embed_type={unet.class_embed_type!r}; upscaling?)"
+    if unet.time_cond_proj_dim is not None:
+        return f"its UNet takes the guidance scale (time_cond_proj_dim={unet.time_cond_proj_dim}; distilled?)"
+    return None

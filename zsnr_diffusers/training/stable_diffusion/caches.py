@@ -4,7 +4,8 @@ import atexit
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,6 @@ from .samples import CaptionedSamples
 _SHARE_OF_DISK = 0.5
 """Of the free space, which `--cache auto` takes at most: checkpoints and other people need some too."""
 
-_CHOICES = {"none": (), "latents": ("latents",), "text": ("text",)}
-
 
 @dataclass
 class Stock:
@@ -34,22 +33,21 @@ class Stock:
 
     cache: Cache
     count: int
-    row_bytes: int
+    row_bytes: tuple[int, int]
+    """The least and the most that one takes."""
     missing: dict[bytes, Any]
     """How to load them, by content."""
+    missing_bytes: int
+    """On disk."""
     taken: bool = True
-
-    @property
-    def missing_bytes(self) -> int:
-        """On disk."""
-        return len(self.missing) * self.row_bytes
 
     def __str__(self) -> str:
         if not self.taken:
             return f"no: {_size(self.missing_bytes)} are more than there is to spare in {self.cache.folder.parent}"
+        each = " to ".join(dict.fromkeys(map(_size, self.row_bytes)))
         damaged = f", {len(self.cache.damaged)} files damaged" if self.cache.damaged else ""
         return (
-            f"{self.count:,} of {_size(self.row_bytes)} each: {self.count - len(self.missing):,} stored{damaged}, "
+            f"{self.count:,} of {each} each: {self.count - len(self.missing):,} stored{damaged}, "
             f"{len(self.missing):,} to compute ({_size(self.missing_bytes)}), in {self.cache.folder}"
         )
 
@@ -79,12 +77,12 @@ class Caches:
         """
         if accelerator.is_main_process:
             config = self.config
-            count = config.max_train_steps * config.train_batch_size * config.gradient_accumulation_steps
-            indices = samples.shown(count * accelerator.num_processes)
-            chosen = _CHOICES.get(config.cache, ("latents", "text"))
-            dtype = half_precision(accelerator)
+            indices = samples.shown(config.max_train_steps * config.global_batch(accelerator.num_processes))
+            half = half_precision(accelerator)
             self.stocks = {
-                part.name: _stock(part, samples, indices, folder, dtype) for part in self.parts if part.name in chosen
+                part.name: _stock(part, samples, indices, folder, part.precision(half))
+                for part in self.parts
+                if part.name in config.cached
             }
             _fit_on_disk(list(self.stocks.values()), folder, config.cache)
         self.stocks, samples.hashes = broadcast_object_list([self.stocks, samples.hashes])
@@ -106,10 +104,10 @@ class Caches:
             ValueError: processes do not see each other's files.
             OSError: the files cannot be written.
         """
-        seconds, dtype = {}, half_precision(accelerator)
+        seconds, half = {}, half_precision(accelerator)
         for part in self.parts:
             stock, started = self.stored.get(part.name), time.perf_counter()
-            if dtype:
+            if dtype := part.precision(half):
                 part.network.to(dtype)
             if stock is None or stock.missing:
                 part.network.to(accelerator.device)
@@ -143,7 +141,10 @@ def _stock(
     cache = Cache(folder, part.name, part.facts(dtype))
     inputs = part.inputs(samples, indices)
     missing = {content: inputs[content] for content in cache.find(inputs)}
-    return Stock(cache, len(inputs), part.row_values * (dtype or part.network.dtype).itemsize, missing)
+    itemsize = (dtype or part.dtype).itemsize
+    row_bytes = {content: itemsize * part.row_values(samples, known) for content, known in inputs.items()}
+    extremes = min(row_bytes.values()), max(row_bytes.values())
+    return Stock(cache, len(inputs), extremes, missing, sum(row_bytes[content] for content in missing))
 
 
 def _fit_on_disk(stocks: Sequence[Stock], folder: Path, choice: str) -> None:
@@ -180,19 +181,29 @@ def _results(
 ) -> Iterator[tuple[list[bytes], Rows]]:
     """Contents, and what the part gives for them."""
     config, contents = samples.config, list(inputs)
+    batches = _batches(part, samples, list(inputs.values()))
     loader = DataLoader(
         _Inputs(part.load, samples, list(inputs.values())),
-        part.batch_size,
+        batch_sampler=batches,
         num_workers=config.dataloader_num_workers if inputs else 0,
         generator=torch.Generator(),
     )
     with tqdm(desc=f"storing {part.name}", total=len(inputs), disable=not progress, unit=part.unit) as bar:
-        for batch in loader:
-            done, n = int(bar.n), len(batch)
+        for places, batch in zip(batches, loader, strict=True):
+            n = len(batch)
             # Filled up, since kernels for other batch sizes round otherwise: results must not depend on their company.
             full = torch.cat([batch, batch[-1:].expand(part.batch_size - n, *batch.shape[1:])])
-            yield contents[done : done + n], {name: values[:n] for name, values in part(full).items()}
+            yield [contents[place] for place in places], {name: rows[:n] for name, rows in part(full).items()}
             bar.update(n)
+
+
+def _batches(part: FrozenPart, samples: CaptionedSamples, inputs: list[Any]) -> list[list[int]]:
+    """Places of inputs, those of one shape together."""
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for place, known in enumerate(inputs):
+        places[part.shape(samples, known)].append(place)
+    size = part.batch_size
+    return [alike[at : at + size] for alike in places.values() for at in range(0, len(alike), size)]
 
 
 class _Inputs(Dataset[Tensor]):

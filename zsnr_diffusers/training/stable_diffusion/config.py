@@ -46,17 +46,25 @@ class TrainingConfig(RunConfig):
     """
 
     pretrained_model_name_or_path: str = option(
-        "", "Stable Diffusion 1.x or 2.x pipeline to start from, epsilon or v: a Hub id or a local folder."
+        "", "Stable Diffusion 1.x, 2.x or XL pipeline to start from, epsilon or v: a Hub id or a local folder."
     )
     train_data_dir: str | None = option(None, "Folder of images with a metadata.jsonl, instead of --dataset_name.")
     caption_column: str = option("text", "Column of the captions; of a list of captions one is drawn each time.")
     caption_dropout: float = option(0.1, "Share of captions replaced by the empty one, for classifier-free guidance.")
+    aspect_ratio_buckets: bool = option(
+        False,
+        "Let images keep about their shape: each is brought to that of some sizes of at most the area of --resolution "
+        "squared whose aspect ratio is nearest. Every global batch is of one size.",
+    )
+    random_crop: bool = option(
+        False, "Cut images at a random place, not at the centre; what the autoencoder gives cannot be stored then."
+    )
     max_train_steps: int = option(10_000, "Optimizer steps. The paper took 50,000 at batch size 2048.")
     learning_rate: float = option(1e-5, "AdamW's learning rate. The paper took 1e-4 at batch size 2048.")
     cache: Literal["auto", "none", "latents", "text", "both"] = option(
         "auto",
         "What autoencoder and text encoder give is computed once and stored: latents, text, both, none, or auto: what "
-        "fits into half of the free disk space.",
+        "fits into half of the free disk space. With --random_crop it is text alone.",
     )
     cache_dir: str | None = option(
         None, "Where it is stored; runs may share it, also at the same time. Default: `cache` in --output_dir."
@@ -89,14 +97,15 @@ class TrainingConfig(RunConfig):
 
     program: ClassVar[str] = "python -m zsnr_diffusers.training"
     description: ClassVar[str] = (
-        "Retrain Stable Diffusion 1.x or 2.x so that it can paint truly dark and truly bright pictures: v-loss on a\n"
-        "schedule that ends at zero signal-to-noise ratio (Lin et al. 2023, arXiv:2305.08891). The result is an\n"
+        "Retrain Stable Diffusion 1.x, 2.x or XL so that it can paint truly dark and truly bright pictures: v-loss\n"
+        "on a schedule that ends at zero signal-to-noise ratio (Lin et al. 2023, arXiv:2305.08891). The result is an\n"
         "ordinary diffusers pipeline in --output_dir, or with --lora_rank a LoRA of the base.\n"
         "For networks of pixels: python -m zsnr_diffusers.training.pixels"
     )
     examples: ClassVar[str] = EXAMPLES
     decides: ClassVar[tuple[str, ...]] = (
         *("pretrained_model_name_or_path", "lora_rank", "lora_alpha", "use_dora", "lora_target_modules"),
+        *("aspect_ratio_buckets", "random_crop"),
         *RunConfig.decides,
     )
     positive: ClassVar[tuple[str, ...]] = (*RunConfig.positive, "lora_rank", "lora_alpha")
@@ -107,6 +116,12 @@ class TrainingConfig(RunConfig):
     def cache_folder(self) -> Path:
         """Where the results of autoencoder and text encoder are stored."""
         return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """Of which parts the results may be stored."""
+        chosen = {"none": (), "latents": ("latents",), "text": ("text",)}.get(self.cache, ("latents", "text"))
+        return tuple(name for name in chosen if name != "latents" or not self.random_crop)
 
     def __post_init__(self) -> None:
         if not self.pretrained_model_name_or_path:
@@ -120,4 +135,9 @@ class TrainingConfig(RunConfig):
         if self.lora_rank is None and idle:
             raise ValueError(
                 f"{', '.join(idle)}: without --lora_rank the whole UNet is trained; pass a rank, or leave this out."
+            )
+        if self.random_crop and self.cache in ("latents", "both"):
+            raise ValueError(
+                f"--cache={self.cache} stores the latents of each image once, and --random_crop cuts it anew each "
+                "time: pass --cache=text, auto or none, or leave out --random_crop."
             )

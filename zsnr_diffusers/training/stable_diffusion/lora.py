@@ -70,7 +70,7 @@ def save_lora_folder(base: Base, pipe: Any, config: TrainingConfig) -> None:
     """
     adapter = described(pipe.unet, config)
     subject = f"{_kind(config)} of {base_name(config)}"
-    data = {"tags": ["stable-diffusion", "lora"], "base_model_relation": "adapter"}
+    data = {"tags": [base.kind.tag, "lora"], "base_model_relation": "adapter"}
     write_card(base, pipe.scheduler, config, subject, {"adapter": adapter}, _usage(pipe, config), **data)
     # Last: a folder without it is not taken for a result.
     save_lora(pipe, config.output_dir)

@@ -87,7 +87,7 @@ def write_card(
         data: more of the metadata.
     """
     name = config.pretrained_model_name_or_path
-    facts = {"base_model": None if Path(name).exists() else name, "tags": ["stable-diffusion"], **data}
+    facts = {"base_model": None if Path(name).exists() else name, "tags": [base.kind.tag], **data}
     card_data = huggingface_hub.ModelCardData(pipeline_tag="text-to-image", **facts)
     rows = {**rows, "recommended guidance rescale": str(config.guidance_rescale)}
     text = model_card(config, base.schedule, scheduler, card_data, subject, rows, usage)

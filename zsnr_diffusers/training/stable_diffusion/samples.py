@@ -1,15 +1,18 @@
 """Captioned images as training samples."""
 
-from collections.abc import Sequence
-from typing import Any
+import struct
+from collections.abc import Mapping, Sequence
 
 import datasets
 import torch
 from torch import Tensor
 
+from ..buckets import into_buckets
 from ..cache import Cache
-from ..data import fit, read_image, to_model_range
+from ..crops import Crop, Size, crop_of, fit
+from ..data import read_image, to_model_range
 from ..samples import Batch, Samples
+from .conditions import Conditions
 from .config import TrainingConfig
 
 
@@ -18,27 +21,33 @@ class CaptionedSamples(Samples):
 
     Args:
         rows: with the columns that `config` names.
-        good: indices of the rows to use.
+        images: sizes of the images to use, by row, from `check_images`.
         config: of the run.
-        tokenizer: of the pipeline.
-        resolution: pixels per side.
-        latent_shape: (channels, height, width) of the latents.
+        conditions: that the UNet is given.
+        buckets: sizes that images are brought to, of which each takes the nearest in shape; batches have one size.
+        latents: (channels, pixels per side of one) of latents.
         num_train_timesteps: T.
+        global_batch: samples per optimizer step.
     """
 
     def __init__(
         self,
         rows: datasets.Dataset,
-        good: Sequence[int],
+        images: Mapping[int, Size],
         config: TrainingConfig,
-        tokenizer: Any,
-        resolution: int,
-        latent_shape: tuple[int, int, int],
+        conditions: Conditions,
+        buckets: Sequence[Size],
+        latents: tuple[int, int],
         num_train_timesteps: int,
+        global_batch: int = 1,
     ) -> None:
-        super().__init__(rows, good, config)
-        self.config, self.tokenizer, self.resolution = config, tokenizer, resolution
-        self.latent_shape, self.num_train_timesteps = latent_shape, num_train_timesteps
+        self.buckets = into_buckets(images, buckets)
+        """Rows by the size that their images are brought to."""
+        self.size_of = {row: size for size, found in self.buckets.items() for row in found}
+        apart = config.aspect_ratio_buckets
+        super().__init__(rows, images, config, self.buckets.values() if apart else (), global_batch if apart else 1)
+        self.images, self.config, self.conditions = images, config, conditions
+        self.latents, self.num_train_timesteps = latents, num_train_timesteps
         self.captions = rows.select_columns([config.caption_column])
         self.caches: dict[str, Cache] = {}
         """What is stored of images (`latents`) and captions (`text`), and given in place of these."""
@@ -50,55 +59,57 @@ class CaptionedSamples(Samples):
 
         Returns:
             `pixel_values` [3, h, w] in [-1, 1] or what is stored of it, `input_ids` [length] or what is stored of it,
-            `timestep`, and N(0, 1) `noise` and `posterior_noise` in the shape of the latents.
+            what `conditions` say of the crop, `timestep`, and N(0, 1) `noise` and `posterior_noise` in the shape of
+            the latents.
         """
         dropped, flipped, which = torch.rand(3, generator=draw).tolist()
         captions = captions_of(self.captions[index][self.config.caption_column])
         caption = "" if dropped < self.config.caption_dropout else captions[int(which * len(captions))]
+        mirrored = self.config.random_flip and flipped < 0.5
+        crop = self.crop(index, draw if self.config.random_crop else None)
+        shape = self.latent_shape(index)
         return {
-            **self._image(index, self.config.random_flip and flipped < 0.5),
+            **self._image(crop, index, mirrored),
             **self._text(caption),
+            **self.conditions.of_crop(crop.mirrored() if mirrored else crop),
             "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
-            "noise": torch.randn(self.latent_shape, generator=draw),
-            "posterior_noise": torch.randn(self.latent_shape, generator=draw),
+            "noise": torch.randn(shape, generator=draw),
+            "posterior_noise": torch.randn(shape, generator=draw),
         }
 
-    def _image(self, index: int, flipped: bool) -> Batch:
+    def crop(self, index: int, draw: torch.Generator | None = None) -> Crop:
+        """What is shown of a row's image: the centre, or a piece that is drawn."""
+        place = None if draw is None else torch.rand(2, generator=draw).tolist()
+        return crop_of(self.images[index], self.size_of[index], place)
+
+    def latent_shape(self, index: int) -> tuple[int, int, int]:
+        """(channels, height, width) of a row's latents."""
+        (height, width), (channels, side) = self.size_of[index], self.latents
+        return channels, height // side, width // side
+
+    def _image(self, crop: Crop, index: int, flipped: bool) -> Batch:
         if "latents" in self.caches:
             return self.caches["latents"][self.image_content(index, flipped)]
-        return {"pixel_values": self.pixel_values(index, flipped)}
+        return {"pixel_values": self.pixel_values(crop, index, flipped)}
 
     def _text(self, caption: str) -> Batch:
-        input_ids = self.tokenize([caption])[0]
+        input_ids = self.conditions.tokenize([caption])[0]
         if "text" in self.caches:
             return self.caches["text"][text_content(input_ids)]
         return {"input_ids": input_ids}
 
-    def pixel_values(self, index: int, flipped: bool) -> Tensor:
-        """The image of a row, [3, h, w] in [-1, 1]."""
-        image = read_image(self.rows, self.config.image_column, index)
-        return to_model_range(fit(image, self.resolution), flipped)
+    def pixel_values(self, crop: Crop, index: int, flipped: bool) -> Tensor:
+        """A crop of the image of a row, [3, h, w] in [-1, 1]."""
+        return to_model_range(fit(read_image(self.rows, self.config.image_column, index), crop), flipped)
 
     def image_content(self, index: int, flipped: bool) -> bytes:
-        """What `pixel_values` depend on, but for the resolution."""
-        return self.hashes[index] + bytes([flipped])
+        """What `pixel_values` of the centre depend on."""
+        return self.hashes[index] + struct.pack("<2I?", *self.size_of[index], flipped)
 
     def all_captions(self, indices: Sequence[int]) -> set[str]:
         """Every caption that these rows can have, the empty one of `caption_dropout` included."""
         rows = self.captions[list(indices)][self.config.caption_column]
         return {"", *(caption for row in rows for caption in captions_of(row))}
-
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Token ids, int64 [n, length]."""
-        tokens = self.tokenizer(
-            list(captions),
-            max_length=self.tokenizer.model_max_length,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        )
-        ids: Tensor = tokens.input_ids
-        return ids
 
 
 def text_content(input_ids: Tensor) -> bytes:

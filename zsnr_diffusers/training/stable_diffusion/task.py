@@ -1,18 +1,20 @@
 """Retraining Stable Diffusion: captioned images, their latents, the network that is told the caption."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
 from ...evaluation.generation import generate_images
-from ...pipelines import ZeroSNRStableDiffusionPipeline
+from ..buckets import filled_up
 from ..card import terminal_snr
+from ..crops import Size
 from ..data import noise_rows, open_rows
 from ..samples import Batch
 from ..task import Task
@@ -20,7 +22,7 @@ from ..trained import without_adapters
 from .base import load_base
 from .caches import Caches
 from .config import TrainingConfig
-from .frozen import Autoencoder, TextEncoder
+from .frozen import Autoencoder
 from .lora import add_adapter, described, save_lora_folder
 from .output import save_pipeline_folder, shipped_scheduler
 from .samples import CaptionedSamples, captions_of
@@ -30,7 +32,7 @@ _MEASURED_IMAGES = 64
 
 
 class StableDiffusionTask(Task):
-    """Stable Diffusion 1.x or 2.x on captioned images."""
+    """Stable Diffusion 1.x, 2.x or XL on captioned images."""
 
     config: TrainingConfig
     unet: UNet2DConditionModel
@@ -43,10 +45,9 @@ class StableDiffusionTask(Task):
             add_adapter(self.unet, config)
         config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config)
-        pipe, side = self.base.pipeline, self.resolution // self.base.vae_scale_factor
-        self.latent_shape = (int(pipe.vae.config.latent_channels), side, side)
-        self.autoencoder = Autoencoder(pipe.vae, self.latent_shape, self.resolution)
-        self.text_encoder = TextEncoder(pipe.text_encoder, pipe.tokenizer.model_max_length)
+        self.buckets = self.base.buckets(config)
+        self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.kind.heeds_force_upcast)
+        self.text_encoder = self.base.kind.text_encoder()
         self.caches = Caches(config, (self.autoencoder, self.text_encoder))
         self.device = torch.device("cpu")
         if config.has_data:
@@ -55,10 +56,10 @@ class StableDiffusionTask(Task):
             self.rows = noise_rows(config.image_column, self.resolution, **{config.caption_column: ""})
 
     def base_networks(self) -> Mapping[str, torch.nn.Module]:
-        """UNet, autoencoder and text encoder."""
-        return {name: getattr(self.base.pipeline, name) for name in ("unet", "vae", "text_encoder")}
+        """UNet, autoencoder and text encoders."""
+        return {name: getattr(self.base.pipeline, name) for name in self.base.kind.networks}
 
-    def plan(self, images: int) -> dict[str, str]:
+    def plan(self, samples: CaptionedSamples) -> dict[str, str]:
         """Base, prediction type, schedule and data."""
         before = self.base.pipeline.scheduler
         parameters = sum(value.numel() for value in without_adapters(self.unet).values())
@@ -67,14 +68,38 @@ class StableDiffusionTask(Task):
             **({"adapter": described(self.unet, self.config)} if self.config.lora_rank else {}),
             "prediction": f"{before.config.prediction_type} -> {self.config.prediction_type}",
             "SNR at the last timestep": f"{terminal_snr(before):.4g} -> {terminal_snr(self.schedule):.4g}",
-            "data": f"{images:,} images at {self.resolution} x {self.resolution}",
+            **self._data(samples),
             **{f"cached {name}": str(stock) for name, stock in self.caches.stocks.items()},
         }
 
-    def samples(self, good: Sequence[int]) -> CaptionedSamples:
+    def _data(self, samples: CaptionedSamples) -> dict[str, str]:
+        count, side = len(samples.good), self.resolution
+        if not self.config.aspect_ratio_buckets:
+            return {"data": f"{count:,} images at {side} x {side}"}
+        batch, lines = samples.batch, {}
+        for (height, width), rows in samples.buckets.items():
+            shown = filled_up(len(rows), batch)
+            lines[f"{width} x {height}"] = (
+                f"{len(rows):,} images, {shown // batch:,} global batches, {shown - len(rows):,} repeats"
+            )
+        repeats = samples.epoch_length - count
+        data = f"{count:,} images in {len(lines)} buckets (width x height), and {repeats:,} repeats in an epoch"
+        return {"data": data, **lines}
+
+    def samples(self, images: Mapping[int, Size], global_batch: int = 1) -> CaptionedSamples:
         """Images, tokens, and noise for latents."""
-        tokenizer, steps = self.base.pipeline.tokenizer, len(self.schedule)
-        return CaptionedSamples(self.rows, good, self.config, tokenizer, self.resolution, self.latent_shape, steps)
+        base = self.base
+        latents = (int(base.pipeline.vae.config.latent_channels), base.vae_scale_factor)
+        return CaptionedSamples(
+            self.rows,
+            images,
+            self.config,
+            base.kind.conditions,
+            self.buckets,
+            latents,
+            len(self.schedule),
+            global_batch,
+        )
 
     def look_up(self, accelerator: Accelerator, samples: CaptionedSamples) -> None:
         """What is stored of latents and text states."""
@@ -84,7 +109,7 @@ class StableDiffusionTask(Task):
         """Store latents and text states, as far as they are to be, and leave the device to the UNet."""
         self.device = accelerator.device
         if self.config.measure and self.caches.stored:
-            few = self.samples(samples.good[:_MEASURED_IMAGES])
+            few = self.samples(dict(itertools.islice(samples.images.items(), _MEASURED_IMAGES)), samples.batch)
             hours = self.caches.rehearse(accelerator, few)
             accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
             return few
@@ -92,12 +117,22 @@ class StableDiffusionTask(Task):
         return samples
 
     @contextlib.contextmanager
-    def _frozen_parts_at_hand(self) -> Iterator[None]:
-        """Autoencoder and text encoder on the device, also where their results are stored."""
+    def _ready_to_paint(self) -> Iterator[None]:
+        """Autoencoder and text encoder on the device, also where their results are stored.
+
+        What would overflow in float16 is kept out of an autocast to it; the UNet brings its own autocast along.
+        """
+        place = self.device.type
+        in_half = torch.is_autocast_enabled(place) and torch.get_autocast_dtype(place) == torch.float16
         for part in self.caches.parts:
             part.network.to(self.device)
         try:
-            yield
+            with (
+                torch.autocast(place, enabled=False)
+                if in_half and self.autoencoder.overflows
+                else contextlib.nullcontext()
+            ):
+                yield
         finally:
             for part in self.caches.parts:
                 if part.name in self.caches.stored:
@@ -112,25 +147,25 @@ class StableDiffusionTask(Task):
         return scaled
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
-        """The network's output under the captions."""
-        text = (batch if "text" in batch else self.text_encoder(batch["input_ids"]))["text"].to(x_t.device)
-        output: Tensor = unet(x_t, batch["timestep"], text, return_dict=False)[0]
-        return output
+        """The network's output under the captions, and whatever else it is told of the images."""
+        text = batch if "text" in batch else self.text_encoder(batch["input_ids"])
+        return self.base.kind.predict(unet, x_t, batch["timestep"].to(x_t.device), text, batch)
 
     def shipped_scheduler(self) -> SchedulerMixin:
         """See `output.shipped_scheduler`."""
         return shipped_scheduler(self.base)
 
-    def pipeline(self, unet: Any) -> StableDiffusionPipeline:
+    def pipeline(self, unet: Any) -> Any:
         """With the scheduler that is shipped and the guidance rescale that is recommended."""
-        pipe = ZeroSNRStableDiffusionPipeline(
+        kind = self.base.kind
+        pipe = kind.preview(
             **{**self.base.pipeline.components, "unet": unet, "scheduler": self.shipped_scheduler()},
-            requires_safety_checker=False,
+            **kind.settings(),
         )
         pipe.default_guidance_rescale = self.config.guidance_rescale
         return pipe
 
-    def base_pipeline(self) -> StableDiffusionPipeline:
+    def base_pipeline(self) -> Any:
         """With its own scheduler, without guidance rescale."""
         return self.base.pipeline
 
@@ -139,7 +174,7 @@ class StableDiffusionTask(Task):
         config, prompts = self.config, self.config.validation_prompts
         if not prompts:
             return None
-        with self._frozen_parts_at_hand():
+        with self._ready_to_paint():
             rows = [
                 pipe(
                     prompt,
@@ -155,7 +190,7 @@ class StableDiffusionTask(Task):
     def paint(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
         """The first caption of each row."""
         captions = [captions_of(caption)[0] for caption in self.rows[list(rows)][self.config.caption_column]]
-        with self._frozen_parts_at_hand():
+        with self._ready_to_paint():
             return generate_images(
                 pipe,
                 captions,

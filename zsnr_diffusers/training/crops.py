@@ -1,0 +1,61 @@
+"""How an image is brought to a size: scaled until it covers it, and cut.
+
+Where it is cut is known before a pixel is read, since networks can be told of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Size = tuple[int, int]
+"""(height, width) in pixels, of an upright image."""
+
+FIT = "scaled to cover by Lanczos, centre crop"
+"""What `fit` does where no place is drawn; whatever is computed from its pixels depends on it."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A piece of an image of size `original`, resized to `scaled`: `size` pixels of that from `top`, `left` on."""
+
+    original: Size
+    scaled: Size
+    top: int
+    left: int
+    size: Size
+
+    def mirrored(self) -> "Crop":
+        """The same piece, where the whole image is mirrored left to right."""
+        return replace(self, left=self.scaled[1] - self.left - self.size[1])
+
+
+def crop_of(original: Size, size: Size, place: Sequence[float] | None = None) -> Crop:
+    """The crop of the least scaled image that covers a size; a smaller image is enlarged.
+
+    Args:
+        original: size of the image.
+        size: of the crop.
+        place: from the top and from the left, in [0, 1): where both are uniform, so is the crop over all that there
+            are. None for the centre.
+    """
+    scale = max(there / here for here, there in zip(original, size, strict=True))
+    height, width = (max(there, round(here * scale)) for here, there in zip(original, size, strict=True))
+    room = (height - size[0], width - size[1])
+    if place is None:
+        top, left = (pixels // 2 for pixels in room)
+    else:
+        top, left = (int(share * (pixels + 1)) for share, pixels in zip(place, room, strict=True))
+    return Crop(original, (height, width), top, left, size)
+
+
+def fit(image: Image.Image, crop: Crop) -> Tensor:
+    """The pixels of a crop, uint8 [channels, height, width]."""
+    (height, width), (rows, columns) = crop.scaled, crop.size
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    box = (crop.left, crop.top, crop.left + columns, crop.top + rows)
+    return torch.from_numpy(np.array(image.crop(box))).reshape(rows, columns, -1).permute(2, 0, 1)
