@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 
@@ -63,6 +64,16 @@ def test_the_nearest_in_the_logarithm_of_the_aspect_ratio_is_chosen(size, case):
 
     # Logarithms are rounded, so of two that are as near either may be theirs.
     assert distance(nearest_bucket(size, buckets)) <= min(map(distance, buckets)) + 1e-12
+
+
+@pytest.mark.parametrize("case", [(1024, 64), (512, 64), (16, 8)])
+def test_between_neighbours_the_geometric_mean_decides(case):
+    """At half a per cent of it to either side; the arithmetic mean is further off."""
+    buckets = sorted(bucket_sizes(*case), key=lambda size: size[1] / size[0])
+    for one, other in itertools.pairwise(buckets):
+        mean = math.sqrt(one[1] / one[0] * other[1] / other[0])
+        assert nearest_bucket((10_000, round(9_950 * mean)), buckets) == one
+        assert nearest_bucket((10_000, round(10_050 * mean)), buckets) == other
 
 
 def test_of_two_as_near_the_first_is_chosen():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from child_processes import exit_code, start_ranks
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from many_shapes import SIZES
 from PIL import Image, ImageOps
@@ -54,6 +54,7 @@ def losses(folder):
 IMAGES = st.lists(st.tuples(st.integers(1, 100), st.integers(1, 100)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(IMAGES, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
 def test_every_global_batch_is_of_one_bucket_and_every_image_comes_in_its_turn(images, batch, passes, world, seed):
     config = TrainingConfig(
