@@ -11,6 +11,7 @@ from small_pipelines.stable_diffusion_xl import xl_unet
 from zsnr_diffusers.checkpoint_layout import original_checkpoint
 
 KINDS = ("1", "2", "xl")
+V, EPSILON = "v_prediction", "epsilon"
 
 # Two residual blocks to a level and attention in the autoencoder, as in the models that the layouts were made for.
 _UNET = {
@@ -69,6 +70,14 @@ def tiny_pipeline(kind, scheduler=None):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     pipe.scheduler = scheduler or sd_scheduler()
     return pipe
+
+
+def settings(scheduler):
+    return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+
+
+def says(pipe):
+    return pipe.scheduler.config["prediction_type"], pipe.scheduler.config["rescale_betas_zero_snr"]
 
 
 def networks(pipe):
