@@ -60,6 +60,7 @@ THIRD_PARTIES = {
 ONLY_IN = {
     "accelerate": {"training", "processes"},
     "datasets": {"training"},
+    "fsspec": {"training"},
     "yaml": {"training"},
     "matplotlib": {"evaluation"},
     "scipy": {"evaluation"},

@@ -39,6 +39,8 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: what turns each stored orientation uprigh
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = (5, 6, 7, 8)
+"""Those of them that exchange width and height."""
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -98,6 +100,24 @@ def load_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
         raise ImageError(f"cannot read image {label}: {_reason(error, source)}") from error
 
 
+def upright_size(source: str | PathLike[str] | bytes, name: str | None = None) -> tuple[int, int]:
+    """Height and width of what `load_rgb` returns of a file, by its header alone.
+
+    Args:
+        source: a path, or the bytes of a file.
+        name: how an error calls the image; by default its path.
+
+    Raises:
+        ImageError: no such file, or not an image.
+    """
+    try:
+        with _open(source) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) in _LYING else (height, width)
+    except Exception as error:
+        raise ImageError(f"cannot read image {name or _label(source)}: {_reason(error, source)}") from error
+
+
 def _label(source: ImageSource) -> str:
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
@@ -144,11 +164,15 @@ def _decode(image: Image.Image) -> Image.Image:
     return _flatten(_eight_bit(_upright(image), from_file))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the picture beside it
-        return image
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _UPRIGHT.get(_orientation(image))
     if turn is None:
         return image
     upright = image.transpose(turn)

@@ -9,7 +9,6 @@ from tiny_checkpoints import V, sd_scheduler, write_file
 
 from zsnr_diffusers import load_pipeline
 
-
 FROM_THE_HUB = """
 import sys, zsnr_diffusers
 from zsnr_diffusers.model_facts import find_model_facts

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
@@ -30,13 +31,28 @@ class RunConfig:
     output_dir: str = option("outputs/zsnr", "Where the pipeline, checkpoints, previews and logs go.")
     dataset_name: str | None = option(None, "Data set of the Hub, or anything `datasets.load_dataset` opens.")
     train_data_dir: str | None = option(None, "Folder of images, instead of --dataset_name.")
+    train_shards: str | None = option(
+        None,
+        "Tar shards in WebDataset's layout, instead of --dataset_name: s3://bucket/{0000..0127}.tar, /data/*.tar, or "
+        "whatever fsspec opens. A sample is 0001.jpg beside 0001.txt or 0001.json. Rows are read by range, so no disk "
+        "has to hold them; where they lie is found once by reading the tars' headers, and stored in --cache_dir. "
+        "Images are not checked before the start: --on_bad_image counts when one comes up.",
+    )
+    shuffle_shards: int = option(
+        16,
+        "Shards whose rows are shuffled together: each epoch takes all shards in another order, as many at a time. "
+        "More mix better, fewer are kinder to caches between here and the data. Rows of one shard should be mixed "
+        "already.",
+    )
     image_column: str = option("image", "Column of the images.")
     resolution: int | None = option(
         None, "Pixels per side; images are resized and centre-cropped. Default: the model's."
     )
     random_flip: bool = option(False, "Mirror half of the images.")
     on_bad_image: Literal["fail", "skip"] = option(
-        "fail", "What to do about images that cannot be read: stop before training, or leave them out. Both name them."
+        "fail",
+        "What to do about images that cannot be read: stop before training, or leave them out. Both name them. Those "
+        "of --train_shards are met on the way: fail ends with a checkpoint to go on from, skip shows the next row.",
     )
     prediction_type: str = option(
         "v_prediction", "What the UNet learns: v_prediction, or epsilon or sample to compare."
@@ -90,6 +106,11 @@ class RunConfig:
         None, "Arithmetic of the forward pass; the weights stay float32. Default: what accelerate is configured for."
     )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
+    cache_dir: str | None = option(
+        None,
+        "Where what is computed of the data once is stored; runs may share it, also at the same time. Default: "
+        "`cache` in --output_dir.",
+    )
     seed: int = option(0, "Decides on all randomness: same seed, same weights, however often a run was interrupted.")
     dataloader_num_workers: int = option(0, "Processes that read images.")
     checkpointing_steps: int = option(500, "Steps between checkpoints.")
@@ -124,14 +145,15 @@ class RunConfig:
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Options by the name of a recipe."""
     decides: ClassVar[tuple[str, ...]] = (
-        *("dataset_name", "train_data_dir", "resolution", "prediction_type", "rescale_betas_zero_snr", "seed"),
+        *("dataset_name", "train_data_dir", "train_shards", "shuffle_shards", "resolution", "seed"),
+        *("prediction_type", "rescale_betas_zero_snr"),
         *("loss_weighting", "snr_gamma", "timestep_sampling", "noise_offset"),
     )
     """Options that a run cannot change on the way without becoming another run."""
     positive: ClassVar[tuple[str, ...]] = (
         *("resolution", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate"),
         *("max_grad_norm", "checkpointing_steps", "checkpoints_total_limit", "validation_steps"),
-        *("num_inference_steps", "logging_steps", "snr_gamma"),
+        *("num_inference_steps", "logging_steps", "snr_gamma", "shuffle_shards"),
     )
     not_negative: ClassVar[tuple[str, ...]] = (
         *("lr_warmup_steps", "adam_weight_decay", "nan_skip", "dataloader_num_workers", "noise_offset"),
@@ -144,8 +166,9 @@ class RunConfig:
         check_prediction_type(self.prediction_type, zero_terminal_snr=self.rescale_betas_zero_snr)
         if self.measure and not self.dry_run:
             raise ValueError("--measure trains nothing: pass --dry_run with it.")
-        if (self.dataset_name and self.train_data_dir) or not (self.has_data or self.measure):
-            raise ValueError("Pass the data as either --dataset_name or --train_data_dir.")
+        named = sum(map(bool, (self.dataset_name, self.train_data_dir, self.train_shards)))
+        if named > 1 or not (named or self.measure):
+            raise ValueError("Pass the data as one of --dataset_name, --train_data_dir and --train_shards.")
         for one in dataclasses.fields(self):
             choices, value = _choices(one.type), getattr(self, one.name)
             if choices and value is not None and value not in choices:
@@ -179,7 +202,12 @@ class RunConfig:
     @property
     def has_data(self) -> bool:
         """Whether data is named; a measurement does without."""
-        return bool(self.dataset_name or self.train_data_dir)
+        return bool(self.dataset_name or self.train_data_dir or self.train_shards)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what is computed of the data once is stored."""
+        return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
 
     def global_batch(self, processes: int) -> int:
         """Samples per optimizer step."""

@@ -1,10 +1,10 @@
 """The rows of a run's data, checked before training, and their images as tensors."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -12,12 +12,22 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..images import ImageError, find_images, load_rgb
+from ..images import ImageError, find_images, load_rgb, upright_size
 from .config import RunConfig
 from .crops import Size
+from .sharded import ShardedRows, Shards
+
+_MOST_NAMED = 20
+
+Rows: TypeAlias = datasets.Dataset | ShardedRows
+"""Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
+None. Rows of shards are read when a column of theirs is."""
+
+Images: TypeAlias = Mapping[int, Size] | Sequence[int]
+"""Rows whose images can be used, with the sizes of these where they are known."""
 
 
-def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bool = False) -> datasets.Dataset:
+def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bool = False) -> Rows:
     """The rows of a configuration's data, with images that are not decoded yet.
 
     Args:
@@ -29,6 +39,8 @@ def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bo
         ValueError: no images, no captions, or columns of other names.
         OSError: no such folder or data set.
     """
+    if config.train_shards:
+        return ShardedRows(Shards(config).open(), [getattr(config, option) for option in ("image_column", *columns)])
     if config.train_data_dir:
         where, rows = f"--train_data_dir={config.train_data_dir}", _open_folder(config.train_data_dir, needs_captions)
     else:
@@ -69,12 +81,20 @@ def noise_rows(column: str, resolution: int, **others: object) -> datasets.Datas
     return rows.cast_column(column, datasets.Image(decode=False))
 
 
-def check_images(rows: datasets.Dataset, config: RunConfig, progress: bool = True) -> dict[int, Size]:
+def check_images(rows: Rows, config: RunConfig, progress: bool = True) -> Images:
     """Index and size of every image that can be read; each is decoded once, before training starts.
+
+    Of shards, samples are whole or left out, and no image is read: their rows alone are returned.
 
     Raises:
         ValueError: an image cannot be read and `--on_bad_image` is `fail`, or none can.
     """
+    if isinstance(rows, ShardedRows):
+        incomplete = rows.shards.incomplete
+        _report(incomplete, f"{len(incomplete)} samples of {config.train_shards} are not whole", config)
+        if not rows:
+            raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
+        return range(len(rows))
 
     def size_or_complaint(index: int) -> Size | str:
         try:
@@ -94,19 +114,26 @@ def check_images(rows: datasets.Dataset, config: RunConfig, progress: bool = Tru
             )
         )
     bad = [complaint for complaint in found if isinstance(complaint, str)]
-    if bad:
-        shown = "\n  ".join([*bad[:20], *([f"and {len(bad) - 20} more"] if len(bad) > 20 else [])])
-        report = f"{len(bad)} of {len(rows)} images cannot be read:\n  {shown}"
-        if config.on_bad_image == "fail":
-            raise ValueError(f"{report}\nMend or remove them, or leave them out with --on_bad_image skip.")
-        tqdm.write(report)
+    _report(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
     good = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
     if not good:
         raise ValueError("No image is left to train on.")
     return good
 
 
-def read_image(rows: datasets.Dataset, column: str, index: int) -> Image.Image:
+def _report(bad: Sequence[str], what: str, config: RunConfig) -> None:
+    """Name rows that cannot be used, as an error if they are not to be left out."""
+    if not bad:
+        return
+    shown = "\n  ".join(
+        [*bad[:_MOST_NAMED], *([f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else [])]
+    )
+    if config.on_bad_image == "fail":
+        raise ValueError(f"{what}:\n  {shown}\nMend or remove them, or leave them out with --on_bad_image skip.")
+    tqdm.write(f"{what}:\n  {shown}")
+
+
+def read_image(rows: Rows, column: str, index: int) -> Image.Image:
     """The image of a row, upright RGB.
 
     Raises:
@@ -116,7 +143,17 @@ def read_image(rows: datasets.Dataset, column: str, index: int) -> Image.Image:
     return load_rgb(source, name=path or f"of row {index}")
 
 
-def image_sha256(rows: datasets.Dataset, column: str, index: int) -> bytes:
+def image_size(rows: Rows, column: str, index: int) -> Size:
+    """The size of the image of a row, by its header.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    source, path = _source(rows, column, index)
+    return upright_size(source, name=path or f"of row {index}")
+
+
+def image_sha256(rows: Rows, column: str, index: int) -> bytes:
     """The sha256 of the bytes of a row's image file.
 
     Raises:
@@ -126,13 +163,13 @@ def image_sha256(rows: datasets.Dataset, column: str, index: int) -> bytes:
     return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()
 
 
-def _source(rows: datasets.Dataset, column: str, index: int) -> tuple[Any, str | None]:
+def _source(rows: Rows, column: str, index: int) -> tuple[Any, str | None]:
     """The bytes of a row's image, or the path of its file; and that path, if any."""
     image = rows[index][column] or {"bytes": b"", "path": None}
     return image["path"] if image["bytes"] is None else image["bytes"], image["path"]
 
 
-def name_of(rows: datasets.Dataset, column: str, index: int) -> str:
+def name_of(rows: Rows, column: str, index: int) -> str:
     """What to call a row before people: its index, and the file of its image if it has one."""
     path = (rows[index][column] or {}).get("path")
     return f"{index} ({Path(path).name})" if path else str(index)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from ..hashes import tensors_sha256
 from .config import RunConfig
+from .data import Rows
+from .sharded import ShardedRows
 from .task import Task
 from .trained import without_adapters
 
@@ -37,8 +37,10 @@ def fingerprint(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerpri
     }
 
 
-def _data_sha256(rows: datasets.Dataset, good: Sequence[int], image_column: str) -> str:
+def _data_sha256(rows: Rows, good: Sequence[int], image_column: str) -> str:
     """Of the names and sizes of the images, and of all else in the rows; no image is read."""
+    if isinstance(rows, ShardedRows):
+        return rows.shards.sha256
     digest = hashlib.sha256()
     for batch in rows.select(good).with_format("arrow").iter(batch_size=1000):
         images = batch.column(image_column).combine_chunks()

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core import add_noise, training_target, v_loss
+from ..images import ImageError
 from ..processes import Processes
 from .checkpoints import read_checkpoint, step_of, write_checkpoint
 from .config import RunConfig
@@ -23,6 +24,7 @@ from .data import name_of
 from .errors import TrainingError, TrainingInterrupted
 from .launch import half_precision
 from .previews import Previews
+from .remote import ShardError
 from .samples import Batch, Positions, Samples, load_batches, seed_of
 from .state import TrainingState
 from .stopping import StopSignals
@@ -105,6 +107,10 @@ class Run:
         except Exception as error:
             for tracker in self.accelerator.trackers:
                 tracker.finish()  # it writes every few minutes, and the last ones are of interest now
+            if isinstance(error, ImageError | ShardError):
+                # A worker's error comes with its traceback, which ends in what it said.
+                said = str(error).strip().rpartition(f"{type(error).__name__}: ")[2]
+                raise TrainingError(f"At step {self.step + 1}: {said}; {self._kept}. Then --resume.") from error
             # torch raises a RuntimeError wherever this process is when it hears of the death.
             if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
                 raise TrainingError(f"At step {self.step + 1}: {error}; {self._kept}. Then --resume.") from error

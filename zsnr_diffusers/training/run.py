@@ -14,6 +14,7 @@ from .loop import Run
 from .pixels import PixelTask, PixelTrainingConfig
 from .run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
 from .samples import Samples
+from .sharded import index_shards
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
 from .trained import trained_parameters
@@ -40,6 +41,7 @@ def train(config: RunConfig) -> None:
     accelerator, processes = launch(config)
     with contextlib.ExitStack() as folder:
         checkpoint, damaged = processes.from_main(lambda: _open_folder(config, folder))
+        index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
         images = processes.from_main(lambda: check_images(task.rows, config))
         samples = task.samples(images, config.global_batch(processes.size))

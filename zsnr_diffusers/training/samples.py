@@ -10,17 +10,24 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
 
+from ..images import ImageError
 from .buckets import epoch_order, filled_up
 from .config import RunConfig
+from .data import Rows
+from .sharded import ShardedRows
 from .stopping import ignore_stop_signals
+from .windows import WindowedOrder
 
 Batch = dict[str, Tensor]
+
+_MOST_SKIPPED = 16
+"""Bad rows after each other: where there are so many, something else is wrong."""
 
 
 def seed_of(*key: int) -> int:
@@ -46,19 +53,27 @@ class Samples(Dataset[Batch], ABC):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        rows: Rows,
         good: Collection[int],
         config: RunConfig,
         groups: Collection[Sequence[int]] = (),
         batch: int = 1,
     ) -> None:
-        self.rows, self.good, self.seed, self.noise_offset = rows, list(good), config.seed, config.noise_offset
+        self.rows, self.seed, self.noise_offset = rows, config.seed, config.noise_offset
+        self.skips_bad_images = isinstance(rows, ShardedRows) and config.on_bad_image == "skip"
+        self._shards = rows.shards.all if isinstance(rows, ShardedRows) and len(good) == len(rows) else []
+        self.shuffle_shards = config.shuffle_shards
+        # Of shards there may be more rows than memory has room for.
+        self.good: Sequence[int] = range(len(good)) if self._shards else list(good)
         self.groups, self.batch = list(groups) or [self.good], batch
         self.epoch_length = sum(filled_up(len(group), batch) for group in self.groups)
         """Samples in an epoch."""
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the run
-    def _order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> Sequence[int]:
+        if self._shards:
+            counts = [shard.rows for shard in self._shards]
+            return WindowedOrder(counts, self.shuffle_shards, functools.partial(generator, self.seed, 0, epoch))
         return epoch_order(self.groups, self.batch, generator(self.seed, 0, epoch))
 
     def row_of(self, position: int) -> int:
@@ -71,9 +86,20 @@ class Samples(Dataset[Batch], ABC):
         return list(dict.fromkeys(self._order(0)[:count]))
 
     def __getitem__(self, position: int) -> Batch:
-        """The sample at a position: what `sample` returns for its row and its stream of randomness."""
-        draw = generator(self.seed, 1, position)
-        batch = self.sample(self.row_of(position), draw)
+        """The sample at a position: what `sample` returns for its row and its stream of randomness.
+
+        Raises:
+            ImageError: the row cannot be read, nor, if bad images are skipped, can any of those that come next.
+        """
+        for place in range(position, position + _MOST_SKIPPED):
+            draw = generator(self.seed, 1, position)
+            try:
+                batch = self.sample(self.row_of(place), draw)
+                break
+            except ImageError as error:
+                if not self.skips_bad_images or place == position + _MOST_SKIPPED - 1:
+                    raise
+                tqdm.write(f"{error}; the next row is shown in its place")
         if self.noise_offset:
             shift = torch.randn(len(batch["noise"]), 1, 1, generator=draw)
             batch["noise"] += self.noise_offset * shift

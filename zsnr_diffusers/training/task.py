@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..scheduler_base import ZeroSNRScheduler
 from .config import RunConfig
-from .crops import Size
+from .data import Images, Rows
 from .samples import Batch, Samples
 
 
@@ -30,7 +29,7 @@ class Task(ABC):
     config: RunConfig
     unet: ModelMixin
     schedule: ZeroSNRScheduler
-    rows: datasets.Dataset
+    rows: Rows
 
     @abstractmethod
     def __init__(self, config: Any) -> None: ...
@@ -44,8 +43,8 @@ class Task(ABC):
         """What is done to which model, on which samples, line by line."""
 
     @abstractmethod
-    def samples(self, images: Mapping[int, Size], global_batch: int = 1) -> Samples:
-        """The training samples of the rows that can be used, given with the sizes of their images."""
+    def samples(self, images: Images, global_batch: int = 1) -> Samples:
+        """The training samples of the rows that can be used, from `check_images`."""
 
     def look_up(self, accelerator: Accelerator, samples: Any) -> None:  # noqa: B027
         """Before the plan: find out what is stored of the work of parts that are not trained; nothing is written."""

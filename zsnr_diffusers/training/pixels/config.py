@@ -81,6 +81,8 @@ class PixelTrainingConfig(RunConfig):
         check_variance_type(self.variance_type)
         if self.unet not in PRESETS:
             raise ValueError(f"--unet={self.unet!r} is no preset; choose one of {', '.join(PRESETS)}.")
+        if self.class_column and self.train_shards:
+            raise ValueError("--class_column needs --dataset_name or --train_data_dir; --train_shards has no classes.")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout={self.dropout} must lie in [0, 1).")
 

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Collection, Sequence
 
-import datasets
 import torch
 from torch import Tensor
 
 from ..crops import crop_of, fit
-from ..data import read_image, to_model_range
+from ..data import Rows, read_image, to_model_range
 from ..samples import Batch, Samples
 from .config import PixelTrainingConfig
 
@@ -31,7 +30,7 @@ class LabelledSamples(Samples):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        rows: Rows,
         good: Collection[int],
         config: PixelTrainingConfig,
         labels: Sequence[int] | None,

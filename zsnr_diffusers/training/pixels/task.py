@@ -11,8 +11,7 @@ from torch import Tensor
 from ...class_conditional import ClassConditionalPipeline
 from ...schedulers import ZeroSNRDDPMScheduler
 from ..card import terminal_snr
-from ..crops import Size
-from ..data import noise_rows, open_rows
+from ..data import Images, noise_rows, open_rows
 from ..samples import Batch
 from ..task import Task
 from .base import load_base, new_unet
@@ -73,7 +72,7 @@ class PixelTask(Task):
             "data": f"{len(samples.good):,} images{classes} at {side} x {side}",
         }
 
-    def samples(self, images: Mapping[int, Size], global_batch: int = 1) -> LabelledSamples:
+    def samples(self, images: Images, global_batch: int = 1) -> LabelledSamples:
         """Images in the network's size, their classes, and noise."""
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
         labels, no_class = (None, 0) if self.classes is None else (self.classes.labels, self.classes.count)

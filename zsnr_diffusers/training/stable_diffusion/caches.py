@@ -77,7 +77,8 @@ class Caches:
         """
         if accelerator.is_main_process:
             config = self.config
-            indices = samples.shown(config.max_train_steps * config.global_batch(accelerator.num_processes))
+            count = config.max_train_steps * config.global_batch(accelerator.num_processes)
+            indices = samples.shown(count) if config.cached else []
             half = half_precision(accelerator)
             self.stocks = {
                 part.name: _stock(part, samples, indices, folder, part.precision(half))

@@ -1,7 +1,6 @@
 """What a run on Stable Diffusion depends on."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from ...core.guidance import check_guidance_rescale
@@ -49,7 +48,11 @@ class TrainingConfig(RunConfig):
         "", "Stable Diffusion 1.x, 2.x or XL pipeline to start from, epsilon or v: a Hub id or a local folder."
     )
     train_data_dir: str | None = option(None, "Folder of images with a metadata.jsonl, instead of --dataset_name.")
-    caption_column: str = option("text", "Column of the captions; of a list of captions one is drawn each time.")
+    caption_column: str = option(
+        "text",
+        "Column of the captions; of a list of captions one is drawn each time. In --train_shards: `text` is .txt, or "
+        "this field of .json where there is none; another name is a field of .json.",
+    )
     caption_dropout: float = option(0.1, "Share of captions replaced by the empty one, for classifier-free guidance.")
     aspect_ratio_buckets: bool = option(
         False,
@@ -64,10 +67,7 @@ class TrainingConfig(RunConfig):
     cache: Literal["auto", "none", "latents", "text", "both"] = option(
         "auto",
         "What autoencoder and text encoder give is computed once and stored: latents, text, both, none, or auto: what "
-        "fits into half of the free disk space. With --random_crop it is text alone.",
-    )
-    cache_dir: str | None = option(
-        None, "Where it is stored; runs may share it, also at the same time. Default: `cache` in --output_dir."
+        "fits into half of the free disk space. With --random_crop it is text alone, of --train_shards nothing.",
     )
     lora_rank: int | None = option(
         None,
@@ -113,14 +113,12 @@ class TrainingConfig(RunConfig):
     shares: ClassVar[tuple[str, ...]] = (*RunConfig.shares, "caption_dropout")
 
     @property
-    def cache_folder(self) -> Path:
-        """Where the results of autoencoder and text encoder are stored."""
-        return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
-
-    @property
     def cached(self) -> tuple[str, ...]:
         """Of which parts the results may be stored."""
-        chosen = {"none": (), "latents": ("latents",), "text": ("text",)}.get(self.cache, ("latents", "text"))
+        # Shards may be more than any disk holds, and so may be what is computed of them.
+        if self.cache == "none" or (self.cache == "auto" and self.train_shards):
+            return ()
+        chosen = (self.cache,) if self.cache in ("latents", "text") else ("latents", "text")
         return tuple(name for name in chosen if name != "latents" or not self.random_crop)
 
     def __post_init__(self) -> None:
@@ -135,6 +133,11 @@ class TrainingConfig(RunConfig):
         if self.lora_rank is None and idle:
             raise ValueError(
                 f"{', '.join(idle)}: without --lora_rank the whole UNet is trained; pass a rank, or leave this out."
+            )
+        if self.aspect_ratio_buckets and self.train_shards:
+            raise ValueError(
+                "--aspect_ratio_buckets needs the size of every image before the start, when those of --train_shards "
+                "are not read: leave it out, or pass --dataset_name or --train_data_dir."
             )
         if self.random_crop and self.cache in ("latents", "both"):
             raise ValueError(

@@ -134,7 +134,7 @@ class Autoencoder(FrozenPart):
 
     def shape(self, samples: CaptionedSamples, known: Any) -> Hashable:
         """Of the row's bucket."""
-        return samples.size_of[known[0]]
+        return samples.size_of(known[0])
 
     def row_values(self, samples: CaptionedSamples, known: Any) -> int:
         """Of two moments."""

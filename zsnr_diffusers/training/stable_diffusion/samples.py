@@ -3,14 +3,13 @@
 import struct
 from collections.abc import Mapping, Sequence
 
-import datasets
 import torch
 from torch import Tensor
 
 from ..buckets import into_buckets
 from ..cache import Cache
 from ..crops import Crop, Size, crop_of, fit
-from ..data import read_image, to_model_range
+from ..data import Images, Rows, image_size, read_image, to_model_range
 from ..samples import Batch, Samples
 from .conditions import Conditions
 from .config import TrainingConfig
@@ -21,10 +20,11 @@ class CaptionedSamples(Samples):
 
     Args:
         rows: with the columns that `config` names.
-        images: sizes of the images to use, by row, from `check_images`.
+        images: from `check_images`.
         config: of the run.
         conditions: that the UNet is given.
-        buckets: sizes that images are brought to, of which each takes the nearest in shape; batches have one size.
+        buckets: sizes that images are brought to, the square first. With `aspect_ratio_buckets` each image takes the
+            nearest in shape, and batches have one size.
         latents: (channels, pixels per side of one) of latents.
         num_train_timesteps: T.
         global_batch: samples per optimizer step.
@@ -32,8 +32,8 @@ class CaptionedSamples(Samples):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
-        images: Mapping[int, Size],
+        rows: Rows,
+        images: Images,
         config: TrainingConfig,
         conditions: Conditions,
         buckets: Sequence[Size],
@@ -41,12 +41,13 @@ class CaptionedSamples(Samples):
         num_train_timesteps: int,
         global_batch: int = 1,
     ) -> None:
-        self.buckets = into_buckets(images, buckets)
-        """Rows by the size that their images are brought to."""
-        self.size_of = {row: size for size, found in self.buckets.items() for row in found}
-        apart = config.aspect_ratio_buckets
-        super().__init__(rows, images, config, self.buckets.values() if apart else (), global_batch if apart else 1)
-        self.images, self.config, self.conditions = images, config, conditions
+        self._sizes = images if isinstance(images, Mapping) else None
+        self.buckets = into_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
+        """Rows by the size that their images are brought to, if it is not the square for all."""
+        self._square = buckets[0]
+        self._bucket_of = {row: size for size, found in self.buckets.items() for row in found}
+        super().__init__(rows, images, config, self.buckets.values(), global_batch if self.buckets else 1)
+        self.config, self.conditions = config, conditions
         self.latents, self.num_train_timesteps = latents, num_train_timesteps
         self.captions = rows.select_columns([config.caption_column])
         self.caches: dict[str, Cache] = {}
@@ -80,11 +81,21 @@ class CaptionedSamples(Samples):
     def crop(self, index: int, draw: torch.Generator | None = None) -> Crop:
         """What is shown of a row's image: the centre, or a piece that is drawn."""
         place = None if draw is None else torch.rand(2, generator=draw).tolist()
-        return crop_of(self.images[index], self.size_of[index], place)
+        size = self._sizes[index] if self._sizes else image_size(self.rows, self.config.image_column, index)
+        return crop_of(size, self.size_of(index), place)
+
+    def some_images(self, count: int) -> Images:
+        """The first of `images`."""
+        some = self.good[:count]
+        return {row: self._sizes[row] for row in some} if self._sizes else some
+
+    def size_of(self, index: int) -> Size:
+        """What a row's image is brought to."""
+        return self._bucket_of.get(index, self._square)
 
     def latent_shape(self, index: int) -> tuple[int, int, int]:
         """(channels, height, width) of a row's latents."""
-        (height, width), (channels, side) = self.size_of[index], self.latents
+        (height, width), (channels, side) = self.size_of(index), self.latents
         return channels, height // side, width // side
 
     def _image(self, crop: Crop, index: int, flipped: bool) -> Batch:
@@ -104,7 +115,7 @@ class CaptionedSamples(Samples):
 
     def image_content(self, index: int, flipped: bool) -> bytes:
         """What `pixel_values` of the centre depend on."""
-        return self.hashes[index] + struct.pack("<2I?", *self.size_of[index], flipped)
+        return self.hashes[index] + struct.pack("<2I?", *self.size_of(index), flipped)
 
     def all_captions(self, indices: Sequence[int]) -> set[str]:
         """Every caption that these rows can have, the empty one of `caption_dropout` included."""

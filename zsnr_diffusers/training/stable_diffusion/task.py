@@ -1,7 +1,6 @@
 """Retraining Stable Diffusion: captioned images, their latents, the network that is told the caption."""
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,7 @@ from torch import Tensor
 from ...evaluation.generation import generate_images
 from ..buckets import filled_up
 from ..card import terminal_snr
-from ..crops import Size
-from ..data import noise_rows, open_rows
+from ..data import Images, noise_rows, open_rows
 from ..samples import Batch
 from ..task import Task
 from ..trained import without_adapters
@@ -86,7 +84,7 @@ class StableDiffusionTask(Task):
         data = f"{count:,} images in {len(lines)} buckets (width x height), and {repeats:,} repeats in an epoch"
         return {"data": data, **lines}
 
-    def samples(self, images: Mapping[int, Size], global_batch: int = 1) -> CaptionedSamples:
+    def samples(self, images: Images, global_batch: int = 1) -> CaptionedSamples:
         """Images, tokens, and noise for latents."""
         base = self.base
         latents = (int(base.pipeline.vae.config.latent_channels), base.vae_scale_factor)
@@ -109,7 +107,7 @@ class StableDiffusionTask(Task):
         """Store latents and text states, as far as they are to be, and leave the device to the UNet."""
         self.device = accelerator.device
         if self.config.measure and self.caches.stored:
-            few = self.samples(dict(itertools.islice(samples.images.items(), _MEASURED_IMAGES)), samples.batch)
+            few = self.samples(samples.some_images(_MEASURED_IMAGES), samples.batch)
             hours = self.caches.rehearse(accelerator, few)
             accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
             return few

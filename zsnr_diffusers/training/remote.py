@@ -1,0 +1,124 @@
+"""Files wherever fsspec reaches (disks, HTTP, S3, the Hub, ...): found by pattern, read by range."""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.asyn import reset_lock
+from fsspec.implementations.local import LocalFileSystem
+
+T = TypeVar("T")
+
+PAUSES = (1.0, 4.0, 16.0)
+"""Seconds before each new try: servers are restarted, and connections lost."""
+
+if hasattr(os, "register_at_fork"):
+    # Older versions of fsspec leave it to others: a worker would wait for a thread that only its parent has.
+    os.register_at_fork(after_in_child=reset_lock)
+
+
+class ShardError(OSError):
+    """A file of data that cannot be read, or is not what it should be; the message names it and the reason."""
+
+
+def find_files(pattern: str) -> list[str]:
+    """The files of a pattern: `{0000..0127}` and `{a,b}` stand for each of their values, `*`, `?`, `[]` as in a shell.
+
+    Returns:
+        Their addresses, in the order of the braces and sorted within a glob; without a glob they need not exist.
+
+    Raises:
+        ShardError: nothing matches, or the place cannot be reached.
+    """
+    files = [file for one in expand_braces(pattern) for file in _glob(one)]
+    if not files:
+        raise ShardError(f"{pattern}: no file matches.")
+    return files
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`{08..10}.{x,y}` as 08.x, 08.y, 09.x, ...: numbers keep the width of the first.
+
+    Raises:
+        ShardError: braces that do not pair, or stand within each other.
+    """
+    found = re.fullmatch(r"([^{}]*)\{([^{}]*)\}(.*)", pattern)
+    if found is None:
+        if re.search(r"[{}]", pattern):
+            raise ShardError(f"{pattern}: braces do not pair, or stand within each other.")
+        return [pattern]
+    before, within, after = found.groups()
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", within)
+    if numbers:
+        values = [f"{n:0{len(numbers[1])}d}" for n in range(int(numbers[1]), int(numbers[2]) + 1)]
+    else:
+        values = within.split(",")
+    return [before + value + rest for value in values for rest in expand_braces(after)]
+
+
+def size_of(url: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        ShardError: it is not there, or its size is not to be had.
+    """
+    size = _try(url, lambda system, path: system.size(path), hopeless=(FileNotFoundError,))
+    if size is None:
+        raise ShardError(f"{url}: its size is not to be had from there, so it cannot be read by range")
+    return int(size)
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` of a file. What fails is tried again a few times, after pauses.
+
+    Raises:
+        ShardError: it still fails, or other than the wanted bytes come.
+    """
+
+    def read(system: Any, path: str) -> bytes:
+        data: bytes = system.cat_file(path, start=start, end=end)
+        if len(data) != end - start:
+            raise OSError(
+                f"of bytes {start:,} to {end:,} came {len(data):,}: it is shorter than it was, or its server cannot "
+                "read by range"
+            )
+        return data
+
+    return _try(url, read)
+
+
+def _try(url: str, work: Callable[[Any, str], T], hopeless: tuple[type[Exception], ...] = ()) -> T:
+    """What `work` returns of the file system and the path of a file, at the first try that succeeds."""
+    try:
+        # Not kept: fsspec does that itself, and knows which file systems do not survive a fork.
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ShardError(f"{url} cannot be read: {_reason(error)}") from error
+    for pause in (*PAUSES, None):
+        try:
+            return work(system, path)
+        except Exception as error:  # each kind of file system has errors of its own
+            if pause is None or isinstance(error, hopeless):
+                raise ShardError(f"{url} cannot be read: {_reason(error)}") from error
+        time.sleep(pause)
+    raise AssertionError("unreachable: the last try raises")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _glob(pattern: str) -> list[str]:
+    if not re.search(r"[*?\[]", pattern):
+        return [pattern]
+
+    def glob(system: Any, path: str) -> list[str]:
+        found = sorted(system.glob(path))
+        return found if isinstance(system, LocalFileSystem) else [system.unstrip_protocol(one) for one in found]
+
+    return _try(pattern, glob)
