@@ -120,16 +120,13 @@ class StableDiffusionTask(Task):
 
         What would overflow in float16 is kept out of an autocast to it; the UNet brings its own autocast along.
         """
-        place = self.device.type
-        in_half = torch.is_autocast_enabled(place) and torch.get_autocast_dtype(place) == torch.float16
+        place, precision = self.device.type, contextlib.ExitStack()
+        if self.autoencoder.overflows and torch.get_autocast_dtype(place) == torch.float16:
+            precision.enter_context(torch.autocast(place, enabled=False))
         for part in self.caches.parts:
             part.network.to(self.device)
         try:
-            with (
-                torch.autocast(place, enabled=False)
-                if in_half and self.autoencoder.overflows
-                else contextlib.nullcontext()
-            ):
+            with precision:
                 yield
         finally:
             for part in self.caches.parts:
