@@ -31,7 +31,9 @@ def start(options, log, environment=None, prepare=None):
 def arguments(options):
     """A command line."""
     flags = [f"--{name}" for name, value in options.items() if value is True]
-    return [*(f"--{name}={value}" for name, value in options.items() if not isinstance(value, bool)), *flags]
+    lists = [word for name, value in options.items() if isinstance(value, list) for word in (f"--{name}", *value)]
+    one = {name: value for name, value in options.items() if not isinstance(value, bool | list)}
+    return [*(f"--{name}={value}" for name, value in one.items()), *lists, *flags]
 
 
 def start_ranks(options, folder, prepare=None, count=2):

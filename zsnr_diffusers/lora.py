@@ -82,7 +82,8 @@ def load_lora(
     for conflict in facts.conflicts:
         logger.warning(f"{file}: {conflict}")
     scheduler = scheduler_with_facts(pipe, facts)
-    pipe.load_lora_weights(os.fspath(file), **kwargs)
+    # The path of the file alone would have older diffusers ask the Hub for its name.
+    pipe.load_lora_weights(os.fspath(file.parent), weight_name=file.name, **kwargs)
     pipe.scheduler = scheduler
     pipe = with_guidance(pipe, facts.guidance, guidance_rescale)
     phi = getattr(pipe, "default_guidance_rescale", 0.0)
@@ -111,8 +112,8 @@ def save_lora(pipe: Any, folder: Any) -> Path:
     """Save the adapter of a pipeline's UNet, and what whoever applies it has to know, as the pipeline has it now.
 
     In the folder are then `pytorch_lora_weights.safetensors`, which `load_lora_weights` of stock opens; a scheduler of
-    stock, in `scheduler/`; and of a LoRA that is no DoRA `kohya_lora_weights.safetensors`, with the names that ComfyUI
-    and kohya's scripts read. Schedule, prediction type and guidance rescale stand in the metadata of both files.
+    stock, in `scheduler/`; and of a LoRA that is no DoRA `kohya_lora_weights.safetensors`, with the names by which
+    ComfyUI and others know layers. Schedule, prediction type and guidance rescale stand in the metadata of both files.
 
     The strength of the adapter, alpha / rank, is multiplied into its weights: not all who read diffusers' format find
     it elsewhere.

@@ -20,6 +20,12 @@ logger = logging.get_logger(__name__)
 RECORD = "zsnr_diffusers"
 """The entry of the metadata with what these layouts have no place for: schedule and guidance rescale, as JSON."""
 
+_DETAILS = {
+    "clip_sample": ("clip_sample_range",),
+    "thresholding": ("dynamic_thresholding_ratio", "sample_max_value"),
+}
+"""Settings that say nothing where another one is off."""
+
 SD_BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -106,7 +112,9 @@ def model_record(pipe: Any, zero_snr: bool) -> dict[str, Any]:
     Raises:
         ValueError: its scheduler is of no variance-preserving schedule.
     """
-    record = {**model_facts(pipe.scheduler.config), "rescale_betas_zero_snr": zero_snr}
+    facts = model_facts(pipe.scheduler.config)
+    idle = {detail for switch, details in _DETAILS.items() if not facts.get(switch) for detail in details}
+    record = {key: value for key, value in facts.items() if key not in idle} | {"rescale_betas_zero_snr": zero_snr}
     if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
         record |= guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
     return record

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ..._extras import import_extra
-from ...lora import KOHYA_FILE, save_lora
+from ...lora import KOHYA_FILE, LORA_FILE, save_lora
 from ..trained import trained_parameters
 from .base import Base
 from .config import TrainingConfig
@@ -80,15 +80,15 @@ def _usage(pipe: Any, config: TrainingConfig) -> str:
     base, name, scheduler = base_name(config), Path(config.output_dir).resolve().name, type(pipe.scheduler).__name__
     guidance = f"guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}"
     others = (
-        "Other programs do not know this kind of adapter alike; merge it into the base for them: `pipe.fuse_lora()`."
+        "Other programs read a DoRA each in its own way; merge it into the base for them: `pipe.fuse_lora()`."
         if config.use_dora
-        else f"ComfyUI, kohya's scripts and others read `{KOHYA_FILE}`."
+        else f"ComfyUI and others read `{KOHYA_FILE}`."
     )
     return f"""```python
 from diffusers import DiffusionPipeline, {scheduler}
 
 pipe = DiffusionPipeline.from_pretrained("{base}")
-pipe.load_lora_weights("{name}")
+pipe.load_lora_weights("{name}", weight_name="{LORA_FILE}")
 pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")
 image = pipe("...", {guidance}).images[0]
 ```
