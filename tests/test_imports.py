@@ -17,7 +17,8 @@ ALLOWED = {
     "scheduler_base": {"core", "scheduler_config"},
     "schedulers": {"core", "scheduler_base"},
     "guided_run": {"core"},
-    "guidance": {"core", "guided_run"},
+    "hub_errors": set(),
+    "guidance": {"core", "guided_run", "hub_errors"},
     "class_conditional": {"core", "guidance"},
     "pipelines": {"guidance"},
     "unet": set(),
@@ -25,8 +26,8 @@ ALLOWED = {
     "stock_scheduler": set(),
     "checkpoint_layout": set(),
     "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config"},
-    "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file"},
-    "hub": {"core", "guidance", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
+    "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file", "hub_errors"},
+    "hub": {"core", "guidance", "hub_errors", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
     | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts"},
     "lora": {
         "core",
@@ -40,7 +41,7 @@ ALLOWED = {
     },
     "evaluation": {"core", "images", "hashes", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
-    | {"evaluation"},
+    | {"hub_errors", "evaluation"},
     "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
     | {"_extras"},

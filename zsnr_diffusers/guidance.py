@@ -8,10 +8,12 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .core.guidance import check_guidance_rescale, check_space
 from .guided_run import GuidanceSettings, GuidedRun, denoisers, say_once
+from .hub_errors import from_the_hub
 
 Pipeline = TypeVar("Pipeline")
 
@@ -172,8 +174,11 @@ def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
     from diffusers import DiffusionPipeline  # pulls in transformers, which who has a pipeline has imported anyway
 
     try:
-        config: dict[str, Any] = DiffusionPipeline.load_config(source, **saved_places(kwargs))
+        with from_the_hub(source):
+            config: dict[str, Any] = DiffusionPipeline.load_config(source, **saved_places(kwargs))
     except OSError as error:
+        if not Path(source).is_dir():
+            raise
         reason = str(error).splitlines()[0]
         raise OSError(f"{source} holds no pipeline: there is no model_index.json. {reason}") from error
     return config

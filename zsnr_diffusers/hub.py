@@ -4,8 +4,9 @@ import contextlib
 import inspect
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .core.guidance import check_guidance_rescale
 from .core.predictions import EPSILON_AT_ZERO_SNR
 from .custom_pipeline import write_custom_pipeline
 from .guidance import saved_config, with_guidance
+from .hub_errors import from_the_hub
 from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
@@ -57,9 +59,10 @@ def load_pipeline(
         The pipeline, of the class that it was saved as.
 
     Raises:
-        OSError: there is no pipeline, or no config for a file.
+        OSError: there is no pipeline, or no config for a file; what the Hub refuses, with the reason.
         ValueError: phi outside [0, 1], given or recorded; a damaged file, or one of another model; zero SNR of a model
-            that predicts epsilon; a Stable Diffusion 2.x file that does not say what it predicts.
+            that predicts epsilon; a Stable Diffusion 2.x file that does not say what it predicts; code in a folder or
+            repo, without `trust_remote_code=True`.
         TypeError: phi for a pipeline without guidance.
     """
     check_guidance_rescale(guidance_rescale or 0.0)
@@ -97,8 +100,31 @@ def check_zero_snr(source: Any, facts: ModelFacts) -> None:
 
 def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
     config = saved_config(source, **kwargs)
+    _check_runs_no_code(source, config, kwargs)
     ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
-    return (ClassConditionalPipeline if ours else DiffusionPipeline).from_pretrained(source, **kwargs)
+    with from_the_hub(source):
+        return (ClassConditionalPipeline if ours else DiffusionPipeline).from_pretrained(source, **kwargs)
+
+
+def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a folder that brings code or names a module of its own, unless told.
+
+    Older versions of diffusers, which ask this of Hub repos, run what is in a folder unasked.
+    """
+    folder = Path(source)
+    if kwargs.get("trust_remote_code") or not folder.is_dir():
+        return
+    for part, entry in index.items():
+        if not isinstance(entry, list) or not isinstance(library := entry[0], str) or part in kwargs:
+            continue
+        file = folder / ("" if part == "_class_name" else part) / f"{library}.py"
+        known = library in ("diffusers", "transformers", *sys.modules) or hasattr(diffusers.pipelines, library)
+        if file.is_file() or not known:
+            what = f"brings code, {file}," if file.is_file() else f"names the module {library!r} for its {part},"
+            raise ValueError(
+                f"{source} {what} which loading it would run. Read it, and if you trust it, pass "
+                "trust_remote_code=True."
+            )
 
 
 def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image
 
@@ -113,6 +114,8 @@ def upright_size(source: str | PathLike[str] | bytes, name: str | None = None) -
     try:
         with _open(source) as image:
             width, height = image.size
+            if isinstance(image, TiffImageFile):  # whose size may or may not be turned already, by version
+                width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
             return (width, height) if _orientation(image) in _LYING else (height, width)
     except Exception as error:
         raise ImageError(f"cannot read image {name or _label(source)}: {_reason(error, source)}") from error

@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler
 from . import schedulers
 from .core.predictions import check_prediction_type
 from .guidance import recorded_guidance, saved_config, saved_places
+from .hub_errors import from_the_hub
 from .scheduler_config import MODEL_FACTS, with_defaults
 from .single_file import RECORD, Header, read_header
 
@@ -133,7 +134,8 @@ def find_model_facts(
         with_scheduler = source if (record.get("scheduler") or [None])[0] else None
     if with_scheduler is not None and "scheduler" not in kwargs:
         # Which class reads it does not matter: the file has one name for all.
-        saved = DDIMScheduler.load_config(with_scheduler, subfolder="scheduler", **saved_places(kwargs))
+        with from_the_hub(with_scheduler):
+            saved = DDIMScheduler.load_config(with_scheduler, subfolder="scheduler", **saved_places(kwargs))
         claims.append(scheduler_claim(saved))
     return ModelFacts(tuple(claims), schedule, recorded_guidance(record))
 

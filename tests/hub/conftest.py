@@ -58,8 +58,8 @@ def hub(tmp_path_factory, monkeypatch):
     reset()  # older clients note it in their session
     with contextlib.ExitStack() as servers:
 
-        def use(*args, **kwargs):
-            endpoint = servers.enter_context(serve(*args, **kwargs))
+        def use(*args, endpoint=None, **kwargs):
+            endpoint = endpoint or servers.enter_context(serve(*args, **kwargs))
             monkeypatch.setattr(constants, "ENDPOINT", endpoint)
             monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
             template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"

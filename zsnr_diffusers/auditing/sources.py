@@ -8,9 +8,10 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..guidance import guidance_record, recorded_guidance, stock_class
+from ..hub_errors import from_the_hub
 from ..model_facts import find_model_facts
 from ..single_file import SD_BETAS
 
@@ -174,20 +175,14 @@ def _of_repo(repo: str, places: Mapping[str, Any]) -> Source:
 
 def _download(repo: str, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
     """A JSON file of a repo; None if the repo has no such file."""
-    try:
-        path = hf_hub_download(repo, name, **places)
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(repo, error) from error
-    except EntryNotFoundError:
-        return None
-    except (OSError, HFValidationError) as error:
-        raise _unreachable(repo, error) from error
+    with from_the_hub(repo):
+        try:
+            path = hf_hub_download(repo, name, **places)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
     return _read(Path(path))
-
-
-def _unreachable(repo: str, error: Exception) -> OSError:
-    reason = " ".join(str(error).split())
-    return OSError(f"{repo} is no local folder or file, and cannot be read from the Hub: {reason}")
 
 
 def _read(path: Path) -> dict[str, Any]:
