@@ -99,6 +99,7 @@ def test_help_teaches(capsys):
             {"train_data_dir": None, "train_shards": "a.tar", "aspect_ratio_buckets": True},
             "--aspect_ratio_buckets needs the size of every image before",
         ),
+        ({"lora_rank": 4, "sharding": "optimizer"}, "leave out one of --sharding and --lora_rank"),
         ({"lora_rank": 0}, "--lora_rank=0 must be above 0"),
         ({"lora_rank": 4, "lora_alpha": 0.0}, "--lora_alpha=0.0 must be above 0"),
         ({"lora_alpha": 8.0}, "--lora_alpha=8.0: without --lora_rank the whole UNet is trained"),

@@ -1,8 +1,18 @@
-import pytest
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from child_processes import arguments
+
+import zsnr_diffusers
 from zsnr_diffusers.training.launch import launch
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU")
+CONFIGS = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs" / "accelerate"
 
 
 @pytest.fixture
@@ -28,6 +38,30 @@ def test_processes_that_accelerate_did_not_start_are_missed(config, environment)
         environment(name, value)
     with pytest.raises(ValueError, match=r"Several processes were asked for, and accelerate sees 1\. .* torchrun"):
         launch(config)
+
+
+def test_accelerate_launch_that_would_start_one_of_two_processes_is_refused(options):
+    """Of itself it starts one, and says nothing."""
+    two = (
+        "accelerate.commands.launch --cpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", *two.split(), "-m", "zsnr_diffusers.training", *arguments(options)],
+        env={name: value for name, value in os.environ.items() if name not in LAUNCHED},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "error: Several processes were asked for, and accelerate sees 1." in result.stderr
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_examples_for_accelerate_are_read_by_it(file):
+    config = load_config_from_file(str(file))
+    assert config.distributed_type == "MULTI_GPU"
+    assert config.num_processes % config.num_machines == 0
+    written = yaml.safe_load(file.read_text())
+    assert {name: getattr(config, name) for name in written} == written
 
 
 def test_processes_that_would_train_each_by_itself_are_refused(config, environment):

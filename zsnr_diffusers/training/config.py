@@ -105,6 +105,13 @@ class RunConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "Arithmetic of the forward pass; the weights stay float32. Default: what accelerate is configured for."
     )
+    sharding: Literal["none", "optimizer", "parameters"] = option(
+        "none",
+        "What several processes divide among them, to save memory (FSDP2). none: each has all. optimizer: gradients, "
+        "optimizer state and moving average, at hardly more traffic (ZeRO-2). parameters: also the network's, which "
+        "are gathered block by block as they are needed (ZeRO-3). Checkpoints are the same, so a run can go on with "
+        "another choice.",
+    )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
     cache_dir: str | None = option(
         None,

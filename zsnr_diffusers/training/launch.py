@@ -5,14 +5,17 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from ..processes import Processes, launched_processes
 from .config import RunConfig
+from .sharding import CAN_SHARD_ON_CPU
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others within a step. It does not take so long to notice a dead one, whose
 connections close; and while the main process works alone, others wait for it as long as it takes."""
+
+_OTHERS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def launch(config: RunConfig) -> tuple[Accelerator, Processes]:
@@ -29,8 +32,18 @@ def launch(config: RunConfig) -> tuple[Accelerator, Processes]:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     _check_processes(accelerator.num_processes)
+    if accelerator.distributed_type in _OTHERS:
+        raise ValueError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, under which steps could not be left "
+            "out, nor checkpoints be the same for all. --sharding of the training divides parameters and optimizer "
+            "state over processes, as FSDP2 and ZeRO do: launch with --multi_gpu; see examples/configs/accelerate."
+        )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU take bf16 or no.")
+    if accelerator.mixed_precision == "fp16" and config.sharding != "none":
+        raise ValueError(f"--sharding={config.sharding} does not go with --mixed_precision=fp16; take bf16 or no.")
+    if accelerator.device.type == "cpu" and config.sharding != "none" and not CAN_SHARD_ON_CPU:
+        raise ValueError(f"--sharding={config.sharding} on CPUs needs a newer torch than {torch.__version__}.")
     return accelerator, launched_processes()
 
 

@@ -26,6 +26,7 @@ from .launch import half_precision
 from .previews import Previews
 from .remote import ShardError
 from .samples import Batch, Positions, Samples, load_batches, seed_of
+from .sharding import gather, shard, whole, whole_network
 from .state import TrainingState
 from .stopping import StopSignals
 from .task import Task
@@ -61,6 +62,9 @@ class Run:
         unet = in_training_precision(task.unet, half_precision(accelerator)).train()
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        self.sharded = config.sharding != "none" and accelerator.num_processes > 1
+        if self.sharded:
+            shard(unet, accelerator.device, accelerator.num_processes, config.sharding == "optimizer")
         optimizer = torch.optim.AdamW(
             [{"params": trained_parameters(unet).values()}, *self.weighting.parameter_groups()],
             lr=config.learning_rate,
@@ -76,7 +80,9 @@ class Run:
             num_training_steps=config.max_train_steps,
         ).lr_lambdas[0]
         self.ema = self._ema(unet)
-        self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
+        # Evaluation mode: what is sharded averages gradients itself, and must not be wrapped again for that.
+        self.unet = accelerator.prepare_model(unet, evaluation_mode=self.sharded)
+        self.optimizer = accelerator.prepare(optimizer)
         self.weighting.prepare(accelerator)
         self.state = TrainingState({"unet": unet, **self.weighting.networks}, optimizer, self.ema, accelerator.scaler)
         self.step = self.left_out = 0
@@ -138,10 +144,9 @@ class Run:
                 lr = self.optimizer.param_groups[0]["lr"]
                 accelerator.log({"loss": loss, "learning_rate": lr, "images_per_second": speed}, step=self.step)
                 self._after_step()
-            with self.processes.together():
+            with self.processes.together(), self._averaged_weights() as unet:
                 if self.processes.is_main:
-                    with self._averaged_weights() as unet:
-                        self.task.save(unet)
+                    self.task.save(unet)
         accelerator.print(f"Saved the result in {config.output_dir}")
         accelerator.end_training()
 
@@ -196,14 +201,14 @@ class Run:
             self._preview()
 
     def _preview(self) -> None:
-        with self.processes.together():
+        with self.processes.together(), self._averaged_weights() as unet:
             if self.processes.is_main:
-                with self._averaged_weights() as unet:
-                    self.previews.save(unet, self.step)
+                self.previews.save(unet, self.step)
 
     def _save_checkpoint(self) -> None:
         folder, limit = Path(self.config.output_dir), self.config.checkpoints_total_limit
-        tensors, numbers = self.state.tensors(), {**self.state.numbers(), "left_out": self.left_out}
+        tensors = gather(self.state.tensors(), keep=self.processes.is_main)
+        numbers = {**self.state.numbers(), "left_out": self.left_out}
         self.checkpoint = self.processes.from_main(
             lambda: write_checkpoint(folder, self.step, tensors, numbers, limit)
         )
@@ -232,7 +237,7 @@ class Run:
                 if self.accelerator.sync_gradients:
                     mean = self._share(torch.stack(losses).mean())
                     norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
-                    sound = self._is_sound(mean, float(norm))
+                    sound = self._is_sound(mean, float(whole(norm)))
                 if sound:
                     self.optimizer.step()
                 elif self.accelerator.scaler is not None:
@@ -291,8 +296,16 @@ class Run:
 
     @contextlib.contextmanager
     def _averaged_weights(self) -> Iterator[Any]:
-        """The UNet with the weights that are shipped."""
+        """In the main process, the UNet with the weights that are shipped; all have to ask."""
         unet: Any = self.accelerator.unwrap_model(self.unet)
+        if self.sharded:
+            tensors = self.state.tensors()
+            shipped = gather({"unet": {**tensors["unet"], **tensors.get("ema", {})}}, keep=self.processes.is_main)
+            yield whole_network(unet, shipped["unet"], self.accelerator.device) if self.processes.is_main else None
+            return
+        if not self.processes.is_main:
+            yield None
+            return
         if self.ema is not None:
             self.ema.store(trained_parameters(unet).values())
             self.ema.copy_to(trained_parameters(unet).values())

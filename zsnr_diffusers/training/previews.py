@@ -44,7 +44,7 @@ class Previews:
         Returns:
             The picture's path, None if nothing is to be shown.
         """
-        pipe = self.task.pipeline(unet) if step else self.task.base_pipeline()
+        pipe = self.task.pipeline(unet) if step else self.task.base_pipeline(unet)
         if pipe is None:
             return None
         pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)

@@ -14,6 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from .checkpoints import Tensors
+from .sharding import part_of, parts_of
 from .trained import load_trained_state, trained_parameters, trained_state
 
 
@@ -34,7 +35,7 @@ class TrainingState:
     scaler: Any = None
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors: of each network, `optimizer`'s as `network.parameter.key`, and those of `ema`."""
+        """All tensors, whole or not: of each network, `optimizer`'s as `network.parameter.key`, and those of `ema`."""
         found = {name: trained_state(network) for name, network in self.networks.items()}
         found["optimizer"] = {
             f"{name}.{key}": value
@@ -55,7 +56,7 @@ class TrainingState:
         return found
 
     def restore(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
-        """Put back what `tensors` and `numbers` returned.
+        """Put back what `tensors` and `numbers` returned, all of it whole.
 
         A moving average or a scaler that was not there before starts anew, one that is no longer there is dropped.
 
@@ -64,12 +65,12 @@ class TrainingState:
         """
         try:
             for name, network in self.networks.items():
-                load_trained_state(network, tensors[name])
+                load_trained_state(network, parts_of(tensors[name], network.state_dict()))
             self._restore_optimizer(tensors["optimizer"])
             if self.ema is not None:
                 averaged = tensors["ema"] if "ema" in tensors else tensors["unet"]
                 for name, shadow in zip(self._averaged(), self.ema.shadow_params, strict=True):
-                    shadow.copy_(averaged[name])
+                    shadow.copy_(part_of(averaged[name], shadow))
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"the checkpoint is of other networks: {error}") from error
         if self.ema is not None:
@@ -86,7 +87,11 @@ class TrainingState:
         names = self._optimized()
         if unknown := sorted(set(by_parameter) - set(names)):
             raise KeyError(", ".join(unknown))
-        state = {index: by_parameter[name] for index, name in enumerate(names) if name in by_parameter}
+        state = {
+            index: {key: part_of(value, parameter) for key, value in by_parameter[name].items()}
+            for index, (name, parameter) in enumerate(zip(names, self._parameters(), strict=True))
+            if name in by_parameter
+        }
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _parameters(self) -> list[nn.Parameter]:

@@ -74,8 +74,8 @@ class Task(ABC):
         """What the result will be, if these are its weights."""
 
     @abstractmethod
-    def base_pipeline(self) -> DiffusionPipeline | None:
-        """What the run starts from, as it came, as long as nothing is trained; None for a new network."""
+    def base_pipeline(self, unet: Any) -> DiffusionPipeline | None:
+        """What the run starts from, around its network while nothing is trained; None for a new network."""
 
     @abstractmethod
     def preview(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:

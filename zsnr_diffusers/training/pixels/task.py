@@ -98,9 +98,9 @@ class PixelTask(Task):
         """With the scheduler that is shipped."""
         return ClassConditionalPipeline(unet, self.shipped_scheduler())
 
-    def base_pipeline(self) -> ClassConditionalPipeline | None:
+    def base_pipeline(self, unet: Any) -> ClassConditionalPipeline | None:
         """With its own scheduler."""
-        return ClassConditionalPipeline(self.base.unet, self.base.scheduler) if self.base else None
+        return ClassConditionalPipeline(unet, self.base.scheduler) if self.base else None
 
     def preview(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
         """A row per class, a column per seed."""

@@ -134,6 +134,11 @@ class TrainingConfig(RunConfig):
             raise ValueError(
                 f"{', '.join(idle)}: without --lora_rank the whole UNet is trained; pass a rank, or leave this out."
             )
+        if self.lora_rank and self.sharding != "none":
+            raise ValueError(
+                f"--sharding={self.sharding} divides what is trained, and a LoRA is small: leave out one of "
+                "--sharding and --lora_rank."
+            )
         if self.aspect_ratio_buckets and self.train_shards:
             raise ValueError(
                 "--aspect_ratio_buckets needs the size of every image before the start, when those of --train_shards "

@@ -152,17 +152,16 @@ class StableDiffusionTask(Task):
 
     def pipeline(self, unet: Any) -> Any:
         """With the scheduler that is shipped and the guidance rescale that is recommended."""
-        kind = self.base.kind
-        pipe = kind.preview(
-            **{**self.base.pipeline.components, "unet": unet, "scheduler": self.shipped_scheduler()},
-            **kind.settings(),
-        )
+        pipe = self._made(self.base.kind.preview, unet=unet, scheduler=self.shipped_scheduler())
         pipe.default_guidance_rescale = self.config.guidance_rescale
         return pipe
 
-    def base_pipeline(self) -> Any:
+    def base_pipeline(self, unet: Any) -> Any:
         """With its own scheduler, without guidance rescale."""
-        return self.base.pipeline
+        return self._made(self.base.kind.stock, unet=unet)
+
+    def _made(self, cls: Any, **components: Any) -> Any:
+        return cls(**{**self.base.pipeline.components, **components}, **self.base.kind.settings())
 
     def preview(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
         """A row per validation prompt, a column per seed."""
