@@ -18,7 +18,8 @@ STEPS, HALF = 4, 2
 
 @pytest.fixture
 def run_options(options):
-    return {**options, "report_to": "tensorboard", "checkpointing_steps": HALF, "max_train_steps": STEPS}
+    more = {"report_to": "tensorboard", "checkpointing_steps": HALF, "max_train_steps": STEPS, "luminance_images": 2}
+    return {**options, **more}
 
 
 def two(options, log_folder, **changes):
@@ -81,7 +82,7 @@ def test_sharded_runs_are_those_of_one_process(run_options, tmp_path):
     averaged = state(sharded, STEPS)
     assert weights(sharded).keys() == weights(plain).keys()
     assert all(torch.equal(value, averaged[f"ema {name}"]) for name, value in weights(sharded).items())
-    assert len(list((sharded / "previews").iterdir())) == 1
+    assert {path.name for path in (sharded / "previews").iterdir()} == {"step-000000.png", "step-000004.png"}
 
     again, other, alone = (half_of(sharded, tmp_path / name) for name in ("again", "other", "alone"))
     two({**parts, "sharding": "parameters"}, tmp_path, output_dir=again, resume=True)

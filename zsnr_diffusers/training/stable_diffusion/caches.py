@@ -64,13 +64,16 @@ class Caches:
         self.config, self.parts = config, parts
         self.stocks: dict[str, Stock] = {}
 
-    def look_up(self, accelerator: Accelerator, samples: CaptionedSamples, folder: Path) -> None:
+    def look_up(
+        self, accelerator: Accelerator, samples: CaptionedSamples, folder: Path, rows: Sequence[int] | None = None
+    ) -> None:
         """Find out what is stored of all that a run will need, and choose what to store.
 
         Args:
             accelerator: of the run.
             samples: that it draws.
             folder: of caches; the main process's counts.
+            rows: that are needed; by default those that the run will show.
 
         Raises:
             ValueError: what `--cache` asks for does not fit on the disk.
@@ -78,7 +81,7 @@ class Caches:
         if accelerator.is_main_process:
             config = self.config
             count = config.max_train_steps * config.global_batch(accelerator.num_processes)
-            indices = samples.shown(count) if config.cached else []
+            indices = (samples.shown(count) if rows is None else list(rows)) if config.cached else []
             half = half_precision(accelerator)
             self.stocks = {
                 part.name: _stock(part, samples, indices, folder, part.precision(half))
@@ -129,7 +132,7 @@ class Caches:
         if accelerator.is_main_process:
             folder = Path(tempfile.mkdtemp())
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            self.look_up(accelerator, samples, folder)
+            self.look_up(accelerator, samples, folder, samples.good)
         else:
             self.look_up(accelerator, samples, Path())
         seconds = self.fill(accelerator, samples)
