@@ -28,12 +28,15 @@ from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
 
 PHI = 0.6
 
+TARGETS = [target for target in LORA_TARGETS if target not in ("conv_in", "conv_out")]
+"""Those that diffusers 0.35 finds in kohya's files too."""
+
 
 def add_adapter(part, name="default", rank=3, **changes):
     """An adapter that does something: peft's own does nothing before it is trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        part.add_adapter(LoraConfig(r=rank, **{"lora_alpha": 5, "target_modules": LORA_TARGETS, **changes}), name)
+        part.add_adapter(LoraConfig(r=rank, **{"lora_alpha": 5, "target_modules": TARGETS, **changes}), name)
         with torch.no_grad():
             for key, value in part.named_parameters():
                 if "lora_B" in key or "magnitude" in key:
@@ -115,7 +118,7 @@ def test_stock_alone_opens_it_and_paints_our_pictures(tmp_path):
 
 def test_one_line_loads_weights_schedule_and_guidance_rescale(saved, said):
     folder, pipe = saved
-    for source in (folder, folder / LORA_FILE, folder / KOHYA_FILE, str(folder)):
+    for source in (str(folder), folder / LORA_FILE, folder / KOHYA_FILE):
         base = tiny_pipeline("1")
         assert load_lora(base, source) is base
         assert type(base.scheduler) is ZeroSNRDDIMScheduler
@@ -168,12 +171,15 @@ def test_without_zero_snr_the_pipeline_s_own_sampler_stays(tmp_path):
     pipe.scheduler = sd_scheduler("v_prediction")
     pipe.default_guidance_rescale = 0.0
     save_lora(pipe, tmp_path)
-    base = tiny_pipeline("1", EulerDiscreteScheduler.from_config(sd_scheduler().config))
-    load_lora(base, tmp_path)
-    assert type(base.scheduler) is EulerDiscreteScheduler
-    assert base.scheduler.config.prediction_type == "v_prediction"
-    assert base.scheduler.config.rescale_betas_zero_snr is False
-    assert not hasattr(base, "default_guidance_rescale")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    for predicts in ("v_prediction", "epsilon"):
+        scheduler = EulerDiscreteScheduler(**betas, prediction_type=predicts)
+        base = load_lora(tiny_pipeline("1", scheduler), tmp_path)
+        assert (base.scheduler is scheduler) == (predicts == "v_prediction")
+        assert type(base.scheduler) is EulerDiscreteScheduler
+        assert base.scheduler.config.prediction_type == "v_prediction"
+        assert base.scheduler.config.rescale_betas_zero_snr is False
+        assert not hasattr(base, "default_guidance_rescale")
 
 
 def rewritten(saved, path, metadata):
@@ -219,6 +225,16 @@ def test_what_the_metadata_says(saved):
         assert facts.schedule["beta_end"] == pipe.scheduler.config["beta_end"]
         assert not facts.conflicts
     assert '"timestep_spacing": "trailing"' in metadata["zsnr_diffusers"]
+
+
+def test_kohya_s_file_has_every_layer(tmp_path):
+    pipe = adapted(target_modules=LORA_TARGETS)
+    weights, theirs = (load_file(save_lora(pipe, tmp_path) / name) for name in (LORA_FILE, KOHYA_FILE))
+    layers = {name.removeprefix("unet.").rpartition(".lora_")[0] for name in weights}
+    parts = ("lora_down.weight", "lora_up.weight", "alpha")
+    assert {"conv_in", "conv_out"} < layers
+    assert theirs.keys() == {f"lora_unet_{layer.replace('.', '_')}.{part}" for layer in layers for part in parts}
+    assert {int(theirs[key]) for key in theirs if key.endswith("alpha")} == {3}
 
 
 def test_conflicts_are_said_and_the_impossible_is_refused(saved, tmp_path, said):

@@ -85,9 +85,9 @@ class TrainingConfig(RunConfig):
     )
     lora_target_modules: list[str] = option(  # noqa: RUF009
         LORA_TARGETS,
-        "Layers that get a LoRA, by the end of their name. Attention alone (to_q to_k to_v to_out.0), usual for a "
-        "style, cannot turn epsilon into v: that takes another mix of input and output at each timestep, which "
-        "convolutions and what tells them the timestep make.",
+        "Layers that get a LoRA, by the end of their name. Attention alone (to_q to_k to_v to_out.0) is usual for a "
+        "style and hardly turns epsilon into v: that takes another mix of what comes in and goes out at each "
+        "timestep, which the convolutions make, the first and the last above all.",
     )
     validation_prompts: list[str] = option([], "Prompts of the previews.")  # noqa: RUF009
     guidance_scale: float = option(7.5, "Guidance scale of the previews.")

@@ -17,7 +17,7 @@ from .output import base_name, write_card
 
 
 def add_adapter(unet: UNet2DConditionModel, config: TrainingConfig) -> None:
-    """Freeze a UNet and give it an adapter, which changes nothing before it is trained; its weights are of the seed.
+    """Give a UNet an adapter, by which peft freezes all else; its first weights are of the seed and change nothing.
 
     Raises:
         ImportError: peft is not installed.
@@ -25,7 +25,6 @@ def add_adapter(unet: UNet2DConditionModel, config: TrainingConfig) -> None:
     """
     peft = import_extra("peft", "lora")
     _check_targets(unet, config.lora_target_modules)
-    unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         unet.add_adapter(
