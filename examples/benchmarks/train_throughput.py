@@ -1,6 +1,7 @@
 """How fast Stable Diffusion trains here: our trainer with and without caches beside a plain loop of stock parts.
 
     python examples/benchmarks/train_throughput.py --size 0.8M
+    python examples/benchmarks/train_throughput.py --size 0.8M --channels_last --compile network
     python examples/benchmarks/train_throughput.py --size sd21 --device cuda --mixed_precision bf16 --batch_size 16 \
         --workers 8 --peak_tflops 989
 
@@ -8,7 +9,9 @@ The plain loop does what diffusers' text-to-image example does: it encodes image
 AdamW, EMAModel and DDPMScheduler at their defaults. All three start from the same random weights and read the same
 pictures. They take turns, so that a drift of the machine's speed meets all alike; printed are medians over the rounds,
 and the median of each round's ratio to the plain loop. The shares of a step are measured in further rounds, since a
-GPU must be waited for at every part. A cache is filled before the clock starts; how long that takes is printed.
+GPU must be waited for at every part. What an option of the trainer pays is seen by a run with it and one without, in
+their ratios to the plain loop, which has none of them. A cache is filled before the clock starts; how long that takes
+is printed.
 
 Model FLOPs utilisation (MFU) counts the UNet's forward and backward pass alone, which all three need.
 """
@@ -52,9 +55,12 @@ from zsnr_diffusers.processes import Processes
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.data import check_images
 from zsnr_diffusers.training.loop import Run  # what `train` makes and runs to the end; here it takes turns
+from zsnr_diffusers.training.speed import float32_products
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
 PARTS = ("data", "VAE", "text", "forward", "backward", "optimizer", "EMA")
+SPEED = ("channels_last", "compile", "use_8bit_adam", "allow_tf32")
+"""Options of our trainer, which are its own here."""
 PLAIN, ONLINE, CACHED = "plain loop", "ours, --cache none", "ours, --cache both"
 
 # Models
@@ -148,6 +154,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.on, self.seconds = device, False, Counter[str]()
+        self._inner = 0.0
 
     def now(self) -> float:
         """The time when the device has done what it was given."""
@@ -157,13 +164,15 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Time what is inside."""
+        """Time what is inside, without the parts that are timed within it."""
         if not self.on:
             yield
             return
-        started = self.now()
+        started, outer, self._inner = self.now(), self._inner, 0.0
         yield
-        self.seconds[part] += self.now() - started
+        spent = self.now() - started
+        self.seconds[part] += spent - self._inner
+        self._inner = outer + spent
 
     def watch(self, owner: Any, name: str, part: str) -> None:
         """Time every call of an attribute."""
@@ -281,6 +290,7 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Run
         mixed_precision=args.mixed_precision,
         dataloader_num_workers=args.workers,
         report_to="none",
+        **{name: getattr(args, name) for name in SPEED},
     )
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.device == "cpu")
     task = StableDiffusionTask(config)
@@ -294,7 +304,7 @@ def our_loop(run: Run, watch: Stopwatch) -> Iterator[float]:
     for owner, name, part in (
         (run.task, "autoencoder", "VAE"),
         (run.task, "text_encoder", "text"),
-        (run.unet, "forward", "forward"),
+        (run.task, "predict", "forward"),  # the text encoder is in it, or nothing else
         (run.accelerator, "backward", "backward"),
         (run.accelerator, "clip_grad_norm_", "optimizer"),
         (run.optimizer, "step", "optimizer"),
@@ -304,7 +314,9 @@ def our_loop(run: Run, watch: Stopwatch) -> Iterator[float]:
     with run._batches(run.config.max_train_steps) as batches:
         timed = watch.each(batches)
         while True:
-            yield run._train_step(timed)
+            with float32_products(run.config):
+                loss = run._train_step(timed)
+            yield loss
 
 
 # The contest
@@ -421,6 +433,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--peak_tflops", type=float, help="of the device, for MFU: 989 for an H100 in bf16")
     parser.add_argument("--without", nargs="+", default=[], choices=[ONLINE, CACHED], help="to save memory")
+    parser.add_argument("--channels_last", action="store_true", help="in ours, as are the next three")
+    parser.add_argument("--compile", default="none", choices=["none", "blocks", "network"])
+    parser.add_argument("--use_8bit_adam", action="store_true")
+    parser.add_argument("--allow_tf32", action="store_true")
     parser.add_argument("--plot", type=Path, help="picture of the shares to write")
     args = parser.parse_args(argv)
     args.resolution = args.resolution or MODELS[args.size][0]

@@ -60,6 +60,20 @@ def test_the_shape_of_stable_diffusion_and_its_operations():
     assert bench.gigaflops(pipe, 64)["text encoder"] == pytest.approx(23 * layer / 1e9)
 
 
+def test_options_of_the_trainer_reach_it(tmp_path, monkeypatch):
+    args = bench.parse_arguments([*TINY, "--channels_last"])
+    data, base = make_landscapes(tmp_path / "data", 8, 16), tmp_path / "base"
+    bench.MODELS["tiny"][1]().save_pretrained(base)
+    run = bench.our_run(base, data, args, "none")
+    assert run.config.channels_last
+    assert {name: getattr(run.config, name) for name in bench.SPEED[1:]} == {
+        "compile": "none",
+        "use_8bit_adam": False,
+        "allow_tf32": False,
+    }
+    assert run.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_measures_a_part(capsys):
     (plain, cached) = bench.main([*TINY, "--without", bench.ONLINE])
     assert (plain.name, cached.name) == (bench.PLAIN, bench.CACHED)

@@ -105,6 +105,22 @@ class RunConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "Arithmetic of the forward pass; the weights stay float32. Default: what accelerate is configured for."
     )
+    allow_tf32: bool = option(
+        False,
+        "Let matrix products in float32 round their factors to TF32 on GPUs that have it (Ampere and later). Off as "
+        "in torch; under bf16 or fp16 there is little left that it could speed up. Convolutions use it anyway.",
+    )
+    channels_last: bool = option(
+        False, "Keep weights in the memory layout that convolutions on tensor cores want; files have the usual one."
+    )
+    compile: Literal["none", "blocks", "network"] = option(
+        "none",
+        "torch.compile, which takes minutes before the first step. blocks: the transformer blocks, once for all of a "
+        "kind. network: all of it.",
+    )
+    use_8bit_adam: bool = option(
+        False, "Adam's two moments in 8 bits each, by bitsandbytes: 2 bytes per weight in place of 8."
+    )
     sharding: Literal["none", "optimizer", "parameters"] = option(
         "none",
         "What several processes divide among them, to save memory (FSDP2). none: each has all. optimizer: gradients, "

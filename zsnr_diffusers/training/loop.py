@@ -27,6 +27,7 @@ from .previews import Previews
 from .remote import ShardError
 from .samples import Batch, Positions, Samples, load_batches, seed_of
 from .sharding import gather, shard, whole, whole_network
+from .speed import adamw, arrange, eager
 from .state import TrainingState
 from .stopping import StopSignals
 from .task import Task
@@ -60,17 +61,14 @@ class Run:
         self.previews = Previews(accelerator, task, samples.good)
         self.signals, self.stop = StopSignals(speaks=processes.is_main), False
         unet = in_training_precision(task.unet, half_precision(accelerator)).train()
+        arrange(unet, config)
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.sharded = config.sharding != "none" and accelerator.num_processes > 1
         if self.sharded:
             shard(unet, accelerator.device, accelerator.num_processes, config.sharding == "optimizer")
-        optimizer = torch.optim.AdamW(
-            [{"params": trained_parameters(unet).values()}, *self.weighting.parameter_groups()],
-            lr=config.learning_rate,
-            weight_decay=config.adam_weight_decay,
-            fused=accelerator.device.type in ("cpu", "cuda"),
-        )
+        groups = [{"params": trained_parameters(unet).values()}, *self.weighting.parameter_groups()]
+        optimizer = adamw(groups, config, accelerator.device)
         self.learning_rates = [group["lr"] for group in optimizer.param_groups]
         # The factor as a function of the step: nothing to save, nothing that counts processes.
         self.lr_factor = get_scheduler(
@@ -235,9 +233,9 @@ class Run:
                 losses.append(loss.detach())
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    mean = self._share(torch.stack(losses).mean())
                     norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
-                    sound = self._is_sound(mean, float(whole(norm)))
+                    mean, norm = self._share(torch.stack(losses).mean(), whole(norm))
+                    sound = self._is_sound(mean, norm)
                 if sound:
                     self.optimizer.step()
                 elif self.accelerator.scaler is not None:
@@ -261,12 +259,15 @@ class Run:
         self.loss_by_timestep.add(losses, timesteps)
         return self.weighting(losses, timesteps)
 
-    def _share(self, loss: Tensor) -> float:
-        """The loss averaged over all processes; and, on the same way, whether one of them was told to stop."""
-        both = torch.stack([loss, loss.new_full((), float(self.signals.received > 0))])
-        mean, stop = self.accelerator.reduce(both, "mean").tolist()
+    def _share(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
+        """Loss and gradient norm, averaged over all processes; and, on the same way, whether one was told to stop.
+
+        Here alone a step waits for the device. The weights must not be updated before it is known that they can be.
+        """
+        told = loss.new_full((), float(self.signals.received > 0))
+        mean, norms, stop = self.accelerator.reduce(torch.stack([loss, norm, told]), "mean").tolist()
         self.stop = stop > 0
-        return float(mean)
+        return float(mean), float(norms)
 
     def _is_sound(self, loss: float, norm: float) -> bool:
         """Whether the weights can be updated; an error where they could not be for too many steps in a row."""
@@ -311,7 +312,8 @@ class Run:
             self.ema.copy_to(trained_parameters(unet).values())
         unet.eval()
         try:
-            yield unet
+            with eager(self.config):
+                yield unet
         finally:
             unet.train()
             if self.ema is not None:

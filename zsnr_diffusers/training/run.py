@@ -15,6 +15,7 @@ from .pixels import PixelTask, PixelTrainingConfig
 from .run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
 from .samples import Samples
 from .sharded import index_shards
+from .speed import check_speed, float32_products
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
 from .trained import trained_parameters
@@ -38,8 +39,9 @@ def train(config: RunConfig) -> None:
         TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
         TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
+    check_speed(config)
     accelerator, processes = launch(config)
-    with contextlib.ExitStack() as folder:
+    with float32_products(config), contextlib.ExitStack() as folder:
         checkpoint, damaged = processes.from_main(lambda: _open_folder(config, folder))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))

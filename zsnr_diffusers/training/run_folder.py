@@ -74,8 +74,8 @@ def check_disk_space(config: RunConfig, parameters: int) -> None:
         ValueError: with the space that is needed and the space that is free.
     """
     folder, limit = Path(config.output_dir), config.checkpoints_total_limit
-    # What is trained, its moving average and Adam's two moments, in float32.
-    size = 4 * parameters * (3 + (config.ema_decay > 0))
+    # What is trained, its moving average and Adam's two moments, in float32 or 8 bits.
+    size = parameters * (4 * (1 + (config.ema_decay > 0)) + 2 * (1 if config.use_8bit_adam else 4))
     missing = max(1, limit + 1 - len(checkpoints(folder)))
     free = shutil.disk_usage(folder).free
     if missing * size > free:

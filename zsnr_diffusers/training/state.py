@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .checkpoints import Tensors
 from .sharding import part_of, parts_of
+from .speed import laid_out_as
 from .trained import load_trained_state, trained_parameters, trained_state
 
 
@@ -38,7 +39,7 @@ class TrainingState:
         """All tensors, whole or not: of each network, `optimizer`'s as `network.parameter.key`, and those of `ema`."""
         found = {name: trained_state(network) for name, network in self.networks.items()}
         found["optimizer"] = {
-            f"{name}.{key}": value
+            f"{name}.{key}": torch.as_tensor(value)
             for name, parameter in zip(self._optimized(), self._parameters(), strict=True)
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
@@ -82,13 +83,12 @@ class TrainingState:
         by_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, value in tensors.items():
             parameter, _, key = name.rpartition(".")
-            # A copy: what was read is a view of the file, which keeps it on the disk after its removal.
-            by_parameter[parameter][key] = value.clone()
+            by_parameter[parameter][key] = value
         names = self._optimized()
         if unknown := sorted(set(by_parameter) - set(names)):
             raise KeyError(", ".join(unknown))
         state = {
-            index: {key: part_of(value, parameter) for key, value in by_parameter[name].items()}
+            index: {key: _as_state_of(parameter, value) for key, value in by_parameter[name].items()}
             for index, (name, parameter) in enumerate(zip(names, self._parameters(), strict=True))
             if name in by_parameter
         }
@@ -108,3 +108,13 @@ class TrainingState:
 
     def _averaged(self) -> list[str]:
         return list(trained_parameters(self.networks["unet"]))
+
+
+def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor | int:
+    """What was read of an optimizer's state of a parameter, as the optimizer has it.
+
+    A copy: what was read is a view of the file, which keeps it on the disk after its removal.
+    """
+    if value.dtype == torch.int64 and value.ndim == 0:
+        return int(value)
+    return laid_out_as(part_of(value, parameter), parameter)

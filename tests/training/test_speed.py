@@ -1,0 +1,150 @@
+"""Options that make steps faster or smaller: the same training, the same files."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from training_runs import logged, same, trained, weights
+
+from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, loop, speed, train
+from zsnr_diffusers.training.speed import check_speed, laid_out_as
+
+CHANGES = {
+    "channels_last": {"channels_last": True},
+    "blocks": {"compile": "blocks"},
+    "network": {"compile": "network"},
+}
+
+
+@pytest.fixture
+def run_options(options):
+    return {**options, "report_to": "tensorboard", "max_train_steps": 4, "validation_prompts": ["snow"]}
+
+
+@pytest.fixture
+def _graphs(monkeypatch):
+    """Compiled to what torch has of itself: the graphs of inductor, without the minutes of its compiler."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(speed, "BACKEND", "aot_eager")
+    yield
+    torch._dynamo.reset()
+
+
+def losses(folder):
+    return [value for _, value in logged(folder)["loss"]]
+
+
+def checkpoint(folder, step):
+    files = Path(folder, f"checkpoint-{step:06d}").glob("*.safetensors")
+    return {f"{file.stem} {name}": value for file in files for name, value in load_file(file).items()}
+
+
+def resumed(folder, copy, config):
+    """The run again from its checkpoint at step 2 on."""
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "checkpoint-000004")
+    trained(TrainingConfig(**{**config, "output_dir": str(copy), "resume": True}))
+    return checkpoint(copy, 4)
+
+
+def check(options, tmp_path, changes, tolerance):
+    """The run with an option: as without, under the same names, and bit for bit from a checkpoint on."""
+    plain, fast = tmp_path / "plain", tmp_path / "fast"
+    trained(TrainingConfig(**{**options, "output_dir": str(plain)}))
+    trained(TrainingConfig(**{**options, **changes, "output_dir": str(fast)}))
+    assert losses(fast) == pytest.approx(losses(plain), rel=tolerance)
+    a, b = checkpoint(fast, 4), checkpoint(plain, 4)
+    assert {name: value.shape for name, value in a.items()} == {name: value.shape for name, value in b.items()}
+    assert weights(fast).keys() == weights(plain).keys()
+    assert same(resumed(fast, tmp_path / "again", {**options, **changes}), a)
+
+
+@pytest.mark.usefixtures("_graphs")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, of its own inputs
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_training_is_what_it_is_without(run_options, tmp_path, changes):
+    """Sums in another order; float32 keeps seven digits, and Adam divides small gradients by themselves."""
+    check(run_options, tmp_path, changes, tolerance=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("changes", [{"compile": "blocks"}, {"compile": "network", "channels_last": True}])
+def test_training_by_the_compiler_is_what_it_is_without(run_options, tmp_path, changes):
+    torch._dynamo.reset()
+    check(run_options, tmp_path, changes, tolerance=1e-4)
+
+
+@pytest.mark.usefixtures("_graphs")
+def test_it_is_compiled_for_training_and_not_for_previews(run_options, monkeypatch):
+    graphs, before, save_preview = [], [], loop.save_preview
+    monkeypatch.setattr(speed, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
+    monkeypatch.setattr(loop, "save_preview", lambda *args: before.append(len(graphs)) or save_preview(*args))
+    train(TrainingConfig(**{**run_options, "compile": "network", "max_train_steps": 1}))
+    assert before[0] == len(graphs) > 0
+    assert len(list(Path(run_options["output_dir"], "previews").iterdir())) == 1
+
+
+def test_adam_in_8_bits(run_options, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    changes = {"use_8bit_adam": True}
+    plain, small = tmp_path / "plain", tmp_path / "small"
+    trained(TrainingConfig(**{**run_options, "output_dir": str(plain)}))
+    trained(TrainingConfig(**{**run_options, **changes, "output_dir": str(small)}))
+    # The first update is the sign of the gradient, in 8 bits too; later ones differ by a moment's rounding.
+    assert losses(small) == pytest.approx(losses(plain), rel=0.02)
+    kept = checkpoint(small, 4)
+    moments = {name: value.dtype for name, value in kept.items() if name.endswith(("state1", "state2"))}
+    assert set(moments.values()) == {torch.uint8, torch.float32}  # those of small tensors stay as they are
+    assert same(resumed(small, tmp_path / "again", {**run_options, **changes}), kept)
+
+
+def test_a_missing_library_is_named_before_anything_else(options, monkeypatch):
+    monkeypatch.setattr(speed, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--use_8bit_adam needs bitsandbytes: python -m pip install bitsandbytes"):
+        train(TrainingConfig(**{**options, "use_8bit_adam": True}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_8bit_adam": True, "channels_last": True}, "--use_8bit_adam and --channels_last"),
+        ({"use_8bit_adam": True, "sharding": "optimizer"}, "--use_8bit_adam and --sharding"),
+        ({"compile": "blocks", "sharding": "optimizer"}, "--compile=blocks and --sharding=optimizer"),
+    ],
+)
+def test_what_does_not_go_together(options, monkeypatch, changes, message):
+    monkeypatch.setattr(speed, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=f"{message} do not go together"):
+        check_speed(TrainingConfig(**{**options, **changes}))
+
+
+def test_a_network_without_repeated_blocks(small_run, image_folder):
+    options = {**small_run, "train_data_dir": str(image_folder), "unet": "small-16", "compile": "blocks"}
+    with pytest.raises(ValueError, match=r"--compile=blocks: (?s:.)*UNet2DModel.* Take network or none"):
+        train(PixelTrainingConfig(**options))
+
+
+@pytest.mark.parametrize(("allow_tf32", "precision"), [(False, "highest"), (True, "high")])
+def test_float32_products_are_rounded_only_if_asked_and_as_long_as_the_run_lasts(
+    options, monkeypatch, allow_tf32, precision
+):
+    seen, v_loss = [], loop.v_loss
+    monkeypatch.setattr(loop, "v_loss", lambda *a: seen.append(torch.get_float32_matmul_precision()) or v_loss(*a))
+    train(TrainingConfig(**{**options, "max_train_steps": 1, "allow_tf32": allow_tf32}))
+    assert seen == [precision]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_layout():
+    weight = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last).weight
+    value = torch.randn(weight.shape)
+    copy = laid_out_as(value, weight)
+    assert torch.equal(copy, value)
+    assert copy.stride() == weight.stride() != value.stride()
+    step = torch.tensor(3.0)
+    assert torch.equal(laid_out_as(step, weight), step)
+    assert laid_out_as(step, weight).data_ptr() != step.data_ptr()

@@ -1,0 +1,83 @@
+"""What makes steps faster or smaller and leaves what is trained as it is, but for rounding."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import RunConfig
+
+BACKEND = "inductor"
+"""Of torch.compile."""
+
+
+def check_speed(config: RunConfig) -> None:
+    """Refuse options that cannot work, or not together.
+
+    Raises:
+        ValueError: with the options, or the library that is missing.
+    """
+    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
+        raise ValueError("--use_8bit_adam needs bitsandbytes: python -m pip install bitsandbytes")
+    for option in ("channels_last", "sharding") if config.use_8bit_adam else ():
+        if getattr(config, option) not in (False, "none"):
+            raise ValueError(f"--use_8bit_adam and --{option} do not go together: it knows contiguous tensors alone.")
+    if config.compile != "none" and config.sharding != "none":
+        raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} do not go together.")
+
+
+def arrange(unet: Any, config: RunConfig) -> None:
+    """Lay out a UNet's weights and let it be compiled, in place, so that names and parameters stay what they are.
+
+    It is compiled in its first forward pass.
+
+    Raises:
+        ValueError: blocks are to be compiled, and diffusers names none for this kind of network.
+    """
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if config.compile == "network":
+        unet.compile(backend=BACKEND)
+    elif config.compile == "blocks":
+        try:
+            unet.compile_repeated_blocks(backend=BACKEND)
+        except ValueError as error:
+            raise ValueError(f"--compile=blocks: {error} Take network or none.") from error
+
+
+def eager(config: RunConfig) -> contextlib.AbstractContextManager[Any]:
+    """Where calls are made that are not worth compiling for: few, of other sizes, in evaluation mode."""
+    if config.compile == "none":
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextlib.contextmanager
+def float32_products(config: RunConfig) -> Iterator[None]:
+    """How float32 products are rounded, while a run lasts: it is a setting of the process."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def adamw(groups: Iterable[dict[str, Any]], config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW, whose state has 32 bits a number, or 8."""
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
+    if config.use_8bit_adam:
+        import bitsandbytes
+
+        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **settings)
+        return optimizer
+    return torch.optim.AdamW(groups, **settings, fused=device.type in ("cpu", "cuda"))
+
+
+def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy, in the layout of a tensor of the same shape: kernels that go through both may take it for granted."""
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.shape == like.shape else tensor.clone()
