@@ -36,9 +36,9 @@ def arguments(options):
     return [*(f"--{name}={value}" for name, value in one.items()), *lists, *flags]
 
 
-def start_ranks(options, folder, prepare=None, count=2):
+def start_ranks(options, folder, prepare=None, count=2, environment=None):
     """Processes of one run over gloo, as a launcher would start them; they write `rank0.log`, `rank1.log`, ..."""
-    shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(count)}
+    shared = {**(environment or {}), "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         start(

@@ -1,15 +1,21 @@
-"""A loopback server that speaks as much of the Hub's HTTP API as loading a repo takes, and fails on demand."""
+"""A loopback server that speaks as much of the Hub's HTTP API as reading and writing a repo takes, and can fail."""
 
+import base64
 import contextlib
 import hashlib
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub import constants
+
+TOKEN, OWNER = "hf_of_the_tests", "acme"
+"""Who may write, and where a repo without an owner goes."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -17,7 +23,7 @@ class Failure(NamedTuple):
     """What the server does in place of answering rightly.
 
     Attributes:
-        status: in place of 200, without a body.
+        status: in place of 200; who writes is told `not today`.
         code: the Hub's own name for it, in `X-Error-Code`.
         cut: bytes of the body after which the connection breaks off.
         times: how often.
@@ -27,6 +33,12 @@ class Failure(NamedTuple):
     code: str = ""
     cut: int | None = None
     times: float = float("inf")
+
+
+def talk_to_the_server():
+    """For a process that has imported the client before HF_ENDPOINT was set."""
+    constants.ENDPOINT, constants.HF_HUB_OFFLINE = os.environ["HF_ENDPOINT"], False
+    constants.HF_HUB_DISABLE_XET = True  # which is another protocol, to another server
 
 
 def digest(content: bytes) -> str:
@@ -44,16 +56,22 @@ def serve(
     requests: list[str] | None = None,
     failures: Mapping[str, Failure] | None = None,
     more: Mapping[str, bytes] | None = None,
+    made: dict[str, str | None] | None = None,
+    new: Path = Path(),
 ):
     """Serve folders as model repos; yields the endpoint for HF_ENDPOINT.
 
     Args:
-        repos: folders by id, or by `id@branch` for another branch than main.
+        repos: folders by id, or by `id@branch` for another branch than main; commits are written into them, and those
+            that are made are added.
         requests: takes what is asked for.
         failures: by an ending of the path that is asked for; "" is any.
         more: files that all repos have beside those in their folders, by any name.
+        made: takes whether new repos are to be private.
+        new: where folders of new repos are made.
     """
-    failed = dict.fromkeys(failures or {}, 0)
+    failed: Counter[str] = Counter()
+    objects: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -64,22 +82,111 @@ def serve(
         def do_GET(self):
             self.answer(body=True)
 
-        def answer(self, body):
+        def do_PUT(self):
+            content, path = self.body(), self.note()
+            if not self.refused(path):
+                objects[path.removeprefix("lfs/")] = content
+                self.send(200, b"", True)
+
+        def do_POST(self):
+            content, path = self.body(), self.note()
+            if self.refused(path):
+                return None
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self.send_json({"error": "Invalid username or password."}, 401)
+            if path == "api/repos/create":
+                return self.create(json.loads(content))
+            if path == "api/validate-yaml":
+                return self.send_json({"errors": [], "warnings": []})
+            if path.endswith(".git/info/lfs/objects/batch"):
+                asked = json.loads(content)["objects"]
+                return self.send_json({"transfer": "basic", "objects": [self.place(**one) for one in asked]})
+            repo = "/".join(path.split("/")[2:4])
+            if path == f"api/models/{repo}/preupload/main":
+                files = [one["path"] for one in json.loads(content)["files"]]
+                modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in files}
+                answers = [
+                    {"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": None}
+                    for name, mode in modes.items()
+                ]
+                return self.send_json({"files": answers})
+            assert path == f"api/models/{repo}/commit/main"
+            self.commit(repos[repo], [json.loads(line) for line in content.splitlines()])
+            return self.send_json({"commitUrl": f"{self.own_url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT})
+
+        def create(self, asked):
+            repo = f"{asked.get('organization') or OWNER}/{asked['name']}"
+            status = 409 if repo in repos else 200
+            if repo not in repos:
+                repos[repo] = new / repo
+                # newer clients ask for the one, older ones for the other
+                made[repo] = "private" if asked.get("private") or asked.get("visibility") == "private" else None
+            self.send_json({"url": f"{self.own_url}/{repo}", "private": asked.get("private")}, status)
+
+        def place(self, oid, size):
+            return {
+                "oid": oid,
+                "size": size,
+                "actions": {"upload": {"href": f"{self.own_url}/lfs/{oid}"}},
+            }
+
+        def commit(self, folder, operations):
+            for operation in operations:
+                value = operation["value"]
+                if operation["key"] == "header":
+                    continue
+                path = folder / value["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if operation["key"] == "lfsFile":
+                    path.write_bytes(objects[value["oid"]])
+                else:
+                    path.write_bytes(base64.b64decode(value["content"]))
+
+        @property
+        def own_url(self):
+            return f"http://{self.headers['Host']}"
+
+        def body(self):
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            content = b""
+            while size := int(self.rfile.readline(), 16):
+                content += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return content
+
+        def note(self):
+            """The path that is asked for."""
             path = self.path.split("?")[0].strip("/")
             if requests is not None:
                 requests.append(path)
-            cut = None
+            return path
+
+        def failure(self, path, body=True):
+            """The failure that is due."""
             for ending, failure in (failures or {}).items():
-                if (
-                    not path.endswith(ending)
-                    or failed[ending] >= failure.times
-                    or (failure.cut is not None and not body)
-                ):
-                    continue
-                failed[ending] += 1
-                if failure.cut is None:
-                    return self.send(failure.status, b"", body, {"X-Error-Code": failure.code})
-                cut = failure.cut
+                of_a_body = failure.cut is not None
+                if path.endswith(ending) and failed[ending] < failure.times and (body or not of_a_body):
+                    failed[ending] += 1
+                    return failure
+            return None
+
+        def refused(self, path):
+            """Whether a request to write failed, as it was to."""
+            failure = self.failure(path)
+            if failure is not None:
+                self.send_json({"error": "not today"}, failure.status)
+            return failure is not None
+
+        def send_json(self, value, status=200):
+            self.send(status, json.dumps(value).encode(), True)
+
+        def answer(self, body):
+            path = self.note()
+            failure = self.failure(path, body) or Failure()
+            if failure.cut is None and failure.status != 200:
+                return self.send(failure.status, b"", body, {"X-Error-Code": failure.code})
             for name, folder in repos.items():
                 repo, _, branch = name.partition("@")
                 revisions = (branch or "main", commit_of(branch or "main"))
@@ -97,7 +204,7 @@ def serve(
                 for revision in revisions:
                     name = path.removeprefix(f"{repo}/resolve/{revision}/")
                     if name != path and name in files(folder):
-                        return self.send(200, files(folder)[name], body, {"X-Repo-Commit": revisions[1]}, cut)
+                        return self.send(200, files(folder)[name], body, {"X-Repo-Commit": revisions[1]}, failure.cut)
                     if name != path:
                         return self.send(404, b"", body, {"X-Error-Code": "EntryNotFound"})
             known = any(path.startswith((f"{name}/resolve/", f"api/models/{name}/")) for name in repos)

@@ -97,7 +97,7 @@ def test_pictures(options):
 
 
 def test_painting_changes_no_weight_and_an_interruption_no_figure(options, tmp_path, monkeypatch):
-    options |= {"validation_steps": 1}
+    options |= {"validation_steps": 3}
     silent = run(options, output_dir=str(tmp_path / "c"))
     whole, stopped = ({**options, "luminance_images": 3, "output_dir": str(tmp_path / name)} for name in "ab")
     assert same(run(whole), silent)

@@ -155,6 +155,16 @@ class RunConfig:
         "last timestep alone (loss/last), each a mean since the log before.",
     )
     report_to: str = option("tensorboard", "Tracker: tensorboard (in output_dir/logs), wandb, ..., or none.")
+    push_to_hub: bool = option(
+        False,
+        "Upload the result to the Hub when it is whole on the disk, without checkpoints, caches and logs. Token and "
+        "repo are checked before the first step; if the upload fails, the result stays and the command to repeat it "
+        "is printed.",
+    )
+    hub_model_id: str | None = option(
+        None, "Repo to push to, made if need be: owner/name, or a name. Default: that of --output_dir."
+    )
+    hub_private_repo: bool = option(False, "Make that repo a private one; one that exists stays as it is.")
     dry_run: bool = option(False, "Check everything, print the resolved configuration and the plan, and stop.")
     measure: bool = option(
         False,

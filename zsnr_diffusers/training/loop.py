@@ -4,6 +4,7 @@ import contextlib
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from .data import name_of
 from .errors import TrainingError, TrainingInterrupted
 from .launch import half_precision
 from .previews import Previews
+from .publishing import push
 from .remote import ShardError
+from .results import add_results
 from .samples import Batch, Positions, Samples, load_batches, seed_of
 from .sharding import gather, shard, whole, whole_network
 from .speed import adamw, arrange, eager
@@ -37,6 +40,8 @@ from .weighting import LossWeighting
 
 _WARMUP_STEPS, _MEASURED_STEPS, _MEASURED_SECONDS = 3, 50, 60
 _MOST_ROWS_NAMED = 128
+_LAST_STEPS = 100
+"""Whose mean loss the model card has."""
 
 
 class Run:
@@ -50,6 +55,7 @@ class Run:
         task: Task,
         samples: Samples,
         checkpoint: Path | None,
+        repo: str | None = None,
     ) -> None:
         self.config, self.accelerator, self.task, self.checkpoint = config, accelerator, task, checkpoint
         self.samples = SpreadTimesteps(
@@ -58,7 +64,7 @@ class Run:
         self.weighting = LossWeighting(config, task.schedule, accelerator.device)
         self.loss_by_timestep = LossByTimestep(len(task.schedule), accelerator.device)
         self.processes, self.row_of = processes, samples.row_of
-        self.previews = Previews(accelerator, task, samples.good)
+        self.previews, self.repo = Previews(accelerator, task, samples.good), repo
         self.signals, self.stop = StopSignals(speaks=processes.is_main), False
         unet = in_training_precision(task.unet, half_precision(accelerator)).train()
         arrange(unet, config)
@@ -84,10 +90,12 @@ class Run:
         self.weighting.prepare(accelerator)
         self.state = TrainingState({"unet": unet, **self.weighting.networks}, optimizer, self.ema, accelerator.scaler)
         self.step = self.left_out = 0
+        self.losses: deque[float] = deque(maxlen=_LAST_STEPS)
         if checkpoint:
             tensors, numbers = read_checkpoint(checkpoint)
             self.state.restore(tensors, numbers)
             self.step, self.left_out = step_of(checkpoint), numbers["left_out"]
+            self.losses.extend(numbers.get("losses", ()))
 
     def _ema(self, unet: Any) -> EMAModel | None:
         decay = self.config.ema_decay
@@ -145,7 +153,10 @@ class Run:
             with self.processes.together(), self._averaged_weights() as unet:
                 if self.processes.is_main:
                     self.task.save(unet)
+                    add_results(config, self.losses)
         accelerator.print(f"Saved the result in {config.output_dir}")
+        if (repo := self.repo) is not None:
+            accelerator.print(f"Pushed it to {self.processes.from_main(lambda: push(config, repo))}")
         accelerator.end_training()
 
     def measure(self) -> str:
@@ -206,7 +217,7 @@ class Run:
     def _save_checkpoint(self) -> None:
         folder, limit = Path(self.config.output_dir), self.config.checkpoints_total_limit
         tensors = gather(self.state.tensors(), keep=self.processes.is_main)
-        numbers = {**self.state.numbers(), "left_out": self.left_out}
+        numbers = {**self.state.numbers(), "left_out": self.left_out, "losses": list(self.losses)}
         self.checkpoint = self.processes.from_main(
             lambda: write_checkpoint(folder, self.step, tensors, numbers, limit)
         )
@@ -242,6 +253,8 @@ class Run:
                     self.accelerator.scaler.update()  # it insists on one for each time that gradients were unscaled
                 self.optimizer.zero_grad()
         self.step += 1
+        if sound:
+            self.losses.append(mean)
         if sound and self.ema is not None:
             self.ema.step(trained_parameters(self.unet).values())
         if self.step % self.config.logging_steps == 0:

@@ -17,6 +17,12 @@ from .task import Task
 _COLUMNS = 4
 
 
+def telling(folder: Path) -> list[Path]:
+    """The previews of a run's folder that tell what training did: of its base, if there was one, and the last."""
+    paths = sorted(folder.glob("previews/step-*.png"))
+    return paths if len(paths) < 2 else [*[path for path in paths[:1] if path.stem == "step-000000"], paths[-1]]
+
+
 class Previews:
     """Previews of a run, each `previews/step-000500.png` in its folder, and the luminance files beside.
 

@@ -12,6 +12,7 @@ from .launch import launch
 from .lock import locked
 from .loop import Run
 from .pixels import PixelTask, PixelTrainingConfig
+from .publishing import open_repo, repo_name
 from .run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
 from .samples import Samples
 from .sharded import index_shards
@@ -49,13 +50,16 @@ def train(config: RunConfig) -> None:
         samples = task.samples(images, config.global_batch(processes.size))
         task.look_up(accelerator, samples)
         accelerator.print(damaged + _plan(config, task, samples, processes.size, checkpoint))
+        if config.push_to_hub and config.dry_run:
+            repo_name(config)
         if config.dry_run and not config.measure:
             return
         if config.measure:
             accelerator.print(Run(config, accelerator, processes, task, samples, checkpoint).measure())
             return
         found = processes.from_main(lambda: _check_folder(config, task, samples.good))
-        run = Run(config, accelerator, processes, task, samples, checkpoint)
+        repo = processes.from_main(lambda: open_repo(config)) if config.push_to_hub else None
+        run = Run(config, accelerator, processes, task, samples, checkpoint, repo)
         processes.from_main(lambda: write_run(config, found))
         run.run()
 
