@@ -242,3 +242,15 @@ def serve(
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def in_place_of_the_hub(monkeypatch, **served):
+    """Let this process talk to a server, and with the right to write; `served` as of `serve`."""
+    with serve(**served) as endpoint:
+        for name, value in {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
+            monkeypatch.setattr(constants, name, getattr(constants, name))
+        talk_to_the_server()
+        yield

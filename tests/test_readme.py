@@ -1,17 +1,20 @@
 """What the README says can be run is run."""
 
+import dataclasses
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import in_place_of_the_hub
 from small_stable_diffusion import flawed_scheduler
 from tiny_pipelines import tiny_stable_diffusion
 
 import zsnr_diffusers
 from zsnr_diffusers.cli import main as zsnr
-from zsnr_diffusers.training import PixelTrainingConfig, parse_config
+from zsnr_diffusers.training import PixelTrainingConfig, loop, parse_config, train
 
 ROOT = Path(zsnr_diffusers.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,18 +46,42 @@ def test_the_python_blocks_run(tmp_path):
     assert guidance["image_to_image"].default_guidance_rescale == 0.7
 
 
-def commands(module):
-    """Arguments of the README's commands that run a module of ours, line by line."""
-    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(line) for line in lines]
+def commands(module, among=None):
+    """Arguments of the README's commands that run a module of ours, line by line; of one block, or of all."""
+    text = "".join(blocks("sh")) if among is None else among
+    words = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines()]
     return [line[line.index(module) + 1 :] for line in words if module in line]
 
 
+def test_the_page_of_retraining_is_enough(base_folder, image_folder, tmp_path, monkeypatch, capsys):
+    """Its commands, in their order, on a small base and small pictures, with a server in the Hub's place."""
+    page = next(block for block in blocks("sh") if "--push_to_hub" in block)
+    rehearsal, training = (parse_config(line) for line in commands("zsnr_diffusers.training", page))
+    shutil.copytree(image_folder, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "_MEASURED_STEPS", 2)
+    small = {
+        **{"pretrained_model_name_or_path": str(base_folder), "resolution": 16, "mixed_precision": "no"},
+        **{"max_train_steps": 2, "train_batch_size": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0},
+        **{"luminance_images": 2, "num_inference_steps": 2},
+    }
+    repos = {}
+    with in_place_of_the_hub(monkeypatch, repos=repos, made={}, new=tmp_path / "hub"):
+        for config in (rehearsal, training):
+            train(dataclasses.replace(config, **small))
+    assert "images/s" in capsys.readouterr().out
+    pushed = {path.name for path in repos["acme/sd21-zsnr"].iterdir()}
+    assert {"model_index.json", "README.md", "luminance.png"} <= pushed
+    lines = commands("zsnr", page)
+    assert [line[0] for line in lines] == ["audit", "evaluate", "convert"]
+    for line in lines:
+        few = {"evaluate": ["--num_images=6", "--num_inference_steps=2"]}.get(line[0], [])
+        untrained = "--deep" in line  # after two steps
+        assert zsnr([*line, *few]) == untrained, capsys.readouterr()
+    assert {"sd21-zsnr.safetensors", "brightness.png", "grid.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_the_training_commands_parse():
-    (stable_diffusion,) = commands("zsnr_diffusers.training")
-    config = parse_config(stable_diffusion)
-    assert config.rescale_betas_zero_snr
-    assert len(config.validation_prompts) == 2
     configs = [parse_config(line, PixelTrainingConfig) for line in commands("zsnr_diffusers.training.pixels")]
     assert [(config.unet, config.rescale_betas_zero_snr) for config in configs] == [
         ("ddpm-cifar10", True),
@@ -65,7 +92,7 @@ def test_the_training_commands_parse():
 def test_the_commands_parse(capsys):
     lines = commands("zsnr") + commands("zsnr_diffusers.cli")
     assert {arguments[0] for arguments in lines} == {"evaluate", "audit", "convert"}
-    assert len(lines) == 8
+    assert len(lines) == 11
     for arguments in lines:
         # everything is accepted up to the folder or file, which is not here
         assert zsnr(arguments) == 2

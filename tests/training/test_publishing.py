@@ -8,7 +8,7 @@ import pytest
 import yaml
 from child_processes import exit_code, start_ranks
 from diffusers import DiffusionPipeline
-from hub_server import OWNER, TOKEN, Failure, serve, talk_to_the_server
+from hub_server import OWNER, Failure, in_place_of_the_hub, talk_to_the_server
 from huggingface_hub import ModelCard
 from training_runs import logged
 
@@ -36,12 +36,7 @@ def pushed(options):
 def hub(tmp_path, monkeypatch):
     """Repos, requests and failures of a server in the Hub's place, to which the real client talks."""
     state = {"repos": {}, "requests": [], "failures": {}, "made": {}}
-    with serve(**state, new=tmp_path / "hub") as endpoint:
-        for name, value in {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN}.items():
-            monkeypatch.setenv(name, value)
-        for name in ("ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
-            monkeypatch.setattr(huggingface_hub.constants, name, getattr(huggingface_hub.constants, name))
-        talk_to_the_server()
+    with in_place_of_the_hub(monkeypatch, **state, new=tmp_path / "hub"):
         yield state
 
 
