@@ -81,7 +81,7 @@ class TrainingConfig(RunConfig):
     use_dora: bool = option(
         False,
         "Split each weight into size and direction, and let the LoRA turn the direction (DoRA, arXiv:2402.09353): "
-        "nearer to training the whole UNet at low ranks, slower, and read by fewer programs.",
+        "at low ranks nearer to training the whole UNet, says its paper; slower, and read by fewer programs.",
     )
     lora_target_modules: list[str] = option(  # noqa: RUF009
         LORA_TARGETS,
