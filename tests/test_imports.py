@@ -18,16 +18,26 @@ ALLOWED = {
     "schedulers": {"core", "scheduler_base"},
     "guided_run": {"core"},
     "hub_errors": set(),
-    "guidance": {"core", "guided_run", "hub_errors"},
+    "repo_files": {"hub_errors"},
+    "guidance": {"core", "guided_run", "repo_files"},
     "class_conditional": {"core", "guidance"},
     "pipelines": {"guidance"},
     "unet": set(),
-    "custom_pipeline": {"core", "guided_run", "guidance", "class_conditional"},
+    "custom_pipeline": {"core", "guided_run", "repo_files", "guidance", "class_conditional"},
     "stock_scheduler": set(),
     "checkpoint_layout": set(),
     "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config"},
-    "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file", "hub_errors"},
-    "hub": {"core", "guidance", "hub_errors", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
+    "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file", "repo_files"},
+    "hub": {
+        "core",
+        "guidance",
+        "hub_errors",
+        "repo_files",
+        "class_conditional",
+        "custom_pipeline",
+        "scheduler_base",
+        "schedulers",
+    }
     | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts"},
     "lora": {
         "core",
@@ -41,7 +51,7 @@ ALLOWED = {
     },
     "evaluation": {"core", "images", "hashes", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
-    | {"hub_errors", "evaluation"},
+    | {"repo_files", "evaluation"},
     "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
     | {"_extras"},

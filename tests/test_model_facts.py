@@ -106,11 +106,14 @@ def test_what_save_pipeline_records(write):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("{", "model.safetensors: its metadata 'zsnr_diffusers' is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("[1]", "is no object"),
-        ('{"prediction_type": "eps"}', "model.safetensors: in its metadata .* prediction_type='eps' is not known"),
-        ('{"prediction_type": ["epsilon"]}', "is not known"),
+        ("{", "model.safetensors: its metadata 'zsnr_diffusers' is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[1]", "holds a list"),
+        ('{"prediction_type": "eps"}', "model.safetensors: its metadata .* prediction_type='eps' is not known"),
+        ('{"prediction_type": ["epsilon"]}', "must be a text"),
+        ('{"rescale_betas_zero_snr": "false"}', "must be true or false"),
+        ('{"num_train_timesteps": 1000000000}', "must be a whole number from 1 to 100000"),
+        ('{"beta_end": NaN}', "beta_end=nan must be a number"),
         ('{"_guidance_rescale": 7}', "guidance_rescale=7 must lie in"),
     ],
 )

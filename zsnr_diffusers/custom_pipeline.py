@@ -9,13 +9,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import class_conditional, guidance, guided_run
+from . import class_conditional, guidance, guided_run, repo_files
 from .class_conditional import ClassConditionalPipeline
 from .core import guidance as core_guidance
 from .core import noise, predictions
 from .guidance import GuidanceRescaleMixin, check_guides, stock_class
 
-_PARTS: tuple[ModuleType, ...] = (noise, predictions, core_guidance, guided_run, guidance, class_conditional)
+_PARTS: tuple[ModuleType, ...] = (
+    *(noise, predictions, core_guidance, guided_run, repo_files, guidance, class_conditional),
+)
 """What a pipeline with guidance rescale is made of, each after what it needs."""
 
 

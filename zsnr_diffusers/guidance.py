@@ -8,12 +8,11 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from .core.guidance import check_guidance_rescale, check_space
 from .guided_run import GuidanceSettings, GuidedRun, denoisers, say_once
-from .hub_errors import from_the_hub
+from .repo_files import PLACES
 
 Pipeline = TypeVar("Pipeline")
 
@@ -67,7 +66,8 @@ class GuidanceRescaleMixin:
         """
         given = kwargs.pop("guidance_rescale", None)
         check_guidance_rescale(given or 0.0)
-        recorded = recorded_guidance(saved_config(pretrained_model_name_or_path, **kwargs))
+        places = {key: kwargs[key] for key in PLACES if key in kwargs}
+        recorded = recorded_guidance(cls.load_config(pretrained_model_name_or_path, **places))  # type: ignore[attr-defined]
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         return with_guidance(pipe, recorded, given)
 
@@ -155,38 +155,6 @@ def with_guidance(pipe: Pipeline, recorded: Mapping[str, Any], guidance_rescale:
     given = {} if guidance_rescale is None else {"guidance_rescale": guidance_rescale}
     settings = {**recorded, **given}
     return enable_guidance_rescale(pipe, **settings) if settings else pipe
-
-
-PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-"""Arguments of `from_pretrained` that say where to look."""
-
-
-def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
-    """The `model_index.json` of a folder or Hub repo.
-
-    Args:
-        source: folder or Hub id.
-        kwargs: of `from_pretrained`; those that say where to look are used.
-
-    Raises:
-        OSError: there is none.
-    """
-    from diffusers import DiffusionPipeline  # pulls in transformers, which who has a pipeline has imported anyway
-
-    try:
-        with from_the_hub(source):
-            config: dict[str, Any] = DiffusionPipeline.load_config(source, **saved_places(kwargs))
-    except OSError as error:
-        if not Path(source).is_dir():
-            raise
-        reason = str(error).splitlines()[0]
-        raise OSError(f"{source} holds no pipeline: there is no model_index.json. {reason}") from error
-    return config
-
-
-def saved_places(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments of `from_pretrained` that say where to look."""
-    return {key: kwargs[key] for key in PLACES if key in kwargs}
 
 
 def check_guides(pipeline_class: type) -> None:

@@ -11,23 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
+from safetensors import SafetensorError
 
-from .checkpoint_layout import SD_2, UNET, layout_of_keys
+from .checkpoint_layout import SD_2, UNET, VAE, Layout, layout_of_keys
 from .class_conditional import ClassConditionalPipeline
 from .core.guidance import check_guidance_rescale
 from .core.predictions import EPSILON_AT_ZERO_SNR
 from .custom_pipeline import write_custom_pipeline
-from .guidance import saved_config, with_guidance
+from .guidance import with_guidance
 from .hub_errors import from_the_hub
 from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
+from .repo_files import INDEX, named, read_json, saved_config
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
-from .single_file import read_header, write_single_file
+from .single_file import Header, read_header, write_single_file
 from .stock_scheduler import stock_scheduler
 
 logger = logging.get_logger(__name__)
+
+_WHATEVER = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+"""What a wrong value in a network's config leads to."""
 
 
 def load_pipeline(
@@ -83,7 +89,8 @@ def load_pipeline(
     else:
         pipe = _from_pretrained(source, kwargs)
     if any(facts.authority(fact) for fact in FACTS) and "scheduler" not in kwargs:
-        pipe.scheduler = scheduler_with_facts(pipe, facts)
+        with named(source):
+            pipe.scheduler = scheduler_with_facts(pipe, facts)
         logger.info(f"{source}: {facts}; sampled by {type(pipe.scheduler).__name__}.")
     return with_guidance(pipe, facts.guidance, guidance_rescale)
 
@@ -102,8 +109,31 @@ def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
     config = saved_config(source, **kwargs)
     _check_runs_no_code(source, config, kwargs)
     ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
-    with from_the_hub(source):
+    with from_the_hub(source), _named(source):
         return (ClassConditionalPipeline if ours else DiffusionPipeline).from_pretrained(source, **kwargs)
+
+
+@contextlib.contextmanager
+def _named(source: Any) -> Iterator[None]:
+    """Name the source, and the file if it is found, where diffusers raises whatever damaged files lead to.
+
+    Raises:
+        OSError, ValueError: with the name.
+    """
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, *_WHATEVER) as error:
+        if isinstance(error, torch.OutOfMemoryError) or (
+            isinstance(error, OSError | ValueError) and str(source) in str(error)
+        ):
+            raise
+        for file in sorted(Path(source).glob("*/*.safetensors")):
+            read_header(file)
+        for file in sorted(Path(source).glob("*/config.json")):
+            read_json(file)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{source} cannot be loaded: {reason}") from error
 
 
 def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
@@ -115,7 +145,12 @@ def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[s
     if kwargs.get("trust_remote_code") or not folder.is_dir():
         return
     for part, entry in index.items():
-        if not isinstance(entry, list) or not isinstance(library := entry[0], str) or part in kwargs:
+        if not isinstance(entry, list) or part in kwargs:
+            continue
+        if len(entry) != 2 or not all(isinstance(name, str | None) for name in entry):
+            raise ValueError(f"{INDEX} of {source}: {part}={entry!r} must be a library and a class.")
+        library = entry[0]
+        if library is None:
             continue
         file = folder / ("" if part == "_class_name" else part) / f"{library}.py"
         known = library in ("diffusers", "transformers", *sys.modules) or hasattr(diffusers.pipelines, library)
@@ -128,14 +163,15 @@ def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[s
 
 
 def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) -> Any:
-    shapes = read_header(source).shapes
-    layout, first = layout_of_keys(shapes), shapes.get(f"{UNET}input_blocks.0.0.weight", [])
+    header = read_header(source)
+    layout, first = layout_of_keys(header.shapes), header.shapes.get(f"{UNET}input_blocks.0.0.weight", [])
     name = layout.pipelines.get(first[1]) if layout and len(first) == 4 else None
     if layout is None or name is None:
         raise ValueError(
             f"{source} is no Stable Diffusion 1.x, 2.x or XL with its text encoders, for text to image or inpainting; "
             "load it by from_single_file of its pipeline's class in diffusers."
         )
+    _check_dtypes(source, header, layout)
     if layout is SD_2 and facts.prediction_type is None:
         raise ValueError(
             f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
@@ -144,7 +180,8 @@ def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) ->
     config = kwargs.get("config")
     kwargs = {**kwargs, "config": None if config is None else os.fspath(config)}
     try:
-        return getattr(diffusers, name).from_single_file(os.fspath(source), **kwargs)
+        with _named(source):
+            return getattr(diffusers, name).from_single_file(os.fspath(source), **kwargs)
     except OSError as error:
         if config is not None:
             raise
@@ -152,6 +189,14 @@ def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) ->
             f"{source} holds weights alone, and what else a pipeline needs could not be had from the Hub. "
             f"Pass config=, a folder or Hub id of a {layout.name} pipeline. {str(error).splitlines()[0]}"
         ) from error
+
+
+def _check_dtypes(source: Any, header: Header, layout: Layout) -> None:
+    """Refuse weights that diffusers would cast to numbers that nobody trained."""
+    prefixes = tuple(filter(None, (UNET, VAE, layout.clip, layout.open_clip)))
+    for key, dtype in header.dtypes.items():
+        if key.startswith(prefixes) and key.endswith((".weight", ".bias")) and not dtype.startswith(("F", "BF")):
+            raise ValueError(f"{source} holds {key} as {dtype}, which are no weights in floating point.")
 
 
 def scheduler_with_facts(pipe: Any, facts: ModelFacts) -> Any:

@@ -3,7 +3,6 @@
 Several places may say it, and they may disagree. All are asked, in order; the first that says something counts.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from diffusers import DDIMScheduler
 
 from . import schedulers
 from .core.predictions import check_prediction_type
-from .guidance import recorded_guidance, saved_config, saved_places
-from .hub_errors import from_the_hub
-from .scheduler_config import MODEL_FACTS, with_defaults
+from .guidance import recorded_guidance
+from .repo_files import SCHEDULER_CONFIG, json_object, named, saved_config, saved_json
+from .scheduler_config import MODEL_FACTS, check_types, with_defaults
 from .single_file import RECORD, Header, read_header
 
 FACTS = ("prediction_type", "rescale_betas_zero_snr")
@@ -131,13 +130,22 @@ def find_model_facts(
         claims += [_modelspec_claim(header), _kohya_claim(header)]
     else:
         record = saved_config(source, **kwargs)
-        with_scheduler = source if (record.get("scheduler") or [None])[0] else None
+        with_scheduler = source if record.get("scheduler") not in (None, [None, None]) else None
     if with_scheduler is not None and "scheduler" not in kwargs:
         # Which class reads it does not matter: the file has one name for all.
-        with from_the_hub(with_scheduler):
-            saved = DDIMScheduler.load_config(with_scheduler, subfolder="scheduler", **saved_places(kwargs))
-        claims.append(scheduler_claim(saved))
-    return ModelFacts(tuple(claims), schedule, recorded_guidance(record))
+        claims.append(scheduler_claim(_scheduler_config(with_scheduler, kwargs)))
+    with named(source):
+        return ModelFacts(tuple(claims), schedule, recorded_guidance(record))
+
+
+def _scheduler_config(source: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    name = f"scheduler/{SCHEDULER_CONFIG}"
+    config = saved_json(source, name, kwargs)
+    if config is None:
+        raise OSError(f"{source} has no {name}; pass scheduler= to load it with one of yours.")
+    with named(f"{name} of {source}"):
+        check_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if (cls := _class(config)) else {})
+    return config
 
 
 def is_single_file(source: Any) -> bool:
@@ -159,10 +167,15 @@ def is_single_file(source: Any) -> bool:
 
 def scheduler_claim(config: Mapping[str, Any], source: str = "the scheduler's config") -> Claim:
     """What a scheduler's config says, in memory or read from its file; a flow-matching or EDM one says nothing."""
-    name = str(config.get("_class_name"))
-    cls = getattr(schedulers, name, None) or getattr(diffusers, name, None)
-    filled = with_defaults(config, cls) if cls else dict(config)
+    filled = with_defaults(config, cls) if (cls := _class(config)) else dict(config)
     return _claim(source, {"rescale_betas_zero_snr": False, **filled}) if "beta_schedule" in filled else Claim(source)
+
+
+def _class(config: Mapping[str, Any]) -> Any:
+    """Of the scheduler that a config names, None where nobody knows it."""
+    name = str(config.get("_class_name"))
+    found = getattr(schedulers, name, None) or getattr(diffusers, name, None)
+    return found if name.endswith("Scheduler") and isinstance(found, type) else None
 
 
 def _claim(source: str, facts: Mapping[str, Any]) -> Claim:
@@ -175,18 +188,12 @@ def _claim(source: str, facts: Mapping[str, Any]) -> Claim:
 
 def _record(path: Any, header: Header) -> dict[str, Any]:
     """What `save_pipeline` wrote."""
-    text = header.metadata.get(RECORD, "{}")
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its metadata {RECORD!r} is no JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: its metadata {RECORD!r} is no object: {text[:80]}")
-    try:
+    name = f"{os.fspath(path)}: its metadata {RECORD!r}"
+    record = json_object(header.metadata.get(RECORD, "{}"), name)
+    with named(name):
         recorded_guidance(record)
+        check_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
         check_prediction_type(record.get("prediction_type", "epsilon"), zero_terminal_snr=False)
-    except ValueError as error:
-        raise ValueError(f"{path}: in its metadata {RECORD!r}, {error}") from error
     return record
 
 

@@ -1,6 +1,7 @@
 """What a stock scheduler's config says of the model, apart from what it says of a sampler."""
 
 import inspect
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -55,6 +56,9 @@ _OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
     "timestep_type": (("continuous",), "models of continuous noise levels have no timesteps to space"),
     "variance_type": (("learned", "learned_range"), "models that predict a variance are not supported"),
 }
+
+
+LARGEST_T = 100_000
 
 
 def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
@@ -117,3 +121,48 @@ def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FAC
         if config.get(key) in values and key not in kept:
             logger.warning(f"{_name(config)}: {key}={config[key]!r} is not carried over: {reason}.")
     return {key: config[key] for key in (*MODEL_FACTS, *kept) if key in config and key in accepted}
+
+
+def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse values of another type than their default's, such as the text "false", which counts as true.
+
+    Args:
+        config: of a scheduler, or a part of one.
+        defaults: of its class.
+
+    Raises:
+        ValueError: with the value, and what it must be.
+    """
+    kinds = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon", **defaults}
+    for key in kinds.keys() & config.keys():
+        value, default = config[key], kinds[key]
+        if isinstance(default, bool):
+            right, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(default, int | float):
+            right, wanted = value == default or _is_number(value), "a number"  # some defaults are infinite
+        elif isinstance(default, str):
+            right, wanted = isinstance(value, str), "a text"
+        else:
+            continue
+        if not right:
+            raise ValueError(f"{_name(config)}: {key}={value!r} must be {wanted}.")
+    T, betas = config.get("num_train_timesteps", 1), config.get("trained_betas")
+    if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
+        raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
+    if betas is not None and not all(_is_number(value) for value in listed(betas)):
+        raise ValueError("trained_betas must be numbers.")
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
+
+
+def listed(betas: Any) -> list[Any]:
+    """Betas as a list; [None] for what is none."""
+    found = betas.tolist() if hasattr(betas, "tolist") else betas
+    return list(found) if isinstance(found, list | tuple) else [None]

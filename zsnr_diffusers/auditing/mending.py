@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..guidance import PLACES
+from ..repo_files import INDEX, PLACES, named
+from ..scheduler_config import LARGEST_T
 from .faults import faults
 from .report import Audit, report
-from .setup import LARGEST_T, set_up
-from .sources import INDEX, Source, read_source
+from .setup import set_up
+from .sources import Source, read_source
 
 ALL_STEPS = range(1, LARGEST_T + 1)
 """Every number of steps; those above T are left out."""
@@ -61,7 +62,8 @@ def audit(
         raise TypeError(f"audit takes no {', '.join(unknown)}; for a Hub id it takes {', '.join(PLACES)}.")
     found = _told(read_source(source, **kwargs), prediction_type, zero_snr)
     numbers = ALL_STEPS if deep and steps is None else steps
-    result = _audited(found, None if numbers is None else tuple(numbers))
+    with named(found.name):
+        result = _audited(found, None if numbers is None else tuple(numbers))
     if not deep:
         return result
     from .weights import with_weights

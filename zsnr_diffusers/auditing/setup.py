@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import schedulers
 from ..core import SCHEDULE_NAMES, NoiseLevel, noise_level, schedule_table
 from ..core.predictions import check_prediction_type
-from ..scheduler_config import check_variance_preserving
+from ..scheduler_config import check_types, check_variance_preserving, listed
 from .runs import TOLERANCE, Run, run, runnable, runs
 from .sources import Source
 
@@ -32,8 +32,6 @@ ZERO = 1e-6
 
 STAND_IN = 2.0**-24
 """alpha_bar_T that stock's samplers in sigma have in place of zero."""
-
-LARGEST_T = 100_000
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
     missing = [key for key in ("num_train_timesteps", "beta_schedule") if key not in config]
     if missing:  # the defaults of a class that is not installed are not known
         raise ValueError(f"{name} has no schedule: {' and '.join(missing)} is missing.")
-    _check_types(config, defaults)
+    check_types(config, defaults)
     check_prediction_type(config["prediction_type"], zero_terminal_snr=False)
     if source.prediction_type is not None:
         check_prediction_type(source.prediction_type, zero_terminal_snr=False)
@@ -221,37 +219,6 @@ def make(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse values of another type than their default's: the text "false" counts as true."""
-    kinds = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon", **defaults}
-    for key, default in kinds.items():
-        value = config[key]
-        if isinstance(default, bool):
-            right, wanted = isinstance(value, bool), "true or false"
-        elif isinstance(default, int | float):
-            right, wanted = value == default or _is_number(value), "a number"  # some defaults are infinite
-        elif isinstance(default, str):
-            right, wanted = isinstance(value, str), "a text"
-        else:
-            continue
-        if not right:
-            raise ValueError(f"{config['_class_name']}: {key}={value!r} must be {wanted}.")
-    T, betas = config["num_train_timesteps"], config.get("trained_betas")
-    if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
-        raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
-    if betas is not None and not all(_is_number(value) for value in _listed(betas)):
-        raise ValueError("trained_betas must be numbers.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _listed(betas: Any) -> list[Any]:
-    listed = betas.tolist() if hasattr(betas, "tolist") else betas
-    return list(listed) if isinstance(listed, list | tuple) else [None]
-
-
 def _table(config: Mapping[str, Any]) -> Tensor:
     """alpha_bar of the schedule that a config describes.
 
@@ -260,7 +227,7 @@ def _table(config: Mapping[str, Any]) -> Tensor:
     """
     facts = {key: config[key] for key in SCHEDULE_NAMES if key in config}
     if facts.get("trained_betas") is not None:
-        facts["trained_betas"] = _listed(facts["trained_betas"])
+        facts["trained_betas"] = listed(facts["trained_betas"])
     try:
         return schedule_table(**facts)
     except (TypeError, RuntimeError, ArithmeticError) as error:

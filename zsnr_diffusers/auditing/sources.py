@@ -1,21 +1,17 @@
 """What is said of a model in a folder, a Hub repo, a checkpoint file, or an object in memory; no weights are read."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffusers import SchedulerMixin
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..guidance import guidance_record, recorded_guidance, stock_class
-from ..hub_errors import from_the_hub
 from ..model_facts import find_model_facts
+from ..repo_files import INDEX, SCHEDULER_CONFIG, saved_json
 from ..single_file import SD_BETAS
 
-INDEX, CONFIG = "model_index.json", "scheduler_config.json"
 _SINGLE_FILE_CONFIG = {
     "_class_name": "EulerDiscreteScheduler",
     **{key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")},
@@ -114,12 +110,12 @@ def read_source(source: Any, **places: Any) -> Source:
         )
     path = Path(source)
     if path.is_dir():
-        return _of_folder(path)
+        return _of_files(str(source), {})
     if path.is_file():
         return _of_file(path)
     if isinstance(source, Path) or path.suffix in (".safetensors", ".ckpt", ".json") or path.is_absolute():
         raise OSError(f"{source} does not exist.")
-    return _of_repo(source, places)
+    return _of_files(source, places)
 
 
 def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
@@ -144,12 +140,16 @@ def _of_pipeline(pipe: Any) -> Source:
     return _of_scheduler(pipe.scheduler, name, index=index, pipeline=pipe)
 
 
-def _of_folder(folder: Path) -> Source:
-    index = _read(folder / INDEX) if (folder / INDEX).exists() else {}
-    for path in (folder / "scheduler" / CONFIG, folder / CONFIG):
-        if path.exists():
-            return Source(str(folder), _read(path), index, path=path)
-    raise OSError(f"{folder} holds no scheduler: there is neither scheduler/{CONFIG} nor {CONFIG}.")
+def _of_files(source: str, places: Mapping[str, Any]) -> Source:
+    """Of a folder or Hub repo."""
+    index = saved_json(source, INDEX, places) or {}
+    for name in (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG):
+        config = saved_json(source, name, places)
+        if config is not None:
+            return Source(source, config, index, path=Path(source, name) if Path(source).is_dir() else None)
+    raise OSError(
+        f"{source} holds no scheduler: there is neither scheduler/{SCHEDULER_CONFIG} nor {SCHEDULER_CONFIG}."
+    )
 
 
 def _of_file(path: Path) -> Source:
@@ -162,34 +162,3 @@ def _of_file(path: Path) -> Source:
         prediction_type=facts.prediction_type,
         zero_snr=facts.rescale_betas_zero_snr,
     )
-
-
-def _of_repo(repo: str, places: Mapping[str, Any]) -> Source:
-    index = _download(repo, INDEX, places) or {}
-    for name in (f"scheduler/{CONFIG}", CONFIG):
-        config = _download(repo, name, places)
-        if config is not None:
-            return Source(repo, config, index)
-    raise OSError(f"{repo} holds no scheduler: there is neither scheduler/{CONFIG} nor {CONFIG}.")
-
-
-def _download(repo: str, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A JSON file of a repo; None if the repo has no such file."""
-    with from_the_hub(repo):
-        try:
-            path = hf_hub_download(repo, name, **places)
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return None
-    return _read(Path(path))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not the settings that it should.")
-    return content

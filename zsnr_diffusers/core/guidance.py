@@ -206,5 +206,5 @@ def check_space(space: str) -> None:
     Raises:
         ValueError: with the value and those that are known.
     """
-    if space not in GUIDANCE_SPACES:
+    if not isinstance(space, str) or space not in GUIDANCE_SPACES:
         raise ValueError(f"space={space!r} is not known; choose one of {', '.join(GUIDANCE_SPACES)}.")

@@ -1,0 +1,109 @@
+"""The JSON files of a saved pipeline, in a local folder or at the Hub; whatever they hold, errors name them."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from .hub_errors import from_the_hub
+
+INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
+
+PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+"""Arguments of `from_pretrained` that say where to look."""
+
+
+def saved_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
+    """One of the JSON files of a folder or repo; None if there is none of this name.
+
+    Args:
+        source: folder or Hub id.
+        name: with the subfolder.
+        places: arguments of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        OSError: there is no such repo, or it cannot be read.
+        ValueError: the file holds something else.
+    """
+    folder = Path(os.fspath(source))
+    if folder.is_dir():
+        return read_json(folder / name) if (folder / name).exists() else None
+    with from_the_hub(source):
+        try:
+            path = hf_hub_download(str(source), name, **{key: places[key] for key in PLACES if key in places})
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
+    return read_json(Path(path))
+
+
+def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
+    """The `model_index.json` of a folder or Hub repo.
+
+    Args:
+        source: folder or Hub id.
+        kwargs: of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is none of a pipeline.
+    """
+    config = saved_json(source, INDEX, kwargs)
+    if config is None:
+        raise OSError(
+            f"{source} holds no pipeline: there is no {INDEX}. Of a single file, pass its path; of one at the Hub, "
+            "huggingface_hub.hf_hub_download(repo, name)."
+        )
+    if "_class_name" not in config:
+        raise ValueError(f"{INDEX} of {source} names no class of a pipeline; it needs a '_class_name'.")
+    return config
+
+
+@contextlib.contextmanager
+def named(source: Any) -> Iterator[None]:
+    """Name what holds a value in the error that refuses it.
+
+    Raises:
+        ValueError: with the name.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(source) in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file with an object.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds something else.
+    """
+    return json_object(path.read_bytes(), str(path))
+
+
+def json_object(text: bytes | str, name: str) -> dict[str, Any]:
+    """What a text holds as JSON.
+
+    Args:
+        text: of the file, or of another thing.
+        name: of that thing, for errors.
+
+    Raises:
+        ValueError: no JSON, or no object.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds a {type(content).__name__}, not the settings that it should.")
+    return content
