@@ -109,12 +109,12 @@ def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
     config = saved_config(source, **kwargs)
     _check_runs_no_code(source, config, kwargs)
     ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
-    with from_the_hub(source), _named(source):
+    with from_the_hub(source), _naming_damage(source):
         return (ClassConditionalPipeline if ours else DiffusionPipeline).from_pretrained(source, **kwargs)
 
 
 @contextlib.contextmanager
-def _named(source: Any) -> Iterator[None]:
+def _naming_damage(source: Any) -> Iterator[None]:
     """Name the source, and the file if it is found, where diffusers raises whatever damaged files lead to.
 
     Raises:
@@ -180,7 +180,7 @@ def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) ->
     config = kwargs.get("config")
     kwargs = {**kwargs, "config": None if config is None else os.fspath(config)}
     try:
-        with _named(source):
+        with _naming_damage(source):
             return getattr(diffusers, name).from_single_file(os.fspath(source), **kwargs)
     except OSError as error:
         if config is not None:
