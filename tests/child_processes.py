@@ -1,6 +1,7 @@
 """Training runs in processes of their own, which start at once: forked from one that has imported everything."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -31,9 +32,9 @@ def start(options, log, environment=None, prepare=None):
 def arguments(options):
     """A command line."""
     flags = [f"--{name}" for name, value in options.items() if value is True]
-    lists = [word for name, value in options.items() if isinstance(value, list) for word in (f"--{name}", *value)]
+    lists = [[f"--{name}", *value] for name, value in options.items() if isinstance(value, list) and value]
     one = {name: value for name, value in options.items() if not isinstance(value, bool | list)}
-    return [*(f"--{name}={value}" for name, value in one.items()), *lists, *flags]
+    return [*(f"--{name}={value}" for name, value in one.items()), *itertools.chain(*lists), *flags]
 
 
 def start_ranks(options, folder, prepare=None, count=2, environment=None):

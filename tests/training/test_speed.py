@@ -71,6 +71,7 @@ def test_training_is_what_it_is_without(run_options, tmp_path, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch, of its own compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("changes", [{"compile": "blocks"}, {"compile": "network", "channels_last": True}])
 def test_training_by_the_compiler_is_what_it_is_without(run_options, tmp_path, changes):
@@ -80,12 +81,13 @@ def test_training_by_the_compiler_is_what_it_is_without(run_options, tmp_path, c
 
 @pytest.mark.usefixtures("_graphs")
 def test_it_is_compiled_for_training_and_not_for_previews(run_options, monkeypatch):
-    graphs, before, save_preview = [], [], loop.save_preview
+    graphs, before, save = [], [], loop.Previews.save
     monkeypatch.setattr(speed, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
-    monkeypatch.setattr(loop, "save_preview", lambda *args: before.append(len(graphs)) or save_preview(*args))
+    monkeypatch.setattr(loop.Previews, "save", lambda *args: before.append(len(graphs)) or save(*args))
     train(TrainingConfig(**{**run_options, "compile": "network", "max_train_steps": 1}))
-    assert before[0] == len(graphs) > 0
-    assert len(list(Path(run_options["output_dir"], "previews").iterdir())) == 1
+    assert before == [0, len(graphs)]
+    assert len(graphs) > 0
+    assert len(list(Path(run_options["output_dir"], "previews").iterdir())) == 2
 
 
 def test_adam_in_8_bits(run_options, tmp_path):
