@@ -7,15 +7,23 @@ import sys
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from hub_server import serve
 from test_class_conditional import build
 from test_class_conditional import paint as paint_classes
 from test_guidance import paint
+from tiny_checkpoints import settings
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
-from zsnr_diffusers import disable_guidance_rescale, enable_guidance_rescale, write_custom_pipeline
-from zsnr_diffusers.schedulers import ZeroSNRDDIMScheduler
+from zsnr_diffusers import disable_guidance_rescale, enable_guidance_rescale, save_pipeline, write_custom_pipeline
+from zsnr_diffusers.custom_pipeline import sampler_of
+from zsnr_diffusers.schedulers import (
+    ZeroSNRDDIMScheduler,
+    ZeroSNRDDPMScheduler,
+    ZeroSNRLCMScheduler,
+    ZeroSNRMultistepScheduler,
+    ZeroSNRPNDMScheduler,
+)
 
 # A process in which the package does not exist; what it paints goes to a file.
 WITHOUT_US = """
@@ -58,6 +66,53 @@ def test_a_folder_opens_with_its_rescale_where_this_package_is_not(space, tmp_pa
     assert torch.equal(default, paint(pipe))
     assert torch.equal(off, paint(tiny_stable_diffusion()))
     assert torch.equal(full, paint(pipe, guidance_rescale=1.0))
+
+
+MULTISTEP = ZeroSNRMultistepScheduler(prediction_type="v_prediction", solver_order=2)
+SAMPLERS = [
+    MULTISTEP,
+    ZeroSNRMultistepScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=False, timestep_spacing="trailing", eta=0.5
+    ),
+    ZeroSNRPNDMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear"),
+    ZeroSNRDDPMScheduler(prediction_type="v_prediction", variance_type="fixed_large"),
+    ZeroSNRLCMScheduler(prediction_type="v_prediction", original_inference_steps=40),
+]
+
+
+def test_a_folder_brings_its_sampler_where_this_package_is_not(tmp_path):
+    """And samples by stock's, without it, where nobody trusts its code."""
+    pipe = enable_guidance_rescale(tiny_stable_diffusion(MULTISTEP), 0.4)
+    folder = save_pipeline(pipe, tmp_path / "repo")
+    assert type(DiffusionPipeline.from_pretrained(folder).scheduler).__name__ == "EulerDiscreteScheduler"
+    name, painted = in_a_process_without_us(folder, tmp_path)
+    assert name == "RescaledStableDiffusionPipeline"
+    assert torch.equal(painted, paint(pipe))
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS, ids=lambda scheduler: type(scheduler).__name__)
+def test_every_sampler_is_the_same_in_a_file(scheduler, tmp_path):
+    pipe = tiny_stable_diffusion(scheduler)
+    folder = save_pipeline(pipe, tmp_path / "repo")
+    names = {}
+    exec(compile((folder / "pipeline.py").read_text(), "pipeline.py", "exec"), names)
+    stock = DiffusionPipeline.from_pretrained(folder)
+    other = names["RescaledStableDiffusionPipeline"](**stock.components, requires_safety_checker=False)
+    theirs = other.scheduler
+    assert type(theirs).__module__ != type(scheduler).__module__
+    assert settings(theirs) == settings(scheduler)
+    other.set_progress_bar_config(disable=True)
+    assert torch.equal(paint(other), paint(pipe))
+
+
+def test_our_ddim_needs_no_code(tmp_path):
+    """Stock's Euler stands in for it."""
+    pipe = tiny_stable_diffusion(ZeroSNRDDIMScheduler(prediction_type="v_prediction"))
+    assert sampler_of(pipe) is None
+    assert not (save_pipeline(pipe, tmp_path / "repo") / "pipeline.py").exists()
+    unguided = tiny_unconditional()
+    unguided.scheduler = MULTISTEP
+    assert not (save_pipeline(unguided, tmp_path / "pixels") / "pipeline.py").exists()
 
 
 def test_from_the_hub(tmp_path):

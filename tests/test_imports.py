@@ -23,7 +23,8 @@ ALLOWED = {
     "class_conditional": {"core", "guidance"},
     "pipelines": {"guidance"},
     "unet": set(),
-    "custom_pipeline": {"core", "guided_run", "repo_files", "guidance", "class_conditional"},
+    "custom_pipeline": {"core", "guided_run", "repo_files", "guidance", "class_conditional"}
+    | {"scheduler_base", "scheduler_config", "schedulers"},
     "stock_scheduler": set(),
     "checkpoint_layout": set(),
     "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config"},

@@ -1,35 +1,46 @@
-"""A pipeline with guidance rescale as one file, for people who do not have this package.
+"""A pipeline with guidance rescale and a sampler of ours as one file, for people who do not have this package.
 
 The file is put together from this package's source: the class that is wanted and whatever it needs, found by name.
 """
 
 import ast
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import class_conditional, guidance, guided_run, repo_files
+from . import class_conditional, guidance, guided_run, repo_files, scheduler_base, scheduler_config, schedulers
 from .class_conditional import ClassConditionalPipeline
 from .core import guidance as core_guidance
-from .core import noise, predictions
+from .core import multistep, noise, predictions, solvers, spacing
 from .guidance import GuidanceRescaleMixin, check_guides, stock_class
+from .scheduler_base import ZeroSNRScheduler
+from .schedulers import ZeroSNRDDIMScheduler
 
 _PARTS: tuple[ModuleType, ...] = (
-    *(noise, predictions, core_guidance, guided_run, repo_files, guidance, class_conditional),
+    *(noise, predictions, core_guidance, spacing, solvers, multistep),
+    *(scheduler_config, scheduler_base, schedulers, guided_run, repo_files, guidance, class_conditional),
 )
-"""What a pipeline with guidance rescale is made of, each after what it needs."""
+"""What such a pipeline is made of, each after what it needs."""
+
+
+_OF_EVERY_SCHEDULER = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
+)
+"""What the config of the stock scheduler says that is saved."""
 
 
 def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     """Write `pipeline.py` beside a saved pipeline, for people who do not have this package.
 
     `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`, with the folder's path or
-    the id of the Hub repo that it became, then gives the pipeline with its guidance rescale. The file needs torch and
-    diffusers alone, and is put together from this package's own source. Without these arguments nobody runs it.
+    the id of the Hub repo that it became, then gives the pipeline with its guidance rescale and, see `sampler_of`, its
+    sampler. The file needs torch and diffusers alone, and is put together from this package's own source. Without
+    these arguments nobody runs it, and the scheduler is the stock one that is saved.
 
     Args:
-        pipe: the pipeline, with the guidance rescale that the file shall apply.
+        pipe: the pipeline, with the guidance rescale and the scheduler that the file shall apply.
         folder: where it was saved.
 
     Returns:
@@ -41,12 +52,31 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     settings = ("default_guidance_rescale", "guidance_space")
     values = {key: getattr(pipe, key, getattr(GuidanceRescaleMixin, key)) for key in settings}
     path = Path(folder, "pipeline.py")
-    path.write_text(custom_pipeline(stock_class(type(pipe)), **values), encoding="utf-8")
+    path.write_text(custom_pipeline(stock_class(type(pipe)), **values, sampler=sampler_of(pipe)), encoding="utf-8")
     return path
 
 
-def custom_pipeline(stock: type, default_guidance_rescale: float, guidance_space: str = "output") -> str:
-    """The source of that file for a pipeline of class `stock`."""
+def sampler_of(pipe: Any) -> ZeroSNRScheduler | None:
+    """A pipeline's scheduler, if it is one of ours that no stock scheduler stands in for and that a file can bring.
+
+    Euler stands in for our DDIM; and a file brings none for a pipeline without guidance, or of a class that is not
+    diffusers'.
+    """
+    scheduler, stock = getattr(pipe, "scheduler", None), stock_class(type(pipe))
+    if not isinstance(scheduler, ZeroSNRScheduler) or isinstance(scheduler, ZeroSNRDDIMScheduler):
+        return None
+    ours = type(scheduler).__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
+    guides = any("guidance_scale" in name for name in inspect.signature(stock.__call__).parameters)
+    return scheduler if ours and guides else None
+
+
+def custom_pipeline(
+    stock: type,
+    default_guidance_rescale: float,
+    guidance_space: str = "output",
+    sampler: ZeroSNRScheduler | None = None,
+) -> str:
+    """The source of that file for a pipeline of class `stock`, with a sampler in place of the one that is saved."""
     check_guides(stock)
     if not stock.__module__.startswith(("diffusers.", __package__)):
         raise TypeError(
@@ -54,7 +84,8 @@ def custom_pipeline(stock: type, default_guidance_rescale: float, guidance_space
         )
     values = {"default_guidance_rescale": default_guidance_rescale, "guidance_space": guidance_space}
     name, ours = stock.__name__, stock is ClassConditionalPipeline
-    imports, definitions = _self_contained(name if ours else GuidanceRescaleMixin.__name__)
+    roots = {name if ours else GuidanceRescaleMixin.__name__, *([type(sampler).__name__] if sampler else [])}
+    imports, definitions = _self_contained(roots)
     head = f'''"""{name} with the guidance rescale of Lin et al. 2023 (arXiv:2305.08891), Algorithm 2.
 
 Put together from zsnr_diffusers, licence Apache-2.0.
@@ -67,14 +98,29 @@ Put together from zsnr_diffusers, licence Apache-2.0.
             [
                 f'    """{name} with guidance rescale."""\n',
                 *(f"    {key} = {value!r}" for key, value in values.items()),
+                *(_with_sampler(sampler) if sampler else []),
             ]
         )
     blocks = ["\n".join(sorted(imports)), *definitions, tail]
     return head + "\n\n" + "\n\n\n".join(blocks) + "\n"
 
 
-def _self_contained(root: str) -> tuple[list[str], list[str]]:
-    """Imports, and the source of a name and of all that it needs from this package, each after what it needs."""
+def _with_sampler(sampler: ZeroSNRScheduler) -> list[str]:
+    """Lines of a pipeline's class that put a sampler in place of the scheduler that it is given."""
+    name, parameters = type(sampler).__name__, inspect.signature(type(sampler).__init__).parameters
+    own = {key: sampler.config[key] for key in parameters if key in sampler.config and key not in _OF_EVERY_SCHEDULER}
+    settings = ", ".join(f"{key}={value!r}" for key, value in own.items())
+    return [
+        "",
+        "    def register_modules(self, **parts):",
+        f'        if "scheduler" in parts and not isinstance(parts["scheduler"], {name}):',
+        f'            parts["scheduler"] = {name}.from_config(parts["scheduler"].config, {settings})',
+        "        super().register_modules(**parts)",
+    ]
+
+
+def _self_contained(roots: set[str]) -> tuple[list[str], list[str]]:
+    """Imports, and the source of names and of all that they need from this package, each after what it needs."""
     imports: dict[str, str] = {}
     definitions: dict[str, tuple[ast.stmt, str]] = {}
     for part in _PARTS:
@@ -85,7 +131,7 @@ def _self_contained(root: str) -> tuple[list[str], list[str]]:
                     imports.setdefault(name, _import_of(node, name))
                 else:
                     definitions[name] = node, _segment(source, node)
-    needed, open_names = set[str](), {root}
+    needed, open_names = set[str](), set(roots)
     while open_names:
         name = open_names.pop()
         needed.add(name)
@@ -102,7 +148,8 @@ def _defined(node: ast.stmt) -> Iterator[str]:
         yield node.name
     elif isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        yield from (target.id for target in targets if isinstance(target, ast.Name))
+        names = (name for target in targets for name in ast.walk(target))
+        yield from (name.id for name in names if isinstance(name, ast.Name))
     elif isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.level == 0):
         yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
 

@@ -20,7 +20,7 @@ from .checkpoint_layout import SD_2, UNET, VAE, Layout, layout_of_keys
 from .class_conditional import ClassConditionalPipeline
 from .core.guidance import check_guidance_rescale
 from .core.predictions import EPSILON_AT_ZERO_SNR
-from .custom_pipeline import write_custom_pipeline
+from .custom_pipeline import sampler_of, write_custom_pipeline
 from .guidance import with_guidance
 from .hub_errors import from_the_hub
 from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
@@ -232,11 +232,12 @@ def _starts_from_noise(scheduler: Any) -> bool:
 def save_pipeline(pipe: Any, path: Any, *, format: str | None = None, overwrite: bool = False) -> Path:
     """Save a pipeline for people who do not have this package.
 
-    As a folder, it has stock classes alone: a scheduler of ours is replaced by the stock one that paints the same
-    pictures, see `stock_scheduler`. The guidance rescale is recorded in it, and there is a `pipeline.py` that applies
-    it. As a single file, it has the original names of Stable Diffusion 1.x, 2.x or XL, the keys `v_pred` and `ztsnr`
-    where the model predicts v and ends in pure noise, and ModelSpec metadata; `load_pipeline` finds betas and guidance
-    rescale in it too. Weights keep their dtype. What is there is whole: it is written under another name first.
+    As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
+    `stock_scheduler`. The guidance rescale is recorded in it, and there is a `pipeline.py` that applies it, and that
+    brings a sampler of ours where it is another than DDIM; see `write_custom_pipeline`. As a single file, it has the
+    original names of Stable Diffusion 1.x, 2.x or XL, the keys `v_pred` and `ztsnr` where the model predicts v and
+    ends in pure noise, and ModelSpec metadata; `load_pipeline` finds betas and guidance rescale in it too. Weights
+    keep their dtype. What is there is whole: it is written under another name first.
 
     Args:
         pipe: the pipeline.
@@ -301,5 +302,5 @@ def _write_folder(pipe: Any, folder: Path) -> None:
         file = folder / "model_index.json"
         index = json.loads(file.read_text(encoding="utf-8")) | {"scheduler": ["diffusers", type(stock).__name__]}
         file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
+    if getattr(pipe, "default_guidance_rescale", 0.0) > 0 or sampler_of(pipe) is not None:
         write_custom_pipeline(pipe, folder)

@@ -151,6 +151,8 @@ def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
     if betas is not None and not all(_is_number(value) for value in listed(betas)):
         raise ValueError("trained_betas must be numbers.")
+    if not isinstance(distilled := config.get("original_inference_steps"), int | None):
+        raise ValueError(f"original_inference_steps={distilled!r} must be a whole number.")
 
 
 def _is_number(value: Any) -> bool:

@@ -67,7 +67,10 @@ def test_a_revision_is_a_branch_or_a_commit(repo, changed, hub):
 
 NO_TOKEN = "log in by `hf auth login`, or pass token="
 FAILURES = {
-    "a missing index": ({"model_index.json": Failure(404, "EntryNotFound")}, "it has no file model_index.json"),
+    "a missing index": (
+        {"model_index.json": Failure(404, "EntryNotFound")},
+        "holds no pipeline: there is no model_index.json",
+    ),
     "a missing file": ({WEIGHTS: Failure(404, "EntryNotFound")}, f"it has no file {WEIGHTS}"),
     "not authorized": ({"": Failure(401)}, f"it answers 401, not authorized over model_index.json: {NO_TOKEN}"),
     "forbidden": ({"": Failure(403)}, "it answers 403, forbidden over model_index.json: your token may not do this"),
@@ -93,7 +96,7 @@ def test_a_failure_is_said_in_one_sentence_with_the_repo_and_the_remedy(function
         assert audit("acme/dark", **places).ok  # which needs none of it
         return
     with pytest.raises(
-        OSError, match=r"^acme/dark is no local folder or file, and cannot be read from the Hub: "
+        OSError, match=r"^acme/dark (holds no pipeline|is no local folder or file, and cannot be read from the Hub): "
     ) as caught:
         function("acme/dark", **places)
     assert message in str(caught.value)
