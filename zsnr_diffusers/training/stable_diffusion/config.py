@@ -24,6 +24,10 @@ examples:
   accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
       --output_dir sd21-zsnr-lora --lora_rank 64 --learning_rate 1e-4
 
+  # more data than a disk holds: tars of 0001.jpg beside 0001.txt, read by range from where they lie
+  accelerate launch --config_file examples/configs/accelerate/several_machines.yaml -m zsnr_diffusers.training \\
+      --config examples/configs/sd21.yaml --train_shards "s3://bucket/{0000..0999}.tar" --cache_dir /shared/cache
+
   # go on after an interruption
   accelerate launch -m zsnr_diffusers.training --config sd21-zsnr/training_config.yaml --resume
 """
