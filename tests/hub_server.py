@@ -23,7 +23,7 @@ class Failure(NamedTuple):
     """What the server does in place of answering rightly.
 
     Attributes:
-        status: in place of 200; who writes is told `not today`.
+        status: in place of 200, with `not today`.
         code: the Hub's own name for it, in `X-Error-Code`.
         cut: bytes of the body after which the connection breaks off.
         times: how often.
@@ -54,7 +54,7 @@ def commit_of(branch: str) -> str:
 def serve(
     repos: Mapping[str, Path],
     requests: list[str] | None = None,
-    failures: Mapping[str, Failure] | None = None,
+    failures: Mapping[str, Failure | int] | None = None,
     more: Mapping[str, bytes] | None = None,
     made: dict[str, str | None] | None = None,
     new: Path = Path(),
@@ -65,7 +65,7 @@ def serve(
         repos: folders by id, or by `id@branch` for another branch than main; commits are written into them, and those
             that are made are added.
         requests: takes what is asked for.
-        failures: by an ending of the path that is asked for; "" is any.
+        failures: or a status, by an ending of the path that is asked for; "" is any.
         more: files that all repos have beside those in their folders, by any name.
         made: takes whether new repos are to be private.
         new: where folders of new repos are made.
@@ -165,7 +165,8 @@ def serve(
 
         def failure(self, path, body=True):
             """The failure that is due."""
-            for ending, failure in (failures or {}).items():
+            for ending, due in (failures or {}).items():
+                failure = Failure(due) if isinstance(due, int) else due
                 of_a_body = failure.cut is not None
                 if path.endswith(ending) and failed[ending] < failure.times and (body or not of_a_body):
                     failed[ending] += 1
@@ -186,7 +187,8 @@ def serve(
             path = self.note()
             failure = self.failure(path, body) or Failure()
             if failure.cut is None and failure.status != 200:
-                return self.send(failure.status, b"", body, {"X-Error-Code": failure.code})
+                content = json.dumps({"error": "not today"}).encode()
+                return self.send(failure.status, content, body, {"X-Error-Code": failure.code})
             for name, folder in repos.items():
                 repo, _, branch = name.partition("@")
                 revisions = (branch or "main", commit_of(branch or "main"))

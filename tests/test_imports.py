@@ -26,20 +26,13 @@ ALLOWED = {
     "custom_pipeline": {"core", "guided_run", "repo_files", "guidance", "class_conditional"}
     | {"scheduler_base", "scheduler_config", "schedulers"},
     "stock_scheduler": set(),
+    "cards": {"core"},
+    "pushing": {"cards", "custom_pipeline", "guidance", "hub_errors", "stock_scheduler"},
     "checkpoint_layout": set(),
     "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config"},
     "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file", "repo_files"},
-    "hub": {
-        "core",
-        "guidance",
-        "hub_errors",
-        "repo_files",
-        "class_conditional",
-        "custom_pipeline",
-        "scheduler_base",
-        "schedulers",
-    }
-    | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts"},
+    "hub": {"core", "guidance", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
+    | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts", "hub_errors", "repo_files", "pushing"},
     "lora": {
         "core",
         "guidance",
@@ -55,7 +48,7 @@ ALLOWED = {
     | {"repo_files", "evaluation"},
     "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
-    | {"_extras"},
+    | {"cards", "pushing", "_extras"},
     "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}

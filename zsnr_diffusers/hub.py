@@ -24,6 +24,7 @@ from .custom_pipeline import sampler_of, write_custom_pipeline
 from .guidance import with_guidance
 from .hub_errors import from_the_hub
 from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
+from .pushing import open_repo, pipeline_card, push
 from .repo_files import INDEX, named, read_json, saved_config
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
@@ -229,8 +230,18 @@ def _starts_from_noise(scheduler: Any) -> bool:
     return float(scheduler.alphas_cumprod[-1]) < 1e-6 and (own_steps or not leading)  # stock writes zero SNR as 2^-24
 
 
-def save_pipeline(pipe: Any, path: Any, *, format: str | None = None, overwrite: bool = False) -> Path:
-    """Save a pipeline for people who do not have this package.
+def save_pipeline(
+    pipe: Any,
+    path: Any,
+    *,
+    format: str | None = None,
+    overwrite: bool = False,
+    push_to_hub: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> Path:
+    """Save a pipeline for people who do not have this package, and push it to the Hub if asked to.
 
     As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
     `stock_scheduler`. The guidance rescale is recorded in it, and there is a `pipeline.py` that applies it, and that
@@ -244,11 +255,18 @@ def save_pipeline(pipe: Any, path: Any, *, format: str | None = None, overwrite:
         path: a folder, or a file whose name ends in `.safetensors`.
         format: `diffusers` or `single_file`; by the name unless given.
         overwrite: replace what is there: a file, or a folder with a pipeline.
+        push_to_hub: id of a Hub repo, which is made if need be, and whether it can be written is found out before
+            anything else. It gets what is saved, in one commit, and a model card unless it has one. A folder and a
+            file of the same model go into one repo by two calls.
+        private: whether a new repo is.
+        token: in place of the one that is logged in.
+        commit_message: in place of one that names what was saved.
 
     Returns:
         The path.
 
     Raises:
+        OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
         FileExistsError: there is something, and `overwrite` was not passed, or it is a folder without a pipeline.
         ValueError: the name does not go with the format; what a single file or a stock scheduler cannot hold.
         TypeError: guidance rescale in a pipeline whose class is not diffusers'.
@@ -259,11 +277,14 @@ def save_pipeline(pipe: Any, path: Any, *, format: str | None = None, overwrite:
         raise ValueError(f"format={format!r} does not go with {path}: a name in .safetensors is a single file.")
     check_target(path, overwrite)
     claim = scheduler_claim(getattr(getattr(pipe, "scheduler", None), "config", {}))
+    repo = None if push_to_hub is None else open_repo(push_to_hub, private, token)
     with _replaced(path) as new:
         if by_name == "single_file":
             write_single_file(pipe, new, claim.prediction_type, bool(claim.rescale_betas_zero_snr))
         else:
             _write_folder(pipe, new)
+    if repo is not None:
+        push(path, repo, pipeline_card(pipe, path, repo), token, commit_message)
     return path
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from child_processes import exit_code, start_ranks
 from diffusers import DiffusionPipeline
-from hub_server import OWNER, Failure, in_place_of_the_hub, talk_to_the_server
+from hub_server import OWNER, in_place_of_the_hub, talk_to_the_server
 from huggingface_hub import ModelCard
 from training_runs import logged
 
@@ -110,10 +110,10 @@ def test_the_loss_of_a_run_that_went_on_is_that_of_a_whole_one(options, tmp_path
 @pytest.mark.parametrize(
     ("changes", "variables", "refuse", "message"),
     [
-        ({}, {"HF_TOKEN": "hf_other"}, {}, "cannot be made or written: Invalid username or password"),
-        ({}, {}, {"repos/create": 500}, "the repo landscapes cannot be made or written: not today"),
-        ({}, {}, {"repos/create": 403, "preupload/main": 403}, "cannot be made or written: not today"),
-        ({}, {}, {"preupload/main": 403}, "cannot be made or written: not today"),
+        ({}, {"HF_TOKEN": "hf_other"}, {}, "landscapes cannot be made or written at the Hub: it answers 401"),
+        ({}, {}, {"repos/create": 500}, "landscapes cannot be made or written at the Hub: it answers 500; try again later. Check the"),
+        ({}, {}, {"repos/create": 403, "preupload/main": 403}, "cannot be made or written at the Hub: it answers 403, forbidden"),
+        ({}, {}, {"preupload/main": 403}, "cannot be made or written at the Hub: it answers 403, forbidden"),
         ({"hub_model_id": "acme/of/mine"}, {}, {}, "--hub_model_id='acme/of/mine' cannot be the name of a repo"),
         ({"hub_model_id": "acme/-x"}, {}, {}, "cannot be the name of a repo"),
         ({}, {"HF_TOKEN": ""}, {}, "needs a token with write access: run `hf auth login`, or set HF_TOKEN"),
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_found_before_the_first_step(pushed, hub, monkeypatch, 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(Run, "__init__", None)
-    hub["failures"] |= {ending: Failure(status) for ending, status in refuse.items()}
+    hub["failures"] |= refuse
     with pytest.raises(ValueError, match=re.escape(message)):
         train(TrainingConfig(**{**pushed, **changes}))
     assert "hf_o" not in message
@@ -154,7 +154,7 @@ def test_the_repo_is_called_as_the_folder_and_is_private_if_wanted(pushed, hub, 
 
 @pytest.mark.parametrize(("ending", "status"), [("commit/main", 500), ("commit/main", 401), ("objects/batch", 403)])
 def test_a_push_that_fails_leaves_the_result_and_is_repeated(pushed, hub, ending, status):
-    hub["failures"][ending] = Failure(status)
+    hub["failures"][ending] = status
     pushed |= {"luminance_images": 0, "validation_prompts": []}
     with pytest.raises(TrainingError, match=r"whole in .*could not be pushed: not today\. .*--resume") as failed:
         train(TrainingConfig(**pushed))
@@ -173,7 +173,7 @@ def test_a_push_that_fails_leaves_the_result_and_is_repeated(pushed, hub, ending
 
 def test_of_two_processes_one_pushes_and_both_fail(pushed, hub, tmp_path):
     pushed |= {"max_train_steps": 1, "luminance_images": 1, "validation_prompts": [], "report_to": "none"}
-    hub["failures"]["commit/main"] = Failure(500)
+    hub["failures"]["commit/main"] = 500
     server = {name: os.environ[name] for name in ("HF_ENDPOINT", "HF_TOKEN")}
     processes = start_ranks(pushed, tmp_path, talk_to_the_server, environment=server)
     assert [exit_code(process) for process in processes] == [1, 1]

@@ -22,7 +22,11 @@ examples:
   a v-prediction checkpoint, whose keys say so, for diffusers:
     zsnr convert model.safetensors model-folder
 
-  the same from a file that does not say so, where the Hub cannot be reached:
+  a trained folder, and the file of it, into one repo of the Hub, which says what the model is:
+    zsnr convert sd21-zsnr sd21-zsnr-fp16 --dtype float16 --push_to_hub me/sd21-zsnr
+    zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr
+
+  from a file that does not say what it is, where the Hub cannot be reached:
     zsnr convert old.safetensors folder --prediction_type v_prediction --zero_snr --config sdxl-folder
 
 exit status: 0 done, 2 wrong arguments or data
@@ -55,6 +59,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--config", metavar="PATH_OR_ID", help="for a single file: a pipeline of its architecture (default: the Hub's)"
     )
+    parser.add_argument(
+        "--push_to_hub", metavar="REPO", help="upload the target to this repo of the Hub, which is made if need be"
+    )
+    parser.add_argument("--private", action="store_true", default=None, help="make that repo a private one")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.set_defaults(run=run)
 
@@ -68,6 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     target = Path(arguments.target)
     check_target(target, arguments.overwrite)
+    if arguments.private and arguments.push_to_hub is None:
+        raise ValueError("--private goes with --push_to_hub.")
     if arguments.config is not None and not is_single_file(arguments.source):
         raise ValueError("--config goes with a single file; a folder has its own.")
     options = {} if arguments.config is None else {"config": arguments.config}
@@ -80,7 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
             **options,
         )
         pipe.to(getattr(torch, arguments.dtype or _dtype(arguments.source)))
-        save_pipeline(pipe, target, overwrite=arguments.overwrite)
+        pushing = {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
+        save_pipeline(pipe, target, overwrite=arguments.overwrite, **pushing)
     except TypeError as error:
         if arguments.guidance_rescale is None:
             raise
@@ -90,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{target}: {type(pipe).__name__}, prediction_type={claim.prediction_type}, "
         f"rescale_betas_zero_snr={claim.rescale_betas_zero_snr}, "
         f"guidance_rescale={getattr(pipe, 'default_guidance_rescale', 0.0)}"
+        + (f"; pushed to {arguments.push_to_hub}" if arguments.push_to_hub else "")
     )
 
 

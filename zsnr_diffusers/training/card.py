@@ -1,20 +1,16 @@
-"""The model card of what a run ships, in the Hub's format."""
+"""The model card of what a run ships."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from diffusers import SchedulerMixin
 
-from ..core import noise_level, snr
+from ..cards import card_text, schedule_rows, schedule_tags, terminal_snr
 from ..scheduler_base import ZeroSNRScheduler
 from .config import RunConfig
 
-
-def terminal_snr(schedule: Any) -> float:
-    """SNR at the last timestep of a scheduler."""
-    return float(snr(noise_level(schedule.alphas_cumprod, -1)))
+__all__ = ["model_card", "terminal_snr"]
 
 
 def _loss(config: RunConfig) -> str:
@@ -46,31 +42,10 @@ def model_card(
         rows: more of the table, by name.
         usage: Markdown, from the code on.
     """
-    facts = schedule.config
-    zero = terminal_snr(schedule) == 0
     data.library_name = "diffusers"
-    data.tags = [*(data.tags or []), *(["zero-terminal-snr"] if zero else []), str(facts["prediction_type"])]
-    table = {
-        "prediction type": f"`{facts['prediction_type']}`",
-        "schedule": f"`{facts['beta_schedule']}`, beta {facts['beta_start']} to {facts['beta_end']}, "
-        f"`rescale_betas_zero_snr={facts['rescale_betas_zero_snr']}`",
-        "signal-to-noise ratio at the last timestep": f"{terminal_snr(schedule):.6g}",
-        "scheduler, timestep spacing": f"`{type(scheduler).__name__}`, `{scheduler.config.timestep_spacing}`",
-        **rows,
-        "loss": _loss(config),
-    }
-    lines = "\n".join(f"| {name} | {text} |" for name, text in table.items())
-    return f"""---
-{data.to_yaml()}
----
-
-# {Path(config.output_dir).resolve().name}
-
-{subject}, trained for {config.max_train_steps:,} steps with zsnr_diffusers on
-{"the schedule of Lin et al. 2023 (arXiv:2305.08891), ending at pure noise" if zero else "its own schedule"}.
-
-| | |
-|---|---|
-{lines}
-
-{usage}"""
+    data.tags = [*(data.tags or []), *schedule_tags(schedule)]
+    zero = terminal_snr(schedule) == 0
+    ending = "the schedule of Lin et al. 2023 (arXiv:2305.08891), ending at pure noise" if zero else "its own schedule"
+    text = f"{subject}, trained for {config.max_train_steps:,} steps with zsnr_diffusers on\n{ending}."
+    table = {**schedule_rows(schedule, scheduler), **rows, "loss": _loss(config)}
+    return card_text(data, Path(config.output_dir).resolve().name, text, table, usage)

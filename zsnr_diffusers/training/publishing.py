@@ -6,6 +6,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from .. import pushing
 from .config import RunConfig
 from .errors import TrainingError
 from .lock import LOCK_FILE
@@ -43,18 +44,13 @@ def open_repo(config: RunConfig) -> str:
     Raises:
         ValueError: it cannot; the message says what the Hub said.
     """
-    name, api = repo_name(config), huggingface_hub.HfApi()
     try:
-        repo: str = api.create_repo(name, private=config.hub_private_repo or None, exist_ok=True).repo_id
-        # A repo of others is there as well; what comes before an upload is granted to those who may write.
-        probe = huggingface_hub.CommitOperationAdd("README.md", b"probe")
-        api.preupload_lfs_files(repo, [probe])
-    except Exception as error:  # of the network, by several libraries
+        return pushing.open_repo(repo_name(config), config.hub_private_repo or None, None)
+    except OSError as error:
         raise ValueError(
-            f"--push_to_hub: the repo {name} cannot be made or written: {_first_line(error)}. Check the token with "
-            "`hf auth whoami`, or name a repo that it may write with --hub_model_id."
+            f"--push_to_hub: {error} Check the token with `hf auth whoami`, or name a repo that it may write with "
+            "--hub_model_id."
         ) from error
-    return repo
 
 
 def push(config: RunConfig, repo: str) -> str:
