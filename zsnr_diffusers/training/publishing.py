@@ -9,12 +9,12 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from .. import pushing
 from .config import RunConfig
 from .errors import TrainingError
-from .lock import LOCK_FILE
 from .previews import telling
 from .run_folder import CONFIG_FILE, FINGERPRINT_FILE
 
-_OF_THE_RUN = ("checkpoint-*", "logs/*", LOCK_FILE, CONFIG_FILE, FINGERPRINT_FILE, ".*")
-"""What is in its folder beside what it ships; the last two files name folders of this machine."""
+_OF_THE_RUN = ("checkpoint-*", "logs/*", CONFIG_FILE, FINGERPRINT_FILE, ".*")
+"""What is in its folder beside what it ships: the configuration names folders of this machine, hidden files are the
+lock and what is half written."""
 
 
 def repo_name(config: RunConfig) -> str:
