@@ -1,10 +1,11 @@
+import shlex
 import subprocess
 import sys
 
 import pytest
 from command_line import fill
 
-from zsnr_diffusers.cli import main
+from zsnr_diffusers.cli import build_parser, main
 
 
 @pytest.fixture
@@ -35,7 +36,22 @@ def test_help_teaches_by_example(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 0
-    assert "zsnr evaluate --real photos/ --generated samples/" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "zsnr evaluate --real photos/ --generated samples/" in out
+    assert max(len(line) for line in out.splitlines()) <= 120
+
+
+def test_every_example_of_the_help_parses(capsys):
+    """Which is what people copy."""
+    lines = []
+    for arguments in (["--help"], *([command, "--help"] for command in ("audit", "convert", "evaluate"))):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        text = capsys.readouterr().out.replace("\\\n", " ")
+        lines += [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("    zsnr ")]
+    assert {line[0] for line in lines} == {"audit", "convert", "evaluate"}
+    for line in lines:
+        build_parser().parse_args(line)
 
 
 def test_as_a_process(tmp_path, real):

@@ -11,6 +11,20 @@ from .processes import ProcessError, is_main_process
 
 DESCRIPTION = "Zero-terminal-SNR diffusion (Lin et al. 2023, arXiv:2305.08891) for diffusers."
 
+EXAMPLES = """\
+examples:
+  is a model set up right, and make it right:
+    zsnr audit sd21-zsnr/ --fix
+
+  one file of it for other programs, and onto the Hub:
+    zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr
+
+  are its pictures as dark and as bright as photographs:
+    zsnr evaluate --real photos/ --generated samples/ --plot luminance.png
+
+zsnr COMMAND --help has more of each
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default that of the process); its exit status is the command's, or 2.
@@ -33,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "zsnr",
         description=DESCRIPTION,
-        epilog="example: zsnr evaluate --real photos/ --generated samples/ --plot luminance.png",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from audited import misses
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from test_class_conditional import build as class_conditional
 from tiny_checkpoints import V, assert_same_weights, paint, says, sd_scheduler, settings, tiny_pipeline
 
@@ -87,3 +89,16 @@ def test_folders_of_other_things_are_never_replaced(tmp_path):
 def test_a_name_that_does_not_go_with_the_format_is_refused(name, format, tmp_path):
     with pytest.raises(ValueError, match=f"format='{format}' does not go with"):
         save_pipeline(tiny_pipeline("1"), tmp_path / name, format=format)
+
+
+@pytest.mark.parametrize("name", ["Euler", "EulerAncestral", "DPMSolverMultistep", "UniPCMultistep", "DDIM", "DDPM"])
+def test_others_make_their_own_sampler_of_what_is_saved(name, tmp_path):
+    """As InvokeAI does, with the settings of the sampler that its user chose over the config."""
+    folder = save_pipeline(
+        tiny_pipeline("1", ZeroSNRDDIMScheduler.from_config(sd_scheduler(V).config)), tmp_path / "a"
+    )
+    config = EulerDiscreteScheduler.load_config(folder / "scheduler")
+    cls = getattr(diffusers, f"{name}DiscreteScheduler" if name.startswith("Euler") else f"{name}Scheduler")
+    theirs = cls.from_config({**config, "use_karras_sigmas": False, "_backup": config})
+    assert (theirs.config.prediction_type, theirs.config.rescale_betas_zero_snr) == (V, True)
+    assert [*misses(theirs, (1, 2, 5, 20, 50))] == []

@@ -10,9 +10,14 @@ from . import new_parser
 
 DESCRIPTION = """\
 Saves a pipeline in another form. A target that ends in .safetensors becomes a single file in the original layout of
-Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply, as ComfyUI, Forge and others read
-them; any other target becomes a folder of diffusers with stock classes. What the model predicts and whether it ends
-in pure noise is found in the source, or told here."""
+Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply; any other target becomes a folder of
+diffusers with stock classes. What the model predicts and whether it ends in pure noise is found in the source, or told
+here.
+
+Where to with it: diffusers opens the folder as any other, and so does InvokeAI. ComfyUI and Forge read the keys of an
+XL file; of 1.x and 2.x they do not, and are told: in ComfyUI by the node ModelSamplingDiscrete (v_prediction, zsnr).
+kohya's scripts are told by --v_parameterization --zero_terminal_snr. The guidance rescale is for you to set there, in
+ComfyUI by the node RescaleCFG."""
 
 EXAMPLES = """\
 examples:
