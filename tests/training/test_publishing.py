@@ -110,10 +110,15 @@ def test_the_loss_of_a_run_that_went_on_is_that_of_a_whole_one(options, tmp_path
 @pytest.mark.parametrize(
     ("changes", "variables", "refuse", "message"),
     [
-        ({}, {"HF_TOKEN": "hf_other"}, {}, "landscapes cannot be made or written at the Hub: it answers 401"),
-        ({}, {}, {"repos/create": 500}, "landscapes cannot be made or written at the Hub: it answers 500; try again later. Check the"),
-        ({}, {}, {"repos/create": 403, "preupload/main": 403}, "cannot be made or written at the Hub: it answers 403, forbidden"),
-        ({}, {}, {"preupload/main": 403}, "cannot be made or written at the Hub: it answers 403, forbidden"),
+        (
+            {},
+            {"HF_TOKEN": "hf_other"},
+            {},
+            "landscapes cannot be made or written at the Hub: it answers 401, not authorized",
+        ),
+        ({}, {}, {"repos/create": 500}, "written at the Hub: it answers 500; try again later. Check"),
+        ({}, {}, {"repos/create": 403, "preupload/main": 403}, "written at the Hub: it answers 403, forbidden"),
+        ({}, {}, {"preupload/main": 403}, "written at the Hub: it answers 403, forbidden"),
         ({"hub_model_id": "acme/of/mine"}, {}, {}, "--hub_model_id='acme/of/mine' cannot be the name of a repo"),
         ({"hub_model_id": "acme/-x"}, {}, {}, "cannot be the name of a repo"),
         ({}, {"HF_TOKEN": ""}, {}, "needs a token with write access: run `hf auth login`, or set HF_TOKEN"),
