@@ -12,8 +12,8 @@ def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
     For zero terminal SNR it is Euler, stock's DDIM by another name: it takes each next level from its own timesteps
     and so is right at every number of steps, which stock's DDIM is not (it steps to t - T // n). A model of pixels
     needs its x_0 clipped, which Euler does not do: it gets `DDPMScheduler`, right at every number of steps at which
-    stock's trailing spacing is, all but 62 of 1 to 1000. Without zero SNR it is stock's DDIM, right where the number of
-    steps divides T: Euler would start from a little less noise than the model was trained at.
+    stock's trailing spacing is, all but 62 of 1 to 1000. Without zero SNR it is stock's DDIM, right where the number
+    of steps divides T: Euler would start from a little less noise than the model was trained at.
 
     Args:
         scheduler: of this package or of diffusers.
