@@ -27,7 +27,7 @@ thread of an AMD EPYC) neither start pays, so the trainer has no option for them
     distilled     0.436  0.300  0.111  0.092  0.070  0.057  0.060  0.045  0.037            175       51
     refitted      0.377  0.272  0.108  0.062  0.067  0.078  0.054  0.059  0.047            200       52
 
-Single runs differ by up to 0.04 at 100 steps and 0.03 at 200, more than the starts do.
+Two runs of the trainer itself, plain, differ by 0.04 at 100 steps and 0.03 at 200, which is more than the starts do.
 """
 
 import argparse

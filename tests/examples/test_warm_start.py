@@ -28,9 +28,9 @@ def test_timesteps_of_equal_snr():
     below = times[known].floor().long()
     share = times[known].double() - below
     alpha = BASE.sqrt()
-    # alpha is all but linear between two timesteps; float32 keeps timesteps to 1e-4
+    # alpha is a little curved between two timesteps, by 4e-6 at most, near the data
     found = torch.lerp(alpha[below], alpha[(below + 1).clamp(max=999)], share)
-    torch.testing.assert_close(found, OURS.sqrt()[known], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, OURS.sqrt()[known], rtol=0, atol=1e-5)
     same = warm_start.equal_snr_timesteps(BASE, BASE)
     torch.testing.assert_close(same, torch.arange(1000.0), rtol=0, atol=1e-3)
 
