@@ -1,6 +1,7 @@
 """Training on tar shards: the rows, their order, and what becomes of a run when they cannot be read."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -16,6 +17,7 @@ from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, Trainin
 from zsnr_diffusers.training.checkpoints import checkpoints, read_checkpoint
 from zsnr_diffusers.training.data import check_images, image_sha256, image_size, name_of, open_rows, read_image
 from zsnr_diffusers.training.fingerprint import _data_sha256
+from zsnr_diffusers.training.luminance import read_luminance
 from zsnr_diffusers.training.remote import ShardError
 
 
@@ -229,6 +231,21 @@ def test_a_bad_image_is_named_and_the_next_row_shown(damaged, shard_options, cap
     assert torch.equal(shown["pixel_values"], after["pixel_values"])
     assert not torch.equal(shown["noise"], after["noise"])
     assert same(run(damaged, on_bad_image="skip", resume=True), weights(damaged["output_dir"]))
+
+
+def test_bad_images_are_not_measured_either(damaged):
+    changes = {"on_bad_image": "skip", "luminance_images": 10, "num_inference_steps": 1, "max_train_steps": 1}
+    train(TrainingConfig(**{**damaged, **changes}))
+    coverages = read_luminance(Path(damaged["output_dir"]))
+    assert [(one.generated.n, one.real.n) for one in coverages.values()] == [(8, 8)] * 2
+
+
+def test_rows_are_read_by_many_threads(shard_options):
+    rows = opened(shard_options)
+    rows.shards._most_indices = 1
+    expected = [rows.shards.name(row) for row in range(10)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(rows.shards.name, [*range(10)] * 200)) == expected * 200
 
 
 def test_nothing_but_bad_images_ends_the_run(options, tmp_path):

@@ -143,6 +143,23 @@ def read_image(rows: Rows, column: str, index: int) -> Image.Image:
     return load_rgb(source, name=path or f"of row {index}")
 
 
+def can_be_read(rows: Rows, config: RunConfig, index: int) -> bool:
+    """Whether all of a row can be read; elsewhere than in shards it was looked at before the start.
+
+    Raises:
+        ImageError: it cannot, and `--on_bad_image` is `fail`.
+    """
+    if isinstance(rows, ShardedRows):
+        try:
+            read_image(rows, config.image_column, index)
+            rows[[index]]
+        except ImageError:
+            if config.on_bad_image == "fail":
+                raise
+            return False
+    return True
+
+
 def image_size(rows: Rows, column: str, index: int) -> Size:
     """The size of the image of a row, by its header.
 

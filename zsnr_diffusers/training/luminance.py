@@ -2,18 +2,17 @@
 
 import dataclasses
 import json
+import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..evaluation.luminance import Floats, LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance
 from ..evaluation.plots import plot_luminance_over_steps
-from .data import read_image
+from .data import can_be_read, read_image
 from .durable import write_json
-from .samples import generator
+from .samples import seed_of
 from .task import Task
 
 LUMINANCE_FILE, LUMINANCE_PICTURE = "luminance.json", "luminance.png"
@@ -23,13 +22,20 @@ _DATA_IMAGES = 512
 
 def drawn_rows(good: Sequence[int], seed: int, count: int) -> list[int]:
     """Random rows of the data, the same ones at every step of a run; all of them if there are no more."""
-    places = torch.randperm(len(good), generator=generator(seed, 5))[:count]
-    return [good[place] for place in places.tolist()]
+    return random.Random(seed_of(seed, 5)).sample(good, min(count, len(good)))
+
+
+def readable_rows(task: Task, good: Sequence[int], count: int) -> list[int]:
+    """The same without those of shards, at which nobody has looked yet, that cannot be read and are to be skipped."""
+    drawn = drawn_rows(good, task.config.seed, count)
+    with ThreadPoolExecutor() as pool:
+        usable = pool.map(lambda row: can_be_read(task.rows, task.config, row), drawn)
+        return [row for row, can in zip(drawn, usable, strict=True) if can]
 
 
 def data_luminance(task: Task, good: Sequence[int]) -> Floats:
     """Mean luminance of a random part of a run's images, whole and as they are on the disk, float64 [n]."""
-    rows, column = drawn_rows(good, task.config.seed, _DATA_IMAGES), task.config.image_column
+    rows, column = readable_rows(task, good, _DATA_IMAGES), task.config.image_column
     with ThreadPoolExecutor() as pool:
         return mean_luminance(pool.map(lambda row: read_image(task.rows, column, row), rows))
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..evaluation.luminance import Floats, LuminanceCoverage, mean_luminance
 from ..evaluation.plots import luminance_picture, sample_grid
-from .luminance import add_luminance, data_luminance, drawn_rows, in_words
+from .luminance import add_luminance, data_luminance, in_words, readable_rows
 from .task import Task
 
 _COLUMNS = 4
@@ -34,7 +34,10 @@ class Previews:
 
     def __init__(self, accelerator: Accelerator, task: Task, good: Sequence[int]) -> None:
         self.accelerator, self.task, self.good = accelerator, task, good
-        self.rows = drawn_rows(good, task.config.seed, task.config.luminance_images)
+
+    @functools.cached_property
+    def _rows(self) -> list[int]:
+        return readable_rows(self.task, self.good, self.task.config.luminance_images)
 
     @functools.cached_property
     def _data(self) -> Floats:
@@ -56,7 +59,7 @@ class Previews:
         pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)
         with self.accelerator.autocast():
             shown = self.task.preview(pipe)
-            painted = self.task.paint(pipe, self.rows) if self.rows else []
+            painted = self.task.paint(pipe, self._rows) if self._rows else []
         if not painted:
             return None if shown is None else self._write(sample_grid(*shown), step)
         rows = [painted[first : first + _COLUMNS] for first in range(0, len(painted), _COLUMNS)]

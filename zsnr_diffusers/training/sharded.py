@@ -120,11 +120,12 @@ class Shards:
         """The shard of a row, its index, and the row's number in it."""
         number = bisect_right(self.ends, row)
         shard = self.all[number]
-        if number not in self._indices:
-            while len(self._indices) >= self._most_indices:
-                self._indices.pop(next(iter(self._indices)))
-            self._indices[number] = self._stored(shard.url, shard.size)
-        return shard, self._indices[number], row - (self.ends[number] - shard.rows)
+        index = self._indices.get(number)
+        if index is None:
+            self._indices[number] = index = self._stored(shard.url, shard.size)
+            for old in list(self._indices)[: -self._most_indices]:
+                self._indices.pop(old, None)  # another thread may have been here first
+        return shard, index, row - (self.ends[number] - shard.rows)
 
     def name(self, row: int) -> str:
         """What to call a row; nothing is read of it."""
