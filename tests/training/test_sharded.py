@@ -1,7 +1,6 @@
 """Training on tar shards: the rows, their order, and what becomes of a run when they cannot be read."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -238,14 +237,6 @@ def test_bad_images_are_not_measured_either(damaged):
     train(TrainingConfig(**{**damaged, **changes}))
     coverages = read_luminance(Path(damaged["output_dir"]))
     assert [(one.generated.n, one.real.n) for one in coverages.values()] == [(8, 8)] * 2
-
-
-def test_rows_are_read_by_many_threads(shard_options):
-    rows = opened(shard_options)
-    rows.shards._most_indices = 1
-    expected = [rows.shards.name(row) for row in range(10)]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(rows.shards.name, [*range(10)] * 200)) == expected * 200
 
 
 def test_nothing_but_bad_images_ends_the_run(options, tmp_path):
