@@ -66,5 +66,6 @@ def test_the_examples_for_accelerate_are_read_by_it(file):
 
 def test_processes_that_would_train_each_by_itself_are_refused(config, environment):
     environment("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"2 processes were started, and accelerate sees 1\."):
+    # older versions of accelerate refuse it themselves
+    with pytest.raises(ValueError, match=r"2 processes were started, and accelerate sees 1\.|MASTER_ADDR"):
         launch(config)
