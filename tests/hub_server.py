@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub
 from huggingface_hub import constants
 
 TOKEN, OWNER = "hf_of_the_tests", "acme"
@@ -249,10 +250,16 @@ def serve(
 @contextlib.contextmanager
 def in_place_of_the_hub(monkeypatch, **served):
     """Let this process talk to a server, and with the right to write; `served` as of `serve`."""
+    # Older clients remember in their session that they were offline.
+    reset = getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)
     with serve(**served) as endpoint:
+        reset()
         for name, value in {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN}.items():
             monkeypatch.setenv(name, value)
         for name in ("ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
             monkeypatch.setattr(constants, name, getattr(constants, name))
         talk_to_the_server()
-        yield
+        try:
+            yield
+        finally:
+            reset()

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -19,7 +20,8 @@ CONFIGS = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs" / "a
 def environment(monkeypatch):
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
-    return monkeypatch.setenv
+    with mock.patch.dict(os.environ):  # accelerate may add to them, and fail then
+        yield monkeypatch.setenv
 
 
 def test_one_process(config, environment):
