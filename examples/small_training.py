@@ -1,6 +1,6 @@
 """A training loop for networks that are trained in minutes; the real one is `zsnr_diffusers.training`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from diffusers import ModelMixin
@@ -12,7 +12,13 @@ WARMUP_STEPS, EMA_DECAY = 50, 0.999
 
 
 def minimize(
-    unet: ModelMixin, loss_of_a_batch: Callable[[], Tensor], steps: int, learning_rate: float, name: str
+    unet: ModelMixin,
+    loss_of_a_batch: Callable[[], Tensor],
+    steps: int,
+    learning_rate: float,
+    name: str,
+    look: Callable[[int], None] | None = None,
+    look_after: Container[int] = (),
 ) -> None:
     """Train a network with AdamW, a warm-up and clipped gradients; its averaged weights are left in it.
 
@@ -22,12 +28,14 @@ def minimize(
         steps: how many.
         learning_rate: after the warm-up.
         name: of the progress bar.
+        look: called with the number of steps made, while the averaged weights are in the network.
+        look_after: at which numbers.
     """
     optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
     ema = EMAModel(unet.parameters(), decay=EMA_DECAY)
     unet.train()
-    for _ in (progress := tqdm(range(steps), desc=name)):
+    for step in (progress := tqdm(range(1, steps + 1), desc=name)):
         loss = loss_of_a_batch()
         optimizer.zero_grad()
         loss.backward()
@@ -36,5 +44,11 @@ def minimize(
         warmup.step()
         ema.step(unet.parameters())
         progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if look is not None and step in look_after:
+            ema.store(unet.parameters())
+            ema.copy_to(unet.parameters())
+            look(step)
+            ema.restore(unet.parameters())
+            unet.train()
     ema.copy_to(unet.parameters())
     unet.eval()

@@ -1,9 +1,12 @@
 """What the README says can be run is run."""
 
 import dataclasses
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +82,17 @@ def test_the_page_of_retraining_is_enough(base_folder, image_folder, tmp_path, m
         untrained = "--deep" in line  # after two steps
         assert zsnr([*line, *few]) == untrained, capsys.readouterr()
     assert {"sd21-zsnr.safetensors", "brightness.png", "grid.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("script", sorted(set(re.findall(r"python (examples/[\w/]+\.py)", README))))
+def test_examples_start_as_they_are_called(script):
+    """Without the paths that tests add."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage: " in result.stdout
 
 
 def test_the_training_commands_parse():

@@ -41,7 +41,7 @@ def open_repo(repo_id: str, private: bool | None, token: str | None) -> str:
         # A repo of others is there as well; what comes before an upload is granted to those who may write.
         api.preupload_lfs_files(repo, [CommitOperationAdd(CARD, b"?")])
     except _FAILURES as error:
-        raise OSError(f"{repo_id} cannot be made or written at the Hub: {_reason(error, repo_id)}.") from error
+        raise OSError(f"{repo_id} cannot be made or written at the Hub: {reason(error, repo_id)}.") from error
     return repo
 
 
@@ -64,7 +64,7 @@ def push(path: Path, repo: str, card: str, token: str | None, commit_message: st
         return str(api.create_commit(repo, operations, commit_message=message).commit_url)
     except _FAILURES as error:
         raise OSError(
-            f"{path} is whole, but could not be pushed to {repo}: {_reason(error, repo)}. To push it as it is: "
+            f"{path} is whole, but could not be pushed to {repo}: {reason(error, repo)}. To push it as it is: "
             f"huggingface_hub.HfApi().{_by_hand(path, repo)}"
         ) from error
 
@@ -75,7 +75,8 @@ def _by_hand(path: Path, repo: str) -> str:
     return f"upload_file(path_or_fileobj={str(path)!r}, path_in_repo={path.name!r}, repo_id={repo!r})"
 
 
-def _reason(error: BaseException, repo: str) -> str:
+def reason(error: BaseException, repo: str) -> str:
+    """Why a repo could not be written, in words."""
     return hub_reason(error, repo) or " ".join(str(error).split()).rstrip(".")
 
 

@@ -32,28 +32,32 @@ Two runs of the trainer itself, plain, differ by 0.04 at 100 steps and 0.03 at 2
 
 import argparse
 import copy
+import itertools
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import datasets
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.training_utils import EMAModel
 from landscapes import captions
 from matplotlib.figure import Figure
+from small_training import minimize
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler
-from zsnr_diffusers.core import NoiseLevel, add_noise, training_target, v_loss, x_0_factors
+from zsnr_diffusers.core import NoiseLevel, add_noise, noise_level, training_target, v_loss, x_0_factors
 from zsnr_diffusers.evaluation import generate_images, luminance_coverage, mean_luminance
 
-BATCH, LEARNING_RATE, WARMUP_STEPS, EMA_DECAY, CAPTION_DROPOUT = 16, 1e-3, 50, 0.999, 0.1
+BATCH, LEARNING_RATE, CAPTION_DROPOUT = 16, 1e-3, 0.1
 GOAL = 0.06
 
 
@@ -66,7 +70,8 @@ def equal_snr_timesteps(base: Tensor, ours: Tensor) -> Tensor:
         base: alpha_bar of the schedule that is looked up, shape [T].
         ours: alpha_bar of the other one.
     """
-    angles = [torch.atan2((1 - table).sqrt(), table.sqrt()).double().numpy() for table in (base, ours)]
+    levels = [noise_level(table.double(), torch.arange(len(table))) for table in (base, ours)]
+    angles = [torch.atan2(level.sigma, level.alpha).flatten().numpy() for level in levels]
     places = np.interp(angles[1], angles[0], np.arange(len(base)), right=np.nan)
     return torch.from_numpy(places).float()
 
@@ -168,29 +173,23 @@ def run(
     refitted: bool = False,
 ) -> list[tuple[float, float]]:
     """(W1, CPU seconds of training so far) at each mark."""
-    unet, found, started = conversion.pipe.unet.train(), [], time.process_time()
+    unet, found, looking, steps = conversion.pipe.unet, [], 0.0, itertools.count()
+    started = time.process_time()
     if refitted:
         conversion.refit(seed)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / WARMUP_STEPS))
-    ema = EMAModel(unet.parameters(), decay=EMA_DECAY)
-    for step in range(marks[-1]):
-        loss = conversion.loss(seed, step, args.distill_alpha if distilled and step < args.distill_steps else None)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        warmup.step()
-        ema.step(unet.parameters())
-        if step + 1 in marks:
-            seconds = time.process_time() - started
-            ema.store(unet.parameters())
-            ema.copy_to(unet.parameters())
-            unet.eval()
-            found.append((measure(), seconds))
-            unet.train()
-            ema.restore(unet.parameters())
-            started = time.process_time() - seconds
+
+    def loss() -> Tensor:
+        step = next(steps)
+        return conversion.loss(seed, step, args.distill_alpha if distilled and step < args.distill_steps else None)
+
+    def look(step: int) -> None:
+        nonlocal looking
+        now = time.process_time()
+        unet.eval()
+        found.append((measure(), now - started - looking))
+        looking += time.process_time() - now
+
+    minimize(unet, loss, marks[-1], LEARNING_RATE, "training", look, marks)
     return found
 
 

@@ -62,7 +62,7 @@ for repo, kwargs in (("acme/dark", {{"revision": "nowhere"}}), ("acme/none", {{}
 
 def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
     requests = []
-    with serve({"acme/dark": folder}, requests) as endpoint:
+    with serve({"acme/dark": folder}, requests=requests) as endpoint:
         environment = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
         result = subprocess.run(
             [sys.executable, "-c", ON_THE_HUB], env={**os.environ, **environment}, capture_output=True, text=True

@@ -161,7 +161,9 @@ def test_the_repo_is_called_as_the_folder_and_is_private_if_wanted(pushed, hub, 
 def test_a_push_that_fails_leaves_the_result_and_is_repeated(pushed, hub, ending, status):
     hub["failures"][ending] = status
     pushed |= {"luminance_images": 0, "validation_prompts": []}
-    with pytest.raises(TrainingError, match=r"whole in .*could not be pushed: not today\. .*--resume") as failed:
+    with pytest.raises(
+        TrainingError, match=rf"whole in .*could not be pushed: it answers {status}.*\. .*--resume"
+    ) as failed:
         train(TrainingConfig(**pushed))
     assert files(hub["repos"]["acme/landscapes"]) == {}
     DiffusionPipeline.from_pretrained(pushed["output_dir"])
@@ -183,7 +185,7 @@ def test_of_two_processes_one_pushes_and_both_fail(pushed, hub, tmp_path):
     processes = start_ranks(pushed, tmp_path, talk_to_the_server, environment=server)
     assert [exit_code(process) for process in processes] == [1, 1]
     for rank in range(2):
-        assert "could not be pushed: not today" in (tmp_path / f"rank{rank}.log").read_text()
+        assert "could not be pushed: it answers 500" in (tmp_path / f"rank{rank}.log").read_text()
     for path in ("api/repos/create", "api/models/acme/landscapes/commit/main"):
         assert hub["requests"].count(path) == 1
     assert list(read_luminance(Path(pushed["output_dir"]))) == [0, 1]

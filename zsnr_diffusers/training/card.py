@@ -10,8 +10,6 @@ from ..cards import card_text, schedule_rows, schedule_tags, terminal_snr
 from ..scheduler_base import ZeroSNRScheduler
 from .config import RunConfig
 
-__all__ = ["model_card", "terminal_snr"]
-
 
 def _loss(config: RunConfig) -> str:
     weight = "weight 1 at every timestep"

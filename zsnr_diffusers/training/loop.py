@@ -58,9 +58,8 @@ class Run:
         repo: str | None = None,
     ) -> None:
         self.config, self.accelerator, self.task, self.checkpoint = config, accelerator, task, checkpoint
-        self.samples = SpreadTimesteps(
-            task.prepare(accelerator, samples), config, len(task.schedule), self._global_batch
-        )
+        global_batch = config.global_batch(accelerator.num_processes)
+        self.samples = SpreadTimesteps(task.prepare(accelerator, samples), config, len(task.schedule), global_batch)
         self.weighting = LossWeighting(config, task.schedule, accelerator.device)
         self.loss_by_timestep = LossByTimestep(len(task.schedule), accelerator.device)
         self.processes, self.row_of = processes, samples.row_of
@@ -134,7 +133,7 @@ class Run:
             accelerator.init_trackers(
                 "logs", {k: v for k, v in vars(config).items() if isinstance(v, int | float | str)}
             )
-        global_batch = self._global_batch
+        global_batch = config.global_batch(accelerator.num_processes)
         progress = tqdm(
             desc="training", total=config.max_train_steps, initial=self.step, disable=not accelerator.is_main_process
         )
@@ -171,18 +170,14 @@ class Run:
         steps = len(times) - 1 - _WARMUP_STEPS
         seconds = (times[-1] - times[_WARMUP_STEPS]) / steps
         hours = seconds * self.config.max_train_steps / 3600
+        images = self.config.global_batch(self.accelerator.num_processes)
         device = self.accelerator.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         return (
-            f"measured: {self._global_batch / seconds:.1f} images/s, {seconds:.3f} s per step over {steps} "
+            f"measured: {images / seconds:.1f} images/s, {seconds:.3f} s per step over {steps} "
             f"steps on {self.accelerator.num_processes} x {name} in {self.accelerator.mixed_precision} precision; "
             f"{self.config.max_train_steps:,} steps would take {hours:,.1f} hours"
         )
-
-    @property
-    def _global_batch(self) -> int:
-        config = self.config
-        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
     @contextlib.contextmanager
     def _batches(self, last_step: int) -> Iterator[Iterator[Batch]]:
@@ -303,7 +298,7 @@ class Run:
 
     def _rows(self) -> str:
         """The rows of the data that this step's global batch is made of."""
-        size = self._global_batch
+        size = self.config.global_batch(self.accelerator.num_processes)
         rows = [self.row_of(position) for position in range(self.step * size, (self.step + 1) * size)]
         names = [name_of(self.task.rows, self.config.image_column, row) for row in rows[:_MOST_ROWS_NAMED]]
         return ", ".join([*names, *([f"and {size - len(names)} more"] if size > len(names) else [])])

@@ -72,8 +72,8 @@ def push(config: RunConfig, repo: str) -> str:
         )
     except Exception as error:  # whatever it is, the result is on the disk
         raise TrainingError(
-            f"The pipeline is whole in {folder}, but it could not be pushed: {_first_line(error)}. The same command "
-            "with --resume trains nothing more and pushes it. By hand: python -c 'import huggingface_hub; "
+            f"The pipeline is whole in {folder}, but it could not be pushed: {pushing.reason(error, repo)}. The same "
+            "command with --resume trains nothing more and pushes it. By hand: python -c 'import huggingface_hub; "
             f'huggingface_hub.HfApi().upload_folder(repo_id="{repo}", folder_path="{folder}", '
             f"ignore_patterns={json.dumps(ignored)})'"
         ) from error
@@ -88,11 +88,3 @@ def _not_shipped(config: RunConfig) -> list[str]:
     if config.cache_folder.resolve().is_relative_to(folder.resolve()):
         patterns.append(f"{config.cache_folder.resolve().relative_to(folder.resolve()).as_posix()}/*")
     return patterns
-
-
-def _first_line(error: BaseException) -> str:
-    """What the Hub said, in one line of several, or else what an error says that was not caused by another."""
-    said = getattr(error, "server_message", None)
-    if not said and error.__cause__ is not None:
-        return _first_line(error.__cause__)
-    return (said or str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")

@@ -8,9 +8,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from torch import Tensor
 
+from ...cards import terminal_snr
 from ...class_conditional import ClassConditionalPipeline
 from ...schedulers import ZeroSNRDDPMScheduler
-from ..card import terminal_snr
 from ..data import Images, noise_rows, open_rows
 from ..samples import Batch
 from ..task import Task

@@ -10,9 +10,9 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
+from ...cards import terminal_snr
 from ...evaluation.generation import generate_images
 from ..buckets import filled_up
-from ..card import terminal_snr
 from ..data import Images, noise_rows, open_rows
 from ..samples import Batch
 from ..task import Task
