@@ -8,6 +8,7 @@ same predictions, which tells how stock combines them; Algorithm 2 of Lin et al.
 nothing of ours, is what ought to have reached the scheduler. Prints the README's table; 40 seconds on one CPU core.
 """
 
+import argparse
 import functools
 import inspect
 import sys
@@ -184,6 +185,8 @@ def finding_row(found: Finding) -> str:
 
 def main() -> None:
     """Print the table."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
     findings = [examine(name) for name in sorted(PIPELINES)]
