@@ -6,6 +6,7 @@ Nothing here knows of images: a list is divided, results are gathered, and an er
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -65,6 +66,9 @@ class Processes:
             result = [work()] if self.is_main else []
         return self.gather(result)[0][0]
 
+    def settle(self) -> None:
+        """To be called before the process group is taken down."""
+
     def close(self) -> None:
         """Leave the others; nothing can be shared afterwards."""
 
@@ -104,8 +108,17 @@ class LaunchedProcesses(Processes):
             if message is not None:
                 raise ProcessError(f"process {rank}: {message}")
 
+    def settle(self) -> None:
+        """Let the group's threads free what was exchanged last.
+
+        They need Python's lock for it. torch 2.6 takes a group down with the lock held, and waits for its threads:
+        where one had not come to it, both wait forever.
+        """
+        time.sleep(0.1)
+
     def close(self) -> None:
         """Leave the process group."""
+        self.settle()
         self._distributed.destroy_process_group()
 
 

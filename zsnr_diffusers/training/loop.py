@@ -156,7 +156,11 @@ class Run:
         accelerator.print(f"Saved the result in {config.output_dir}")
         if (repo := self.repo) is not None:
             accelerator.print(f"Pushed it to {self.processes.from_main(lambda: push(config, repo))}")
-        accelerator.end_training()
+        self._end()
+
+    def _end(self) -> None:
+        self.processes.settle()
+        self.accelerator.end_training()
 
     def measure(self) -> str:
         """Time some steps, and say how long the whole run would take; nothing is written."""
@@ -198,7 +202,7 @@ class Run:
             self._save_checkpoint()
         if self.stop and not last:
             self.accelerator.print(f"Stopped after step {self.step}; {self._kept}. --resume goes on from there.")
-            self.accelerator.end_training()
+            self._end()
             # In a process that heard nothing itself, the others did.
             raise TrainingInterrupted(self.signals.received or signal.SIGTERM)
         if last or self.step % config.validation_steps == 0:
