@@ -217,8 +217,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, status, content, body, headers=None, cut=None):
         first = 0
-        if status == 200 and (asked := self.headers.get("Range", "")).endswith("-"):
-            status, first = 206, int(asked.removeprefix("bytes=")[:-1])
+        if status == 200 and (asked := self.headers.get("Range", "").removeprefix("bytes=")):
+            begin, _, end = asked.partition("-")
+            status, first = 206, int(begin)
+            content = content[: int(end) + 1] if end else content
         self.send_response(status)
         self.send_header("Content-Length", str(len(content) - first))
         self.send_header("ETag", f'"{digest(content)}"')

@@ -26,30 +26,27 @@ ALLOWED = {
     "custom_pipeline": {"core", "guided_run", "repo_files", "guidance", "class_conditional"}
     | {"scheduler_base", "scheduler_config", "schedulers"},
     "stock_scheduler": set(),
-    "cards": {"core"},
-    "pushing": {"cards", "custom_pipeline", "guidance", "hub_errors", "stock_scheduler"},
+    "cards": {"core", "custom_pipeline", "guidance", "lora_files", "stock_scheduler"},
+    "pushing": {"hub_errors"},
     "checkpoint_layout": set(),
     "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config"},
-    "model_facts": {"core", "guidance", "scheduler_config", "schedulers", "single_file", "repo_files"},
+    "known_models": set(),
+    "model_facts": {"core", "guidance", "known_models", "scheduler_config", "schedulers", "single_file", "repo_files"},
+    "lora_files": {"hub_errors", "model_facts", "repo_files", "single_file"},
     "hub": {"core", "guidance", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
-    | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts", "hub_errors", "repo_files", "pushing"},
-    "lora": {
-        "core",
-        "guidance",
-        "stock_scheduler",
-        "checkpoint_layout",
-        "single_file",
-        "model_facts",
-        "hub",
-        "_extras",
-    },
+    | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts", "hub_errors", "repo_files", "pushing"}
+    | {"cards", "lora_files"},
+    "bare_pipeline": {"hub", "model_facts", "repo_files"},
+    "lora": {"core", "guidance", "stock_scheduler", "checkpoint_layout", "single_file", "model_facts", "hub"}
+    | {"cards", "lora_files", "pushing", "repo_files", "_extras"},
     "evaluation": {"core", "images", "hashes", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
-    | {"repo_files", "evaluation"},
+    | {"known_models", "lora_files", "repo_files", "evaluation"},
     "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
-    | {"cards", "pushing", "_extras"},
-    "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"},
+    | {"cards", "lora_files", "pushing", "_extras"},
+    "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"}
+    | {"bare_pipeline", "lora", "lora_files"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub", "lora", "auditing"},

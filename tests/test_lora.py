@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, EulerDiscreteScheduler
 from hub_server import serve
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from tiny_adapters import PHI, adapted, add_adapter, assert_paints_alike
 from tiny_checkpoints import paint, sd_scheduler, tiny_pipeline
 from tiny_pipelines import tiny_unconditional
 
@@ -21,33 +21,10 @@ from zsnr_diffusers import (
     load_lora,
     save_lora,
 )
-from zsnr_diffusers.lora import KOHYA_FILE, LORA_FILE
+from zsnr_diffusers.lora_files import KOHYA_FILE, LORA_FILE
 from zsnr_diffusers.model_facts import find_model_facts
 from zsnr_diffusers.single_file import read_header
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
-
-PHI = 0.6
-
-TARGETS = [target for target in LORA_TARGETS if target not in ("conv_in", "conv_out")]
-"""Those that diffusers 0.35 finds in kohya's files too."""
-
-
-def add_adapter(part, name="default", rank=3, **changes):
-    """An adapter that does something: peft's own does nothing before it is trained."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        part.add_adapter(LoraConfig(r=rank, **{"lora_alpha": 5, "target_modules": TARGETS, **changes}), name)
-        with torch.no_grad():
-            for key, value in part.named_parameters():
-                if "lora_B" in key or "magnitude" in key:
-                    value += 0.05 * torch.randn(value.shape)
-
-
-def adapted(kind="1", **changes):
-    """A pipeline with an adapter for zero SNR, on the paper's sampler."""
-    pipe = tiny_pipeline(kind, ZeroSNRDDIMScheduler.from_config(sd_scheduler().config, prediction_type="v_prediction"))
-    add_adapter(pipe.unet, **changes)
-    return enable_guidance_rescale(pipe, PHI)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +44,6 @@ def said(caplog):
         return [record.getMessage() for record in ours if record.levelname == level]
 
     return lines
-
-
-def assert_paints_alike(pipe, other):
-    # The strength stands in the weights rather than behind the product: float32 rounds elsewhere.
-    torch.testing.assert_close(paint(pipe), paint(other), rtol=0, atol=1e-4)
 
 
 STOCK_ALONE = """
@@ -151,7 +123,8 @@ def test_from_the_hub(saved, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "ZeroSNRDDIMScheduler 0.6 {'unet': ['default_0']}",
-        "acme/lora has no x.safetensors on the Hub; pass weight_name=.",
+        "acme/lora is no local folder or file, and cannot be read from the Hub: it has no file x.safetensors. Pass "
+        "weight_name=.",
     ]
 
 
@@ -247,6 +220,55 @@ def test_conflicts_are_said_and_the_impossible_is_refused(saved, tmp_path, said)
         load_lora(tiny_pipeline("1"), saved[0], guidance_rescale=2.0)
 
 
+@pytest.mark.parametrize("kind", ["1", "2", "xl"])
+def test_adapters_of_text_encoders_go_with_it(kind, tmp_path):
+    """By the names that are in use, whatever newer versions of transformers call the layers."""
+    pipe = adapted(kind, texts=True)
+    folder = save_lora(pipe, tmp_path)
+    theirs = {"1": ["lora_te_"], "2": ["lora_te_"], "xl": ["lora_te1_", "lora_te2_"]}[kind]
+    encoders = ["text_encoder.", "text_encoder_2."][: len(theirs)]
+    for name, prefixes in ((LORA_FILE, encoders), (KOHYA_FILE, theirs)):
+        keys = read_header(folder / name).shapes
+        layer = "text_model.encoder.layers.0.self_attn.q_proj"
+        for prefix in prefixes:
+            assert any(
+                key.startswith(prefix + (layer.replace(".", "_") if "." not in prefix else layer)) for key in keys
+            )
+        others = [key for key in keys if not key.startswith((*prefixes, "unet.", "lora_unet_"))]
+        assert others == []
+        base = load_lora(tiny_pipeline(kind), folder / name)
+        assert base.get_list_adapters().keys() == pipe.get_list_adapters().keys()
+        assert_paints_alike(base, pipe)
+    unet_alone = load_lora(tiny_pipeline(kind), save_lora(adapted(kind), tmp_path / "unet"))
+    assert (paint(unet_alone) - paint(pipe)).abs().max() > 0.01
+
+
+def test_a_file_of_kohya_s_names_alone(tmp_path):
+    pipe = adapted()
+    file = save_lora(pipe, tmp_path / "there" / "dark.safetensors")
+    assert [path.name for path in file.parent.iterdir()] == ["dark.safetensors"]
+    assert read_header(file).metadata["modelspec.title"] == "dark"
+    assert_paints_alike(load_lora(tiny_pipeline("1"), file), pipe)
+    with pytest.raises(ValueError, match="no place for a DoRA; save it to a folder"):
+        save_lora(adapted(use_dora=True), tmp_path / "dora.safetensors")
+    assert not (tmp_path / "dora.safetensors").exists()
+
+
+@pytest.mark.parametrize(("strength", "dtype"), [(0.5, torch.float16), (2.0**-12, torch.float32)])
+def test_a_strength_that_half_precision_would_round_makes_float32(strength, dtype, tmp_path):
+    """Below 2^-14 float16 has fewer bits."""
+    pipe = adapted(lora_alpha=3 * strength)
+    for key, value in pipe.unet.named_parameters():
+        if "lora_" in key:
+            value.data = (value.data + 0.05 * value.data.sign()).half()
+    weights = load_file(save_lora(pipe, tmp_path) / LORA_FILE)
+    trained = dict(pipe.unet.named_parameters())
+    ups = {key.removeprefix("unet."): value for key, value in weights.items() if "lora_B" in key}
+    assert {value.dtype for value in ups.values()} == {dtype}
+    for key, value in ups.items():
+        assert torch.equal(value.double(), trained[key.replace("lora_B", "lora_B.default")].double() * strength)
+
+
 def test_a_strength_that_was_set_is_saved(tmp_path):
     pipe = adapted()
     pipe.set_adapters("default", 0.5)
@@ -264,14 +286,14 @@ def test_what_is_loaded_can_be_saved_again(saved, tmp_path):
 
 
 def test_what_is_no_single_adapter_of_a_unet_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Expected one adapter, in the UNet; StableDiffusionPipeline has none"):
+    with pytest.raises(ValueError, match=r"one adapter, in the UNet and .*; StableDiffusionPipeline has none"):
         save_lora(tiny_pipeline("1"), tmp_path)
     pipe = adapted()
     with pytest.warns(UserWarning, match="multiple adapters"):
         add_adapter(pipe.unet, "second")
     with pytest.raises(ValueError, match="has unet: default, second"):
         save_lora(pipe, tmp_path)
-    pipe = adapted()
+    pipe = tiny_pipeline("1")
     add_adapter(pipe.text_encoder, target_modules=["q_proj"])
     with pytest.raises(ValueError, match="text_encoder: default"):
         save_lora(pipe, tmp_path)
@@ -286,7 +308,7 @@ def test_missing_files_and_other_pipelines(saved, tmp_path):
         load_lora(base, saved[0], weight_name="other.safetensors")
     with pytest.raises(FileNotFoundError, match=r"There is no file .*nowhere.safetensors"):
         load_lora(base, tmp_path / "nowhere.safetensors")
-    with pytest.raises(OSError, match=r"locate the file on the Hub|offline mode"):
+    with pytest.raises(OSError, match="acme/lora is no local folder or file, and cannot be read from the Hub"):
         load_lora(base, "acme/lora")
     with pytest.raises(TypeError, match="DDPMPipeline has no load_lora_weights"):
         load_lora(DDPMPipeline(tiny_unconditional().unet, sd_scheduler()), saved[0])

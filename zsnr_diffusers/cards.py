@@ -1,11 +1,18 @@
 """Model cards in the Hub's format: what a sampler needs to know of a model."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 
 from .core import SCHEDULE_NAMES, noise_level, schedule_table, snr
+from .custom_pipeline import sampler_of
+from .guidance import stock_class
+from .lora_files import KOHYA_FILE, LORA_FILE
+from .stock_scheduler import stock_scheduler
+
+SUBJECT = "Saved by zsnr_diffusers."
 
 
 def terminal_snr(scheduler: Any) -> float:
@@ -64,3 +71,125 @@ def card_text(
 {lines}
 
 {usage}"""
+
+
+def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
+    """The model card of a pipeline: schedule, prediction type, spacing, guidance rescale, and how to load it."""
+    stock, phi = stock_class(type(pipe)), _phi(pipe)
+    data = huggingface_hub.ModelCardData(library_name="diffusers", tags=[])
+    if stock.__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        data.pipeline_tag = "text-to-image"
+    rows = {"pipeline": f"`{stock.__name__}`"}
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is not None and "beta_schedule" in scheduler.config:
+        rows |= schedule_rows(scheduler, stock_scheduler(scheduler))
+        data.tags = schedule_tags(scheduler)
+    rows |= _phi_row(phi)
+    return card_text(data, repo.split("/")[-1], SUBJECT, rows, _pipeline_usage(pipe, path, repo, phi))
+
+
+def _pipeline_usage(pipe: Any, path: Path, repo: str, phi: float) -> str:
+    if path.suffix == ".safetensors":
+        return f"""```python
+from huggingface_hub import hf_hub_download
+from zsnr_diffusers import load_pipeline
+
+pipe = load_pipeline(hf_hub_download("{repo}", "{path.name}"))
+```
+
+The file says by its keys and its metadata what the model predicts. diffusers' `from_single_file` does not read that.
+"""
+    code = f"""```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{repo}")
+```
+
+With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
+"""
+    brought = [*(["the guidance rescale"] if phi else []), *(["its own sampler"] if sampler_of(pipe) else [])]
+    if brought:
+        code += f"""\
+`pipeline.py` here brings {" and ".join(brought)}:
+`DiffusionPipeline.from_pretrained("{repo}", custom_pipeline="{repo}", trust_remote_code=True)`.
+"""
+    return code
+
+
+def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
+    """The model card of a LoRA: for which base and schedule it is, and how to load both."""
+    name = str(pipe.config.get("_name_or_path") or "")
+    here = not name or Path(name).exists()
+    base = (Path(name).resolve().name if name else "the base") if here else name
+    scheduler, phi = stock_scheduler(pipe.scheduler), _phi(pipe)
+    data = huggingface_hub.ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=None if here else base,
+        base_model_relation="adapter",
+        tags=["lora", *schedule_tags(pipe.scheduler)],
+    )
+    rows = {"base": f"`{base}`", **schedule_rows(pipe.scheduler, scheduler), **_phi_row(phi)}
+    guidance = {"guidance_rescale": phi} if phi else {}
+    usage = lora_usage(base, repo, scheduler, guidance, dora, path.name if path.suffix == ".safetensors" else None)
+    return card_text(data, repo.split("/")[-1], SUBJECT, rows, usage)
+
+
+def lora_usage(
+    base: str, source: str, scheduler: Any, guidance: Mapping[str, float], dora: bool, file: str | None = None
+) -> str:
+    """How to load a LoRA, with diffusers alone and with this package.
+
+    Args:
+        base: Hub id of its base.
+        source: of the folder or repo that it is in.
+        scheduler: shipped with it.
+        guidance: recommended arguments of a call.
+        dora: whether it is one.
+        file: a file with kohya's names, in place of a folder with the scheduler beside the weights.
+    """
+    stock, name = type(scheduler).__name__, "" if file is None else f', weight_name="{file}"'
+    ours = f"""```python
+from diffusers import DiffusionPipeline
+from zsnr_diffusers import load_lora
+
+pipe = load_lora(DiffusionPipeline.from_pretrained("{base}"), "{source}"{name})
+image = pipe({_arguments({key: value for key, value in guidance.items() if key != "guidance_rescale"})}).images[0]
+```
+"""
+    told = "There, too, the sampler has to be told: prediction type, zero terminal SNR and spacing as in the table."
+    if file is not None:
+        return f"""{ours}
+That installs the scheduler and the guidance rescale that the file names. ComfyUI and others read its weights. {told}
+"""
+    others = (
+        "Other programs read a DoRA each in its own way; merge it into the base for them: `pipe.fuse_lora()`."
+        if dora
+        else f"ComfyUI and others read `{KOHYA_FILE}`."
+    )
+    return f"""```python
+from diffusers import DiffusionPipeline, {stock}
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("{source}", weight_name="{LORA_FILE}")
+pipe.scheduler = {stock}.from_pretrained("{source}", subfolder="scheduler")
+image = pipe({_arguments(guidance)}).images[0]
+```
+
+The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance rescale:
+
+{ours}
+{others} {told}
+"""
+
+
+def _arguments(guidance: Mapping[str, float]) -> str:
+    return ", ".join(['"..."', *(f"{key}={value:g}" for key, value in guidance.items())])
+
+
+def _phi(pipe: Any) -> float:
+    return float(getattr(pipe, "default_guidance_rescale", 0.0))
+
+
+def _phi_row(phi: float) -> dict[str, str]:
+    return {"recommended guidance rescale": f"{phi:g}"} if phi else {}

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
+from .cards import pipeline_card
 from .checkpoint_layout import SD_2, UNET, VAE, Layout, layout_of_keys
 from .class_conditional import ClassConditionalPipeline
 from .core.guidance import check_guidance_rescale
@@ -23,8 +24,9 @@ from .core.predictions import EPSILON_AT_ZERO_SNR
 from .custom_pipeline import sampler_of, write_custom_pipeline
 from .guidance import with_guidance
 from .hub_errors import from_the_hub
+from .lora_files import holds_lora
 from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
-from .pushing import open_repo, pipeline_card, push
+from .pushing import open_repo, push
 from .repo_files import INDEX, named, read_json, saved_config
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
@@ -110,12 +112,12 @@ def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
     config = saved_config(source, **kwargs)
     _check_runs_no_code(source, config, kwargs)
     ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
-    with from_the_hub(source), _naming_damage(source):
+    with from_the_hub(source), naming_damage(source):
         return (ClassConditionalPipeline if ours else DiffusionPipeline).from_pretrained(source, **kwargs)
 
 
 @contextlib.contextmanager
-def _naming_damage(source: Any) -> Iterator[None]:
+def naming_damage(source: Any) -> Iterator[None]:
     """Name the source, and the file if it is found, where diffusers raises whatever damaged files lead to.
 
     Raises:
@@ -165,6 +167,10 @@ def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[s
 
 def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) -> Any:
     header = read_header(source)
+    if holds_lora(header):
+        raise ValueError(
+            f"{source} is a LoRA, which goes into a pipeline of its base: load_lora(pipe, {str(source)!r})."
+        )
     layout, first = layout_of_keys(header.shapes), header.shapes.get(f"{UNET}input_blocks.0.0.weight", [])
     name = layout.pipelines.get(first[1]) if layout and len(first) == 4 else None
     if layout is None or name is None:
@@ -181,7 +187,7 @@ def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) ->
     config = kwargs.get("config")
     kwargs = {**kwargs, "config": None if config is None else os.fspath(config)}
     try:
-        with _naming_damage(source):
+        with naming_damage(source):
             return getattr(diffusers, name).from_single_file(os.fspath(source), **kwargs)
     except OSError as error:
         if config is not None:
@@ -288,8 +294,13 @@ def save_pipeline(
     return path
 
 
-def check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
     """Refuse to replace what may be of value.
+
+    Args:
+        path: folder or file.
+        overwrite: whether it was asked for.
+        mark: the file by which a folder is known as one of those that are written there.
 
     Raises:
         FileExistsError: as in `save_pipeline`.
@@ -298,8 +309,8 @@ def check_target(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(f"{path} is there already; ask to overwrite it, or choose another name.")
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise FileExistsError(f"{path} is a folder without a pipeline, and is not replaced.")
+    if path.is_dir() and not (path / mark).is_file():
+        raise FileExistsError(f"{path} is a folder without a {mark}, and is not replaced.")
 
 
 @contextlib.contextmanager

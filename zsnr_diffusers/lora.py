@@ -6,27 +6,30 @@ diffusers' format says so. So it is written beside the weights: as metadata of t
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.utils import convert_state_dict_to_kohya, logging
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ._extras import import_extra
-from .checkpoint_layout import layout_of_pipeline
+from .cards import lora_card
+from .checkpoint_layout import SDXL, layout_of_pipeline
 from .core.guidance import check_guidance_rescale
 from .guidance import with_guidance
 from .hub import check_zero_snr, scheduler_with_facts
-from .model_facts import find_model_facts, is_single_file, scheduler_claim
+from .lora_files import KOHYA_FILE, LORA_FILE, lora_file, number_of_layers
+from .model_facts import find_model_facts, scheduler_claim
+from .pushing import open_repo, push
+from .repo_files import SCHEDULER_CONFIG
 from .single_file import file_metadata, model_record, read_header
 from .stock_scheduler import stock_scheduler
 
 logger = logging.get_logger(__name__)
 
-LORA_FILE, KOHYA_FILE = "pytorch_lora_weights.safetensors", "kohya_lora_weights.safetensors"
 _PLACES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -61,7 +64,7 @@ def load_lora(
     Raises:
         ValueError: the file does not say what the network predicts with it, and neither do the arguments; zero SNR of
             a model that predicts epsilon; phi outside [0, 1]; a damaged file.
-        OSError: there is no such file.
+        OSError: there is no such file, or the Hub refuses it, with the reason.
         TypeError: the pipeline takes no LoRA, or no guidance rescale.
         ImportError: peft is not installed.
     """
@@ -70,7 +73,7 @@ def load_lora(
     if not hasattr(pipe, "load_lora_weights"):
         raise TypeError(f"{type(pipe).__name__} has no load_lora_weights.")
     places = {key: kwargs.pop(key) for key in _PLACES if key in kwargs}
-    file = _file_of(source, weight_name, places)
+    file = lora_file(source, weight_name, **places)
     facts = find_model_facts(file, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr)
     if facts.prediction_type is None:
         raise ValueError(
@@ -91,104 +94,183 @@ def load_lora(
     return pipe
 
 
-def _file_of(source: Any, weight_name: str, places: dict[str, Any]) -> Path:
-    if is_single_file(source):
-        return Path(source)
-    if (folder := Path(source)).is_dir():
-        file = folder / (places.get("subfolder") or "") / weight_name
-        if not file.is_file():
-            found = sorted(path.name for path in file.parent.glob("*.safetensors"))
-            raise FileNotFoundError(f"There is no {file}; pass weight_name=, one of {', '.join(found) or 'nothing'}.")
-        return file
-    try:
-        return Path(hf_hub_download(os.fspath(source), weight_name, **places))
-    except LocalEntryNotFoundError:  # the Hub could not be asked
-        raise
-    except EntryNotFoundError as error:
-        raise FileNotFoundError(f"{source} has no {weight_name} on the Hub; pass weight_name=.") from error
-
-
-def save_lora(pipe: Any, folder: Any) -> Path:
-    """Save the adapter of a pipeline's UNet, and what whoever applies it has to know, as the pipeline has it now.
-
-    In the folder are then `pytorch_lora_weights.safetensors`, which `load_lora_weights` of stock opens; a scheduler of
-    stock, in `scheduler/`; and of a LoRA that is no DoRA `kohya_lora_weights.safetensors`, with the names by which
-    ComfyUI and others know layers. Schedule, prediction type and guidance rescale stand in the metadata of both files.
-
-    The strength of the adapter, alpha / rank, is multiplied into its weights: not all who read diffusers' format find
-    it elsewhere.
-
-    Args:
-        pipe: with one adapter, in its UNet; its scheduler and `default_guidance_rescale` are recorded.
-        folder: made if need be; files of these names are replaced.
-
-    Returns:
-        The folder.
+def check_all_loaded(pipe: Any, file: Path) -> None:
+    """Refuse a file of which diffusers did not find all layers in a pipeline; it only logs that.
 
     Raises:
-        ValueError: the pipeline has no adapter, several, or one elsewhere; its scheduler is of no variance-preserving
-            schedule, or no scheduler of stock stands in for it.
+        ValueError: with the numbers.
     """
-    folder, adapter = Path(folder), _only_adapter(pipe)
-    claim = scheduler_claim(pipe.scheduler.config)
-    record = model_record(pipe, bool(claim.rescale_betas_zero_snr))
-    scheduler = stock_scheduler(pipe.scheduler)
-    weights = _weights(pipe.unet, adapter)
-    config = pipe.unet.peft_config[adapter]
-    architectures = layout_of_pipeline(pipe).architectures
-    architecture = architectures.get(record["prediction_type"], architectures["epsilon"])
-    record["timestep_spacing"] = scheduler.config.get("timestep_spacing")
-    metadata = file_metadata(pipe, record, f"{architecture}/lora", folder.resolve().name) | _kohya_metadata(record)
-    scheduler.save_pretrained(folder / "scheduler")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".lora.") as room:
-        new = Path(room, "new.safetensors")
-        if not config.use_dora:
-            prefixed = {f"unet.{name}": value for name, value in weights.items()}
-            save_file(convert_state_dict_to_kohya(prefixed), new, metadata)
-            new.replace(folder / KOHYA_FILE)
-        pipe.save_lora_weights(room, weights, unet_lora_adapter_metadata=_adapter_metadata(config))
-        written = Path(room, LORA_FILE)
-        save_file(load_file(written), new, read_header(written).metadata | metadata)
-        new.replace(folder / LORA_FILE)
-    return folder
+    networks = [getattr(pipe, part) for part in pipe.get_list_adapters()]
+    found = sum(".lora_A." in name for network in networks for name, _ in network.named_parameters())
+    if found != (layers := number_of_layers(read_header(file))):
+        raise ValueError(
+            f"{file} has {layers} layers that diffusers reads as a LoRA's, of which {found} are in "
+            f"{pipe.config['_name_or_path']}: it is of another base, or of a kind that diffusers does not know."
+        )
 
 
-def _only_adapter(pipe: Any) -> str:
+def save_lora(
+    pipe: Any,
+    path: Any,
+    *,
+    push_to_hub: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> Path:
+    """Save the adapter of a pipeline, and what whoever applies it has to know, as the pipeline has it now.
+
+    In a folder are then `pytorch_lora_weights.safetensors`, which `load_lora_weights` of stock opens; a scheduler of
+    stock, in `scheduler/`; and of a LoRA that is no DoRA `kohya_lora_weights.safetensors`, with the names by which
+    ComfyUI and others know layers. A path that ends in `.safetensors` becomes a file with these names alone. Schedule,
+    prediction type and guidance rescale stand in the metadata of all files.
+
+    The strength of the adapter, alpha / rank, is multiplied into its weights: not all who read diffusers' format find
+    it elsewhere. Weights keep their dtype unless the product would be rounded there; then they become float32.
+
+    Args:
+        pipe: with one adapter, in its UNet and maybe its text encoders; its scheduler and `default_guidance_rescale`
+            are recorded.
+        path: a folder, made if need be, or a file; files of these names are replaced.
+        push_to_hub: id of a Hub repo, which is made if need be, and whether it can be written is found out before
+            anything is saved. It gets the files named above, in one commit, and a model card unless it has one.
+        private: whether a new repo is.
+        token: in place of the one that is logged in.
+        commit_message: in place of one that names what was saved.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
+        ValueError: the pipeline has no adapter, or several; a DoRA for a file of kohya's names; its scheduler is of no
+            variance-preserving schedule, or no scheduler of stock stands in for it.
+    """
+    path, adapters = Path(path), _adapters(pipe)
+    scheduler, dora = stock_scheduler(pipe.scheduler), _is_dora(pipe, adapters)
+    if path.suffix == ".safetensors" and dora:
+        raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")
+    weights = {part: _weights(pipe, part, adapter) for part, adapter in adapters.items()}
+    metadata = _metadata(pipe, scheduler, path.resolve().stem)
+    repo = None if push_to_hub is None else open_repo(push_to_hub, private, token)
+    if path.suffix == ".safetensors":
+        written = [_save(path, _kohya_weights(pipe, weights), metadata)]
+    else:
+        scheduler.save_pretrained(path / "scheduler")
+        written = [path / "scheduler" / SCHEDULER_CONFIG]
+        if not dora:
+            written.append(_save(path / KOHYA_FILE, _kohya_weights(pipe, weights), metadata))
+        # Last: a folder without it is not taken for a LoRA.
+        written.append(_save(path / LORA_FILE, *_stock_weights(pipe, adapters, weights, metadata)))
+    if repo is not None:
+        push(path, repo, lora_card(pipe, path, repo, dora), token, commit_message, written)
+    return path
+
+
+def _adapters(pipe: Any) -> dict[str, str]:
+    """The adapter of each part that has one."""
     adapters = pipe.get_list_adapters() if hasattr(pipe, "get_list_adapters") else {}
-    if [*adapters] != ["unet"] or len(adapters["unet"]) != 1:
+    if "unet" not in adapters or any(len(names) != 1 for names in adapters.values()):
         found = "; ".join(f"{part}: {', '.join(names)}" for part, names in adapters.items())
-        raise ValueError(f"Expected one adapter, in the UNet; {type(pipe).__name__} has {found or 'none'}.")
-    return str(adapters["unet"][0])
+        raise ValueError(
+            f"Expected one adapter, in the UNet and maybe the text encoders; {type(pipe).__name__} has "
+            f"{found or 'none'}."
+        )
+    return {part: str(names[0]) for part, names in adapters.items()}
 
 
-def _weights(unet: Any, adapter: str) -> dict[str, Tensor]:
-    """The adapter's weights by peft's names, their strength multiplied in."""
-    weights = import_extra("peft", "lora").get_peft_model_state_dict(unet, adapter_name=adapter)
+def _is_dora(pipe: Any, adapters: Mapping[str, str]) -> bool:
+    return any(getattr(pipe, part).peft_config[adapter].use_dora for part, adapter in adapters.items())
+
+
+def _weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
+    """The weights of a part's adapter by peft's names, their strength multiplied in."""
+    network = getattr(pipe, part)
+    weights = import_extra("peft", "lora").get_peft_model_state_dict(network, adapter_name=adapter)
     strengths = {
         f"{name}.lora_B": layer.scaling[adapter]
-        for name, layer in unet.named_modules()
+        for name, layer in network.named_modules()
         if adapter in getattr(layer, "scaling", ())
     }
-    scaled = {name: value * strengths.get(name.rpartition(".")[0], 1) for name, value in weights.items()}
-    return {name: value.detach().cpu().contiguous() for name, value in scaled.items()}
+    scaled = {name: _scaled(value, strengths.get(name.rpartition(".")[0], 1)) for name, value in weights.items()}
+    return {_as_published(part, name): value.detach().cpu().contiguous() for name, value in scaled.items()}
 
 
-def _adapter_metadata(config: Any) -> dict[str, Any]:
-    """Of peft's configuration what older versions know too; alpha is the rank, since it is in the weights."""
-    targets = config.target_modules
-    return {
-        "r": config.r,
-        "lora_alpha": config.r,
-        "rank_pattern": config.rank_pattern,
-        "alpha_pattern": config.rank_pattern,
-        "target_modules": targets if isinstance(targets, str) else sorted(targets),
-        "use_dora": config.use_dora,
-    }
+def _as_published(part: str, name: str) -> str:
+    """Newer versions of transformers leave out a wrapper of the text encoders that names in files have."""
+    wrapper = "" if part == "unet" or name.startswith("text_model.") else "text_model."
+    return wrapper + name
 
 
-def _kohya_metadata(record: dict[str, Any]) -> dict[str, str]:
+def _scaled(weights: Tensor, strength: float) -> Tensor:
+    """Weights times a strength, in half precision only where nothing is lost: small ones are few bits there."""
+    product = weights.float() * strength
+    rounded = product.to(weights.dtype)
+    return rounded if torch.equal(rounded.float(), product) else product
+
+
+def _metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
+    """Of all files: the record for us, and what others say it by."""
+    record = model_record(pipe, bool(scheduler_claim(pipe.scheduler.config).rescale_betas_zero_snr))
+    record["timestep_spacing"] = scheduler.config.get("timestep_spacing")
+    architectures = layout_of_pipeline(pipe).architectures
+    architecture = architectures.get(record["prediction_type"], architectures["epsilon"])
+    return file_metadata(pipe, record, f"{architecture}/lora", title) | _kohya_metadata(record)
+
+
+def _kohya_metadata(record: Mapping[str, Any]) -> dict[str, str]:
     said = {
         "ss_v_parameterization": record["prediction_type"] == "v_prediction",
         "ss_zero_terminal_snr": record["rescale_betas_zero_snr"],
     }
     return {key: str(value) for key, value in said.items()}
+
+
+def _kohya_weights(pipe: Any, weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """By kohya's names, which tell a first text encoder from an only one."""
+    named = {f"{part}.{name}": value for part, values in weights.items() for name, value in values.items()}
+    theirs = convert_state_dict_to_kohya(named)
+    only = "lora_te1_" if layout_of_pipeline(pipe) is SDXL else "lora_te_"
+    return {key.replace("lora_te1_", only): value for key, value in theirs.items()}
+
+
+def _stock_weights(
+    pipe: Any, adapters: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """By diffusers' names, as it writes them, and the metadata with what it adds."""
+    layers = {f"{part}_lora_layers": values for part, values in weights.items()}
+    configs = {part: getattr(pipe, part).peft_config[adapter] for part, adapter in adapters.items()}
+    said = {f"{part}_lora_adapter_metadata": _adapter_metadata(config) for part, config in configs.items()}
+    with tempfile.TemporaryDirectory() as room:
+        pipe.save_lora_weights(room, **layers, **said)
+        written = Path(room, LORA_FILE)
+        return load_file(written), {**read_header(written).metadata, **metadata}
+
+
+def _adapter_metadata(config: Any) -> dict[str, Any]:
+    """Of peft's configuration what older versions know too; alpha is the rank, since it is in the weights.
+
+    Layers are known there by the end of their names, so without the wrapper they are in all versions of transformers.
+    """
+    targets, wrapper = config.target_modules, "text_model."
+    ranks = {name.removeprefix(wrapper): rank for name, rank in config.rank_pattern.items()}
+    return {
+        "r": config.r,
+        "lora_alpha": config.r,
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "target_modules": targets
+        if isinstance(targets, str)
+        else sorted(target.removeprefix(wrapper) for target in targets),
+        "use_dora": config.use_dora,
+    }
+
+
+def _save(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write a file; what is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:
+        new = Path(room, path.name)
+        save_file(dict(weights), new, dict(metadata))
+        new.replace(path)
+    return path

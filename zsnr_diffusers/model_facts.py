@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler
 from . import schedulers
 from .core.predictions import check_prediction_type
 from .guidance import recorded_guidance
+from .known_models import known_model, repo_of
 from .repo_files import SCHEDULER_CONFIG, json_object, named, saved_config, saved_json
 from .scheduler_config import MODEL_FACTS, check_types, with_defaults
 from .single_file import RECORD, Header, read_header
@@ -102,8 +103,8 @@ def find_model_facts(
 
     Asked in this order: the arguments; what `save_pipeline` recorded; the keys `v_pred` and `ztsnr` among the weights
     of a single file, by which ComfyUI, Forge and others know such models; its modelspec metadata, and that of kohya's
-    sd-scripts; the scheduler's config. Those tools take a model with `v_pred` alone for one without zero terminal SNR,
-    and so does this.
+    sd-scripts; the scheduler's config; what is known here of some Hub repos, from which a file in the cache is, too.
+    Those tools take a model with `v_pred` alone for one without zero terminal SNR, and so does this.
 
     Args:
         source: Hub id, folder, or the path of a single `.safetensors` file.
@@ -119,23 +120,38 @@ def find_model_facts(
     """
     if prediction_type is not None:
         check_prediction_type(prediction_type, zero_terminal_snr=False)
-    claims, schedule = [Claim(ARGUMENTS, prediction_type, rescale_betas_zero_snr)], {}
+    claims = [Claim(ARGUMENTS, prediction_type, rescale_betas_zero_snr)]
     if "scheduler" in kwargs:
         claims.append(scheduler_claim(kwargs["scheduler"].config, ARGUMENTS))
     if is_single_file(source):
-        header, with_scheduler = read_header(source), config
-        record = _record(source, header)
-        schedule = {key: record[key] for key in MODEL_FACTS if key in record and key not in FACTS}
-        claims += [_claim(f"metadata {RECORD}", record), _key_claim(source, header)]
-        claims += [_modelspec_claim(header), _kohya_claim(header)]
+        with_scheduler, found = config, facts_of_file(source, read_header(source))
     else:
-        record = saved_config(source, **kwargs)
-        with_scheduler = source if record.get("scheduler") not in (None, [None, None]) else None
+        index = saved_config(source, **kwargs)
+        with_scheduler = source if index.get("scheduler") not in (None, [None, None]) else None
+        with named(source):
+            found = ModelFacts((), {}, recorded_guidance(index))
+    claims += found.claims
     if with_scheduler is not None and "scheduler" not in kwargs:
         # Which class reads it does not matter: the file has one name for all.
         claims.append(scheduler_claim(_scheduler_config(with_scheduler, kwargs)))
-    with named(source):
-        return ModelFacts(tuple(claims), schedule, recorded_guidance(record))
+    claims.append(_known_claim(source))
+    return ModelFacts(tuple(claims), found.schedule, found.guidance)
+
+
+def facts_of_file(name: Any, header: Header) -> ModelFacts:
+    """What a file of weights says, of a model or of a LoRA.
+
+    Args:
+        name: of the file, for errors.
+        header: of the file.
+
+    Raises:
+        ValueError: as in `find_model_facts`.
+    """
+    record = _record(name, header)
+    schedule = {key: record[key] for key in MODEL_FACTS if key in record and key not in FACTS}
+    claims = [_claim(f"metadata {RECORD}", record), _key_claim(name, header)]
+    return ModelFacts((*claims, _modelspec_claim(header), _kohya_claim(header)), schedule, recorded_guidance(record))
 
 
 def _scheduler_config(source: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +160,8 @@ def _scheduler_config(source: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if config is None:
         raise OSError(f"{source} has no {name}; pass scheduler= to load it with one of yours.")
     with named(f"{name} of {source}"):
-        check_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if (cls := _class(config)) else {})
+        cls = scheduler_class(config)
+        check_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if cls else {})
     return config
 
 
@@ -167,15 +184,20 @@ def is_single_file(source: Any) -> bool:
 
 def scheduler_claim(config: Mapping[str, Any], source: str = "the scheduler's config") -> Claim:
     """What a scheduler's config says, in memory or read from its file; a flow-matching or EDM one says nothing."""
-    filled = with_defaults(config, cls) if (cls := _class(config)) else dict(config)
+    filled = with_defaults(config, cls) if (cls := scheduler_class(config)) else dict(config)
     return _claim(source, {"rescale_betas_zero_snr": False, **filled}) if "beta_schedule" in filled else Claim(source)
 
 
-def _class(config: Mapping[str, Any]) -> Any:
+def scheduler_class(config: Mapping[str, Any]) -> Any:
     """Of the scheduler that a config names, None where nobody knows it."""
     name = str(config.get("_class_name"))
     found = getattr(schedulers, name, None) or getattr(diffusers, name, None)
     return found if name.endswith("Scheduler") and isinstance(found, type) else None
+
+
+def _known_claim(source: Any) -> Claim:
+    repo = repo_of(source)
+    return Claim(f"what is known of {repo}", *known_model(repo))
 
 
 def _claim(source: str, facts: Mapping[str, Any]) -> Claim:

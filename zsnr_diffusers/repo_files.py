@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .hub_errors import from_the_hub
@@ -37,10 +37,18 @@ def saved_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, A
         try:
             path = hf_hub_download(str(source), name, **{key: places[key] for key in PLACES if key in places})
         except LocalEntryNotFoundError:
+            if _is_known_to_be_missing(str(source), name, places):
+                return None
             raise
         except EntryNotFoundError:
             return None
     return read_json(Path(path))
+
+
+def _is_known_to_be_missing(repo: str, name: str, places: Mapping[str, Any]) -> bool:
+    """Whether the Hub's cache notes that a repo has no file of this name."""
+    where = {key: places[key] for key in ("cache_dir", "revision") if key in places}
+    return try_to_load_from_cache(repo, name, **where) is _CACHED_NO_EXIST
 
 
 def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
     if config is None:
         raise OSError(
             f"{source} holds no pipeline: there is no {INDEX}. Of a single file, pass its path; of one at the Hub, "
-            "huggingface_hub.hf_hub_download(repo, name)."
+            "huggingface_hub.hf_hub_download(repo, name). A LoRA goes into a pipeline of its base, by load_lora."
         )
     if "_class_name" not in config:
         raise ValueError(f"{INDEX} of {source} names no class of a pipeline; it needs a '_class_name'.")

@@ -6,7 +6,7 @@ import os
 
 import huggingface_hub
 import pytest
-from hub_server import serve
+from hub_server import TOKEN, serve
 from tiny_checkpoints import KINDS, tiny_pipeline
 
 
@@ -69,3 +69,18 @@ def hub(tmp_path_factory, monkeypatch):
 
         yield use
     reset()
+
+
+@pytest.fixture
+def there(hub, tmp_path, monkeypatch):
+    """`there(failures=...)` is the Hub to a user with a token; returns its repos by id, and how they were made."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # another protocol, to another server
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_environment", lambda: TOKEN)
+
+    def use(repos=None, **kwargs):
+        repos, made = {} if repos is None else repos, {}
+        places = hub(repos, made=made, new=tmp_path / "hub", **kwargs)
+        return repos, made, places
+
+    return use

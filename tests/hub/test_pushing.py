@@ -18,21 +18,6 @@ from zsnr_diffusers import (
 from zsnr_diffusers.cli import main
 
 
-@pytest.fixture
-def there(hub, tmp_path, monkeypatch):
-    """`there(failures=...)` is the Hub to a user with a token; returns its repos by id, and how they were made."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # another protocol, to another server
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_environment", lambda: TOKEN)
-
-    def use(repos=None, **kwargs):
-        repos, made = {} if repos is None else repos, {}
-        places = hub(repos, made=made, new=tmp_path / "hub", **kwargs)
-        return repos, made, places
-
-    return use
-
-
 def dark():
     pipe = tiny_pipeline("1", ZeroSNRMultistepScheduler.from_config(sd_scheduler(V).config))
     return enable_guidance_rescale(pipe, 0.4)

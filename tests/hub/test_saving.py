@@ -81,7 +81,7 @@ def test_folders_of_other_things_are_never_replaced(tmp_path):
     save_pipeline(tiny_pipeline("1"), tmp_path / "photos")  # an empty one may be filled
     (tmp_path / "letters").mkdir()
     Path(tmp_path, "letters", "a.txt").touch()
-    with pytest.raises(FileExistsError, match="is a folder without a pipeline"):
+    with pytest.raises(FileExistsError, match=r"is a folder without a model_index\.json"):
         save_pipeline(tiny_pipeline("1"), tmp_path / "letters", overwrite=True)
 
 

@@ -8,6 +8,7 @@ from .finding import Finding, Severity
 from .setup import Setup
 
 CHECKS: tuple[Callable[[Setup], Finding | None], ...] = (
+    model.schedule_left_behind,
     model.prediction_type,
     model.epsilon_at_zero_snr,
     model.terminal_snr,

@@ -59,6 +59,11 @@ def _distilled(setup: Setup) -> bool:
 
 def retrain(setup: Setup) -> str:
     """The command that trains the model on, to v-prediction at zero terminal SNR."""
+    if setup.source.lora:
+        return (
+            "accelerate launch -m zsnr_diffusers.training --pretrained_model_name_or_path BASE --lora_rank 64 "
+            "--train_data_dir PICTURES --output_dir RETRAINED"
+        )
     module = "zsnr_diffusers.training.pixels" if setup.source.latent is False else "zsnr_diffusers.training"
     name = setup.source.name if setup.source.index and setup.source.live is None else "PIPELINE"
     return (

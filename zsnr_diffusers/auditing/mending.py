@@ -39,7 +39,8 @@ def audit(
 
     Args:
         source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a Hub id, or a `.safetensors`
-            checkpoint of Stable Diffusion.
+            file of a Stable Diffusion; a LoRA's folder, repo or file is audited with the scheduler beside it, or with
+            that which its base was published with.
         deep: run the scheduler for every number of steps from 1 to T, which takes minutes; and load the weights, if
             there are any, for `evaluation.terminal_invariance`.
         prompts: for `deep`: texts, or class labels. Eight pictures of each are made, for their brightness.
@@ -102,7 +103,7 @@ def mended(result: Audit) -> Audit:
         if "scheduler" in index and "_class_name" in changes:
             index["scheduler"] = ["diffusers", changes["_class_name"]]
         config = {**source.config, **changes}
-        made = replace(source, config=config, index=index, assigned={}, live=None)
+        made = replace(source, config=config, index=index, assigned={}, live=None, published=False)
         result = _audited(made, result.setup.numbers)
     return result
 
@@ -124,7 +125,7 @@ def fix(
     zero_snr: bool | None = None,
     steps: Iterable[int] | None = None,
 ) -> Audit:
-    """Mend the scheduler's config of a pipeline or scheduler in a local folder, with stock's classes.
+    """Mend the scheduler's config of a pipeline, a LoRA or a scheduler in a local folder, with stock's classes.
 
     Nothing is written unless the mended config passes without an error. The former file is kept beside it as
     `scheduler_config.json.bak`, and `model_index.json.bak` where the class changes; a backup that is there already is
@@ -164,8 +165,9 @@ def _write(old: Source, new: Source, folder: Path) -> None:
 
 
 def _replace_file(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)  # of a LoRA that has no scheduler yet
     backup = path.with_name(path.name + ".bak")
-    if not backup.exists():
+    if path.exists() and not backup.exists():
         shutil.copyfile(path, backup)
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

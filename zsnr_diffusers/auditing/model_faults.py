@@ -19,6 +19,27 @@ def prediction_type(setup: Setup) -> Finding | None:
     return Finding("prediction-type", "error", what, code(setup, fix), fix)
 
 
+def schedule_left_behind(setup: Setup) -> Finding | None:
+    """A LoRA whose schedule no file beside it has: stock's `load_lora_weights` leaves that of the pipeline."""
+    source = setup.source
+    if not (source.lora and source.published):
+        return None
+    if source.prediction_type is None:
+        what = (
+            "the file does not say what the network predicts with it; it is taken to be for the schedule of its base"
+        )
+        told = f"zsnr convert {source.name} FOLDER --prediction_type v_prediction --zero_snr"
+        return Finding("schedule-not-said", "note", what, f"if it is for another: {told}")
+    if source.prediction_type == "epsilon":
+        return None
+    return Finding(
+        "schedule-left-behind",
+        "error",
+        "there is no scheduler beside the weights, and load_lora_weights of stock leaves that of the base",
+        f"zsnr_diffusers.load_lora(pipe, {source.name!r}) brings it; zsnr convert {source.name} FOLDER writes it",
+    )
+
+
 def epsilon_at_zero_snr(setup: Setup) -> Finding | None:
     """Epsilon on a schedule that ends at zero SNR. No config tells which of the two is wrong; a caller may."""
     if not setup.zero_snr or setup.config["prediction_type"] != "epsilon":

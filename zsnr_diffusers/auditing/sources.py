@@ -8,11 +8,13 @@ from typing import Any
 from diffusers import SchedulerMixin
 
 from ..guidance import guidance_record, recorded_guidance, stock_class
-from ..model_facts import find_model_facts
+from ..known_models import known_model, repo_of
+from ..lora_files import LORA_FILE, holds_lora, saved_header
+from ..model_facts import ModelFacts, facts_of_file, find_model_facts
 from ..repo_files import INDEX, SCHEDULER_CONFIG, saved_json
-from ..single_file import SD_BETAS
+from ..single_file import SD_BETAS, read_header
 
-_SINGLE_FILE_CONFIG = {
+_PUBLISHED = {
     "_class_name": "EulerDiscreteScheduler",
     **{key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")},
     "prediction_type": "epsilon",
@@ -21,6 +23,9 @@ _SINGLE_FILE_CONFIG = {
     "steps_offset": 1,
 }
 """What diffusers' `from_single_file` makes of a Stable Diffusion XL checkpoint, whatever its keys say."""
+
+_WEIGHTS_ALONE = {"_class_name": "StableDiffusionXLPipeline", "vae": True, "text_encoder": True}
+"""The parts of what a file of weights becomes."""
 
 _AUTOENCODERS = {"vae", "vqvae", "movq", "vqgan", "vae_decoder"}
 
@@ -36,9 +41,12 @@ class Source:
         assigned: what was assigned on the config of a scheduler in memory, and would not be saved.
         live: the scheduler itself, if it is in memory.
         pipeline: the pipeline itself, likewise.
-        path: of the scheduler's config file, in a local folder.
+        path: of the scheduler's config file, in a local folder; where there is none beside a LoRA, of the one to be.
         prediction_type: what the network predicts, where that is known from elsewhere than the config.
         zero_snr: whether it was trained at zero terminal SNR, likewise.
+        lora: whether it is a LoRA.
+        published: whether the config is not the model's own, but what its architecture was published with: nobody who
+            reads the weights alone has another.
     """
 
     name: str
@@ -50,6 +58,8 @@ class Source:
     path: Path | None = None
     prediction_type: str | None = None
     zero_snr: bool | None = None
+    lora: bool = False
+    published: bool = False
 
     @property
     def latent(self) -> bool | None:
@@ -142,23 +152,36 @@ def _of_pipeline(pipe: Any) -> Source:
 
 def _of_files(source: str, places: Mapping[str, Any]) -> Source:
     """Of a folder or Hub repo."""
-    index = saved_json(source, INDEX, places) or {}
-    for name in (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG):
-        config = saved_json(source, name, places)
-        if config is not None:
-            return Source(source, config, index, path=Path(source, name) if Path(source).is_dir() else None)
-    raise OSError(
-        f"{source} holds no scheduler: there is neither scheduler/{SCHEDULER_CONFIG} nor {SCHEDULER_CONFIG}."
-    )
+    index, local = saved_json(source, INDEX, places) or {}, Path(source).is_dir()
+    header = None if index else saved_header(source, LORA_FILE, places)
+    names = (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)
+    found = ((name, config) for name in names if (config := saved_json(source, name, places)) is not None)
+    name, config = next(found, (names[0], None))
+    if config is None and header is None:
+        raise OSError(f"{source} holds no scheduler: there is neither {' nor '.join(names)}.")
+    path = Path(source, name) if local else None
+    if header is None:
+        predicts, zero_snr = known_model(repo_of(source))
+        return Source(source, config or {}, index, path=path, prediction_type=predicts, zero_snr=zero_snr)
+    return _of_weights(source, facts_of_file(f"{source}/{LORA_FILE}", header), lora=True, config=config, path=path)
 
 
 def _of_file(path: Path) -> Source:
-    facts = find_model_facts(path)
-    index = {"_class_name": "StableDiffusionXLPipeline", "vae": True, "text_encoder": True}
+    return _of_weights(str(path), find_model_facts(path), lora=holds_lora(read_header(path)))
+
+
+def _of_weights(name: str, facts: ModelFacts, lora: bool, config: Any = None, path: Path | None = None) -> Source:
+    """Of a file of weights, with the config of a scheduler beside it or without."""
+    index = _WEIGHTS_ALONE | ({"_class_name": "LoRA"} if lora else {})
+    if facts.guidance:
+        index |= guidance_record(facts.guidance["guidance_rescale"], facts.guidance["space"])
     return Source(
-        path.name,
-        _SINGLE_FILE_CONFIG,
+        name,
+        config or _PUBLISHED,
         index,
+        path=path,
         prediction_type=facts.prediction_type,
         zero_snr=facts.rescale_betas_zero_snr,
+        lora=lora,
+        published=config is None,
     )

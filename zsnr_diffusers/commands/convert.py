@@ -1,17 +1,19 @@
-"""`zsnr convert`: pipelines between folders, the Hub and single files, with what their schedule and guidance are."""
+"""`zsnr convert`: models between folders, the Hub and single files, with what their schedule and guidance are."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from . import new_parser
 
 DESCRIPTION = """\
-Saves a pipeline in another form. A target that ends in .safetensors becomes a single file in the original layout of
-Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply; any other target becomes a folder of
-diffusers with stock classes. What the model predicts and whether it ends in pure noise is found in the source, or told
+Saves a pipeline or a LoRA in another form. A target that ends in .safetensors becomes a single file: a pipeline in the
+original layout of Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply, a LoRA with the
+names of kohya's scripts. Any other target becomes a folder of diffusers with stock classes, that of a LoRA with the
+scheduler beside the weights. What the model predicts and whether it ends in pure noise is found in the source, or told
 here.
 
 Where to with it: diffusers opens the folder as any other, and so does InvokeAI. ComfyUI and Forge read the keys of an
@@ -31,6 +33,12 @@ examples:
     zsnr convert sd21-zsnr sd21-zsnr-fp16 --dtype float16 --push_to_hub me/sd21-zsnr
     zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr
 
+  a LoRA that does not say what it was trained on, so that it does, and with its scheduler beside it:
+    zsnr convert lora.safetensors lora-folder --prediction_type v_prediction --zero_snr --config sd15-folder
+
+  a trained LoRA for ComfyUI and others:
+    zsnr convert sd15-zsnr-lora sd15-zsnr-lora.safetensors --dtype float16
+
   from a file that does not say what it is, where the Hub cannot be reached:
     zsnr convert old.safetensors folder --prediction_type v_prediction --zero_snr --config sdxl-folder
 
@@ -41,9 +49,13 @@ exit status: 0 done, 2 wrong arguments or data
 def add_parser(commands: Any) -> None:
     """Add `convert` to the subparsers of `zsnr`."""
     parser = new_parser(
-        commands, "convert", "save a pipeline as a single file, or a single file as a folder", DESCRIPTION, EXAMPLES
+        commands,
+        "convert",
+        "save a pipeline or LoRA as a single file, or a single file as a folder",
+        DESCRIPTION,
+        EXAMPLES,
     )
-    parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file")
+    parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file, of a pipeline or LoRA")
     parser.add_argument("target", metavar="TARGET", help="folder, or a name that ends in .safetensors")
     parser.add_argument(
         "--prediction_type",
@@ -62,8 +74,12 @@ def add_parser(commands: Any) -> None:
         help="of the weights (default: the source's if it is here and has one for all, else float32)",
     )
     parser.add_argument(
-        "--config", metavar="PATH_OR_ID", help="for a single file: a pipeline of its architecture (default: the Hub's)"
+        "--config",
+        metavar="PATH_OR_ID",
+        help="for a single file or a LoRA: a pipeline of its architecture, of which configs alone are read (default: "
+        "the Hub's)",
     )
+    parser.add_argument("--weight_name", metavar="FILE", help="for a LoRA in a folder or repo: its file's name")
     parser.add_argument(
         "--push_to_hub", metavar="REPO", help="upload the target to this repo of the Hub, which is made if need be"
     )
@@ -74,50 +90,81 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert, and say what was found."""
-    import torch
+    from ..lora_files import is_lora
+    from ..model_facts import scheduler_claim
 
-    from ..hub import check_target, load_pipeline, save_pipeline
-    from ..model_facts import is_single_file, scheduler_claim
-
-    target = Path(arguments.target)
-    check_target(target, arguments.overwrite)
     if arguments.private and arguments.push_to_hub is None:
         raise ValueError("--private goes with --push_to_hub.")
-    if arguments.config is not None and not is_single_file(arguments.source):
-        raise ValueError("--config goes with a single file; a folder has its own.")
-    options = {} if arguments.config is None else {"config": arguments.config}
+    lora = is_lora(arguments.source, arguments.weight_name)
     try:
-        pipe = load_pipeline(
-            arguments.source,
-            guidance_rescale=arguments.guidance_rescale,
-            prediction_type=arguments.prediction_type,
-            rescale_betas_zero_snr=arguments.zero_snr,
-            **options,
-        )
-        pipe.to(getattr(torch, arguments.dtype or _dtype(arguments.source)))
-        pushing = {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
-        save_pipeline(pipe, target, overwrite=arguments.overwrite, **pushing)
+        pipe, what = (_convert_lora if lora else _convert_pipeline)(arguments)
     except TypeError as error:
         if arguments.guidance_rescale is None:
             raise
         raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
     claim = scheduler_claim(pipe.scheduler.config)
     print(
-        f"{target}: {type(pipe).__name__}, prediction_type={claim.prediction_type}, "
+        f"{arguments.target}: {what}, prediction_type={claim.prediction_type}, "
         f"rescale_betas_zero_snr={claim.rescale_betas_zero_snr}, "
         f"guidance_rescale={getattr(pipe, 'default_guidance_rescale', 0.0)}"
         + (f"; pushed to {arguments.push_to_hub}" if arguments.push_to_hub else "")
     )
 
 
-def _dtype(source: str) -> str:
-    """That of the source's weights, which diffusers does not keep; float32 where they differ or are elsewhere."""
+def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
+    """The pipeline that was saved, and what it is."""
+    from ..hub import check_target, load_pipeline, save_pipeline
     from ..model_facts import is_single_file
+
+    check_target(Path(arguments.target), arguments.overwrite)
+    if arguments.config is not None and not is_single_file(arguments.source):
+        raise ValueError("--config goes with a single file or a LoRA; a folder has its own.")
+    files = [arguments.source] if is_single_file(arguments.source) else Path(arguments.source).glob("*/*.safetensors")
+    options = {} if arguments.config is None else {"config": arguments.config}
+    pipe = load_pipeline(arguments.source, **_told(arguments), **options)
+    pipe.to(_dtype(arguments, files))
+    save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_pushing(arguments))
+    return pipe, type(pipe).__name__
+
+
+def _convert_lora(arguments: argparse.Namespace) -> tuple[Any, str]:
+    """The pipeline of the base's layers with the LoRA that was saved, and what it is."""
+    from ..bare_pipeline import bare_pipeline
+    from ..hub import check_target
+    from ..lora import check_all_loaded, load_lora, save_lora
+    from ..lora_files import LORA_FILE, base_of_lora, lora_file
+
+    check_target(Path(arguments.target), arguments.overwrite, LORA_FILE)
+    file = lora_file(arguments.source, arguments.weight_name or LORA_FILE)
+    base = arguments.config or base_of_lora(file)
+    pipe = bare_pipeline(base, _dtype(arguments, [file]))
+    load_lora(pipe, file, **_told(arguments))
+    check_all_loaded(pipe, file)
+    save_lora(pipe, arguments.target, **_pushing(arguments))
+    return pipe, f"LoRA of {base}"
+
+
+def _told(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user knows better than the source."""
+    return {
+        "guidance_rescale": arguments.guidance_rescale,
+        "prediction_type": arguments.prediction_type,
+        "rescale_betas_zero_snr": arguments.zero_snr,
+    }
+
+
+def _pushing(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
+
+
+def _dtype(arguments: argparse.Namespace, files: Iterable[Any]) -> Any:
+    """That of the source's weights, which diffusers does not keep; float32 where they differ or are elsewhere."""
+    import torch
+
     from ..single_file import read_header
 
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    files = [Path(source)] if is_single_file(source) else sorted(Path(source).glob("*/*.safetensors"))
     headers = [read_header(file) for file in files]
     found = {dtype for header in headers for key, dtype in header.dtypes.items() if 0 not in header.shapes[key]}
     floats = found & set(names)
-    return names[floats.pop()] if len(floats) == 1 else "float32"
+    return getattr(torch, arguments.dtype or (names[floats.pop()] if len(floats) == 1 else "float32"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..lora import LORA_FILE
+from ..lora_files import LORA_FILE
 from .checkpoints import checkpoints
 from .config import RunConfig
 from .durable import write_json, write_text

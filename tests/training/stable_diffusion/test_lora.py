@@ -17,7 +17,7 @@ from training_runs import logged, same
 
 import zsnr_diffusers._extras as extras
 from zsnr_diffusers import load_lora
-from zsnr_diffusers.lora import LORA_FILE
+from zsnr_diffusers.lora_files import LORA_FILE
 from zsnr_diffusers.training import TrainingConfig, loop, main, train
 from zsnr_diffusers.training.checkpoints import checkpoints
 from zsnr_diffusers.training.fingerprint import fingerprint

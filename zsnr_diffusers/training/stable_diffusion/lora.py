@@ -9,7 +9,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ..._extras import import_extra
-from ...lora import KOHYA_FILE, LORA_FILE, save_lora
+from ...cards import lora_usage
+from ...lora import save_lora
 from ..trained import trained_parameters
 from .base import Base
 from .config import TrainingConfig
@@ -70,37 +71,9 @@ def save_lora_folder(base: Base, pipe: Any, config: TrainingConfig) -> None:
     adapter = described(pipe.unet, config)
     subject = f"{_kind(config)} of {base_name(config)}"
     data = {"tags": [base.kind.tag, "lora"], "base_model_relation": "adapter"}
-    write_card(base, pipe.scheduler, config, subject, {"adapter": adapter}, _usage(pipe, config), **data)
+    guidance = {"guidance_scale": config.guidance_scale, "guidance_rescale": config.guidance_rescale}
+    folder = Path(config.output_dir).resolve().name
+    usage = lora_usage(base_name(config), folder, pipe.scheduler, guidance, config.use_dora)
+    write_card(base, pipe.scheduler, config, subject, {"adapter": adapter}, usage, **data)
     # Last: a folder without it is not taken for a result.
     save_lora(pipe, config.output_dir)
-
-
-def _usage(pipe: Any, config: TrainingConfig) -> str:
-    base, name, scheduler = base_name(config), Path(config.output_dir).resolve().name, type(pipe.scheduler).__name__
-    guidance = f"guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}"
-    others = (
-        "Other programs read a DoRA each in its own way; merge it into the base for them: `pipe.fuse_lora()`."
-        if config.use_dora
-        else f"ComfyUI and others read `{KOHYA_FILE}`."
-    )
-    return f"""```python
-from diffusers import DiffusionPipeline, {scheduler}
-
-pipe = DiffusionPipeline.from_pretrained("{base}")
-pipe.load_lora_weights("{name}", weight_name="{LORA_FILE}")
-pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")
-image = pipe("...", {guidance}).images[0]
-```
-
-The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance rescale:
-
-```python
-from diffusers import DiffusionPipeline
-from zsnr_diffusers import load_lora
-
-pipe = load_lora(DiffusionPipeline.from_pretrained("{base}"), "{name}")
-image = pipe("...", guidance_scale={config.guidance_scale}).images[0]
-```
-
-{others} There, too, the sampler has to be told: prediction type, zero terminal SNR and spacing as in the table.
-"""

@@ -1,0 +1,42 @@
+"""LoRA and DoRA in the small Stable Diffusions of `tiny_checkpoints`."""
+
+import torch
+from peft import LoraConfig
+from tiny_checkpoints import paint, sd_scheduler, tiny_pipeline
+
+from zsnr_diffusers import ZeroSNRDDIMScheduler, enable_guidance_rescale
+from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
+
+PHI = 0.6
+
+TARGETS = [target for target in LORA_TARGETS if target not in ("conv_in", "conv_out")]
+"""Those that diffusers 0.35 finds in kohya's files too."""
+
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+"""As kohya's scripts have them; diffusers misreads files of theirs without out_proj."""
+
+
+def add_adapter(part, name="default", rank=3, **changes):
+    """An adapter that does something: peft's own does nothing before it is trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        part.add_adapter(LoraConfig(r=rank, **{"lora_alpha": 5, "target_modules": TARGETS, **changes}), name)
+        with torch.no_grad():
+            for key, value in part.named_parameters():
+                if "lora_B" in key or "magnitude" in key:
+                    value += 0.05 * torch.randn(value.shape)
+
+
+def adapted(kind="1", texts=False, **changes):
+    """A pipeline with an adapter for zero SNR, on the paper's sampler; `texts`, in its text encoders too."""
+    pipe = tiny_pipeline(kind, ZeroSNRDDIMScheduler.from_config(sd_scheduler().config, prediction_type="v_prediction"))
+    add_adapter(pipe.unet, **changes)
+    for name in ("text_encoder", "text_encoder_2"):
+        if texts and hasattr(pipe, name):
+            add_adapter(getattr(pipe, name), lora_alpha=2, target_modules=TEXT_TARGETS)
+    return enable_guidance_rescale(pipe, PHI)
+
+
+def assert_paints_alike(pipe, other):
+    # The strength stands in the weights rather than behind the product: float32 rounds elsewhere.
+    torch.testing.assert_close(paint(pipe), paint(other), rtol=0, atol=1e-4)
