@@ -72,7 +72,7 @@ def test_parser_needs_no_heavy_library():
         "import sys; before = set(sys.modules); import zsnr_diffusers; package = set(sys.modules) - before\n"
         "import zsnr_diffusers.cli as cli; cli.build_parser()\n"
         "import zsnr_diffusers.evaluation; zsnr_diffusers.evaluation.launched_processes()\n"
-        "heavy = {'scipy', 'matplotlib', 'tqdm', 'transformers', 'datasets', 'accelerate'}\n"
+        "heavy = {'scipy', 'matplotlib', 'tqdm', 'transformers', 'datasets', 'accelerate', 'rich'}\n"
         "new = set(sys.modules) - before - package\n"
         "assert not heavy & new, heavy & new\n"
     )

@@ -13,6 +13,8 @@ ALLOWED = {
     "hashes": set(),
     "_extras": set(),
     "processes": {"_extras"},
+    "tables": set(),
+    "terminal": {"tables"},
     "scheduler_config": set(),
     "scheduler_base": {"core", "scheduler_config"},
     "schedulers": {"core", "scheduler_base"},
@@ -39,14 +41,14 @@ ALLOWED = {
     "bare_pipeline": {"hub", "model_facts", "repo_files"},
     "lora": {"core", "guidance", "stock_scheduler", "checkpoint_layout", "single_file", "model_facts", "hub"}
     | {"cards", "lora_files", "pushing", "repo_files", "_extras"},
-    "evaluation": {"core", "images", "hashes", "_extras", "processes"},
+    "evaluation": {"core", "images", "hashes", "tables", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
-    | {"known_models", "lora_files", "repo_files", "evaluation"},
+    | {"known_models", "lora_files", "repo_files", "evaluation", "tables"},
     "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
-    | {"cards", "lora_files", "pushing", "_extras"},
+    | {"cards", "lora_files", "pushing", "tables", "terminal", "_extras"},
     "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"}
-    | {"bare_pipeline", "lora", "lora_files"},
+    | {"bare_pipeline", "lora", "lora_files", "tables", "terminal"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub", "lora", "auditing"},
@@ -66,6 +68,7 @@ ONLY_IN = {
     "yaml": {"training"},
     "matplotlib": {"evaluation"},
     "scipy": {"evaluation"},
+    "rich": {"terminal"},
 }
 
 

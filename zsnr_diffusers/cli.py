@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, with status 2 for arguments that it cannot parse and 0 after `--help`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # é and ± are no reason to lose a result in a terminal of ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
     try:
         status: int | None = arguments.run(arguments)

@@ -13,6 +13,7 @@ from child_processes import arguments
 from diffusers import DiffusionPipeline
 from hub_server import serve
 from landscapes import read_landscapes
+from pseudo_terminal import BOX, on_terminal
 from safetensors.torch import load_file
 from small_stable_diffusion import flawed_scheduler, train_vae
 from tiny_pipelines import tiny_stable_diffusion
@@ -187,6 +188,15 @@ def test_dry_run_prints_configuration_and_plan_and_writes_nothing(options, capsy
     assert "6 = 2 x 3 forward passes x 1 processes" in text
     assert "EulerDiscreteScheduler, trailing" in text
     assert not Path(options["output_dir"]).exists()
+
+
+def test_the_plan_is_a_table_on_a_terminal(options, monkeypatch):
+    screen = on_terminal(monkeypatch, 60, lambda: train(TrainingConfig(**{**options, "dry_run": True})))
+    lines = screen.text.split("\n\n")[1].splitlines()
+    assert lines[0].split() == ["training"]
+    assert BOX in lines[1]
+    assert "SNR at the last timestep  0.004682 -> 0" in [line.rstrip() for line in lines]
+    assert max(map(len, lines)) <= 60
 
 
 def test_errors_end_the_command_with_one_line(options):

@@ -5,9 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..tables import Remark, Tone
 from .setup import SHOWN, Setup
 
 Severity = Literal["error", "not zero-SNR", "note"]
+
+_TONES: dict[Severity, Tone] = {"error": "bad", "not zero-SNR": "warning", "note": "quiet"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Finding:
         severity: `error`, the pictures are wrong; `not zero-SNR`, set up as it was trained, but one of the paper's
             mends is missing; `note`, right at the numbers of steps that the report shows.
         what: what is wrong, with values.
-        remedy: what to do, where possible a line of code or a command.
+        remedy: what to do, where possible a line of code or a command. If there are several, or if it is for a case
+            only, each has a line of its own, and so has the case, with a colon at its end.
         fix: changes to the scheduler's config that mend it, `_class_name` among them where another class is needed;
             None where changing the config does not.
         steps: numbers of steps that it was seen at, where it is a matter of them.
@@ -31,6 +35,11 @@ class Finding:
     remedy: str
     fix: Mapping[str, Any] | None = None
     steps: tuple[int, ...] = ()
+
+    @property
+    def remark(self) -> Remark:
+        """What a report says of it."""
+        return Remark(self.severity, f"{self.name}: {self.what}", self.remedy, _TONES[self.severity])
 
 
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..repo_files import INDEX, PLACES, named
 from ..scheduler_config import LARGEST_T
+from ..tables import one_line
 from .faults import faults
 from .report import Audit, report
 from .setup import set_up
@@ -113,7 +114,7 @@ def fixed_scheduler(result: Audit) -> Any:
     after = mended(result)
     errors = [finding for finding in after.findings if finding.severity == "error"]
     if errors:
-        told = " ".join(f"{finding.name}: {finding.what}. {finding.remedy}" for finding in errors)
+        told = " ".join(f"{finding.name}: {finding.what}. {one_line(finding.remedy)}" for finding in errors)
         raise ValueError(f"No change of the scheduler mends this. {told}")
     return after.setup.scheduler_class.from_config(after.config)
 

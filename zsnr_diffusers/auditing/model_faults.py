@@ -51,8 +51,9 @@ def epsilon_at_zero_snr(setup: Setup) -> Finding | None:
         "error",
         "prediction_type='epsilon' on a schedule that ends at zero SNR: there the sample is the noise, predicting it "
         "says nothing of the picture, and stock gives NaN or noise",
-        f"a model of v: {code(setup, {'prediction_type': 'v_prediction'})}; a model of epsilon, on its own schedule: "
-        f"{code(setup, keep)}, and to mend its brightness: {retrain(setup)}",
+        f"a model of v:\n{code(setup, {'prediction_type': 'v_prediction'})}\n"
+        f"a model of epsilon, on its own schedule:\n{code(setup, keep)}\n"
+        f"and to mend its brightness:\n{retrain(setup)}",
         keep if told else None,
     )
 
@@ -65,12 +66,12 @@ def terminal_snr(setup: Setup) -> Finding | None:
     what = f"the schedule never reaches pure noise, so brightness is read off the noise: {alpha}"
     fix = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if (setup.source.prediction_type or setup.config["prediction_type"]) == "epsilon":
-        return Finding("terminal-snr", "not zero-SNR", what, f"retrain it with v-prediction: {retrain(setup)}")
+        return Finding("terminal-snr", "not zero-SNR", what, f"retrain it with v-prediction:\n{retrain(setup)}")
     if setup.source.zero_snr:
         what = f"the model was trained at zero terminal SNR, and is sampled at {alpha}"
         return Finding("terminal-snr", "error", what, code(setup, fix), fix)
     if setup.source.zero_snr is None:
-        told = f"if it was trained at zero terminal SNR: {code(setup, fix)}; if not: {retrain(setup)}"
+        told = f"if it was trained at zero terminal SNR:\n{code(setup, fix)}\nif not:\n{retrain(setup)}"
         return Finding("terminal-snr", "not zero-SNR", what, told)
     return Finding("terminal-snr", "not zero-SNR", what, retrain(setup))
 
@@ -81,7 +82,7 @@ def flag_without_training(setup: Setup) -> Finding | None:
         return None
     fix = {"rescale_betas_zero_snr": False}
     what = "the model was not trained at zero terminal SNR, and is sampled there"
-    return Finding("flag-without-training", "error", what, f"{code(setup, fix)}; or {retrain(setup)}", fix)
+    return Finding("flag-without-training", "error", what, f"{code(setup, fix)}\nor:\n{retrain(setup)}", fix)
 
 
 def rescaled_betas(setup: Setup) -> Finding | None:
@@ -125,7 +126,8 @@ def no_guidance_rescale(setup: Setup) -> Finding | None:
         "guidance-rescale-missing",
         "note",
         "no guidance rescale is recorded; at zero SNR a large guidance scale over-exposes",
-        "zsnr_diffusers.enable_guidance_rescale(pipe, guidance_rescale=0.7); pipe.save_pretrained(folder) records it",
+        "to record it:\n"
+        "zsnr_diffusers.enable_guidance_rescale(pipe, guidance_rescale=0.7); pipe.save_pretrained(folder)",
     )
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..core import alpha_bar_table, noise_level, snr
+from ..tables import Facts, Line, Part, Remarks, Report, Table, Tone, one_line
 from .finding import Finding
 from .setup import Setup
 
@@ -21,6 +22,9 @@ PAPER = {
 """The schedules of Lin et al. 2023, table 1, with T = 1000: name in diffusers, and first and last beta."""
 
 
+_TONES: dict[str, Tone] = {"right": "good", "not zero-SNR": "warning", "wrong": "bad"}
+
+
 @cache
 def paper_schedules() -> dict[str, tuple[float, float]]:
     """SNR(T) and sqrt(alpha_bar_T) of the paper's three schedules."""
@@ -32,7 +36,7 @@ def paper_schedules() -> dict[str, tuple[float, float]]:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Report):
     """How a model is set up, and what is wrong with that.
 
     Attributes:
@@ -104,7 +108,7 @@ class Audit:
         """All of it, as JSON can hold it."""
         names = [name for name in self.__dataclass_fields__ if name not in ("setup", "invariance", "luminance")]
         values = {name: getattr(self, name) for name in names}
-        values["findings"] = [asdict(finding) for finding in self.findings]
+        values["findings"] = [asdict(finding) | {"remedy": one_line(finding.remedy)} for finding in self.findings]
         for name in ("invariance", "luminance"):
             part = getattr(self, name)
             values[name] = None if part is None else asdict(part)
@@ -112,40 +116,41 @@ class Audit:
         plain: dict[str, Any] = _plain({**values, "ok": self.ok, "verdict": self.verdict, "reference": reference})
         return plain
 
-    def __str__(self) -> str:
-        return "\n".join([*self._table(), *self._found(), f"verdict: {self.verdict}"])
-
-    def _table(self) -> Iterator[str]:
-        last = self.num_train_timesteps - 1
-        visited = ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known"
-        spacing = self.timestep_spacing or "of its own"
-        betas = ", trained_betas" if self.trained_betas else ""
-        final = "not said" if self.final_alpha is None else f"{self.final_alpha:.6g}"
-        phi = "not recorded" if self.guidance_rescale is None else f"{self.guidance_rescale:g}"
-        rows = {
-            "scheduler": f"{self.scheduler}, rescale_betas_zero_snr={self.rescale_betas_zero_snr}{betas}",
-            "prediction type": self.prediction_type,
-            "timestep spacing": f"{spacing}; first timesteps {visited} (right: {last})",
-            "final sqrt(alpha_bar)": f"{final} (right: 1)",
-            "guidance rescale": phi,
-            "run for": f"{len(self.steps_tried)} numbers of steps" if self.steps_tried else "no number of steps",
-        }
-        yield f"{self.source}" + (f", {self.pipeline}" if self.pipeline not in (None, self.source) else "")
-        yield from (f"  {name:<22}{value}" for name, value in rows.items())
-        yield f"  {'':<22}{'SNR(T)':<12}sqrt(alpha_bar_T)"
-        yield f"  {'this one':<22}{self.terminal_snr:<12.4g}{self.terminal_alpha:.4g}"
-        for name, (ratio, alpha) in paper_schedules().items():
-            yield f"  {name:<22}{ratio:<12.4g}{alpha:.4g}"
-        yield from ("  " + line for part in (self.invariance,) if part for line in str(part).splitlines())
+    def parts(self) -> Iterator[Part]:
+        """What was found, beside what is right and what the paper has; findings; the verdict."""
+        yield Line(self.source + (f", {self.pipeline}" if self.pipeline not in (None, self.source) else ""), "title")
+        yield Facts(("", "this model", "right"), tuple(self._facts()), aside=" (right: {})", indent="  ")
+        rows = [("this model", self.terminal_snr, self.terminal_alpha)]
+        rows += [(name, ratio, alpha) for name, (ratio, alpha) in paper_schedules().items()]
+        yield Table(
+            ("", "SNR(T)", "sqrt(alpha_bar_T)"),
+            tuple((name, f"{ratio:.4g}", f"{alpha:.4g}") for name, ratio, alpha in rows),
+            align="<<<",
+            reference=len(rows) - 1,
+            indent="  ",
+        )
+        if self.invariance is not None:
+            yield from self.invariance.parts()
         if self.luminance is not None:
             part = self.luminance
-            yield f"  luminance of {part.n} pictures: mean {part.mean:.3f}, {part.p5:.3f} to {part.p95:.3f}"
+            yield Line(f"luminance of {part.n} pictures: mean {part.mean:.3f}, {part.p5:.3f} to {part.p95:.3f}")
+        if self.findings:
+            yield Remarks(tuple(finding.remark for finding in self.findings))
+        yield Line(f"verdict: {self.verdict}", _TONES[self.verdict])
 
-    def _found(self) -> Iterator[str]:
-        width = max((len(finding.severity) for finding in self.findings), default=0)
-        for finding in self.findings:
-            yield f"{finding.severity:<{width}}  {finding.name}: {finding.what}"
-            yield f"{'':<{width}}  -> {finding.remedy}"
+    def _facts(self) -> Iterator[tuple[str, str, str]]:
+        visited = ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known"
+        betas = ", trained_betas" if self.trained_betas else ""
+        phi = "not recorded" if self.guidance_rescale is None else f"{self.guidance_rescale:g}"
+        final = "not said" if self.final_alpha is None else f"{self.final_alpha:.6g}"
+        numbers = len(self.steps_tried) or "no"
+        yield "scheduler", f"{self.scheduler}, rescale_betas_zero_snr={self.rescale_betas_zero_snr}{betas}", ""
+        yield "prediction type", self.prediction_type, ""
+        yield "timestep spacing", self.timestep_spacing or "of its own", ""
+        yield "first timesteps", visited, str(self.num_train_timesteps - 1)
+        yield "final sqrt(alpha_bar)", final, "1"
+        yield "guidance rescale", phi, ""
+        yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
 
 
 def _plain(value: Any) -> Any:

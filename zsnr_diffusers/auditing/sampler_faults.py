@@ -85,7 +85,7 @@ def extra_timestep(setup: Setup) -> Finding | None:
     worst = max((run.missed for run in extra if run.missed is not None), default=0.0)
     lost = ", which spoils the picture" if worst > TOLERANCE else ""
     what = f"stock's trailing spacing returns n + 1 timesteps, the last of them -1, at {_listed(numbers)}{lost}"
-    remedy = f"use another n, or: {ours(setup)}"
+    remedy = f"use another n, or:\n{ours(setup)}"
     return Finding("extra-timestep", by_numbers(numbers), what, remedy, steps=tuple(numbers))
 
 
@@ -114,7 +114,7 @@ def large_variance(setup: Setup) -> Finding | None:
         f"variance_type={setup.config['variance_type']!r} is for all T = {len(setup.trained)} steps; in fewer, the "
         f"last one leaves noise of up to {max(setup.missing.values()):.2g}: {_listed(steps)}"
     )
-    return Finding("large-variance", "note", what, f"in fewer steps: {ours(setup)}", steps=steps)
+    return Finding("large-variance", "note", what, f"in fewer steps:\n{ours(setup)}", steps=steps)
 
 
 def leaves_noise(setup: Setup) -> Finding | None:
@@ -149,7 +149,7 @@ def eta_one(setup: Setup) -> Finding | None:
     if not numbers:
         return None
     what = f"with eta=1 the first step is NaN at {_listed(numbers)}"
-    remedy = f"for fresh noise at every step: {ours(setup, 'ZeroSNRDDPMScheduler')}"
+    remedy = f"for fresh noise at every step:\n{ours(setup, 'ZeroSNRDDPMScheduler')}"
     return Finding("eta-one", "note", what, remedy, steps=tuple(numbers))
 
 
@@ -172,7 +172,7 @@ def half_precision_noise(setup: Setup) -> Finding | None:
     if not wrong:
         return None
     what = f"add_noise, where image to image starts, is off by more than 5% {' and '.join(wrong.values())}"
-    return Finding("half-precision-noise", "note", what, f"in half precision: {ours(setup)}")
+    return Finding("half-precision-noise", "note", what, f"in half precision:\n{ours(setup)}")
 
 
 def not_run(setup: Setup) -> Finding | None:

@@ -61,7 +61,7 @@ def look(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[int] | None
             f"{invariance.share:.2f} of what the network predicts at T changes with the noise: it was not trained at "
             "zero terminal SNR"
         )
-        remedy = "retrain it: accelerate launch -m zsnr_diffusers.training --help"
+        remedy = "retrain it:\naccelerate launch -m zsnr_diffusers.training --help"
         findings = (Finding("not-trained-there", "error", what, remedy), *findings)
     luminance = None
     if prompts:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .._extras import import_extra
 from ..auditing import Audit, audit, fix
+from ..terminal import show
 from . import new_parser, pipelines
 
 DESCRIPTION = """\
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = _fixed(result, told)
     if arguments.deep:
         result = audit(source, deep=True, prompts=_prompts(arguments), device=_device(arguments), **told, **places)
-    print(result)
+    show(result)
     _write_files(arguments, result)
     return 0 if result.ok else 1
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..tables import Facts, Part, Report
+from ..terminal import show
 from . import new_parser
 
 DESCRIPTION = """\
@@ -103,12 +106,32 @@ def run(arguments: argparse.Namespace) -> None:
             raise
         raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
     claim = scheduler_claim(pipe.scheduler.config)
-    print(
-        f"{arguments.target}: {what}, prediction_type={claim.prediction_type}, "
-        f"rescale_betas_zero_snr={claim.rescale_betas_zero_snr}, "
-        f"guidance_rescale={getattr(pipe, 'default_guidance_rescale', 0.0)}"
-        + (f"; pushed to {arguments.push_to_hub}" if arguments.push_to_hub else "")
-    )
+    found = {
+        "prediction_type": claim.prediction_type,
+        "rescale_betas_zero_snr": claim.rescale_betas_zero_snr,
+        "guidance_rescale": getattr(pipe, "default_guidance_rescale", 0.0),
+    }
+    show(Converted(arguments.target, what, found, arguments.push_to_hub))
+
+
+@dataclass(frozen=True)
+class Converted(Report):
+    """What was written where, what was found of it, and where it was pushed to."""
+
+    target: str
+    what: str
+    found: Mapping[str, Any]
+    pushed_to: str | None
+
+    def __str__(self) -> str:
+        """One line, for logs of many."""
+        found = ", ".join(f"{name}={value}" for name, value in self.found.items())
+        return f"{self.target}: {self.what}, {found}" + (f"; pushed to {self.pushed_to}" if self.pushed_to else "")
+
+    def parts(self) -> Iterator[Part]:
+        """A row for each."""
+        rows = {"model": self.what, **self.found} | ({"pushed to": self.pushed_to} if self.pushed_to else {})
+        yield Facts(("written", self.target), tuple((name, str(value)) for name, value in rows.items()))
 
 
 def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:

@@ -31,8 +31,10 @@ from ..evaluation import (
     prompt_share,
     terminal_invariance,
 )
-from ..evaluation.figures import SUBSET_SIZE, SUBSETS, WHOLE_SETS
+from ..evaluation.figures import SUBSET_SIZE, SUBSETS, WHOLE_SETS, Figures
 from ..evaluation.sources import check_save_folder, images_in
+from ..tables import Line
+from ..terminal import show
 from . import feature_networks, new_parser, pipelines
 
 DESCRIPTION = """\
@@ -223,7 +225,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
         result = _report(arguments, generated, groups, real, reference)
         if arguments.invariance:
             invariance = terminal_invariance(pipe, prompts, seed=arguments.seed)
-            print(invariance)
+            show(invariance)
             result["terminal_invariance"] = asdict(invariance)
         _write_files(arguments, generated, real, result)
 
@@ -282,11 +284,12 @@ def _report(
     result: dict[str, Any] = {}
     if real is not None:
         coverage = luminance_coverage(generated.luminance, real.luminance, seed=arguments.seed)
-        print(coverage)
+        show(coverage)
         result["luminance"] = asdict(coverage)
     figures = _figures(arguments, generated, real, reference)
+    if figures:
+        show(Figures(tuple(figures.values())))
     for figure in figures.values():
-        print(figure)
         for warning in figure.warnings:
             print(f"zsnr evaluate: warning: {figure.name}: {warning}", file=sys.stderr)
     if figures:
@@ -294,7 +297,7 @@ def _report(
     n, k = len(groups or ()), len(set(groups or ()))
     if groups and n > k > 1:
         share, noise = prompt_share(generated.luminance, groups), (k - 1) / (n - 1)
-        print(f"prompt share {share:.4f} of the variance; noise alone: {noise:.4f}")
+        show(Line(f"prompt share {share:.4f} of the variance; noise alone: {noise:.4f}"))
         result["prompt_share"] = {"share": share, "noise_alone": noise}
     return result
 

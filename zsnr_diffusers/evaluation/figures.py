@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..tables import Facts, Part, Report
 from .distances import (
     KernelDistance,
     frechet_distance,
@@ -28,7 +30,7 @@ WHOLE_SETS = 20_000
 
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(Report):
     """A figure of generated images.
 
     `method` says how it was made where there are several ways; `error` is what `method` calls it. `reference` names
@@ -47,12 +49,17 @@ class Figure:
     reference_origin: FeatureOrigin | None = None
     warnings: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def parts(self) -> Iterator[Part]:
         """One line."""
+        return Figures((self,)).parts()
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """Name, value, and what that depends on."""
         value = f"{self.value:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
         network = f"{self.origin.network}, {self.origin.resize}, sha256 {self.origin.sha256[:12] or 'unknown'}"
         parts = [", ".join([f"{self.generated} generated", *self._reference()]), self.method, network]
-        return f"{self.name} {value}  ({'; '.join(part for part in parts if part)})"
+        return self.name, value, "; ".join(part for part in parts if part)
 
     def _reference(self) -> list[str]:
         if self.reference is None:
@@ -60,6 +67,17 @@ class Figure:
         count = "unknown number" if self.reference_count is None else str(self.reference_count)
         network = "" if self.reference_origin else " by an unknown network"
         return [f"reference {self.reference}: {count}{network}"]
+
+
+@dataclass(frozen=True)
+class Figures(Report):
+    """Several of them."""
+
+    figures: tuple[Figure, ...]
+
+    def parts(self) -> Iterator[Part]:
+        """A line for each."""
+        yield Facts(("figure", "value", "depends on"), tuple(figure.row for figure in self.figures), aside="  ({})")
 
 
 def frechet_figure(generated: ImageFeatures, reference: Reference) -> Figure:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..tables import Line, Part, Report, Table
 from .luminance import mean_luminance
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TerminalInvariance:
+class TerminalInvariance(Report):
     """How much of the x_0 prediction at t = T - 1 comes from the noise.
 
     Attributes:
@@ -48,16 +49,18 @@ class TerminalInvariance:
     timestep: int
     alpha: float
 
-    def __str__(self) -> str:
-        """One line for the model and one for each prompt."""
+    def parts(self) -> Iterator[Part]:
+        """A line for the model, and one for each prompt."""
         head = (
             f"terminal invariance: {self.share:.4f} of the x_0 prediction at t = {self.timestep} (alpha "
             f"{self.alpha:.4f}) changes with the noise; 0 is ideal"
         )
         if self.luminance_std is not None:
             head += f"; its luminance by {self.luminance_std:.4f}"
-        lines = [f"  {share:.4f}  {p}" for share, p in zip(self.shares, self.prompts, strict=True) if p is not None]
-        return "\n".join([head, *lines])
+        yield Line(head)
+        shares = zip(self.shares, self.prompts, strict=True)
+        if rows := tuple((f"{share:.4f}", str(prompt)) for share, prompt in shares if prompt is not None):
+            yield Table((), rows, align="><", indent="  ")
 
 
 def terminal_invariance(

@@ -7,7 +7,7 @@ arXiv:2305.08891, figure 1). FID hardly sees that; the distribution of one numbe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -18,6 +18,7 @@ from PIL import Image
 
 from .._extras import import_extra
 from ..images import load_rgb
+from ..tables import Line, Part, Report, Table
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,7 @@ class LuminanceSummary:
 
 
 @dataclass(frozen=True)
-class LuminanceCoverage:
+class LuminanceCoverage(Report):
     """How far the luminance of generated images is from that of real ones.
 
     `w1` is the 1-D Wasserstein distance, in units of luminance (the whole range from black to white is 2). It is
@@ -125,16 +126,16 @@ class LuminanceCoverage:
     generated: LuminanceSummary
     real: LuminanceSummary
 
-    def __str__(self) -> str:
-        """A table of both summaries and a line for the distance."""
-        lines = [f"{'luminance':<10}{'n':>7}" + "".join(f"{c:>9}" for c in _COLUMNS)]
-        for name, row in (("generated", self.generated), ("real", self.real)):
-            lines.append(f"{name:<10}{row.n:>7}" + "".join(f"{getattr(row, c):>9.4f}" for c in _COLUMNS))
-        lines.append(
+    def parts(self) -> Iterator[Part]:
+        """A table of both summaries, and a line for the distance."""
+        summaries = (("generated", self.generated), ("real", self.real))
+        rows = [(name, str(s.n), *(f"{getattr(s, c):.4f}" for c in _COLUMNS)) for name, s in summaries]
+        yield Table(("luminance", "n", *_COLUMNS), tuple(rows), align="<" + ">" * (1 + len(_COLUMNS)))
+        yield Line(
             f"Wasserstein-1 {self.w1:.4f}; a perfect generator with as many images: {self.floor:.4f} on average, "
-            f"below {self.floor_p95:.4f} in 95 %"
+            f"below {self.floor_p95:.4f} in 95 %",
+            "warning" if self.w1 > self.floor_p95 else "good",
         )
-        return "\n".join(lines)
 
 
 _COLUMNS = ("mean", "std", "p5", "p50", "p95", "min", "max")

@@ -1,9 +1,12 @@
 """From a configuration to a run: what is trained, on what, in which folder; all checked before the first step."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..tables import Facts, Part, Report
+from ..terminal import show
 from .checkpoints import newest_whole, remove_partial, set_aside
 from .config import RunConfig
 from .data import check_images
@@ -49,7 +52,9 @@ def train(config: RunConfig) -> None:
         images = processes.from_main(lambda: check_images(task.rows, config))
         samples = task.samples(images, config.global_batch(processes.size))
         task.look_up(accelerator, samples)
-        accelerator.print(damaged + _plan(config, task, samples, processes.size, checkpoint))
+        if accelerator.is_local_main_process:
+            print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
+            show(_plan(config, task, samples, processes.size, checkpoint))
         if config.push_to_hub and config.dry_run:
             repo_name(config)
         if config.dry_run and not config.measure:
@@ -86,7 +91,22 @@ def _check_folder(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerp
     return found
 
 
-def _plan(config: RunConfig, task: Task, samples: Samples, processes: int, checkpoint: Path | None) -> str:
+@dataclass(frozen=True)
+class Plan(Report):
+    """What a run will do, by name."""
+
+    lines: Mapping[str, str]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.lines))
+        return "\n".join(f"{name:>{width}}: {text}" for name, text in self.lines.items())
+
+    def parts(self) -> Iterator[Part]:
+        """A row for each."""
+        yield Facts(("training", ""), tuple(self.lines.items()))
+
+
+def _plan(config: RunConfig, task: Task, samples: Samples, processes: int, checkpoint: Path | None) -> Plan:
     global_batch = config.global_batch(processes)
     epochs = config.max_train_steps * global_batch / samples.epoch_length
     shipped = task.shipped_scheduler()
@@ -98,6 +118,4 @@ def _plan(config: RunConfig, task: Task, samples: Samples, processes: int, check
         + (f", going on from {checkpoint.name}" if checkpoint else ""),
         "ships": f"{type(shipped).__name__}, {shipped.config.timestep_spacing} spacing, in {config.output_dir}",
     }
-    width = max(map(len, lines))
-    plan = "\n".join(f"{name:>{width}}: {text}" for name, text in lines.items())
-    return f"{config.to_yaml()}\n{plan}" if config.dry_run else plan
+    return Plan(lines)

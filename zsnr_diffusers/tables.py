@@ -1,0 +1,137 @@
+"""What a report says, in parts: written as plain text here, and drawn on a terminal by `terminal`.
+
+A report says each thing once. Text is for pipes, files and `str`: aligned, a line for each fact, to grep and to diff.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Tone = Literal["plain", "title", "good", "warning", "bad", "quiet"]
+"""What a colour says."""
+
+
+class Report:
+    """What can be printed: as plain text by `str`, as tables by `terminal.show`."""
+
+    def parts(self) -> Iterable[Part]:
+        """What it says, from top to bottom."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join(part.text() for part in self.parts())
+
+
+@dataclass(frozen=True)
+class Line(Report):
+    """A sentence, which may be all that a report says."""
+
+    content: str
+    tone: Tone = "plain"
+
+    def parts(self) -> Iterable[Part]:
+        """Itself."""
+        return (self,)
+
+    def text(self) -> str:
+        """As it is."""
+        return self.content
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and their values.
+
+    Attributes:
+        head: of the columns where a table is drawn; as text, each row explains itself.
+        rows: name and value, and with three columns what the value is to be read with, which may be empty.
+        aside: how text puts that behind the value.
+        indent: of the text.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    aside: str = " ({})"
+    indent: str = ""
+
+    def text(self) -> str:
+        """A line for each."""
+        width = max((len(name) for name, *_ in self.rows), default=0)
+        return "\n".join(
+            f"{self.indent}{name:<{width}} {value}" + "".join(self.aside.format(note) for note in notes if note)
+            for name, value, *notes in self.rows
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of as many cells each.
+
+    Attributes:
+        head: of the columns; empty for none.
+        rows: the cells.
+        align: `<` or `>` for each column.
+        reference: how many rows, the last ones, are there to compare with.
+        indent: of the text.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    align: str
+    reference: int = 0
+    indent: str = ""
+
+    def text(self) -> str:
+        """Aligned columns."""
+        lines = [self.head, *self.rows] if self.head else self.rows
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(self.indent + self._line(cells, widths).rstrip() for cells in lines)
+
+    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        return "  ".join(f"{cell:{side}{n}}" for cell, side, n in zip(cells, self.align, widths, strict=True))
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something to know, and what to do about it.
+
+    Attributes:
+        label: of what kind it is.
+        content: what it is.
+        advice: what to do, as `one_line` takes it.
+        tone: of the label.
+    """
+
+    label: str
+    content: str
+    advice: str
+    tone: Tone
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """Remarks under each other."""
+
+    remarks: tuple[Remark, ...]
+
+    @property
+    def width(self) -> int:
+        """Of the widest label."""
+        return max((len(remark.label) for remark in self.remarks), default=0)
+
+    def text(self) -> str:
+        """Two lines for each."""
+        return "\n".join(
+            f"{remark.label:<{self.width}}  {remark.content}\n{'':<{self.width}}  -> {one_line(remark.advice)}"
+            for remark in self.remarks
+        )
+
+
+Part: TypeAlias = Line | Facts | Table | Remarks
+
+
+def one_line(advice: str) -> str:
+    """Advice in a line: code and commands have one each, and so has what they are for, which ends with a colon."""
+    return advice.replace(":\n", ": ").replace("\n", "; ")

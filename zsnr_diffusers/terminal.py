@@ -1,0 +1,113 @@
+"""Reports on a terminal: tables that fit its width, colours that say how bad it is, and code that can be copied.
+
+The only module that knows `rich`, which is imported once there is something to draw.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from .tables import Facts, Line, Part, Remark, Remarks, Report, Table, Tone
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as Drawing
+
+_STYLES: dict[Tone, str] = {
+    "plain": "",
+    "title": "bold",
+    "good": "bold green",
+    "warning": "bold yellow",
+    "bad": "bold red",
+    "quiet": "dim",
+}
+_CODE = "cyan"
+
+
+def show(report: Report) -> None:
+    """Print a report: drawn where standard output is a terminal that can, else its text."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        print(report)
+        return
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)  # a folder may be called [red] or :cat:
+    for part in report.parts():
+        _draw(console, part)
+        console.print()
+
+
+def _draw(console: Console, part: Part) -> None:
+    match part:
+        case Line():
+            console.print(part.content, style=_STYLES[part.tone])
+        case Facts():
+            console.print(_facts(part))
+        case Table():
+            console.print(_table(_turned(part) if _too_wide(console, part) else part))
+        case Remarks():
+            for i, remark in enumerate(part.remarks):
+                if i:
+                    console.print()
+                _remark(console, remark, part.width)
+
+
+def _facts(part: Facts) -> Drawing:
+    """A column that no row has something in is left out."""
+    columns = [column for column in zip(part.head, *part.rows, strict=True) if any(column[1:])]
+    drawing = _drawing()
+    for (head, *_), style in zip(columns, ("bold", "", "dim"), strict=False):
+        drawing.add_column(head, style=style, overflow="fold")
+    for row in list(zip(*columns, strict=True))[1:]:
+        drawing.add_row(*row)
+    return drawing
+
+
+def _table(part: Table) -> Drawing:
+    drawing = _drawing()
+    drawing.show_header = bool(part.head)
+    for head, side in zip(part.head or [""] * len(part.align), part.align, strict=True):
+        drawing.add_column(head, justify="right" if side == ">" else "left", overflow="fold")
+    first = len(part.rows) - part.reference
+    for i, cells in enumerate(part.rows):
+        drawing.add_row(*cells, style="dim" if i >= first else None)
+    return drawing
+
+
+def _drawing() -> Drawing:
+    """As narrow as a table can be that has a line under its head."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Drawing
+
+    return Drawing(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+
+
+def _too_wide(console: Console, part: Table) -> bool:
+    """Whether cells would have to be broken that would not be as rows."""
+    unbounded = console.options.update(max_width=sum(len(cell) + 2 for row in (part.head, *part.rows) for cell in row))
+    return bool(part.head) and console.measure(_table(part), options=unbounded).maximum > console.width
+
+
+def _turned(part: Table) -> Table:
+    """Columns as rows."""
+    head, *rows = zip(part.head, *part.rows, strict=True)
+    return Table(head, tuple(rows), "<" + ">" * len(part.rows))
+
+
+def _remark(console: Console, remark: Remark, width: int) -> None:
+    """Code stands at the left margin and is broken by nobody but the terminal, so it can be copied and pasted."""
+    from rich.table import Table as Drawing
+
+    quiet = "dim" if remark.tone == "quiet" else ""
+    drawing = Drawing.grid(padding=(0, 2))
+    drawing.add_column(width=width, style=_STYLES[remark.tone])
+    drawing.add_column(style=quiet, overflow="fold")
+    drawing.add_row(remark.label, remark.content)
+    console.print(drawing)
+    for line in remark.advice.splitlines():
+        if line.endswith(":"):  # what the next one is for
+            console.print(f"{'':{width}}  {line}", style=quiet)
+        else:
+            console.print(line, style=_CODE, soft_wrap=True)
