@@ -177,3 +177,17 @@ def test_a_column_without_anything_in_it_is_left_out(monkeypatch):
     assert screen.lines[0].split() == ["made", "a"]
     assert screen.lines[2].split() == ["b", "c"]
     assert screen.lines[4:6] == ["note  d", "f(x)"]
+
+
+def test_what_is_longer_than_its_column_goes_on_below(monkeypatch):
+    long = "/".join(map(str, range(1000, 1020)))
+
+    class Long(Report):
+        def parts(self):
+            yield Facts(("", "this model"), (("path", long),))
+            yield Table((), (("path", long),), align="<<")
+            yield Remarks((Remark("note", long, "f(x)", "quiet"),))
+
+    screen = on_terminal(monkeypatch, 40, lambda: show(Long()))
+    drawn = "".join(screen.lines).replace(BOX, "").replace(" ", "")
+    assert drawn == f"thismodelpath{long}path{long}note{long}f(x)"

@@ -101,7 +101,7 @@ def _remark(console: Console, remark: Remark, width: int) -> None:
     from rich.table import Table as Drawing
 
     quiet = "dim" if remark.tone == "quiet" else ""
-    drawing = Drawing.grid(padding=(0, 2))
+    drawing = Drawing.grid(padding=(0, 2, 0, 0))
     drawing.add_column(width=width, style=_STYLES[remark.tone])
     drawing.add_column(style=quiet, overflow="fold")
     drawing.add_row(remark.label, remark.content)
