@@ -20,7 +20,7 @@ from .cards import lora_card
 from .checkpoint_layout import SDXL, layout_of_pipeline
 from .core.guidance import check_guidance_rescale
 from .guidance import with_guidance
-from .hub import check_zero_snr, scheduler_with_facts
+from .hub import check_zero_snr, naming_damage, scheduler_with_facts
 from .lora_files import KOHYA_FILE, LORA_FILE, lora_file, number_of_layers
 from .model_facts import find_model_facts, scheduler_claim
 from .pushing import open_repo, push
@@ -86,7 +86,8 @@ def load_lora(
         logger.warning(f"{file}: {conflict}")
     scheduler = scheduler_with_facts(pipe, facts)
     # The path of the file alone would have older diffusers ask the Hub for its name.
-    pipe.load_lora_weights(os.fspath(file.parent), weight_name=file.name, **kwargs)
+    with naming_damage(file):
+        pipe.load_lora_weights(os.fspath(file.parent), weight_name=file.name, **kwargs)
     pipe.scheduler = scheduler
     pipe = with_guidance(pipe, facts.guidance, guidance_rescale)
     phi = getattr(pipe, "default_guidance_rescale", 0.0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, SafetensorsParsingError
 
@@ -122,6 +121,8 @@ def base_of_lora(file: Path) -> str:
     Raises:
         ValueError: it does not attend to texts, or to those of another model.
     """
+    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS  # over transformers
+
     shapes = {key: shape for key, shape in read_header(file).shapes.items() if _TEXTS.search(key)}
     kinds = {_KINDS.get(shape[1]) for shape in shapes.values()}
     if len(kinds) != 1 or kinds == {None}:

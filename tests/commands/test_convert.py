@@ -1,15 +1,19 @@
 """`zsnr convert`, in the test's own process."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny_adapters import PHI, adapted, assert_paints_alike
 from tiny_checkpoints import assert_same_weights, sd_scheduler, tiny_pipeline, write_file
 from tiny_pipelines import tiny_unconditional
 
-from zsnr_diffusers import enable_guidance_rescale, load_pipeline
+from zsnr_diffusers import audit, enable_guidance_rescale, load_lora, load_pipeline, save_lora
 from zsnr_diffusers.cli import main
+from zsnr_diffusers.lora_files import KOHYA_FILE, LORA_FILE
+from zsnr_diffusers.single_file import read_header
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,90 @@ def test_a_recorded_phi_can_be_dropped(folder, tmp_path):
     assert convert(tmp_path / "one", tmp_path / "two", "--guidance_rescale", 0) == 0
     assert "_guidance_rescale" not in json.loads((tmp_path / "two" / "model_index.json").read_text())
     assert not (tmp_path / "two" / "pipeline.py").exists()
+
+
+# -- LoRA
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """The folder of a LoRA in all networks; do not change it."""
+    return save_lora(adapted("1", texts=True), tmp_path_factory.mktemp("lora") / "dark")
+
+
+def assert_same_tensors(file, other, dtype=torch.float32):
+    weights, others = load_file(file), load_file(other)
+    assert weights.keys() == others.keys()
+    assert {value.dtype for key, value in others.items() if not key.endswith("alpha")} == {dtype}
+    assert all(torch.equal(value.to(others[key].dtype), others[key]) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_lora_there_and_back_is_the_same_bit_for_bit(dtype, lora, folder, tmp_path, capsys):
+    file, back = tmp_path / "dark.safetensors", tmp_path / "back"
+    assert convert(lora, file, "--config", folder, "--dtype", dtype) == 0
+    facts = f"LoRA of {folder}, prediction_type=v_prediction, rescale_betas_zero_snr=True, guidance_rescale={PHI}"
+    assert capsys.readouterr().out == f"{file}: {facts}\n"
+    assert_same_tensors(lora / KOHYA_FILE, file, getattr(torch, dtype))
+    assert convert(file, back, "--config", folder) == 0
+    assert_same_tensors(lora / LORA_FILE, back / LORA_FILE, getattr(torch, dtype))
+    assert audit(back).ok
+    assert read_header(back / LORA_FILE).metadata["zsnr_diffusers"] == read_header(file).metadata["zsnr_diffusers"]
+    if dtype == "float32":
+        assert_paints_alike(load_lora(tiny_pipeline("1"), back), adapted("1", texts=True))
+
+
+def test_a_lora_of_others_is_told_its_schedule(lora, folder, tmp_path, capsys):
+    """With an alpha that is not its rank, as kohya's have it, which ends up in the weights."""
+    weights = {
+        key: value / 4 if key.endswith("alpha") else value for key, value in load_file(lora / KOHYA_FILE).items()
+    }
+    save_file(weights, tmp_path / "theirs.safetensors")
+    arguments = [tmp_path / "theirs.safetensors", tmp_path / "ours", "--config", folder]
+    assert "does not say what the network predicts with it" in refused(capsys, *arguments)
+    assert not (tmp_path / "ours").exists()
+    assert convert(*arguments, "--prediction_type", "v_prediction", "--zero_snr", "--guidance_rescale", 0.3) == 0
+    for key, value in load_file(tmp_path / "ours" / LORA_FILE).items():
+        strength = 0.25 if "lora_B" in key else 1
+        assert torch.equal(value, load_file(lora / LORA_FILE)[key] * strength)
+    assert audit(tmp_path / "ours").ok
+    assert load_lora(tiny_pipeline("1"), tmp_path / "ours").default_guidance_rescale == 0.3
+
+
+def test_of_the_base_configs_alone_are_read(lora, folder, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
+    assert convert(lora, tmp_path / "dark.safetensors", "--config", bare) == 0
+    assert_same_tensors(lora / KOHYA_FILE, tmp_path / "dark.safetensors")
+
+
+def test_what_is_refused_of_a_lora(lora, folder, tmp_path, capsys):
+    target, config = tmp_path / "dark.safetensors", ("--config", folder)
+    target.touch()
+    assert "is there already" in refused(capsys, lora, target, *config)
+    assert convert(lora, target, *config, "--overwrite") == 0
+    assert_same_tensors(lora / KOHYA_FILE, target)
+    capsys.readouterr()
+    assert "without a pytorch_lora_weights.safetensors" in refused(capsys, lora, folder, *config, "--overwrite")
+    assert "does not show which base it is for" in refused(capsys, lora, tmp_path / "new")
+    assert "one of kohya_lora" in refused(capsys, lora, tmp_path / "new", *config, "--weight_name", "x.safetensors")
+    dora = save_lora(adapted("1", use_dora=True), tmp_path / "dora")
+    assert "no place for a DoRA" in refused(capsys, dora, tmp_path / "new.safetensors", *config)
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new.safetensors").exists()
+    assert convert(dora, tmp_path / "new", *config) == 0
+    assert_same_tensors(dora / LORA_FILE, tmp_path / "new" / LORA_FILE)
+
+
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")
+@pytest.mark.parametrize(("source", "base"), [("1", "xl"), ("xl", "1"), ("2", "xl")])
+def test_a_lora_of_another_base_is_refused(source, base, tmp_path, capsys):
+    tiny_pipeline(base).save_pretrained(tmp_path / "base")
+    folder = save_lora(adapted(source, texts=True), tmp_path / "lora")
+    for name in (LORA_FILE, KOHYA_FILE):
+        said = refused(capsys, folder / name, tmp_path / "new", "--config", tmp_path / "base")
+        assert name in said
+        assert "it is of another base" in said or "size mismatch" in said
+    assert not (tmp_path / "new").exists()
 
 
 def test_help_teaches_by_example(capsys):

@@ -29,14 +29,15 @@ def schedule_left_behind(setup: Setup) -> Finding | None:
             "the file does not say what the network predicts with it; it is taken to be for the schedule of its base"
         )
         told = f"zsnr convert {source.name} FOLDER --prediction_type v_prediction --zero_snr"
-        return Finding("schedule-not-said", "note", what, f"if it is for another: {told}")
+        return Finding("schedule-not-said", "note", what, f"if it is for another:\n{told}")
     if source.prediction_type == "epsilon":
         return None
     return Finding(
         "schedule-left-behind",
         "error",
         "there is no scheduler beside the weights, and load_lora_weights of stock leaves that of the base",
-        f"zsnr_diffusers.load_lora(pipe, {source.name!r}) brings it; zsnr convert {source.name} FOLDER writes it",
+        f"to load both:\nzsnr_diffusers.load_lora(pipe, {source.name!r})\n"
+        f"to have it beside the weights:\nzsnr convert {source.name} FOLDER",
     )
 
 

@@ -14,8 +14,8 @@ from . import new_parser, pipelines
 
 DESCRIPTION = """\
 Is a model set up right? Looks at the config of its scheduler, and runs that scheduler on numbers whose right result is
-known. No weights are loaded, and of a Hub repo only two small files are. What is wrong is named, with the line of code
-or the command that makes it right.
+known. No weights are loaded; of a Hub repo only two small files are, or the header of a LoRA. What is wrong is named,
+with the line of code or the command that makes it right.
 
 A sampler that fails at 5, 20 or 50 steps is wrong; that it fails at other numbers of steps is a note, which passes."""
 
@@ -25,6 +25,9 @@ examples:
     zsnr audit stabilityai/stable-diffusion-2-1-base
     zsnr audit sd21-zsnr/ --plot schedule.png
     zsnr audit model.safetensors
+
+  a LoRA, and whether the schedule that it was trained on goes with it:
+    zsnr audit sd15-zsnr-lora/
 
   make it right; the former file is kept as scheduler_config.json.bak:
     zsnr audit sd21-zsnr/ --fix
@@ -49,7 +52,7 @@ def add_parser(commands: Any) -> None:
         DESCRIPTION,
         EXAMPLES,
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder, Hub id or .safetensors file")
+    parser.add_argument("source", metavar="SOURCE", help="folder, Hub id or .safetensors file, of a pipeline or LoRA")
     parser.add_argument(
         "--fix", action="store_true", help="write the mended scheduler_config.json; local folders only"
     )

@@ -1,0 +1,58 @@
+"""What is known of some models of the Hub counts where nothing else says it."""
+
+import pytest
+from audited import names
+from huggingface_hub import hf_hub_download
+from tiny_checkpoints import EPSILON, V, says, sd_scheduler, tiny_pipeline, write_file
+
+from zsnr_diffusers import audit, load_pipeline
+from zsnr_diffusers.known_models import known_model, repo_of
+from zsnr_diffusers.model_facts import find_model_facts
+
+REPO = "stabilityai/stable-diffusion-2-1"
+
+
+def test_a_file_out_of_the_cache_is_of_its_repo(hub, configs, tmp_path):
+    (tmp_path / "repo").mkdir()
+    file = write_file(tmp_path / "repo" / "768.safetensors", "2")
+    # where diffusers looks for what a file of this size has not
+    default = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    places = hub({REPO: file.parent, "acme/two": file.parent, default: configs["2"]})
+    known, other = (hf_hub_download(repo, file.name, **places) for repo in (REPO, "acme/two"))
+    assert repo_of(known) == REPO
+    told = f"by what is known of {REPO}"
+    assert (
+        str(find_model_facts(known)) == f"prediction_type='v_prediction' {told}, rescale_betas_zero_snr=False {told}"
+    )
+    assert says(load_pipeline(known, **places)) == (V, False)
+    with pytest.raises(ValueError, match="does not say what it predicts"):
+        load_pipeline(other, **places)
+    assert "prediction-type" in names(audit(known))  # stock takes every file for epsilon
+    assert "prediction-type" not in names(audit(other))
+
+
+def test_whoever_says_something_is_believed_first(hub, tmp_path):
+    (tmp_path / "repo").mkdir()
+    file = write_file(tmp_path / "repo" / "768.safetensors", "2", metadata={"modelspec.prediction_type": "epsilon"})
+    places = hub({REPO: tmp_path / "repo"})
+    facts = find_model_facts(hf_hub_download(REPO, file.name, **places))
+    assert facts.prediction_type == EPSILON
+    assert facts.conflicts == [
+        "prediction_type is 'epsilon' by modelspec metadata, which counts, and 'v_prediction' by what is known of "
+        f"{REPO}. Pass prediction_type= to decide."
+    ]
+
+
+def test_a_repo_whose_config_says_otherwise_is_told_of(hub, tmp_path, said):
+    tiny_pipeline("2", sd_scheduler(EPSILON)).save_pretrained(tmp_path / "repo")
+    places = hub({REPO: tmp_path / "repo"})
+    assert says(load_pipeline(REPO, **places)) == (EPSILON, False)
+    assert any("'v_prediction' by what is known of" in line for line in said("WARNING"))
+    assert "prediction-type" in names(audit(REPO, **places))
+    assert says(load_pipeline(REPO, prediction_type=V, **places)) == (V, False)
+
+
+def test_nothing_is_known_of_others(tmp_path):
+    assert known_model("acme/two") == known_model(None) == (None, None)
+    assert repo_of(tmp_path) is None
+    assert repo_of("acme/two") == "acme/two"
