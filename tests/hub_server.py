@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content[first:] if cut is None else content[first : first + cut])
-        self.close_connection |= cut is not None
+        self.close_connection |= cut is not None and cut < len(content) - first
 
     def log_message(self, *args):
         pass

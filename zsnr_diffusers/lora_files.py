@@ -72,16 +72,20 @@ def saved_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | 
     api = huggingface_hub.HfApi(token=asked["token"])
     with from_the_hub(source):
         try:
-            found = api.parse_safetensors_file_metadata(str(source), name, revision=asked["revision"])
+            return _header(api.parse_safetensors_file_metadata(str(source), name, revision=asked["revision"]))
         except EntryNotFoundError:
             return None
         except _DAMAGE as error:
             raise ValueError(f"{name} is damaged or no safetensors file: {error}") from error
+
+
+def _header(found: Any) -> Header:
+    """What the Hub's client found, as if the file were here."""
     tensors = found.tensors
     return Header(
-        dict(found.metadata),
-        {key: list(tensor.shape) for key, tensor in tensors.items()},
-        {key: tensor.dtype for key, tensor in tensors.items()},
+        {str(key): str(value) for key, value in found.metadata.items()},
+        {key: [int(side) for side in tensor.shape] for key, tensor in tensors.items()},
+        {key: str(tensor.dtype) for key, tensor in tensors.items()},
     )
 
 

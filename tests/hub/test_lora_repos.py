@@ -171,3 +171,26 @@ def test_an_audit_of_a_repo_without_a_scheduler_says_so(saved, hub, tmp_path):
     assert result.verdict == "wrong"
     assert "schedule-left-behind" in names(result)
     assert files(tmp_path / "lora").keys() == {file.relative_to(tmp_path / "lora")}
+
+
+HEADERS = {
+    "a bomb": b"[" * 100_000,
+    "a list": b"[1]",
+    "no dictionaries": b'{"unet.lora_A.weight": 3}',
+    "no shape": b'{"unet.lora_A.weight": {"dtype": "F32"}}',
+    "a shape that is none": b'{"unet.lora_A.weight": {"dtype": "F32", "shape": 3, "data_offsets": [0, 4]}}',
+    "metadata that is none": b'{"__metadata__": 3}',
+    "letters": b"x" * 1000,
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_any_header_is_read_or_refused_in_words(name, hub, tmp_path):
+    content = HEADERS[name]
+    (tmp_path / LORA_FILE).write_bytes(len(content).to_bytes(8, "little") + content)
+    places = hub({"acme/dark": tmp_path})
+    with pytest.raises(ValueError, match=r"acme/dark: ") as caught:
+        audit("acme/dark", **places)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        audit(tmp_path / LORA_FILE)
