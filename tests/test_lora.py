@@ -164,6 +164,8 @@ def rewritten(saved, path, metadata):
     ("metadata", "zero"),
     [
         ({"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, True),
+        ({"ss_v_parameterization": "true"}, False),
+        ({"ss_base_model_version": "sd_v2_v", "ss_zero_terminal_snr": "True"}, True),
         ({"modelspec.prediction_type": "v"}, False),
     ],
 )
@@ -192,6 +194,7 @@ def test_what_the_metadata_says(saved):
         assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
         assert metadata["modelspec.title"] == "name"
         assert metadata["ss_v_parameterization"] == metadata["ss_zero_terminal_snr"] == "True"
+        assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == ("sd_v1_v", "False")
         facts = find_model_facts(folder / name)
         assert (facts.prediction_type, facts.rescale_betas_zero_snr) == ("v_prediction", True)
         assert facts.guidance["guidance_rescale"] == PHI

@@ -160,12 +160,13 @@ image = pipe({_arguments({key: value for key, value in guidance.items() if key !
     told = "There, too, the sampler has to be told: prediction type, zero terminal SNR and spacing as in the table."
     if file is not None:
         return f"""{ours}
-That installs the scheduler and the guidance rescale that the file names. ComfyUI and others read its weights. {told}
+That installs the scheduler and the guidance rescale that the file names. ComfyUI, Forge, InvokeAI and kohya's
+scripts read its weights. {told}
 """
     others = (
         "Other programs read a DoRA each in its own way; merge it into the base for them: `pipe.fuse_lora()`."
         if dora
-        else f"ComfyUI and others read `{KOHYA_FILE}`."
+        else f"ComfyUI, Forge, InvokeAI and kohya's scripts read `{KOHYA_FILE}`, and not `{LORA_FILE}`."
     )
     return f"""```python
 from diffusers import DiffusionPipeline, {stock}

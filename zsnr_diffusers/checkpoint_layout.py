@@ -27,6 +27,8 @@ class Layout(NamedTuple):
     """The pipeline's class by the input channels of the UNet."""
     architectures: Mapping[str, str]
     """ModelSpec's name by what the model predicts."""
+    bases: Mapping[str, str]
+    """sd-scripts' name, likewise."""
 
 
 def _pipelines(kind: str) -> dict[int, str]:
@@ -39,6 +41,7 @@ SD_1 = Layout(
     None,
     _pipelines(""),
     dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-v1"),
+    {"epsilon": "sd_v1", "v_prediction": "sd_v1_v"},
 )
 SD_2 = Layout(
     "Stable Diffusion 2.x",
@@ -46,6 +49,7 @@ SD_2 = Layout(
     "cond_stage_model.model.",
     _pipelines(""),
     {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
+    {"epsilon": "sd_v2", "v_prediction": "sd_v2_v"},
 )
 SDXL = Layout(
     "Stable Diffusion XL",
@@ -53,6 +57,7 @@ SDXL = Layout(
     "conditioner.embedders.1.model.",
     _pipelines("XL"),
     dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-xl-v1-base"),
+    dict.fromkeys(("epsilon", "v_prediction"), "sdxl_base_v1-0"),
 )
 
 

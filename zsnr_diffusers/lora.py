@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._extras import import_extra
 from .cards import lora_card
-from .checkpoint_layout import SDXL, layout_of_pipeline
+from .checkpoint_layout import SD_2, SDXL, Layout, layout_of_pipeline
 from .core.guidance import check_guidance_rescale
 from .guidance import with_guidance
 from .hub import check_zero_snr, naming_damage, scheduler_with_facts
@@ -123,8 +123,8 @@ def save_lora(
 
     In a folder are then `pytorch_lora_weights.safetensors`, which `load_lora_weights` of stock opens; a scheduler of
     stock, in `scheduler/`; and of a LoRA that is no DoRA `kohya_lora_weights.safetensors`, with the names by which
-    ComfyUI and others know layers. A path that ends in `.safetensors` becomes a file with these names alone. Schedule,
-    prediction type and guidance rescale stand in the metadata of all files.
+    ComfyUI, Forge, InvokeAI and sd-scripts know layers. A path that ends in `.safetensors` becomes a file with these
+    names alone. Schedule, prediction type and guidance rescale stand in the metadata of all files.
 
     The strength of the adapter, alpha / rank, is multiplied into its weights: not all who read diffusers' format find
     it elsewhere. Weights keep their dtype unless the product would be rounded there; then they become float32.
@@ -152,9 +152,10 @@ def save_lora(
     if path.suffix == ".safetensors" and dora:
         raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")
     weights = {part: _weights(pipe, part, adapter) for part, adapter in adapters.items()}
-    metadata = _metadata(pipe, scheduler, path.resolve().stem)
+    one_file = path.suffix == ".safetensors"
+    metadata = _metadata(pipe, scheduler, path.stem if one_file else path.resolve().name)
     repo = None if push_to_hub is None else open_repo(push_to_hub, private, token)
-    if path.suffix == ".safetensors":
+    if one_file:
         written = [_save(path, _kohya_weights(pipe, weights), metadata)]
     else:
         scheduler.save_pretrained(path / "scheduler")
@@ -214,14 +215,18 @@ def _metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
     """Of all files: the record for us, and what others say it by."""
     record = model_record(pipe, bool(scheduler_claim(pipe.scheduler.config).rescale_betas_zero_snr))
     record["timestep_spacing"] = scheduler.config.get("timestep_spacing")
-    architectures = layout_of_pipeline(pipe).architectures
-    architecture = architectures.get(record["prediction_type"], architectures["epsilon"])
-    return file_metadata(pipe, record, f"{architecture}/lora", title) | _kohya_metadata(record)
+    layout = layout_of_pipeline(pipe)
+    architecture = layout.architectures.get(record["prediction_type"], layout.architectures["epsilon"])
+    return file_metadata(pipe, record, f"{architecture}/lora", title) | _kohya_metadata(layout, record)
 
 
-def _kohya_metadata(record: Mapping[str, Any]) -> dict[str, str]:
+def _kohya_metadata(layout: Layout, record: Mapping[str, Any]) -> dict[str, str]:
+    """By which sd-scripts and Forge tell what a LoRA is for."""
+    predicts = record["prediction_type"]
     said = {
-        "ss_v_parameterization": record["prediction_type"] == "v_prediction",
+        "ss_base_model_version": layout.bases.get(predicts, layout.bases["epsilon"]),
+        "ss_v2": layout is SD_2,
+        "ss_v_parameterization": predicts == "v_prediction",
         "ss_zero_terminal_snr": record["rescale_betas_zero_snr"],
     }
     return {key: str(value) for key, value in said.items()}

@@ -240,9 +240,11 @@ def _modelspec_claim(header: Header) -> Claim:
 
 
 def _kohya_claim(header: Header) -> Claim:
-    said = {key for key in ("ss_v_parameterization", "ss_zero_terminal_snr") if header.metadata.get(key) == "True"}
+    """sd-scripts tell v by the version of the base, and in ModelSpec's metadata; others by a key of kohya's style."""
+    said = {key for key, value in header.metadata.items() if value.lower() == "true"}
+    v_prediction = header.metadata.get("ss_base_model_version", "").endswith("_v") or "ss_v_parameterization" in said
     return Claim(
         "kohya's metadata",
-        "v_prediction" if "ss_v_parameterization" in said else None,
+        "v_prediction" if v_prediction else None,
         True if "ss_zero_terminal_snr" in said else None,
     )

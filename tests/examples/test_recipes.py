@@ -1,6 +1,5 @@
-"""What `examples/recipes.md` says of other programs: its blocks are run, and our files are held to the programs' rules."""
+"""`examples/recipes.md`: its blocks are run, and our files are held to the rules of the programs that it is about."""
 
-import contextlib
 import json
 import os
 import re
@@ -15,9 +14,8 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
-from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_checkpoints import V, paint, says, sd_scheduler, tiny_pipeline, write_file
+from tiny_checkpoints import KINDS, V, paint, says, sd_scheduler, tiny_pipeline, write_file
 from torch import nn
 
 from zsnr_diffusers import (
@@ -30,6 +28,7 @@ from zsnr_diffusers import (
 )
 from zsnr_diffusers.cli import main as zsnr
 from zsnr_diffusers.lora import KOHYA_FILE, LORA_FILE
+from zsnr_diffusers.single_file import read_header
 from zsnr_diffusers.training import parse_config
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
 
@@ -72,7 +71,6 @@ def room(tmp_path_factory):
     tiny_pipeline("2").save_pretrained(room / BASE)
     pipe = tiny_pipeline("2", ZeroSNRMultistepScheduler.from_config(sd_scheduler(V).config))
     save_pipeline(enable_guidance_rescale(pipe, PHI), room / "sd21-zsnr")
-    # conv_in and conv_out, too, but older diffusers does not know them in kohya's file
     save_lora(adapted("2", LORA_TARGETS), room / "sd21-zsnr-lora")
     write_file(room / "theirs.safetensors", "2", metadata={"modelspec.prediction_type": "v"})
     return room
@@ -90,7 +88,7 @@ for code in json.load(open("blocks.json")):
     pipe = names["pipe"]
     pipe.set_progress_bar_config(disable=True)
     call = dict(num_inference_steps=5, height=32, width=32, guidance_scale=4.0, output_type="latent")
-    if "pipeline.py" not in str(type(pipe).__module__) and "custom_pipeline" not in code:
+    if "custom_pipeline" not in code:
         call["guidance_rescale"] = 0.7
     latents = pipe("a dark landscape", generator=torch.Generator().manual_seed(0), **call).images
     scheduler = pipe.scheduler
@@ -111,7 +109,6 @@ def test_diffusers_alone_paints_what_we_paint(room, monkeypatch, capsys):
     assert result.returncode == 0, result.stderr
     assert "are not expected" not in result.stderr
     results = torch.load("results.pt", weights_only=False)
-    folder, brought, other, single, lora, merged = results
     for _, (alpha_bar, first, predicts), *_ in results:
         assert (first, predicts) == (999, V)
         assert alpha_bar <= 2**-23  # stock's stand-in for 0 is 2^-24
@@ -119,6 +116,7 @@ def test_diffusers_alone_paints_what_we_paint(room, monkeypatch, capsys):
         *("EulerDiscreteScheduler", "ZeroSNRMultistepScheduler", "UniPCMultistepScheduler"),
         *["EulerDiscreteScheduler"] * 3,
     ]
+    folder, brought, _, single, lora, merged = results
     pipe = enable_guidance_rescale(load_pipeline("sd21-zsnr"), PHI)
     pipe.scheduler = ZeroSNRDDIMScheduler.from_config(pipe.scheduler.config)
     for _, _, latents, _ in (folder, single):
@@ -150,8 +148,7 @@ def test_the_commands_run_and_make_what_they_say(room, monkeypatch, capsys):
         config = {"config": BASE} if target.suffix else {}
         assert says(load_pipeline(target, **config)) == (V, True)
         if target.suffix:
-            with safe_open(target, framework="pt") as file:
-                assert {"v_pred", "ztsnr"} <= set(file.keys())
+            assert {"v_pred", "ztsnr"} <= read_header(target).shapes.keys()
 
 
 def test_accelerate_s_commands_parse(monkeypatch):
@@ -172,16 +169,16 @@ def all_layers(unet):
     return {name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
 
 
-@pytest.fixture(scope="module", params=["1", "2", "xl"])
+@pytest.fixture(scope="module", params=KINDS)
 def whole(request, tmp_path_factory):
-    """Keys of a LoRA on every layer of a UNet by kohya's names, and that UNet."""
+    """A LoRA on every layer of a UNet by kohya's names, as a file, that UNet, and its kind."""
     unet = tiny_pipeline(request.param).unet
     folder = save_lora(adapted(request.param, sorted(all_layers(unet))), tmp_path_factory.mktemp("whole"))
-    return load_file(folder / KOHYA_FILE).keys(), unet
+    return folder / KOHYA_FILE, unet, request.param
 
 
-def stems(keys):
-    return {key.removeprefix("lora_unet_").split(".")[0] for key in keys}
+def stems(file):
+    return {key.removeprefix("lora_unet_").split(".")[0] for key in load_file(file)}
 
 
 PLACE = r"(?:(?:down|up)_blocks_\d+|mid_block)"
@@ -197,18 +194,32 @@ KNOWN = re.compile(
 
 
 def test_comfyui_and_forge_know_every_layer(whole):
-    keys, unet = whole
+    file, unet, _ = whole
+    keys = load_file(file).keys()
     assert all(key.startswith("lora_unet_") for key in keys)
     assert {key.split(".", 1)[1] for key in keys} == {"lora_down.weight", "lora_up.weight", "alpha"}
-    assert len(stems(keys)) == len(all_layers(unet))
-    assert [stem for stem in stems(keys) if not KNOWN.fullmatch(stem)] == []
+    assert len(stems(file)) == len(all_layers(unet))
+    assert [stem for stem in stems(file) if not KNOWN.fullmatch(stem)] == []
+
+
+def test_forge_and_sd_scripts_know_the_base(whole):
+    file, _, kind = whole
+    metadata = read_header(file).metadata
+    by_forge = [
+        ("xl", metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"),
+        ("2", metadata["ss_v2"] == "True"),
+        ("1", metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"),
+    ]
+    assert next(name for name, known in by_forge if known) == kind
+    by_sd_scripts = {"1": "sd_v1_v", "2": "sd_v2_v", "xl": "sdxl_base_v1-0"}
+    assert metadata["ss_base_model_version"] == by_sd_scripts[kind]
 
 
 def test_invokeai_s_way_down_the_modules_ends_at_every_layer(whole):
     """The words between underscores are joined until they name a child, and from there on anew."""
-    keys, unet = whole
+    file, unet, _ = whole
     found = set()
-    for stem in stems(keys):
+    for stem in stems(file):
         module, path, name = unet, [], ""
         for word in stem.split("_"):
             name = f"{name}_{word}" if name else word
@@ -222,8 +233,8 @@ def test_invokeai_s_way_down_the_modules_ends_at_every_layer(whole):
 def test_sd_scripts_know_all_that_is_trained_but_what_the_page_names(tmp_path):
     """They have LoRAs in attention, in residual blocks and in what changes the size."""
     inside = re.compile(rf"{PLACE}_(?:attentions|resnets|downsamplers|upsamplers)_\d+_.+")
-    keys = load_file(save_lora(adapted("2", LORA_TARGETS), tmp_path) / KOHYA_FILE).keys()
-    lost = {stem for stem in stems(keys) if not inside.fullmatch(stem)}
+    file = save_lora(adapted("2", LORA_TARGETS), tmp_path) / KOHYA_FILE
+    lost = {stem for stem in stems(file) if not inside.fullmatch(stem)}
     text = section("kohya's sd-scripts")
     assert lost == {"conv_in", "conv_out"}
     assert all(f"`{name}`" in text for name in lost)

@@ -19,10 +19,10 @@ names of kohya's scripts. Any other target becomes a folder of diffusers with st
 scheduler beside the weights. What the model predicts and whether it ends in pure noise is found in the source, or told
 here.
 
-Where to with it: diffusers opens the folder as any other, and so does InvokeAI. ComfyUI and Forge read the keys of an
-XL file; of 1.x and 2.x they do not, and are told: in ComfyUI by the node ModelSamplingDiscrete (v_prediction, zsnr).
-kohya's scripts are told by --v_parameterization --zero_terminal_snr. The guidance rescale is for you to set there, in
-ComfyUI by the node RescaleCFG."""
+Where to with it: diffusers and InvokeAI open the folder and find all in it; of a file they read the weights alone.
+ComfyUI and Forge read the keys of an XL file. With one of 1.x or 2.x, ComfyUI needs the node ModelSamplingDiscrete
+(v_prediction, zsnr) and Forge a .yaml beside it. kohya's scripts are told by --v_parameterization --zero_terminal_snr.
+The guidance rescale is for you to set there, in ComfyUI by the node RescaleCFG. examples/recipes.md has the steps."""
 
 EXAMPLES = """\
 examples:
