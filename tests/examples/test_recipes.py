@@ -15,6 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from safetensors.torch import load_file
+from tiny_adapters import adapted
 from tiny_checkpoints import KINDS, V, paint, says, sd_scheduler, tiny_pipeline, write_file
 from torch import nn
 
@@ -22,12 +23,13 @@ from zsnr_diffusers import (
     ZeroSNRDDIMScheduler,
     ZeroSNRMultistepScheduler,
     enable_guidance_rescale,
+    load_lora,
     load_pipeline,
     save_lora,
     save_pipeline,
 )
 from zsnr_diffusers.cli import main as zsnr
-from zsnr_diffusers.lora import KOHYA_FILE, LORA_FILE
+from zsnr_diffusers.lora_files import KOHYA_FILE, LORA_FILE, is_lora
 from zsnr_diffusers.single_file import read_header
 from zsnr_diffusers.training import parse_config
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
@@ -52,19 +54,6 @@ def section(title):
     return re.search(rf"^## {title}\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE)[1]
 
 
-def adapted(kind, targets, rank=3):
-    """A pipeline for zero SNR of a base that is none, by an adapter that does something."""
-    pipe = tiny_pipeline(kind, ZeroSNRDDIMScheduler.from_config(sd_scheduler().config, prediction_type=V))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        pipe.unet.add_adapter(LoraConfig(r=rank, lora_alpha=5, target_modules=targets))
-        with torch.no_grad():
-            for key, value in pipe.unet.named_parameters():
-                if "lora_B" in key:
-                    value += 0.05 * torch.randn(value.shape)
-    return pipe
-
-
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
     """A folder with what the page takes to be there."""
@@ -72,8 +61,9 @@ def room(tmp_path_factory):
     tiny_pipeline("2").save_pretrained(room / BASE)
     pipe = tiny_pipeline("2", ZeroSNRMultistepScheduler.from_config(sd_scheduler(V).config))
     save_pipeline(enable_guidance_rescale(pipe, PHI), room / "sd21-zsnr")
-    save_lora(adapted("2", LORA_TARGETS), room / "sd21-zsnr-lora")
+    save_lora(adapted("2", target_modules=LORA_TARGETS), room / "sd21-zsnr-lora")
     write_file(room / "theirs.safetensors", "2", metadata={"modelspec.prediction_type": "v"})
+    save_lora(adapted("2", texts=True), room / "theirs-lora.safetensors")
     return room
 
 
@@ -125,7 +115,7 @@ def test_diffusers_alone_paints_what_we_paint(room, monkeypatch, capsys):
     pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")
     assert_close(brought[2], paint(pipe, 5))
     assert folder[3].size == brought[3].size
-    pipe = enable_guidance_rescale(adapted("2", LORA_TARGETS), PHI)
+    pipe = enable_guidance_rescale(adapted("2", target_modules=LORA_TARGETS), PHI)
     for _, _, latents, _ in (lora, merged):
         assert_close(latents, paint(pipe, 5))
 
@@ -137,15 +127,19 @@ def assert_close(latents, expected):
 
 def test_the_commands_run_and_make_what_they_say(room, monkeypatch, capsys):
     monkeypatch.chdir(room)
-    pipe = adapted("2", LORA_TARGETS)
+    pipe = adapted("2", target_modules=LORA_TARGETS)
     pipe.fuse_lora()
     pipe.unload_lora_weights()
     save_pipeline(pipe, "sd21-merged", overwrite=True)
     lines = commands("zsnr")
-    assert len(lines) == 5
+    assert len(lines) == 7
     for line in lines:
         assert zsnr([*line, "--overwrite"]) == 0, capsys.readouterr()
         target = Path(line[2])
+        if is_lora(target):
+            assert is_lora(line[1])
+            assert says(load_lora(tiny_pipeline("2"), target)) == (V, True)
+            continue
         config = {"config": BASE} if target.suffix else {}
         assert says(load_pipeline(target, **config)) == (V, True)
         if target.suffix:
@@ -182,7 +176,9 @@ def all_layers(unet):
 def whole(request, tmp_path_factory):
     """A LoRA on every layer of a UNet by kohya's names, as a file, that UNet, and its kind."""
     unet = tiny_pipeline(request.param).unet
-    folder = save_lora(adapted(request.param, sorted(all_layers(unet))), tmp_path_factory.mktemp("whole"))
+    folder = save_lora(
+        adapted(request.param, target_modules=sorted(all_layers(unet))), tmp_path_factory.mktemp("whole")
+    )
     return folder / KOHYA_FILE, unet, request.param
 
 
@@ -242,7 +238,7 @@ def test_invokeai_s_way_down_the_modules_ends_at_every_layer(whole):
 def test_sd_scripts_know_all_that_is_trained_but_what_the_page_names(tmp_path):
     """They have LoRAs in attention, in residual blocks and in what changes the size."""
     inside = re.compile(rf"{PLACE}_(?:attentions|resnets|downsamplers|upsamplers)_\d+_.+")
-    file = save_lora(adapted("2", LORA_TARGETS), tmp_path) / KOHYA_FILE
+    file = save_lora(adapted("2", target_modules=LORA_TARGETS), tmp_path) / KOHYA_FILE
     lost = {stem for stem in stems(file) if not inside.fullmatch(stem)}
     text = section("kohya's sd-scripts")
     assert lost == {"conv_in", "conv_out"}
