@@ -39,8 +39,9 @@ ALLOWED = {
     | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts", "hub_errors", "repo_files", "pushing"}
     | {"cards", "lora_files"},
     "bare_pipeline": {"hub", "model_facts", "repo_files"},
-    "lora": {"core", "guidance", "stock_scheduler", "checkpoint_layout", "single_file", "model_facts", "hub"}
-    | {"cards", "lora_files", "pushing", "repo_files", "_extras"},
+    "lora_weights": {"checkpoint_layout", "hub", "model_facts", "single_file", "_extras"},
+    "lora": {"cards", "core", "guidance", "hub", "lora_files", "lora_weights", "model_facts", "pushing", "repo_files"}
+    | {"single_file", "stock_scheduler", "_extras"},
     "evaluation": {"core", "images", "hashes", "tables", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
     | {"known_models", "lora_files", "repo_files", "evaluation", "tables"},

@@ -284,7 +284,7 @@ def save_pipeline(
     check_target(path, overwrite)
     claim = scheduler_claim(getattr(getattr(pipe, "scheduler", None), "config", {}))
     repo = None if push_to_hub is None else open_repo(push_to_hub, private, token)
-    with _replaced(path) as new:
+    with replaced(path) as new:
         if by_name == "single_file":
             write_single_file(pipe, new, claim.prediction_type, bool(claim.rescale_betas_zero_snr))
         else:
@@ -314,7 +314,7 @@ def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
 
 
 @contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path) -> Iterator[Path]:
     """A place for what shall be at `path` once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:

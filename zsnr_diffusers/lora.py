@@ -5,27 +5,29 @@ diffusers' format says so. So it is written beside the weights: as metadata of t
 """
 
 import os
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers.utils import convert_state_dict_to_kohya, logging
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from diffusers.utils import logging
 
 from ._extras import import_extra
 from .cards import lora_card
-from .checkpoint_layout import SD_2, SDXL, Layout, layout_of_pipeline
 from .core.guidance import check_guidance_rescale
 from .guidance import with_guidance
 from .hub import check_zero_snr, naming_damage, scheduler_with_facts
 from .lora_files import KOHYA_FILE, LORA_FILE, lora_file, number_of_layers
-from .model_facts import find_model_facts, scheduler_claim
+from .lora_weights import (
+    adapter_weights,
+    adapters_of,
+    is_dora,
+    lora_metadata,
+    write_kohya_file,
+    write_stock_file,
+)
+from .model_facts import find_model_facts
 from .pushing import open_repo, push
 from .repo_files import SCHEDULER_CONFIG
-from .single_file import file_metadata, model_record, read_header
+from .single_file import read_header
 from .stock_scheduler import stock_scheduler
 
 logger = logging.get_logger(__name__)
@@ -147,136 +149,22 @@ def save_lora(
         ValueError: the pipeline has no adapter, or several; a DoRA for a file of kohya's names; its scheduler is of no
             variance-preserving schedule, or no scheduler of stock stands in for it.
     """
-    path, adapters = Path(path), _adapters(pipe)
-    scheduler, dora = stock_scheduler(pipe.scheduler), _is_dora(pipe, adapters)
-    if path.suffix == ".safetensors" and dora:
+    path, adapters = Path(path), adapters_of(pipe)
+    one_file, dora, scheduler = path.suffix == ".safetensors", is_dora(pipe, adapters), stock_scheduler(pipe.scheduler)
+    if one_file and dora:
         raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")
-    weights = {part: _weights(pipe, part, adapter) for part, adapter in adapters.items()}
-    one_file = path.suffix == ".safetensors"
-    metadata = _metadata(pipe, scheduler, path.stem if one_file else path.resolve().name)
+    weights = {part: adapter_weights(pipe, part, adapter) for part, adapter in adapters.items()}
+    metadata = lora_metadata(pipe, scheduler, path.stem if one_file else path.resolve().name)
     repo = None if push_to_hub is None else open_repo(push_to_hub, private, token)
     if one_file:
-        written = [_save(path, _kohya_weights(pipe, weights), metadata)]
+        written = [write_kohya_file(path, pipe, weights, metadata)]
     else:
         scheduler.save_pretrained(path / "scheduler")
         written = [path / "scheduler" / SCHEDULER_CONFIG]
         if not dora:
-            written.append(_save(path / KOHYA_FILE, _kohya_weights(pipe, weights), metadata))
+            written.append(write_kohya_file(path / KOHYA_FILE, pipe, weights, metadata))
         # Last: a folder without it is not taken for a LoRA.
-        written.append(_save(path / LORA_FILE, *_stock_weights(pipe, adapters, weights, metadata)))
+        written.append(write_stock_file(path / LORA_FILE, pipe, adapters, weights, metadata))
     if repo is not None:
         push(path, repo, lora_card(pipe, path, repo, dora), token, commit_message, written)
-    return path
-
-
-def _adapters(pipe: Any) -> dict[str, str]:
-    """The adapter of each part that has one."""
-    adapters = pipe.get_list_adapters() if hasattr(pipe, "get_list_adapters") else {}
-    if "unet" not in adapters or any(len(names) != 1 for names in adapters.values()):
-        found = "; ".join(f"{part}: {', '.join(names)}" for part, names in adapters.items())
-        raise ValueError(
-            f"Expected one adapter, in the UNet and maybe the text encoders; {type(pipe).__name__} has "
-            f"{found or 'none'}."
-        )
-    return {part: str(names[0]) for part, names in adapters.items()}
-
-
-def _is_dora(pipe: Any, adapters: Mapping[str, str]) -> bool:
-    return any(getattr(pipe, part).peft_config[adapter].use_dora for part, adapter in adapters.items())
-
-
-def _weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
-    """The weights of a part's adapter by peft's names, their strength multiplied in."""
-    network = getattr(pipe, part)
-    weights = import_extra("peft", "lora").get_peft_model_state_dict(network, adapter_name=adapter)
-    strengths = {
-        f"{name}.lora_B": layer.scaling[adapter]
-        for name, layer in network.named_modules()
-        if adapter in getattr(layer, "scaling", ())
-    }
-    scaled = {name: _scaled(value, strengths.get(name.rpartition(".")[0], 1)) for name, value in weights.items()}
-    return {_as_published(part, name): value.detach().cpu().contiguous() for name, value in scaled.items()}
-
-
-def _as_published(part: str, name: str) -> str:
-    """Newer versions of transformers leave out a wrapper of the text encoders that names in files have."""
-    wrapper = "" if part == "unet" or name.startswith("text_model.") else "text_model."
-    return wrapper + name
-
-
-def _scaled(weights: Tensor, strength: float) -> Tensor:
-    """Weights times a strength, in half precision only where nothing is lost: small ones are few bits there."""
-    product = weights.float() * strength
-    rounded = product.to(weights.dtype)
-    return rounded if torch.equal(rounded.float(), product) else product
-
-
-def _metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
-    """Of all files: the record for us, and what others say it by."""
-    record = model_record(pipe, bool(scheduler_claim(pipe.scheduler.config).rescale_betas_zero_snr))
-    record["timestep_spacing"] = scheduler.config.get("timestep_spacing")
-    layout = layout_of_pipeline(pipe)
-    architecture = layout.architectures.get(record["prediction_type"], layout.architectures["epsilon"])
-    return file_metadata(pipe, record, f"{architecture}/lora", title) | _kohya_metadata(layout, record)
-
-
-def _kohya_metadata(layout: Layout, record: Mapping[str, Any]) -> dict[str, str]:
-    """By which sd-scripts and Forge tell what a LoRA is for."""
-    predicts = record["prediction_type"]
-    said = {
-        "ss_base_model_version": layout.bases.get(predicts, layout.bases["epsilon"]),
-        "ss_v2": layout is SD_2,
-        "ss_v_parameterization": predicts == "v_prediction",
-        "ss_zero_terminal_snr": record["rescale_betas_zero_snr"],
-    }
-    return {key: str(value) for key, value in said.items()}
-
-
-def _kohya_weights(pipe: Any, weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """By kohya's names, which tell a first text encoder from an only one."""
-    named = {f"{part}.{name}": value for part, values in weights.items() for name, value in values.items()}
-    theirs = convert_state_dict_to_kohya(named)
-    only = "lora_te1_" if layout_of_pipeline(pipe) is SDXL else "lora_te_"
-    return {key.replace("lora_te1_", only): value for key, value in theirs.items()}
-
-
-def _stock_weights(
-    pipe: Any, adapters: Mapping[str, str], weights: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """By diffusers' names, as it writes them, and the metadata with what it adds."""
-    layers = {f"{part}_lora_layers": values for part, values in weights.items()}
-    configs = {part: getattr(pipe, part).peft_config[adapter] for part, adapter in adapters.items()}
-    said = {f"{part}_lora_adapter_metadata": _adapter_metadata(config) for part, config in configs.items()}
-    with tempfile.TemporaryDirectory() as room:
-        pipe.save_lora_weights(room, **layers, **said)
-        written = Path(room, LORA_FILE)
-        return load_file(written), {**read_header(written).metadata, **metadata}
-
-
-def _adapter_metadata(config: Any) -> dict[str, Any]:
-    """Of peft's configuration what older versions know too; alpha is the rank, since it is in the weights.
-
-    Layers are known there by the end of their names, so without the wrapper they are in all versions of transformers.
-    """
-    targets, wrapper = config.target_modules, "text_model."
-    ranks = {name.removeprefix(wrapper): rank for name, rank in config.rank_pattern.items()}
-    return {
-        "r": config.r,
-        "lora_alpha": config.r,
-        "rank_pattern": ranks,
-        "alpha_pattern": ranks,
-        "target_modules": targets
-        if isinstance(targets, str)
-        else sorted(target.removeprefix(wrapper) for target in targets),
-        "use_dora": config.use_dora,
-    }
-
-
-def _save(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write a file; what is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:
-        new = Path(room, path.name)
-        save_file(dict(weights), new, dict(metadata))
-        new.replace(path)
     return path

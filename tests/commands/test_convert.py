@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_adapters import PHI, adapted, assert_paints_alike
-from tiny_checkpoints import assert_same_weights, sd_scheduler, tiny_pipeline, write_file
+from tiny_checkpoints import assert_same_weights, checkpoint, sd_scheduler, tiny_pipeline, write_file
 from tiny_pipelines import tiny_unconditional
 
 from zsnr_diffusers import audit, enable_guidance_rescale, load_lora, load_pipeline, save_lora
+from zsnr_diffusers.checkpoint_layout import UNET
 from zsnr_diffusers.cli import main
 from zsnr_diffusers.lora_files import KOHYA_FILE, LORA_FILE
 from zsnr_diffusers.single_file import read_header
@@ -141,6 +142,31 @@ def test_a_lora_of_others_is_told_its_schedule(lora, folder, tmp_path, capsys):
         assert torch.equal(value, load_file(lora / LORA_FILE)[key] * strength)
     assert audit(tmp_path / "ours").ok
     assert load_lora(tiny_pipeline("1"), tmp_path / "ours").default_guidance_rescale == 0.3
+
+
+def test_a_lora_of_xl_by_sd_scripts_has_the_names_of_the_original(tmp_path):
+    """They train the original's UNet, whose blocks are numbered through."""
+    tiny_pipeline("xl").save_pretrained(tmp_path / "base")
+    attention = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+    pipe = adapted("xl", target_modules=attention)
+    ours = save_lora(pipe, tmp_path / "ours")
+    original = {value.sum().item(): key.removeprefix(UNET) for key, value in checkpoint("xl").items() if UNET in key}
+    weights = tiny_pipeline("xl").unet.state_dict()
+    names = {
+        key.removesuffix(".weight").replace(".", "_"): original.get(value.sum().item())
+        for key, value in weights.items()
+    }
+    theirs = {}
+    for key, value in load_file(ours / KOHYA_FILE).items():
+        layer, _, leaf = key.removeprefix("lora_unet_").partition(".")
+        name = names[layer].removesuffix(".weight").replace(".", "_")
+        theirs[f"lora_unet_{name}.{leaf}"] = value
+    assert any(key.startswith("lora_unet_output_blocks_0_1_transformer_blocks_1_attn2") for key in theirs)
+    said = {"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}
+    save_file(theirs, tmp_path / "theirs.safetensors", said)
+    assert convert(tmp_path / "theirs.safetensors", tmp_path / "back", "--config", tmp_path / "base") == 0
+    assert_same_tensors(ours / LORA_FILE, tmp_path / "back" / LORA_FILE)
+    assert audit(tmp_path / "back").ok
 
 
 def test_of_the_base_configs_alone_are_read(lora, folder, tmp_path):
