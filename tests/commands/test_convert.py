@@ -151,16 +151,15 @@ def test_a_lora_of_xl_by_sd_scripts_has_the_names_of_the_original(tmp_path):
     pipe = adapted("xl", target_modules=attention)
     ours = save_lora(pipe, tmp_path / "ours")
     original = {value.sum().item(): key.removeprefix(UNET) for key, value in checkpoint("xl").items() if UNET in key}
-    weights = tiny_pipeline("xl").unet.state_dict()
-    names = {
-        key.removesuffix(".weight").replace(".", "_"): original.get(value.sum().item())
-        for key, value in weights.items()
+    layers = {
+        key.removesuffix(".weight").replace(".", "_"): original[value.sum().item()].removesuffix(".weight")
+        for key, value in tiny_pipeline("xl").unet.state_dict().items()
+        if key.endswith(".weight")
     }
     theirs = {}
     for key, value in load_file(ours / KOHYA_FILE).items():
         layer, _, leaf = key.removeprefix("lora_unet_").partition(".")
-        name = names[layer].removesuffix(".weight").replace(".", "_")
-        theirs[f"lora_unet_{name}.{leaf}"] = value
+        theirs[f"lora_unet_{layers[layer].replace('.', '_')}.{leaf}"] = value
     assert any(key.startswith("lora_unet_output_blocks_0_1_transformer_blocks_1_attn2") for key in theirs)
     said = {"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}
     save_file(theirs, tmp_path / "theirs.safetensors", said)
