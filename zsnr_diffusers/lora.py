@@ -27,7 +27,6 @@ from .lora_weights import (
 from .model_facts import find_model_facts
 from .pushing import open_repo, push
 from .repo_files import SCHEDULER_CONFIG
-from .single_file import read_header
 from .stock_scheduler import stock_scheduler
 
 logger = logging.get_logger(__name__)
@@ -65,7 +64,7 @@ def load_lora(
 
     Raises:
         ValueError: the file does not say what the network predicts with it, and neither do the arguments; zero SNR of
-            a model that predicts epsilon; phi outside [0, 1]; a damaged file.
+            a model that predicts epsilon; phi outside [0, 1]; a damaged file, or one of another base.
         OSError: there is no such file, or the Hub refuses it, with the reason.
         TypeError: the pipeline takes no LoRA, or no guidance rescale.
         ImportError: peft is not installed.
@@ -86,6 +85,7 @@ def load_lora(
     check_zero_snr(file, facts)
     for conflict in facts.conflicts:
         logger.warning(f"{file}: {conflict}")
+    number_of_layers(file)  # stock would load half a layer, and crash when it is used
     scheduler = scheduler_with_facts(pipe, facts)
     # The path of the file alone would have older diffusers ask the Hub for its name.
     with naming_damage(file):
@@ -105,7 +105,7 @@ def check_all_loaded(pipe: Any, file: Path) -> None:
     """
     networks = [getattr(pipe, part) for part in pipe.get_list_adapters()]
     found = sum(".lora_A." in name for network in networks for name, _ in network.named_parameters())
-    if found != (layers := number_of_layers(read_header(file))):
+    if found != (layers := number_of_layers(file)):
         raise ValueError(
             f"{file} has {layers} layers that diffusers reads as a LoRA's, of which {found} are in "
             f"{pipe.config['_name_or_path']}: it is of another base, or of a kind that diffusers does not know."

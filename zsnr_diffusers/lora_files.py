@@ -21,6 +21,12 @@ LORA_FILE, KOHYA_FILE = "pytorch_lora_weights.safetensors", "kohya_lora_weights.
 _DAMAGE = (SafetensorsParsingError, struct.error, RecursionError, LookupError, TypeError, AttributeError)
 """What the Hub's client makes of a file with no such header."""
 
+_HALVES = (
+    ("lora_A.weight", "lora_down.weight", "lora.down.weight"),
+    ("lora_B.weight", "lora_up.weight", "lora.up.weight"),
+)
+"""The ends of the names of a layer's two weights."""
+
 _KINDS = {768: "v1", 1024: "v2", 2048: "xl_base"}
 """Diffusers' names of models, by the width of the text encoders' output."""
 
@@ -32,9 +38,17 @@ def holds_lora(header: Header) -> bool:
     return any("lora" in key for key in header.shapes)
 
 
-def number_of_layers(header: Header) -> int:
-    """How many layers a LoRA changes."""
-    return sum(key.endswith(("lora_A.weight", "lora_down.weight", "lora.down.weight")) for key in header.shapes)
+def number_of_layers(file: Path) -> int:
+    """How many layers a LoRA changes, by its header.
+
+    Raises:
+        ValueError: of one there is a half.
+    """
+    keys = read_header(file).shapes.keys()
+    down, up = ({key.removesuffix(end) for key in keys for end in ends if key.endswith(end)} for ends in _HALVES)
+    if alone := sorted(down ^ up):
+        raise ValueError(f"{file} has one of the two weights that there should be of {alone[0].rstrip('._')}.")
+    return len(down)
 
 
 def is_lora(source: Any, weight_name: str | None = None, **places: Any) -> bool:
