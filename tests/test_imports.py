@@ -35,11 +35,12 @@ ALLOWED = {
     "known_models": set(),
     "model_facts": {"core", "guidance", "known_models", "scheduler_config", "schedulers", "single_file", "repo_files"},
     "lora_files": {"hub_errors", "model_facts", "repo_files", "single_file"},
-    "hub": {"core", "guidance", "class_conditional", "custom_pipeline", "scheduler_base", "schedulers"}
-    | {"stock_scheduler", "checkpoint_layout", "single_file", "model_facts", "hub_errors", "repo_files", "pushing"}
-    | {"cards", "lora_files"},
+    "hub": {"core", "guidance", "class_conditional", "scheduler_base", "schedulers", "checkpoint_layout"}
+    | {"single_file", "lora_files", "model_facts", "hub_errors", "repo_files"},
+    "saving": {"cards", "custom_pipeline", "model_facts", "pushing", "repo_files", "scheduler_base", "single_file"}
+    | {"stock_scheduler"},
     "bare_pipeline": {"hub", "model_facts", "repo_files"},
-    "lora_weights": {"checkpoint_layout", "hub", "model_facts", "single_file", "_extras"},
+    "lora_weights": {"checkpoint_layout", "model_facts", "saving", "single_file", "_extras"},
     "lora": {"cards", "core", "guidance", "hub", "lora_files", "lora_weights", "model_facts", "pushing", "repo_files"}
     | {"single_file", "stock_scheduler", "_extras"},
     "evaluation": {"core", "images", "hashes", "tables", "_extras", "processes"},
@@ -49,10 +50,10 @@ ALLOWED = {
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
     | {"cards", "lora_files", "pushing", "tables", "terminal", "_extras"},
     "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"}
-    | {"bare_pipeline", "lora", "lora_files", "tables", "terminal"},
+    | {"bare_pipeline", "lora", "lora_files", "saving", "tables", "terminal"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
-    | {"custom_pipeline", "unet", "hub", "lora", "auditing"},
+    | {"custom_pipeline", "unet", "hub", "lora", "saving", "auditing"},
 }
 """Parts of the package that each part may import."""
 

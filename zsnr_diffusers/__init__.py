@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .auditing import audit
     from .class_conditional import ClassConditionalPipeline
     from .custom_pipeline import write_custom_pipeline
-    from .hub import load_pipeline, save_pipeline
+    from .hub import load_pipeline
     from .lora import load_lora, save_lora
     from .pipelines import (
         ZeroSNRStableDiffusionControlNetPipeline,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ZeroSNRStableDiffusionXLInstructPix2PixPipeline,
         ZeroSNRStableDiffusionXLPipeline,
     )
+    from .saving import save_pipeline
     from .unet import build_unet
 
 __version__ = "0.1.0"
@@ -61,7 +62,7 @@ _LAZY = {
     "load_lora": "lora",
     "load_pipeline": "hub",
     "save_lora": "lora",
-    "save_pipeline": "hub",
+    "save_pipeline": "saving",
     "write_custom_pipeline": "custom_pipeline",
 }
 

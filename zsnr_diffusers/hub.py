@@ -1,11 +1,9 @@
-"""Pipelines out of folders, Hub repos and single files, with what these say of their model, and into them."""
+"""Pipelines out of folders, Hub repos and single files, with what these say of their model."""
 
 import contextlib
 import inspect
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,22 +14,18 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
-from .cards import pipeline_card
 from .checkpoint_layout import SD_2, UNET, VAE, Layout, layout_of_keys
 from .class_conditional import ClassConditionalPipeline
 from .core.guidance import check_guidance_rescale
 from .core.predictions import EPSILON_AT_ZERO_SNR
-from .custom_pipeline import sampler_of, write_custom_pipeline
 from .guidance import with_guidance
 from .hub_errors import from_the_hub
 from .lora_files import holds_lora
 from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
-from .pushing import open_repo, push
 from .repo_files import INDEX, named, read_json, saved_config
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
-from .single_file import Header, read_header, write_single_file
-from .stock_scheduler import stock_scheduler
+from .single_file import Header, read_header
 
 logger = logging.get_logger(__name__)
 
@@ -234,105 +228,3 @@ def _starts_from_noise(scheduler: Any) -> bool:
     leading = scheduler.config.get("timestep_spacing") == "leading"
     own_steps = "original_inference_steps" in scheduler.config  # of distilled models, whatever the spacing
     return float(scheduler.alphas_cumprod[-1]) < 1e-6 and (own_steps or not leading)  # stock writes zero SNR as 2^-24
-
-
-def save_pipeline(
-    pipe: Any,
-    path: Any,
-    *,
-    format: str | None = None,
-    overwrite: bool = False,
-    push_to_hub: str | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-) -> Path:
-    """Save a pipeline for people who do not have this package, and push it to the Hub if asked to.
-
-    As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
-    `stock_scheduler`. The guidance rescale is recorded in it, and there is a `pipeline.py` that applies it, and that
-    brings a sampler of ours where it is another than DDIM; see `write_custom_pipeline`. As a single file, it has the
-    original names of Stable Diffusion 1.x, 2.x or XL, the keys `v_pred` and `ztsnr` where the model predicts v and
-    ends in pure noise, and ModelSpec metadata; `load_pipeline` finds betas and guidance rescale in it too. Weights
-    keep their dtype. What is there is whole: it is written under another name first.
-
-    Args:
-        pipe: the pipeline.
-        path: a folder, or a file whose name ends in `.safetensors`.
-        format: `diffusers` or `single_file`; by the name unless given.
-        overwrite: replace what is there: a file, or a folder with a pipeline.
-        push_to_hub: id of a Hub repo, which is made if need be, and whether it can be written is found out before
-            anything else. It gets what is saved, in one commit, and a model card unless it has one. A folder and a
-            file of the same model go into one repo by two calls.
-        private: whether a new repo is.
-        token: in place of the one that is logged in.
-        commit_message: in place of one that names what was saved.
-
-    Returns:
-        The path.
-
-    Raises:
-        OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
-        FileExistsError: there is something, and `overwrite` was not passed, or it is a folder without a pipeline.
-        ValueError: the name does not go with the format; what a single file or a stock scheduler cannot hold.
-        TypeError: guidance rescale in a pipeline whose class is not diffusers'.
-    """
-    path = Path(path)
-    by_name = "single_file" if path.suffix == ".safetensors" else "diffusers"
-    if format not in (None, by_name):
-        raise ValueError(f"format={format!r} does not go with {path}: a name in .safetensors is a single file.")
-    check_target(path, overwrite)
-    claim = scheduler_claim(getattr(getattr(pipe, "scheduler", None), "config", {}))
-    repo = None if push_to_hub is None else open_repo(push_to_hub, private, token)
-    with replaced(path) as new:
-        if by_name == "single_file":
-            write_single_file(pipe, new, claim.prediction_type, bool(claim.rescale_betas_zero_snr))
-        else:
-            _write_folder(pipe, new)
-    if repo is not None:
-        push(path, repo, pipeline_card(pipe, path, repo), token, commit_message)
-    return path
-
-
-def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
-    """Refuse to replace what may be of value.
-
-    Args:
-        path: folder or file.
-        overwrite: whether it was asked for.
-        mark: the file by which a folder is known as one of those that are written there.
-
-    Raises:
-        FileExistsError: as in `save_pipeline`.
-    """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{path} is there already; ask to overwrite it, or choose another name.")
-    if path.is_dir() and not (path / mark).is_file():
-        raise FileExistsError(f"{path} is a folder without a {mark}, and is not replaced.")
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A place for what shall be at `path` once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:
-        new = Path(room, path.name)
-        yield new
-        if path.is_dir():
-            path.rename(Path(room, "old"))
-        new.replace(path)
-
-
-def _write_folder(pipe: Any, folder: Path) -> None:
-    scheduler = getattr(pipe, "scheduler", None)
-    stock = stock_scheduler(scheduler) if isinstance(scheduler, ZeroSNRScheduler) else None
-    pipe.save_pretrained(folder)
-    if stock is not None:
-        stock.save_pretrained(folder / "scheduler")
-        file = folder / "model_index.json"
-        index = json.loads(file.read_text(encoding="utf-8")) | {"scheduler": ["diffusers", type(stock).__name__]}
-        file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if getattr(pipe, "default_guidance_rescale", 0.0) > 0 or sampler_of(pipe) is not None:
-        write_custom_pipeline(pipe, folder)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ._extras import import_extra
 from .checkpoint_layout import SD_2, SDXL, Layout, layout_of_pipeline
-from .hub import replaced
 from .model_facts import scheduler_claim
+from .saving import replaced
 from .single_file import file_metadata, model_record, read_header
 
 Weights: TypeAlias = Mapping[str, Mapping[str, Tensor]]

@@ -58,7 +58,7 @@ def test_what_is_there_is_replaced_on_demand_alone(name, configs, tmp_path, monk
         save_pipeline(pipe, target)
     with monkeypatch.context() as patch:
         patch.setattr("zsnr_diffusers.single_file.save_file", full_disk)
-        patch.setattr("zsnr_diffusers.hub.write_custom_pipeline", full_disk)
+        patch.setattr("zsnr_diffusers.saving.write_custom_pipeline", full_disk)
         with pytest.raises(OSError, match="the disk is full"):
             save_pipeline(enable_guidance_rescale(pipe), target, overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

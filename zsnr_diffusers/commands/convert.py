@@ -136,8 +136,9 @@ class Converted(Report):
 
 def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
     """The pipeline that was saved, and what it is."""
-    from ..hub import check_target, load_pipeline, save_pipeline
+    from ..hub import load_pipeline
     from ..model_facts import is_single_file
+    from ..saving import check_target, save_pipeline
 
     check_target(Path(arguments.target), arguments.overwrite)
     if arguments.config is not None and not is_single_file(arguments.source):
@@ -153,9 +154,9 @@ def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
 def _convert_lora(arguments: argparse.Namespace) -> tuple[Any, str]:
     """The pipeline of the base's layers with the LoRA that was saved, and what it is."""
     from ..bare_pipeline import bare_pipeline
-    from ..hub import check_target
     from ..lora import check_all_loaded, load_lora, save_lora
     from ..lora_files import LORA_FILE, base_of_lora, lora_file
+    from ..saving import check_target
 
     check_target(Path(arguments.target), arguments.overwrite, LORA_FILE)
     file = lora_file(arguments.source, arguments.weight_name or LORA_FILE)
