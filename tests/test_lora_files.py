@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from tiny_adapters import adapted
 from tiny_checkpoints import tiny_pipeline, write_file
 
-from zsnr_diffusers import load_pipeline, save_lora
+from zsnr_diffusers import load_lora, load_pipeline, save_lora
 from zsnr_diffusers.lora_files import KOHYA_FILE, LORA_FILE, base_of_lora, is_lora, lora_file, number_of_layers
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -59,6 +59,17 @@ def test_the_base_is_known_by_the_width_of_its_texts(name, tmp_path):
         save_file(weights, file)
         with pytest.raises(ValueError, match=r"lora.safetensors does not show which base it is for: pass a pipeline"):
             base_of_lora(file)
+
+
+def test_other_adapters_are_told_in_a_sentence(tmp_path):
+    """By the names of LyCORIS."""
+    layer = f"lora_unet_{BLOCK.replace('.', '_')}_to_k"
+    ends = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha")
+    file = tmp_path / "loha.safetensors"
+    save_file({f"{layer}.{end}": torch.zeros(2, 2) for end in ends}, file)
+    assert is_lora(file)
+    with pytest.raises(ValueError, match=r"loha.safetensors has no layers of a LoRA or DoRA; other adapters"):
+        load_lora(tiny_pipeline("1"), file, prediction_type="v_prediction")
 
 
 def test_it_is_no_pipeline(folder):

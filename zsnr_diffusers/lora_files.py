@@ -42,10 +42,12 @@ def number_of_layers(file: Path) -> int:
     """How many layers a LoRA changes, by its header.
 
     Raises:
-        ValueError: of one there is a half.
+        ValueError: there is none, or of one there is a half.
     """
     keys = read_header(file).shapes.keys()
     down, up = ({key.removesuffix(end) for key in keys for end in ends if key.endswith(end)} for ends in _HALVES)
+    if not down | up:
+        raise ValueError(f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa, are not read.")
     if alone := sorted(down ^ up):
         raise ValueError(f"{file} has one of the two weights that there should be of {alone[0].rstrip('._')}.")
     return len(down)
