@@ -28,13 +28,15 @@ def test_keys_of_a_checkpoint_that_stock_does_not_read(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"x": torch.zeros(1), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, path)
     result = audit(path)
-    assert names(result) >= {"prediction-type", "terminal-snr", "last-timestep-missed"}
+    assert names(result) >= {"schedule-left-behind", "prediction-type", "terminal-snr", "last-timestep-missed"}
+    assert f"zsnr_diffusers.load_pipeline({str(path)!r})" in found(result, "schedule-left-behind").remedy
     assert found(result, "terminal-snr").severity == "error"
     assert [*misses(result.fixed_scheduler())] == []
     save_file({"x": torch.zeros(1)}, path, metadata={"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"})
     assert names(audit(path)) == names(result)
     save_file({"x": torch.zeros(1)}, path)
     assert audit(path).verdict == "not zero-SNR"
+    assert not {"schedule-left-behind", "schedule-not-said"} & names(audit(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0notJSON!", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0[]"])

@@ -20,25 +20,32 @@ def prediction_type(setup: Setup) -> Finding | None:
 
 
 def schedule_left_behind(setup: Setup) -> Finding | None:
-    """A LoRA whose schedule no file beside it has: stock's `load_lora_weights` leaves that of the pipeline."""
+    """Weights without a scheduler beside them: stock takes another one than theirs, whatever the file says."""
     source = setup.source
-    if not (source.lora and source.published):
+    if not source.published or source.prediction_type == "epsilon":
         return None
     if source.prediction_type is None:
-        what = (
-            "the file does not say what the network predicts with it; it is taken to be for the schedule of its base"
-        )
-        told = f"zsnr convert {source.name} FOLDER --prediction_type v_prediction --zero_snr"
-        return Finding("schedule-not-said", "note", what, f"if it is for another:\n{told}")
-    if source.prediction_type == "epsilon":
-        return None
+        return _schedule_not_said(setup)
+    if source.lora:
+        stock, ours = "load_lora_weights of stock leaves that of the base", f"load_lora(pipe, {source.name!r})"
+    else:
+        stock = "from_single_file of stock takes it for a model of epsilon without zero SNR"
+        ours = f"load_pipeline({source.name!r})"
     return Finding(
         "schedule-left-behind",
         "error",
-        "there is no scheduler beside the weights, and load_lora_weights of stock leaves that of the base",
-        f"to load both:\nzsnr_diffusers.load_lora(pipe, {source.name!r})\n"
-        f"to have it beside the weights:\nzsnr convert {source.name} FOLDER",
+        f"there is no scheduler beside the weights, and {stock}",
+        f"to load both:\nzsnr_diffusers.{ours}\nto have it beside the weights:\nzsnr convert {source.name} FOLDER",
     )
+
+
+def _schedule_not_said(setup: Setup) -> Finding | None:
+    """Of a LoRA it is to be known; a checkpoint that says nothing is taken for one of epsilon by all who read it."""
+    if not setup.source.lora:
+        return None
+    what = "the file does not say what the network predicts with it, and is taken to be for its base's schedule"
+    told = f"zsnr convert {setup.source.name} FOLDER --prediction_type v_prediction --zero_snr"
+    return Finding("schedule-not-said", "note", what, f"if it is for another:\n{told}")
 
 
 def epsilon_at_zero_snr(setup: Setup) -> Finding | None:
