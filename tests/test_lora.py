@@ -257,13 +257,20 @@ def test_a_file_of_kohya_s_names_alone(tmp_path):
     assert not (tmp_path / "dora.safetensors").exists()
 
 
-@pytest.mark.parametrize(("strength", "dtype"), [(0.5, torch.float16), (2.0**-12, torch.float32)])
-def test_a_strength_that_half_precision_would_round_makes_float32(strength, dtype, tmp_path):
-    """Below 2^-14 float16 has fewer bits."""
+@pytest.mark.parametrize(
+    ("strength", "trained_in", "dtype"),
+    [
+        (0.5, torch.float16, torch.float16),
+        (2.0**-12, torch.float16, torch.float32),
+        (1 / 3, torch.float64, torch.float64),
+    ],
+)
+def test_a_strength_that_half_precision_would_round_makes_float32(strength, trained_in, dtype, tmp_path):
+    """Below 2^-14 float16 has fewer bits; of float64, none are lost."""
     pipe = adapted(lora_alpha=3 * strength)
     for key, value in pipe.unet.named_parameters():
         if "lora_" in key:
-            value.data = (value.data + 0.05 * value.data.sign()).half()
+            value.data = (value.data + 0.05 * value.data.sign()).to(trained_in)
     weights = load_file(save_lora(pipe, tmp_path) / LORA_FILE)
     trained = dict(pipe.unet.named_parameters())
     ups = {key.removeprefix("unet."): value for key, value in weights.items() if "lora_B" in key}

@@ -116,16 +116,20 @@ With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `time
     return code
 
 
+def base_name(source: str) -> str:
+    """A base as others may know it: its Hub id, or the name of its folder."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
 def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
     """The model card of a LoRA: for which base and schedule it is, and how to load both."""
     name = str(pipe.config.get("_name_or_path") or "")
-    here = not name or Path(name).exists()
-    base = (Path(name).resolve().name if name else "the base") if here else name
+    base = base_name(name) if name else "the base"
     scheduler, phi = stock_scheduler(pipe.scheduler), _phi(pipe)
     data = huggingface_hub.ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        base_model=None if here else base,
+        base_model=name if name and not Path(name).exists() else None,
         base_model_relation="adapter",
         tags=["lora", *schedule_tags(pipe.scheduler)],
     )

@@ -49,8 +49,9 @@ def adapter_weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
         for name, layer in network.named_modules()
         if adapter in getattr(layer, "scaling", ())
     }
-    scaled = {name: _scaled(value, strengths.get(name.rpartition(".")[0], 1)) for name, value in weights.items()}
-    return {_as_published(part, name): value.detach().cpu().contiguous() for name, value in scaled.items()}
+    here = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    scaled = {name: _scaled(value, strengths.get(name.rpartition(".")[0], 1)) for name, value in here.items()}
+    return {_as_published(part, name): value for name, value in scaled.items()}
 
 
 def _as_published(part: str, name: str) -> str:
@@ -61,9 +62,10 @@ def _as_published(part: str, name: str) -> str:
 
 def _scaled(weights: Tensor, strength: float) -> Tensor:
     """Weights times a strength, in half precision only where nothing is lost: small ones are few bits there."""
-    product = weights.float() * strength
+    product = weights.double() * strength
     rounded = product.to(weights.dtype)
-    return rounded if torch.equal(rounded.float(), product) else product
+    lossy = weights.dtype.itemsize < 4 and not torch.equal(rounded.double(), product)
+    return product.float() if lossy else rounded
 
 
 def lora_metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:

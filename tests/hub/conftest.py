@@ -65,7 +65,10 @@ def hub(tmp_path_factory, monkeypatch):
             template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
             for module in (constants, huggingface_hub.file_download):
                 monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-            return {"cache_dir": tmp_path_factory.mktemp("cache")}
+            cache = tmp_path_factory.mktemp("cache")
+            # For commands, which take no such argument: what a user has in the cache is none of a test's business.
+            monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+            return {"cache_dir": cache}
 
         yield use
     reset()

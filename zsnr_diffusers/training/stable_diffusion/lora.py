@@ -9,12 +9,12 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ..._extras import import_extra
-from ...cards import lora_usage
+from ...cards import base_name, lora_usage
 from ...lora import save_lora
 from ..trained import trained_parameters
 from .base import Base
 from .config import TrainingConfig
-from .output import base_name, write_card
+from .output import write_card
 
 
 def add_adapter(unet: UNet2DConditionModel, config: TrainingConfig) -> None:
@@ -69,11 +69,11 @@ def save_lora_folder(base: Base, pipe: Any, config: TrainingConfig) -> None:
         config: of the run.
     """
     adapter = described(pipe.unet, config)
-    subject = f"{_kind(config)} of {base_name(config)}"
+    of = base_name(config.pretrained_model_name_or_path)
     data = {"tags": [base.kind.tag, "lora"], "base_model_relation": "adapter"}
     guidance = {"guidance_scale": config.guidance_scale, "guidance_rescale": config.guidance_rescale}
     folder = Path(config.output_dir).resolve().name
-    usage = lora_usage(base_name(config), folder, pipe.scheduler, guidance, config.use_dora)
-    write_card(base, pipe.scheduler, config, subject, {"adapter": adapter}, usage, **data)
+    usage = lora_usage(of, folder, pipe.scheduler, guidance, config.use_dora)
+    write_card(base, pipe.scheduler, config, f"{_kind(config)} of {of}", {"adapter": adapter}, usage, **data)
     # Last: a folder without it is not taken for a result.
     save_lora(pipe, config.output_dir)

@@ -10,6 +10,7 @@ import diffusers
 import huggingface_hub
 from diffusers import SchedulerMixin, UNet2DConditionModel
 
+from ...cards import base_name
 from ...custom_pipeline import custom_pipeline
 from ...guidance import guidance_record
 from ...stock_scheduler import stock_scheduler
@@ -45,7 +46,7 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
             shutil.copytree(source, folder / part, dirs_exist_ok=True)
     unet.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
-    write_card(base, scheduler, config, base_name(config), {}, _usage(config))
+    write_card(base, scheduler, config, base_name(config.pretrained_model_name_or_path), {}, _usage(config))
     index |= {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
@@ -58,12 +59,6 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
         (folder / "pipeline.py").write_text(code, encoding="utf-8")
     # Last: a folder without it is not taken for a pipeline.
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def base_name(config: TrainingConfig) -> str:
-    """The base as others may know it: its Hub id, or the name of its folder."""
-    name = config.pretrained_model_name_or_path
-    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def write_card(
