@@ -128,7 +128,7 @@ class Cache:
             self._write_shard(keys, parts)
 
     def _write_shard(self, keys: Sequence[bytes], parts: Sequence[Rows]) -> None:
-        tensors = {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]}
+        tensors = {name: torch.cat([rows[name] for rows in parts]).contiguous() for name in parts[0]}
         tensors["keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, _KEY_BYTES)
         data = save(tensors, metadata={"computed": self._facts})
         self.folder.mkdir(parents=True, exist_ok=True)
