@@ -22,10 +22,11 @@ from .guidance import with_guidance
 from .hub_errors import from_the_hub
 from .lora_files import holds_lora
 from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
-from .repo_files import INDEX, named, read_json, saved_config
+from .repo_files import INDEX, named, only_variant, read_json, saved_config
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
 from .single_file import Header, read_header
+from .weight_files import in_one_dtype
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +57,7 @@ def load_pipeline(
         rescale_betas_zero_snr: likewise.
         kwargs: as in `DiffusionPipeline.from_pretrained`, or for a file as in `from_single_file`: `config`, a folder
             or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached. A `scheduler`
-            that is given stays as it is.
+            that is given stays as it is. All networks are loaded in one dtype: `dtype`, float32 by default.
 
     Returns:
         The pipeline, of the class that it was saved as.
@@ -107,7 +108,15 @@ def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
     _check_runs_no_code(source, config, kwargs)
     ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
     with from_the_hub(source), naming_damage(source):
-        return (ClassConditionalPipeline if ours else DiffusionPipeline).from_pretrained(source, **kwargs)
+        cls = ClassConditionalPipeline if ours else DiffusionPipeline
+        try:
+            return cls.from_pretrained(source, **in_one_dtype(kwargs))
+        except OSError:
+            variant = None if kwargs.get("variant") else only_variant(source, kwargs)
+            if variant is None:
+                raise
+            logger.info(f"{source} has weights in one variant alone, which is loaded: variant={variant!r}.")
+            return cls.from_pretrained(source, **in_one_dtype({**kwargs, "variant": variant}))
 
 
 @contextlib.contextmanager
@@ -182,7 +191,7 @@ def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) ->
     kwargs = {**kwargs, "config": None if config is None else os.fspath(config)}
     try:
         with naming_damage(source):
-            return getattr(diffusers, name).from_single_file(os.fspath(source), **kwargs)
+            return getattr(diffusers, name).from_single_file(os.fspath(source), **in_one_dtype(kwargs))
     except OSError as error:
         if config is not None:
             raise

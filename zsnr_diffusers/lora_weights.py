@@ -14,6 +14,7 @@ from .checkpoint_layout import SD_2, SDXL, Layout, layout_of_pipeline
 from .model_facts import scheduler_claim
 from .saving import replaced
 from .single_file import file_metadata, model_record, read_header
+from .weight_files import savable
 
 Weights: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 """By part of the pipeline, and there by peft's names."""
@@ -49,9 +50,11 @@ def adapter_weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
         for name, layer in network.named_modules()
         if adapter in getattr(layer, "scaling", ())
     }
-    here = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    scaled = {name: _scaled(value, strengths.get(name.rpartition(".")[0], 1)) for name, value in here.items()}
-    return {_as_published(part, name): value for name, value in scaled.items()}
+    scaled = {
+        name: _scaled(value.detach().cpu(), strengths.get(name.rpartition(".")[0], 1))
+        for name, value in weights.items()
+    }
+    return savable({_as_published(part, name): value for name, value in scaled.items()})
 
 
 def _as_published(part: str, name: str) -> str:
@@ -101,7 +104,8 @@ def write_kohya_file(path: Path, pipe: Any, weights: Weights, metadata: Mapping[
     theirs = convert_state_dict_to_kohya(named)
     only = "lora_te1_" if layout_of_pipeline(pipe) is SDXL else "lora_te_"
     with replaced(path) as new:
-        save_file({key.replace("lora_te1_", only): value for key, value in theirs.items()}, new, dict(metadata))
+        theirs = {key.replace("lora_te1_", only): value for key, value in theirs.items()}
+        save_file(savable(theirs), new, dict(metadata))
     return path
 
 

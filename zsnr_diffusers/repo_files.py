@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .hub_errors import from_the_hub
+from .weight_files import variants
 
 INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
 
@@ -71,6 +72,32 @@ def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
     if "_class_name" not in config:
         raise ValueError(f"{INDEX} of {source} names no class of a pipeline; it needs a '_class_name'.")
     return config
+
+
+def only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
+    """The variant of the weights of a folder or repo that has them in one variant alone, such as `fp16`.
+
+    diffusers finds none of them unless it is asked for by name.
+
+    Args:
+        source: folder or Hub id.
+        places: arguments of `from_pretrained`; those that say where to look are used.
+
+    Returns:
+        None where there are weights without a variant, in several, or none at all.
+
+    Raises:
+        OSError: there is no such repo, or it cannot be read.
+    """
+    folder = Path(os.fspath(source))
+    if folder.is_dir():
+        names = [file.name for file in folder.glob("unet/*")]
+    else:
+        with from_the_hub(source):
+            info = HfApi(token=places.get("token")).model_info(str(source), revision=places.get("revision"))
+        names = [file.rfilename for file in info.siblings or () if file.rfilename.startswith("unet/")]
+    found = variants(names)
+    return found.pop() if len(found) == 1 else None
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from .repo_files import INDEX
 from .scheduler_base import ZeroSNRScheduler
 from .single_file import write_single_file
 from .stock_scheduler import stock_scheduler
+from .weight_files import ask_for_float32
 
 
 def save_pipeline(
@@ -110,6 +111,8 @@ def _write_folder(pipe: Any, folder: Path) -> None:
     scheduler = getattr(pipe, "scheduler", None)
     stock = stock_scheduler(scheduler) if isinstance(scheduler, ZeroSNRScheduler) else None
     pipe.save_pretrained(folder)
+    for config in folder.glob("*/config.json"):
+        ask_for_float32(config)
     if stock is not None:
         stock.save_pretrained(folder / "scheduler")
         file = folder / "model_index.json"

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from .core.predictions import check_prediction_type
 from .guidance import guidance_record
 from .scheduler_config import model_facts
+from .weight_files import savable
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +101,7 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
         )
     keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
     save_file(
-        original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked},
+        savable(original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked}),
         path,
         file_metadata(pipe, record, layout.architectures[prediction_type], path.stem),
     )

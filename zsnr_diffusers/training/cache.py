@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..hashes import file_sha256
+from ..weight_files import savable
 
 SHARD_BYTES, SHARD_SECONDS = 2**26, 60.0
 """A shard is written when it is so large, or took so long: what a killed run loses."""
@@ -128,9 +129,9 @@ class Cache:
             self._write_shard(keys, parts)
 
     def _write_shard(self, keys: Sequence[bytes], parts: Sequence[Rows]) -> None:
-        tensors = {name: torch.cat([rows[name] for rows in parts]).contiguous() for name in parts[0]}
+        tensors = {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]}
         tensors["keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, _KEY_BYTES)
-        data = save(tensors, metadata={"computed": self._facts})
+        data = save(savable(tensors), metadata={"computed": self._facts})
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{uuid.uuid4().hex}.partial"
         try:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..hashes import file_sha256
+from ..weight_files import savable
 from .durable import remove, sync, write_json
 from .errors import TrainingError
 
@@ -60,8 +61,7 @@ def write_checkpoint(output_dir: Path, step: int, tensors: Tensors, numbers: Map
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name, values in tensors.items():
-            packed = {key: value.detach().contiguous() for key, value in values.items()}
-            save_file(packed, partial / f"{name}.safetensors")
+            save_file(savable(values), partial / f"{name}.safetensors")
             sync(partial / f"{name}.safetensors")
         write_json(partial / NUMBERS, numbers)
         files = {

@@ -1,15 +1,22 @@
 """The Stable Diffusion pipeline that training starts from."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from ...hub import load_pipeline
+from ...model_facts import is_single_file
+from ...repo_files import only_variant
+from ...saving import save_pipeline
 from ...schedulers import ZeroSNRDDIMScheduler
 from ...single_file import read_header
+from ...weight_files import in_one_dtype, variants
 from ..buckets import bucket_sizes
 from ..crops import Size
 from .config import TrainingConfig
@@ -18,10 +25,13 @@ from .kinds import KINDS, Kind
 
 @dataclass
 class Base:
-    """A pipeline, the folder that it was read from, and the noise schedule that it is to be trained on."""
+    """A pipeline, where it was read from, and the noise schedule that it is to be trained on."""
 
     kind: Kind
-    folder: Path
+    source: Path
+    """A folder or a single file."""
+    variant: str | None
+    """Of the weights of a folder."""
     schedule: ZeroSNRDDIMScheduler
 
     @property
@@ -75,16 +85,52 @@ def load_base(config: TrainingConfig) -> Base:
         OSError: there is no such folder or repo.
     """
     name = config.pretrained_model_name_or_path
-    folder = Path(name) if Path(name).is_dir() else Path(DiffusionPipeline.download(name))
-    _check_no_adapter(name, folder)
-    kind = _load_kind(name, folder)
+    if is_single_file(name):
+        source, variant, kind = Path(name), None, _kind_of_file(config)
+    else:
+        source, variant = _folder(name, config.variant)
+        _check_no_adapter(name, source)
+        kind = _load_kind(name, source, variant)
+    _check_pipeline(name, kind)
     schedule = ZeroSNRDDIMScheduler.from_config(
         kind.pipeline.scheduler.config,
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
         clip_sample=False,  # latents have no range
     )
-    return Base(kind, folder, schedule)
+    return Base(kind, source, variant, schedule)
+
+
+@contextlib.contextmanager
+def base_folder(base: Base, config: TrainingConfig) -> Iterator[Path]:
+    """The folder of a base, made of a single file for as long as it is needed.
+
+    Args:
+        base: as it was loaded.
+        config: by which.
+    """
+    if base.source.is_dir():
+        yield base.source
+        return
+    with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".base-") as room:
+        # Once more from the file: of the base in memory, frozen parts may be in half precision by now.
+        yield save_pipeline(_pipeline_of_file(config), Path(room, "base"))
+
+
+def _folder(name: str, variant: str | None) -> tuple[Path, str | None]:
+    """Where a pipeline lies, out of the Hub if need be, and the variant of its weights."""
+    if Path(name).is_dir():
+        return Path(name), variant or only_variant(name, {})
+    folder = Path(DiffusionPipeline.download(name, variant=variant))
+    if variant is None and not variants(file.name for file in folder.glob("unet/*")):
+        variant = only_variant(name, {})
+        folder = Path(DiffusionPipeline.download(name, variant=variant))
+    return folder, variant
+
+
+def _pipeline_of_file(config: TrainingConfig) -> Any:
+    options: dict[str, Any] = {} if config.base_config is None else {"config": config.base_config}
+    return load_pipeline(config.pretrained_model_name_or_path, **options)
 
 
 def model_index(folder: Path) -> dict[str, Any]:
@@ -103,20 +149,43 @@ def model_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _load_kind(name: str, folder: Path) -> Kind:
-    """The kind of a pipeline, around the pipeline."""
+def _load_kind(name: str, folder: Path, variant: str | None) -> Kind:
+    """The kind of a folder's pipeline, around the pipeline."""
     index = model_index(folder)
-    entries = {part: index.get(part) or [None, None] for kind in KINDS for part in kind.networks}
-    networks = {part: entry[1] for part, entry in entries.items() if entry[1]}
+    entries = {part: index.get(part) or [None, None] for part in _networks()}
+    kind = _kind(
+        name, str(index.get("_class_name")), {part: str(entry[1]) for part, entry in entries.items() if entry[1]}
+    )
+    return kind(kind.stock.from_pretrained(folder, **in_one_dtype({"variant": variant, **kind.left_out})))
+
+
+def _kind_of_file(config: TrainingConfig) -> Kind:
+    """The kind of a single file's pipeline, around the pipeline."""
+    pipe = _pipeline_of_file(config)
+    parts = {
+        part: type(network).__name__ for part in _networks() if (network := getattr(pipe, part, None)) is not None
+    }
+    kind = _kind(config.pretrained_model_name_or_path, type(pipe).__name__, parts)
+    return kind(kind.stock(**{**pipe.components, **kind.left_out}))
+
+
+def _networks() -> set[str]:
+    return {part for kind in KINDS for part in kind.networks}
+
+
+def _kind(name: str, cls: str, networks: Mapping[str, str]) -> type[Kind]:
+    """The kind of a pipeline with these networks.
+
+    Raises:
+        ValueError: it is none that can be trained.
+    """
     for kind in KINDS:
         if networks == kind.networks:
-            loaded = kind(kind.stock.from_pretrained(folder, **kind.left_out))
-            _check_pipeline(name, loaded)
-            return loaded
-    parts = ", ".join(f"{part}: {cls}" for part, cls in networks.items())
+            return kind
+    parts = ", ".join(f"{part}: {network}" for part, network in sorted(networks.items()))
     known = "; or ".join(f"{kind.name}: {', '.join(kind.networks.values())}" for kind in KINDS)
     raise ValueError(
-        f"{name} is a {index.get('_class_name')} ({parts}){_what_else(networks)}; only text-to-image models of these "
+        f"{name} is a {cls} ({parts}){_what_else(networks)}; only text-to-image models of these "
         f"networks can be trained here: {known}."
     )
 

@@ -49,7 +49,18 @@ class TrainingConfig(RunConfig):
     """
 
     pretrained_model_name_or_path: str = option(
-        "", "Stable Diffusion 1.x, 2.x or XL pipeline to start from, epsilon or v: a Hub id or a local folder."
+        "",
+        "Stable Diffusion 1.x, 2.x or XL to start from, epsilon or v: a Hub id, a folder, or a .safetensors file.",
+    )
+    base_config: str | None = option(
+        None,
+        "For a base in a .safetensors file, which holds only weights: folder or Hub id of a pipeline of its "
+        "architecture, of which configs and tokenizers are taken. Default: the Hub's.",
+    )
+    variant: str | None = option(
+        None,
+        "Of the base's weights, where a folder or repo has several: fp16 for files like model.fp16.safetensors. "
+        "Default: those without a variant, or the only ones there are. Training is in float32 whatever they hold.",
     )
     train_data_dir: str | None = option(None, "Folder of images with a metadata.jsonl, instead of --dataset_name.")
     caption_column: str = option(
@@ -127,7 +138,9 @@ class TrainingConfig(RunConfig):
 
     def __post_init__(self) -> None:
         if not self.pretrained_model_name_or_path:
-            raise ValueError("--pretrained_model_name_or_path is missing: a Hub id or the folder of a pipeline.")
+            raise ValueError(
+                "--pretrained_model_name_or_path is missing: a Hub id, a folder of a pipeline, or a .safetensors file."
+            )
         super().__post_init__()
         check_guidance_rescale(self.guidance_rescale)
         if not self.lora_target_modules:

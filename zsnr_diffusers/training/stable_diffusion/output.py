@@ -1,7 +1,6 @@
 """What a run ships: a pipeline of stock classes that samples rightly without this package, and its model card."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from ...cards import base_name
 from ...custom_pipeline import custom_pipeline
 from ...guidance import guidance_record
 from ...stock_scheduler import stock_scheduler
+from ...weight_files import copy_in_float32
 from ..card import model_card
-from .base import Base, model_index
+from .base import Base, base_folder, model_index
 from .config import TrainingConfig
 
 
@@ -35,15 +35,16 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
     """Write the trained pipeline into the run's folder.
 
     Only the UNet and the scheduler are new. The frozen parts are copied byte for byte, since a tokenizer that one
-    version of transformers saves anew may not open in another.
+    version of transformers saves may not open in another; weights in half precision become float32, which the UNet
+    is in, so that the pipeline opens in one dtype.
     """
     folder = Path(config.output_dir)
-    index = model_index(base.folder)
     scheduler = shipped_scheduler(base)
-    for part, entry in index.items():
-        source = base.folder / part
-        if part not in ("unet", "scheduler") and isinstance(entry, list) and source.is_dir():
-            shutil.copytree(source, folder / part, dirs_exist_ok=True)
+    with base_folder(base, config) as source:
+        index = model_index(source)
+        for part, entry in index.items():
+            if part not in ("unet", "scheduler") and isinstance(entry, list) and (source / part).is_dir():
+                copy_in_float32(source / part, folder / part, base.variant)
     unet.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
     write_card(base, scheduler, config, base_name(config.pretrained_model_name_or_path), {}, _usage(config))

@@ -176,6 +176,8 @@ class StableDiffusionTask(Task):
                     generator=[torch.Generator().manual_seed(seed) for seed in _SEEDS],
                     num_inference_steps=config.num_inference_steps,
                     guidance_scale=config.guidance_scale,
+                    height=self.resolution,
+                    width=self.resolution,
                 ).images
                 for prompt in prompts
             ]
@@ -193,6 +195,8 @@ class StableDiffusionTask(Task):
                 num_inference_steps=self.config.num_inference_steps,
                 guidance_scale=1.0,
                 guidance_rescale=0.0,
+                height=self.resolution,
+                width=self.resolution,
             )
 
     def save(self, unet: Any) -> None:
