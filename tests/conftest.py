@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sys
 
@@ -38,3 +39,31 @@ def image_folder(tmp_path_factory):
     from landscapes import make_landscapes
 
     return make_landscapes(tmp_path_factory.mktemp("landscapes"), count=10, image_size=16)
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """`hub(repos, ...)`, as `hub_server.serve`, is the Hub to this process; returns where to, for `load_pipeline`."""
+    import huggingface_hub
+    from hub_server import serve
+
+    constants, reset = huggingface_hub.constants, getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it asks again
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    reset()  # older clients note it in their session
+    with contextlib.ExitStack() as servers:
+
+        def use(*args, endpoint=None, **kwargs):
+            endpoint = endpoint or servers.enter_context(serve(*args, **kwargs))
+            monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+            monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
+            template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+            for module in (constants, huggingface_hub.file_download):
+                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+            cache = tmp_path_factory.mktemp("cache")
+            # For commands, which take no such argument: what a user has in the cache is none of a test's business.
+            monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+            return {"cache_dir": cache}
+
+        yield use
+    reset()

@@ -12,6 +12,8 @@ ALLOWED = {
     "images": set(),
     "hashes": set(),
     "_extras": set(),
+    "versions": set(),
+    "weight_files": set(),
     "processes": {"_extras"},
     "tables": set(),
     "terminal": {"tables"},
@@ -20,7 +22,7 @@ ALLOWED = {
     "schedulers": {"core", "scheduler_base"},
     "guided_run": {"core"},
     "hub_errors": set(),
-    "repo_files": {"hub_errors"},
+    "repo_files": {"hub_errors", "weight_files"},
     "guidance": {"core", "guided_run", "repo_files"},
     "class_conditional": {"core", "guidance"},
     "pipelines": {"guidance"},
@@ -31,16 +33,16 @@ ALLOWED = {
     "cards": {"core", "custom_pipeline", "guidance", "lora_files", "stock_scheduler"},
     "pushing": {"hub_errors"},
     "checkpoint_layout": set(),
-    "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config"},
+    "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config", "weight_files"},
     "known_models": set(),
     "model_facts": {"core", "guidance", "known_models", "scheduler_config", "schedulers", "single_file", "repo_files"},
     "lora_files": {"hub_errors", "model_facts", "repo_files", "single_file"},
     "hub": {"core", "guidance", "class_conditional", "scheduler_base", "schedulers", "checkpoint_layout"}
-    | {"single_file", "lora_files", "model_facts", "hub_errors", "repo_files"},
+    | {"single_file", "lora_files", "model_facts", "hub_errors", "repo_files", "weight_files"},
     "saving": {"cards", "custom_pipeline", "model_facts", "pushing", "repo_files", "scheduler_base", "single_file"}
-    | {"stock_scheduler"},
+    | {"stock_scheduler", "weight_files"},
     "bare_pipeline": {"hub", "model_facts", "repo_files"},
-    "lora_weights": {"checkpoint_layout", "model_facts", "saving", "single_file", "_extras"},
+    "lora_weights": {"checkpoint_layout", "model_facts", "saving", "single_file", "weight_files", "_extras"},
     "lora": {"cards", "core", "guidance", "hub", "lora_files", "lora_weights", "model_facts", "pushing", "repo_files"}
     | {"single_file", "stock_scheduler", "_extras"},
     "evaluation": {"core", "images", "hashes", "tables", "_extras", "processes"},
@@ -48,12 +50,13 @@ ALLOWED = {
     | {"known_models", "lora_files", "repo_files", "evaluation", "tables"},
     "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
-    | {"cards", "lora_files", "pushing", "tables", "terminal", "_extras"},
+    | {"cards", "lora_files", "model_facts", "pushing", "repo_files", "saving", "tables", "terminal", "weight_files"}
+    | {"_extras"},
     "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"}
     | {"bare_pipeline", "lora", "lora_files", "saving", "tables", "terminal"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
-    | {"custom_pipeline", "unet", "hub", "lora", "saving", "auditing"},
+    | {"custom_pipeline", "unet", "hub", "lora", "saving", "auditing", "versions"},
 }
 """Parts of the package that each part may import."""
 

@@ -19,6 +19,7 @@ from .schedulers import (
     ZeroSNRMultistepScheduler,
     ZeroSNRPNDMScheduler,
 )
+from .versions import warn_of_untested
 
 if TYPE_CHECKING:
     from .auditing import audit
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from .unet import build_unet
 
 __version__ = "0.1.0"
+
+warn_of_untested()
 
 # Pipelines pull in transformers, and networks the models of diffusers, which takes seconds; who only wants a scheduler
 # does not wait for it.

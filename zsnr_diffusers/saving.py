@@ -15,7 +15,7 @@ from .repo_files import INDEX
 from .scheduler_base import ZeroSNRScheduler
 from .single_file import write_single_file
 from .stock_scheduler import stock_scheduler
-from .weight_files import ask_for_float32
+from .weight_files import ask_for_float32, name_as_published
 
 
 def save_pipeline(
@@ -113,6 +113,9 @@ def _write_folder(pipe: Any, folder: Path) -> None:
     pipe.save_pretrained(folder)
     for config in folder.glob("*/config.json"):
         ask_for_float32(config)
+    for name, part in pipe.components.items():
+        if type(part).__name__ in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+            name_as_published(folder / name / "model.safetensors")
     if stock is not None:
         stock.save_pretrained(folder / "scheduler")
         file = folder / "model_index.json"

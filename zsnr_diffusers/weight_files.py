@@ -100,6 +100,26 @@ def ask_for_float32(config_file: Path) -> None:
         config_file.write_text(json.dumps(config | asked, indent=2) + "\n", encoding="utf-8")
 
 
+def name_as_published(file: Path) -> None:
+    """Give the weights of a CLIP text encoder the names that files have always had.
+
+    transformers 5 leaves out a wrapper when it saves an encoder that it has not loaded; transformers 4 then finds none
+    of the weights, and goes on with random ones.
+    """
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as opened:
+        wrapped = any(key.startswith("text_model.") for key in opened.keys())  # noqa: SIM118  # it is no dictionary
+        metadata = opened.metadata()
+    if not wrapped:
+        weights = load_file(file)
+        outside = ("text_projection.",)
+        named = {key if key.startswith(outside) else f"text_model.{key}": value for key, value in weights.items()}
+        new = file.with_name(f".{file.name}.partial")
+        save_file(named, new, metadata)
+        new.replace(file)  # what was read is a view of the old one
+
+
 def _plain_name(match: re.Match[str]) -> str:
     stem = "model" if match["stem"] == "pytorch_model" else match["stem"]
     return f"{stem}{match['shard'] or match['late_shard'] or ''}.safetensors"

@@ -1,12 +1,11 @@
 """Fixtures of loading and saving."""
 
-import contextlib
 import json
 import os
 
 import huggingface_hub
 import pytest
-from hub_server import TOKEN, serve
+from hub_server import TOKEN
 from tiny_checkpoints import KINDS, tiny_pipeline
 
 
@@ -47,31 +46,6 @@ def said(caplog):
         return [record.getMessage() for record in caplog.records if record.levelname == level]
 
     return lines
-
-
-@pytest.fixture
-def hub(tmp_path_factory, monkeypatch):
-    """`hub(repos, ...)`, as `hub_server.serve`, is the Hub to this process; returns where to, for `load_pipeline`."""
-    constants, reset = huggingface_hub.constants, getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it asks again
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    reset()  # older clients note it in their session
-    with contextlib.ExitStack() as servers:
-
-        def use(*args, endpoint=None, **kwargs):
-            endpoint = endpoint or servers.enter_context(serve(*args, **kwargs))
-            monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-            monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
-            template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-            for module in (constants, huggingface_hub.file_download):
-                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-            cache = tmp_path_factory.mktemp("cache")
-            # For commands, which take no such argument: what a user has in the cache is none of a test's business.
-            monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-            return {"cache_dir": cache}
-
-        yield use
-    reset()
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ def add_parser(commands: Any) -> None:
         help="for a single file or a LoRA: a pipeline of its architecture, of which configs alone are read (default: "
         "the Hub's)",
     )
+    parser.add_argument("--variant", help="of a pipeline's weights, such as fp16 (default: none, or the only one)")
     parser.add_argument("--weight_name", metavar="FILE", help="for a LoRA in a folder or repo: its file's name")
     parser.add_argument(
         "--push_to_hub", metavar="REPO", help="upload the target to this repo of the Hub, which is made if need be"
@@ -144,7 +145,8 @@ def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
     if arguments.config is not None and not is_single_file(arguments.source):
         raise ValueError("--config goes with a single file or a LoRA; a folder has its own.")
     files = [arguments.source] if is_single_file(arguments.source) else Path(arguments.source).glob("*/*.safetensors")
-    options = {} if arguments.config is None else {"config": arguments.config}
+    given = {"config": arguments.config, "variant": arguments.variant}
+    options = {name: value for name, value in given.items() if value is not None}
     pipe = load_pipeline(arguments.source, **_told(arguments), **options)
     pipe.to(_dtype(arguments, files))
     save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_pushing(arguments))

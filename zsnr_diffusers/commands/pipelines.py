@@ -9,7 +9,7 @@ from typing import Any
 
 OPTIONS = (
     *("prompts", "prompts_file", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"),
-    *("batch_size", "dtype"),
+    *("batch_size", "dtype", "variant", "resolution", "lora"),
 )
 """What `add_arguments` adds; each is None unless given."""
 
@@ -34,6 +34,9 @@ def add_arguments(options: Any) -> None:
     )
     options.add_argument("--batch_size", type=int, help="per process (default: 4)")
     options.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
+    options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
+    options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
+    options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
 
 
 def num_images(arguments: argparse.Namespace) -> int:
@@ -50,7 +53,10 @@ def num_images(arguments: argparse.Namespace) -> int:
 
 def call_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What of the arguments goes to the pipeline's call, as `iter_images` takes it."""
-    return {name: getattr(arguments, name) for name in CALL_OPTIONS if getattr(arguments, name) is not None}
+    options = {name: getattr(arguments, name) for name in CALL_OPTIONS if getattr(arguments, name) is not None}
+    return (
+        options if arguments.resolution is None else options | dict.fromkeys(("height", "width"), arguments.resolution)
+    )
 
 
 def default_device() -> str:
@@ -73,17 +79,22 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
 
     from .. import schedulers  # noqa: F401  # a saved pipeline may name its classes; diffusers only looks them up
     from ..hub import load_pipeline as load
+    from ..lora import load_lora
 
+    rescale = arguments.guidance_rescale
     try:
-        pipe = load(arguments.pipeline, guidance_rescale=arguments.guidance_rescale)
+        pipe = load(
+            arguments.pipeline,
+            guidance_rescale=rescale if arguments.lora is None else None,
+            **{} if arguments.variant is None else {"variant": arguments.variant},
+        )
+        if arguments.lora is not None:
+            load_lora(pipe, arguments.lora, guidance_rescale=rescale)
     except TypeError as error:
         if arguments.guidance_rescale is None:
             raise
         raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
-    # Cast afterwards: what from_pretrained calls the dtype changes between versions of diffusers. It loads as float32.
-    return (
-        pipe.to(device) if arguments.dtype in (None, "float32") else pipe.to(device, getattr(torch, arguments.dtype))
-    )
+    return pipe.to(device, getattr(torch, arguments.dtype or "float32"))
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str] | None:

@@ -1,0 +1,87 @@
+"""Models as the Hub has them, written once per test process; what is to hold of models trained from them."""
+
+import functools
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from safetensors import safe_open
+from small_pipelines.published import write_published, write_published_file
+
+from zsnr_diffusers.weight_files import DTYPE_ARGUMENT
+
+RESOLUTION = 64
+"""The least that four levels of a UNet and three of an autoencoder can halve."""
+
+FORMS = {
+    "float32": {},
+    "float16": {"dtype": torch.float16},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "fp16": {"dtype": torch.float16, "variant": "fp16"},
+}
+"""How a repo stores its weights; the last is a variant beside nothing else."""
+
+
+@functools.cache
+def _room():
+    return tempfile.TemporaryDirectory(prefix="published-")
+
+
+@functools.cache
+def published(name, form="float32"):
+    """The folder of a model; do not change it."""
+    return write_published(name, Path(_room().name, f"{name}-{form}"), **FORMS[form])
+
+
+@functools.cache
+def published_file(name, form="float32"):
+    """The same model as one file; do not change it."""
+    path = Path(_room().name, f"{name}-{form}.safetensors")
+    return write_published_file(name, path, published(name), FORMS[form].get("dtype", torch.float32))
+
+
+def dtypes_in(folder):
+    """Of all floating-point weights in what a run ships."""
+    found = set()
+    for file in [
+        *Path(folder).glob("*.safetensors"),
+        *Path(folder).glob("[!c]*/*.safetensors"),
+    ]:  # no cache, checkpoint
+        with safe_open(file, "pt") as opened:
+            found |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+    return found - {"I64"}
+
+
+def images_of(pipe):
+    """Two small images by a pipeline's own sampler, as an array."""
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "height": RESOLUTION, "width": RESOLUTION, "output_type": "np"}
+    return pipe(["a dark landscape", "snow"], generator=torch.Generator().manual_seed(0), **call).images
+
+
+def opened_by_diffusers(folder):
+    """A trained pipeline as diffusers opens it by itself, without any argument."""
+    return DiffusionPipeline.from_pretrained(folder)
+
+
+def lora_opened_by_diffusers(folder, base):
+    """A trained LoRA in its base, as a user of diffusers applies it."""
+    pipe = DiffusionPipeline.from_pretrained(base, **{DTYPE_ARGUMENT: torch.float32})
+    pipe.load_lora_weights(folder)
+    pipe.scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    return pipe
+
+
+def assert_generates(pipe, dtype=torch.float32):
+    """Finite images, by networks of one dtype."""
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    assert {name: part.dtype for name, part in networks.items()} == dict.fromkeys(networks, dtype)
+    images = images_of(pipe)
+    assert images.shape == (2, RESOLUTION, RESOLUTION, 3)
+    assert np.isfinite(images).all()
+    assert images.std() > 0
+    assert math.isfinite(pipe.scheduler.alphas_cumprod[-1])
+    return images
