@@ -120,7 +120,6 @@ def _build_vae(channels: Sequence[int], image_size: int) -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=8,
         sample_size=image_size,
-        mid_block_add_attention=False,
     )
 
 

@@ -90,9 +90,12 @@ def only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
         OSError: there is no such repo, or it cannot be read.
     """
     folder = Path(os.fspath(source))
-    if folder.is_dir():
-        names = [file.name for file in folder.glob("unet/*")]
-    else:
+    if not folder.is_dir():
+        where = {key: places[key] for key in ("cache_dir", "revision") if key in places}
+        cached = try_to_load_from_cache(str(source), INDEX, **where)
+        folder = Path(cached).parent if isinstance(cached, str) else folder
+    names = [file.name for file in folder.glob("unet/*")]
+    if not variants(names) and not Path(os.fspath(source)).is_dir():
         with from_the_hub(source):
             info = HfApi(token=places.get("token")).model_info(str(source), revision=places.get("revision"))
         names = [file.rfilename for file in info.siblings or () if file.rfilename.startswith("unet/")]

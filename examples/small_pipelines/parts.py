@@ -119,7 +119,6 @@ def vae(levels: int = 3, **changes: Any) -> AutoencoderKL:
         "latent_channels": 4,
         "norm_num_groups": 4,
         "sample_size": SIZE,
-        "mid_block_add_attention": False,
         "force_upcast": False,
     }
     return AutoencoderKL(**{**config, **changes})

@@ -119,12 +119,11 @@ def base_folder(base: Base, config: TrainingConfig) -> Iterator[Path]:
 
 def _folder(name: str, variant: str | None) -> tuple[Path, str | None]:
     """Where a pipeline lies, out of the Hub if need be, and the variant of its weights."""
-    if Path(name).is_dir():
-        return Path(name), variant or only_variant(name, {})
-    folder = Path(DiffusionPipeline.download(name, variant=variant))
-    if variant is None and not variants(file.name for file in folder.glob("unet/*")):
+    here = Path(name).is_dir()
+    folder = Path(name if here else DiffusionPipeline.download(name, variant=variant))
+    if variant is None and None not in variants(file.name for file in folder.glob("unet/*")):
         variant = only_variant(name, {})
-        folder = Path(DiffusionPipeline.download(name, variant=variant))
+        folder = folder if here else Path(DiffusionPipeline.download(name, variant=variant))
     return folder, variant
 
 
