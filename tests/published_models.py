@@ -33,7 +33,12 @@ def _room():
 @functools.cache
 def published(name, form="float32"):
     """The folder of a model; do not change it."""
-    return write_published(name, Path(_room().name, f"{name}-{form}"), **FORMS[form])
+    return write_published(name, Path(_room().name, f"{name}-{form}"), sample_size=RESOLUTION // 8, **FORMS[form])
+
+
+def published_pipeline(name, **changes):
+    """The model in float32, as diffusers loads it, in memory of its own."""
+    return DiffusionPipeline.from_pretrained(published(name), **{DTYPE_ARGUMENT: torch.float32, **changes})
 
 
 @functools.cache

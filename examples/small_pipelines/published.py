@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
@@ -261,6 +262,7 @@ def write_published(
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
     full_size: bool = False,
+    sample_size: int | None = None,
     seed: int = 0,
 ) -> Path:
     """Write a model's folder as its repo on the Hub has it.
@@ -271,6 +273,7 @@ def write_published(
         dtype: Of the weights' files.
         variant: In the names of the weights' files, such as `fp16`.
         full_size: Keep the published widths and depths.
+        sample_size: Of latents, in place of the published one: the size of images that nobody asks for.
         seed: Of the weights; torch's global generator is left as it was.
     """
     published = PUBLISHED[name]
@@ -278,6 +281,9 @@ def write_published(
         torch.manual_seed(seed)
         for part, published_config in _configs(published, full_size).items():
             config = dict(published_config)
+            if part == "unet" and sample_size is not None:
+                # From a config of the published version, diffusers warns of any size below 64.
+                config |= {"sample_size": sample_size, "_diffusers_version": diffusers.__version__}
             if dtype != torch.float32 and variant is None and "torch_dtype" in config:
                 config["torch_dtype"] = str(dtype).removeprefix("torch.")  # as it is saved by transformers
             make, file, rename = _MAKERS[part](published)
