@@ -203,9 +203,22 @@ def _check_dtypes(source: Any, header: Header, layout: Layout) -> None:
 def scheduler_with_facts(pipe: Any, facts: ModelFacts) -> Any:
     """The pipeline's scheduler if it agrees with the facts, or else one that does.
 
+    What the facts leave open stays as the scheduler has it, so it is the result that is checked.
+
     Raises:
-        ValueError: the pipeline has none with betas.
+        ValueError: the pipeline has none with betas; the result would predict epsilon at zero SNR.
     """
+    scheduler = _merged_scheduler(pipe, facts)
+    claim = scheduler_claim(scheduler.config)
+    if claim.rescale_betas_zero_snr and claim.prediction_type == "epsilon":
+        raise ValueError(
+            f"The scheduler of {type(pipe).__name__} with {facts} would be that of an epsilon model at zero SNR. "
+            f"{EPSILON_AT_ZERO_SNR}"
+        )
+    return scheduler
+
+
+def _merged_scheduler(pipe: Any, facts: ModelFacts) -> Any:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or "beta_schedule" not in scheduler.config:
         raise ValueError(

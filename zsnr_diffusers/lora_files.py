@@ -1,9 +1,10 @@
 """Which files hold a LoRA, in a folder, in a Hub repo or by themselves, and what their headers say."""
 
+import itertools
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ _HALVES = (
 )
 """The ends of the names of a layer's two weights."""
 
+_BESIDE = (".alpha", "lora_magnitude_vector", "lora_magnitude_vector.weight")
+"""What else diffusers reads of a layer: its strength, and the magnitude of a DoRA."""
+
 _KINDS = {768: "v1", 1024: "v2", 2048: "xl_base"}
 """Diffusers' names of models, by the width of the text encoders' output."""
 
@@ -42,15 +46,32 @@ def number_of_layers(file: Path) -> int:
     """How many layers a LoRA changes, by its header.
 
     Raises:
-        ValueError: there is none, or of one there is a half.
+        ValueError: there is none, or of one there is a half, or diffusers would leave out a part of the file.
     """
     keys = read_header(file).shapes.keys()
     down, up = ({key.removesuffix(end) for key in keys for end in ends if key.endswith(end)} for ends in _HALVES)
+    others = sorted(key for key in keys if not key.endswith((*itertools.chain(*_HALVES), *_BESIDE)))
     if not down | up:
-        raise ValueError(f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa, are not read.")
+        raise ValueError(
+            f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa and LoKr, are not read. It holds "
+            f"{some(others)}."
+        )
+    if others:
+        kinds = ", ".join(dict.fromkeys(key.rpartition(".")[2] for key in others if not key.endswith(".weight")))
+        raise ValueError(
+            f"{file} holds more than diffusers applies of a LoRA, and what it leaves out"
+            f"{f' ({kinds})' if kinds else ''} is part of the result: {some(others)}. Merge it into its base by the "
+            "program that made it, or save it as a LoRA there."
+        )
     if alone := sorted(down ^ up):
         raise ValueError(f"{file} has one of the two weights that there should be of {alone[0].rstrip('._')}.")
     return len(down)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, and how many there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(repr, names[:3]))}{more}"
 
 
 def is_lora(source: Any, weight_name: str | None = None, **places: Any) -> bool:
