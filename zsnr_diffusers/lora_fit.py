@@ -3,7 +3,7 @@
 import copy
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,16 @@ def rehearse(pipe: Any, file: Path, **kwargs: Any) -> Any:
             pipeline.
     """
     layers, bare = number_of_layers(file), _without_weights(pipe)
-    before = _adapted_layers(bare)
-    load_weights(bare, file, **kwargs)
+    before, left_out = _adapted_layers(bare), sorted(_left_out(bare, file))
+    try:
+        load_weights(bare, file, **kwargs)
+    except ValueError as error:
+        if not left_out:
+            raise
+        raise ValueError(_misfit(bare, file, layers - len(left_out), left_out)) from error
     found = _adapted_layers(bare) - before
     if found != layers and not kwargs.get("hotswap"):
-        raise ValueError(f"{file} does not fit {type(pipe).__name__}: {_misfit(bare, file, layers, found)}")
+        raise ValueError(_misfit(bare, file, found, left_out))
     return bare
 
 
@@ -90,25 +95,26 @@ def _adapted_layers(pipe: Any) -> int:
     return sum(".lora_A." in name for name in names)
 
 
-def _misfit(pipe: Any, file: Path, layers: int, found: int) -> str:
+def _misfit(pipe: Any, file: Path, found: int, left_out: Sequence[str]) -> str:
     keys = sorted(read_header(file).shapes)
-    base = pipe.config.get("_name_or_path")
-    text = f"{found} of its {layers} layers are in {base or 'the pipeline'}, and diffusers would leave out the rest"
+    base = pipe.config.get("_name_or_path") or type(pipe).__name__
+    text = (
+        f"{file}: {found} of its {number_of_layers(file)} layers are in {base}, and diffusers would leave out the rest"
+    )
     for prefix, whose in _FOREIGN.items():
         if foreign := [key for key in keys if key.removeprefix("unet.").startswith(prefix)]:
             return f"{text}. Names such as {foreign[0]!r} are {whose}."
-    left_out = sorted(_left_out(pipe, file))
-    names = f" ({some(left_out)})" if left_out else f", by names such as {keys[0]!r}" if not found else ""
+    names = f" ({some(left_out)})" if left_out else ""
     return f"{text}{names}: it is of another base, or of a kind that diffusers does not know."
 
 
 def _left_out(pipe: Any, file: Path) -> Iterator[str]:
     """Layers of which no network has one of the same name."""
-    state = pipe.lora_state_dict(os.fspath(file.parent), weight_name=file.name, unet_config=pipe.unet.config)[0]
     networks = _networks(pipe)
-    known = {
-        part: {_spelled(name) for name, _ in network.named_modules()} for part, network in networks.items()
-    }
+    blocks = {"unet_config": networks["unet"].config} if "unet" in networks else {}
+    with naming_damage(file):
+        state = pipe.lora_state_dict(os.fspath(file.parent), weight_name=file.name, **blocks)[0]
+    known = {part: {_spelled(name) for name, _ in network.named_modules()} for part, network in networks.items()}
     for layer in {re.sub(r"[._]lora.*", "", key) for key in state}:
         part, _, name = layer.partition(".")
         if part not in known or _spelled(name) not in known[part]:
