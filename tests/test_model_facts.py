@@ -198,7 +198,6 @@ def test_original_configs_given_or_beside_the_file(name, write, tmp_path):
     given.rename(tmp_path / "model.yaml")
     assert found(file) == expected
     assert found(file, prediction_type="sample") == ("sample", expected[1])
-    assert found(file, original_config="https://example.org/v2.yaml") == expected
 
 
 def test_an_original_config_that_is_none_is_named(write, tmp_path):
@@ -207,8 +206,9 @@ def test_an_original_config_that_is_none_is_named(write, tmp_path):
         config.write_bytes(content.encode("latin-1"))
         with pytest.raises(ValueError, match=rf"model\.yaml .*{message}"):
             find_model_facts(file)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        find_model_facts(file, original_config=tmp_path / "nowhere.yaml")
+    for config in (tmp_path / "nowhere.yaml", "https://example.org/v2.yaml"):
+        with pytest.raises(FileNotFoundError, match=r"no file .*\.yaml; of one at a URL, pass a copy"):
+            find_model_facts(write(keys=["v_pred"]), original_config=config)
 
 
 # Folders

@@ -27,6 +27,7 @@ from .lora_weights import (
 from .model_facts import find_model_facts
 from .pushing import open_repo, push
 from .repo_files import SCHEDULER_CONFIG, named
+from .saving import check_file_name
 from .stock_scheduler import stock_scheduler
 
 logger = logging.get_logger(__name__)
@@ -135,7 +136,9 @@ def save_lora(
         ValueError: the pipeline has no adapter, or several; a DoRA for a file of kohya's names; its scheduler is of no
             variance-preserving schedule, or no scheduler of stock stands in for it.
     """
-    path, adapters = Path(path), adapters_of(pipe)
+    path = Path(path)
+    check_file_name(path)
+    adapters = adapters_of(pipe)
     one_file, dora, scheduler = path.suffix == ".safetensors", is_dora(pipe, adapters), stock_scheduler(pipe.scheduler)
     if one_file and dora:
         raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")

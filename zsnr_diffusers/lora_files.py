@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, SafetensorsParsingError
 
 from .hub_errors import from_the_hub
+from .layouts import SD_1, SD_2, SDXL
 from .model_facts import is_single_file
 from .repo_files import INDEX, saved_json
 from .single_file import Header, read_header
@@ -31,8 +32,8 @@ _HALVES = (
 _BESIDE = (".alpha", "lora_magnitude_vector", "lora_magnitude_vector.weight")
 """What else diffusers reads of a layer: its strength, and the magnitude of a DoRA."""
 
-_KINDS = {768: "v1", 1024: "v2", 2048: "xl_base"}
-"""Diffusers' names of models, by the width of the text encoders' output."""
+_LAYOUTS = {768: SD_1, 1024: SD_2, 2048: SDXL}
+"""By the width of the text encoders' output."""
 
 _TEXTS = re.compile(r"attn2[._](?:processor\.)?to[._][kv](?:_lora)?\.(?:lora_A|lora_down|down|lora\.down)\.weight$")
 
@@ -157,16 +158,13 @@ def lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> Path:
 
 
 def base_of_lora(file: Path) -> str:
-    """The Hub id of the model that a LoRA is for, as diffusers knows it, told by the width of the texts it attends to.
+    """The Hub id of the model that a LoRA is for, by the width of the texts it attends to.
 
     Raises:
         ValueError: it does not attend to texts, or to those of another model.
     """
-    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS  # over transformers
-
     shapes = {key: shape for key, shape in read_header(file).shapes.items() if _TEXTS.search(key)}
-    kinds = {_KINDS.get(shape[1]) for shape in shapes.values()}
-    if len(kinds) != 1 or kinds == {None}:
+    layouts = {layout.name: layout for shape in shapes.values() if (layout := _LAYOUTS.get(shape[1]))}
+    if len(layouts) != 1 or len(shapes) != sum(shape[1] in _LAYOUTS for shape in shapes.values()):
         raise ValueError(f"{file} does not show which base it is for: pass a pipeline of it as config.")
-    base: str = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kinds.pop()]["pretrained_model_name_or_path"]
-    return base
+    return next(iter(layouts.values())).configs[4]

