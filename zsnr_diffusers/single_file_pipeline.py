@@ -8,10 +8,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from safetensors import safe_open
 
 from .damage import naming_damage
 from .layouts import (
     SD_2,
+    SDXL,
     Layout,
     check_weights,
     in_channels,
@@ -51,16 +54,17 @@ def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) 
             "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base)."
         )
     config, options = kwargs.get("config"), {key: value for key, value in kwargs.items() if key != "original_config"}
-    if not {"torch_dtype", "dtype"} & options.keys():
-        options["torch_dtype"] = torch.float32
     with naming_damage(source):
-        options |= _parts_of(config, [part for part in missing_parts(header.shapes, layout) if part not in options])
-    if missing := [part for part in missing_parts(header.shapes, layout) if part not in options]:
+        absent = missing_parts(header.shapes, layout)
+        options |= _parts_of(config, [part for part in absent if part not in options])
+        if layout is SDXL and "text_encoder_2" in absent and not {"text_encoder"} & {*absent, *options}:
+            options["text_encoder"] = _first_encoder(source, config or default)
+    if missing := [part for part in absent if part not in options]:
         raise ValueError(_without(source, layout, missing))
     try:
         with naming_damage(source):
             options["config"] = default if config is None else os.fspath(config)
-            return pipeline_class.from_single_file(os.fspath(source), **options)
+            return _in_one_precision(pipeline_class.from_single_file(os.fspath(source), **options), kwargs)
     except OSError as error:
         if config is not None:
             raise
@@ -79,6 +83,24 @@ def _recognized(source: Any, header: Header) -> tuple[Layout, Any, str]:
             f"{what_else(header.shapes)} If diffusers knows it, load it by from_single_file of its class."
         )
     return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]
+
+
+def _in_one_precision(pipe: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The pipeline in float32, unless another dtype was asked for or a part was given; some are loaded as saved."""
+    if not {"torch_dtype", "dtype"} & kwargs.keys():
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name not in kwargs and part.dtype != torch.float32:
+                part.float()
+    return pipe
+
+
+def _first_encoder(source: Any, config: Any) -> Any:
+    """XL's first text encoder, which diffusers overlooks where the second is not in the file."""
+    with safe_open(source, framework="pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys() if key.startswith(str(SDXL.clip))}  # noqa: SIM118
+    return create_diffusers_clip_model_from_ldm(
+        transformers.CLIPTextModel, weights, subfolder="text_encoder", config=os.fspath(config)
+    )
 
 
 def _parts_of(config: Any, parts: Iterable[str]) -> dict[str, Any]:

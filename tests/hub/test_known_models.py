@@ -26,8 +26,9 @@ def test_a_file_out_of_the_cache_is_of_its_repo(hub, configs, tmp_path):
     assert says(load_pipeline(known, **places)) == (V, False)
     with pytest.raises(ValueError, match="does not say what it predicts"):
         load_pipeline(other, **places)
-    assert "prediction-type" in names(audit(known))  # stock takes every file for epsilon
-    assert "prediction-type" not in names(audit(other))
+    assert "schedule-left-behind" in names(audit(known))  # diffusers reads nothing of this in a file
+    with pytest.raises(ValueError, match="does not say what it predicts"):
+        audit(other)
 
 
 def test_whoever_says_something_is_believed_first(hub, tmp_path):
