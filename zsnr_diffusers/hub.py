@@ -95,10 +95,7 @@ def _warn_of_a_guess(source: Any, facts: ModelFacts) -> None:
     if facts.is_guess():
         claim = facts.authority("prediction_type")
         what = f"it is taken for {claim.prediction_type}, by {claim.source}" if claim else "its scheduler decides"
-        logger.warning(
-            f"{source} does not say what it predicts; {what}. If its images are noise or flat, pass "
-            "prediction_type='v_prediction'."
-        )
+        logger.warning(f"{source} does not say what it predicts; {what}. Pass prediction_type= if it is another.")
 
 
 def check_zero_snr(source: Any, facts: ModelFacts) -> None:
