@@ -21,7 +21,7 @@ from .core.predictions import EPSILON_AT_ZERO_SNR
 from .guidance import with_guidance
 from .hub_errors import from_the_hub
 from .lora_files import holds_lora
-from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
+from .model_facts import FACTS, ModelFacts, ends_in_noise, find_model_facts, is_single_file, scheduler_claim
 from .repo_files import INDEX, named, read_json, saved_config
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
@@ -213,7 +213,9 @@ def scheduler_with_facts(pipe: Any, facts: ModelFacts) -> Any:
         )
     config, zero_snr = scheduler.config, facts.rescale_betas_zero_snr
     wanted = dict(facts.schedule) | {fact: value for fact in FACTS if (value := getattr(facts, fact)) is not None}
-    agrees = all(config.get(key, False) == value for key, value in wanted.items())
+    own = scheduler_claim(config)
+    found = {**config, **{fact: getattr(own, fact) for fact in FACTS}}
+    agrees = all(found.get(key, False) == value for key, value in wanted.items())
     if agrees and (not zero_snr or _starts_from_noise(scheduler)):
         return scheduler
     cls = ZeroSNRDDIMScheduler if zero_snr and not isinstance(scheduler, ZeroSNRScheduler) else type(scheduler)
@@ -227,4 +229,4 @@ def _starts_from_noise(scheduler: Any) -> bool:
     """Whether a scheduler does what its flag says: some know none, and leading steps never visit the last timestep."""
     leading = scheduler.config.get("timestep_spacing") == "leading"
     own_steps = "original_inference_steps" in scheduler.config  # of distilled models, whatever the spacing
-    return float(scheduler.alphas_cumprod[-1]) < 1e-6 and (own_steps or not leading)  # stock writes zero SNR as 2^-24
+    return ends_in_noise(scheduler.alphas_cumprod) and (own_steps or not leading)
