@@ -167,7 +167,8 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(config, Mapping):
             if config.get("_class_name") not in _names(ZeroSNRScheduler):
                 accepted = inspect.signature(cls.__init__).parameters
-                config = model_facts(config, accepted)
+                passed_on = {key: config[key] for key in config if key == OWN_SPACING}
+                config = {**model_facts(config, accepted), **passed_on}
             overridden = {OWN_SPACING} if "timestep_spacing" in kwargs else set()
             config = {key: value for key, value in config.items() if key not in overridden}
         scheduler, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
