@@ -12,6 +12,7 @@ from ..known_models import known_model, repo_of
 from ..lora_files import LORA_FILE, holds_lora, saved_header
 from ..model_facts import ModelFacts, facts_of_file, find_model_facts
 from ..repo_files import INDEX, SCHEDULER_CONFIG, saved_json
+from ..scheduler_config import OWN_SPACING
 from ..single_file import SD_BETAS, read_header
 
 _PUBLISHED = {
@@ -130,7 +131,8 @@ def read_source(source: Any, **places: Any) -> Source:
 
 def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
     """A config without diffusers' own notes in it."""
-    return {str(key): value for key, value in config.items() if key == "_class_name" or not str(key).startswith("_")}
+    kept = ("_class_name", OWN_SPACING)
+    return {str(key): value for key, value in config.items() if key in kept or not str(key).startswith("_")}
 
 
 def _of_scheduler(scheduler: Any, name: str, **more: Any) -> Source:
