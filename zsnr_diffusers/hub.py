@@ -16,7 +16,15 @@ from .core.predictions import EPSILON_AT_ZERO_SNR
 from .damage import check_folder_weights, naming_damage
 from .guidance import with_guidance
 from .hub_errors import from_the_hub
-from .model_facts import ARCHITECTURE, FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
+from .model_facts import (
+    ARCHITECTURE,
+    FACTS,
+    ModelFacts,
+    ends_in_noise,
+    find_model_facts,
+    is_single_file,
+    scheduler_claim,
+)
 from .repo_files import INDEX, named, only_variant, saved_config
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
@@ -178,7 +186,9 @@ def _merged_scheduler(pipe: Any, facts: ModelFacts) -> Any:
         )
     config, zero_snr = scheduler.config, facts.rescale_betas_zero_snr
     wanted = dict(facts.schedule) | {fact: value for fact in FACTS if (value := getattr(facts, fact)) is not None}
-    agrees = all(config.get(key, False) == value for key, value in wanted.items())
+    own = scheduler_claim(config)
+    found = {**config, **{fact: getattr(own, fact) for fact in FACTS}}
+    agrees = all(found.get(key, False) == value for key, value in wanted.items())
     if agrees and (not zero_snr or _starts_from_noise(scheduler)):
         return scheduler
     cls = ZeroSNRDDIMScheduler if zero_snr and not isinstance(scheduler, ZeroSNRScheduler) else type(scheduler)
@@ -192,4 +202,4 @@ def _starts_from_noise(scheduler: Any) -> bool:
     """Whether a scheduler does what its flag says: some know none, and leading steps never visit the last timestep."""
     leading = scheduler.config.get("timestep_spacing") == "leading"
     own_steps = "original_inference_steps" in scheduler.config  # of distilled models, whatever the spacing
-    return float(scheduler.alphas_cumprod[-1]) < 1e-6 and (own_steps or not leading)  # stock writes zero SNR as 2^-24
+    return ends_in_noise(scheduler.alphas_cumprod) and (own_steps or not leading)

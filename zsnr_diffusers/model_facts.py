@@ -11,14 +11,16 @@ from typing import Any
 
 import diffusers
 from diffusers import DDIMScheduler
+from torch import Tensor
 
 from . import schedulers
+from .core import alpha_bar_table
 from .core.predictions import check_prediction_type
 from .guidance import recorded_guidance
 from .known_models import known_model, repo_of
 from .marks import Claim, buffer_claim, config_beside, key_claim, metadata_claims, original_config_claim
 from .repo_files import SCHEDULER_CONFIG, json_object, named, saved_config, saved_json
-from .scheduler_config import MODEL_FACTS, check_types, with_defaults
+from .scheduler_config import MODEL_FACTS, check_types, listed, with_defaults
 from .single_file import RECORD, Header, read_header
 
 FACTS = ("prediction_type", "rescale_betas_zero_snr")
@@ -191,7 +193,26 @@ def is_single_file(source: Any) -> bool:
 def scheduler_claim(config: Mapping[str, Any], source: str = SCHEDULER) -> Claim:
     """What a scheduler's config says, in memory or read from its file; a flow-matching or EDM one says nothing."""
     filled = with_defaults(config, cls) if (cls := scheduler_class(config)) else dict(config)
-    return _claim(source, {"rescale_betas_zero_snr": False, **filled}) if "beta_schedule" in filled else Claim(source)
+    if "beta_schedule" not in filled:
+        return Claim(source)
+    zero_snr = filled.get("rescale_betas_zero_snr") or _betas_end_in_noise(filled)
+    return _claim(source, {**filled, "rescale_betas_zero_snr": bool(zero_snr)})
+
+
+def _betas_end_in_noise(config: Mapping[str, Any]) -> bool:
+    """Whether the betas themselves reach zero SNR, so that no flag is needed.
+
+    Epsilon models on the cosine schedule end nearly there too, and are sampled as diffusers does.
+    """
+    betas = config.get("trained_betas")
+    if betas is None or config.get("prediction_type", "epsilon") == "epsilon":
+        return False
+    return ends_in_noise(alpha_bar_table(trained_betas=listed(betas)))
+
+
+def ends_in_noise(alphas_cumprod: Tensor) -> bool:
+    """Whether a schedule ends at zero SNR, which diffusers may write as an alpha_bar of 2^-24."""
+    return float(alphas_cumprod[-1]) < 1e-6
 
 
 def scheduler_class(config: Mapping[str, Any]) -> Any:

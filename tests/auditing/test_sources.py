@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny_checkpoints import EPSILON, KINDS, V, sd_scheduler, tiny_pipeline, write_file
 
-from zsnr_diffusers import audit, save_pipeline
+from zsnr_diffusers import ZeroSNRMultistepScheduler, audit, save_pipeline
 from zsnr_diffusers.auditing import Audit
 from zsnr_diffusers.cli import main
 
@@ -102,7 +102,7 @@ def test_a_file_that_is_none(tmp_path, content):
 # -- the Hub
 ON_THE_HUB = f"""
 import json, sys
-from zsnr_diffusers import audit, save_pipeline
+from zsnr_diffusers import audit
 say = lambda **kwargs: print(json.dumps(audit("acme/dark", **kwargs).to_dict()))
 say(revision="{COMMIT}")
 say()
@@ -193,3 +193,11 @@ def test_any_config_is_audited_or_refused_in_words(name, changes):
     text = json.dumps(result.to_dict(), allow_nan=False)
     assert json.loads(text) == result.to_dict()
     assert f"verdict: {result.verdict}" in str(result)
+
+
+def test_our_own_spacing_is_audited_as_it_runs():
+    """The config says `trailing` for diffusers' classes, which do not know `kappa`."""
+    scheduler = ZeroSNRMultistepScheduler(prediction_type="v_prediction")
+    assert audit(scheduler).timestep_spacing == "kappa"
+    assert audit(json.loads(scheduler.to_json_string())).timestep_spacing == "kappa"
+    assert audit(diffusers.EulerDiscreteScheduler.from_config(scheduler.config)).timestep_spacing == "trailing"

@@ -13,6 +13,7 @@ from ..layouts import SD_1, SD_2, SDXL, Layout, in_channels, layout_of
 from ..lora_files import LORA_FILE, holds_lora, saved_header
 from ..model_facts import FACTS, ModelFacts, facts_of_file, find_model_facts
 from ..repo_files import INDEX, SCHEDULER_CONFIG, saved_json
+from ..scheduler_config import OWN_SPACING
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..single_file import SD_BETAS, read_header
 
@@ -152,7 +153,8 @@ def read_source(source: Any, **places: Any) -> Source:
 
 def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
     """A config without diffusers' own notes in it."""
-    return {str(key): value for key, value in config.items() if key == "_class_name" or not str(key).startswith("_")}
+    kept = ("_class_name", OWN_SPACING)
+    return {str(key): value for key, value in config.items() if key in kept or not str(key).startswith("_")}
 
 
 def _of_scheduler(scheduler: Any, name: str, **more: Any) -> Source:
