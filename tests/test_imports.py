@@ -9,7 +9,8 @@ PACKAGE = Path(zsnr_diffusers.__file__).parent
 
 ALLOWED = {
     "core": set(),
-    "images": set(),
+    "image_formats": set(),
+    "images": {"image_formats"},
     "hashes": set(),
     "_extras": set(),
     "processes": {"_extras"},
@@ -43,10 +44,11 @@ ALLOWED = {
     "lora_weights": {"checkpoint_layout", "model_facts", "saving", "single_file", "_extras"},
     "lora": {"cards", "core", "guidance", "hub", "lora_files", "lora_weights", "model_facts", "pushing", "repo_files"}
     | {"single_file", "stock_scheduler", "_extras"},
-    "evaluation": {"core", "images", "hashes", "tables", "_extras", "processes"},
+    "evaluation": {"core", "images", "image_formats", "hashes", "tables", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
     | {"known_models", "lora_files", "repo_files", "evaluation", "tables"},
-    "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
+    "training": {"core", "images", "image_formats", "hashes", "processes", "scheduler_base", "schedulers", "guidance"}
+    | {"pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
     | {"cards", "lora_files", "pushing", "tables", "terminal", "_extras"},
     "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"}
@@ -59,6 +61,7 @@ ALLOWED = {
 
 THIRD_PARTIES = {
     "core": {"torch"},
+    "image_formats": {"PIL"},
     "images": {"PIL", "numpy"},
 }
 """Where this is said, nothing else but the standard library."""
@@ -66,6 +69,7 @@ THIRD_PARTIES = {
 ONLY_IN = {
     "accelerate": {"training", "processes"},
     "datasets": {"training"},
+    "pyarrow": {"training"},
     "fsspec": {"training"},
     "yaml": {"training"},
     "matplotlib": {"evaluation"},
