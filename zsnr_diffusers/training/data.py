@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from ..images import ImageError, load_rgb, upright_size
 from .config import RunConfig
 from .crops import Size
-from .image_folder import read_folder
-from .notices import report_bad
+from .folder_rows import read_folder
+from .notices import notify, report_bad
 from .sharded import ShardedRows, Shards
 
 Rows: TypeAlias = datasets.Dataset | ShardedRows
@@ -47,6 +47,10 @@ def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bo
     else:
         where = f"--dataset_name={config.dataset_name}"
         rows = datasets.load_dataset(config.dataset_name, split="train")
+        others = {name: split.num_examples for name, split in (rows.info.splits or {}).items() if name != "train"}
+        if others:
+            shown = ", ".join(f"{count} of {name}" for name, count in others.items())
+            notify(f"rows of the split train are used; left out are {shown}")
     options = ("image_column", *columns)
     for option in options:
         if getattr(config, option) not in rows.column_names:

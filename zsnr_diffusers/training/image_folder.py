@@ -1,4 +1,4 @@
-"""The rows of a folder of images: with captions from metadata or from files beside them, or with classes by folder.
+"""What lies in a folder of images, and which of it is trained on.
 
 Folders are read here and not by `datasets`, which reads splits into the names of files and folders and leaves out, in
 silence, what it does not take for training data. What is left out here is counted, and some of it named.
@@ -7,30 +7,15 @@ silence, what it does not take for training data. What is left out here is count
 import itertools
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import datasets
-
-from ..image_formats import IMAGE_SUFFIXES, missing_packages
+from ..image_formats import IMAGE_SUFFIXES
 from ..images import find_files, is_image
-from .caption_files import OTHER_EXTENSIONS, CaptionFileError, caption_files, read_captions
 from .config import RunConfig
-from .metadata import (
-    METADATA_FILES,
-    Record,
-    as_lists_if_any,
-    caption_values,
-    column_names,
-    path_column,
-    plain_values,
-    read_metadata,
-    relative_path,
-)
+from .metadata import METADATA_FILES
 from .notices import notify, report_bad, some_of
 
 _TRAIN = ("train", "training")
@@ -78,31 +63,14 @@ class ImageFolder:
         return found
 
 
-def read_folder(config: RunConfig, wanted: Sequence[str], needs_captions: bool) -> datasets.Dataset:
-    """A row for each image of `--train_data_dir`, with its path; columns that are not wanted are empty.
-
-    Without metadata, images in several folders at one depth have the column `label`, the names of their folders.
-
-    Args:
-        config: of the run.
-        wanted: names of the columns that are needed.
-        needs_captions: these are captions; they may lie beside the images.
+def open_folder(config: RunConfig) -> ImageFolder:
+    """What is trained on of `--train_data_dir`; of splits it is train/.
 
     Raises:
-        ValueError: no images, no captions, or files that cannot be read; with their names.
+        ValueError: there are no images, or some whose names are not UTF-8.
         OSError: no such folder.
     """
-    folder = _training_part(_usable(_find(config), config))
-    extension = getattr(config, "caption_extension", ".txt")
-    if folder.metadata:
-        columns = _described(folder, config, wanted, needs_captions)
-        if needs_captions and (beside := caption_files(folder.images, folder.files, extension)):
-            notify(f"captions come from {folder.names(folder.metadata)}; {len(beside)} {extension} files are not read")
-    elif needs_captions:
-        columns = _captioned(folder, config, wanted[0], extension)
-    else:
-        return _labelled(folder, config.image_column)
-    return datasets.Dataset.from_dict(columns)
+    return _training_part(_named_in_text(_find(config), config))
 
 
 def _find(config: RunConfig) -> ImageFolder:
@@ -127,17 +95,12 @@ def _find(config: RunConfig) -> ImageFolder:
     return folder
 
 
-def _usable(folder: ImageFolder, config: RunConfig) -> ImageFolder:
-    """The folder without images whose names no table can hold; formats that nothing installed reads are named."""
-    if config.on_bad_image == "fail" and (missing := missing_packages(folder.images)):
-        raise ValueError(
-            f"--train_data_dir={config.train_data_dir}: {'; '.join(missing)}, or leave them out with "
-            "--on_bad_image skip."
-        )
-    unusable = [path for path in folder.images if re.search("[\ud800-\udfff]", str(path))]
-    names = [os.fsencode(path).decode(errors="backslashreplace") for path in unusable]
+def _named_in_text(folder: ImageFolder, config: RunConfig) -> ImageFolder:
+    """The folder without images whose names no table can hold."""
+    bad = [path for path in folder.images if re.search("[\ud800-\udfff]", str(path))]
+    names = [os.fsencode(path).decode(errors="backslashreplace") for path in bad]
     report_bad(names, f"{len(names)} of {len(folder.images)} images have names that are not UTF-8", config)
-    return replace(folder, images=[path for path in folder.images if path not in unusable])
+    return replace(folder, images=[path for path in folder.images if path not in bad]) if bad else folder
 
 
 def _training_part(folder: ImageFolder) -> ImageFolder:
@@ -150,11 +113,12 @@ def _training_part(folder: ImageFolder) -> ImageFolder:
     splits = [name for name in counts if name.lower() in _SPLITS]
     parts = tuple(base / name for name in splits if name.lower() in _TRAIN)
     others = [f"{name}/" for name in counts if name and name not in splits]
-    if not parts or len(splits) < 2:
+    if len(splits) < 2:
         return folder
-    if others:
+    if others or not parts:
         shown = " and ".join(f"{name}/" for name in splits)
-        notify(f"all images are used, those of {shown} too: they are no splits, with {some_of(others)} beside them")
+        reason = f"with {some_of(others)} beside them they are no splits" if others else "there is no train/"
+        notify(f"all images are used, those of {shown} too: {reason}")
         return folder
     left_out = {name: count for name, count in counts.items() if base / name not in parts}
     shown = ", ".join(f"{count} of {name}/" if name else f"{count} beside it" for name, count in left_out.items())
@@ -166,78 +130,3 @@ def _training_part(folder: ImageFolder) -> ImageFolder:
         images=[path for path in folder.images if part.holds(path)],
         files=[path for path in folder.files if not any(one in path.parents for one in closed)],
     )
-
-
-def _described(
-    folder: ImageFolder, config: RunConfig, wanted: Sequence[str], needs_captions: bool
-) -> dict[str, list[Any]]:
-    """The rows of the metadata, in their order."""
-    # A name may be stored in another normal form than it is written in: macOS takes accents off their letters.
-    known = {unicodedata.normalize("NFC", str(path)): path for path in folder.images}
-    records: list[Record] = []
-    paths: list[Path] = []
-    names: dict[str, None] = {}
-    for file in folder.metadata:
-        found = read_metadata(file)
-        column = path_column(found, config.image_column)
-        names |= dict.fromkeys(name for name in column_names(found) if name not in (column, config.image_column))
-        for record in found:
-            path = file.parent / relative_path(record, column)
-            if folder.holds(path):
-                records.append(record)
-                paths.append(known.get(unicodedata.normalize("NFC", str(path)), path))
-    described = set(paths)
-    left_out = [path for path in folder.images if path not in described]
-    if left_out:
-        notify(
-            f"{len(left_out)} of {len(folder.images)} images have no row in {folder.names(folder.metadata)} and are "
-            f"left out: {folder.names(left_out)}"
-        )
-    read = caption_values if needs_captions else plain_values
-    columns = {name: read(records, name) if name in wanted else [None] * len(records) for name in names}
-    for name in set(wanted) & set(columns) if needs_captions else ():
-        if empty := columns[name].count(None):
-            notify(f"{empty} rows of {folder.names(folder.metadata)} have no {name}: theirs is the empty caption")
-    return {config.image_column: [str(path) for path in paths], **columns}
-
-
-def _captioned(folder: ImageFolder, config: RunConfig, column: str, extension: str) -> dict[str, list[Any]]:
-    """The images with a caption file."""
-    found = caption_files(folder.images, folder.files, extension)
-    if not found:
-        raise ValueError(_no_captions(folder, config, extension))
-    if left_out := [path for path in folder.images if path not in found]:
-        notify(
-            f"{len(left_out)} of {len(folder.images)} images have no {extension} file and are left out: "
-            f"{folder.names(left_out)}"
-        )
-    captions = read_captions(found, column)
-    bad = [str(caption) for caption in captions.values() if isinstance(caption, CaptionFileError)]
-    report_bad(bad, f"{len(bad)} of {len(found)} captions cannot be read", config)
-    whole = {path: caption for path, caption in captions.items() if not isinstance(caption, CaptionFileError)}
-    if not whole:
-        raise ValueError("No image is left to train on.")
-    return {config.image_column: [str(path) for path in whole], column: as_lists_if_any([*whole.values()])}
-
-
-def _no_captions(folder: ImageFolder, config: RunConfig, extension: str) -> str:
-    first, text = folder.images[0].relative_to(folder.root), ""
-    for other in OTHER_EXTENSIONS:
-        if count := len(caption_files(folder.images, folder.files, other)):
-            text = f" There are {count} {other} files beside them: pass --caption_extension {other}."
-    return (
-        f"--train_data_dir={config.train_data_dir} holds {len(folder.images)} images but no captions: add a "
-        f'metadata.jsonl with one line per image, {{"file_name": "{first.as_posix()}", "text": "..."}}, or a '
-        f"{extension} file beside each image, {first.with_suffix(extension).as_posix()}.{text}"
-    )
-
-
-def _labelled(folder: ImageFolder, image_column: str) -> datasets.Dataset:
-    """All images, with the names of their folders where these are classes."""
-    names = sorted({path.parent.name for path in folder.images})
-    columns: dict[str, list[Any]] = {image_column: [str(path) for path in folder.images]}
-    features = {image_column: datasets.Value("string")}
-    if len(names) > 1 and len({len(path.parts) for path in folder.images}) == 1:
-        columns["label"] = [path.parent.name for path in folder.images]
-        features["label"] = datasets.ClassLabel(names=names)
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

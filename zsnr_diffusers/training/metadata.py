@@ -172,7 +172,16 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise MetadataError(f"{file}, line {number} is not JSON: {reason}; {expected}") from error
         if not isinstance(values, dict):
             raise MetadataError(f"{file}, line {number} is {_short(values)}; {expected}")
+        if "\\ud" in line.lower():
+            _check_escapes(file, number, values)
         yield number, values
+
+
+def _check_escapes(file: Path, number: int, values: Any) -> None:
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise MetadataError(f"{file}, line {number} has half a character, {error.object[error.start]!r}.") from error
 
 
 def _csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -200,7 +209,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
             rows = opened.read().to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise MetadataError(f"{file} is not a whole Parquet file: {error}") from error
     yield from enumerate(rows, 1)
 
