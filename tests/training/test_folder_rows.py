@@ -179,7 +179,7 @@ def test_metadata_may_lie_in_the_split_or_above_it(tmp_path, suffix, capsys):
     above = metadata(fill(tmp_path / "above", names), [{"file_name": name, "text": name} for name in names], suffix)
     assert captioned(inside) == {"train/2.png": "two", "train/1.png": "one"}
     assert captioned(above) == {"train/1.png": "train/1.png", "train/2.png": "train/2.png"}
-    assert capsys.readouterr().out.count("left out are 1 of test/") == 2
+    assert capsys.readouterr().out.count("left out: 1 of test/") == 2
 
 
 def test_splits_of_a_data_set_by_name_are_counted(tmp_path, capsys):
@@ -189,7 +189,7 @@ def test_splits_of_a_data_set_by_name_are_counted(tmp_path, capsys):
         datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "set" / f"{split}.parquet")
     config = TrainingConfig(pretrained_model_name_or_path="base", dataset_name=str(tmp_path / "set"))
     assert len(open_rows(config, ["caption_column"], needs_captions=True)) == 2
-    assert "rows of the split train are used; left out are 3 of test" in capsys.readouterr().out
+    assert "rows of the split train are used; left out: 3 of test" in capsys.readouterr().out
 
 
 # -- metadata
@@ -239,14 +239,14 @@ def test_two_files_of_metadata_in_a_folder_are_refused(tmp_path):
 def test_where_there_is_metadata_caption_files_are_not_read_and_that_is_said_once(tmp_path, capsys):
     folder = metadata(fill(tmp_path / "data", ["a.png"], ".txt"), [{"file_name": "a.png", "text": "of metadata"}])
     assert captioned(folder) == {"a.png": "of metadata"}
-    assert capsys.readouterr().out == "captions come from metadata.jsonl; 1 .txt files are not read\n"
+    assert capsys.readouterr().out == "captions come from metadata.jsonl; .txt files, not read: 1\n"
 
 
 def test_rows_without_a_caption_are_counted(tmp_path, capsys):
     folder = fill(tmp_path / "data", ["a.png", "b.png"])
     metadata(folder, [{"file_name": "a.png", "text": "x"}, {"file_name": "b.png"}])
     assert captioned(folder) == {"a.png": "x", "b.png": None}
-    assert "1 rows of metadata.jsonl have no text: theirs is the empty caption" in capsys.readouterr().out
+    assert "rows of metadata.jsonl without text, trained with the empty caption: 1" in capsys.readouterr().out
 
 
 def test_columns_that_nobody_wants_may_hold_anything(tmp_path):
@@ -348,7 +348,7 @@ def test_links_to_files_and_folders_are_followed_and_circles_are_not(tmp_path):
 def test_hidden_images_are_counted_but_not_the_forks_of_a_mac(tmp_path, capsys):
     folder = fill(tmp_path / "data", ["a.png", ".b.png", "._a.png", ".cache/c.png"], ".txt")
     assert list(captioned(folder)) == ["a.png"]
-    assert capsys.readouterr().out == "1 hidden images are left out: .b.png\n"
+    assert capsys.readouterr().out == "hidden images, left out: 1 (.b.png)\n"
 
 
 def test_what_a_run_writes_into_its_data_is_no_data(tmp_path):

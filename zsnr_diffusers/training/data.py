@@ -50,7 +50,7 @@ def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bo
         others = {name: split.num_examples for name, split in (rows.info.splits or {}).items() if name != "train"}
         if others:
             shown = ", ".join(f"{count} of {name}" for name, count in others.items())
-            notify(f"rows of the split train are used; left out are {shown}")
+            notify(f"rows of the split train are used; left out: {shown}")
     options = ("image_column", *columns)
     for option in options:
         if getattr(config, option) not in rows.column_names:

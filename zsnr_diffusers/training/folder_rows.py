@@ -42,7 +42,7 @@ def read_folder(config: RunConfig, wanted: Sequence[str], needs_captions: bool) 
     if folder.metadata:
         rows = _described(folder, config, wanted, needs_captions)
         if needs_captions and (beside := caption_files(folder.images, folder.files, extension)):
-            notify(f"captions come from {folder.names(folder.metadata)}; {len(beside)} {extension} files are not read")
+            notify(f"captions come from {folder.names(folder.metadata)}; {extension} files, not read: {len(beside)}")
     elif needs_captions:
         rows = _captioned(folder, config, wanted[0], extension)
     elif "label" in wanted:
@@ -87,7 +87,7 @@ def _described(
     columns = {name: read(records, name) if name in wanted else [None] * len(records) for name in names}
     for name in set(wanted) & set(columns) if needs_captions else ():
         if empty := columns[name].count(None):
-            notify(f"{empty} rows of {folder.names(folder.metadata)} have no {name}: theirs is the empty caption")
+            notify(f"rows of {folder.names(folder.metadata)} without {name}, trained with the empty caption: {empty}")
     return datasets.Dataset.from_dict({config.image_column: [str(path) for path in paths], **columns})
 
 

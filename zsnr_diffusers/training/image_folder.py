@@ -91,7 +91,7 @@ def _find(config: RunConfig) -> ImageFolder:
     if packed:
         notify(f"{config.train_data_dir} also holds {packed}; they are not opened")
     if hidden:
-        notify(f"{len(hidden)} hidden images are left out: {folder.names(hidden)}")
+        notify(f"hidden images, left out: {len(hidden)} ({folder.names(hidden)})")
     return folder
 
 
@@ -122,7 +122,7 @@ def _training_part(folder: ImageFolder) -> ImageFolder:
         return folder
     left_out = {name: count for name, count in counts.items() if base / name not in parts}
     shown = ", ".join(f"{count} of {name}/" if name else f"{count} beside it" for name, count in left_out.items())
-    notify(f"images of {' and '.join(f'{part.name}/' for part in parts)} are used; left out are {shown}")
+    notify(f"images of {' and '.join(f'{part.name}/' for part in parts)} are used; left out: {shown}")
     closed = [base / name for name in left_out if name]
     part = replace(folder, parts=parts)
     return replace(
