@@ -36,8 +36,8 @@ class RunConfig:
         None,
         "Folder of images at any depth, instead of --dataset_name; layouts are below. A metadata.jsonl, .csv or "
         ".parquet in it, or in folders of it, describes its images: file_name, relative to itself, beside other "
-        "columns. Of a folder that holds train/ beside test/ or validation/ and nothing else, train/ is used. Images that are left out are "
-        "counted, and some of them named.",
+        "columns. Of a folder that holds train/ beside test/ or validation/ and nothing else, train/ is used. Images "
+        "that are left out are counted, and some of them named.",
     )
     train_shards: str | None = option(
         None,
