@@ -9,7 +9,8 @@ PACKAGE = Path(zsnr_diffusers.__file__).parent
 
 ALLOWED = {
     "core": set(),
-    "images": set(),
+    "image_formats": set(),
+    "images": {"image_formats"},
     "hashes": set(),
     "_extras": set(),
     "versions": set(),
@@ -48,22 +49,16 @@ ALLOWED = {
     "saving": {"cards", "custom_pipeline", "model_facts", "pushing", "repo_files", "scheduler_base", "single_file"}
     | {"stock_scheduler", "weight_files"},
     "bare_pipeline": {"damage", "model_facts", "repo_files"},
-    "lora_weights": {
-        "checkpoint_layout",
-        "layouts",
-        "model_facts",
-        "saving",
-        "single_file",
-        "weight_files",
-        "_extras",
-    },
+    "lora_weights": {"checkpoint_layout", "layouts", "model_facts", "saving", "single_file", "_extras"}
+    | {"weight_files"},
     "lora_fit": {"damage", "lora_files", "single_file"},
     "lora": {"cards", "core", "guidance", "hub", "lora_files", "lora_weights", "model_facts", "pushing", "repo_files"}
     | {"lora_fit", "saving", "stock_scheduler", "_extras"},
-    "evaluation": {"core", "images", "hashes", "tables", "_extras", "processes"},
+    "evaluation": {"core", "images", "image_formats", "hashes", "tables", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
     | {"known_models", "layouts", "lora_files", "repo_files", "evaluation", "tables"},
-    "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
+    "training": {"core", "images", "image_formats", "hashes", "processes", "scheduler_base", "schedulers", "guidance"}
+    | {"pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
     | {"cards", "damage", "lora_files", "model_facts", "pushing", "repo_files", "saving", "tables", "terminal"}
     | {"weight_files", "_extras"},
@@ -77,6 +72,7 @@ ALLOWED = {
 
 THIRD_PARTIES = {
     "core": {"torch"},
+    "image_formats": {"PIL"},
     "images": {"PIL", "numpy"},
 }
 """Where this is said, nothing else but the standard library."""
@@ -84,6 +80,7 @@ THIRD_PARTIES = {
 ONLY_IN = {
     "accelerate": {"training", "processes"},
     "datasets": {"training"},
+    "pyarrow": {"training"},
     "fsspec": {"training"},
     "yaml": {"training", "marks"},
     "matplotlib": {"evaluation"},

@@ -233,7 +233,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
 def _check_files(arguments: argparse.Namespace, processes: Processes) -> Reference | None:
     for folder in (arguments.real, arguments.generated):
         if folder is not None:
-            images_in(folder)
+            images_in(folder, arguments.on_bad_image)
     if processes.is_main:
         check_save_folder(arguments.save_images)
     return None if arguments.reference is None else load_reference(arguments.reference)
