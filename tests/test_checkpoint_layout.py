@@ -10,7 +10,8 @@ from small_pipelines.controlnet import controlnet
 from small_pipelines.parts import projecting_text_encoder, text_encoder, unet
 from tiny_checkpoints import KINDS, assert_same_weights, checkpoint, networks, tiny_pipeline
 
-from zsnr_diffusers.checkpoint_layout import SD_1, SD_2, SDXL, layout_of_keys, layout_of_pipeline, original_checkpoint
+from zsnr_diffusers.checkpoint_layout import layout_of_pipeline, original_checkpoint
+from zsnr_diffusers.layouts import SD_1, SD_2, SDXL, layout_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,9 +82,13 @@ def test_diffusers_recognises_the_model():
 
 @pytest.mark.parametrize(("kind", "layout"), [("1", SD_1), ("2", SD_2), ("xl", SDXL)])
 def test_layouts_are_told_apart(kind, layout):
-    assert layout_of_keys(checkpoint(kind)) is layout
+    shapes = {key: [*tensor.shape] for key, tensor in checkpoint(kind).items()}
+    assert layout_of(shapes) is layout
+    assert layout_of({key: shape for key, shape in shapes.items() if key.startswith("model.")}) is layout
     assert layout_of_pipeline(tiny_pipeline(kind)) is layout
-    assert layout_of_keys([key for key in checkpoint(kind) if not key.startswith("model.")]) is None
+    assert layout_of({key: shape for key, shape in shapes.items() if not key.startswith("model.")}) is None
+    another = {"1": "cond_stage_model.model.x", "2": "cond_stage_model.transformer.x", "xl": "cond_stage_model.x"}
+    assert layout_of({**shapes, another[kind]: [1]}) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -261,3 +262,21 @@ def test_find_images_wants_a_folder(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(NotADirectoryError, match=r"a\.png"):
         find_images(tmp_path / "a.png")
+
+
+def test_links_are_followed_once_and_pipes_are_not_opened(tmp_path):
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for path in (folder / "a.png", elsewhere / "b.png"):
+        path.parent.mkdir()
+        path.touch()
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "c.png").symlink_to(tmp_path / "nowhere")
+    (folder / "d.png").symlink_to(folder / "d.png")
+    os.mkfifo(folder / "e.png")
+    found = [str(path.relative_to(folder)) for path in find_images(folder)]
+    assert found == ["a.png", "c.png", "d.png", "linked/b.png"]
+    with pytest.raises(ImageError, match="does not exist"):
+        load_rgb(folder / "c.png")
+    with pytest.raises(ImageError, match=r"d\.png"):
+        load_rgb(folder / "d.png")

@@ -9,7 +9,8 @@ PACKAGE = Path(zsnr_diffusers.__file__).parent
 
 ALLOWED = {
     "core": set(),
-    "images": set(),
+    "image_formats": set(),
+    "images": {"image_formats"},
     "hashes": set(),
     "_extras": set(),
     "versions": set(),
@@ -21,7 +22,7 @@ ALLOWED = {
     "scheduler_base": {"core", "scheduler_config"},
     "schedulers": {"core", "scheduler_base"},
     "guided_run": {"core"},
-    "hub_errors": set(),
+    "hub_errors": {"known_models"},
     "repo_files": {"hub_errors", "weight_files"},
     "guidance": {"core", "guided_run", "repo_files"},
     "class_conditional": {"core", "guidance"},
@@ -32,28 +33,37 @@ ALLOWED = {
     "stock_scheduler": set(),
     "cards": {"core", "custom_pipeline", "guidance", "lora_files", "stock_scheduler"},
     "pushing": {"hub_errors"},
-    "checkpoint_layout": set(),
+    "checkpoint_layout": {"layouts"},
+    "layouts": {"single_file"},
+    "damage": {"layouts", "repo_files", "single_file"},
+    "marks": {"single_file"},
     "single_file": {"core", "checkpoint_layout", "guidance", "scheduler_config", "weight_files"},
     "known_models": set(),
-    "model_facts": {"core", "guidance", "known_models", "scheduler_config", "schedulers", "single_file", "repo_files"},
-    "lora_files": {"hub_errors", "model_facts", "repo_files", "single_file"},
-    "hub": {"core", "guidance", "class_conditional", "scheduler_base", "schedulers", "checkpoint_layout"}
-    | {"single_file", "lora_files", "model_facts", "hub_errors", "repo_files", "weight_files"},
+    "model_facts": {"core", "guidance", "known_models", "scheduler_config", "schedulers", "single_file", "repo_files"}
+    | {"marks"},
+    "lora_files": {"hub_errors", "layouts", "model_facts", "repo_files", "single_file"},
+    "single_file_pipeline": {"damage", "layouts", "lora_files", "model_facts", "repo_files", "single_file"}
+    | {"weight_files"},
+    "hub": {"core", "guidance", "class_conditional", "scheduler_base", "schedulers", "single_file_pipeline"}
+    | {"damage", "model_facts", "hub_errors", "repo_files", "weight_files"},
     "saving": {"cards", "custom_pipeline", "model_facts", "pushing", "repo_files", "scheduler_base", "single_file"}
     | {"stock_scheduler", "weight_files"},
-    "bare_pipeline": {"hub", "model_facts", "repo_files"},
-    "lora_weights": {"checkpoint_layout", "model_facts", "saving", "single_file", "weight_files", "_extras"},
+    "bare_pipeline": {"damage", "model_facts", "repo_files"},
+    "lora_weights": {"checkpoint_layout", "layouts", "model_facts", "saving", "single_file", "_extras"}
+    | {"weight_files"},
+    "lora_fit": {"damage", "lora_files", "single_file"},
     "lora": {"cards", "core", "guidance", "hub", "lora_files", "lora_weights", "model_facts", "pushing", "repo_files"}
-    | {"single_file", "stock_scheduler", "_extras"},
-    "evaluation": {"core", "images", "hashes", "tables", "_extras", "processes"},
+    | {"lora_fit", "saving", "stock_scheduler", "_extras"},
+    "evaluation": {"core", "images", "image_formats", "hashes", "tables", "_extras", "processes"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
-    | {"known_models", "lora_files", "repo_files", "evaluation", "tables"},
-    "training": {"core", "images", "hashes", "processes", "scheduler_base", "schedulers", "guidance", "pipelines"}
+    | {"known_models", "layouts", "lora_files", "repo_files", "evaluation", "tables"},
+    "training": {"core", "images", "image_formats", "hashes", "processes", "scheduler_base", "schedulers", "guidance"}
+    | {"pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
-    | {"cards", "lora_files", "model_facts", "pushing", "repo_files", "saving", "tables", "terminal", "weight_files"}
-    | {"_extras"},
+    | {"cards", "damage", "lora_files", "model_facts", "pushing", "repo_files", "saving", "tables", "terminal"}
+    | {"weight_files", "_extras"},
     "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"}
-    | {"bare_pipeline", "lora", "lora_files", "saving", "tables", "terminal"},
+    | {"bare_pipeline", "lora", "lora_files", "repo_files", "saving", "tables", "terminal"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub", "lora", "saving", "auditing", "versions"},
@@ -62,6 +72,7 @@ ALLOWED = {
 
 THIRD_PARTIES = {
     "core": {"torch"},
+    "image_formats": {"PIL"},
     "images": {"PIL", "numpy"},
 }
 """Where this is said, nothing else but the standard library."""
@@ -69,8 +80,9 @@ THIRD_PARTIES = {
 ONLY_IN = {
     "accelerate": {"training", "processes"},
     "datasets": {"training"},
+    "pyarrow": {"training"},
     "fsspec": {"training"},
-    "yaml": {"training"},
+    "yaml": {"training", "marks"},
     "matplotlib": {"evaluation"},
     "scipy": {"evaluation"},
     "rich": {"terminal"},

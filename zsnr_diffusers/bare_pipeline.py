@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from .hub import naming_damage
+from .damage import naming_damage
 from .model_facts import scheduler_class
 from .repo_files import INDEX, SCHEDULER_CONFIG, saved_config, saved_json
 

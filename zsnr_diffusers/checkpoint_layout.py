@@ -6,69 +6,13 @@ back by it, bit for bit, before it is written. Where diffusers has a table, it i
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers.loaders import single_file_utils as stock
 from torch import Tensor, nn
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-
-
-class Layout(NamedTuple):
-    """One of the three layouts."""
-
-    name: str
-    clip: str | None
-    """Prefix of the text encoder that keeps the names of transformers."""
-    open_clip: str | None
-    """Prefix of the one that has the names of OpenCLIP."""
-    pipelines: Mapping[int, str]
-    """The pipeline's class by the input channels of the UNet."""
-    architectures: Mapping[str, str]
-    """ModelSpec's name by what the model predicts."""
-    bases: Mapping[str, str]
-    """sd-scripts' name, likewise."""
-
-
-def _pipelines(kind: str) -> dict[int, str]:
-    return {4: f"StableDiffusion{kind}Pipeline", 9: f"StableDiffusion{kind}InpaintPipeline"}
-
-
-SD_1 = Layout(
-    "Stable Diffusion 1.x",
-    "cond_stage_model.transformer.",
-    None,
-    _pipelines(""),
-    dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-v1"),
-    {"epsilon": "sd_v1", "v_prediction": "sd_v1_v"},
-)
-SD_2 = Layout(
-    "Stable Diffusion 2.x",
-    None,
-    "cond_stage_model.model.",
-    _pipelines(""),
-    {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
-    {"epsilon": "sd_v2", "v_prediction": "sd_v2_v"},
-)
-SDXL = Layout(
-    "Stable Diffusion XL",
-    "conditioner.embedders.0.transformer.",
-    "conditioner.embedders.1.model.",
-    _pipelines("XL"),
-    dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-xl-v1-base"),
-    dict.fromkeys(("epsilon", "v_prediction"), "sdxl_base_v1-0"),
-)
-
-
-def layout_of_keys(keys: Iterable[str]) -> Layout | None:
-    """The layout of a checkpoint, None where it is another model's."""
-    keys = list(keys)
-    for layout in (SDXL, SD_2, SD_1):
-        prefixes = [prefix for prefix in (layout.clip, layout.open_clip, UNET) if prefix]
-        if all(any(key.startswith(prefix) for key in keys) for prefix in prefixes):
-            return layout
-    return None
+from .layouts import SD_1, SD_2, SDXL, UNET, VAE, Layout
 
 
 def layout_of_pipeline(pipe: Any) -> Layout:

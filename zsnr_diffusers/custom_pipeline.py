@@ -16,6 +16,7 @@ from .core import guidance as core_guidance
 from .core import multistep, noise, predictions, solvers, spacing
 from .guidance import GuidanceRescaleMixin, check_guides, stock_class
 from .scheduler_base import ZeroSNRScheduler
+from .scheduler_config import own_spacing
 from .schedulers import ZeroSNRDDIMScheduler
 
 _PARTS: tuple[ModuleType, ...] = (
@@ -108,7 +109,8 @@ Put together from zsnr_diffusers, licence Apache-2.0.
 def _with_sampler(sampler: ZeroSNRScheduler) -> list[str]:
     """Lines of a pipeline's class that put a sampler in place of the scheduler that it is given."""
     name, parameters = type(sampler).__name__, inspect.signature(type(sampler).__init__).parameters
-    own = {key: sampler.config[key] for key in parameters if key in sampler.config and key not in _OF_EVERY_SCHEDULER}
+    config = {**sampler.config, "timestep_spacing": own_spacing(sampler.config)}
+    own = {key: config[key] for key in parameters if key in config and key not in _OF_EVERY_SCHEDULER}
     settings = ", ".join(f"{key}={value!r}" for key, value in own.items())
     return [
         "",

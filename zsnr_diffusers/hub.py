@@ -1,37 +1,37 @@
 """Pipelines out of folders, Hub repos and single files, with what these say of their model."""
 
-import contextlib
 import inspect
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
-from safetensors import SafetensorError
 
-from .checkpoint_layout import SD_2, UNET, VAE, Layout, layout_of_keys
 from .class_conditional import ClassConditionalPipeline
 from .core.guidance import check_guidance_rescale
 from .core.predictions import EPSILON_AT_ZERO_SNR
+from .damage import check_folder_weights, naming_damage
 from .guidance import with_guidance
 from .hub_errors import from_the_hub
-from .lora_files import holds_lora
-from .model_facts import FACTS, ModelFacts, find_model_facts, is_single_file, scheduler_claim
-from .repo_files import INDEX, named, only_variant, read_json, saved_config
+from .model_facts import (
+    ARCHITECTURE,
+    FACTS,
+    ModelFacts,
+    ends_in_noise,
+    find_model_facts,
+    is_single_file,
+    scheduler_claim,
+)
+from .repo_files import INDEX, named, only_variant, saved_config
 from .scheduler_base import ZeroSNRScheduler
 from .schedulers import ZeroSNRDDIMScheduler
-from .single_file import Header, read_header
+from .single_file_pipeline import from_single_file
 from .weight_files import in_one_dtype
 
 logger = logging.get_logger(__name__)
-
-_WHATEVER = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
-"""What a wrong value in a network's config leads to."""
 
 
 def load_pipeline(
@@ -45,10 +45,11 @@ def load_pipeline(
     """Load a pipeline by diffusers' own loaders, with what is recorded of its model and its guidance.
 
     What the model predicts, and whether its schedule ends in pure noise, is asked where `find_model_facts` asks. A
-    scheduler that does this rightly stays. A zero-SNR model with any other gets `ZeroSNRDDIMScheduler`, the paper's
-    sampler, which paints the pictures of the stock scheduler that `save_pipeline` writes; for fewer steps,
+    scheduler that does this correctly stays. A zero-SNR model with any other gets `ZeroSNRDDIMScheduler`, the paper's
+    sampler, which makes the images of diffusers' scheduler that `save_pipeline` writes; for fewer steps,
     `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
-    without zero SNR keeps its scheduler, with its prediction type. Where two places disagree, there is a warning.
+    without zero SNR keeps its scheduler, with its prediction type. Where two places disagree, there is a warning, and
+    where a file of 1.x or XL says nothing and the config of its architecture decides.
 
     Args:
         source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL.
@@ -56,17 +57,21 @@ def load_pipeline(
         prediction_type: instead of what is found.
         rescale_betas_zero_snr: likewise.
         kwargs: as in `DiffusionPipeline.from_pretrained`, or for a file as in `from_single_file`: `config`, a folder
-            or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached. A `scheduler`
-            that is given stays as it is. All networks are loaded in one dtype: `dtype`, float32 by default.
+            or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached, and if it is a
+            folder with weights, an autoencoder or text encoders that the file has not are taken from there;
+            `original_config`, the path of the YAML file that a checkpoint came with, says what it predicts, and so
+            does one of the same name beside the file. Parts that are given, such as `vae`, and a `scheduler`, stay as
+            they are. All networks are loaded in one dtype: `dtype`, float32 by default.
 
     Returns:
         The pipeline, of the class that it was saved as.
 
     Raises:
         OSError: there is no pipeline, or no config for a file; what the Hub refuses, with the reason.
-        ValueError: phi outside [0, 1], given or recorded; a damaged file, or one of another model; zero SNR of a model
-            that predicts epsilon; a Stable Diffusion 2.x file that does not say what it predicts; code in a folder or
-            repo, without `trust_remote_code=True`.
+        ValueError: phi outside [0, 1], given or recorded; a damaged file, one of another model or with quantized
+            weights, or without a part that is not given; zero SNR of a model that predicts epsilon; a Stable
+            Diffusion 2.x file that does not say what it predicts; code in a folder or repo, without
+            `trust_remote_code=True`.
         TypeError: phi for a pipeline without guidance.
     """
     check_guidance_rescale(guidance_rescale or 0.0)
@@ -79,11 +84,12 @@ def load_pipeline(
     for conflict in facts.conflicts:
         logger.warning(f"{source}: {conflict}")
     if is_single_file(source):
-        pipe = _from_single_file(source, facts, kwargs)
+        pipe = from_single_file(source, facts, kwargs)
         if kwargs.get("config") is None:  # whatever is of this architecture has the same
-            claim = scheduler_claim(pipe.scheduler.config, "diffusers' config for this architecture")
+            claim = scheduler_claim(pipe.scheduler.config, ARCHITECTURE)
             facts = ModelFacts((*facts.claims, claim), facts.schedule, facts.guidance)
             check_zero_snr(source, facts)
+        _warn_of_a_guess(source, facts)
     else:
         pipe = _from_pretrained(source, kwargs)
     if any(facts.authority(fact) for fact in FACTS) and "scheduler" not in kwargs:
@@ -91,6 +97,14 @@ def load_pipeline(
             pipe.scheduler = scheduler_with_facts(pipe, facts)
         logger.info(f"{source}: {facts}; sampled by {type(pipe.scheduler).__name__}.")
     return with_guidance(pipe, facts.guidance, guidance_rescale)
+
+
+def _warn_of_a_guess(source: Any, facts: ModelFacts) -> None:
+    """Say that a file says nothing; its config is that of its architecture, which has both kinds of models."""
+    if facts.is_guess():
+        claim = facts.authority("prediction_type")
+        what = f"it is taken for {claim.prediction_type}, by {claim.source}" if claim else "its scheduler decides"
+        logger.warning(f"{source} does not say what it predicts; {what}. Pass prediction_type= if it is another.")
 
 
 def check_zero_snr(source: Any, facts: ModelFacts) -> None:
@@ -106,6 +120,7 @@ def check_zero_snr(source: Any, facts: ModelFacts) -> None:
 def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
     config = saved_config(source, **kwargs)
     _check_runs_no_code(source, config, kwargs)
+    check_folder_weights(source, Path(source))
     ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
     with from_the_hub(source), naming_damage(source):
         cls = ClassConditionalPipeline if ours else DiffusionPipeline
@@ -117,29 +132,6 @@ def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
                 raise
             logger.info(f"{source} has weights in one variant alone, which is loaded: variant={variant!r}.")
             return cls.from_pretrained(source, **in_one_dtype({**kwargs, "variant": variant}))
-
-
-@contextlib.contextmanager
-def naming_damage(source: Any) -> Iterator[None]:
-    """Name the source, and the file if it is found, where diffusers raises whatever damaged files lead to.
-
-    Raises:
-        OSError, ValueError: with the name.
-    """
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError, *_WHATEVER) as error:
-        if isinstance(error, torch.OutOfMemoryError) or (
-            isinstance(error, OSError | ValueError) and str(source) in str(error)
-        ):
-            raise
-        for file in sorted(Path(source).glob("*/*.safetensors")):
-            read_header(file)
-        for file in sorted(Path(source).glob("*/config.json")):
-            read_json(file)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"{source} cannot be loaded: {reason}") from error
 
 
 def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
@@ -168,53 +160,25 @@ def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[s
             )
 
 
-def _from_single_file(source: Any, facts: ModelFacts, kwargs: dict[str, Any]) -> Any:
-    header = read_header(source)
-    if holds_lora(header):
-        raise ValueError(
-            f"{source} is a LoRA, which goes into a pipeline of its base: load_lora(pipe, {str(source)!r})."
-        )
-    layout, first = layout_of_keys(header.shapes), header.shapes.get(f"{UNET}input_blocks.0.0.weight", [])
-    name = layout.pipelines.get(first[1]) if layout and len(first) == 4 else None
-    if layout is None or name is None:
-        raise ValueError(
-            f"{source} is no Stable Diffusion 1.x, 2.x or XL with its text encoders, for text to image or inpainting; "
-            "load it by from_single_file of its pipeline's class in diffusers."
-        )
-    _check_dtypes(source, header, layout)
-    if layout is SD_2 and facts.prediction_type is None:
-        raise ValueError(
-            f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
-            "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base)."
-        )
-    config = kwargs.get("config")
-    kwargs = {**kwargs, "config": None if config is None else os.fspath(config)}
-    try:
-        with naming_damage(source):
-            return getattr(diffusers, name).from_single_file(os.fspath(source), **in_one_dtype(kwargs))
-    except OSError as error:
-        if config is not None:
-            raise
-        raise OSError(
-            f"{source} holds weights alone, and what else a pipeline needs could not be had from the Hub. "
-            f"Pass config=, a folder or Hub id of a {layout.name} pipeline. {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _check_dtypes(source: Any, header: Header, layout: Layout) -> None:
-    """Refuse weights that diffusers would cast to numbers that nobody trained."""
-    prefixes = tuple(filter(None, (UNET, VAE, layout.clip, layout.open_clip)))
-    for key, dtype in header.dtypes.items():
-        if key.startswith(prefixes) and key.endswith((".weight", ".bias")) and not dtype.startswith(("F", "BF")):
-            raise ValueError(f"{source} holds {key} as {dtype}, which are no weights in floating point.")
-
-
 def scheduler_with_facts(pipe: Any, facts: ModelFacts) -> Any:
     """The pipeline's scheduler if it agrees with the facts, or else one that does.
 
+    What the facts leave open stays as the scheduler has it, so it is the result that is checked.
+
     Raises:
-        ValueError: the pipeline has none with betas.
+        ValueError: the pipeline has none with betas; the result would predict epsilon at zero SNR.
     """
+    scheduler = _merged_scheduler(pipe, facts)
+    claim = scheduler_claim(scheduler.config)
+    if claim.rescale_betas_zero_snr and claim.prediction_type == "epsilon":
+        raise ValueError(
+            f"The scheduler of {type(pipe).__name__} with {facts} would be that of an epsilon model at zero SNR. "
+            f"{EPSILON_AT_ZERO_SNR}"
+        )
+    return scheduler
+
+
+def _merged_scheduler(pipe: Any, facts: ModelFacts) -> Any:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or "beta_schedule" not in scheduler.config:
         raise ValueError(
@@ -222,7 +186,9 @@ def scheduler_with_facts(pipe: Any, facts: ModelFacts) -> Any:
         )
     config, zero_snr = scheduler.config, facts.rescale_betas_zero_snr
     wanted = dict(facts.schedule) | {fact: value for fact in FACTS if (value := getattr(facts, fact)) is not None}
-    agrees = all(config.get(key, False) == value for key, value in wanted.items())
+    own = scheduler_claim(config)
+    found = {**config, **{fact: getattr(own, fact) for fact in FACTS}}
+    agrees = all(found.get(key, False) == value for key, value in wanted.items())
     if agrees and (not zero_snr or _starts_from_noise(scheduler)):
         return scheduler
     cls = ZeroSNRDDIMScheduler if zero_snr and not isinstance(scheduler, ZeroSNRScheduler) else type(scheduler)
@@ -236,4 +202,4 @@ def _starts_from_noise(scheduler: Any) -> bool:
     """Whether a scheduler does what its flag says: some know none, and leading steps never visit the last timestep."""
     leading = scheduler.config.get("timestep_spacing") == "leading"
     own_steps = "original_inference_steps" in scheduler.config  # of distilled models, whatever the spacing
-    return float(scheduler.alphas_cumprod[-1]) < 1e-6 and (own_steps or not leading)  # stock writes zero SNR as 2^-24
+    return ends_in_noise(scheduler.alphas_cumprod) and (own_steps or not leading)

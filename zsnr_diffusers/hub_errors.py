@@ -20,6 +20,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .known_models import copy_of
+
 TRANSPORT: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
 """What the client lets through of the library that it asks by, which is another one in each of its major versions."""
 
@@ -55,7 +57,7 @@ def hub_reason(error: BaseException, repo: str) -> str | None:
     chain = [*_chain(error)]
     for kind, reason in (
         (GatedRepoError, f"it is gated: ask for access at https://huggingface.co/{repo}, and then {_LOG_IN}"),
-        (RepositoryNotFoundError, f"there is no such repo, or it is private: check the id, or {_LOG_IN}"),
+        (RepositoryNotFoundError, _gone(repo)),
         (RevisionNotFoundError, "it has no such revision: check the name of the branch or tag, or the commit"),
         (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, and what is asked for is not in the cache"),
         (HFValidationError, "that is no id of a repo, which is like owner/name"),
@@ -72,6 +74,12 @@ def hub_reason(error: BaseException, repo: str) -> str | None:
         cause = next(filter(_is_transport, failed), failed[0])
         return f"the connection failed{_over(cause)} ({_words(cause)}); ask again, files that have come are kept"
     return _words(error) if isinstance(error, OSError) else None
+
+
+def _gone(repo: str) -> str:
+    if copy := copy_of(repo):
+        return f"it was taken off the Hub; {copy} is a copy of it"
+    return f"there is no such repo, or it is private: check the id, or {_LOG_IN}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

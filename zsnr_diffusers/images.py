@@ -8,9 +8,10 @@ their side. Everything that reads images, for training or for evaluation, reads 
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -19,17 +20,13 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from .image_formats import IMAGE_SUFFIXES, missing_package, register_plugins
+
 ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image
 
 MAX_PIXELS = 2**29
 """Largest picture that is read, in pixels: 537 Mpx, 1.6 GB as RGB. Camera files reach 200 Mpx, so Pillow's own limit
 (a warning from 89 Mpx, a refusal from 179 Mpx) is lifted up to here."""
-
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"}
-    | {".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
-)
-"""Endings, in lower case, that `find_images` takes for images."""
 
 _UPRIGHT = {  # EXIF 2.32, tag 0x0112: what turns each stored orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,28 +46,53 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names the file and the reason."""
 
 
-def find_images(folder: str | PathLike[str]) -> list[Path]:
-    """All images below `folder`, at any depth, sorted by path; an empty list where there are none.
+def find_files(folder: str | PathLike[str]) -> list[Path]:
+    """All files below `folder`, at any depth, links to files and folders included, sorted by path.
 
-    An image is a file with one of `IMAGE_SUFFIXES` in either case. Names that begin with a dot, and everything in
-    folders that do, are left out: they are thumbnails, resource forks and checkpoints of other programs.
+    Folders whose names begin with a dot are left out: they hold thumbnails and checkpoints of other programs. A link
+    to nowhere is a file, which cannot be read.
 
     Raises:
         FileNotFoundError: `folder` does not exist.
         NotADirectoryError: `folder` is a file.
+        PermissionError: a folder cannot be listed.
     """
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"image folder {str(root)!r} does not exist")
     if not root.is_dir():
         raise NotADirectoryError(f"image folder {str(root)!r} is a file; name the folder that holds the images")
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
+    return sorted(_files_below(root, frozenset()))
+
+
+def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that it lies in
+        return
+    for entry in os.scandir(folder):
+        path = folder / entry.name
+        if path.is_dir() if entry.is_symlink() else entry.is_dir():
+            if not entry.name.startswith("."):
+                yield from _files_below(path, above | {real})
+        elif entry.is_symlink() or entry.is_file():  # not a pipe, which would wait until somebody writes
+            yield path
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name: one of `IMAGE_SUFFIXES` in either case, and no dot in front."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def find_images(folder: str | PathLike[str]) -> list[Path]:
+    """All images below `folder`, at any depth, sorted by path; an empty list where there are none.
+
+    Names that begin with a dot, and everything in folders that do, are left out: they are thumbnails, resource forks
+    and checkpoints of other programs.
+
+    Raises:
+        OSError: as `find_files`.
+    """
+    return [path for path in find_files(folder) if is_image(path)]
 
 
 def load_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
@@ -132,10 +154,21 @@ def _label(source: ImageSource) -> str:
 def _reason(error: Exception, source: ImageSource) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
+    content = _first_bytes(source)
+    if missing := missing_package(content):
+        return missing
     if isinstance(error, UnidentifiedImageError):
-        size = len(source) if isinstance(source, bytes) else Path(str(source)).stat().st_size
-        return "the file is empty" if size == 0 else "not an image in a format that this Pillow can read"
+        return "not an image in a format that this Pillow can read" if content else "the file is empty"
     return str(error) or type(error).__name__
+
+
+def _first_bytes(source: ImageSource) -> bytes:
+    """Enough of a file to tell its format; nothing of what is no file."""
+    if isinstance(source, bytes):
+        return source[:64]
+    with suppress(OSError), Path(str(source)).open("rb") as file:
+        return file.read(64)
+    return b""
 
 
 @contextmanager
@@ -152,6 +185,7 @@ def _without_pillow_limit() -> Iterator[None]:
 
 
 def _open(source: str | PathLike[str] | bytes) -> Image.Image:
+    register_plugins()
     with _without_pillow_limit():
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 

@@ -4,19 +4,25 @@ import os
 from pathlib import Path
 from typing import Any
 
+_SD_2 = {
+    **dict.fromkeys(("stable-diffusion-2-base", "stable-diffusion-2-1-base"), ("epsilon", False)),
+    **dict.fromkeys(("stable-diffusion-2", "stable-diffusion-2-1"), ("v_prediction", False)),
+    "stable-diffusion-2-inpainting": ("epsilon", False),
+}
+"""Of Stability AI, which took them off the Hub in November 2025; sd2-community has copies."""
+
 _KNOWN = {
     **dict.fromkeys(
         (
             "CompVis/stable-diffusion-v1-4",
             "runwayml/stable-diffusion-v1-5",
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            "stabilityai/stable-diffusion-2-base",
-            "stabilityai/stable-diffusion-2-1-base",
+            "stable-diffusion-v1-5/stable-diffusion-inpainting",
             "stabilityai/stable-diffusion-xl-base-1.0",
         ),
         ("epsilon", False),
     ),
-    **dict.fromkeys(("stabilityai/stable-diffusion-2", "stabilityai/stable-diffusion-2-1"), ("v_prediction", False)),
+    **{f"{owner}/{name}": facts for owner in ("stabilityai", "sd2-community") for name, facts in _SD_2.items()},
     **dict.fromkeys(
         (
             "ByteDance/sd2.1-base-zsnr-laionaes5",  # of Lin et al. 2023
@@ -28,6 +34,17 @@ _KNOWN = {
     ),
 }
 """What a model predicts, and whether it was trained to zero terminal SNR, by its authors' word."""
+
+
+_MOVED = {
+    **{f"stabilityai/{name}": f"sd2-community/{name}" for name in _SD_2},
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+
+
+def copy_of(repo: str) -> str | None:
+    """Where there is a copy of a repo that has left the Hub; None of any other repo."""
+    return _MOVED.get(repo)
 
 
 def known_model(repo: str | None) -> tuple[str | None, bool | None]:

@@ -4,7 +4,6 @@ A LoRA that was trained to predict v on zero terminal SNR paints noise with the 
 diffusers' format says so. So it is written beside the weights: as metadata of the file, and as a scheduler.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from ._extras import import_extra
 from .cards import lora_card
 from .core.guidance import check_guidance_rescale
 from .guidance import with_guidance
-from .hub import check_zero_snr, naming_damage, scheduler_with_facts
-from .lora_files import KOHYA_FILE, LORA_FILE, lora_file, number_of_layers
+from .hub import check_zero_snr, scheduler_with_facts
+from .lora_files import KOHYA_FILE, LORA_FILE, lora_file
+from .lora_fit import load_weights, rehearse
 from .lora_weights import (
     adapter_weights,
     adapters_of,
@@ -26,7 +26,8 @@ from .lora_weights import (
 )
 from .model_facts import find_model_facts
 from .pushing import open_repo, push
-from .repo_files import SCHEDULER_CONFIG
+from .repo_files import SCHEDULER_CONFIG, named
+from .saving import check_file_name
 from .stock_scheduler import stock_scheduler
 
 logger = logging.get_logger(__name__)
@@ -64,7 +65,8 @@ def load_lora(
 
     Raises:
         ValueError: the file does not say what the network predicts with it, and neither do the arguments; zero SNR of
-            a model that predicts epsilon; phi outside [0, 1]; a damaged file, or one of another base.
+            a model that predicts epsilon, by the file or by file and pipeline together; phi outside [0, 1]; a damaged
+            file; one of which not all is read or not all layers are in the pipeline. The pipeline is then as it was.
         OSError: there is no such file, or the Hub refuses it, with the reason.
         TypeError: the pipeline takes no LoRA, or no guidance rescale.
         ImportError: peft is not installed.
@@ -85,31 +87,16 @@ def load_lora(
     check_zero_snr(file, facts)
     for conflict in facts.conflicts:
         logger.warning(f"{file}: {conflict}")
-    number_of_layers(file)  # stock would load half a layer, and crash when it is used
-    scheduler = scheduler_with_facts(pipe, facts)
-    # The path of the file alone would have older diffusers ask the Hub for its name.
-    with naming_damage(file):
-        pipe.load_lora_weights(os.fspath(file.parent), weight_name=file.name, **kwargs)
+    with named(file):
+        scheduler = scheduler_with_facts(pipe, facts)
+    # What fails, fails here, where the pipeline is as it was.
+    with_guidance(rehearse(pipe, file, **kwargs), facts.guidance, guidance_rescale)
+    load_weights(pipe, file, **kwargs)
     pipe.scheduler = scheduler
     pipe = with_guidance(pipe, facts.guidance, guidance_rescale)
     phi = getattr(pipe, "default_guidance_rescale", 0.0)
     logger.info(f"{file}: {facts}; sampled by {type(scheduler).__name__}, guidance rescale {phi:g}.")
     return pipe
-
-
-def check_all_loaded(pipe: Any, file: Path) -> None:
-    """Refuse a file of which diffusers did not find all layers in a pipeline; it only logs that.
-
-    Raises:
-        ValueError: with the numbers.
-    """
-    networks = [getattr(pipe, part) for part in pipe.get_list_adapters()]
-    found = sum(".lora_A." in name for network in networks for name, _ in network.named_parameters())
-    if found != (layers := number_of_layers(file)):
-        raise ValueError(
-            f"{file} has {layers} layers that diffusers reads as a LoRA's, of which {found} are in "
-            f"{pipe.config['_name_or_path']}: it is of another base, or of a kind that diffusers does not know."
-        )
 
 
 def save_lora(
@@ -149,7 +136,9 @@ def save_lora(
         ValueError: the pipeline has no adapter, or several; a DoRA for a file of kohya's names; its scheduler is of no
             variance-preserving schedule, or no scheduler of stock stands in for it.
     """
-    path, adapters = Path(path), adapters_of(pipe)
+    path = Path(path)
+    check_file_name(path)
+    adapters = adapters_of(pipe)
     one_file, dora, scheduler = path.suffix == ".safetensors", is_dora(pipe, adapters), stock_scheduler(pipe.scheduler)
     if one_file and dora:
         raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")

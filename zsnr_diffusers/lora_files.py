@@ -1,9 +1,10 @@
 """Which files hold a LoRA, in a folder, in a Hub repo or by themselves, and what their headers say."""
 
+import itertools
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, SafetensorsParsingError
 
 from .hub_errors import from_the_hub
+from .layouts import SD_1, SD_2, SDXL
 from .model_facts import is_single_file
 from .repo_files import INDEX, saved_json
 from .single_file import Header, read_header
@@ -27,8 +29,11 @@ _HALVES = (
 )
 """The ends of the names of a layer's two weights."""
 
-_KINDS = {768: "v1", 1024: "v2", 2048: "xl_base"}
-"""Diffusers' names of models, by the width of the text encoders' output."""
+_BESIDE = (".alpha", "lora_magnitude_vector", "lora_magnitude_vector.weight")
+"""What else diffusers reads of a layer: its strength, and the magnitude of a DoRA."""
+
+_LAYOUTS = {768: SD_1, 1024: SD_2, 2048: SDXL}
+"""By the width of the text encoders' output."""
 
 _TEXTS = re.compile(r"attn2[._](?:processor\.)?to[._][kv](?:_lora)?\.(?:lora_A|lora_down|down|lora\.down)\.weight$")
 
@@ -42,15 +47,32 @@ def number_of_layers(file: Path) -> int:
     """How many layers a LoRA changes, by its header.
 
     Raises:
-        ValueError: there is none, or of one there is a half.
+        ValueError: there is none, or of one there is a half, or diffusers would leave out a part of the file.
     """
     keys = read_header(file).shapes.keys()
     down, up = ({key.removesuffix(end) for key in keys for end in ends if key.endswith(end)} for ends in _HALVES)
+    others = sorted(key for key in keys if not key.endswith((*itertools.chain(*_HALVES), *_BESIDE)))
     if not down | up:
-        raise ValueError(f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa, are not read.")
+        raise ValueError(
+            f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa and LoKr, are not read. It holds "
+            f"{some(others)}."
+        )
+    if others:
+        kinds = ", ".join(dict.fromkeys(key.rpartition(".")[2] for key in others if not key.endswith(".weight")))
+        raise ValueError(
+            f"{file} holds more than diffusers applies of a LoRA, and what it leaves out"
+            f"{f' ({kinds})' if kinds else ''} is part of the result: {some(others)}. Merge it into its base by the "
+            "program that made it, or save it as a LoRA there."
+        )
     if alone := sorted(down ^ up):
         raise ValueError(f"{file} has one of the two weights that there should be of {alone[0].rstrip('._')}.")
     return len(down)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, and how many there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(repr, names[:3]))}{more}"
 
 
 def is_lora(source: Any, weight_name: str | None = None, **places: Any) -> bool:
@@ -136,16 +158,13 @@ def lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> Path:
 
 
 def base_of_lora(file: Path) -> str:
-    """The Hub id of the model that a LoRA is for, as diffusers knows it, told by the width of the texts it attends to.
+    """The Hub id of the model that a LoRA is for, by the width of the texts it attends to.
 
     Raises:
         ValueError: it does not attend to texts, or to those of another model.
     """
-    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS  # over transformers
-
     shapes = {key: shape for key, shape in read_header(file).shapes.items() if _TEXTS.search(key)}
-    kinds = {_KINDS.get(shape[1]) for shape in shapes.values()}
-    if len(kinds) != 1 or kinds == {None}:
+    layouts = {layout.name: layout for shape in shapes.values() if (layout := _LAYOUTS.get(shape[1]))}
+    if len(layouts) != 1 or len(shapes) != sum(shape[1] in _LAYOUTS for shape in shapes.values()):
         raise ValueError(f"{file} does not show which base it is for: pass a pipeline of it as config.")
-    base: str = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kinds.pop()]["pretrained_model_name_or_path"]
-    return base
+    return next(iter(layouts.values())).configs[4]

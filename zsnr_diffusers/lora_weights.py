@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ._extras import import_extra
-from .checkpoint_layout import SD_2, SDXL, Layout, layout_of_pipeline
+from .checkpoint_layout import layout_of_pipeline
+from .layouts import SD_2, SDXL, Layout
 from .model_facts import scheduler_claim
 from .saving import replaced
 from .single_file import file_metadata, model_record, read_header

@@ -5,39 +5,28 @@ Several places may say it, and they may disagree. All are asked, in order; the f
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers import DDIMScheduler
+from torch import Tensor
 
 from . import schedulers
+from .core import alpha_bar_table
 from .core.predictions import check_prediction_type
 from .guidance import recorded_guidance
 from .known_models import known_model, repo_of
+from .marks import Claim, buffer_claim, config_beside, key_claim, metadata_claims, original_config_claim
 from .repo_files import SCHEDULER_CONFIG, json_object, named, saved_config, saved_json
-from .scheduler_config import MODEL_FACTS, check_types, with_defaults
+from .scheduler_config import MODEL_FACTS, check_types, listed, with_defaults
 from .single_file import RECORD, Header, read_header
 
 FACTS = ("prediction_type", "rescale_betas_zero_snr")
 
 ARGUMENTS = "the arguments"
-
-_MODELSPEC_TYPES = {
-    **{"epsilon": "epsilon", "eps": "epsilon"},
-    **{"v": "v_prediction", "v_prediction": "v_prediction", "v-prediction": "v_prediction"},
-}
-_MODELSPEC_ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What one place says of a model; None where it says nothing."""
-
-    source: str
-    prediction_type: str | None = None
-    rescale_betas_zero_snr: bool | None = None
+SCHEDULER, ARCHITECTURE = "the scheduler's config", "the config of this architecture"
 
 
 @dataclass(frozen=True)
@@ -72,6 +61,11 @@ class ModelFacts:
     def _said_by(self, fact: str) -> Iterator[Claim]:
         return (claim for claim in self.claims if getattr(claim, fact) is not None)
 
+    def is_guess(self) -> bool:
+        """Whether a single file does not say what it predicts, nor the caller, but at most the config beside it."""
+        claim = self.authority("prediction_type")
+        return claim is None or claim.source in (SCHEDULER, ARCHITECTURE)
+
     @property
     def conflicts(self) -> list[str]:
         """Disagreements, a sentence each. There is none over what the caller has decided."""
@@ -97,20 +91,23 @@ def find_model_facts(
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool | None = None,
     config: Any = None,
+    original_config: Any = None,
     **kwargs: Any,
 ) -> ModelFacts:
     """What is said of a saved model, without loading its weights.
 
-    Asked in this order: the arguments; what `save_pipeline` recorded; the keys `v_pred` and `ztsnr` among the weights
-    of a single file, by which ComfyUI, Forge and others know such models; its modelspec metadata, and that of kohya's
-    sd-scripts; the scheduler's config; what is known here of some Hub repos, from which a file in the cache is, too.
-    Those tools take a model with `v_pred` alone for one without zero terminal SNR, and so does this.
+    Asked in this order: the arguments, `original_config` among them; of a single file what `save_pipeline` recorded,
+    the keys `v_pred` and `ztsnr` among the weights, by which ComfyUI, Forge and others know such models, its
+    metadata by ModelSpec's names, ComfyUI's, plain ones and those of kohya's sd-scripts, a `.yaml` of the same name
+    beside it, and a schedule among the weights that ends at zero SNR; the scheduler's config, for a file the last that
+    is asked; what is known here of some Hub repos, from which a file in the cache is, too.
 
     Args:
         source: Hub id, folder, or the path of a single `.safetensors` file.
         prediction_type: what the caller knows better.
         rescale_betas_zero_snr: likewise.
         config: folder or Hub id of the pipeline whose config goes with a single file.
+        original_config: of a single file, the path of its YAML file, or its content.
         kwargs: of `from_pretrained`; those that say where to look are used, and a `scheduler` that is given.
 
     Raises:
@@ -124,18 +121,29 @@ def find_model_facts(
     if "scheduler" in kwargs:
         claims.append(scheduler_claim(kwargs["scheduler"].config, ARGUMENTS))
     if is_single_file(source):
-        with_scheduler, found = config, facts_of_file(source, read_header(source))
+        with_scheduler, found = config, _facts_of_single_file(source, original_config)
     else:
         index = saved_config(source, **kwargs)
         with_scheduler = source if index.get("scheduler") not in (None, [None, None]) else None
         with named(source):
             found = ModelFacts((), {}, recorded_guidance(index))
     claims += found.claims
+    known = [_known_claim(source)]
     if with_scheduler is not None and "scheduler" not in kwargs:
         # Which class reads it does not matter: the file has one name for all.
-        claims.append(scheduler_claim(_scheduler_config(with_scheduler, kwargs)))
-    claims.append(_known_claim(source))
+        claim = scheduler_claim(_scheduler_config(with_scheduler, kwargs))
+        known.insert(1 if is_single_file(source) else 0, claim)  # the config of a file is that of its architecture
+    claims += known
     return ModelFacts(tuple(claims), found.schedule, found.guidance)
+
+
+def _facts_of_single_file(path: Any, original_config: Any) -> ModelFacts:
+    """Of a file that is here, with the config that is given for it and the one that lies beside it."""
+    header = read_header(path)
+    found = facts_of_file(path, header)
+    given = [] if original_config is None else [original_config_claim(original_config)]
+    beside = [original_config_claim(file)] if (file := config_beside(path)).is_file() else []
+    return replace(found, claims=(*given, *found.claims, *beside, buffer_claim(path, header)))
 
 
 def facts_of_file(name: Any, header: Header) -> ModelFacts:
@@ -150,8 +158,8 @@ def facts_of_file(name: Any, header: Header) -> ModelFacts:
     """
     record = _record(name, header)
     schedule = {key: record[key] for key in MODEL_FACTS if key in record and key not in FACTS}
-    claims = [_claim(f"metadata {RECORD}", record), _key_claim(name, header)]
-    return ModelFacts((*claims, _modelspec_claim(header), _kohya_claim(header)), schedule, recorded_guidance(record))
+    claims = [_claim(f"metadata {RECORD}", record), key_claim(name, header), *metadata_claims(header)]
+    return ModelFacts(tuple(claims), schedule, recorded_guidance(record))
 
 
 def _scheduler_config(source: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,10 +190,29 @@ def is_single_file(source: Any) -> bool:
     return False
 
 
-def scheduler_claim(config: Mapping[str, Any], source: str = "the scheduler's config") -> Claim:
+def scheduler_claim(config: Mapping[str, Any], source: str = SCHEDULER) -> Claim:
     """What a scheduler's config says, in memory or read from its file; a flow-matching or EDM one says nothing."""
     filled = with_defaults(config, cls) if (cls := scheduler_class(config)) else dict(config)
-    return _claim(source, {"rescale_betas_zero_snr": False, **filled}) if "beta_schedule" in filled else Claim(source)
+    if "beta_schedule" not in filled:
+        return Claim(source)
+    zero_snr = filled.get("rescale_betas_zero_snr") or _betas_end_in_noise(filled)
+    return _claim(source, {**filled, "rescale_betas_zero_snr": bool(zero_snr)})
+
+
+def _betas_end_in_noise(config: Mapping[str, Any]) -> bool:
+    """Whether the betas themselves reach zero SNR, so that no flag is needed.
+
+    Epsilon models on the cosine schedule end nearly there too, and are sampled as diffusers does.
+    """
+    betas = config.get("trained_betas")
+    if betas is None or config.get("prediction_type", "epsilon") == "epsilon":
+        return False
+    return ends_in_noise(alpha_bar_table(trained_betas=listed(betas)))
+
+
+def ends_in_noise(alphas_cumprod: Tensor) -> bool:
+    """Whether a schedule ends at zero SNR, which diffusers may write as an alpha_bar of 2^-24."""
+    return float(alphas_cumprod[-1]) < 1e-6
 
 
 def scheduler_class(config: Mapping[str, Any]) -> Any:
@@ -217,34 +244,3 @@ def _record(path: Any, header: Header) -> dict[str, Any]:
         check_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
         check_prediction_type(record.get("prediction_type", "epsilon"), zero_terminal_snr=False)
     return record
-
-
-def _key_claim(path: Any, header: Header) -> Claim:
-    if "edm_vpred.sigma_max" in header.shapes:
-        raise ValueError(
-            f"{path} has the key 'edm_vpred.sigma_max': it predicts v on an EDM schedule, which is not "
-            "variance-preserving and is sampled neither here nor by diffusers' from_single_file."
-        )
-    v_prediction, zero_snr = "v_pred" in header.shapes, "ztsnr" in header.shapes
-    return Claim(
-        " and ".join(f"key {key}" for key in ("v_pred", "ztsnr") if key in header.shapes),
-        "v_prediction" if v_prediction else None,
-        zero_snr if v_prediction or zero_snr else None,
-    )
-
-
-def _modelspec_claim(header: Header) -> Claim:
-    spec = {key: header.metadata.get(f"modelspec.{key}", "") for key in ("prediction_type", "architecture")}
-    said = _MODELSPEC_TYPES.get(spec["prediction_type"].lower())
-    return Claim("modelspec metadata", said or _MODELSPEC_ARCHITECTURES.get(spec["architecture"]))
-
-
-def _kohya_claim(header: Header) -> Claim:
-    """sd-scripts tell v by the version of the base, and in ModelSpec's metadata; others by a key of kohya's style."""
-    said = {key for key, value in header.metadata.items() if value.lower() == "true"}
-    v_prediction = header.metadata.get("ss_base_model_version", "").endswith("_v") or "ss_v_parameterization" in said
-    return Claim(
-        "kohya's metadata",
-        "v_prediction" if v_prediction else None,
-        True if "ss_zero_terminal_snr" in said else None,
-    )

@@ -17,6 +17,9 @@ from .single_file import write_single_file
 from .stock_scheduler import stock_scheduler
 from .weight_files import ask_for_float32, name_as_published
 
+_OTHER_FILES = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".st", ".sft", ".safetensor", ".pkl", ".onnx", ".zip")
+"""Endings of files that weights are kept in elsewhere."""
+
 
 def save_pipeline(
     pipe: Any,
@@ -56,7 +59,8 @@ def save_pipeline(
     Raises:
         OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
         FileExistsError: there is something, and `overwrite` was not passed, or it is a folder without a pipeline.
-        ValueError: the name does not go with the format; what a single file or a stock scheduler cannot hold.
+        ValueError: the name does not go with the format, or is that of another kind of file; what a single file or a
+            stock scheduler cannot hold.
         TypeError: guidance rescale in a pipeline whose class is not diffusers'.
     """
     path = Path(path)
@@ -77,7 +81,7 @@ def save_pipeline(
 
 
 def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
-    """Refuse to replace what may be of value.
+    """Refuse to replace what may be of value, and a folder by the name of a file.
 
     Args:
         path: folder or file.
@@ -85,14 +89,28 @@ def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
         mark: the file by which a folder is known as one of those that are written there.
 
     Raises:
-        FileExistsError: as in `save_pipeline`.
+        FileExistsError, ValueError: as in `save_pipeline`.
     """
+    check_file_name(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f"{path} is there already; ask to overwrite it, or choose another name.")
+        raise FileExistsError(f"{path} is there already; pass overwrite=True, or choose another name.")
     if path.is_dir() and not (path / mark).is_file():
         raise FileExistsError(f"{path} is a folder without a {mark}, and is not replaced.")
+
+
+def check_file_name(path: Path) -> None:
+    """Refuse the name of a file that would become a folder.
+
+    Raises:
+        ValueError: with the name to use instead.
+    """
+    if path.suffix.lower() in _OTHER_FILES:
+        raise ValueError(
+            f"{path} would be a folder by the name of a file, and none in {path.suffix} is written here: name it "
+            f"{path.with_suffix('.safetensors').name}."
+        )
 
 
 @contextlib.contextmanager

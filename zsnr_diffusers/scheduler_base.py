@@ -12,6 +12,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import DummyObject
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -20,17 +21,19 @@ from .core import (
     NoiseLevel,
     Update,
     add_noise,
+    betas_of_table,
     check_timesteps,
     dynamic_threshold,
     noise_level,
     schedule_table,
     spaced_timesteps,
+    timesteps_of_sigmas,
     training_target,
     x_0_factors,
 )
 from .core.predictions import check_prediction_type
 from .core.spacing import check_spacing
-from .scheduler_config import model_facts
+from .scheduler_config import DEFAULTS, OWN_SPACING, SchedulerConfig, model_facts, normalized, own_spacing
 
 _Tables = tuple[Tensor, Tensor]
 """alpha and sigma of every training timestep."""
@@ -66,13 +69,14 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         beta_start: first beta of the schedule before its rescale.
         beta_end: last beta, likewise.
         beta_schedule: `linear`, `scaled_linear`, `squaredcos_cap_v2`, `cosine`, `sigmoid` or `laplace`.
-        trained_betas: the betas themselves, instead of the three above.
+        trained_betas: the betas themselves, instead of the four above; a T that is not their number is refused, other
+            than the default, which stands for their number.
         prediction_type: `v_prediction` or `sample`; `epsilon` only without zero terminal SNR.
         rescale_betas_zero_snr: apply Algorithm 1. False keeps the schedule, for a model that was not retrained.
         timestep_spacing: `trailing`, `linspace`, or `kappa`, which puts the steps where the signal is; `leading` only
             without zero terminal SNR, as it misses T-1. A strength of image to image is a share of the steps, so with
-            `kappa` the same strength starts nearer to the image. Stock schedulers do not know `kappa`: name another
-            spacing to their `from_config`.
+            `kappa` the same strength starts nearer to the image. Diffusers' schedulers do not know `kappa`: the config
+            says `trailing` for them, and keeps `kappa` beside it.
         clip_sample: clip each predicted x_0, for models of pixels.
         clip_sample_range: to [-range, range].
         thresholding: scale each predicted x_0 into [-1, 1] instead (Imagen's dynamic thresholding), likewise.
@@ -90,6 +94,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
     _eta: float = 0.0
     _memory = False  # whether a step uses the outputs of earlier steps
     _increasing = False  # whether timesteps lead from clean data to noise
+    _internal_dict: SchedulerConfig  # diffusers' own name
 
     @register_to_config
     def __init__(
@@ -99,7 +104,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
-        prediction_type: str = "epsilon",
+        prediction_type: str = "v_prediction",
         rescale_betas_zero_snr: bool = True,
         timestep_spacing: str = "trailing",
         clip_sample: bool = False,
@@ -113,6 +118,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
 
     def _set_up(self) -> None:
         """Make the tables from the config, which diffusers has filled when `__init__` runs."""
+        self.register_to_config(**normalized(self.config), _class_name=type(self).__name__)
         config = self.config
         zero_snr, num_train_timesteps = config["rescale_betas_zero_snr"], config["num_train_timesteps"]
         check_prediction_type(config["prediction_type"], zero_terminal_snr=zero_snr)
@@ -131,16 +137,19 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         if len(table) != num_train_timesteps:
             raise ValueError(f"trained_betas has {len(table)} values for num_train_timesteps={num_train_timesteps}.")
 
-        self.alphas_cumprod = table.float()  # for code that looks here, in stock's dtype; nothing below reads it
+        # For code that looks here, in diffusers' dtype; nothing below reads them.
+        self.alphas_cumprod, self.betas = table.float(), betas_of_table(table).float()
         self._table = table
         self._tables = cast(_Tables, noise_level(table, torch.arange(len(table))))
         self._tables_on: dict[tuple[torch.device, torch.dtype], _Tables] = {}
         self._begin_index: int | None = None
         self.num_inference_steps: int | None = None
         self._visit(range(num_train_timesteps - 1, -1, -1), None)
-        # Stock's from_config drops every value that an in-memory config marks as a default, ours along with it. And
-        # our from_config must know our own configs, to keep what was chosen; stock names the class only when it saves.
-        self.register_to_config(_use_default_values=[], _class_name=type(self).__name__)
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Add to the config; see diffusers. No value of ours counts as a default that another class may replace."""
+        super().register_to_config(**(kwargs | ({DEFAULTS: []} if DEFAULTS in kwargs else {})))
+        self._internal_dict = SchedulerConfig(self._internal_dict)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -154,12 +163,23 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: the config is of a flow-matching or EDM scheduler, or of a model that this class refuses.
         """
+        marked = isinstance(config, Mapping) and DEFAULTS in config
         if isinstance(config, Mapping):
             if config.get("_class_name") not in _names(ZeroSNRScheduler):
                 accepted = inspect.signature(cls.__init__).parameters
-                config = model_facts(config, accepted)
-            config = dict(config)
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+                passed_on = {key: config[key] for key in config if key == OWN_SPACING}
+                config = {**model_facts(config, accepted), **passed_on}
+            overridden = {OWN_SPACING} if "timestep_spacing" in kwargs else set()
+            config = {key: value for key, value in config.items() if key not in overridden}
+        scheduler, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
+        if marked:
+            scheduler.register_to_config(**{DEFAULTS: []})
+        return (scheduler, unused) if return_unused_kwargs else scheduler
+
+    @classmethod
+    def _get_compatibles(cls) -> list[Any]:
+        """Diffusers' schedulers that can be made here: stand-ins for those that need another package are left out."""
+        return [each for each in super()._get_compatibles() if not isinstance(each, DummyObject)]
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `scheduler_config.json`; see diffusers.
@@ -191,24 +211,30 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> None:
-        """Choose the timesteps that sampling visits.
+        """Choose the timesteps that sampling visits, by exactly one of their number, themselves, and their noise.
 
         Args:
             num_inference_steps: n, from 1 to T, spaced as the config says.
             device: where `timesteps` shall lie.
-            timesteps: the timesteps themselves instead, strictly decreasing in [0, T-1].
+            timesteps: the timesteps themselves, strictly decreasing in [0, T-1] (increasing for inversion).
+            sigmas: sigma / alpha of the levels to visit, strictly decreasing (increasing for inversion), like those of
+                diffusers; each leads to the nearest timestep, infinity and their 4096 to T-1. A 0 for clean data
+                may end them.
 
         Raises:
-            ValueError: both or neither are given, or they are out of range.
+            ValueError: none or several are given, they are out of range, or two sigmas lead to one timestep.
         """
         self._check_config()
-        if timesteps is not None and num_inference_steps is None:
-            visited = check_timesteps(timesteps, len(self), self._increasing)
-        elif num_inference_steps is not None and timesteps is None:
+        if sum(given is not None for given in (num_inference_steps, timesteps, sigmas)) != 1:
+            raise ValueError("Pass either num_inference_steps or timesteps or sigmas to set_timesteps.")
+        if num_inference_steps is not None:
             visited = self._spaced(num_inference_steps)
-        else:
-            raise ValueError("Pass either num_inference_steps or timesteps to set_timesteps.")
+        elif timesteps is not None:
+            visited = check_timesteps(timesteps, len(self), self._increasing)
+        elif sigmas is not None:
+            visited = timesteps_of_sigmas(sigmas, self._table, self._increasing)
         self.num_inference_steps = len(visited)
         self._begin_index = None
         self._visit(visited, device)
@@ -216,7 +242,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
 
     def _spaced(self, num_inference_steps: int) -> list[int]:
         """The timesteps of so many steps."""
-        return spaced_timesteps(self.config["timestep_spacing"], num_inference_steps, self._table)
+        return spaced_timesteps(own_spacing(self.config), num_inference_steps, self._table)
 
     def _visit(self, visited: Sequence[int], device: str | torch.device | None) -> None:
         self.timesteps = torch.tensor(visited, device=device)
@@ -261,9 +287,12 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Prepare the updates of a run from there. Nothing else depends on it: each step finds its own place."""
+        """Prepare the updates of a run from there. Nothing else depends on it: each step finds its own place.
+
+        A place behind the last step is that of a run without steps, as a strength of 0 makes it.
+        """
         self._begin_index = begin_index
-        if self._memory:
+        if self._memory and begin_index < len(self._path):
             self._updates(begin_index, self._eta)
 
     # -- one step

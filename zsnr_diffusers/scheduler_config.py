@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import diffusers
+import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -59,6 +61,50 @@ _OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 LARGEST_T = 100_000
+DEFAULT_T = 1000
+
+DEFAULTS = "_use_default_values"
+"""Where diffusers notes what was left at its default. Another class's `from_config` takes its own default instead."""
+
+OWN_SPACING = "_own_timestep_spacing"
+"""Where a config of ours keeps a spacing that diffusers does not know; diffusers' classes pass it on unread."""
+
+
+class SchedulerConfig(FrozenDict):
+    """A config that equals another of the same values, whatever their order, and whether any was left at a default."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        mine, others = ({k: v for k, v in config.items() if k != DEFAULTS} for config in (self, other))
+        return mine == others
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config of ours is to be registered in place of what was passed, so that it can be saved and passed on.
+
+    Betas become a list and set T, unless another T than the default was asked for; a spacing that diffusers does not
+    know becomes the one that comes next to it.
+    """
+    changes: dict[str, Any] = {}
+    if config["trained_betas"] is not None:
+        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64).flatten().tolist()
+        changes["trained_betas"] = betas
+        if config["num_train_timesteps"] == DEFAULT_T:
+            changes["num_train_timesteps"] = len(betas)
+    if config["timestep_spacing"] == "kappa":
+        changes |= {"timestep_spacing": "trailing", OWN_SPACING: "kappa"}
+    return changes
+
+
+def own_spacing(config: Mapping[str, Any]) -> str:
+    """The spacing that a config of ours stands for."""
+    return str(config.get(OWN_SPACING, config["timestep_spacing"]))
 
 
 def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
@@ -114,7 +160,7 @@ def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FAC
     Raises:
         ValueError: as `check_variance_preserving`.
     """
-    config = filled_config(config)
+    config = {"prediction_type": "epsilon", **filled_config(config)}  # of a class that has no other, or is not known
     check_variance_preserving(config)
     kept = [key for key, values in _FACTS_OF_SOME.items() if key in accepted and config.get(key) in values]
     for key, (values, reason) in _OTHER_SAMPLERS.items():

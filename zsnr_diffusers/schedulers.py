@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+_DISTILLED_AT = 50
+"""Timesteps that latent consistency models are distilled at."""
+
+
 class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
     """DDIM (Song et al. 2021, arXiv:2010.02502) from pure noise to clean data, at every number of steps.
 
@@ -118,7 +122,7 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
-        prediction_type: str = "epsilon",
+        prediction_type: str = "v_prediction",
         rescale_betas_zero_snr: bool = True,
         timestep_spacing: str = "trailing",
         clip_sample: bool = False,
@@ -165,7 +169,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
-        prediction_type: str = "epsilon",
+        prediction_type: str = "v_prediction",
         rescale_betas_zero_snr: bool = True,
         timestep_spacing: str = "kappa",
         clip_sample: bool = False,
@@ -208,8 +212,8 @@ class ZeroSNRLCMScheduler(_SimpleStep):
     changes nothing at them (by 7e-6 at most) and is left out.
 
     Args:
-        original_inference_steps: how many timesteps the model was distilled at, spaced by trailing. More steps than
-            that are possible and lead to timesteps in between.
+        original_inference_steps: how many timesteps the model was distilled at, spaced by trailing; all T if the
+            default exceeds T. More steps than that are possible and lead to timesteps in between.
 
     The other parameters are those of `ZeroSNRScheduler`.
     """
@@ -222,7 +226,7 @@ class ZeroSNRLCMScheduler(_SimpleStep):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
-        prediction_type: str = "epsilon",
+        prediction_type: str = "v_prediction",
         rescale_betas_zero_snr: bool = True,
         timestep_spacing: str = "trailing",
         clip_sample: bool = False,
@@ -231,16 +235,17 @@ class ZeroSNRLCMScheduler(_SimpleStep):
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
         snr_shift_scale: float = 1.0,
-        original_inference_steps: int = 50,
+        original_inference_steps: int = _DISTILLED_AT,
     ) -> None:
-        self._checked_steps(original_inference_steps)
         self._set_up()
+        self._checked_steps(original_inference_steps)
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         original_inference_steps: int | None = None,
         strength: float = 1.0,
     ) -> None:
@@ -250,14 +255,15 @@ class ZeroSNRLCMScheduler(_SimpleStep):
             num_inference_steps: n, from 1 to T.
             device: where `timesteps` shall lie.
             timesteps: the timesteps themselves instead, strictly decreasing in [0, T-1].
+            sigmas: noise levels instead, as in `ZeroSNRScheduler.set_timesteps`.
             original_inference_steps: in place of the config's.
             strength: of image to image, in (0, 1]: start at this share of the distilled timesteps.
 
         Raises:
             ValueError: a value out of range, or a strength that leaves fewer timesteps than steps.
         """
-        if timesteps is not None or num_inference_steps is None:
-            return super().set_timesteps(num_inference_steps, device, timesteps)
+        if num_inference_steps is None or timesteps is not None or sigmas is not None:
+            return super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
         check_num_inference_steps(num_inference_steps, len(self))
         if not 0 < strength <= 1:
             raise ValueError(f"strength={strength} must lie in (0, 1].")
@@ -272,15 +278,17 @@ class ZeroSNRLCMScheduler(_SimpleStep):
                     f"num_inference_steps={num_inference_steps} at strength={strength}: {len(distilled)} are left of "
                     f"the {original} timesteps that the model was distilled at; take fewer steps or more strength."
                 )
-            distilled = spaced_timesteps(self.config["timestep_spacing"], num_inference_steps, self._table)
+            distilled = self._spaced(num_inference_steps)
         places = [len(distilled) * k // num_inference_steps for k in range(num_inference_steps)]
         super().set_timesteps(device=device, timesteps=[distilled[place] for place in places])
 
     def _checked_steps(self, original_inference_steps: int) -> int:
-        if not 1 <= original_inference_steps <= self.config["num_train_timesteps"]:
+        if original_inference_steps == _DISTILLED_AT:  # a default refuses no model of fewer timesteps
+            return min(original_inference_steps, len(self))
+        if not 1 <= original_inference_steps <= len(self):
             raise ValueError(
-                f"original_inference_steps={original_inference_steps} must lie in [1, "
-                f"{self.config['num_train_timesteps']}]: pass the number of timesteps that the model was distilled at."
+                f"original_inference_steps={original_inference_steps} must lie in [1, {len(self)}]: "
+                f"pass the number of timesteps that the model was distilled at."
             )
         return original_inference_steps
 

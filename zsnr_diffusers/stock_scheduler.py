@@ -30,8 +30,6 @@ def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
             f"snr_shift_scale={shift} of {type(scheduler).__name__} has no stock scheduler to stand in for it here; "
             "set the pipeline's scheduler to one of stock first."
         )
-    if config.get("timestep_spacing") == "kappa":  # of ours alone
-        config["timestep_spacing"] = "trailing"
     if config.get("clip_sample") or config.get("thresholding"):
         cls: Any = DDPMScheduler
     else:

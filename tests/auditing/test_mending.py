@@ -92,9 +92,9 @@ def test_fix_writes_both_files_with_backups_and_stock_loads_the_result(folder, c
 def test_fix_leaves_what_it_cannot_mend(folder):
     write(folder, {"rescale_betas_zero_snr": True})
     before = files(folder)
-    assert fix(folder).verdict == "wrong"
+    assert fix(folder).verdict == "misconfigured"
     assert files(folder) == before
-    assert fix(folder, prediction_type="epsilon").verdict == "not zero-SNR"
+    assert fix(folder, prediction_type="epsilon").verdict == "works as published; not zero-SNR"
     assert json.loads((folder / "scheduler/scheduler_config.json").read_text())["rescale_betas_zero_snr"] is False
 
 

@@ -20,14 +20,14 @@ from zsnr_diffusers import audit, enable_guidance_rescale
 def test_a_v_model_without_zero_snr_is_mended_only_if_it_is_said_to_be_trained_there():
     config = config_of(DDIMScheduler, rescale_betas_zero_snr=False)
     result = audit(config)
-    assert result.verdict == "not zero-SNR"
+    assert result.verdict == "works as published; not zero-SNR"
     terminal = found(result, "terminal-snr")
     assert terminal.fix is None
     assert "rescale_betas_zero_snr=True" in terminal.remedy
     assert "zsnr_diffusers.training" in terminal.remedy
     assert result.fixed_scheduler().config.rescale_betas_zero_snr is False
     told = audit(config, zero_snr=True)
-    assert told.verdict == "wrong"
+    assert told.verdict == "misconfigured"
     assert [*misses(told.fixed_scheduler())] == []
     assert audit(told.fixed_scheduler()).ok
     assert audit(config_of(DDIMScheduler), zero_snr=False).fixed_scheduler().config.rescale_betas_zero_snr is False
@@ -52,7 +52,7 @@ def test_the_cosine_schedule_is_nearly_zero_and_not_zero():
     cosine = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon", "rescale_betas_zero_snr": False}
     result = audit(config_of(DDIMScheduler, **cosine), steps=STEPS)
     assert result.terminal_alpha == pytest.approx(4.928e-05, rel=1e-3)
-    assert result.verdict == "not zero-SNR"
+    assert result.verdict == "works as published; not zero-SNR"
     assert "epsilon-at-zero-snr" not in names(result)
     flagged = {**cosine, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     assert "flag-ignored" in names(audit(config_of(PNDMScheduler, **flagged), steps=STEPS))

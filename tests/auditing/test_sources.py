@@ -12,15 +12,19 @@ from audited import config_of, found, misses, names
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
 )
 from hub_server import COMMIT, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tiny_checkpoints import EPSILON, KINDS, V, sd_scheduler, tiny_pipeline, write_file
 
-from zsnr_diffusers import audit
+from zsnr_diffusers import ZeroSNRMultistepScheduler, audit, save_pipeline
 from zsnr_diffusers.auditing import Audit
+from zsnr_diffusers.cli import main
 
 
 # -- single files
@@ -28,15 +32,63 @@ def test_keys_of_a_checkpoint_that_stock_does_not_read(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"x": torch.zeros(1), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, path)
     result = audit(path)
-    assert names(result) >= {"schedule-left-behind", "prediction-type", "terminal-snr", "last-timestep-missed"}
-    assert f"zsnr_diffusers.load_pipeline({str(path)!r})" in found(result, "schedule-left-behind").remedy
-    assert found(result, "terminal-snr").severity == "error"
+    assert result.verdict == "OK"
+    left = found(result, "schedule-left-behind")
+    assert left.severity == "note"
+    assert f"zsnr_diffusers.load_pipeline({str(path)!r})" in left.remedy
+    assert (result.scheduler, result.prediction_type, result.terminal_snr) == ("ZeroSNRDDIMScheduler", V, 0)
     assert [*misses(result.fixed_scheduler())] == []
     save_file({"x": torch.zeros(1)}, path, metadata={"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"})
     assert names(audit(path)) == names(result)
     save_file({"x": torch.zeros(1)}, path)
-    assert audit(path).verdict == "not zero-SNR"
+    assert audit(path).verdict == "works as published; not zero-SNR"
     assert not {"schedule-left-behind", "schedule-not-said"} & names(audit(path))
+    told = audit(path, prediction_type=V, zero_snr=True)  # which no reader of the file finds
+    assert names(told) >= {"schedule-left-behind", "prediction-type", "terminal-snr", "last-timestep-missed"}
+    remedy = found(told, "schedule-left-behind").remedy
+    assert remedy.endswith(f"zsnr convert {path} FOLDER --prediction_type {V} --zero_snr")
+    assert told.verdict == "misconfigured"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", [(EPSILON, False), (V, False), (V, True)])
+def test_a_file_that_was_written_here_is_right_or_as_published(kind, model, tmp_path):
+    path = save_pipeline(tiny_pipeline(kind, sd_scheduler(*model)), tmp_path / "model.safetensors")
+    result = audit(path)
+    assert result.verdict == ("OK" if model == (V, True) else "works as published; not zero-SNR"), str(result)
+    assert (result.prediction_type, result.terminal_snr == 0) == model
+    assert result.pipeline == ("StableDiffusionXLPipeline" if kind == "xl" else "StableDiffusionPipeline")
+    assert ("schedule-left-behind" in names(result)) == (model[0] == V)
+
+
+def test_a_file_of_2_that_says_nothing_is_not_audited_as_epsilon(tmp_path, capsys):
+    path = write_file(tmp_path / "model.safetensors", "2")
+    with pytest.raises(
+        ValueError, match=r"does not say what it predicts, and of Stable Diffusion 2\.x there are both"
+    ):
+        audit(path)
+    assert main(["audit", str(path)]) == 2
+    assert "pass --prediction_type v_prediction (2.0" in capsys.readouterr().err
+    assert audit(path, prediction_type=EPSILON).prediction_type == V  # by diffusers, whatever the file is
+    assert "prediction-type" in names(audit(path, prediction_type=EPSILON))
+    assert audit(path, prediction_type=V).verdict == "misconfigured"  # until the file says it
+
+
+PUBLISHED = {
+    "1.5 and 2.1 base": config_of(PNDMScheduler, skip_prk_steps=True, set_alpha_to_one=False, prediction_type=EPSILON),
+    "2.1": config_of(DDIMScheduler, set_alpha_to_one=False, clip_sample=False, prediction_type=V),
+    "XL": config_of(EulerDiscreteScheduler, prediction_type=EPSILON),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_work_as_published(name):
+    config = {**PUBLISHED[name], "rescale_betas_zero_snr": False, "timestep_spacing": "leading", "steps_offset": 1}
+    result = audit(config)
+    assert result.verdict == "works as published; not zero-SNR"
+    assert not result.ok
+    assert not [finding for finding in result.findings if finding.severity == "error"]
+    assert audit(config, prediction_type="sample").verdict == "misconfigured"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0notJSON!", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0[]"])
@@ -141,3 +193,11 @@ def test_any_config_is_audited_or_refused_in_words(name, changes):
     text = json.dumps(result.to_dict(), allow_nan=False)
     assert json.loads(text) == result.to_dict()
     assert f"verdict: {result.verdict}" in str(result)
+
+
+def test_our_own_spacing_is_audited_as_it_runs():
+    """The config says `trailing` for diffusers' classes, which do not know `kappa`."""
+    scheduler = ZeroSNRMultistepScheduler(prediction_type="v_prediction")
+    assert audit(scheduler).timestep_spacing == "kappa"
+    assert audit(json.loads(scheduler.to_json_string())).timestep_spacing == "kappa"
+    assert audit(diffusers.EulerDiscreteScheduler.from_config(scheduler.config)).timestep_spacing == "trailing"

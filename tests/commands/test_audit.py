@@ -64,7 +64,7 @@ def test_fix_mends_and_says_what(leading, capsys):
     assert run(leading, "--fix") == 0
     out = capsys.readouterr().out
     assert out.startswith("mended: last-timestep-missed")
-    assert out.endswith("verdict: right\n")
+    assert out.endswith("verdict: OK\n")
     assert run(leading) == 0
     capsys.readouterr()
     assert run(leading, "--fix") == 0

@@ -79,7 +79,7 @@ def test_what_is_broken_is_named_mended_and_sampled(name, folder, capsys):
     pipe = DiffusionPipeline.from_pretrained(folder)
     zero_snr = pipe.scheduler.config.rescale_betas_zero_snr
     assert right == (0 if zero_snr else 1)  # set up as it was trained, on a flawed schedule
-    assert ("verdict: right" if zero_snr else "verdict: not zero-SNR") in report
+    assert ("verdict: OK" if zero_snr else "verdict: works as published; not zero-SNR") in report
     assert [*misses(pipe.scheduler, zero_snr=zero_snr)] == []
     pipe.set_progress_bar_config(disable=True)
     picture = pipe("a dark landscape", num_inference_steps=5, generator=torch.manual_seed(0), output_type="pt").images
@@ -91,5 +91,5 @@ def test_the_config_of_the_weights_that_the_paper_released_passes(folder, capsys
     assert {**config_of(DDIMScheduler), "_class_name": None} == {**RELEASED, "_class_name": None}
     before = files(folder)
     assert main(["audit", str(folder)]) == 0
-    assert "verdict: right" in capsys.readouterr().out
+    assert "verdict: OK" in capsys.readouterr().out
     assert files(folder) == before

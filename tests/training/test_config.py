@@ -142,3 +142,32 @@ def test_unknown_option_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse_config([*LEAST_ARGUMENTS, "--learning_rat", "1"])
     assert "--learning_rat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(10_000, 500), (501, 500), (500, 50), (60, 6), (9, 0), (1, 0)], ids=lambda value: str(value)
+)
+def test_the_default_warm_up_fits_into_the_run(steps, warmup, tmp_path):
+    config = TrainingConfig(**LEAST, max_train_steps=steps)
+    assert config.lr_warmup_steps == warmup
+    assert PixelTrainingConfig(train_data_dir="photos", max_train_steps=steps).lr_warmup_steps == warmup
+    (tmp_path / "training_config.yaml").write_text(config.to_yaml())
+    longer = ["--config", str(tmp_path / "training_config.yaml"), "--max_train_steps", "20000"]
+    assert parse_config(longer).lr_warmup_steps == warmup
+    assert parse_config([*LEAST_ARGUMENTS, "--max_train_steps", str(steps)]).lr_warmup_steps == warmup
+
+
+def test_a_warm_up_that_is_set_is_kept():
+    assert TrainingConfig(**LEAST, max_train_steps=60, lr_warmup_steps=500).lr_warmup_steps == 500
+
+
+@pytest.mark.parametrize("kind", [TrainingConfig, PixelTrainingConfig])
+def test_help_shows_the_layouts_of_folders(capsys, kind):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"], kind)
+    text = capsys.readouterr().out
+    for line in {
+        TrainingConfig: ("    0001.txt\n", "metadata.jsonl", "metadata.csv", "metadata.parquet", "train/0001.jpg"),
+        PixelTrainingConfig: ("    cat/0001.png", "animals/test/cat/..."),
+    }[kind]:
+        assert line in text

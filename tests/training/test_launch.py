@@ -10,6 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from child_processes import arguments
 
 import zsnr_diffusers
+from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.launch import launch
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU")
@@ -71,3 +72,25 @@ def test_processes_that_would_train_each_by_itself_are_refused(config, environme
     # older versions of accelerate refuse it themselves
     with pytest.raises(ValueError, match=r"2 processes were started, and accelerate sees 1\.|MASTER_ADDR"):
         launch(config)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "comet_ml", "tensorboard", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_named_with_its_package(options, environment, monkeypatch, tracker):
+    monkeypatch.setattr("zsnr_diffusers.training.launch.get_available_trackers", list)
+    package = {"comet_ml": "comet-ml"}.get(tracker, tracker)
+    with pytest.raises(
+        ValueError, match=rf"--report_to={tracker} needs .*: pip install {package}, or .*--report_to no"
+    ):
+        train(TrainingConfig(**{**options, "report_to": tracker}))
+    assert not Path(options["output_dir"]).exists()
+
+
+def test_a_tracker_that_is_unknown_is_named_with_those_that_are(options, environment):
+    with pytest.raises(ValueError, match=r"--report_to='wandbb' is not known; choose one of .*tensorboard.* and none"):
+        launch(TrainingConfig(**{**options, "report_to": "wandbb"}))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "all", "none"])
+def test_trackers_that_are_installed(options, environment, tracker):
+    accelerator, _ = launch(TrainingConfig(**{**options, "report_to": tracker}))
+    assert [str(kind) for kind in accelerator.log_with] == ([] if tracker == "none" else ["tensorboard"])

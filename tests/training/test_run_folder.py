@@ -170,3 +170,36 @@ def test_a_folder_that_is_in_use_is_refused(options):
         with pytest.raises(ValueError, match="is in use by process 1 on elsewhere"):
             run(options)
         run(options, dry_run=True)  # which writes nothing
+
+
+@pytest.mark.parametrize(
+    ("option", "what"), [("pretrained_model_name_or_path", "base model"), ("train_data_dir", "data")]
+)
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_folder_of_the_base_or_of_the_data_is_not_written_into(options, tmp_path, option, what, linked, resume):
+    folder = Path(options[option])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    if linked:
+        (tmp_path / "link").symlink_to(folder)
+    output = str(tmp_path / "link") if linked else f"{folder}/"
+    with pytest.raises(ValueError, match=rf"^--output_dir=.* is the folder of the {what}, --{option}=.*: choose"):
+        run(options, output_dir=output, resume=resume)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({"lr_warmup_steps": 8}, "12%"),
+        ({"lr_warmup_steps": 1}, "100%"),
+        ({"lr_warmup_steps": 8, "lr_scheduler": "constant"}, None),
+        ({"lr_warmup_steps": 0}, None),
+        ({"lr_warmup_steps": None}, None),
+    ],
+)
+def test_a_warm_up_as_long_as_the_run_is_named_before_it_starts(options, changes, share, capsys):
+    run(options, dry_run=True, **changes)
+    said = capsys.readouterr().out
+    assert ("warning: --lr_warmup_steps=" in said) == (share is not None)
+    assert share is None or f"the learning rate ends at {share} of 0.001" in said

@@ -94,6 +94,16 @@ def test_captions_in_json(options, tmp_path):
     assert opened(options, **folder, caption_column="absent")[1]["absent"] is None
 
 
+def test_a_byte_order_mark_is_no_part_of_a_caption(options, tmp_path):
+    members = {
+        "a.png": b"",
+        "a.txt": "\ufeffsnow\r\n".encode(),
+        "b.png": b"",
+        "b.json": '\ufeff{"text": "sea"}'.encode(),
+    }
+    assert opened(options, **write(tmp_path, tar(members)))[[0, 1]]["text"] == ["snow", "sea"]
+
+
 @pytest.mark.parametrize("bad", [b"{", b"[1]", b"\xff\xfe"])
 def test_captions_that_cannot_be_read_are_named(options, tmp_path, bad):
     rows = opened(options, **write(tmp_path, tar({"a.png": b"", "a.json": bad})))

@@ -19,8 +19,8 @@ class Finding:
 
     Attributes:
         name: of the kind of fault.
-        severity: `error`, the pictures are wrong; `not zero-SNR`, set up as it was trained, but one of the paper's
-            mends is missing; `note`, right at the numbers of steps that the report shows.
+        severity: `error`, the pictures are wrong; `not zero-SNR`, as such models are published, but one of the
+            paper's fixes is missing; `note`, right at the numbers of steps that the report shows.
         what: what is wrong, with values.
         remedy: what to do, where possible a line of code or a command. If there are several, or if it is for a case
             only, each has a line of its own, and so has the case, with a colon at its end.

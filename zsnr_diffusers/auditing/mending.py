@@ -57,7 +57,8 @@ def audit(
     Raises:
         OSError: there is nothing, or no scheduler in it.
         TypeError: a source of another kind, or an unknown argument.
-        ValueError: no scheduler of a variance-preserving model, or one that cannot be made.
+        ValueError: no scheduler of a variance-preserving model, or one that cannot be made; a file of a Stable
+            Diffusion 2.x of which nothing says what it predicts.
     """
     unknown = sorted(set(kwargs) - set(PLACES))
     if unknown:
@@ -74,7 +75,17 @@ def audit(
 
 
 def _told(source: Source, prediction_type: str | None, zero_snr: bool | None) -> Source:
-    """What the caller knows goes before what a file says."""
+    """What the caller knows goes before what a file says.
+
+    Raises:
+        ValueError: neither says what a model predicts whose architecture has both kinds.
+    """
+    if source.ambiguous and prediction_type is None:
+        raise ValueError(
+            f"{source.name} does not say what it predicts, and of Stable Diffusion 2.x there are both kinds: "
+            "pass prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or prediction_type='epsilon' (2-base and "
+            "2.1-base)."
+        )
     return replace(
         source,
         prediction_type=source.prediction_type if prediction_type is None else prediction_type,

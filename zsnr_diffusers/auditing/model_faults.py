@@ -27,15 +27,22 @@ def schedule_left_behind(setup: Setup) -> Finding | None:
     if source.prediction_type is None:
         return _schedule_not_said(setup)
     if source.lora:
-        stock, ours = "load_lora_weights of stock leaves that of the base", f"load_lora(pipe, {source.name!r})"
+        theirs, ours = "diffusers' load_lora_weights leaves that of the base", f"load_lora(pipe, {source.name!r})"
     else:
-        stock = "from_single_file of stock takes it for a model of epsilon without zero SNR"
+        theirs = "diffusers' from_single_file does not read what it predicts"
         ours = f"load_pipeline({source.name!r})"
+    # A folder has room for a scheduler; a file that says what it is does all that it can.
+    in_file = source.marked and source.path is None
+    what = "the file says what it predicts, and " if in_file else "there is no scheduler beside the weights, and "
+    told = (
+        "" if source.marked else f" --prediction_type {source.prediction_type}" + " --zero_snr" * bool(source.zero_snr)
+    )
+    load = f"to load both:\nzsnr_diffusers.{ours}\n" if source.marked else ""
     return Finding(
         "schedule-left-behind",
-        "error",
-        f"there is no scheduler beside the weights, and {stock}",
-        f"to load both:\nzsnr_diffusers.{ours}\nto have it beside the weights:\nzsnr convert {source.name} FOLDER",
+        "note" if in_file else "error",
+        what + theirs,
+        f"{load}to have it beside the weights:\nzsnr convert {source.name} FOLDER{told}",
     )
 
 

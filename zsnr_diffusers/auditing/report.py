@@ -22,7 +22,8 @@ PAPER = {
 """The schedules of Lin et al. 2023, table 1, with T = 1000: name in diffusers, and first and last beta."""
 
 
-_TONES: dict[str, Tone] = {"right": "good", "not zero-SNR": "warning", "wrong": "bad"}
+RIGHT, AS_PUBLISHED, WRONG = "OK", "works as published; not zero-SNR", "misconfigured"
+_TONES: dict[str, Tone] = {RIGHT: "good", AS_PUBLISHED: "warning", WRONG: "bad"}
 
 
 @cache
@@ -88,11 +89,11 @@ class Audit(Report):
 
     @property
     def verdict(self) -> str:
-        """`right`, `wrong`, or `not zero-SNR` for a model that is set up as it was trained, on a flawed schedule."""
+        """`OK`, `misconfigured`, or `works as published; not zero-SNR`, as Stable Diffusion 1.x and 2.x are."""
         severities = {finding.severity for finding in self.findings}
         if "error" in severities:
-            return "wrong"
-        return "not zero-SNR" if "not zero-SNR" in severities else "right"
+            return WRONG
+        return AS_PUBLISHED if "not zero-SNR" in severities else RIGHT
 
     def fixed_scheduler(self) -> Any:
         """A scheduler of stock's classes with what is wrong mended, for `pipe.scheduler`.

@@ -22,6 +22,11 @@ def _listed(numbers: Iterable[int]) -> str:
     return f"n = {', '.join(map(str, found[:6]))}{more}"
 
 
+def as_published(setup: Setup) -> Severity:
+    """How bad it is where Stable Diffusion's own configs have it: at zero SNR an error, for others how they work."""
+    return "error" if setup.zero_snr else "not zero-SNR"
+
+
 def flag_ignored(setup: Setup) -> Finding | None:
     """A class that keeps the flag in its config and has the schedule without it."""
     if setup.honours_flag:
@@ -41,8 +46,7 @@ def last_timestep_missed(setup: Setup) -> Finding | None:
     fix = {"timestep_spacing": "trailing"} if takes(setup, "timestep_spacing") and spacing != "trailing" else None
     n, t = next(iter(missed.items()))
     what = f"sampling starts from pure noise at timestep {t:g} in place of {last} ({n} steps, spacing {spacing!r})"
-    severity: Severity = "error" if setup.zero_snr else "not zero-SNR"
-    return Finding("last-timestep-missed", severity, what, code(setup, fix) if fix else ours(setup), fix)
+    return Finding("last-timestep-missed", as_published(setup), what, code(setup, fix) if fix else ours(setup), fix)
 
 
 def final_alpha(setup: Setup) -> Finding | None:
@@ -52,7 +56,7 @@ def final_alpha(setup: Setup) -> Finding | None:
         return None
     fix = {"set_alpha_to_one": True}
     what = f"set_alpha_to_one=False leaves noise of standard deviation {float(final.sigma):.2g} in the result"
-    return Finding("final-alpha", "error", what, code(setup, fix), fix)
+    return Finding("final-alpha", as_published(setup), what, code(setup, fix), fix)
 
 
 def final_sigma(setup: Setup) -> Finding | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import schedulers
 from ..core import SCHEDULE_NAMES, NoiseLevel, noise_level, schedule_table
 from ..core.predictions import check_prediction_type
-from ..scheduler_config import check_types, check_variance_preserving, listed
+from ..scheduler_config import check_types, check_variance_preserving, listed, own_spacing
 from .runs import TOLERANCE, Run, run, runnable, runs
 from .sources import Source
 
@@ -166,6 +166,8 @@ def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
     parameters = inspect.signature(scheduler_class.__init__).parameters
     defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
     config = {"prediction_type": "epsilon", **defaults, **source.config, **source.assigned, "_class_name": name}
+    if hasattr(schedulers, name):
+        config["timestep_spacing"] = own_spacing(config)
     check_variance_preserving(config)
     missing = [key for key in ("num_train_timesteps", "beta_schedule") if key not in config]
     if missing:  # the defaults of a class that is not installed are not known

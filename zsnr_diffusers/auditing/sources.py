@@ -1,7 +1,7 @@
 """What is said of a model in a folder, a Hub repo, a checkpoint file, or an object in memory; no weights are read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,41 @@ from diffusers import SchedulerMixin
 
 from ..guidance import guidance_record, recorded_guidance, stock_class
 from ..known_models import known_model, repo_of
+from ..layouts import SD_1, SD_2, SDXL, Layout, in_channels, layout_of
 from ..lora_files import LORA_FILE, holds_lora, saved_header
-from ..model_facts import ModelFacts, facts_of_file, find_model_facts
+from ..model_facts import FACTS, ModelFacts, facts_of_file, find_model_facts
 from ..repo_files import INDEX, SCHEDULER_CONFIG, saved_json
+from ..scheduler_config import OWN_SPACING
+from ..schedulers import ZeroSNRDDIMScheduler
 from ..single_file import SD_BETAS, read_header
 
-_PUBLISHED = {
-    "_class_name": "EulerDiscreteScheduler",
-    **{key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")},
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
+_BETAS = {key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
+_LEADING = {**_BETAS, "timestep_spacing": "leading", "steps_offset": 1}
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    SD_1.name: {
+        "_class_name": "PNDMScheduler",
+        **_LEADING,
+        "prediction_type": "epsilon",
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+    },
+    SD_2.name: {
+        "_class_name": "DDIMScheduler",
+        **_LEADING,
+        "prediction_type": "v_prediction",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+    },
+    SDXL.name: {
+        "_class_name": "EulerDiscreteScheduler",
+        **_LEADING,
+        "prediction_type": "epsilon",
+        "rescale_betas_zero_snr": False,
+    },
 }
-"""What diffusers' `from_single_file` makes of a Stable Diffusion XL checkpoint, whatever its keys say."""
+"""What diffusers' `from_single_file` makes of a checkpoint by its layout, whatever its keys say."""
 
-_WEIGHTS_ALONE = {"_class_name": "StableDiffusionXLPipeline", "vae": True, "text_encoder": True}
+_WEIGHTS_ALONE = {"vae": True, "text_encoder": True}
 """The parts of what a file of weights becomes."""
 
 _AUTOENCODERS = {"vae", "vqvae", "movq", "vqgan", "vae_decoder"}
@@ -45,8 +64,10 @@ class Source:
         prediction_type: what the network predicts, where that is known from elsewhere than the config.
         zero_snr: whether it was trained at zero terminal SNR, likewise.
         lora: whether it is a LoRA.
-        published: whether the config is not the model's own, but what its architecture was published with: nobody who
-            reads the weights alone has another.
+        published: whether the config is not the model's own, but what its architecture was published with, or what
+            `load_pipeline` and `load_lora` make of the marks in a file: there is no config beside the weights.
+        marked: whether a file of weights says itself what it predicts.
+        ambiguous: whether it is of an architecture with models of both kinds, and says nothing.
     """
 
     name: str
@@ -60,6 +81,8 @@ class Source:
     zero_snr: bool | None = None
     lora: bool = False
     published: bool = False
+    marked: bool = False
+    ambiguous: bool = False
 
     @property
     def latent(self) -> bool | None:
@@ -130,7 +153,8 @@ def read_source(source: Any, **places: Any) -> Source:
 
 def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
     """A config without diffusers' own notes in it."""
-    return {str(key): value for key, value in config.items() if key == "_class_name" or not str(key).startswith("_")}
+    kept = ("_class_name", OWN_SPACING)
+    return {str(key): value for key, value in config.items() if key in kept or not str(key).startswith("_")}
 
 
 def _of_scheduler(scheduler: Any, name: str, **more: Any) -> Source:
@@ -163,25 +187,47 @@ def _of_files(source: str, places: Mapping[str, Any]) -> Source:
     if header is None:
         predicts, zero_snr = known_model(repo_of(source))
         return Source(source, config or {}, index, path=path, prediction_type=predicts, zero_snr=zero_snr)
-    return _of_weights(source, facts_of_file(f"{source}/{LORA_FILE}", header), lora=True, config=config, path=path)
+    facts = facts_of_file(f"{source}/{LORA_FILE}", header)
+    return _of_weights(source, facts, "LoRA", _PUBLISHED[SDXL.name], config, lora=True, path=path)
 
 
 def _of_file(path: Path) -> Source:
-    return _of_weights(str(path), find_model_facts(path), lora=holds_lora(read_header(path)))
+    header, facts = read_header(path), find_model_facts(path)
+    if lora := holds_lora(header):
+        return _of_weights(str(path), facts, "LoRA", _made_of(facts, SDXL), lora=lora)
+    layout = layout_of(header.shapes) or SDXL
+    source = _of_weights(
+        str(path),
+        facts,
+        layout.pipelines.get(in_channels(header.shapes) or 4, layout.pipelines[4]),
+        _made_of(facts, layout),
+    )
+    return replace(source, ambiguous=layout is SD_2 and facts.prediction_type is None)
 
 
-def _of_weights(name: str, facts: ModelFacts, lora: bool, config: Any = None, path: Path | None = None) -> Source:
-    """Of a file of weights, with the config of a scheduler beside it or without."""
-    index = _WEIGHTS_ALONE | ({"_class_name": "LoRA"} if lora else {})
+def _made_of(facts: ModelFacts, layout: Layout) -> dict[str, Any]:
+    """The scheduler's config that `load_pipeline` and `load_lora` make of the marks in a file."""
+    said = {fact: value for fact in FACTS if (value := getattr(facts, fact)) is not None}
+    config = {**_PUBLISHED[layout.name], **facts.schedule, **said}
+    if not facts.rescale_betas_zero_snr:
+        return config
+    return {**_BETAS, **facts.schedule, **said, "_class_name": ZeroSNRDDIMScheduler.__name__}
+
+
+def _of_weights(
+    name: str, facts: ModelFacts, pipeline: str, made: Mapping[str, Any], config: Any = None, **more: Any
+) -> Source:
+    """Of a file of weights, with the config of a scheduler beside it or with that which is made of its marks."""
+    index: dict[str, Any] = {"_class_name": pipeline, **_WEIGHTS_ALONE}
     if facts.guidance:
         index |= guidance_record(facts.guidance["guidance_rescale"], facts.guidance["space"])
     return Source(
         name,
-        config or _PUBLISHED,
+        config or dict(made),
         index,
-        path=path,
         prediction_type=facts.prediction_type,
         zero_snr=facts.rescale_betas_zero_snr,
-        lora=lora,
         published=config is None,
+        marked=facts.prediction_type is not None,
+        **more,
     )

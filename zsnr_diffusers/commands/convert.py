@@ -10,14 +10,14 @@ from typing import Any
 
 from ..tables import Facts, Part, Report
 from ..terminal import show
-from . import new_parser
+from . import in_options, new_parser
 
 DESCRIPTION = """\
 Saves a pipeline or a LoRA in another form. A target that ends in .safetensors becomes a single file: a pipeline in the
 original layout of Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply, a LoRA with the
 names of kohya's scripts. Any other target becomes a folder of diffusers with stock classes, that of a LoRA with the
 scheduler beside the weights. What the model predicts and whether it ends in pure noise is found in the source, or told
-here.
+here: a file that does not say it is not converted on a guess.
 
 Where to with it: diffusers and InvokeAI open the folder and find all in it; of a file they read the weights alone.
 ComfyUI and Forge read the keys of an XL file. With one of 1.x or 2.x, ComfyUI needs the node ModelSamplingDiscrete
@@ -79,8 +79,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--config",
         metavar="PATH_OR_ID",
-        help="for a single file or a LoRA: a pipeline of its architecture, of which configs alone are read (default: "
-        "the Hub's)",
+        help="for a single file or a LoRA: a pipeline of its architecture, of which configs alone are read, and of a "
+        "folder the parts that the file has not (default: the Hub's)",
+    )
+    parser.add_argument(
+        "--vae", metavar="PATH_OR_ID", help="for a single file without one, or in place of its own: an autoencoder"
     )
     parser.add_argument("--variant", help="of a pipeline's weights, such as fp16 (default: none, or the only one)")
     parser.add_argument("--weight_name", metavar="FILE", help="for a LoRA in a folder or repo: its file's name")
@@ -102,6 +105,9 @@ def run(arguments: argparse.Namespace) -> None:
     lora = is_lora(arguments.source, arguments.weight_name)
     try:
         pipe, what = (_convert_lora if lora else _convert_pipeline)(arguments)
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(in_options(str(error))) from error
     except TypeError as error:
         if arguments.guidance_rescale is None:
             raise
@@ -144,19 +150,47 @@ def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
     check_target(Path(arguments.target), arguments.overwrite)
     if arguments.config is not None and not is_single_file(arguments.source):
         raise ValueError("--config goes with a single file or a LoRA; a folder has its own.")
-    files = [arguments.source] if is_single_file(arguments.source) else Path(arguments.source).glob("*/*.safetensors")
+    single = is_single_file(arguments.source)
+    if arguments.vae is not None and not single:
+        raise ValueError("--vae goes with a single file; a folder has its own.")
+    files = [arguments.source] if single else Path(arguments.source).glob("*/*.safetensors")
     given = {"config": arguments.config, "variant": arguments.variant}
     options = {name: value for name, value in given.items() if value is not None}
+    if single:
+        _check_says_it(arguments)
+        options |= {} if arguments.vae is None else {"vae": _autoencoder(arguments.vae)}
     pipe = load_pipeline(arguments.source, **_told(arguments), **options)
     pipe.to(_dtype(arguments, files))
     save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_pushing(arguments))
     return pipe, type(pipe).__name__
 
 
+def _check_says_it(arguments: argparse.Namespace) -> None:
+    """What is written says for good what the model predicts, so a guess by its architecture does not do."""
+    from ..model_facts import find_model_facts
+
+    facts = find_model_facts(arguments.source, prediction_type=arguments.prediction_type)
+    if facts.prediction_type is None:
+        raise ValueError(
+            f"{arguments.source} does not say what it predicts, and what is written would say it for good: pass "
+            "--prediction_type epsilon, as most models of 1.x and XL do, or --prediction_type v_prediction."
+        )
+
+
+def _autoencoder(source: str) -> Any:
+    """That of a pipeline, or one by itself."""
+    from diffusers import AutoencoderKL
+
+    from ..repo_files import INDEX, saved_json
+
+    of_pipeline = saved_json(source, INDEX, {}) is not None
+    return AutoencoderKL.from_pretrained(source, **({"subfolder": "vae"} if of_pipeline else {}))
+
+
 def _convert_lora(arguments: argparse.Namespace) -> tuple[Any, str]:
     """The pipeline of the base's layers with the LoRA that was saved, and what it is."""
     from ..bare_pipeline import bare_pipeline
-    from ..lora import check_all_loaded, load_lora, save_lora
+    from ..lora import load_lora, save_lora
     from ..lora_files import LORA_FILE, base_of_lora, lora_file
     from ..saving import check_target
 
@@ -165,7 +199,6 @@ def _convert_lora(arguments: argparse.Namespace) -> tuple[Any, str]:
     base = arguments.config or base_of_lora(file)
     pipe = bare_pipeline(base, _dtype(arguments, [file]))
     load_lora(pipe, file, **_told(arguments))
-    check_all_loaded(pipe, file)
     save_lora(pipe, arguments.target, **_pushing(arguments))
     return pipe, f"LoRA of {base}"
 

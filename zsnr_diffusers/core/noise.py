@@ -121,6 +121,15 @@ def alpha_bar_table(
     return _from_betas(betas)
 
 
+def betas_of_table(alphas_cumprod: Tensor) -> Tensor:
+    """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, of which a table is the running product; the last is 1 at zero SNR.
+
+    Args:
+        alphas_cumprod: alpha_bar, shape [T], above 0 except for the last.
+    """
+    return 1 - alphas_cumprod / torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
+
+
 def shift_snr(alphas_cumprod: Tensor, scale: float) -> Tensor:
     """Divide the signal-to-noise ratio of every timestep by `scale`, as models of large pictures and of video do.
 

@@ -22,6 +22,10 @@ SMALLEST_SCALE, LARGEST_SCALE = 0.02, 32.0
 """Standard deviations, of fine detail and of brightness, between which steps are shared out."""
 
 
+PURE_NOISE = 2.0**12
+"""The sigma / alpha by which diffusers writes infinity: its Euler has an alpha_bar of 2^-24 at zero SNR."""
+
+
 def position(kappas: Tensor, smallest_scale: float | None = None) -> Tensor:
     """How far sampling has come at each kappa = alpha / sigma: 0 at pure noise, `clean_position` at clean data.
 
@@ -108,6 +112,39 @@ def check_spacing(timestep_spacing: str) -> None:
         raise ValueError(
             f"timestep_spacing={timestep_spacing!r} is not known; choose one of {', '.join(TIMESTEP_SPACINGS)}."
         )
+
+
+def timesteps_of_sigmas(sigmas: Sequence[float], alphas_cumprod: Tensor, increasing: bool = False) -> list[int]:
+    """The timestep nearest to each noise level, in the logarithm of its sigma / alpha.
+
+    Args:
+        sigmas: sigma / alpha, strictly decreasing (increasing, for inversion). The cleanest may be 0, where sampling
+            ends and no network is called; `PURE_NOISE` is infinity. Infinity, to which nothing is near, is taken for
+            twice the sigma of T-2.
+        alphas_cumprod: alpha_bar, shape [T].
+        increasing: whether they lead from clean data to noise.
+
+    Raises:
+        ValueError: none above 0, one that is no number or below 0, wrong order, or two that lead to one timestep.
+    """
+    given = [math.inf if sigma == PURE_NOISE else float(sigma) for sigma in sigmas]
+    found = [sigma for sigma in given if sigma != 0]
+    if not found or not all(sigma >= 0 for sigma in given):
+        raise ValueError(f"sigmas={given} must be numbers of at least 0, one of them above 0.")
+    direction = "increase" if increasing else "decrease"
+    for a, b in pairwise(given):
+        if a >= b if increasing else a <= b:
+            raise ValueError(f"sigmas must {direction} strictly; {b:g} follows {a:g}.")
+    levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
+    logs = -torch.as_tensor(kappa(levels)).log()
+    if logs[-1].isinf():
+        logs[-1] = logs[-2] + math.log(2)
+    wanted = torch.tensor(found, dtype=torch.float64).log()
+    steps: list[int] = torch.bucketize(wanted, (logs[1:] + logs[:-1]) / 2, right=True).tolist()
+    for (a, s), (b, t) in pairwise(zip(found, steps, strict=True)):
+        if s == t:
+            raise ValueError(f"sigmas {a:g} and {b:g} both lead to timestep {t}, the nearest; leave one of them out.")
+    return steps
 
 
 def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int, increasing: bool = False) -> list[int]:

@@ -141,7 +141,7 @@ def measure_folder(
     """
     processes = processes or Processes()
     with processes.together():
-        paths = images_in(folder)
+        paths = images_in(folder, on_bad_image)
         own = measure_images(processes.share(paths), network, on_bad_image=on_bad_image, progress=processes.is_main)
     measured = Measurements.joined(processes.gather(own))
     if measured.skipped and processes.is_main:

@@ -10,22 +10,26 @@ from typing import Literal, TypeAlias
 
 from PIL import Image
 
+from ..image_formats import missing_packages
 from ..images import ImageError, find_images, load_rgb
 
 NamedSize: TypeAlias = tuple[str, tuple[int, int]]
 OnBadImage: TypeAlias = Literal["fail", "skip"]
 
 
-def images_in(folder: str | PathLike[str]) -> list[Path]:
+def images_in(folder: str | PathLike[str], on_bad_image: OnBadImage = "fail") -> list[Path]:
     """All images below a folder, sorted by path.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or, with "fail", some that only a package which is not installed can read.
         OSError: the folder does not exist or is none.
     """
     paths = find_images(folder)
     if not paths:
         raise ValueError(f"folder {str(folder)!r} holds no images, at any depth; is it the right one?")
+    missing = missing_packages(paths)
+    if missing and on_bad_image == "fail":
+        raise ValueError(f"folder {str(folder)!r}: {'; '.join(missing)}, or leave them out with --on_bad_image skip")
     return paths
 
 

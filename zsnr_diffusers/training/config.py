@@ -11,6 +11,8 @@ import yaml
 from ..core import check_loss_weighting
 from ..core.predictions import check_prediction_type
 
+_WARMUP_STEPS = 500
+
 
 def option(default: Any, text: str) -> Any:
     """A field with its default and what `--help` says of it."""
@@ -30,7 +32,13 @@ class RunConfig:
 
     output_dir: str = option("outputs/zsnr", "Where the pipeline, checkpoints, previews and logs go.")
     dataset_name: str | None = option(None, "Data set of the Hub, or anything `datasets.load_dataset` opens.")
-    train_data_dir: str | None = option(None, "Folder of images, instead of --dataset_name.")
+    train_data_dir: str | None = option(
+        None,
+        "Folder of images at any depth, instead of --dataset_name; layouts are below. A metadata.jsonl, .csv or "
+        ".parquet in it, or in folders of it, describes its images: file_name, relative to itself, beside other "
+        "columns. Of a folder that holds train/ beside test/ or validation/ and nothing else, train/ is used. Images "
+        "that are left out are counted, and some of them named.",
+    )
     train_shards: str | None = option(
         None,
         "Tar shards in WebDataset's layout, instead of --dataset_name: s3://bucket/{0000..0127}.tar, /data/*.tar, or "
@@ -88,8 +96,10 @@ class RunConfig:
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"
     ] = option("constant_with_warmup", "Schedule of the learning rate, as in diffusers.")
-    lr_warmup_steps: int = option(
-        500, "Steps over which the learning rate rises from 0, if its schedule has a warm-up."
+    lr_warmup_steps: int | None = option(
+        None,
+        "Steps over which the learning rate rises from 0, if its schedule has a warm-up. Default: 500, or a tenth of "
+        "--max_train_steps in a run of up to 500.",
     )
     adam_weight_decay: float = option(1e-2, "AdamW's weight decay; with 0 it is Adam.")
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
@@ -154,7 +164,11 @@ class RunConfig:
         "Steps between logs of the loss by timestep, without weights: in ten bins (loss/t000-099, ...) and at the "
         "last timestep alone (loss/last), each a mean since the log before.",
     )
-    report_to: str = option("tensorboard", "Tracker: tensorboard (in output_dir/logs), wandb, ..., or none.")
+    report_to: str = option(
+        "tensorboard",
+        "Tracker: tensorboard (in output_dir/logs), wandb or another of accelerate's, which has to be installed; all "
+        "that are; or none.",
+    )
     push_to_hub: bool = option(
         False,
         "Upload the result to the Hub when it is whole on the disk, without checkpoints, caches and logs. Token and "
@@ -202,6 +216,10 @@ class RunConfig:
         named = sum(map(bool, (self.dataset_name, self.train_data_dir, self.train_shards)))
         if named > 1 or not (named or self.measure):
             raise ValueError("Pass the data as one of --dataset_name, --train_data_dir and --train_shards.")
+        if self.lr_warmup_steps is None:
+            # Resolved here, so that it is written down: a run that goes on from its file keeps its warm-up.
+            fits = self.max_train_steps > _WARMUP_STEPS
+            self.lr_warmup_steps = _WARMUP_STEPS if fits else self.max_train_steps // 10
         for one in dataclasses.fields(self):
             choices, value = _choices(one.type), getattr(self, one.name)
             if choices and value is not None and value not in choices:

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..images import ImageError, find_images, load_rgb, upright_size
+from ..images import ImageError, load_rgb, upright_size
 from .config import RunConfig
 from .crops import Size
+from .folder_rows import read_folder
+from .notices import notify, report_bad
 from .sharded import ShardedRows, Shards
-
-_MOST_NAMED = 20
 
 Rows: TypeAlias = datasets.Dataset | ShardedRows
 """Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
@@ -33,7 +33,7 @@ def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bo
     Args:
         config: of the run.
         columns: options that name the other columns that are needed, such as `caption_column`.
-        needs_captions: a folder must have a metadata file.
+        needs_captions: the columns are captions, which a folder must have, in metadata or in files beside the images.
 
     Raises:
         ValueError: no images, no captions, or columns of other names.
@@ -42,10 +42,15 @@ def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bo
     if config.train_shards:
         return ShardedRows(Shards(config).open(), [getattr(config, option) for option in ("image_column", *columns)])
     if config.train_data_dir:
-        where, rows = f"--train_data_dir={config.train_data_dir}", _open_folder(config.train_data_dir, needs_captions)
+        where = f"--train_data_dir={config.train_data_dir}"
+        rows = read_folder(config, [getattr(config, option) for option in columns], needs_captions)
     else:
         where = f"--dataset_name={config.dataset_name}"
         rows = datasets.load_dataset(config.dataset_name, split="train")
+        others = {name: split.num_examples for name, split in (rows.info.splits or {}).items() if name != "train"}
+        if others:
+            shown = ", ".join(f"{count} of {name}" for name, count in others.items())
+            notify(f"rows of the split train are used; left out: {shown}")
     options = ("image_column", *columns)
     for option in options:
         if getattr(config, option) not in rows.column_names:
@@ -56,20 +61,6 @@ def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bo
     rows = rows.select_columns([getattr(config, option) for option in options])
     # We decode, since Pillow's RGB of 16-bit and transparent images is not what they show.
     return rows.cast_column(config.image_column, datasets.Image(decode=False))
-
-
-def _open_folder(name: str, needs_captions: bool) -> datasets.Dataset:
-    folder = Path(name)
-    images = find_images(folder)
-    if not images:
-        raise ValueError(f"--train_data_dir={folder} holds no images.")
-    described = any((folder / f"metadata.{ending}").is_file() for ending in ("jsonl", "csv", "parquet"))
-    if needs_captions and not described:
-        raise ValueError(
-            f"--train_data_dir={folder} holds {len(images)} images but no captions: add a metadata.jsonl with one "
-            f'line per image, {{"file_name": "{images[0].relative_to(folder)}", "text": "..."}}.'
-        )
-    return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
 
 
 def noise_rows(column: str, resolution: int, **others: object) -> datasets.Dataset:
@@ -91,7 +82,7 @@ def check_images(rows: Rows, config: RunConfig, progress: bool = True) -> Images
     """
     if isinstance(rows, ShardedRows):
         incomplete = rows.shards.incomplete
-        _report(incomplete, f"{len(incomplete)} samples of {config.train_shards} are not whole", config)
+        report_bad(incomplete, f"{len(incomplete)} samples of {config.train_shards} are not whole", config)
         if not rows:
             raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
         return range(len(rows))
@@ -114,23 +105,11 @@ def check_images(rows: Rows, config: RunConfig, progress: bool = True) -> Images
             )
         )
     bad = [complaint for complaint in found if isinstance(complaint, str)]
-    _report(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
+    report_bad(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
     good = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
     if not good:
         raise ValueError("No image is left to train on.")
     return good
-
-
-def _report(bad: Sequence[str], what: str, config: RunConfig) -> None:
-    """Name rows that cannot be used, as an error if they are not to be left out."""
-    if not bad:
-        return
-    shown = "\n  ".join(
-        [*bad[:_MOST_NAMED], *([f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else [])]
-    )
-    if config.on_bad_image == "fail":
-        raise ValueError(f"{what}:\n  {shown}\nMend or remove them, or leave them out with --on_bad_image skip.")
-    tqdm.write(f"{what}:\n  {shown}")
 
 
 def read_image(rows: Rows, column: str, index: int) -> Image.Image:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from ..processes import Processes, launched_processes
@@ -24,6 +25,7 @@ def launch(config: RunConfig) -> tuple[Accelerator, Processes]:
     Raises:
         ValueError: the processes that were launched would train each by itself, or cannot compute as is asked.
     """
+    _check_tracker(config.report_to)
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
@@ -50,6 +52,20 @@ def launch(config: RunConfig) -> tuple[Accelerator, Processes]:
 def half_precision(accelerator: Accelerator) -> torch.dtype | None:
     """The dtype of mixed precision, None where there is none."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+
+
+def _check_tracker(name: str) -> None:
+    """accelerate would go without a tracker that is not installed, and say nothing."""
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    if name in ("none", "all"):
+        return
+    if name not in known:
+        raise ValueError(f"--report_to={name!r} is not known; choose one of {', '.join(known)}, all and none.")
+    if name not in [tracker.value for tracker in get_available_trackers()]:
+        raise ValueError(
+            f"--report_to={name} needs a package that is not installed: pip install {name.replace('_', '-')}, or pass "
+            "--report_to none."
+        )
 
 
 def _check_processes(found: int) -> None:

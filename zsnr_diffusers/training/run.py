@@ -106,6 +106,17 @@ class Plan(Report):
         yield Facts(("training", ""), tuple(self.lines.items()))
 
 
+def _short_warmup(config: RunConfig) -> dict[str, str]:
+    """What becomes of the learning rate if the run is over before its warm-up."""
+    warmup, steps = config.lr_warmup_steps or 0, config.max_train_steps
+    if warmup < steps or config.lr_scheduler == "constant":
+        return {}
+    return {
+        "warning": f"--lr_warmup_steps={warmup} is as long as the run or longer: the learning rate ends at "
+        f"{steps / warmup:.0%} of {config.learning_rate:g}; lower it to some {steps // 10}"
+    }
+
+
 def _plan(config: RunConfig, task: Task, samples: Samples, processes: int, checkpoint: Path | None) -> Plan:
     global_batch = config.global_batch(processes)
     epochs = config.max_train_steps * global_batch / samples.epoch_length
@@ -116,6 +127,7 @@ def _plan(config: RunConfig, task: Task, samples: Samples, processes: int, check
         f"passes x {processes} processes",
         "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"
         + (f", going on from {checkpoint.name}" if checkpoint else ""),
+        **_short_warmup(config),
         "ships": f"{type(shipped).__name__}, {shipped.config.timestep_spacing} spacing, in {config.output_dir}",
     }
     return Plan(lines)

@@ -24,11 +24,19 @@ def check_run_folder(config: RunConfig) -> None:
     """Refuse to mix two runs in one folder.
 
     Raises:
-        ValueError: the folder holds a run and `--resume` was not passed, or it holds a run of other options.
+        ValueError: the folder is that of the base or of the data; it holds a run and `--resume` was not passed, or it
+            holds a run of other options.
     """
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir={folder} is a file.")
+    for option, what in (("pretrained_model_name_or_path", "base model"), ("train_data_dir", "data")):
+        other = getattr(config, option, None)
+        if other and folder.exists() and folder.resolve() == Path(other).resolve():
+            raise ValueError(
+                f"--output_dir={folder} is the folder of the {what}, --{option}={other}, which a run would write "
+                "into: choose another folder for what comes out."
+            )
     written, finished = folder / CONFIG_FILE, any((folder / name).exists() for name in RESULTS)
     found = checkpoints(folder)
     if not (written.exists() or finished or found):

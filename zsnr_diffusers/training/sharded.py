@@ -150,7 +150,7 @@ class Shards:
         _, index, number = self._find(row)
         content = self._member(row, 1)
         try:
-            text = content.decode()
+            text = content.decode("utf-8-sig")
             return json.loads(text)[self.caption_column] if index.names[number][1].endswith("json") else text.strip()
         except KeyError:
             return None

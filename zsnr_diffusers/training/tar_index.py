@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images import IMAGE_SUFFIXES
+from ..image_formats import IMAGE_SUFFIXES
 from .remote import ShardError, read_range
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised whenever an index of the same shard would be another than before."""
 
 _WINDOW = 2**14

@@ -69,7 +69,7 @@ def test_the_scheduler_says_all_that_a_sampler_needs(options, variance_type):
         True,
     )
     result = audit(folder)
-    assert result.verdict == "right"
+    assert result.verdict == "OK"
     # What no config of stock mends; the large variance is for all T steps.
     large = {"large-variance"} if variance_type == "fixed_large" else set()
     assert {finding.name for finding in result.findings} == {"extra-timestep", "half-precision-noise"} | large

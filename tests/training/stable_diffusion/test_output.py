@@ -92,7 +92,7 @@ def test_shipped_scheduler_reaches_the_data_at_every_number_of_steps(config):
 def test_it_passes_the_audit(saved):
     """But for stock's own extra timestep, which no config mends."""
     result = audit(saved[1])
-    assert result.verdict == "right"
+    assert result.verdict == "OK"
     assert [finding.name for finding in result.findings] == ["extra-timestep"]
     assert result.guidance_rescale == 0.7
 

@@ -26,6 +26,14 @@ examples:
 
   # go on after an interruption
   accelerate launch -m zsnr_diffusers.training.pixels --config animals-zsnr/training_config.yaml --resume
+
+layout of --train_data_dir with --class_column label:
+  animals/
+    cat/0001.png       all images at one depth; a class may be called train, too
+    cat/0002.jpg
+    dog/0001.webp
+  or animals/train/cat/... beside animals/test/cat/..., of which train/ is used. Other columns of classes come from a
+  metadata.jsonl, .csv or .parquet with file_name.
 """
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from ...damage import check_folder_weights
 from ...hub import load_pipeline
 from ...model_facts import is_single_file
 from ...repo_files import only_variant
@@ -90,6 +91,7 @@ def load_base(config: TrainingConfig) -> Base:
     else:
         source, variant = _folder(name, config.variant)
         _check_no_adapter(name, source)
+        check_folder_weights(name, source)
         kind = _load_kind(name, source, variant)
     _check_pipeline(name, kind)
     schedule = ZeroSNRDDIMScheduler.from_config(

