@@ -15,7 +15,6 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from landscapes import captions
 from published_models import published_pipeline
 from small_stable_diffusion import build_stable_diffusion, flawed_scheduler
 
@@ -74,7 +73,7 @@ def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
 
 
 def tiny_whole_stable_diffusion_xl(**changes) -> StableDiffusionXLPipeline:
-    """SDXL with few weights, from seed 0, for images of 64 x 64, on the flawed schedule; `changes` are of its config."""
+    """SDXL with few weights, from seed 0, for images of 64 x 64, on the flawed schedule; `changes` of its config."""
     pipe = published_pipeline("xl", add_watermarker=False)
     pipe.scheduler = flawed_scheduler()
     pipe.register_to_config(**changes)

@@ -25,6 +25,10 @@ examples:
   accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
       --output_dir sd21-zsnr-lora --lora_rank 64 --learning_rate 1e-4
 
+  # the same LoRA trained on, from its file
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
+      --output_dir sd21-zsnr-lora-2 --lora_weights sd21-zsnr-lora --learning_rate 1e-4
+
   # more data than a disk holds: tars of 0001.jpg beside 0001.txt, read by range from where they lie
   accelerate launch --config_file examples/configs/accelerate/several_machines.yaml -m zsnr_diffusers.training \\
       --config examples/configs/sd21.yaml --train_shards "s3://bucket/{0000..0999}.tar" --cache_dir /shared/cache
@@ -116,6 +120,11 @@ class TrainingConfig(RunConfig):
         "its weights alone. 16 to 128; changing what the network predicts takes more than adding a style. Learning "
         "rates are about ten times as high, 1e-4. Default: the whole UNet.",
     )
+    lora_weights: str | None = option(
+        None,
+        "A LoRA of the UNet to train on, in place of a new one: a .safetensors file, a folder or a Hub id. Rank, "
+        "strength and layers are those it has.",
+    )
     lora_alpha: float | None = option(
         None, "Strength of the LoRA, which is multiplied by alpha / rank. Default: the rank, so by 1."
     )
@@ -145,13 +154,19 @@ class TrainingConfig(RunConfig):
     )
     examples: ClassVar[str] = EXAMPLES
     decides: ClassVar[tuple[str, ...]] = (
-        *("pretrained_model_name_or_path", "lora_rank", "lora_alpha", "use_dora", "lora_target_modules"),
+        *("pretrained_model_name_or_path", "lora_rank", "lora_weights", "lora_alpha", "use_dora"),
+        "lora_target_modules",
         *("aspect_ratio_buckets", "random_crop"),
         *RunConfig.decides,
     )
     positive: ClassVar[tuple[str, ...]] = (*RunConfig.positive, "lora_rank", "lora_alpha")
     not_negative: ClassVar[tuple[str, ...]] = (*RunConfig.not_negative, "guidance_scale")
     shares: ClassVar[tuple[str, ...]] = (*RunConfig.shares, "caption_dropout")
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether a LoRA or DoRA is trained, and not the whole UNet."""
+        return bool(self.lora_rank or self.lora_weights)
 
     @property
     def cached(self) -> tuple[str, ...]:
@@ -177,14 +192,17 @@ class TrainingConfig(RunConfig):
             raise ValueError("--lora_target_modules=[] names no layer; leave it out for all that is needed.")
         defaults = {"lora_alpha": None, "use_dora": False, "lora_target_modules": LORA_TARGETS}
         idle = [f"--{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
+        if self.lora_weights and (idle or self.lora_rank):
+            given = [*([f"--lora_rank={self.lora_rank}"] if self.lora_rank else []), *idle]
+            raise ValueError(f"{', '.join(given)}: --lora_weights has its own; leave out one of them.")
         if self.lora_rank is None and idle:
             raise ValueError(
                 f"{', '.join(idle)}: without --lora_rank the whole UNet is trained; pass a rank, or leave this out."
             )
-        if self.lora_rank and self.sharding != "none":
+        if self.trains_adapter and self.sharding != "none":
             raise ValueError(
                 f"--sharding={self.sharding} divides what is trained, and a LoRA is small: leave out one of "
-                "--sharding and --lora_rank."
+                "--sharding and --lora_rank or --lora_weights."
             )
         if self.aspect_ratio_buckets and self.train_shards:
             raise ValueError(

@@ -11,20 +11,49 @@ from torch import nn
 from ..._extras import import_extra
 from ...cards import base_name, lora_usage
 from ...lora import save_lora
+from ...lora_files import lora_file
+from ...lora_fit import load_weights, rehearse
 from ..trained import trained_parameters
 from .base import Base
 from .config import TrainingConfig
 from .output import write_card
 
+_ADAPTER = "default"
 
-def add_adapter(unet: UNet2DConditionModel, config: TrainingConfig) -> None:
-    """Give a UNet an adapter, by which peft freezes all else; its first weights are of the seed and change nothing.
+
+def give_adapter(pipe: Any, config: TrainingConfig) -> None:
+    """Give a pipeline's UNet an adapter, beside which all is frozen.
+
+    Args:
+        pipe: the base.
+        config: with the weights to start from; without, the first ones are of the seed and change nothing.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: a target is no layer of the UNet.
+        OSError: there are no such weights.
+        ValueError: a target is no layer of the UNet; the weights are of another base, or of text encoders too.
     """
     peft = import_extra("peft", "lora")
+    if config.lora_weights is None:
+        _add_adapter(peft, pipe.unet, config)
+    else:
+        _load_adapter(pipe, config.lora_weights)
+
+
+def _load_adapter(pipe: Any, source: str) -> None:
+    file = lora_file(source)
+    adapted = rehearse(pipe, file, adapter_name=_ADAPTER).get_list_adapters()
+    if others := sorted(set(adapted) - {"unet"}):
+        raise ValueError(
+            f"--lora_weights={source} changes {' and '.join(others)} too, and only the UNet is trained here: pass "
+            "a LoRA of the UNet alone."
+        )
+    load_weights(pipe, file, adapter_name=_ADAPTER)
+    for name, parameter in pipe.unet.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
+def _add_adapter(peft: Any, unet: UNet2DConditionModel, config: TrainingConfig) -> None:
     _check_targets(unet, config.lora_target_modules)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -52,12 +81,18 @@ def _check_targets(unet: nn.Module, targets: list[str]) -> None:
 def described(unet: nn.Module, config: TrainingConfig) -> str:
     """The adapter of a UNet in words."""
     parameters = sum(parameter.numel() for parameter in trained_parameters(unet).values())
+    if config.lora_weights:
+        return f"{_kind(unet)} from {config.lora_weights}, {parameters:,} parameters"
     strength = f"rank {config.lora_rank}, alpha {config.lora_alpha or config.lora_rank:g}"
-    return f"{_kind(config)} of {strength}, {parameters:,} parameters, on {' '.join(config.lora_target_modules)}"
+    return f"{_kind(unet)} of {strength}, {parameters:,} parameters, on {' '.join(config.lora_target_modules)}"
 
 
-def _kind(config: TrainingConfig) -> str:
-    return "DoRA" if config.use_dora else "LoRA"
+def _is_dora(unet: Any) -> bool:
+    return bool(unet.peft_config[_ADAPTER].use_dora)
+
+
+def _kind(unet: Any) -> str:
+    return "DoRA" if _is_dora(unet) else "LoRA"
 
 
 def save_lora_folder(base: Base, pipe: Any, config: TrainingConfig) -> None:
@@ -73,7 +108,7 @@ def save_lora_folder(base: Base, pipe: Any, config: TrainingConfig) -> None:
     data = {"tags": [base.kind.tag, "lora"], "base_model_relation": "adapter"}
     guidance = {"guidance_scale": config.guidance_scale, "guidance_rescale": config.guidance_rescale}
     folder = Path(config.output_dir).resolve().name
-    usage = lora_usage(of, folder, pipe.scheduler, guidance, config.use_dora)
-    write_card(base, pipe.scheduler, config, f"{_kind(config)} of {of}", {"adapter": adapter}, usage, **data)
+    usage = lora_usage(of, folder, pipe.scheduler, guidance, _is_dora(pipe.unet))
+    write_card(base, pipe.scheduler, config, f"{_kind(pipe.unet)} of {of}", {"adapter": adapter}, usage, **data)
     # Last: a folder without it is not taken for a result.
     save_lora(pipe, config.output_dir)

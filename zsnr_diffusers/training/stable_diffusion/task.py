@@ -21,7 +21,7 @@ from .base import load_base
 from .caches import Caches
 from .config import TrainingConfig
 from .frozen import Autoencoder
-from .lora import add_adapter, described, save_lora_folder
+from .lora import described, give_adapter, save_lora_folder
 from .output import save_pipeline_folder, shipped_scheduler
 from .samples import CaptionedSamples, captions_of
 
@@ -39,8 +39,8 @@ class StableDiffusionTask(Task):
         self.config = config
         self.base = load_base(config)
         self.unet, self.schedule = self.base.pipeline.unet, self.base.schedule
-        if config.lora_rank:
-            add_adapter(self.unet, config)
+        if config.trains_adapter:
+            give_adapter(self.base.pipeline, config)
         config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config)
         self.buckets = self.base.buckets(config)
@@ -63,7 +63,7 @@ class StableDiffusionTask(Task):
         parameters = sum(value.numel() for value in without_adapters(self.unet).values())
         return {
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
-            **({"adapter": described(self.unet, self.config)} if self.config.lora_rank else {}),
+            **({"adapter": described(self.unet, self.config)} if self.config.trains_adapter else {}),
             "prediction": f"{before.config.prediction_type} -> {self.config.prediction_type}",
             "SNR at the last timestep": f"{terminal_snr(before):.4g} -> {terminal_snr(self.schedule):.4g}",
             **self._data(samples),
@@ -201,7 +201,7 @@ class StableDiffusionTask(Task):
 
     def save(self, unet: Any) -> None:
         """See `output.save_pipeline_folder` and `lora.save_lora_folder`."""
-        if self.config.lora_rank:
+        if self.config.trains_adapter:
             save_lora_folder(self.base, self.pipeline(unet), self.config)
         else:
             save_pipeline_folder(self.base, unet, self.config)
