@@ -61,7 +61,7 @@ ALLOWED = {
     | {"pipelines"}
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
     | {"cards", "damage", "lora_files", "model_facts", "pushing", "repo_files", "saving", "tables", "terminal"}
-    | {"lora_fit", "weight_files", "_extras"},
+    | {"hub_errors", "lora_fit", "weight_files", "_extras"},
     "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"}
     | {"bare_pipeline", "lora", "lora_files", "repo_files", "saving", "tables", "terminal"},
     "cli": {"commands", "processes"},

@@ -75,7 +75,7 @@ def test_three_commands_on_a_terminal_and_in_a_pipe(folder, inside, capsys):
     assert max(map(len, code)) > 80
     assert {*code} < {*screen.lines}
     assert max(len(line) for line in screen.lines if line not in code) <= 60
-    assert {NAME + ", StableDiffusionPipeline", "verdict: wrong"} < {*screen.lines}
+    assert {NAME + ", StableDiffusionPipeline", "verdict: misconfigured"} < {*screen.lines}
 
     assert [main(call) for call, _ in calls("piped.safetensors")] == [status for _, status in calls("")]
     text = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_code_is_whole_at_every_width(columns, inside, monkeypatch):
 def test_colours_say_how_bad_it_is(inside, monkeypatch):
     screen = on_terminal(monkeypatch, 80, lambda: show(audit(NAME)))
     assert "\x1b[1;31merror" in screen.raw
-    assert "\x1b[1;31mverdict: wrong" in screen.raw
+    assert "\x1b[1;31mverdict: misconfigured" in screen.raw
     assert "\x1b[2mnote" in screen.raw
     assert "\x1b[1;32mverdict: OK" in on_terminal(monkeypatch, 80, lambda: show(Right())).raw
 

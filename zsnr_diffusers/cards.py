@@ -154,10 +154,9 @@ def lora_usage(
     """
     stock, name = type(scheduler).__name__, "" if file is None else f', weight_name="{file}"'
     ours = f"""```python
-from diffusers import DiffusionPipeline
-from zsnr_diffusers import load_lora
+from zsnr_diffusers import load_lora, load_pipeline
 
-pipe = load_lora(DiffusionPipeline.from_pretrained("{base}"), "{source}"{name})
+pipe = load_lora(load_pipeline("{base}"), "{source}"{name})
 image = pipe({_arguments({key: value for key, value in guidance.items() if key != "guidance_rescale"})}).images[0]
 ```
 """
@@ -173,9 +172,10 @@ scripts read its weights. {told}
         else f"ComfyUI, Forge, InvokeAI and kohya's scripts read `{KOHYA_FILE}`, and not `{LORA_FILE}`."
     )
     return f"""```python
+import torch
 from diffusers import DiffusionPipeline, {stock}
 
-pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)
 pipe.load_lora_weights("{source}", weight_name="{LORA_FILE}")
 pipe.scheduler = {stock}.from_pretrained("{source}", subfolder="scheduler")
 image = pipe({_arguments(guidance)}).images[0]

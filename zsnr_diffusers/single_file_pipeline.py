@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from safetensors import safe_open
@@ -26,7 +27,7 @@ from .lora_files import holds_lora
 from .model_facts import ModelFacts
 from .repo_files import INDEX, saved_json
 from .single_file import Header, read_header
-from .weight_files import in_one_dtype
+from .weight_files import DTYPE_ARGUMENT, in_one_dtype, variants
 
 
 def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) -> Any:
@@ -56,7 +57,8 @@ def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) 
     config, options = kwargs.get("config"), {key: value for key, value in kwargs.items() if key != "original_config"}
     with naming_damage(source):
         absent = missing_parts(header.shapes, layout)
-        options |= _parts_of(config, [part for part in absent if part not in options])
+        dtype = in_one_dtype(kwargs)[DTYPE_ARGUMENT]
+        options |= _parts_of(config, [part for part in absent if part not in options], dtype)
         if layout is SDXL and "text_encoder_2" in absent and not {"text_encoder"} & {*absent, *options}:
             options["text_encoder"] = _first_encoder(source, config or default)
     if missing := [part for part in absent if part not in options]:
@@ -64,7 +66,7 @@ def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) 
     try:
         with naming_damage(source):
             options["config"] = default if config is None else os.fspath(config)
-            return pipeline_class.from_single_file(os.fspath(source), **in_one_dtype(options))
+            return _in_one_dtype(pipeline_class, source, options)
     except OSError as error:
         if config is not None:
             raise
@@ -85,6 +87,20 @@ def _recognized(source: Any, header: Header) -> tuple[Layout, Any, str]:
     return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]
 
 
+def _in_one_dtype(pipeline_class: Any, source: Any, options: Mapping[str, Any]) -> Any:
+    """The pipeline in the dtype that was asked for, or else, but for parts that were given, in float32.
+
+    Without a dtype, diffusers leaves text encoders as the file has them; with one, it warns of casting them.
+    """
+    if {"dtype", "torch_dtype"} & options.keys():
+        return pipeline_class.from_single_file(os.fspath(source), **in_one_dtype(options))
+    pipe = pipeline_class.from_single_file(os.fspath(source), **options)
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and name not in options and part.dtype != torch.float32:
+            part.float()
+    return pipe
+
+
 def _first_encoder(source: Any, config: Any) -> Any:
     """XL's first text encoder, which diffusers overlooks where the second is not in the file."""
     with safe_open(source, framework="pt") as file:
@@ -94,16 +110,18 @@ def _first_encoder(source: Any, config: Any) -> Any:
     )
 
 
-def _parts_of(config: Any, parts: Iterable[str]) -> dict[str, Any]:
+def _parts_of(config: Any, parts: Iterable[str], dtype: torch.dtype) -> dict[str, Any]:
     """Those parts that a local folder has weights of."""
     folder = None if config is None else Path(os.fspath(config))
     if folder is None or not folder.is_dir():
         return {}
     index, found = saved_json(folder, INDEX, {}) or {}, {}
     for part in parts:
-        if any((folder / part).glob("*.safetensors")) and isinstance(entry := index.get(part), list):
-            library = diffusers if entry[0] == "diffusers" else transformers
-            found[part] = getattr(library, entry[1]).from_pretrained(folder, subfolder=part).float()
+        there = variants(file.name for file in (folder / part).glob("*"))
+        if there and isinstance(entry := index.get(part), list):
+            library, argument = (diffusers, DTYPE_ARGUMENT) if entry[0] == "diffusers" else (transformers, "dtype")
+            options = {"variant": None if None in there else min(filter(None, there)), argument: dtype}
+            found[part] = getattr(library, entry[1]).from_pretrained(folder, subfolder=part, **options)
     return found
 
 

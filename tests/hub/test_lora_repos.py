@@ -92,7 +92,7 @@ def test_it_is_pushed_with_a_card_and_loads_from_there(there, tmp_path):
     assert "| base | `acme/base` |" in text
     assert "| scheduler, timestep spacing | `EulerDiscreteScheduler`, `trailing` |" in text
     assert f"| recommended guidance rescale | {PHI} |" in text
-    assert 'load_lora(DiffusionPipeline.from_pretrained("acme/base"), "acme/dark")' in text
+    assert 'load_lora(load_pipeline("acme/base"), "acme/dark")' in text
     data = ModelCard(text).data
     assert (data.library_name, data.base_model) == ("diffusers", "acme/base")
     assert data.tags == ["lora", "zero-terminal-snr", V]

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ...damage import check_folder_weights
 from ...hub import load_pipeline
+from ...hub_errors import from_the_hub
 from ...model_facts import is_single_file
 from ...repo_files import only_variant
 from ...saving import save_pipeline
@@ -122,10 +123,11 @@ def base_folder(base: Base, config: TrainingConfig) -> Iterator[Path]:
 def _folder(name: str, variant: str | None) -> tuple[Path, str | None]:
     """Where a pipeline lies, out of the Hub if need be, and the variant of its weights."""
     here = Path(name).is_dir()
-    folder = Path(name if here else DiffusionPipeline.download(name, variant=variant))
-    if variant is None and None not in variants(file.name for file in folder.glob("unet/*")):
-        variant = only_variant(name, {})
-        folder = folder if here else Path(DiffusionPipeline.download(name, variant=variant))
+    with from_the_hub(name):
+        folder = Path(name if here else DiffusionPipeline.download(name, variant=variant))
+        if variant is None and None not in variants(file.name for file in folder.glob("unet/*")):
+            variant = only_variant(name, {})
+            folder = folder if here else Path(DiffusionPipeline.download(name, variant=variant))
     return folder, variant
 
 
