@@ -31,7 +31,7 @@ ALLOWED = {
     "custom_pipeline": {"core", "guided_run", "repo_files", "guidance", "class_conditional"}
     | {"scheduler_base", "scheduler_config", "schedulers"},
     "stock_scheduler": set(),
-    "cards": {"core", "custom_pipeline", "guidance", "lora_files", "stock_scheduler"},
+    "cards": {"core", "custom_pipeline", "guidance", "lora_files", "stock_scheduler", "weight_files"},
     "pushing": {"hub_errors"},
     "checkpoint_layout": {"layouts"},
     "layouts": {"single_file"},

@@ -11,6 +11,7 @@ from .custom_pipeline import sampler_of
 from .guidance import stock_class
 from .lora_files import KOHYA_FILE, LORA_FILE
 from .stock_scheduler import stock_scheduler
+from .weight_files import DTYPE_ARGUMENT
 
 SUBJECT = "Saved by zsnr_diffusers."
 
@@ -175,7 +176,7 @@ scripts read its weights. {told}
 import torch
 from diffusers import DiffusionPipeline, {stock}
 
-pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)
+pipe = DiffusionPipeline.from_pretrained("{base}", {DTYPE_ARGUMENT}=torch.float32)
 pipe.load_lora_weights("{source}", weight_name="{LORA_FILE}")
 pipe.scheduler = {stock}.from_pretrained("{source}", subfolder="scheduler")
 image = pipe({_arguments(guidance)}).images[0]
