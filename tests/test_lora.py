@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMPipeline, EulerDiscreteScheduler
 from hub_server import serve
 from safetensors.torch import load_file, save_file
-from tiny_adapters import PHI, adapted, add_adapter, assert_paints_alike
+from tiny_adapters import PHI, adapted, add_adapter, assert_paints_alike, needs_text_adapters
 from tiny_checkpoints import paint, sd_scheduler, tiny_pipeline
 from tiny_pipelines import tiny_unconditional
 
@@ -58,7 +58,7 @@ for kind in ("1", "xl"):
         folder = f"{sys.argv[1]}/{name} {kind}"
         pipe.load_lora_weights(folder, **({"weight_name": file} if file else {}))
         pipe.scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-        call = dict(num_inference_steps=3, height=64, width=64, guidance_scale=4.0, output_type="latent")
+        call = dict(num_inference_steps=3, height=32, width=32, guidance_scale=4.0, output_type="latent")
         picture = pipe("a dark landscape", generator=torch.Generator().manual_seed(0), **call).images
         pictures[kind, name, file] = picture
         pipe.unload_lora_weights()
@@ -223,6 +223,7 @@ def test_conflicts_are_said_and_the_impossible_is_refused(saved, tmp_path, said)
         load_lora(tiny_pipeline("1"), saved[0], guidance_rescale=2.0)
 
 
+@needs_text_adapters
 @pytest.mark.parametrize("kind", ["1", "2", "xl"])
 def test_adapters_of_text_encoders_go_with_it(kind, tmp_path):
     """By the names that are in use, whatever newer versions of transformers call the layers."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
-from tiny_adapters import adapted, add_adapter, assert_paints_alike
+from tiny_adapters import adapted, add_adapter, assert_paints_alike, needs_text_adapters
 from tiny_checkpoints import EPSILON, V, paint, sd_scheduler, tiny_pipeline
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, load_lora, save_lora
@@ -76,6 +76,7 @@ def test_layers_that_are_left_out_are_named(write):
     assert "('unet.down_blocks.7.attentions.0.transformer_blocks.0.attn2.to_k')" in said
 
 
+@needs_text_adapters
 def test_a_part_that_the_pipeline_has_not_is_named(tmp_path):
     folder = save_lora(adapted(texts=True, target_modules=["to_k"]), tmp_path)
     pipe = tiny_pipeline("1")

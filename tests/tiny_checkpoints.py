@@ -1,19 +1,48 @@
-"""Small Stable Diffusions 1.5, 2.1 and XL, by the layouts of their files; files marked as other programs do."""
+"""Small Stable Diffusions of the three layouts that single files have, and such files marked as others mark them."""
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from diffusers import DDIMScheduler
-from published_models import published_pipeline
 from safetensors.torch import save_file
+from small_pipelines.parts import WIDTH, projecting_text_encoder, small, text_encoder, unet, vae
+from small_pipelines.stable_diffusion_xl import xl_unet
 
 from zsnr_diffusers.checkpoint_layout import original_checkpoint
 
 KINDS = ("1", "2", "xl")
 V, EPSILON = "v_prediction", "epsilon"
 
-_PUBLISHED = {"1": "1.5", "2": "2.1-base", "xl": "xl"}
-_LEFT_OUT = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
+# Two residual blocks to a level and attention in the autoencoder, as in the models that the layouts were made for.
+_UNET = {
+    "block_out_channels": (8, 8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+}
+_XL_UNET = {
+    "use_linear_projection": True,
+    "transformer_layers_per_block": (1, 2),
+    "cross_attention_dim": WIDTH + 16,
+    "projection_class_embeddings_input_dim": 12 + 6 * WIDTH,
+}
+_VAE = partial(vae, mid_block_add_attention=True, layers_per_block=2)
+_OPEN_CLIP = partial(text_encoder, hidden_act="gelu")
+_BIG_OPEN_CLIP = partial(
+    projecting_text_encoder, hidden_act="gelu", hidden_size=16, projection_dim=12, num_hidden_layers=10
+)
+
+_SMALL = {
+    "1": small("StableDiffusionPipeline", {"vae": _VAE, "unet": partial(unet, **_UNET)}),
+    "2": small(
+        "StableDiffusionPipeline",
+        {"vae": _VAE, "unet": partial(unet, **_UNET, use_linear_projection=True), "text_encoder": _OPEN_CLIP},
+    ),
+    "xl": small(
+        "StableDiffusionXLPipeline",
+        {"vae": _VAE, "unet": partial(xl_unet, **_XL_UNET), "text_encoder_2": _BIG_OPEN_CLIP},
+    ),
+}
 
 
 def sd_scheduler(prediction_type="epsilon", zero_snr=False):
@@ -33,7 +62,7 @@ def sd_scheduler(prediction_type="epsilon", zero_snr=False):
 
 def tiny_pipeline(kind, scheduler=None):
     """A new pipeline, every weight of it random: some are ones or zeros by default, and would not show a mix-up."""
-    pipe = published_pipeline(_PUBLISHED[kind], **({"add_watermarker": False} if kind == "xl" else _LEFT_OUT))
+    pipe = _SMALL[kind].build()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for part in networks(pipe).values():
@@ -76,7 +105,7 @@ def write_file(path, kind, keys=(), metadata=None):
 
 
 def paint(pipe, n=3, **changes):
-    call = {"num_inference_steps": n, "guidance_scale": 4.0, "height": 64, "width": 64, "output_type": "latent"}
+    call = {"num_inference_steps": n, "guidance_scale": 4.0, "height": 32, "width": 32, "output_type": "latent"}
     generator = torch.Generator().manual_seed(0)
     pipe.set_progress_bar_config(disable=True)
     return pipe("a dark landscape", generator=generator, **{**call, **changes}).images

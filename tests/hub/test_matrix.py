@@ -170,7 +170,7 @@ painted = []
 for folder in sys.argv[2:]:
     pipe = DiffusionPipeline.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
-    call = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "height": 64, "width": 64, "output_type": "latent"}
+    call = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "height": 32, "width": 32, "output_type": "latent"}
     images = pipe("a dark landscape", generator=generator, guidance_rescale=0.4, **call).images
     painted.append((type(pipe.scheduler).__name__, images))
 torch.save(painted, sys.argv[1])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from published_models import RESOLUTION, images_of, lora_opened_by_diffusers, published, published_pipeline
 from safetensors.torch import load_file, save_file
-from tiny_adapters import add_adapter
+from tiny_adapters import add_adapter, needs_text_adapters
 
 from zsnr_diffusers import load_lora, save_lora
 from zsnr_diffusers.cli import main
@@ -121,6 +121,12 @@ def test_other_files_are_refused_before_the_start(first, photos, tmp_path):
     refused(tmp_path / "none.safetensors", "no file .*none.safetensors")
     save_file({"unet.x": torch.ones(2)}, tmp_path / "empty.safetensors")
     refused(tmp_path / "empty.safetensors", "has no layers of a LoRA or DoRA")
+
+
+@needs_text_adapters
+def test_adapters_of_text_encoders_are_refused(photos, tmp_path):
     pipe = _adapted("1.5")
     add_adapter(pipe.text_encoder, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
-    refused(save_lora(pipe, tmp_path / "both"), "changes text_encoder too, and only the UNet is trained here")
+    lora = save_lora(pipe, tmp_path / "both")
+    with pytest.raises(ValueError, match="changes text_encoder too, and only the UNet is trained here"):
+        StableDiffusionTask(config(tmp_path, photos, lora))

@@ -172,8 +172,8 @@ def _kind_of_file(config: TrainingConfig) -> Kind:
     return kind(kind.stock(**{**pipe.components, **kind.left_out}))
 
 
-def _networks() -> set[str]:
-    return {part for kind in KINDS for part in kind.networks}
+def _networks() -> list[str]:
+    return list(dict.fromkeys(part for kind in KINDS for part in kind.networks))
 
 
 def _kind(name: str, cls: str, networks: Mapping[str, str]) -> type[Kind]:
@@ -185,7 +185,7 @@ def _kind(name: str, cls: str, networks: Mapping[str, str]) -> type[Kind]:
     for kind in KINDS:
         if networks == kind.networks:
             return kind
-    parts = ", ".join(f"{part}: {network}" for part, network in sorted(networks.items()))
+    parts = ", ".join(f"{part}: {network}" for part, network in networks.items())
     known = "; or ".join(f"{kind.name}: {', '.join(kind.networks.values())}" for kind in KINDS)
     raise ValueError(
         f"{name} is a {cls} ({parts}){_what_else(networks)}; only text-to-image models of these "
