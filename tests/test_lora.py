@@ -304,12 +304,17 @@ def test_what_is_no_single_adapter_of_a_unet_is_refused(tmp_path):
         add_adapter(pipe.unet, "second")
     with pytest.raises(ValueError, match="has unet: default, second"):
         save_lora(pipe, tmp_path)
+    with pytest.raises(ValueError, match="has none"):
+        save_lora(tiny_unconditional(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_text_adapters
+def test_an_adapter_of_the_text_encoder_alone_is_refused(tmp_path):
     pipe = tiny_pipeline("1")
     add_adapter(pipe.text_encoder, target_modules=["q_proj"])
     with pytest.raises(ValueError, match="text_encoder: default"):
         save_lora(pipe, tmp_path)
-    with pytest.raises(ValueError, match="has none"):
-        save_lora(tiny_unconditional(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

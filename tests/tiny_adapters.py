@@ -44,7 +44,7 @@ def add_adapter(part, name="default", rank=3, **changes):
 
 
 def adapted(kind="1", texts=False, **changes):
-    """A pipeline with an adapter for zero SNR, on the paper's sampler; `texts`, in its text encoders too if they can."""
+    """A pipeline with an adapter for zero SNR, on the paper's sampler; `texts`, in text encoders too if they can."""
     pipe = tiny_pipeline(kind, ZeroSNRDDIMScheduler.from_config(sd_scheduler().config, prediction_type="v_prediction"))
     add_adapter(pipe.unet, **changes)
     for name in ("text_encoder", "text_encoder_2"):

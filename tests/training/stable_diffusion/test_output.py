@@ -61,7 +61,7 @@ def test_stock_alone_opens_it_and_paints_our_pictures(saved, tmp_path):
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.scheduler = ZeroSNRDDIMScheduler.from_config(pipe.scheduler.config)
     for n, images in torch.load(tmp_path / "images.pt").items():
-        # diffusers stands in for SNR 0 with 2^-24, so 2^-12 of the amplitude, of which this network makes 0.7 grey levels
+        # diffusers stands in for SNR 0 with 2^-24, so 2^-12 of the amplitude; here that is under one grey level
         torch.testing.assert_close(paint(pipe, n), images, rtol=0, atol=1 / 255)
 
 
