@@ -9,7 +9,7 @@ from .report import Audit
 
 CHANGING = 0.5
 """Share of the x_0 prediction at T that changes with the noise, from which on a network was not trained there: at zero
-SNR an ideal one has 0, and a flawed model that the quickstart makes 0.94."""
+SNR an ideal one has 0, and a flawed model that the quickstart makes 0.92."""
 
 PICTURES = 8
 """Per prompt."""
