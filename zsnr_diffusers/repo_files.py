@@ -80,22 +80,24 @@ def only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
     diffusers finds none of them unless it is asked for by name.
 
     Args:
-        source: folder or Hub id.
+        source: folder, or Hub id of a repo of which something is in the cache.
         places: arguments of `from_pretrained`; those that say where to look are used.
 
     Returns:
         None where there are weights without a variant, in several, or none at all.
 
     Raises:
-        OSError: there is no such repo, or it cannot be read.
+        OSError: the repo cannot be read.
     """
-    folder = Path(os.fspath(source))
-    if not folder.is_dir():
+    folder, here = Path(os.fspath(source)), Path(os.fspath(source)).is_dir()
+    if not here:
         where = {key: places[key] for key in ("cache_dir", "revision") if key in places}
         cached = try_to_load_from_cache(str(source), INDEX, **where)
-        folder = Path(cached).parent if isinstance(cached, str) else folder
+        if not isinstance(cached, str):
+            return None  # it could not be read just now, and is not waited for again
+        folder = Path(cached).parent
     names = [file.name for file in folder.glob("unet/*")]
-    if not variants(names) and not Path(os.fspath(source)).is_dir():
+    if not variants(names) and not here:
         with from_the_hub(source):
             info = HfApi(token=places.get("token")).model_info(str(source), revision=places.get("revision"))
         names = [file.rfilename for file in info.siblings or () if file.rfilename.startswith("unet/")]
