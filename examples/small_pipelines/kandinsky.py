@@ -31,7 +31,6 @@ def _movq() -> VQModel:
         latent_channels=4,
         num_vq_embeddings=16,
         norm_num_groups=4,
-        mid_block_add_attention=False,
     )
 
 
