@@ -1,3 +1,4 @@
+import os
 from importlib.util import find_spec
 
 import fsspec
@@ -5,7 +6,7 @@ import pytest
 from tar_shards import FlakyFileSystem, serve_ranges
 
 from zsnr_diffusers.training import remote
-from zsnr_diffusers.training.remote import ShardError, expand_braces, find_files, read_range, size_of
+from zsnr_diffusers.training.remote import ShardError, expand_braces, find_files, read_range, state_of
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +65,23 @@ def test_a_pattern_without_files(tmp_path, pattern):
 )
 def test_a_missing_file_is_named_at_once(url, message, pauses):
     with pytest.raises(ShardError, match=f"{url} cannot be read: .*{message}"):
-        size_of(url)
+        state_of(url)
     assert pauses == []
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+def test_a_file_written_anew_with_the_same_size_is_in_another_state(protocol, tmp_path, pauses):
+    system, path = fsspec.filesystem(protocol), f"{tmp_path}/a.tar"
+    states = []
+    for content, seconds in ((b"one", 1), (b"two", 2)):
+        system.makedirs(str(tmp_path), exist_ok=True)
+        system.pipe(path, content)
+        if protocol == "file":
+            os.utime(path, (seconds, seconds))  # clocks of file systems are coarse
+        states.append(state_of(f"{protocol}://{path}"))
+        assert states[-1] == state_of(f"{protocol}://{path}")
+    assert states[0].size == states[1].size == 3
+    assert states[0].version != states[1].version
 
 
 def test_what_fails_is_tried_again(monkeypatch, pauses):
@@ -99,7 +115,7 @@ def test_over_http(tmp_path, pauses):
         return {50: 500, 60: "whole"}.get(start)
 
     with serve_ranges(tmp_path, answer) as place:
-        assert size_of(f"{place}/a.tar") == 100
+        assert state_of(f"{place}/a.tar").size == 100
         assert read_range(f"{place}/a.tar", 10, 20) == bytes(range(10, 20))
         with pytest.raises(ShardError, match=r"a\.tar cannot be read: .*500"):
             read_range(f"{place}/a.tar", 50, 51)
@@ -107,10 +123,10 @@ def test_over_http(tmp_path, pauses):
         with pytest.raises(ShardError, match=r"of bytes 60 to 61 came 100: .*its server cannot read by range"):
             read_range(f"{place}/a.tar", 60, 61)
         with pytest.raises(ShardError, match=r"b\.tar cannot be read: there is no such file"):
-            size_of(f"{place}/b.tar")
+            state_of(f"{place}/b.tar")
 
 
 @pytest.mark.skipif(find_spec("aiohttp") is not None, reason="HTTP can be read")
 def test_a_missing_library_is_named():
     with pytest.raises(ShardError, match='"requests" and "aiohttp" to be installed'):
-        size_of("http://127.0.0.1/a.tar")
+        state_of("http://127.0.0.1/a.tar")

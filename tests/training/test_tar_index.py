@@ -7,7 +7,7 @@ import pytest
 from tar_shards import FlakyFileSystem, tar
 
 from zsnr_diffusers.training import remote, tar_index
-from zsnr_diffusers.training.remote import ShardError
+from zsnr_diffusers.training.remote import FileState, ShardError
 from zsnr_diffusers.training.tar_index import TarIndex, index_file, read_index
 
 TEXT = ("txt", "json")
@@ -98,7 +98,7 @@ def test_something_else_is_refused(data):
 
 def test_stored_and_loaded(tmp_path):
     index = index_of(tar({"a.jpg": b"1", "a.txt": b"2", "b.jpg": b"3"}))
-    file = index_file(tmp_path / "new", "memory://index.tar", 5, TEXT)
+    file = index_file(tmp_path / "new", "memory://index.tar", FileState(5, "a"), TEXT)
     assert TarIndex.load(file) is None
     index.save(file)
     loaded = TarIndex.load(file)
@@ -113,12 +113,13 @@ def test_stored_and_loaded(tmp_path):
 
 def test_what_an_index_is_of():
     files = {
-        index_file(tar_index.Path("f"), url, size, kinds)
+        index_file(tar_index.Path("f"), url, FileState(size, version), kinds)
         for url in ("a", "b")
         for size in (1, 2)
+        for version in ("1", "2")
         for kinds in (TEXT, ["json"])
     }
-    assert len(files) == 8
+    assert len(files) == 16
 
 
 def test_hash_of_an_index():

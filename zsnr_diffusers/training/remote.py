@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.asyn import reset_lock
@@ -59,16 +59,36 @@ def expand_braces(pattern: str) -> list[str]:
     return [before + value + rest for value in values for rest in expand_braces(after)]
 
 
-def size_of(url: str) -> int:
-    """Bytes of a file.
+class FileState(NamedTuple):
+    """What tells that a file is still the same without reading it.
+
+    Attributes:
+        size: in bytes.
+        version: its hash or the time of its last change, whatever its file system has; empty if it has neither.
+    """
+
+    size: int
+    version: str
+
+
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "blob_id", "sha256"),
+    *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created"),
+)
+"""What file systems of fsspec call a file's hash, or the time of its last change; the first that there is counts."""
+
+
+def state_of(url: str) -> FileState:
+    """The state of a file.
 
     Raises:
         ShardError: it is not there, or its size is not to be had.
     """
-    size = _try(url, lambda system, path: system.size(path), hopeless=(FileNotFoundError,))
-    if size is None:
+    info = _try(url, lambda system, path: system.info(path), hopeless=(FileNotFoundError,))
+    if info.get("size") is None:
         raise ShardError(f"{url}: its size is not to be had from there, so it cannot be read by range")
-    return int(size)
+    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
+    return FileState(int(info["size"]), version)
 
 
 def read_range(url: str, start: int, end: int) -> bytes:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..images import ImageError
 from ..processes import Processes, is_main_process
 from .config import RunConfig
-from .remote import find_files, read_range, size_of
+from .remote import FileState, find_files, read_range, state_of
 from .tar_index import TarIndex, index_file, read_index
 
 _THREADS = 32
@@ -34,14 +34,14 @@ class Shard:
 
     Attributes:
         url: anything that fsspec opens.
-        size: in bytes.
+        state: its size, and what tells whether it has changed.
         rows: samples that are whole.
         incomplete: others, in words.
         sha256: of its index.
     """
 
     url: str
-    size: int
+    state: FileState
     rows: int
     incomplete: tuple[str, ...]
     sha256: str
@@ -85,16 +85,16 @@ class Shards:
     @property
     def sha256(self) -> str:
         """Of names and sizes of the shards, and of where samples lie in them; no image is read."""
-        facts = [(shard.name, shard.size, shard.sha256) for shard in self.all]
+        facts = [(shard.name, shard.state.size, shard.sha256) for shard in self.all]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def look_up(self, urls: Sequence[str]) -> list[Shard]:
         """Shards by their addresses, with samples counted; their indices are stored, where they are not yet."""
 
         def shard(url: str) -> Shard:
-            size = size_of(url)
-            index = self._stored(url, size)
-            return Shard(url, size, len(index), tuple(index.incomplete), index.sha256)
+            state = state_of(url)
+            index = self._stored(url, state)
+            return Shard(url, state, len(index), tuple(index.incomplete), index.sha256)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             found = pool.map(shard, urls)
@@ -106,13 +106,13 @@ class Shards:
         self.ends = list(accumulate(shard.rows for shard in self.all))
         return self
 
-    def _stored(self, url: str, size: int) -> TarIndex:
+    def _stored(self, url: str, state: FileState) -> TarIndex:
         if self.folder is None:
-            return read_index(url, size, self._captions)
-        file = index_file(self.folder, url, size, self._captions)
+            return read_index(url, state.size, self._captions)
+        file = index_file(self.folder, url, state, self._captions)
         index = TarIndex.load(file)
         if index is None:
-            index = read_index(url, size, self._captions)
+            index = read_index(url, state.size, self._captions)
             index.save(file)
         return index
 
@@ -122,7 +122,7 @@ class Shards:
         shard = self.all[number]
         index = self._indices.get(number)
         if index is None:
-            self._indices[number] = index = self._stored(shard.url, shard.size)
+            self._indices[number] = index = self._stored(shard.url, shard.state)
             for old in list(self._indices)[: -self._most_indices]:
                 self._indices.pop(old, None)  # another thread may have been here first
         return shard, index, row - (self.ends[number] - shard.rows)

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..image_formats import IMAGE_SUFFIXES
-from .remote import ShardError, read_range
+from .remote import FileState, ShardError, read_range
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised whenever an index of the same shard would be another than before."""
 
 _WINDOW = 2**14
@@ -105,9 +105,9 @@ def read_index(url: str, size: int, captions: Sequence[str]) -> TarIndex:
     return TarIndex(np.array(places, np.int64).reshape(-1, 4), names, incomplete)
 
 
-def index_file(folder: Path, url: str, size: int, captions: Sequence[str]) -> Path:
-    """Where the index of a shard is kept in a folder of them."""
-    facts = json.dumps([_FORMAT, url, size, list(captions)])
+def index_file(folder: Path, url: str, state: FileState, captions: Sequence[str]) -> Path:
+    """Where the index of a shard in this state is kept in a folder of them."""
+    facts = json.dumps([_FORMAT, url, *state, list(captions)])
     return folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npz"
 
 
