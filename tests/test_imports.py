@@ -62,8 +62,18 @@ ALLOWED = {
     | {"class_conditional", "unet", "custom_pipeline", "stock_scheduler", "single_file", "hub", "lora", "evaluation"}
     | {"cards", "damage", "lora_files", "model_facts", "pushing", "repo_files", "saving", "tables", "terminal"}
     | {"hub_errors", "lora_fit", "weight_files", "_extras"},
-    "commands": {"schedulers", "hub", "model_facts", "single_file", "evaluation", "auditing", "_extras", "processes"}
-    | {"bare_pipeline", "lora", "lora_files", "repo_files", "saving", "tables", "terminal"},
+    "commands": {
+        "damage",
+        "schedulers",
+        "hub",
+        "model_facts",
+        "single_file",
+        "evaluation",
+        "auditing",
+        "_extras",
+        "processes",
+    }
+    | {"bare_pipeline", "damage", "lora", "lora_files", "repo_files", "saving", "tables", "terminal"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub", "lora", "saving", "auditing", "versions"},

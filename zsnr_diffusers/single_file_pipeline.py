@@ -90,11 +90,13 @@ def _recognized(source: Any, header: Header) -> tuple[Layout, Any, str]:
 def _in_one_dtype(pipeline_class: Any, source: Any, options: Mapping[str, Any]) -> Any:
     """The pipeline in the dtype that was asked for, or else, but for parts that were given, in float32.
 
-    Without a dtype, diffusers leaves text encoders as the file has them; with one, it warns of casting them.
+    Without a dtype, diffusers leaves text encoders as the file has them; with one, it warns of casting networks.
     """
-    if {"dtype", "torch_dtype"} & options.keys():
-        return pipeline_class.from_single_file(os.fspath(source), **in_one_dtype(options))
-    pipe = pipeline_class.from_single_file(os.fspath(source), **options)
+    asked = in_one_dtype(options)
+    if asked[DTYPE_ARGUMENT] != torch.float32:
+        return pipeline_class.from_single_file(os.fspath(source), **asked)
+    del asked[DTYPE_ARGUMENT]
+    pipe = pipeline_class.from_single_file(os.fspath(source), **asked)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module) and name not in options and part.dtype != torch.float32:
             part.float()

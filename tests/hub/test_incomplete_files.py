@@ -197,10 +197,17 @@ def test_the_command_takes_an_autoencoder(write, configs, bare, tmp_path, capsys
     assert main(command) == 2
     assert "holds no autoencoder by the names of a Stable Diffusion XL: pass --config, a" in capsys.readouterr().err
     AutoencoderKL.from_pretrained(configs["xl"], subfolder="vae").save_pretrained(tmp_path / "vae")
-    for vae in (configs["xl"], tmp_path / "vae"):
+    prefix, by_itself = "first_stage_model.", tmp_path / "sdxl_vae.safetensors"
+    save_file({k.removeprefix(prefix): v for k, v in checkpoint("xl").items() if k.startswith(prefix)}, by_itself)
+    of_diffusers = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    for vae in (configs["xl"], tmp_path / "vae", by_itself, of_diffusers):
         assert main([*command, "--vae", str(vae), "--overwrite"]) == 0
         back = load_file(target)
         assert all(torch.equal(back[key], value) for key, value in checkpoint("xl").items())
+    assert main([*command, "--vae", str(by_itself), "--dtype", "float16", "--overwrite"]) == 0
+    assert {value.dtype for value in load_file(target).values() if value.numel()} == {torch.float16}  # but for marks
+    assert main([*command, "--vae", str(file), "--overwrite"]) == 2
+    assert f"--vae: {file} holds no autoencoder" in capsys.readouterr().err
 
 
 # -- names of targets

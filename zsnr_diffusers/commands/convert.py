@@ -83,7 +83,9 @@ def add_parser(commands: Any) -> None:
         "folder the parts that the file has not (default: the Hub's)",
     )
     parser.add_argument(
-        "--vae", metavar="PATH_OR_ID", help="for a single file without one, or in place of its own: an autoencoder"
+        "--vae",
+        metavar="PATH_OR_ID",
+        help="for a single file without one, or in place of its own: an autoencoder, a pipeline's or a file's",
     )
     parser.add_argument("--variant", help="of a pipeline's weights, such as fp16 (default: none, or the only one)")
     parser.add_argument("--weight_name", metavar="FILE", help="for a LoRA in a folder or repo: its file's name")
@@ -156,11 +158,11 @@ def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
     files = [arguments.source] if single else Path(arguments.source).glob("*/*.safetensors")
     given = {"config": arguments.config, "variant": arguments.variant}
     options = {name: value for name, value in given.items() if value is not None}
+    dtype = _dtype(arguments, files)
     if single:
         _check_says_it(arguments)
-        options |= {} if arguments.vae is None else {"vae": _autoencoder(arguments.vae)}
-    pipe = load_pipeline(arguments.source, **_told(arguments), **options)
-    pipe.to(_dtype(arguments, files))
+        options |= {} if arguments.vae is None else {"vae": _autoencoder(arguments.vae, arguments.config).to(dtype)}
+    pipe = load_pipeline(arguments.source, dtype=dtype, **_told(arguments), **options)
     save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_pushing(arguments))
     return pipe, type(pipe).__name__
 
@@ -177,12 +179,26 @@ def _check_says_it(arguments: argparse.Namespace) -> None:
         )
 
 
-def _autoencoder(source: str) -> Any:
-    """That of a pipeline, or one by itself."""
+def _autoencoder(source: str, config: str | None) -> Any:
+    """That of a pipeline, one by itself, or one in a file, whose config is that of `config`'s.
+
+    Raises:
+        OSError: it cannot be had.
+        ValueError: the file holds none.
+    """
     from diffusers import AutoencoderKL
 
+    from ..damage import naming_damage
+    from ..model_facts import is_single_file
     from ..repo_files import INDEX, saved_json
+    from ..single_file import read_header
 
+    if is_single_file(source):
+        if not any(key.endswith("encoder.conv_in.weight") for key in read_header(source).shapes):
+            raise ValueError(f"--vae: {source} holds no autoencoder of Stable Diffusion.")
+        options = {} if config is None else {"config": config, "subfolder": "vae"}
+        with naming_damage(source):
+            return AutoencoderKL.from_single_file(source, **options)
     of_pipeline = saved_json(source, INDEX, {}) is not None
     return AutoencoderKL.from_pretrained(source, **({"subfolder": "vae"} if of_pipeline else {}))
 

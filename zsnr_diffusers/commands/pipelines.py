@@ -85,6 +85,7 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
     try:
         pipe = load(
             arguments.pipeline,
+            dtype=getattr(torch, arguments.dtype or "float32"),
             guidance_rescale=rescale if arguments.lora is None else None,
             **{} if arguments.variant is None else {"variant": arguments.variant},
         )
@@ -94,7 +95,7 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
         if arguments.guidance_rescale is None:
             raise
         raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
-    return pipe.to(device, getattr(torch, arguments.dtype or "float32"))
+    return pipe.to(device)
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str] | None:

@@ -235,10 +235,9 @@ def _luminance(pipe: Any, x_0: Tensor, batch_size: int) -> Any:
     vae = getattr(pipe, "vae", None)
     if vae is None:
         return mean_luminance(_rgb(x_0))
-    dtype = vae.dtype
-    upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     if upcast:
-        vae.to(torch.float32)
+        vae.float()
     try:
         latents = _to_vae_range(vae.config, x_0).to(_device(pipe), vae.dtype)
         return np.concatenate(
@@ -246,7 +245,7 @@ def _luminance(pipe: Any, x_0: Tensor, batch_size: int) -> Any:
         )
     finally:
         if upcast:
-            vae.to(dtype)
+            vae.half()
 
 
 def _rgb(images: Tensor) -> Tensor:

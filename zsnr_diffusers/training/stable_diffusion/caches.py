@@ -112,7 +112,8 @@ class Caches:
         for part in self.parts:
             stock, started = self.stored.get(part.name), time.perf_counter()
             if dtype := part.precision(half):
-                part.network.to(dtype)
+                # diffusers' own warns of modules that should be kept in float32, even of none
+                torch.nn.Module.to(part.network, dtype)
             if stock is None or stock.missing:
                 part.network.to(accelerator.device)
             if stock is not None:
