@@ -79,10 +79,15 @@ def oracle(num_train_timesteps):
 
     def network(x, t):
         alpha, sigma = alphas[t], sigmas[t]
-        x_0 = prior + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * prior)
+        x_0 = posterior_mean(x, alpha, sigma, prior, variance)
         return alpha * (x - alpha * x_0) / sigma - sigma * x_0
 
     return network
+
+
+def posterior_mean(x, alpha, sigma, mean, variance):
+    """Of Gaussian data, given x = alpha x_0 + sigma noise."""
+    return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
 
 
 def nonlinear(x, t):

@@ -4,6 +4,7 @@ The file is put together from this package's source: the class that is wanted an
 """
 
 import ast
+import functools
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,21 @@ def _with_sampler(sampler: ZeroSNRScheduler) -> list[str]:
 
 def _self_contained(roots: set[str]) -> tuple[list[str], list[str]]:
     """Imports, and the source of names and of all that they need from this package, each after what it needs."""
+    imports, definitions = _source()
+    needed, open_names = set[str](), set(roots)
+    while open_names:
+        name = open_names.pop()
+        needed.add(name)
+        if name in definitions:
+            used = {node.id for node in ast.walk(definitions[name][0]) if isinstance(node, ast.Name)}
+            open_names |= used - needed
+    lines = {imports[name] for name in needed & set(imports)}
+    return [*lines], [*dict.fromkeys(text for name, (_, text) in definitions.items() if name in needed)]
+
+
+@functools.cache
+def _source() -> tuple[dict[str, str], dict[str, tuple[ast.stmt, str]]]:
+    """Imports and definitions of all parts, by name; what is loaded does not change."""
     imports: dict[str, str] = {}
     definitions: dict[str, tuple[ast.stmt, str]] = {}
     for part in _PARTS:
@@ -133,15 +149,7 @@ def _self_contained(roots: set[str]) -> tuple[list[str], list[str]]:
                     imports.setdefault(name, _import_of(node, name))
                 else:
                     definitions[name] = node, _segment(source, node)
-    needed, open_names = set[str](), set(roots)
-    while open_names:
-        name = open_names.pop()
-        needed.add(name)
-        if name in definitions:
-            used = {node.id for node in ast.walk(definitions[name][0]) if isinstance(node, ast.Name)}
-            open_names |= used - needed
-    lines = {imports[name] for name in needed & set(imports)}
-    return [*lines], [*dict.fromkeys(text for name, (_, text) in definitions.items() if name in needed)]
+    return imports, definitions
 
 
 def _defined(node: ast.stmt) -> Iterator[str]:
