@@ -23,14 +23,11 @@ def _fresh_accelerate_state():
 
 
 @pytest.fixture(scope="session")
-def base_folder(tmp_path_factory):
-    """A flawed pipeline of stock classes on disk: epsilon, a schedule that never reaches pure noise, leading."""
-    from small_stable_diffusion import flawed_scheduler
-    from tiny_pipelines import tiny_stable_diffusion
+def base_folder():
+    """Stable Diffusion 1.5 on disk: epsilon, a schedule that never reaches pure noise, leading; do not change it."""
+    from published_models import published
 
-    folder = tmp_path_factory.mktemp("base")
-    tiny_stable_diffusion(flawed_scheduler()).save_pretrained(folder)
-    return folder
+    return published("1.5")
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +35,7 @@ def image_folder(tmp_path_factory):
     """Captioned pictures; do not change them."""
     from landscapes import make_landscapes
 
-    return make_landscapes(tmp_path_factory.mktemp("landscapes"), count=10, image_size=16)
+    return make_landscapes(tmp_path_factory.mktemp("landscapes"), count=10, image_size=64)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-SIZES = [(16, 16), (20, 17), (30, 12), (12, 30), (18, 64), (33, 20), (40, 90), (16, 24), (7, 9), (75, 20)]
+SIZES = [(64, 64), (80, 68), (120, 48), (48, 120), (72, 256), (132, 80), (160, 360), (64, 96), (28, 36), (300, 80)]
 """(height, width) of `0.png`, `1.png` ..."""
 
 CAPTIONS = ["a cat", "snow", "a dark landscape", "", "a black landscape", "snow"]

@@ -1,5 +1,6 @@
 """Models as the Hub has them, written once per test process; what is to hold of models trained from them."""
 
+import copy
 import functools
 import math
 import tempfile
@@ -36,9 +37,35 @@ def published(name, form="float32"):
     return write_published(name, Path(_room().name, f"{name}-{form}"), sample_size=RESOLUTION // 8, **FORMS[form])
 
 
-def published_pipeline(name, **changes):
-    """The model in float32, as diffusers loads it, in memory of its own."""
-    return DiffusionPipeline.from_pretrained(published(name), **{DTYPE_ARGUMENT: torch.float32, **changes})
+def published_pipeline(name):
+    """The model in float32, as diffusers loads it, but for its safety checker, for the caller to change."""
+    return independent(_loaded(name))
+
+
+@functools.cache
+def _loaded(name):
+    unchecked = {"safety_checker": None, "requires_safety_checker": False} if name == "1.5" else {}
+    return DiffusionPipeline.from_pretrained(published(name), **{DTYPE_ARGUMENT: torch.float32}, **unchecked)
+
+
+def in_memory(pipe):
+    """A pipeline that was loaded, with its weights out of the mapped file: kernels round by how memory is aligned."""
+    for part in networks(pipe).values():
+        for weights in part.parameters():
+            weights.data = weights.data.clone()
+    return pipe
+
+
+def networks(pipe):
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def independent(pipe):
+    """A pipeline like another, with copies of all but its tokenizers."""
+    own = copy.copy(pipe)
+    for name, part in {**networks(pipe), "scheduler": pipe.scheduler}.items():
+        setattr(own, name, copy.deepcopy(part))
+    return own
 
 
 @functools.cache
@@ -82,8 +109,8 @@ def lora_opened_by_diffusers(folder, base):
 
 def assert_generates(pipe, dtype=torch.float32):
     """Finite images, by networks of one dtype."""
-    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    assert {name: part.dtype for name, part in networks.items()} == dict.fromkeys(networks, dtype)
+    dtypes = {name: part.dtype for name, part in networks(pipe).items()}
+    assert dtypes == dict.fromkeys(dtypes, dtype)
     images = images_of(pipe)
     assert images.shape == (2, RESOLUTION, RESOLUTION, 3)
     assert np.isfinite(images).all()

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from tiny_checkpoints import KINDS, networks, settings, tiny_pipeline
+from published_models import networks
+from tiny_checkpoints import KINDS, settings, tiny_pipeline
 from tiny_pipelines import tiny_unconditional
 
 from zsnr_diffusers.bare_pipeline import bare_pipeline

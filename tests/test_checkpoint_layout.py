@@ -5,11 +5,12 @@ import torch
 from diffusers import StableDiffusionControlNetPipeline
 from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES, infer_diffusers_model_type
 from peft import LoraConfig
+from published_models import networks
 from safetensors.torch import save_file
 from small_pipelines.controlnet import controlnet
 from small_pipelines.parts import projecting_text_encoder, text_encoder, unet
 from tiny_adapters import needs_text_adapters
-from tiny_checkpoints import KINDS, assert_same_weights, checkpoint, networks, tiny_pipeline
+from tiny_checkpoints import KINDS, assert_same_weights, checkpoint, tiny_pipeline
 
 from zsnr_diffusers.checkpoint_layout import layout_of_pipeline, original_checkpoint
 from zsnr_diffusers.layouts import SD_1, SD_2, SDXL, layout_of
@@ -24,38 +25,42 @@ def test_diffusers_reads_every_weight_back(kind, tmp_path):
     assert_same_weights(pipe, back)
 
 
-# By hand, from the files that Stability AI and CompVis published.
+# By hand, from the files that Stability AI and CompVis published, with the widths of the small models.
 KNOWN = {
     "1": {
-        "model.diffusion_model.time_embed.0.weight": [32, 8],
-        "model.diffusion_model.input_blocks.3.0.op.weight": [8, 8, 3, 3],
-        "model.diffusion_model.input_blocks.2.1.proj_in.weight": [8, 8, 1, 1],
-        "model.diffusion_model.middle_block.1.transformer_blocks.0.ff.net.0.proj.weight": [128, 16],
-        "model.diffusion_model.middle_block.2.out_layers.3.bias": [16],
-        "model.diffusion_model.output_blocks.2.1.conv.weight": [16, 16, 3, 3],
-        "model.diffusion_model.output_blocks.5.2.conv.weight": [8, 8, 3, 3],
-        "model.diffusion_model.output_blocks.8.0.skip_connection.weight": [8, 16, 1, 1],
-        "first_stage_model.encoder.mid.attn_1.q.weight": [8, 8, 1, 1],
-        "first_stage_model.decoder.up.2.upsample.conv.weight": [8, 8, 3, 3],
-        "first_stage_model.decoder.mid.block_2.norm1.weight": [8],
+        "model.diffusion_model.time_embed.0.weight": [64, 16],
+        "model.diffusion_model.input_blocks.3.0.op.weight": [16, 16, 3, 3],
+        "model.diffusion_model.input_blocks.2.1.proj_in.weight": [16, 16, 1, 1],
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.ff.net.0.proj.weight": [512, 64],
+        "model.diffusion_model.middle_block.2.out_layers.3.bias": [64],
+        "model.diffusion_model.output_blocks.2.1.conv.weight": [64, 64, 3, 3],
+        "model.diffusion_model.output_blocks.5.2.conv.weight": [64, 64, 3, 3],
+        "model.diffusion_model.output_blocks.8.2.conv.weight": [32, 32, 3, 3],
+        "model.diffusion_model.output_blocks.11.0.skip_connection.weight": [16, 32, 1, 1],
+        "first_stage_model.encoder.mid.attn_1.q.weight": [16, 16, 1, 1],
+        "first_stage_model.decoder.up.3.upsample.conv.weight": [16, 16, 3, 3],
+        "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight": [8, 16, 1, 1],
+        "first_stage_model.decoder.mid.block_2.norm1.weight": [16],
         "first_stage_model.quant_conv.weight": [8, 8, 1, 1],
-        "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.q_proj.weight": [8, 8],
-        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": [16, 8],
+        "cond_stage_model.transformer.text_model.encoder.layers.2.self_attn.q_proj.weight": [32, 32],
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": [77, 32],
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": [49408, 32],
     },
     "2": {
-        "model.diffusion_model.input_blocks.2.1.proj_in.weight": [8, 8],
-        "cond_stage_model.model.positional_embedding": [16, 8],
-        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight": [24, 8],
-        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias": [24],
-        "cond_stage_model.model.transformer.resblocks.1.mlp.c_fc.weight": [16, 8],
-        "cond_stage_model.model.ln_final.weight": [8],
+        "model.diffusion_model.input_blocks.2.1.proj_in.weight": [20, 20],
+        "cond_stage_model.model.positional_embedding": [77, 32],
+        "cond_stage_model.model.token_embedding.weight": [49408, 32],
+        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight": [96, 32],
+        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias": [96],
+        "cond_stage_model.model.transformer.resblocks.10.mlp.c_fc.weight": [64, 32],
+        "cond_stage_model.model.ln_final.weight": [32],
     },
     "xl": {
-        "model.diffusion_model.label_emb.0.0.weight": [32, 60],
-        "model.diffusion_model.middle_block.1.transformer_blocks.1.attn2.to_k.weight": [16, 24],
-        "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": [8],
-        "conditioner.embedders.1.model.text_projection": [16, 12],
-        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": [16],
+        "model.diffusion_model.label_emb.0.0.weight": [80, 96],
+        "model.diffusion_model.middle_block.1.transformer_blocks.2.attn2.to_k.weight": [80, 80],
+        "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": [32],
+        "conditioner.embedders.1.model.text_projection": [48, 48],
+        "conditioner.embedders.1.model.transformer.resblocks.10.mlp.c_proj.bias": [48],
     },
 }
 
@@ -117,7 +122,7 @@ def test_weights_that_diffusers_would_not_read_back():
     with pytest.raises(ValueError, match=r"would not read .*layers\.23.* of CLIPTextModel back"):
         original_checkpoint(pipe)
     pipe = tiny_pipeline("xl")
-    pipe.text_encoder_2 = projecting_text_encoder(hidden_act="gelu")
+    pipe.text_encoder_2 = projecting_text_encoder(hidden_act="gelu", hidden_size=32)  # as wide as the other
     with pytest.raises(ValueError, match="by their width"):
         original_checkpoint(pipe)
 

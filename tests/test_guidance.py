@@ -16,7 +16,8 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
-from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional, watch
+from published_models import in_memory
+from tiny_pipelines import PICTURE, tiny_stable_diffusion, tiny_unconditional, watch
 
 from zsnr_diffusers import (
     GuidanceRescaleMixin,
@@ -30,8 +31,6 @@ from zsnr_diffusers import (
 )
 from zsnr_diffusers.core import NoiseLevel, classifier_free_guidance, rescale_guidance
 from zsnr_diffusers.core.guidance import rescale_guidance_in_space
-
-PICTURE = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
 
 
 def paint(pipe, **kwargs):
@@ -148,7 +147,7 @@ def test_ready_pipelines_rescale_by_default_and_are_saved_as_stock(cls, tmp_path
     assert type(DiffusionPipeline.from_pretrained(tmp_path)) is stock_cls
     stock = paint(stock_cls(**pipe.components, requires_safety_checker=False))
     assert torch.equal(paint(disable_guidance_rescale(pipe)), stock)
-    assert torch.equal(paint(cls.from_pretrained(tmp_path)), expected)
+    assert torch.equal(paint(in_memory(cls.from_pretrained(tmp_path))), expected)
 
 
 def test_enabled_pipeline_is_saved_under_its_own_name(tmp_path):
@@ -262,18 +261,18 @@ def test_phi_travels_with_the_pipeline(space, tmp_path, caplog):
     pipe.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_guidance_rescale"] == 0.4
     for load in (load_pipeline, ZeroSNRStableDiffusionPipeline.from_pretrained):
-        assert torch.equal(paint(load(tmp_path)), expected)
+        assert torch.equal(paint(in_memory(load(tmp_path))), expected)
         torch.testing.assert_close(
-            paint(load(tmp_path, guidance_rescale=0.9)),
+            paint(in_memory(load(tmp_path, guidance_rescale=0.9))),
             paint(enable_guidance_rescale(tiny_stable_diffusion(), 0.9, space=space)),
         )
-        assert torch.equal(paint(load(tmp_path, guidance_rescale=0.0)), paint(tiny_stable_diffusion()))
+        assert torch.equal(paint(in_memory(load(tmp_path, guidance_rescale=0.0))), paint(tiny_stable_diffusion()))
     with caplog.at_level("WARNING"):
         logging.getLogger("diffusers").addHandler(caplog.handler)
         stock = DiffusionPipeline.from_pretrained(tmp_path)
         logging.getLogger("diffusers").removeHandler(caplog.handler)
     assert not [record for record in caplog.records if "guidance" in record.getMessage()]
-    assert torch.equal(paint(stock), paint(tiny_stable_diffusion()))
+    assert torch.equal(paint(in_memory(stock)), paint(tiny_stable_diffusion()))
 
 
 def test_nothing_is_recorded_of_a_pipeline_that_does_not_rescale(tmp_path):

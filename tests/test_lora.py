@@ -58,7 +58,7 @@ for kind in ("1", "xl"):
         folder = f"{sys.argv[1]}/{name} {kind}"
         pipe.load_lora_weights(folder, **({"weight_name": file} if file else {}))
         pipe.scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-        call = dict(num_inference_steps=3, height=32, width=32, guidance_scale=4.0, output_type="latent")
+        call = dict(num_inference_steps=3, height=64, width=64, guidance_scale=4.0, output_type="latent")
         picture = pipe("a dark landscape", generator=torch.Generator().manual_seed(0), **call).images
         pictures[kind, name, file] = picture
         pipe.unload_lora_weights()

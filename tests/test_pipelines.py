@@ -15,8 +15,9 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
+from published_models import in_memory
 from small_stable_diffusion import flawed_scheduler
-from tiny_pipelines import tiny_stable_diffusion
+from tiny_pipelines import PICTURE, tiny_stable_diffusion
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRDDPMScheduler
 
@@ -72,13 +73,13 @@ def test_half_precision_and_odd_numbers_of_steps(cls, dtype, n):
 @pytest.mark.parametrize("cls", OURS)
 @pytest.mark.parametrize("strength", [0.02, 0.1, 0.33, 0.5, 0.77, 0.99, 1.0])
 def test_image_to_image_starts_at_the_timestep_that_it_noised_to(cls, strength):
-    n, picture = 50, torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    n = 50
     pipe = StableDiffusionImg2ImgPipeline(**tiny_stable_diffusion(cls(**V)).components, requires_safety_checker=False)
     seen, noised = [], []
     pipe.unet.register_forward_pre_hook(lambda module, args: seen.append((args[0].clone(), int(args[1]))))
     add_noise = pipe.scheduler.add_noise
     pipe.scheduler.add_noise = lambda x, noise, t: noised.append((x, noise, int(t))) or add_noise(x, noise, t)
-    paint(pipe, n, image=picture, strength=strength, guidance_scale=1.0)
+    paint(pipe, n, image=PICTURE, strength=strength, guidance_scale=1.0)
 
     steps = min(int(n * strength), n)
     assert [t for _, t in seen] == pipe.scheduler.timesteps[-steps:].tolist()
@@ -110,7 +111,7 @@ def test_saved_in_a_pipeline_by_module_path_and_loaded_again(cls, tmp_path):
     assert index["scheduler"] == ["zsnr_diffusers.schedulers", cls.__name__]
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     assert type(loaded.scheduler) is cls
-    assert torch.equal(paint(loaded), expected)
+    assert torch.equal(paint(in_memory(loaded)), expected)
 
 
 @pytest.mark.parametrize("cls", OURS)

@@ -153,16 +153,16 @@ def test_inpainting_keeps_what_is_not_masked(sampler, known):
         know_the_data(pipe.unet)
     encode, originals = pipe._encode_vae_image, []
     pipe._encode_vae_image = lambda *args, **kwargs: originals.append(encode(*args, **kwargs)) or originals[-1]
-    noise = torch.randn(1, 4, 4, 4, generator=seeded())
+    noise = torch.randn(1, 4, 8, 8, generator=seeded())
     result, on_the_way = trace(paint, 7, latents=noise)
     original = originals[0]
-    assert torch.equal(result[..., :2], original[..., :2])
-    assert not bool(torch.isclose(result[..., 2:], original[..., 2:]).any())
+    assert torch.equal(result[..., :4], original[..., :4])
+    assert not bool(torch.isclose(result[..., 4:], original[..., 4:]).any())
     for latents, t in zip(on_the_way, pipe.scheduler.timesteps[1:], strict=False):
         noised = (ALPHA[t] * original + SIGMA[t] * noise).float()
-        torch.testing.assert_close(latents[..., :2], noised[..., :2], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(latents[..., :4], noised[..., :4], rtol=1e-4, atol=1e-4)
     if known:
-        assert (result[..., 2:] - POINT).abs().max() < NEAR
+        assert (result[..., 4:] - POINT).abs().max() < NEAR
 
 
 @every_sampler

@@ -53,7 +53,7 @@ def test_tensors_of_any_layout_that_share_memory_are_saved_and_read_back(tmp_pat
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("name", ["folder", "file.safetensors"])
 def test_a_pipeline_in_channels_last_order_is_saved(layout, name, tmp_path):
-    pipe = published_pipeline("1.5", safety_checker=None, requires_safety_checker=False)
+    pipe = published_pipeline("1.5")
     pipe.unet.to(memory_format=layout)
     pipe.vae.to(memory_format=layout)
     path = save_pipeline(pipe, tmp_path / name)

@@ -12,12 +12,10 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
     UNet2DModel,
 )
-from landscapes import captions
-from small_pipelines.stable_diffusion_xl import PIPELINES
-from small_stable_diffusion import build_stable_diffusion, flawed_scheduler
+from published_models import published_pipeline
+from small_stable_diffusion import flawed_scheduler
 
 
 def zero_snr_scheduler(prediction_type="v_prediction", zero=True):
@@ -51,45 +49,23 @@ def tiny_unconditional(prediction_type="v_prediction"):
 
 
 def tiny_stable_diffusion(scheduler=None) -> StableDiffusionPipeline:
-    """With weights from seed 0, for pictures of 16 x 16, on a zero-SNR schedule unless told otherwise."""
-    pipe = build_stable_diffusion(
-        image_size=16,
-        unet_channels=(8, 16),
-        vae_channels=(8, 8, 8),
-        text_width=8,
-        texts=[*captions(), "a cat", "snow"],
-    )
+    """Stable Diffusion 1.5 with few weights, from seed 0, for images of 64 x 64, on a zero-SNR schedule by default."""
+    pipe = published_pipeline("1.5")
     pipe.scheduler = scheduler or zero_snr_scheduler()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def tiny_stable_diffusion_xl() -> StableDiffusionXLPipeline:
-    """Without text encoders: give `prompt_embeds` [B, any, 8] and `pooled_prompt_embeds` [B, 8]."""
-    parts = build_stable_diffusion(image_size=16, unet_channels=(8, 16), vae_channels=(8, 8, 8), text_width=8)
-    conditions = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel.from_config(
-            parts.unet.config, projection_class_embeddings_input_dim=8 + 6 * 8, **conditions
-        )
-    texts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    return StableDiffusionXLPipeline(
-        vae=parts.vae, unet=unet, scheduler=parts.scheduler, add_watermarker=False, **texts
-    )
-
-
-def tiny_whole_stable_diffusion_xl(**changes) -> StableDiffusionXLPipeline:
-    """With both text encoders and the flawed schedule, for pictures of 32 x 32; `changes` are of its config."""
-    pipe = PIPELINES["StableDiffusionXLPipeline"].build()
+def tiny_stable_diffusion_xl(**changes) -> StableDiffusionXLPipeline:
+    """SDXL with few weights, from seed 0, for images of 64 x 64, on the flawed schedule; `changes` of its config."""
+    pipe = published_pipeline("xl")
     pipe.scheduler = flawed_scheduler()
-    pipe.tokenizer_2.pad_token = "a"  # as SDXL's second tokenizer pads with another token than the first
     pipe.register_to_config(**changes)
     return pipe
 
 
-PICTURE = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
-RIGHT_HALF = (torch.arange(16) >= 8).float().expand(1, 1, 16, 16)
+PICTURE = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+RIGHT_HALF = (torch.arange(64) >= 32).float().expand(1, 1, 64, 64)
 
 
 def tiny_painter(kind):
@@ -102,13 +78,13 @@ def tiny_painter(kind):
         pipe = DDPMPipeline(tiny_unconditional().unet, flawed_scheduler())
         call = {"output_type": "np"}  # older diffusers give arrays for "pt" too
     elif kind.startswith("xl"):
-        pipe, embeds = tiny_stable_diffusion_xl(), torch.linspace(-1, 1, 32).reshape(1, 4, 8)
-        call |= {"prompt": None, "prompt_embeds": embeds, "pooled_prompt_embeds": embeds[:, 0], "guidance_scale": 1.0}
+        pipe = tiny_stable_diffusion_xl()
+        call |= {"guidance_scale": 1.0}
     else:
         pipe = tiny_stable_diffusion(flawed_scheduler())
     if kind == "inpaint":
         pipe = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
-        call |= {"image": PICTURE, "mask_image": RIGHT_HALF, "height": 16, "width": 16}
+        call |= {"image": PICTURE, "mask_image": RIGHT_HALF, "height": 64, "width": 64}
     elif kind == "image":
         pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
         call |= {"image": PICTURE, "strength": 1.0}

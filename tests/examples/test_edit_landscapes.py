@@ -38,11 +38,9 @@ def test_trains_paints_in_all_settings_and_draws(tmp_path, capsys):
 def test_a_widened_network_predicts_what_it_did_and_can_learn_from_the_picture():
     unet = tiny_stable_diffusion().unet
     wide = widen(unet)
-    x, picture = torch.randn(2, 2, 4, 4, 4, generator=seeded())
-    text = torch.randn(2, 16, 8, generator=seeded())
+    x, picture = torch.randn(2, 2, 4, 8, 8, generator=seeded())
+    text = torch.randn(2, 77, 32, generator=seeded())
     before = unet(x, 500, text).sample
-    with torch.no_grad():
-        assert torch.equal(wide(torch.cat([x, torch.zeros_like(x)], dim=1), 500, text).sample, before)
     predicted = wide(torch.cat([x, picture], dim=1), 500, text).sample
     # the kernel may add eight channels up in another order than four
     torch.testing.assert_close(predicted, before, rtol=1e-5, atol=1e-5)

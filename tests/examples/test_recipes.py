@@ -78,7 +78,7 @@ for code in json.load(open("blocks.json")):
     exec(code, names)
     pipe = names["pipe"]
     pipe.set_progress_bar_config(disable=True)
-    call = dict(num_inference_steps=5, height=32, width=32, guidance_scale=4.0, output_type="latent")
+    call = dict(num_inference_steps=5, height=64, width=64, guidance_scale=4.0, output_type="latent")
     if "custom_pipeline" not in code:
         call["guidance_rescale"] = 0.7
     latents = pipe("a dark landscape", generator=torch.Generator().manual_seed(0), **call).images

@@ -169,8 +169,11 @@ from diffusers import DiffusionPipeline
 painted = []
 for folder in sys.argv[2:]:
     pipe = DiffusionPipeline.from_pretrained(folder)
+    for part in pipe.components.values():
+        for weights in part.parameters() if isinstance(part, torch.nn.Module) else ():
+            weights.data = weights.data.clone()  # out of the mapped file: kernels round by how memory is aligned
     generator = torch.Generator().manual_seed(0)
-    call = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "height": 32, "width": 32, "output_type": "latent"}
+    call = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "height": 64, "width": 64, "output_type": "latent"}
     images = pipe("a dark landscape", generator=generator, guidance_rescale=0.4, **call).images
     painted.append((type(pipe.scheduler).__name__, images))
 torch.save(painted, sys.argv[1])
@@ -191,8 +194,8 @@ def test_a_folder_opens_and_paints_the_same_where_this_package_is_not(saved, tmp
         assert (folder / "pipeline.py").exists() == zero_snr
         pipe = tiny_pipeline(kind, ours(model))
         expected = paint(pipe, STEPS, guidance_rescale=0.4)
-        # stock stands in for SNR 0 with 2^-24, so with 2^-12 of the amplitude
-        assert_close(images, expected, 2**-12 if zero_snr else 1e-5)
+        # stock stands in for SNR 0 with 2^-24, so 2^-12 of the amplitude; guidance adds 4 and 3 times the error
+        assert_close(images, expected, 7 * 2**-12 if zero_snr else 1e-5)
         pipe.scheduler = stock_scheduler(pipe.scheduler)
         assert_close(images, paint(pipe, STEPS, guidance_rescale=0.4), 1e-5)
 

@@ -48,7 +48,7 @@ def test_training_lowers_the_loss_at_the_last_timestep_too(options, tmp_path):
     """At T the sample is pure noise and v is -x_0: a weighting that is 0 there would leave the network as it is."""
     data = make_landscapes(tmp_path / "data", count=10, image_size=64)
     pictures = read_landscapes(data)
-    pipe = published_pipeline("1.5", safety_checker=None, requires_safety_checker=False)
+    pipe = published_pipeline("1.5")
     train_vae(pipe.vae, pictures, steps=60)
     pipe.save_pretrained(tmp_path / "base")
     captions = [json.loads(line)["text"] for line in (data / "metadata.jsonl").read_text().splitlines()]

@@ -90,7 +90,7 @@ def test_pictures(options):
     with Image.open(folder / "luminance.png") as picture:
         assert picture.width > 500
     with Image.open(folder / "previews" / "step-000001.png") as picture:
-        left = picture.crop((0, 0, 4 + 96 + 4 + 4 * (16 + 4), 24)).convert("L")
+        left = picture.crop((0, 0, 4 + 96 + 4 + 4 * (64 + 4), 72)).convert("L")
         right = np.asarray(picture.convert("L"))[:, left.width :]
     assert right.shape[1] == 700
     assert right.min() < 50 < 250 < right.max()

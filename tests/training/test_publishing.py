@@ -45,12 +45,15 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
+FROZEN = ("vae/", "text_encoder/", "tokenizer/", "safety_checker/", "feature_extractor/")
+
+
 def test_what_is_shipped_is_pushed_and_nothing_else(pushed, hub):
     train(TrainingConfig(**pushed))
     there, here = files(hub["repos"]["acme/landscapes"]), files(pushed["output_dir"])
-    frozen = {name for name in there if name.startswith(("vae/", "text_encoder/", "tokenizer/"))}
+    frozen = {name for name in there if name.startswith(FROZEN)}
     assert set(there) - frozen == SHIPPED
-    assert {name.split("/")[0] for name in frozen} == {"vae", "text_encoder", "tokenizer"}
+    assert {f"{name.split('/')[0]}/" for name in frozen} == {*FROZEN}
     assert there == {name: here[name] for name in there}
     assert {"checkpoint-000004/manifest.json", "previews/step-000002.png", "training_config.yaml"} <= set(here)
     assert any(name.startswith("latents/") for name in here)

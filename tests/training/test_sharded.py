@@ -294,7 +294,7 @@ def test_a_shard_that_changed_is_not_resumed(shard_options, image_folder, tmp_pa
 
 def test_a_dry_run_stores_nothing_unless_told_where(shard_options, tmp_path, capsys):
     train(TrainingConfig(**{**shard_options, "dry_run": True}))
-    assert "10 images at 16 x 16" in capsys.readouterr().out
+    assert "10 images at 64 x 64" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     train(TrainingConfig(**{**shard_options, "dry_run": True, "cache_dir": str(tmp_path / "cache")}))
     assert len(list((tmp_path / "cache" / "shards").iterdir())) == 3
@@ -308,7 +308,7 @@ def test_nothing_is_cached_of_shards_unless_asked(shard_options, tmp_path):
     assert len(list((tmp_path / "cached" / "cache").iterdir())) == 3
     # Other batch sizes of autoencoder and text encoder round otherwise. What networks compute is the same, not each
     # weight: the gradient of what normalization takes away is rounding alone, which Adam blows up.
-    x_t, text = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), torch.ones(2, 16, 8)
+    x_t, text = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 77, 32)
     networks = [UNet2DConditionModel.from_pretrained(tmp_path / name, subfolder="unet") for name in ("run", "cached")]
     with torch.no_grad():
         plain, cached = (network(x_t, 500, text).sample for network in networks)

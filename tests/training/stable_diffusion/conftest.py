@@ -1,6 +1,6 @@
 import pytest
 from many_shapes import make_shapes
-from tiny_pipelines import tiny_whole_stable_diffusion_xl
+from published_models import RESOLUTION, published
 
 
 @pytest.fixture(scope="session")
@@ -10,15 +10,13 @@ def shapes_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def xl_folder(tmp_path_factory):
-    """A flawed Stable Diffusion XL of stock classes on disk, for pictures of 32 x 32; do not change it."""
-    folder = tmp_path_factory.mktemp("xl")
-    tiny_whole_stable_diffusion_xl().save_pretrained(folder)
-    return folder
+def xl_folder():
+    """Stable Diffusion XL on disk; do not change it."""
+    return published("xl")
 
 
 @pytest.fixture
 def xl_options(options, xl_folder, shapes_folder):
-    """A small run on Stable Diffusion XL, in pictures of 16 x 16."""
+    """A small run on Stable Diffusion XL, in images of 64 x 64."""
     changes = {"pretrained_model_name_or_path": str(xl_folder), "train_data_dir": str(shapes_folder)}
-    return {**options, **changes, "resolution": 16}
+    return {**options, **changes, "resolution": RESOLUTION}

@@ -224,7 +224,7 @@ N_TEXTS = 7
         (change_base(lambda pipe: nudge(pipe.unet.parameters())), 0, 0),
         (change_base(lambda pipe: pipe.vae.register_to_config(scaling_factor=0.5)), 0, 0),
         (change_base(lambda pipe: pipe.vae.register_to_config(act_fn="gelu")), 10, 0),
-        (lambda own: {"resolution": 32}, 10, 0),
+        (lambda own: {"resolution": 128}, 10, 0),
         (lambda own: {"random_flip": True}, 10, 0),
         (lambda own: {"mixed_precision": "bf16"}, 10, N_TEXTS),
         (lambda own: {"caption_dropout": 1.0, "prediction_type": "sample"}, 0, 0),
@@ -392,9 +392,9 @@ def dry_run(options, capsys, **changes):
 
 def test_dry_run_counts_and_writes_nothing(own, capsys):
     text = dry_run(own, capsys)
-    # 2 x 4 x 4 x 4 float32 of an image, 16 x 8 of a caption
-    assert "cached latents: 10 of 512 B each: 0 stored, 10 to compute (5.12 kB), in " in text
-    assert f"cached text: {N_TEXTS} of 512 B each: 0 stored, {N_TEXTS} to compute (3.58 kB), in " in text
+    # 2 x 4 x 8 x 8 float32 of an image, 77 x 32 of a caption
+    assert "cached latents: 10 of 2.05 kB each: 0 stored, 10 to compute (20.5 kB), in " in text
+    assert f"cached text: {N_TEXTS} of 9.86 kB each: 0 stored, {N_TEXTS} to compute (69 kB), in " in text
     assert not Path(own["cache_dir"]).exists()
     prepare(own)
     change_image(own)
@@ -402,20 +402,18 @@ def test_dry_run_counts_and_writes_nothing(own, capsys):
     shard = shards(next(Path(own["cache_dir"]).glob("text-*")))[0]
     shard.write_bytes(shard.read_bytes()[:-1])
     text = dry_run(own, capsys)
-    assert "cached latents: 10 of 512 B each: 9 stored, 1 to compute (512 B), in " in text
+    assert "cached latents: 10 of 2.05 kB each: 9 stored, 1 to compute (2.05 kB), in " in text
     texts = len({*captions(own["train_data_dir"]), ""})
-    assert f"cached text: {texts} of 512 B each: 0 stored, 1 files damaged, {texts} to compute" in text
+    assert f"cached text: {texts} of 9.86 kB each: 0 stored, 1 files damaged, {texts} to compute" in text
     assert shard.exists()
     assert "cached" not in dry_run(own, capsys, cache="none")
     assert "cached latents" not in dry_run(own, capsys, cache="text")
     assert not Path(own["output_dir"]).exists()
 
 
-@pytest.mark.parametrize(
-    ("free", "stored"), [(30_000, {"latents", "text"}), (12_000, {"latents"}), (8_000, {"text"}), (1_000, set())]
-)
+@pytest.mark.parametrize(("free", "stored"), [(200_000, {"latents", "text"}), (60_000, {"latents"}), (8_000, set())])
 def test_auto_stores_what_fits_and_says_so(own, monkeypatch, free, stored, capsys):
-    """5,120 bytes of latents and 3,584 of text in half of what is free."""
+    """20,480 bytes of latents and 68,992 of text in half of what is free."""
     monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     text = dry_run(own, capsys)
     for name in ("latents", "text"):
@@ -426,8 +424,8 @@ def test_auto_stores_what_fits_and_says_so(own, monkeypatch, free, stored, capsy
 
 
 def test_what_is_asked_for_and_does_not_fit_is_an_error(own, monkeypatch):
-    monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: SimpleNamespace(free=6000))
-    with pytest.raises(ValueError, match=r"--cache=both needs 8.7 kB in .* 6 kB are free: name a --cache_dir"):
+    monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000))
+    with pytest.raises(ValueError, match=r"--cache=both needs 89.5 kB in .* 60 kB are free: name a --cache_dir"):
         prepare(own, cache="both")
     assert prepare(own, cache="latents").samples.caches.keys() == {"latents"}
 

@@ -76,12 +76,16 @@ def test_the_adapter_alone_changes(options, base_folder, shipping, use_dora):
     after = trained_state(unet)
     assert before.keys() == after.keys()
     assert all(("lora_A" in key) + ("lora_B" in key) + ("magnitude" in key) == 1 for key in after)
-    assert not [key for key, value in after.items() if torch.equal(value, before[key])]
+    # At the lowest resolution there is one token, and nothing to choose between.
+    idle = [
+        key for key in after if "mid_block" in key and ".attn1.to_" in key and key.split(".attn1.to_")[1][0] in "qk"
+    ]
+    assert not [key for key, value in after.items() if torch.equal(value, before[key]) and key not in idle]
 
 
 def test_an_untrained_adapter_changes_nothing(options, base_folder):
     unet, base = task_of(options, use_dora=True).unet, DiffusionPipeline.from_pretrained(base_folder).unet
-    x_t, text = torch.randn(2, 4, 4, 4), torch.randn(2, 16, 8)
+    x_t, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
     with torch.no_grad():
         # DoRA divides by the norm that it has multiplied with
         torch.testing.assert_close(unet(x_t, 500, text).sample, base(x_t, 500, text).sample, rtol=0, atol=1e-6)
@@ -274,13 +278,13 @@ def test_the_card_s_code_runs(options, base_folder, tmp_path, monkeypatch, use_d
         names = {}
         exec(code, names)
         assert names["pipe"].scheduler.config.rescale_betas_zero_snr
-        assert names["image"].size == (16, 16)
+        assert names["image"].size == (64, 64)
 
 
 def test_the_plan_says_what_is_trained(options, capsys):
     train(TrainingConfig(**{**options, "lora_target_modules": ATTENTION, "dry_run": True}))
     plan = capsys.readouterr().out
-    assert re.search(r"adapter: LoRA of rank 2, alpha 3, \d,\d\d\d parameters, on to_q to_k to_v to_out.0\n", plan)
+    assert re.search(r"adapter: LoRA of rank 2, alpha 3, [\d,]+ parameters, on to_q to_k to_v to_out.0\n", plan)
 
 
 # -- what goes wrong

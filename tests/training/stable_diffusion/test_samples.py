@@ -24,10 +24,10 @@ def open_images(config):
     return open_rows(config, ["caption_column"], needs_captions=True)
 
 
-def samples(config, good=None):
+def samples(config, good=None, size=16):
     rows = open_images(config)
     good = check_images(rows, config, progress=False) if good is None else good
-    return CaptionedSamples(rows, good, config, Conditions([TOKENIZER]), [(16, 16)], (4, 4), 1000)
+    return CaptionedSamples(rows, good, config, Conditions([TOKENIZER]), [(size, size)], (4, 4), 1000)
 
 
 def folder_of(path, pictures, captions=None):
@@ -107,7 +107,7 @@ def test_draws_are_what_they_are_said_to_be(options):
     assert timesteps.mean().item() == pytest.approx(499.5, abs=4 * 289 / 2000**0.5)
     noise = torch.stack([one["noise"] for one in drawn])
     assert noise.std().item() == pytest.approx(1, abs=0.02)
-    empty = TOKENIZER("", max_length=16, padding="max_length").input_ids
+    empty = TOKENIZER("", max_length=77, padding="max_length").input_ids
     dropped = sum(one["input_ids"].tolist() == empty for one in drawn) / 2000
     assert dropped == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
     pictures = Counter(one["pixel_values"].numpy().tobytes() for one in drawn)
@@ -115,7 +115,7 @@ def test_draws_are_what_they_are_said_to_be(options):
 
 
 def test_pixels_are_the_file_s_and_the_caption_is_the_row_s(config, image_folder):
-    data = samples(config)
+    data = samples(config, size=64)
     lines = [json.loads(line) for line in (image_folder / "metadata.jsonl").read_text().splitlines()]
     sample = next(data[p] for p in range(100) if data[p]["input_ids"][2] != TOKENIZER.pad_token_id)
     matches = [

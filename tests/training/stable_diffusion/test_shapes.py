@@ -27,6 +27,10 @@ from zsnr_diffusers.training.stable_diffusion.samples import CaptionedSamples
 CONDITIONS = Conditions([tiny_stable_diffusion().tokenizer])
 
 
+BUCKETS = [(128, 128), (192, 64), (64, 192), (256, 64), (64, 256)]
+"""Of the least resolution at which Stable Diffusion has any: it halves images six times."""
+
+
 class Captions:
     """Rows of nothing but captions."""
 
@@ -36,8 +40,8 @@ class Captions:
 
 @pytest.fixture
 def shapes(options, shapes_folder):
-    """A small run in buckets of 16 x 16 and of at most its area."""
-    return {**options, "train_data_dir": str(shapes_folder), "aspect_ratio_buckets": True}
+    """A small run in buckets of 128 x 128 and of at most its area."""
+    return {**options, "train_data_dir": str(shapes_folder), "aspect_ratio_buckets": True, "resolution": 128}
 
 
 def samples_of(options, global_batch=1, **changes):
@@ -99,9 +103,9 @@ def test_samples_have_the_size_of_their_bucket(shapes):
     seen = {}
     for position in range(samples.epoch_length):
         sample, row = samples[position], samples.row_of(position)
-        height, width = seen[row] = nearest_bucket(SIZES[row], [(16, 16), (24, 8), (8, 24), (32, 8), (8, 32)])
+        height, width = seen[row] = nearest_bucket(SIZES[row], BUCKETS)
         assert sample["pixel_values"].shape == (3, height, width)
-        assert sample["noise"].shape == sample["posterior_noise"].shape == (4, height // 4, width // 4)
+        assert sample["noise"].shape == sample["posterior_noise"].shape == (4, height // 8, width // 8)
     assert len(seen) == 10
     assert len(set(seen.values())) == 5
 
@@ -143,6 +147,7 @@ def test_a_run_keeps_its_buckets_and_crops(shapes):
 
 def test_without_them_nothing_has_changed_for_images_of_one_shape(options, tmp_path):
     """One bucket of ten images and batches of two: each epoch is the same permutation."""
+    options |= {"resolution": 128}
     assert same(
         trained(TrainingConfig(**options)),
         trained(TrainingConfig(**{**options, "aspect_ratio_buckets": True, "output_dir": str(tmp_path / "buckets")})),
@@ -164,7 +169,7 @@ def filled(options, **changes):
 def test_latents_of_all_sizes_are_stored_and_are_those_that_are_computed(shapes, tmp_path):
     shapes |= {"cache_dir": str(tmp_path / "cache"), "random_flip": True}
     (task, stored), (_, online) = filled(shapes), filled(shapes, cache="none")
-    assert "20 of 384 B to 512 B each" in str(task.caches.stocks["latents"])
+    assert "20 of 6.14 kB to 8.19 kB each" in str(task.caches.stocks["latents"])
     task.autoencoder.network.to("meta")  # from here on nothing is computed
     encode = StableDiffusionTask(TrainingConfig(**shapes)).autoencoder
     for position in range(stored.epoch_length):
@@ -177,14 +182,14 @@ def test_latents_of_all_sizes_are_stored_and_are_those_that_are_computed(shapes,
     for shard in (tmp_path / "cache").glob("latents-*/*.safetensors"):
         with safe_open(shard, "pt") as file:
             shapes_of_shards.add(tuple(file.get_slice("mean").get_shape()[1:]))
-    assert shapes_of_shards == {(4, height // 4, width // 4) for height, width in bucket_sizes(16, 8)}
+    assert shapes_of_shards == {(4, height // 8, width // 8) for height, width in BUCKETS}
 
 
 def test_what_is_stored_is_found_by_size(shapes, tmp_path):
     """Squares of the same files are others; those that are square in both are not stored again."""
     shapes |= {"cache_dir": str(tmp_path / "cache")}
     task, samples = filled(shapes)
-    square = len(samples.buckets[16, 16])
+    square = len(samples.buckets[128, 128])
     config = TrainingConfig(**{**shapes, "aspect_ratio_buckets": False, "max_train_steps": 20})
     task = StableDiffusionTask(config)
     task.look_up(Accelerator(cpu=True), task.samples(check_images(task.rows, config, progress=False)))
@@ -235,8 +240,7 @@ def test_pixels_are_those_at_the_place_that_the_network_is_told_of(xl_options, s
 def test_dry_run_shows_the_buckets(shapes, capsys):
     train(TrainingConfig(**{**shapes, "dry_run": True, "train_batch_size": 4}))
     text = capsys.readouterr().out
-    sizes = [(16, 16), (24, 8), (8, 24), (32, 8), (8, 32)]
-    counts = Counter(nearest_bucket(size, sizes) for size in SIZES)
+    counts = Counter(nearest_bucket(size, BUCKETS) for size in SIZES)
     batches = {size: -(-count // 4) for size, count in counts.items()}
     repeats = 4 * sum(batches.values()) - 10
     assert f"data: 10 images in 5 buckets (width x height), and {repeats} repeats in an epoch" in text
@@ -248,10 +252,10 @@ def test_dry_run_shows_the_buckets(shapes, capsys):
 
 
 def test_a_resolution_that_leaves_no_other_bucket_is_refused(shapes):
-    with pytest.raises(ValueError, match=r"--aspect_ratio_buckets: .*multiples of 8 .*--resolution=8 .*raise it"):
-        samples_of(shapes, resolution=8)
-    with pytest.raises(ValueError, match="--resolution=20 must be a multiple of 8"):
-        samples_of(shapes, resolution=20)
+    with pytest.raises(ValueError, match=r"--aspect_ratio_buckets: .*multiples of 64 .*--resolution=64 .*raise it"):
+        samples_of(shapes, resolution=64)
+    with pytest.raises(ValueError, match="--resolution=160 must be a multiple of 64"):
+        samples_of(shapes, resolution=160)
 
 
 def test_measuring_in_buckets_trains_on_some_of_each(shapes, capsys):
