@@ -1,10 +1,11 @@
 import json
+import logging
 
 import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from published_models import published, published_pipeline
+from published_models import networks, published, published_file, published_pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_pipelines.published import BASES, write_published
@@ -20,11 +21,6 @@ from zsnr_diffusers.weight_files import (
     savable,
     variants,
 )
-
-
-def networks(pipe):
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-
 
 # -- what is saved
 
@@ -88,16 +84,36 @@ def test_the_argument_is_what_the_installed_diffusers_calls_it(recwarn):
     assert [str(one.message) for one in recwarn if "torch_dtype" in str(one.message)] == []
 
 
-def test_weights_in_full_precision_are_not_rounded_to_what_a_config_asks_for():
-    """SDXL's text encoders ask for float16, and their files hold float32."""
-    pipe = load_pipeline(published("xl"))
-    weight = load_file(published("xl") / "text_encoder" / "model.safetensors")["text_model.final_layer_norm.weight"]
-    found = [value for key, value in pipe.text_encoder.state_dict().items() if key.endswith("final_layer_norm.weight")]
-    assert torch.equal(found[0], weight)
-    token = load_file(published("xl") / "text_encoder" / "model.safetensors")
-    token = token["text_model.embeddings.token_embedding.weight"]
-    assert not torch.equal(token.half().float(), token)
-    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight, token)
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_weights_in_full_precision_are_not_rounded_to_what_a_config_asks_for(place, part):
+    """SDXL's text encoders ask for float16, and its files may hold float32."""
+    if place == "folder":
+        pipe = load_pipeline(published("xl"))
+    else:
+        pipe = load_pipeline(published_file("xl"), config=published("xl"))
+    weights, network = load_file(published("xl") / part / "model.safetensors"), getattr(pipe, part)
+    tokens = weights["text_model.embeddings.token_embedding.weight"]
+    assert not torch.equal(tokens.half().float(), tokens)
+    assert torch.equal(network.get_input_embeddings().weight, tokens)
+    found = [value for key, value in network.state_dict().items() if key.endswith("layers.1.mlp.fc1.weight")]
+    assert torch.equal(found[0], weights["text_model.encoder.layers.1.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
+def test_a_file_is_loaded_in_any_dtype_without_a_warning_of_nothing(dtype, caplog):
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    filters = [*logger.filters]
+    logger.addHandler(caplog.handler)
+    try:
+        pipe = load_pipeline(
+            published_file("1.5"), config=published("1.5"), **{} if dtype is None else {"dtype": dtype}
+        )
+        assert not [record for record in caplog.records if "kept in float32" in record.getMessage()]
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert logger.filters == filters
+    assert {part.dtype for part in networks(pipe).values()} == {dtype or torch.float32}
 
 
 # -- variants

@@ -1,7 +1,9 @@
 """A pipeline out of a single file, by diffusers' own loader: its class, its config, and the parts that it has not."""
 
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +62,13 @@ def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) 
         dtype = in_one_dtype(kwargs)[DTYPE_ARGUMENT]
         options |= _parts_of(config, [part for part in absent if part not in options], dtype)
         if layout is SDXL and "text_encoder_2" in absent and not {"text_encoder"} & {*absent, *options}:
-            options["text_encoder"] = _first_encoder(source, config or default)
+            options["text_encoder"] = _first_encoder(source, config or default, dtype)
     if missing := [part for part in absent if part not in options]:
         raise ValueError(_without(source, layout, missing))
     try:
-        with naming_damage(source):
+        with naming_damage(source), _without_empty_warnings():
             options["config"] = default if config is None else os.fspath(config)
-            return _in_one_dtype(pipeline_class, source, options)
+            return pipeline_class.from_single_file(os.fspath(source), **in_one_dtype(options))
     except OSError as error:
         if config is not None:
             raise
@@ -87,28 +89,27 @@ def _recognized(source: Any, header: Header) -> tuple[Layout, Any, str]:
     return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]
 
 
-def _in_one_dtype(pipeline_class: Any, source: Any, options: Mapping[str, Any]) -> Any:
-    """The pipeline in the dtype that was asked for, or else, but for parts that were given, in float32.
+@contextmanager
+def _without_empty_warnings() -> Iterator[None]:
+    """diffusers warns of casting networks that have modules to keep in float32, and so of those that have none."""
 
-    Without a dtype, diffusers leaves text encoders as the file has them; with one, it warns of casting networks.
-    """
-    asked = in_one_dtype(options)
-    if asked[DTYPE_ARGUMENT] != torch.float32:
-        return pipeline_class.from_single_file(os.fspath(source), **asked)
-    del asked[DTYPE_ARGUMENT]
-    pipe = pipeline_class.from_single_file(os.fspath(source), **asked)
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module) and name not in options and part.dtype != torch.float32:
-            part.float()
-    return pipe
+    def names_a_module(record: logging.LogRecord) -> bool:
+        return "should be kept in float32: []" not in record.getMessage()
+
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addFilter(names_a_module)
+    try:
+        yield
+    finally:
+        logger.removeFilter(names_a_module)
 
 
-def _first_encoder(source: Any, config: Any) -> Any:
+def _first_encoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
     """XL's first text encoder, which diffusers overlooks where the second is not in the file."""
     with safe_open(source, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys() if key.startswith(str(SDXL.clip))}  # noqa: SIM118
     return create_diffusers_clip_model_from_ldm(
-        transformers.CLIPTextModel, weights, subfolder="text_encoder", config=os.fspath(config)
+        transformers.CLIPTextModel, weights, subfolder="text_encoder", config=os.fspath(config), torch_dtype=dtype
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from zsnr_diffusers.checkpoint_layout import original_checkpoint
+from zsnr_diffusers.weight_files import DTYPE_ARGUMENT
 
 from .clip_vocabulary import END, write_clip_tokenizer
 
@@ -368,7 +369,8 @@ def _safety_checker(config: Config) -> nn.Module:
 def _text_maker(published: Published, name: str) -> _Maker:
     classes = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
     cls = classes[published.texts[name]["architectures"][0]]
-    return lambda config: cls(CLIPTextConfig(**config)).float(), "model", _text_names
+    # Made in the dtype of its config, it would have no weight that float16 has not.
+    return lambda config: cls(CLIPTextConfig(**{**config, "torch_dtype": "float32"})), "model", _text_names
 
 
 _MAKERS: dict[str, Callable[[Published], _Maker]] = {
@@ -409,9 +411,8 @@ def write_published_file(name: str, path: Path, folder: Path, dtype: torch.dtype
         folder: From `write_published`, in float32.
         dtype: Of the weights.
     """
-    pipe = DiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-    for network in (part for part in pipe.components.values() if isinstance(part, nn.Module)):
-        network.float()
+    unchecked = {} if name == "xl" else {"safety_checker": None, "requires_safety_checker": False}
+    pipe = DiffusionPipeline.from_pretrained(folder, **unchecked, **{DTYPE_ARGUMENT: torch.float32})
     weights = original_checkpoint(pipe)
     if name == "xl":
         weights["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
