@@ -18,8 +18,8 @@ def said(caplog):
 @pytest.mark.parametrize(
     ("installed", "new"),
     [
-        *((old, False) for old in ("1.99", "2.6.0", "2.13.1", "2.13.9+cu130")),
-        *((new, True) for new in ("2.14.0", "2.14.0.dev20261101", "3.0")),
+        *((old, False) for old in ("1.99", "2.6.0", "2.14.1", "2.14.9+cu130")),
+        *((new, True) for new in ("2.15.0", "2.15.0.dev20261201", "3.0")),
     ],
 )
 def test_a_minor_version_beyond_what_was_tested(monkeypatch, said, installed, new):

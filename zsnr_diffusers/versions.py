@@ -10,7 +10,7 @@ from packaging.version import Version
 logger = logging.get_logger(__name__)
 
 TESTED: Mapping[str, str] = {
-    "torch": "2.13",
+    "torch": "2.14",
     "diffusers": "0.42",
     "transformers": "5.24",
     "accelerate": "1.15",
