@@ -3,12 +3,13 @@
 import copy
 import functools
 import math
+import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from small_pipelines.published import write_published, write_published_file
 
@@ -35,6 +36,22 @@ def _room():
 def published(name, form="float32"):
     """The folder of a model; do not change it."""
     return write_published(name, Path(_room().name, f"{name}-{form}"), sample_size=RESOLUTION // 8, **FORMS[form])
+
+
+@functools.cache
+def shallow():
+    """The folder of Stable Diffusion 1.5 with two of its UNet's levels, of a layer each; do not change it.
+
+    For tests of the training loop itself: they train hundreds of times, and no network is what they look at.
+    """
+    folder = Path(shutil.copytree(published("1.5"), Path(_room().name, "shallow")))
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    ends = ("block_out_channels", "down_block_types", "up_block_types")
+    changes = {name: [config[name][0], config[name][-1]] for name in ends} | {"layers_per_block": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        UNet2DConditionModel.from_config({**config, **changes}).save_pretrained(folder / "unet")
+    return folder
 
 
 def published_pipeline(name):

@@ -77,6 +77,7 @@ def trace(paint, n, **changes):
 def test_n_steps_are_n_calls_of_the_network_from_the_last_timestep_on(kind, sampler):
     pipe, paint = build(kind, sampler)
     seen = watch(pipe.unet)
+    know_the_data(pipe.unet)  # at once: it is its calls that are counted
     for n in EVEN_AND_ODD:
         seen.clear()
         images = paint(n)
@@ -170,7 +171,7 @@ def test_a_refiner_takes_over_where_the_base_stopped(sampler):
     """`denoising_end` and `denoising_start` of Stable Diffusion XL. DDIM, which remembers nothing, notices nothing."""
     (base, start), (refiner, finish) = build("xl", sampler), build("xl-image", sampler)
     seen = watch(base.unet), watch(refiner.unet)
-    noise = torch.randn(1, 4, 4, 4, generator=seeded())
+    noise = torch.randn(1, 4, 8, 8, generator=seeded())
     halfway = start(10, latents=noise, denoising_end=0.4)
     split = finish(10, image=halfway, denoising_start=0.4, output_type="latent")
     timesteps = base.scheduler.timesteps.tolist()

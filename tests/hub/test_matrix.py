@@ -54,7 +54,18 @@ def silence(folder):
     file.write_text(json.dumps({key: value for key, value in config.items() if key not in FACTS}))
 
 
-@pytest.fixture(params=PLACES, ids="-".join)
+CASES = [
+    pytest.param(
+        *(place, kind, model),
+        marks=() if (i + j + k) % 3 == 0 else pytest.mark.slow,
+        id="-".join((*place, kind, *map(str, model))),
+    )
+    for (i, place), (j, kind), (k, model) in itertools.product(*map(enumerate, (PLACES, KINDS, MODELS)))
+]
+"""All of them; a third has each pair of place, kind and model, and the others are slow."""
+
+
+@pytest.fixture
 def place(request, config_of, hub, tmp_path):
     """What `load_pipeline` is given for a model that lies somewhere and says what it is somewhere."""
     form, where = request.param
@@ -81,9 +92,9 @@ def place(request, config_of, hub, tmp_path):
     return source
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("prediction_type", "zero_snr"), MODELS)
-def test_what_is_said_is_found(kind, prediction_type, zero_snr, place, said, request):
+@pytest.mark.parametrize(("place", "kind", "model"), CASES, indirect=["place"])
+def test_what_is_said_is_found(place, kind, model, said, request):
+    prediction_type, zero_snr = model
     source, told = place(kind, prediction_type, zero_snr)
     pipe = load_pipeline(source, **told)
     assert type(pipe) is CLASSES[kind]

@@ -1,6 +1,13 @@
 import pytest
+from published_models import shallow
 
 from zsnr_diffusers.training import TrainingConfig
+
+
+@pytest.fixture(scope="session")
+def base_folder():
+    """Stable Diffusion 1.5 on disk, with fewer layers than it has; do not change it."""
+    return shallow()
 
 
 @pytest.fixture

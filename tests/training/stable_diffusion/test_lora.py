@@ -227,6 +227,7 @@ def test_what_is_trained_as_a_whole_stays_float32():
     assert {value.dtype for value in in_training_precision(network, torch.float16).parameters()} == {torch.float32}
 
 
+@pytest.mark.slow  # the same is shown of the loop itself
 def test_two_processes_checkpointing_and_accumulation_give_what_one_gives(options, tmp_path):
     options |= {"train_batch_size": 4, "report_to": "tensorboard", "lora_target_modules": STEADY}
     shipped = run(options)

@@ -181,7 +181,7 @@ def test_other_pipelines_are_refused_with_what_they_are(options, base_folder, tm
 
 def test_resolution_that_does_not_fit_is_refused(options):
     config = TrainingConfig(**{**options, "resolution": 18})
-    with pytest.raises(ValueError, match="--resolution=18 must be a multiple of 64"):
+    with pytest.raises(ValueError, match="--resolution=18 must be a multiple of 16"):
         load_base(config).resolution(config)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from many_shapes import SIZES
 from PIL import Image, ImageOps
+from published_models import published
 from safetensors import safe_open
 from tiny_pipelines import tiny_stable_diffusion
 from training_runs import logged, same, trained
@@ -29,6 +30,12 @@ CONDITIONS = Conditions([tiny_stable_diffusion().tokenizer])
 
 BUCKETS = [(128, 128), (192, 64), (64, 192), (256, 64), (64, 256)]
 """Of the least resolution at which Stable Diffusion has any: it halves images six times."""
+
+
+@pytest.fixture(scope="module")
+def base_folder():
+    """Stable Diffusion 1.5 on disk, with all its levels, which buckets have to be multiples for; do not change it."""
+    return published("1.5")
 
 
 class Captions:
@@ -113,6 +120,7 @@ def test_samples_have_the_size_of_their_bucket(shapes):
 # -- runs
 
 
+@pytest.mark.slow  # the same is shown of the loop itself
 def test_accumulation_and_processes_do_not_matter_nor_do_caches(shapes, tmp_path):
     """The sum over a batch in another order; float32 keeps seven digits."""
     shapes |= {"report_to": "tensorboard", "train_batch_size": 4, "max_train_steps": 6, "random_flip": True}

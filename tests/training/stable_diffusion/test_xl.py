@@ -191,6 +191,7 @@ def test_the_result_is_a_stock_pipeline_and_previews_show_what_it_paints(xl_opti
     assert "default_guidance_rescale = 0.7" in (folder / "pipeline.py").read_text()
 
 
+@pytest.mark.slow  # the same is shown of the loop itself
 def test_resumed_is_bitwise_the_uninterrupted_run_in_buckets_too(xl_options, tmp_path):
     xl_options |= {"aspect_ratio_buckets": True, "random_flip": True, "train_batch_size": 3, "max_train_steps": 7}
     whole = trained(TrainingConfig(**xl_options))
