@@ -67,7 +67,6 @@ def build_stable_diffusion(
     unet_layers: int = 1,
     vae_channels: Sequence[int] = (16, 32),
     text_width: int = 64,
-    texts: Iterable[str] | None = None,
 ) -> StableDiffusionPipeline:
     """An untrained Stable Diffusion of stock classes, with the scheduler configuration of Stable Diffusion 1.x.
 
@@ -79,9 +78,8 @@ def build_stable_diffusion(
         unet_layers: Residual blocks per level.
         vae_channels: Width of the autoencoder's levels, multiples of 8; each but the first halves the resolution.
         text_width: Width of the text encoder, a multiple of 4.
-        texts: What the tokenizer's vocabulary is made from; the landscapes' captions by default.
     """
-    tokenizer = build_tokenizer(captions() if texts is None else texts)
+    tokenizer = build_tokenizer(captions())
     latent_size = image_size // 2 ** (len(vae_channels) - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

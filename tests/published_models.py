@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors import safe_open
-from small_pipelines.published import write_published, write_published_file
+from small_pipelines.published import load_published, write_published, write_published_file
 
 from zsnr_diffusers.weight_files import DTYPE_ARGUMENT
 
@@ -61,15 +61,20 @@ def published_pipeline(name):
 
 @functools.cache
 def _loaded(name):
-    unchecked = {"safety_checker": None, "requires_safety_checker": False} if name == "1.5" else {}
-    return DiffusionPipeline.from_pretrained(published(name), **{DTYPE_ARGUMENT: torch.float32}, **unchecked)
+    return load_published(name, published(name))
+
+
+IN_MEMORY = """
+for part in pipe.components.values():
+    for weights in part.parameters() if isinstance(part, torch.nn.Module) else ():
+        weights.data = weights.data.clone()
+"""
+"""Takes the weights of a pipeline that was loaded out of the mapped file: kernels round by how memory is aligned."""
 
 
 def in_memory(pipe):
-    """A pipeline that was loaded, with its weights out of the mapped file: kernels round by how memory is aligned."""
-    for part in networks(pipe).values():
-        for weights in part.parameters():
-            weights.data = weights.data.clone()
+    """The pipeline, after `IN_MEMORY`, which processes without this package run too."""
+    exec(IN_MEMORY, {"pipe": pipe, "torch": torch})
     return pipe
 
 

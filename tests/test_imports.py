@@ -73,7 +73,7 @@ ALLOWED = {
         "_extras",
         "processes",
     }
-    | {"bare_pipeline", "damage", "lora", "lora_files", "repo_files", "saving", "tables", "terminal"},
+    | {"bare_pipeline", "lora", "lora_files", "repo_files", "saving", "tables", "terminal"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub", "lora", "saving", "auditing", "versions"},

@@ -60,8 +60,9 @@ def load_pipeline(
             or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached, and if it is a
             folder with weights, an autoencoder or text encoders that the file has not are taken from there;
             `original_config`, the path of the YAML file that a checkpoint came with, says what it predicts, and so
-            does one of the same name beside the file. Parts that are given, such as `vae`, and a `scheduler`, stay as
-            they are. All networks are loaded in one dtype: `dtype`, float32 by default.
+            does one of the same name beside the file. For a file, `vae` may also be the path or Hub id of an
+            autoencoder, or its file. Parts that are given, such as `vae`, and a `scheduler`, stay as they are. All
+            networks are loaded in one dtype: `dtype`, float32 by default.
 
     Returns:
         The pipeline, of the class that it was saved as.

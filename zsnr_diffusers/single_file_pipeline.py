@@ -1,9 +1,7 @@
 """A pipeline out of a single file, by diffusers' own loader: its class, its config, and the parts that it has not."""
 
-import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,10 @@ from .layouts import (
     what_else,
 )
 from .lora_files import holds_lora
-from .model_facts import ModelFacts
+from .model_facts import ModelFacts, is_single_file
 from .repo_files import INDEX, saved_json
 from .single_file import Header, read_header
-from .weight_files import DTYPE_ARGUMENT, in_one_dtype, variants
+from .weight_files import DTYPE_ARGUMENT, in_one_dtype, variants, without_empty_warnings
 
 
 def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) -> Any:
@@ -60,13 +58,15 @@ def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) 
     with naming_damage(source):
         absent = missing_parts(header.shapes, layout)
         dtype = in_one_dtype(kwargs)[DTYPE_ARGUMENT]
+        if isinstance(options.get("vae"), str | os.PathLike):
+            options["vae"] = _autoencoder(options["vae"], config or default, dtype)
         options |= _parts_of(config, [part for part in absent if part not in options], dtype)
         if layout is SDXL and "text_encoder_2" in absent and not {"text_encoder"} & {*absent, *options}:
             options["text_encoder"] = _first_encoder(source, config or default, dtype)
     if missing := [part for part in absent if part not in options]:
         raise ValueError(_without(source, layout, missing))
     try:
-        with naming_damage(source), _without_empty_warnings():
+        with naming_damage(source), without_empty_warnings():
             options["config"] = default if config is None else os.fspath(config)
             return pipeline_class.from_single_file(os.fspath(source), **in_one_dtype(options))
     except OSError as error:
@@ -89,19 +89,22 @@ def _recognized(source: Any, header: Header) -> tuple[Layout, Any, str]:
     return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]
 
 
-@contextmanager
-def _without_empty_warnings() -> Iterator[None]:
-    """diffusers warns of casting networks that have modules to keep in float32, and so of those that have none."""
+def _autoencoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
+    """That of a pipeline or one by itself, in a folder, a repo or a file, whose config is the pipeline's then.
 
-    def names_a_module(record: logging.LogRecord) -> bool:
-        return "should be kept in float32: []" not in record.getMessage()
-
-    logger = logging.getLogger("diffusers.models.modeling_utils")
-    logger.addFilter(names_a_module)
-    try:
-        yield
-    finally:
-        logger.removeFilter(names_a_module)
+    Raises:
+        OSError: it cannot be had.
+        ValueError: the file holds none, or is damaged.
+    """
+    options = in_one_dtype({"dtype": dtype})
+    if is_single_file(source):
+        if not any(key.endswith("encoder.conv_in.weight") for key in read_header(source).shapes):
+            raise ValueError(f"vae: {source} holds no autoencoder of Stable Diffusion.")
+        place = {"config": os.fspath(config), "subfolder": "vae"}
+        with naming_damage(source), without_empty_warnings():
+            return diffusers.AutoencoderKL.from_single_file(os.fspath(source), **place, **options)
+    place = {} if saved_json(source, INDEX, {}) is None else {"subfolder": "vae"}
+    return diffusers.AutoencoderKL.from_pretrained(source, **place, **options)
 
 
 def _first_encoder(source: Any, config: Any, dtype: torch.dtype) -> Any:

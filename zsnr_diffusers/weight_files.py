@@ -1,9 +1,11 @@
 """Weights in files: tensors as safetensors takes them, the dtype that they are loaded in, and their variants."""
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,21 @@ def in_one_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in arguments.items() if key not in ("dtype", "torch_dtype")}
     given = (arguments.get("dtype"), arguments.get("torch_dtype"))
     return {**others, DTYPE_ARGUMENT: next((dtype for dtype in given if dtype is not None), torch.float32)}
+
+
+@contextmanager
+def without_empty_warnings() -> Iterator[None]:
+    """diffusers warns of casting networks that have modules to keep in float32, and so of those that have none."""
+
+    def names_a_module(record: logging.LogRecord) -> bool:
+        return "should be kept in float32: []" not in record.getMessage()
+
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addFilter(names_a_module)
+    try:
+        yield
+    finally:
+        logger.removeFilter(names_a_module)
 
 
 _WEIGHTS = re.compile(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from zsnr_diffusers.checkpoint_layout import original_checkpoint
-from zsnr_diffusers.weight_files import DTYPE_ARGUMENT
+from zsnr_diffusers.weight_files import in_one_dtype
 
 from .clip_vocabulary import END, write_clip_tokenizer
 
@@ -396,6 +396,13 @@ def _write_json(path: Path, content: Config) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def load_published(name: str, folder: Path) -> DiffusionPipeline:
+    """A model that was written, by diffusers, in float32 and without its safety checker."""
+    has_checker = "safety_checker" in PUBLISHED[name].index
+    unchecked = {"safety_checker": None, "requires_safety_checker": False} if has_checker else {}
+    return DiffusionPipeline.from_pretrained(folder, **unchecked, **in_one_dtype({}))
+
+
 # The same weights as one file in the original layout
 
 
@@ -411,8 +418,7 @@ def write_published_file(name: str, path: Path, folder: Path, dtype: torch.dtype
         folder: From `write_published`, in float32.
         dtype: Of the weights.
     """
-    unchecked = {} if name == "xl" else {"safety_checker": None, "requires_safety_checker": False}
-    pipe = DiffusionPipeline.from_pretrained(folder, **unchecked, **{DTYPE_ARGUMENT: torch.float32})
+    pipe = load_published(name, folder)
     weights = original_checkpoint(pipe)
     if name == "xl":
         weights["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]

@@ -207,7 +207,7 @@ def test_the_command_takes_an_autoencoder(write, configs, bare, tmp_path, capsys
     assert main([*command, "--vae", str(by_itself), "--dtype", "float16", "--overwrite"]) == 0
     assert {value.dtype for value in load_file(target).values() if value.numel()} == {torch.float16}  # but for marks
     assert main([*command, "--vae", str(file), "--overwrite"]) == 2
-    assert f"--vae: {file} holds no autoencoder" in capsys.readouterr().err
+    assert f"vae: {file} holds no autoencoder" in capsys.readouterr().err
 
 
 # -- names of targets

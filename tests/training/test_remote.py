@@ -81,7 +81,7 @@ def test_a_file_written_anew_with_the_same_size_is_in_another_state(protocol, tm
         states.append(state_of(f"{protocol}://{path}"))
         assert states[-1] == state_of(f"{protocol}://{path}")
     assert states[0].size == states[1].size == 3
-    assert states[0].version != states[1].version
+    assert states[0].sha256 != states[1].sha256
 
 
 def test_what_fails_is_tried_again(monkeypatch, pauses):

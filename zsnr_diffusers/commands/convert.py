@@ -156,13 +156,11 @@ def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
     if arguments.vae is not None and not single:
         raise ValueError("--vae goes with a single file; a folder has its own.")
     files = [arguments.source] if single else Path(arguments.source).glob("*/*.safetensors")
-    given = {"config": arguments.config, "variant": arguments.variant}
+    given = {"config": arguments.config, "variant": arguments.variant, "vae": arguments.vae}
     options = {name: value for name, value in given.items() if value is not None}
-    dtype = _dtype(arguments, files)
     if single:
         _check_says_it(arguments)
-        options |= {} if arguments.vae is None else {"vae": _autoencoder(arguments.vae, arguments.config).to(dtype)}
-    pipe = load_pipeline(arguments.source, dtype=dtype, **_told(arguments), **options)
+    pipe = load_pipeline(arguments.source, dtype=_dtype(arguments, files), **_told(arguments), **options)
     save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_pushing(arguments))
     return pipe, type(pipe).__name__
 
@@ -177,30 +175,6 @@ def _check_says_it(arguments: argparse.Namespace) -> None:
             f"{arguments.source} does not say what it predicts, and what is written would say it for good: pass "
             "--prediction_type epsilon, as most models of 1.x and XL do, or --prediction_type v_prediction."
         )
-
-
-def _autoencoder(source: str, config: str | None) -> Any:
-    """That of a pipeline, one by itself, or one in a file, whose config is that of `config`'s.
-
-    Raises:
-        OSError: it cannot be had.
-        ValueError: the file holds none.
-    """
-    from diffusers import AutoencoderKL
-
-    from ..damage import naming_damage
-    from ..model_facts import is_single_file
-    from ..repo_files import INDEX, saved_json
-    from ..single_file import read_header
-
-    if is_single_file(source):
-        if not any(key.endswith("encoder.conv_in.weight") for key in read_header(source).shapes):
-            raise ValueError(f"--vae: {source} holds no autoencoder of Stable Diffusion.")
-        options = {} if config is None else {"config": config, "subfolder": "vae"}
-        with naming_damage(source):
-            return AutoencoderKL.from_single_file(source, **options)
-    of_pipeline = saved_json(source, INDEX, {}) is not None
-    return AutoencoderKL.from_pretrained(source, **({"subfolder": "vae"} if of_pipeline else {}))
 
 
 def _convert_lora(arguments: argparse.Namespace) -> tuple[Any, str]:

@@ -1,5 +1,6 @@
 """Files wherever fsspec reaches (disks, HTTP, S3, the Hub, ...): found by pattern, read by range."""
 
+import hashlib
 import os
 import re
 import time
@@ -64,18 +65,11 @@ class FileState(NamedTuple):
 
     Attributes:
         size: in bytes.
-        version: its hash or the time of its last change, whatever its file system has; empty if it has neither.
+        sha256: of all that its file system says of it, such as the time of its last change or an ETag.
     """
 
     size: int
-    version: str
-
-
-_VERSIONS = (
-    *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "blob_id", "sha256"),
-    *("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created"),
-)
-"""What file systems of fsspec call a file's hash, or the time of its last change; the first that there is counts."""
+    sha256: str
 
 
 def state_of(url: str) -> FileState:
@@ -84,11 +78,10 @@ def state_of(url: str) -> FileState:
     Raises:
         ShardError: it is not there, or its size is not to be had.
     """
-    info = _try(url, lambda system, path: system.info(path), hopeless=(FileNotFoundError,))
-    if info.get("size") is None:
+    facts = _try(url, lambda system, path: system.info(path), hopeless=(FileNotFoundError,))
+    if facts.get("size") is None:
         raise ShardError(f"{url}: its size is not to be had from there, so it cannot be read by range")
-    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
-    return FileState(int(info["size"]), version)
+    return FileState(int(facts["size"]), hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest())
 
 
 def read_range(url: str, start: int, end: int) -> bytes:

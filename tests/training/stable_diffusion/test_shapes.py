@@ -34,7 +34,7 @@ BUCKETS = [(128, 128), (192, 64), (64, 192), (256, 64), (64, 256)]
 
 @pytest.fixture(scope="module")
 def base_folder():
-    """Stable Diffusion 1.5 on disk, with all its levels, which buckets have to be multiples for; do not change it."""
+    """Stable Diffusion 1.5 on disk, with all its levels: they decide on the sizes of buckets; do not change it."""
     return published("1.5")
 
 

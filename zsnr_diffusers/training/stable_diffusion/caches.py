@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ...weight_files import without_empty_warnings
 from ..cache import Cache, Rows
 from ..launch import half_precision
 from .config import TrainingConfig
@@ -112,8 +113,8 @@ class Caches:
         for part in self.parts:
             stock, started = self.stored.get(part.name), time.perf_counter()
             if dtype := part.precision(half):
-                # diffusers' own warns of modules that should be kept in float32, even of none
-                torch.nn.Module.to(part.network, dtype)
+                with without_empty_warnings():
+                    part.network.to(dtype)
             if stock is None or stock.missing:
                 part.network.to(accelerator.device)
             if stock is not None:
