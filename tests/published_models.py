@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DCondition
 from safetensors import safe_open
 from small_pipelines.published import load_published, write_published, write_published_file
 
+from zsnr_diffusers.lora_files import LORA_FILE
 from zsnr_diffusers.weight_files import DTYPE_ARGUMENT
 
 RESOLUTION = 64
@@ -40,18 +41,25 @@ def published(name, form="float32"):
 
 @functools.cache
 def shallow():
-    """The folder of Stable Diffusion 1.5 with two of its UNet's levels, of a layer each; do not change it.
+    """The folder of Stable Diffusion 1.5 with a `shallow_unet`; do not change it.
 
     For tests of the training loop itself: they train hundreds of times, and no network is what they look at.
     """
     folder = Path(shutil.copytree(published("1.5"), Path(_room().name, "shallow")))
-    config = UNet2DConditionModel.load_config(folder / "unet")
-    ends = ("block_out_channels", "down_block_types", "up_block_types")
-    changes = {name: [config[name][0], config[name][-1]] for name in ends} | {"layers_per_block": 1}
+    shallow_unet(UNet2DConditionModel.load_config(folder / "unet")).save_pretrained(folder / "unet")
+    return folder
+
+
+def shallow_unet(config):
+    """Of a UNet's levels the first and the last, with a layer each; weights from seed 0."""
+    levels = len(config["block_out_channels"])
+    per_level = {
+        key: value for key, value in config.items() if isinstance(value, list | tuple) and len(value) == levels
+    }
+    changes = {key: [value[0], value[-1]] for key, value in per_level.items()} | {"layers_per_block": 1}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        UNet2DConditionModel.from_config({**config, **changes}).save_pretrained(folder / "unet")
-    return folder
+        return UNet2DConditionModel.from_config({**config, **changes}).eval()
 
 
 def published_pipeline(name):
@@ -124,7 +132,8 @@ def opened_by_diffusers(folder):
 def lora_opened_by_diffusers(folder, base):
     """A trained LoRA in its base, as a user of diffusers applies it."""
     pipe = DiffusionPipeline.from_pretrained(base, **{DTYPE_ARGUMENT: torch.float32})
-    pipe.load_lora_weights(folder)
+    # diffusers 0.35 finds the file itself only where it may ask the Hub
+    pipe.load_lora_weights(folder, weight_name=LORA_FILE)
     pipe.scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     return pipe
 

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key
 from packaging.version import Version
 from peft import LoraConfig
 from tiny_checkpoints import paint, sd_scheduler, tiny_pipeline
@@ -27,6 +28,9 @@ PHI = 0.6
 
 TARGETS = [target for target in LORA_TARGETS if target not in ("conv_in", "conv_out")]
 """Those that diffusers 0.35 finds in kohya's files too."""
+
+FINDS_ALL_TARGETS = _convert_unet_lora_key("lora_unet_conv_in") == "conv_in"
+"""Whether the installed diffusers finds the others there."""
 
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 """As kohya's scripts have them; diffusers misreads files of theirs without out_proj."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import nn
 
@@ -105,6 +106,12 @@ def _misfit(pipe: Any, file: Path, found: int, left_out: Sequence[str]) -> str:
         if foreign := [key for key in keys if key.removeprefix("unet.").startswith(prefix)]:
             return f"{text}. Names such as {foreign[0]!r} are {whose}."
     names = f" ({some(left_out)})" if left_out else ""
+    layers = {f"{part}_{name}" for part, network in _networks(pipe).items() for name, _ in network.named_modules()}
+    if {name.replace(".", "_") for name in left_out} & {name.replace(".", "_") for name in layers}:
+        return (
+            f"{text}{names}: diffusers {diffusers.__version__} misreads these names, 0.39 and later do not. "
+            "Beside a LoRA that this package wrote lies a file with diffusers' names, which every version reads."
+        )
     return f"{text}{names}: it is of another base, or of a kind that diffusers does not know."
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -17,13 +18,14 @@ import sys
 sys.modules["zsnr_diffusers"] = None  # importing it raises, as if it were not installed
 import torch
 from diffusers import DiffusionPipeline
-folder, labels = sys.argv[1:]
-more = {"custom_pipeline": folder, "trust_remote_code": True} if labels == "labels" else {}
-pipe = DiffusionPipeline.from_pretrained(folder, **more)
-pipe.set_progress_bar_config(disable=True)
-call = {"class_labels": [0, 2]} if labels == "labels" else {"batch_size": 2}
-images = pipe(**call, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np").images
-torch.save(torch.as_tensor(images), folder + "/images.pt")
+for folder in sys.argv[1:]:
+    labels = folder.endswith("label")
+    more = {"custom_pipeline": folder, "trust_remote_code": True} if labels else {}
+    pipe = DiffusionPipeline.from_pretrained(folder, **more)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"class_labels": [0, 2]} if labels else {"batch_size": 2}
+    images = pipe(**call, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np").images
+    torch.save(torch.as_tensor(images), folder + "/images.pt")
 """
 
 
@@ -34,26 +36,30 @@ def saved(options, **changes):
     return task.config.output_dir
 
 
-@pytest.mark.parametrize("column", [None, "label"])
-@pytest.mark.parametrize("zero_snr", [True, False])
-def test_people_without_this_package_make_the_same_pictures(options, column, zero_snr):
-    kind = {} if zero_snr else {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
-    folder = saved(options, class_column=column, **kind)
-    labels = "none" if column is None else "labels"
-    result = subprocess.run([sys.executable, "-c", STOCK_ALONE, folder, labels], capture_output=True, text=True)
+def test_people_without_this_package_make_the_same_pictures(options, tmp_path):
+    stock = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    folders = {
+        (zero_snr, column): saved(
+            options, class_column=column, output_dir=f"{tmp_path}/{zero_snr}-{column}", **({} if zero_snr else stock)
+        )
+        for zero_snr, column in itertools.product((True, False), (None, "label"))
+    }
+    result = subprocess.run([sys.executable, "-c", STOCK_ALONE, *folders.values()], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "not expected by DDPMScheduler" not in result.stderr  # what stock says of a config that is not its own
-    theirs = torch.load(f"{folder}/images.pt")
-    pipe = load_pipeline(folder)
-    assert type(pipe) is (DDPMPipeline if column is None else ClassConditionalPipeline)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = ZeroSNRDDPMScheduler.from_config(
-        pipe.scheduler.config, rescale_betas_zero_snr=zero_snr, timestep_spacing=pipe.scheduler.config.timestep_spacing
-    )
-    call = {"batch_size": 2} if column is None else {"class_labels": [0, 2]}
-    ours = pipe(**call, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np").images
-    # stock keeps its table in float32
-    torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=0, atol=1e-3)
+    for (zero_snr, column), folder in folders.items():
+        theirs, pipe = torch.load(f"{folder}/images.pt"), load_pipeline(folder)
+        assert type(pipe) is (DDPMPipeline if column is None else ClassConditionalPipeline)
+        pipe.set_progress_bar_config(disable=True)
+        spacing = pipe.scheduler.config.timestep_spacing
+        pipe.scheduler = ZeroSNRDDPMScheduler.from_config(
+            pipe.scheduler.config, rescale_betas_zero_snr=zero_snr, timestep_spacing=spacing
+        )
+        call = {"batch_size": 2} if column is None else {"class_labels": [0, 2]}
+        generator = torch.Generator().manual_seed(0)
+        ours = pipe(**call, num_inference_steps=4, generator=generator, output_type="np").images
+        # stock keeps its table in float32
+        torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])

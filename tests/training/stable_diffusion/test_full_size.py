@@ -34,7 +34,7 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 folder, lora = sys.argv[1], sys.argv[2:]
 pipe = DiffusionPipeline.from_pretrained(folder, **{{DTYPE: torch.float32}} if lora else {{}})  # SDXL's own needs it
 if lora:
-    pipe.load_lora_weights(lora[0])
+    pipe.load_lora_weights(lora[0], weight_name="pytorch_lora_weights.safetensors")
     pipe.scheduler = EulerDiscreteScheduler.from_pretrained(lora[0], subfolder="scheduler")
 assert {{part.dtype for part in pipe.components.values() if isinstance(part, torch.nn.Module)}} == {{torch.float32}}
 images = pipe("a dark landscape", num_inference_steps=1, height=64, width=64, output_type="np").images

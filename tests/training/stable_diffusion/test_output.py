@@ -69,13 +69,13 @@ def test_stock_alone_opens_it_and_paints_our_pictures(saved, tmp_path):
 
 
 def test_shipped_scheduler_reaches_the_data_at_every_number_of_steps(config):
-    """Stock's DDIM with the same flags does not, at 372 of them."""
+    """Stock's DDIM with the same flags does not, at 372 of 1000."""
     base = load_base(config)
     alphas_cumprod = base.schedule.alphas_cumprod.double()
 
     def misses(scheduler):
         missed = []
-        for n in range(1, 1001, 9):
+        for n in (*range(1, 41), 61, 103, 334, 501, 981, 1000):
             scheduler.set_timesteps(n)
             x = torch.ones(1, 1, dtype=torch.float64) * scheduler.init_noise_sigma
             for t in scheduler.timesteps:
@@ -89,7 +89,7 @@ def test_shipped_scheduler_reaches_the_data_at_every_number_of_steps(config):
         return missed
 
     assert misses(shipped_scheduler(base)) == []
-    assert len(misses(DDIMScheduler.from_config(shipped_scheduler(base).config))) > 20
+    assert len(misses(DDIMScheduler.from_config(shipped_scheduler(base).config))) > 10
 
 
 def test_it_passes_the_audit(saved):
