@@ -176,9 +176,10 @@ def test_equals_stock_euler(cls, stock_cls, n):
 
 
 def gaussian_error(scheduler, n):
-    """Distance from where the exact flow of Gaussian data takes a noise of 1."""
-    x = sample(scheduler, torch.tensor([0.0, 1.0], dtype=torch.float64), oracle(1000), n)
-    return abs(x[1].item() - (MEAN + SPREAD))
+    """RMS distance from where the exact flow of Gaussian data takes an image of noise."""
+    noise = torch.randn(1, 500, 2, dtype=torch.float64, generator=seeded(0))
+    x = sample(scheduler, noise, oracle(1000), n)
+    return (x - (MEAN + SPREAD * noise))[..., 1].square().mean().sqrt().item()
 
 
 @pytest.mark.parametrize(("eta", "reference"), [(0.0, "ddim"), (1.0, "ddpm")])

@@ -31,7 +31,9 @@ from .core import (
     training_target,
     x_0_factors,
 )
+from .core.multistep import Safeguard
 from .core.predictions import check_prediction_type
+from .core.safeguard import delayed, projection, untrusted
 from .core.spacing import check_spacing
 from .scheduler_config import DEFAULTS, OWN_SPACING, SchedulerConfig, model_facts, normalized, own_spacing
 
@@ -47,6 +49,13 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor.to(dtype)`, which takes as long as a small addition even where there is nothing to do."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _add_weighted(x: Tensor, weights: Sequence[float], outputs: Sequence[Tensor]) -> Tensor:
+    """Add outputs to x in place, each times its weight."""
+    for weight, output in zip(weights, outputs, strict=True):
+        x.add_(output, alpha=weight)
+    return x
 
 
 def _names(cls: type[Any]) -> set[str]:
@@ -250,17 +259,27 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         alphas, sigmas = (table[list(visited)].tolist() for table in self._tables)
         self._path = [*map(NoiseLevel, alphas, sigmas)]
         self._x_0_factors = [x_0_factors(self.config["prediction_type"], level) for level in self._path]
-        self._plans: dict[tuple[int, float], list[Update]] = {}
+        self._plans: dict[tuple[int, float], tuple[list[Update], list[Safeguard]]] = {}
         self._start, self._next = 0, 0
         self._outputs: list[Tensor] = []
+        self._held: Tensor | None = None
 
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         """The updates of a run over these levels: what tells one sampler from another."""
         raise NotImplementedError
 
+    def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
+        """What each update may leave out; none by default."""
+        return []
+
     def _updates(self, start: int, eta: float) -> list[Update]:
+        return self._prepared(start, eta)[0]
+
+    def _prepared(self, start: int, eta: float) -> tuple[list[Update], list[Safeguard]]:
         if (start, eta) not in self._plans:
-            self._plans[start, eta] = self._plan(self._path[start:], eta)
+            path = self._path[start:]
+            updates = self._plan(path, eta)
+            self._plans[start, eta] = updates, self._guard(path, updates, eta)
         return self._plans[start, eta]
 
     def _index(self, timestep: int | float | Tensor) -> int:
@@ -317,16 +336,17 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("Pass either generator or variance_noise, not both.")
         index = self._index(timestep)
         if self._memory and index != self._next:  # a run that starts here, or anew
-            self._start, self._outputs = index, []
-        update = self._updates(self._start, eta)[index - self._start]
+            self._start, self._outputs, self._held = index, [], None
+        updates, safeguards = self._prepared(self._start, eta)
+        update = updates[index - self._start]
 
         wide = _wide(sample.dtype)
         x_t = _cast(sample, wide)
         x_0 = self._x_0(_cast(model_output, wide), x_t, index)
         outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
-        x_s = x_t * update.keep
-        for gain, output in zip(update.gains, outputs, strict=True):
-            x_s.add_(output, alpha=gain)
+        x_s = _add_weighted(x_t * update.keep, update.gains, outputs)
+        if safeguards and len(outputs) > 1:
+            self._take_out(x_s, outputs, update, safeguards[index - self._start])
         if update.noise > 0:
             if variance_noise is None:  # in the sample's dtype, so that a seed means the same noise as in stock
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
@@ -342,6 +362,15 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         if self._outputs:  # who asks for it may edit it, as previews do; pipelines ask for the tuple and do not look
             pred_original_sample = pred_original_sample.clone()
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def _take_out(self, x_s: Tensor, outputs: Sequence[Tensor], update: Update, safeguard: Safeguard) -> None:
+        """Take out of a step, in place, what it extrapolates from outputs that do not go on as they did."""
+        held = projection(outputs[0], outputs[1])
+        self._held = held if self._held is None else torch.minimum(held, self._held)
+        excess = _add_weighted(torch.zeros_like(x_s), safeguard.extrapolated, outputs)
+        newest = update.gains[0] - safeguard.extrapolated[0]
+        excess.addcmul_(outputs[0] - outputs[1], delayed(self._held), value=newest)
+        x_s.addcmul_(excess, untrusted(self._held, safeguard.interval), value=-1)
 
     def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
         a, b = self._x_0_factors[index]

@@ -22,7 +22,7 @@ from .core import (
     pndm_updates,
     spaced_timesteps,
 )
-from .core.multistep import check_order
+from .core.multistep import Safeguard, check_order, safeguards
 from .core.solvers import check_eta, check_variance_type
 from .core.spacing import check_num_inference_steps
 from .scheduler_base import ZeroSNRScheduler
@@ -148,6 +148,9 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     spectrum from fine detail to brightness (`zsnr_diffusers.core.multistep`). It takes the place of DPM++ 2M, UniPC,
     DEIS and their relatives, which have to fake an SNR at the last timestep.
 
+    Under guidance the network's outputs overshoot and fall back. Each sample in which they do is led on with order 1, as
+    far as they do, so that few steps stay stable at large guidance scales (`zsnr_diffusers.core.safeguard`).
+
     Args:
         solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
         corrector: raise the order by one.
@@ -190,6 +193,9 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         order, corrector = self.config["solver_order"], self.config["corrector"]
         return multistep_updates(path, order, corrector, eta)
+
+    def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
+        return safeguards(path, updates) if eta == 0 and self.config["solver_order"] > 1 else []
 
 
 class ZeroSNRPNDMScheduler(_SimpleStep):

@@ -6,11 +6,12 @@ nothing with the samplers under test. What a sampler is off is then its own doin
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from zsnr_diffusers.core import NoiseLevel, noise_level, training_target
 
@@ -24,10 +25,12 @@ NEARLY_CLEAN = 1e5
 
 @dataclass
 class Gaussian:
-    """N(0, diag(std^2)), std of shape [d]."""
+    """N(mean, diag(std^2)), both of shape [d]."""
 
     name: str
     std: Tensor
+    mean: Tensor | float = 0.0
+    is_gaussian = True
 
     @property
     def spread(self) -> Tensor:
@@ -36,11 +39,11 @@ class Gaussian:
 
     def x_0(self, y: Tensor, kappa: float) -> Tensor:
         """E[x_0 | x] at y = x / sigma of shape [N, d]."""
-        return self.std**2 * kappa / (1 + (self.std * kappa) ** 2) * y
+        return (self.mean + self.std**2 * kappa * y) / (1 + (self.std * kappa) ** 2)
 
     def endpoint(self, noise: Tensor, num_steps: int) -> Tensor:
         """Where the exact ODE leads from `noise` [N, d]."""
-        return self.std * noise
+        return self.mean + self.std * noise
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Mixture:
     means: Tensor
     stds: Tensor
     weights: Tensor
+    is_gaussian = False
 
     @property
     def spread(self) -> Tensor:
@@ -70,19 +74,8 @@ class Mixture:
         return mode @ (self.means / variance[:, None]) + (mode @ (kappa * self.stds**2 / variance))[:, None] * y
 
     def endpoint(self, noise: Tensor, num_steps: int) -> Tensor:
-        """Where the exact ODE leads from `noise` [N, d]: Runge and Kutta's fourth order, even in asinh(60 kappa)."""
-        y, h = noise, math.asinh(60 * NEARLY_CLEAN) / num_steps
-
-        def slope(y: Tensor, w: float) -> Tensor:
-            return self.x_0(y, math.sinh(w) / 60) * (math.cosh(w) / 60)
-
-        for step in range(num_steps):
-            w = step * h
-            k1 = slope(y, w)
-            k2 = slope(y + h / 2 * k1, w + h / 2)
-            k3 = slope(y + h / 2 * k2, w + h / 2)
-            y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(y + h * k3, w + h))
-        return self.x_0(y, NEARLY_CLEAN)
+        """Where the exact ODE leads from `noise` [N, d]."""
+        return integrated(self.x_0, noise, num_steps)
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Data, shape [num, d]."""
@@ -91,7 +84,56 @@ class Mixture:
         return self.means[mode] + self.stds[mode, None] * noise
 
 
-Case = Gaussian | Mixture
+def integrated(x_0: Callable[[Tensor, float], Tensor], y: Tensor, num_steps: int) -> Tensor:
+    """Where dy / dkappa = x_0(y, kappa) leads: Runge and Kutta's fourth order, even in asinh(60 kappa)."""
+    h = math.asinh(60 * NEARLY_CLEAN) / num_steps
+
+    def slope(y: Tensor, w: float) -> Tensor:
+        return x_0(y, math.sinh(w) / 60) * (math.cosh(w) / 60)
+
+    for step in range(num_steps):
+        w = step * h
+        k1 = slope(y, w)
+        k2 = slope(y + h / 2 * k1, w + h / 2)
+        k3 = slope(y + h / 2 * k2, w + h / 2)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(y + h * k3, w + h))
+    return x_0(y, NEARLY_CLEAN)
+
+
+@dataclass
+class Guided:
+    """Two denoisers under classifier-free guidance: x_0 = u + w (c - u)."""
+
+    unconditional: "Gaussian | Mixture"
+    conditional: "Gaussian | Mixture"
+    scale: float
+
+    @property
+    def name(self) -> str:
+        """The case's and the guidance scale."""
+        return f"{self.conditional.name}, w = {self.scale:g}"
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether both are."""
+        return self.conditional.is_gaussian
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation of the conditional data in each dimension, shape [d]."""
+        return self.conditional.spread
+
+    def x_0(self, y: Tensor, kappa: float) -> Tensor:
+        """The guided prediction at y = x / sigma of shape [N, d]."""
+        u, c = (each.x_0(y, kappa) for each in (self.unconditional, self.conditional))
+        return u + self.scale * (c - u)
+
+    def endpoint(self, noise: Tensor, num_steps: int) -> Tensor:
+        """Where the exact guided ODE leads from `noise` [N, d]."""
+        return integrated(self.x_0, noise, num_steps)
+
+
+Case = Gaussian | Mixture | Guided
 
 
 def gaussians() -> list[Gaussian]:
@@ -131,7 +173,10 @@ def mixtures(seed: int) -> list[Mixture]:
 
 
 class Suite:
-    """Several cases sampled at once: one flat sample [1, D], so that a scheduler runs once for all of them."""
+    """Several cases sampled at once, a row [D] for each sample, so that a scheduler runs once for all of them.
+
+    Rows are as long as the longest sample; what others lack is 0, of the data and of the noise.
+    """
 
     def __init__(self, cases: Sequence[Case], noises: Sequence[Tensor], alpha_bar: Tensor) -> None:
         """Take cases, the noise [N, d] that each is sampled from, and the schedule."""
@@ -142,14 +187,14 @@ class Suite:
         self._kappas = (alpha / sigma).tolist()
 
     def split(self, sample: Tensor) -> list[Tensor]:
-        """The part of each case, [N, d], of a flat sample."""
-        parts = sample[0].split([shape.numel() for shape in self._shapes])
-        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        """The part of each case, [N, d], of all rows."""
+        parts = sample.split([num for num, _ in self._shapes])
+        return [part[:, :d] for part, (_, d) in zip(parts, self._shapes, strict=True)]
 
-    @staticmethod
-    def join(parts: Sequence[Tensor]) -> Tensor:
-        """The flat sample of the parts."""
-        return torch.cat([part.flatten() for part in parts])[None]
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows of the parts."""
+        longest = max(d for _, d in self._shapes)
+        return torch.cat([pad(part, (0, longest - part.shape[1])) for part in parts])
 
     def level(self, timestep: float) -> NoiseLevel:
         """The noise level at a timestep; between two of them log kappa is interpolated, as stock does to find it.
@@ -163,7 +208,7 @@ class Suite:
         return NoiseLevel(kappa / math.hypot(1, kappa), 1 / math.hypot(1, kappa))
 
     def velocity(self, x_t: Tensor, timestep: float) -> Tensor:
-        """What a perfect network with v-prediction returns for the flat sample `x_t`."""
+        """What a perfect network with v-prediction returns for the rows `x_t`."""
         level = self.level(timestep)
         alpha, sigma = float(level.alpha), float(level.sigma)
         y = x_t.double() / sigma
@@ -180,6 +225,37 @@ class Suite:
         """Per case the RMS difference to the exact ODE, each dimension in units of its spread; shape [cases]."""
         parts = zip(self.cases, self.split(sample.double()), exact, strict=True)
         return torch.stack([((part - end) / case.spread).square().mean().sqrt() for case, part, end in parts])
+
+
+def guided_pairs(seed: int) -> list[tuple[Case, Case]]:
+    """Unconditional and conditional data: Gaussians, and mixtures of which the condition leaves some of the modes.
+
+    The mean of a conditional Gaussian is drawn by what the law of total variance leaves for it.
+    """
+    generator = torch.Generator().manual_seed(10_000 + seed)
+    pairs: list[tuple[Case, Case]] = []
+    for narrowest in (0.9, 0.6, 0.4, 0.2):
+        std = SMALLEST * (LARGEST / SMALLEST) ** torch.rand(64, dtype=torch.float64, generator=generator)
+        share = narrowest ** torch.rand(64, dtype=torch.float64, generator=generator)
+        mean = std * (1 - share**2).sqrt() * torch.randn(64, dtype=torch.float64, generator=generator)
+        pairs.append((Gaussian("", std), Gaussian(f"down to {narrowest:g} of the spread", std * share, mean)))
+    for mixture in mixtures(seed + 1000):
+        modes = len(mixture.weights)
+        kept = slice(int(torch.randint(1, modes // 2 + 1, (), generator=generator)))
+        weights = mixture.weights[kept]
+        name = f"{mixture.name}, {len(weights)} kept"
+        pairs.append((mixture, Mixture(name, mixture.means[kept], mixture.stds[kept], weights / weights.sum())))
+    return pairs
+
+
+def guided_suite(alpha_bar: Tensor, seed: int, num_samples: int, scale: float) -> Suite:
+    """All pairs at one guidance scale, from the same noise at each."""
+    generator, cases = torch.Generator().manual_seed(seed + 1), []
+    noises = []
+    for unconditional, conditional in guided_pairs(seed):
+        cases.append(Guided(unconditional, conditional, scale))
+        noises.append(torch.randn(num_samples, len(conditional.spread), dtype=torch.float64, generator=generator))
+    return Suite(cases, noises, alpha_bar)
 
 
 def ode_suite(alpha_bar: Tensor, seed: int, num_samples: int) -> Suite:

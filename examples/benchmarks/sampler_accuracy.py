@@ -71,7 +71,7 @@ class Bench:
     def __init__(self, suite: Suite, exact: Sequence[Tensor]) -> None:
         """Take the suite and where the exact ODE leads."""
         self.suite, self.exact = suite, exact
-        self.is_gaussian = torch.tensor([isinstance(case, Gaussian) for case in suite.cases])
+        self.is_gaussian = torch.tensor([case.is_gaussian for case in suite.cases])
         self.failures: list[tuple[str, str]] = []
         self._known: dict[str | None, Tensor | str] = {}
 

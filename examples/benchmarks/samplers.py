@@ -140,7 +140,7 @@ def stock_samplers(stochastic: bool) -> list[Sampler]:
 
 
 def sample(scheduler: Any, suite: Suite, generator: torch.Generator | None = None) -> Tensor:
-    """The flat sample that a prepared scheduler makes of the suite's noise."""
+    """The rows that a prepared scheduler makes of the suite's noise."""
     x, previous_x_0, previous_t = suite.noise * float(scheduler.init_noise_sigma), None, None
     accepted = inspect.signature(scheduler.step).parameters
     noise = {"generator": generator} if "generator" in accepted else {}

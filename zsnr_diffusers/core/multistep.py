@@ -8,7 +8,8 @@ The variable here, `position`, is regular at both ends.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,9 +94,14 @@ def _ending(kappas: Tensor, most: int, even: bool) -> Tensor:
     return _lagrange(nodes[None], torch.tensor([[end]], dtype=torch.float64))[0, :, 0]
 
 
+def _intervals(kappas: Tensor) -> Tensor:
+    """The length of each step in `position`, up to clean data."""
+    return torch.cat([position(kappas), torch.tensor([clean_position()], dtype=torch.float64)]).diff()
+
+
 def _even(kappas: Tensor) -> bool:
     """Whether no interval, up to clean data, is much longer in `position` than the one before."""
-    intervals = torch.cat([position(kappas), torch.tensor([clean_position()], dtype=torch.float64)]).diff()
+    intervals = _intervals(kappas)
     return bool((intervals[1:] <= FAR * intervals[:-1]).all())
 
 
@@ -126,23 +132,18 @@ def multistep_updates(
     """
     check_eta(eta)
     check_order(order)
-    a, n = eta**2, len(path)
+    a = eta**2
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
-    predicted = _rows(kappas, 1, order, a)
-    corrected = _rows(kappas, 0, order + 1, a)
     kept = ((kappas[:-1] / kappas[1:]) ** a).tolist()  # for the ODE 1, from pure noise too: 0 ** 0 = 1
-    rows = []
-    for i in range(n - 1):
-        row = torch.zeros(min(i + 1, order + corrector), dtype=torch.float64)
-        row[: len(predicted[i])] = predicted[i]
-        if 0 < i < (n if corrector else order - 1):  # order 3 corrects its start in any case: it would keep it at 2
-            row[: len(corrected[i - 1])] += kept[i] * corrected[i - 1]
-            row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
-        rows.append(row)
     even = _even(kappas)
-    rows.append(_ending(kappas, order + corrector if eta == 0 else 1, even))
-    if even and eta == 0 and n <= FEW_STEPS:
+    rows = _all_rows(kappas, kept, order, corrector, eta, even)
+    if even and eta == 0 and len(path) <= FEW_STEPS:
         _fit_to_spectrum(rows, kappas)
+    return _updates(path, kept, rows)
+
+
+def _updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: Sequence[Tensor]) -> list[Update]:
+    """Steps out of the weights of x_0 in x_s / sigma_s, and in the data at last."""
     sigmas = [float(level.sigma) for level in path]
     updates = [
         Update(
@@ -153,6 +154,44 @@ def multistep_updates(
         for keep, row, (sigma_t, sigma_s) in zip(kept, rows, pairwise(sigmas), strict=False)
     ]
     return [*updates, Update(keep=0.0, gains=tuple(rows[-1].tolist()), noise=0.0)]
+
+
+class Safeguard(NamedTuple):
+    """What a step of the ODE may leave out, and how long it is; see `safeguard.py`."""
+
+    extrapolated: tuple[float, ...]
+    """What the gains have beyond those of order 1 with corrector; their sum is 0, so constant outputs stay exact."""
+    interval: float
+    """The length of the step in `position`."""
+
+
+def safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update]) -> list[Safeguard]:
+    """For each step of `multistep_updates` over the same path, without fresh noise and of order 2 or 3."""
+    kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
+    kept = [1.0] * (len(path) - 1)
+    low = _updates(path, kept, _all_rows(kappas, kept, 1, True, 0.0, _even(kappas)))
+    return [
+        Safeguard(tuple(gain - other for gain, other in zip_longest(high.gains, of_order_1.gains, fillvalue=0.0)), h)
+        for high, of_order_1, h in zip(updates, low, _intervals(kappas).tolist(), strict=True)
+    ]
+
+
+def _all_rows(
+    kappas: Tensor, kept: Sequence[float], order: int, corrector: bool, eta: float, even: bool
+) -> list[Tensor]:
+    """Weights of x_0 in each step, newest output first: predictor, corrector of the step before, and the ending."""
+    a = eta**2
+    predicted = _rows(kappas, 1, order, a)
+    corrected = _rows(kappas, 0, order + 1, a)
+    rows = []
+    for i in range(len(kappas) - 1):
+        row = torch.zeros(min(i + 1, order + corrector), dtype=torch.float64)
+        row[: len(predicted[i])] = predicted[i]
+        if 0 < i < (len(kappas) if corrector else order - 1):  # order 3 corrects its start: it would keep it at 2
+            row[: len(corrected[i - 1])] += kept[i] * corrected[i - 1]
+            row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
+        rows.append(row)
+    return [*rows, _ending(kappas, order + corrector if eta == 0 else 1, even)]
 
 
 def _fit_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:

@@ -1,0 +1,90 @@
+"""What is left out of a step of high order where outputs fall back, and that nothing is where they do not."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsnr_diffusers import ZeroSNRMultistepScheduler
+from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr
+from zsnr_diffusers.core.safeguard import HELD, delayed, projection, untrusted
+
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+ALPHA_BAR = enforce_zero_terminal_snr(alpha_bar_table("scaled_linear", 1000, 0.00085, 0.012)).double()
+KAPPA = (ALPHA_BAR / (1 - ALPHA_BAR)).sqrt()
+STDS = torch.logspace(-1.3, 1.5, 40, dtype=torch.float64)
+
+
+class Unguarded(ZeroSNRMultistepScheduler):
+    """The sampler without what is under test."""
+
+    def _guard(self, *args):
+        return []
+
+
+def guided_slope(kappa, w, conditional, unconditional):
+    """x_0 = slope y of N(0, conditional^2) and N(0, unconditional^2) under guidance, with y = x / sigma."""
+    c, u = (std**2 * kappa / (1 + (std * kappa) ** 2) for std in (conditional, unconditional))
+    return u + w * (c - u)
+
+
+def amplification(n, w, share, stds=STDS, cls=ZeroSNRMultistepScheduler, **options):
+    """What becomes of noise of 1, by the standard deviation of the conditional data, for each unconditional one."""
+    scheduler = cls(**SCHEDULE, prediction_type="sample", **options)
+    scheduler.set_timesteps(n)
+    x = torch.ones(len(stds), 1, dtype=torch.float64)
+    for t in scheduler.timesteps:
+        slope = guided_slope(KAPPA[t], w, share * stds, stds)[:, None]
+        x = scheduler.step(slope * x / (1 - ALPHA_BAR[t]).sqrt(), t, x).prev_sample
+    return x[:, 0].abs() / (share * stds)
+
+
+def test_the_projection_is_that_of_each_image_on_the_one_before():
+    held = torch.tensor([1.5, 0.9, 0.0, -2.0])
+    before = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    aside = before.roll(1, 2)
+    aside -= projection(aside, before) * before
+    found = projection(held[:, None, None, None] * before + 3 * aside, before)
+    torch.testing.assert_close(found, held[:, None, None, None], rtol=0, atol=1e-5)
+
+
+def test_after_an_output_of_zero_everything_is_held():
+    assert projection(torch.ones(2, 3), torch.zeros(2, 3)).tolist() == [[1.0], [1.0]]
+
+
+def test_nothing_is_left_out_of_what_holds_and_more_of_longer_steps():
+    held = torch.tensor([2.0, HELD, 0.5, 0.0, -9.0])
+    assert untrusted(held, 1.0).tolist() == pytest.approx([0, 0, 0.4, 0.9, 1])
+    assert untrusted(held, 0.1).tolist() == pytest.approx([0, 0, 0.04, 0.09, 0.99])
+
+
+def test_outputs_that_swing_around_zero_are_weighed_to_zero():
+    for held in (-0.1, -0.5, -1.0):
+        share = delayed(torch.tensor(held)).item()
+        assert (1 - share) * held + share * 1 == pytest.approx(0, abs=1e-7)
+    assert delayed(torch.tensor([0.0, 1.0, -5.0])).tolist() == [0.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("spacing", ["kappa", "trailing"])
+def test_on_gaussian_data_without_guidance_every_run_is_as_if_there_were_none(spacing):
+    """x_0 grows all along the path, whatever the scale and the number of steps."""
+    for n in (*range(1, 51), 100):
+        plain, guarded = (
+            amplification(n, 1.0, 1.0, cls=cls, timestep_spacing=spacing)
+            for cls in (Unguarded, ZeroSNRMultistepScheduler)
+        )
+        assert torch.equal(guarded, plain)
+
+
+@settings(deadline=None, max_examples=300)
+@given(n=st.integers(3, 50), w=st.floats(1, 12), share=st.floats(0.2, 1))
+def test_amplification_is_of_the_size_of_order_one(n, w, share):
+    """Over all scales of guided Gaussians; without the safeguard it is up to 100 times that."""
+    order_1 = amplification(n, w, share, solver_order=1, corrector=False)
+    assert amplification(n, w, share).max() < 10 * order_1.max().clamp(min=1)
+
+
+@pytest.mark.parametrize("w", [7.5, 12.0])
+@pytest.mark.parametrize("n", [5, 8, 10, 20])
+def test_under_strong_guidance_far_less_is_amplified_than_without(n, w):
+    assert amplification(n, w, 0.2).max() < 0.3 * amplification(n, w, 0.2, cls=Unguarded).max()

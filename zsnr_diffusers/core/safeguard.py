@@ -1,0 +1,54 @@
+"""How far a sampler may trust that outputs go on as they did: what keeps high order stable under guidance.
+
+Without guidance x_0 is the mean of the data given the sample, and such means are a martingale: what the network will
+say of a cleaner sample is on average what it says now. So the projection of an output on the one before it,
+<x_0, previous> / <previous, previous>, is about 1 or more. Guidance, u + w (c - u), drives samples past that: outputs
+overshoot while the two conditions disagree and fall back where they agree. The equation is stiff there, and weights
+that extrapolate amplify what falls back. A projection below 1 tells that, without a further network call and without
+anybody saying w.
+"""
+
+import torch
+from torch import Tensor
+
+HELD = 0.9
+"""The projection that is as good as 1: without guidance some images fall as low by chance."""
+
+
+def projection(x_0: Tensor, previous: Tensor) -> Tensor:
+    """<x_0, previous> / <previous, previous> of each sample; 1 where the previous output is 0.
+
+    Args:
+        x_0: the newest output, shape [B, ...].
+        previous: the output one step before, same shape.
+
+    Returns:
+        Shape [B, 1, ...].
+    """
+    new, old = x_0.reshape(len(x_0), -1), previous.reshape(len(x_0), -1)
+    energy = torch.linalg.vecdot(old, old)
+    held = torch.where(energy > 0, torch.linalg.vecdot(new, old) / energy, 1.0)
+    return held.reshape(-1, *[1] * (x_0.ndim - 1))
+
+
+def untrusted(held: Tensor, interval: float) -> Tensor:
+    """The share to leave out of what makes a step one of high order (`multistep.Safeguard`).
+
+    h (`HELD` - p), within [0, 1]: over long steps a fall does more harm. Since p tends to 1 as steps get shorter, the
+    order of convergence stays.
+
+    Args:
+        held: p, the smallest `projection` of the run so far: a path that was stiff once is not trusted again.
+        interval: h, the length of the step in `position`.
+    """
+    return ((HELD - held) * interval).clamp(0, 1)
+
+
+def delayed(held: Tensor) -> Tensor:
+    """The share of the newest output to take from the one before.
+
+    Outputs that change their sign, p < 0, swing around what they lead to. For x_0 = p previous that is 0, which is
+    the mean of the two with the weights 1 and -p (Wegstein 1958, doi:10.1145/368861.368871). Never more than half.
+    """
+    swing = -held.clamp(max=0)
+    return (swing / (1 + swing)).clamp(max=0.5)
