@@ -51,13 +51,6 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _add_weighted(x: Tensor, weights: Sequence[float], outputs: Sequence[Tensor]) -> Tensor:
-    """Add outputs to x in place, each times its weight."""
-    for weight, output in zip(weights, outputs, strict=True):
-        x.add_(output, alpha=weight)
-    return x
-
-
 def _names(cls: type[Any]) -> set[str]:
     """Names of a class's descendants."""
     return {name for sub in cls.__subclasses__() for name in (sub.__name__, *_names(sub))}
@@ -344,7 +337,9 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         x_t = _cast(sample, wide)
         x_0 = self._x_0(_cast(model_output, wide), x_t, index)
         outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
-        x_s = _add_weighted(x_t * update.keep, update.gains, outputs)
+        x_s = x_t * update.keep
+        for gain, output in zip(update.gains, outputs, strict=True):
+            x_s.add_(output, alpha=gain)
         if safeguards and len(outputs) > 1:
             self._take_out(x_s, outputs, update, safeguards[index - self._start])
         if update.noise > 0:
@@ -367,10 +362,14 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         """Take out of a step, in place, what it extrapolates from outputs that do not go on as they did."""
         held = projection(outputs[0], outputs[1])
         self._held = held if self._held is None else torch.minimum(held, self._held)
-        excess = _add_weighted(torch.zeros_like(x_s), safeguard.extrapolated, outputs)
+        share = untrusted(self._held, safeguard.interval)
         newest = update.gains[0] - safeguard.extrapolated[0]
-        excess.addcmul_(outputs[0] - outputs[1], delayed(self._held), value=newest)
-        x_s.addcmul_(excess, untrusted(self._held, safeguard.interval), value=-1)
+        weights: list[float | Tensor] = [
+            safeguard.extrapolated[1] - newest * delayed(self._held),
+            *safeguard.extrapolated[2:],
+        ]
+        for weight, output in zip(weights, outputs[1:], strict=True):
+            x_s.addcmul_(outputs[0] - output, weight * share)
 
     def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
         a, b = self._x_0_factors[index]

@@ -148,7 +148,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     spectrum from fine detail to brightness (`zsnr_diffusers.core.multistep`). It takes the place of DPM++ 2M, UniPC,
     DEIS and their relatives, which have to fake an SNR at the last timestep.
 
-    Under guidance the network's outputs overshoot and fall back. Each sample in which they do is led on with order 1, as
+    Under guidance the network's outputs overshoot and fall back. An image in which they do is led on with order 1, as
     far as they do, so that few steps stay stable at large guidance scales (`zsnr_diffusers.core.safeguard`).
 
     Args:

@@ -26,9 +26,8 @@ def projection(x_0: Tensor, previous: Tensor) -> Tensor:
         Shape [B, 1, ...].
     """
     new, old = x_0.reshape(len(x_0), -1), previous.reshape(len(x_0), -1)
-    energy = torch.linalg.vecdot(old, old)
-    held = torch.where(energy > 0, torch.linalg.vecdot(new, old) / energy, 1.0)
-    return held.reshape(-1, *[1] * (x_0.ndim - 1))
+    held: Tensor = torch.linalg.vecdot(new, old) / torch.linalg.vecdot(old, old)
+    return held.nan_to_num(nan=1.0).reshape(-1, *[1] * (x_0.ndim - 1))
 
 
 def untrusted(held: Tensor, interval: float) -> Tensor:
