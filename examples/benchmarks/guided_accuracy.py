@@ -11,7 +11,6 @@ every diffusers scheduler that has `rescale_betas_zero_snr`, in every spacing, o
 import argparse
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from typing import Any
 import diffusers
 from oracles import guided_suite
 from sampler_accuracy import Bench, show
-from samplers import DEFAULT, SCHEDULE, USUAL, Sampler, multistep_options, stock_samplers
+from samplers import DEFAULT, USUAL, Sampler, multistep_options, stock_samplers, zero_snr_schedule
 from tqdm import tqdm
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler
-from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr
 
 OTHERS = [
     Sampler(ZeroSNRMultistepScheduler, multistep_options(*options))
@@ -71,13 +69,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for each guidance scale, and ours over the best of stock for all of them."""
     args, start = parse(arguments), time.perf_counter()
-    warnings.simplefilter("ignore")  # stock's, of options that are on their way out
-    diffusers.utils.logging.set_verbosity_error()
-    table = alpha_bar_table(SCHEDULE["beta_schedule"], 1000, SCHEDULE["beta_start"], SCHEDULE["beta_end"])
-    alpha_bar = enforce_zero_terminal_snr(table)
+    schedule = zero_snr_schedule()
     report: dict[str, Any] = {"seed": args.seed, "diffusers": diffusers.__version__}
     for scale in args.guidance_scales:
-        suite = guided_suite(alpha_bar, args.seed, args.samples, scale)
+        suite = guided_suite(schedule, args.seed, args.samples, scale)
         exact = suite.endpoints(1000)
         certainty = float(suite.errors(suite.join(suite.endpoints(500)), exact).max())
         title = f"Guidance {scale:g}, exact to {certainty:.1g}"

@@ -17,7 +17,6 @@ import re
 import textwrap
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +30,13 @@ from oracles import LARGEST, SMALLEST, Gaussian, Suite, mixtures, ode_suite
 from samplers import (
     DEFAULT,
     SAME_LEVELS,
-    SCHEDULE,
     USUAL,
     Sampler,
     multistep_options,
     our_samplers,
     sample,
     stock_samplers,
+    zero_snr_schedule,
 )
 from torch import Tensor
 from tqdm import tqdm
@@ -47,7 +46,7 @@ from zsnr_diffusers import (
     ZeroSNRDDPMScheduler,
     ZeroSNRMultistepScheduler,
 )
-from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr, multistep, spacing
+from zsnr_diffusers.core import multistep, spacing
 
 CURVE = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50)
 BRIGHTNESS = (4, 10, 20, 50)
@@ -420,11 +419,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables and write report and pictures."""
     args, start = parse(arguments), time.perf_counter()
-    warnings.simplefilter("ignore")  # stock's, of options that are on their way out
-    diffusers.utils.logging.set_verbosity_error()
-    table = alpha_bar_table(SCHEDULE["beta_schedule"], 1000, SCHEDULE["beta_start"], SCHEDULE["beta_end"])
-    alpha_bar = enforce_zero_terminal_snr(table)
-    suite = ode_suite(alpha_bar, args.seed, args.samples)
+    schedule = zero_snr_schedule()
+    suite = ode_suite(schedule, args.seed, args.samples)
     exact = suite.endpoints(1000)
     certainty = float(suite.errors(suite.join(suite.endpoints(500)), exact).max())
     print(
@@ -445,9 +441,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         s.label: [bench.figures(bench.errors(s, n))[0] for n in CURVE]
         for s in tqdm([DEFAULT, *others, *stock], desc="curves", leave=False, disable=None)
     }
-    recovered(alpha_bar, BRIGHTNESS, report)
+    recovered(schedule, BRIGHTNESS, report)
     if args.sde_samples:
-        compare_sde(alpha_bar, args.seed, args.sde_samples, 20, report)
+        compare_sde(schedule, args.seed, args.sde_samples, 20, report)
     if args.study:
         study(bench, (4, 5, 7, 10, 15, 20, 30, 50), report)
     args.output_dir.mkdir(parents=True, exist_ok=True)

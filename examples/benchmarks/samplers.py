@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from oracles import Suite
 from torch import Tensor
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler, ZeroSNRPNDMScheduler
+from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr
 
 SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 MODEL: dict[str, Any] = {**SCHEDULE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
@@ -39,6 +41,14 @@ CHOICES: dict[str, Sequence[Any]] = {
 }
 SAME_LEVELS = {"solver_order", "solver_type", "algorithm_type", *CHOICES} - {"timestep_spacing"}
 """Options that tell runs over the same noise levels apart."""
+
+
+def zero_snr_schedule() -> Tensor:
+    """The schedule of all samplers here, shape [1000]; stock's warnings of options on their way out are silenced."""
+    warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    table = alpha_bar_table(SCHEDULE["beta_schedule"], 1000, SCHEDULE["beta_start"], SCHEDULE["beta_end"])
+    return enforce_zero_terminal_snr(table)
 
 
 class Sampler(NamedTuple):
