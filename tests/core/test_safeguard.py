@@ -68,7 +68,7 @@ def test_outputs_that_swing_around_zero_are_weighed_to_zero():
 @pytest.mark.parametrize("spacing", ["kappa", "trailing"])
 def test_on_gaussian_data_without_guidance_every_run_is_as_if_there_were_none(spacing):
     """x_0 grows all along the path, whatever the scale and the number of steps."""
-    for n in (*range(1, 51), 100):
+    for n in (*range(1, 21), 33, 50, 100):
         plain, guarded = (
             amplification(n, 1.0, 1.0, cls=cls, timestep_spacing=spacing)
             for cls in (Unguarded, ZeroSNRMultistepScheduler)
@@ -76,7 +76,7 @@ def test_on_gaussian_data_without_guidance_every_run_is_as_if_there_were_none(sp
         assert torch.equal(guarded, plain)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(n=st.integers(3, 50), w=st.floats(1, 12), share=st.floats(0.2, 1))
 def test_amplification_is_of_the_size_of_order_one(n, w, share):
     """Over all scales of guided Gaussians; without the safeguard it is up to 100 times that."""
