@@ -63,7 +63,7 @@ HOW = ["gone", "whole numbers", "transposed", "empty", "a number", "five dimensi
 
 
 @pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=st.sampled_from([LORA_FILE, KOHYA_FILE]), position=st.integers(0, 10**6), how=st.sampled_from(HOW))
 @example(file=LORA_FILE, position=0, how="gone")
 @example(file=KOHYA_FILE, position=0, how="whole numbers")
@@ -76,7 +76,7 @@ def test_weights_of_any_kind_are_converted_or_refused(file, position, how, room,
     assert status == 0 or "damaged.safetensors" in said
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1), more=st.binary(max_size=40))
 def test_bytes_of_any_kind_are_converted_or_refused(share, more, room, capsys):
     content = (room / "lora" / LORA_FILE).read_bytes()
