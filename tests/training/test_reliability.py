@@ -239,8 +239,24 @@ def test_a_killed_worker_ends_the_run(options, tmp_path):
     assert exit_code(process, seconds=60) == 1
     log = text(tmp_path / "log")
     assert "error: At step " in log
-    assert "DataLoader worker" in log
+    assert "DataLoader worker" in log  # in torch's words, or in ours where a batch was on its way
     assert f"the last good checkpoint is {Path(options['output_dir'])}/checkpoint-" in log
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_as_it_sends_a_batch_is_named(options, monkeypatch, broken):
+    """It shows in the connection before torch hears of the death; without workers nothing is guessed."""
+
+    def fail(run, batches):
+        raise broken
+
+    monkeypatch.setattr(loop.Run, "_train_step", fail)
+    with pytest.raises(
+        TrainingError, match=r"At step 1: a DataLoader worker died as it sent a batch \((\[Errno|EOFE)"
+    ):
+        run(options, dataloader_num_workers=2)
+    with pytest.raises(type(broken)):
+        run(options, output_dir=options["output_dir"] + "2")
 
 
 def test_a_killed_process_ends_the_others(options, tmp_path):

@@ -122,10 +122,19 @@ class Run:
                 # A worker's error comes with its traceback, which ends in what it said.
                 said = str(error).strip().rpartition(f"{type(error).__name__}: ")[2]
                 raise TrainingError(f"At step {self.step + 1}: {said}; {self._kept}. Then --resume.") from error
-            # torch raises a RuntimeError wherever this process is when it hears of the death.
-            if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-                raise TrainingError(f"At step {self.step + 1}: {error}; {self._kept}. Then --resume.") from error
+            if said := self._death_of_worker(error):
+                raise TrainingError(f"At step {self.step + 1}: {said}; {self._kept}. Then --resume.") from error
             raise
+
+    def _death_of_worker(self, error: Exception) -> str:
+        """What to say of an error by which the death of a DataLoader's worker shows; nothing of another."""
+        # torch raises a RuntimeError wherever this process is when it hears of the death.
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            return str(error)
+        # While a batch is on its way, it is the connection that breaks first.
+        if self.config.dataloader_num_workers > 0 and isinstance(error, ConnectionError | EOFError):
+            return f"a DataLoader worker died as it sent a batch ({str(error) or type(error).__name__})"
+        return ""
 
     def _run(self) -> None:
         config, accelerator = self.config, self.accelerator
