@@ -224,7 +224,7 @@ def test_conflicts_are_said_and_the_impossible_is_refused(saved, tmp_path, said)
 
 
 @needs_text_adapters
-@pytest.mark.parametrize("kind", ["1", "2", "xl"])
+@pytest.mark.parametrize("kind", ["1", pytest.param("2", marks=pytest.mark.slow), "xl"])
 def test_adapters_of_text_encoders_go_with_it(kind, tmp_path):
     """By the names that are in use, whatever newer versions of transformers call the layers."""
     pipe = adapted(kind, texts=True)

@@ -62,7 +62,7 @@ def test_equals_stock_ddim_and_euler_on_a_real_network(n):
 
 @pytest.mark.parametrize("cls", OURS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("n", [1, 7, 61])
+@pytest.mark.parametrize("n", [1, 7, 13])
 def test_half_precision_and_odd_numbers_of_steps(cls, dtype, n):
     pipe = tiny_stable_diffusion(cls(**V)).to(dtype)
     latents = paint(pipe, n, guidance_scale=3.0)
