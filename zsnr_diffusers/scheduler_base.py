@@ -31,9 +31,8 @@ from .core import (
     training_target,
     x_0_factors,
 )
-from .core.multistep import Safeguard
 from .core.predictions import check_prediction_type
-from .core.safeguard import delayed, projection, untrusted
+from .core.safeguard import Safeguard, corrections, projection
 from .core.spacing import check_spacing
 from .scheduler_config import DEFAULTS, OWN_SPACING, SchedulerConfig, model_facts, normalized, own_spacing
 
@@ -341,7 +340,7 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         for gain, output in zip(update.gains, outputs, strict=True):
             x_s.add_(output, alpha=gain)
         if safeguards and len(outputs) > 1:
-            self._take_out(x_s, outputs, update, safeguards[index - self._start])
+            self._take_out(x_s, outputs, safeguards[index - self._start])
         if update.noise > 0:
             if variance_noise is None:  # in the sample's dtype, so that a seed means the same noise as in stock
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
@@ -358,18 +357,12 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
             pred_original_sample = pred_original_sample.clone()
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
-    def _take_out(self, x_s: Tensor, outputs: Sequence[Tensor], update: Update, safeguard: Safeguard) -> None:
+    def _take_out(self, x_s: Tensor, outputs: Sequence[Tensor], safeguard: Safeguard) -> None:
         """Take out of a step, in place, what it extrapolates from outputs that do not go on as they did."""
         held = projection(outputs[0], outputs[1])
         self._held = held if self._held is None else torch.minimum(held, self._held)
-        share = untrusted(self._held, safeguard.interval)
-        newest = update.gains[0] - safeguard.extrapolated[0]
-        weights: list[float | Tensor] = [
-            safeguard.extrapolated[1] - newest * delayed(self._held),
-            *safeguard.extrapolated[2:],
-        ]
-        for weight, output in zip(weights, outputs[1:], strict=True):
-            x_s.addcmul_(outputs[0] - output, weight * share)
+        for gain, output in zip(corrections(self._held, safeguard), outputs[1:], strict=True):
+            x_s.addcmul_(outputs[0] - output, gain)
 
     def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
         a, b = self._x_0_factors[index]

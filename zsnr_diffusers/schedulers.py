@@ -22,7 +22,8 @@ from .core import (
     pndm_updates,
     spaced_timesteps,
 )
-from .core.multistep import Safeguard, check_order, safeguards
+from .core.multistep import check_order, safeguards
+from .core.safeguard import Safeguard
 from .core.solvers import check_eta, check_variance_type
 from .core.spacing import check_num_inference_steps
 from .scheduler_base import ZeroSNRScheduler

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title = f"Guidance {scale:g}, exact to {certainty:.1g}"
         report[f"{scale:g}"] = compare(Bench(suite, exact), args.steps, title)
     show(
-        f"{DEFAULT.label} over the best stock configuration, which is chosen anew for each cell (below 1: closer)",
+        f"{DEFAULT.label} over the best stock configuration, chosen for each cell (below 1: closer)",
         ["guidance", *(f"n = {n}" for n in args.steps)],
         [[f"{scale:g}", *report[f"{scale:g}"]["ratio"].values()] for scale in args.guidance_scales],
     )

@@ -250,11 +250,9 @@ def guided_pairs(seed: int) -> list[tuple[Case, Case]]:
 
 def guided_suite(alpha_bar: Tensor, seed: int, num_samples: int, scale: float) -> Suite:
     """All pairs at one guidance scale, from the same noise at each."""
-    generator, cases = torch.Generator().manual_seed(seed + 1), []
-    noises = []
-    for unconditional, conditional in guided_pairs(seed):
-        cases.append(Guided(unconditional, conditional, scale))
-        noises.append(torch.randn(num_samples, len(conditional.spread), dtype=torch.float64, generator=generator))
+    generator = torch.Generator().manual_seed(seed + 1)
+    cases = [Guided(unconditional, conditional, scale) for unconditional, conditional in guided_pairs(seed)]
+    noises = [torch.randn(num_samples, len(case.spread), dtype=torch.float64, generator=generator) for case in cases]
     return Suite(cases, noises, alpha_bar)
 
 

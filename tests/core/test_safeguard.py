@@ -28,15 +28,15 @@ def guided_slope(kappa, w, conditional, unconditional):
     return u + w * (c - u)
 
 
-def amplification(n, w, share, stds=STDS, cls=ZeroSNRMultistepScheduler, **options):
+def amplification(n, w, share, cls=ZeroSNRMultistepScheduler, **options):
     """What becomes of noise of 1, by the standard deviation of the conditional data, for each unconditional one."""
     scheduler = cls(**SCHEDULE, prediction_type="sample", **options)
     scheduler.set_timesteps(n)
-    x = torch.ones(len(stds), 1, dtype=torch.float64)
+    x = torch.ones(len(STDS), 1, dtype=torch.float64)
     for t in scheduler.timesteps:
-        slope = guided_slope(KAPPA[t], w, share * stds, stds)[:, None]
+        slope = guided_slope(KAPPA[t], w, share * STDS, STDS)[:, None]
         x = scheduler.step(slope * x / (1 - ALPHA_BAR[t]).sqrt(), t, x).prev_sample
-    return x[:, 0].abs() / (share * stds)
+    return x[:, 0].abs() / (share * STDS)
 
 
 def test_the_projection_is_that_of_each_image_on_the_one_before():
@@ -79,7 +79,7 @@ def test_on_gaussian_data_without_guidance_every_run_is_as_if_there_were_none(sp
 @settings(deadline=None, max_examples=100)
 @given(n=st.integers(3, 50), w=st.floats(1, 12), share=st.floats(0.2, 1))
 def test_amplification_is_of_the_size_of_order_one(n, w, share):
-    """Over all scales of guided Gaussians; without the safeguard it is up to 100 times that."""
+    """The worst found over all scales of guided Gaussians is 8 times; without the safeguard it is above 100."""
     order_1 = amplification(n, w, share, solver_order=1, corrector=False)
     assert amplification(n, w, share).max() < 10 * order_1.max().clamp(min=1)
 

@@ -9,12 +9,12 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise, zip_longest
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .noise import NoiseLevel, kappa
+from .safeguard import Safeguard
 from .solvers import Update, check_eta
 from .spacing import LARGEST_SCALE, clean_position, position
 
@@ -156,23 +156,18 @@ def _updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: Sequence[T
     return [*updates, Update(keep=0.0, gains=tuple(rows[-1].tolist()), noise=0.0)]
 
 
-class Safeguard(NamedTuple):
-    """What a step of the ODE may leave out, and how long it is; see `safeguard.py`."""
-
-    extrapolated: tuple[float, ...]
-    """What the gains have beyond those of order 1 with corrector; their sum is 0, so constant outputs stay exact."""
-    interval: float
-    """The length of the step in `position`."""
-
-
 def safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update]) -> list[Safeguard]:
     """For each step of `multistep_updates` over the same path, without fresh noise and of order 2 or 3."""
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept = [1.0] * (len(path) - 1)
     low = _updates(path, kept, _all_rows(kappas, kept, 1, True, 0.0, _even(kappas)))
     return [
-        Safeguard(tuple(gain - other for gain, other in zip_longest(high.gains, of_order_1.gains, fillvalue=0.0)), h)
-        for high, of_order_1, h in zip(updates, low, _intervals(kappas).tolist(), strict=True)
+        Safeguard(
+            newest=of_order_1.gains[0],
+            extrapolated=tuple(g - other for g, other in zip_longest(high.gains, of_order_1.gains, fillvalue=0.0))[1:],
+            interval=interval,
+        )
+        for high, of_order_1, interval in zip(updates, low, _intervals(kappas).tolist(), strict=True)
     ]
 
 

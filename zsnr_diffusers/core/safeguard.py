@@ -8,11 +8,24 @@ that extrapolate amplify what falls back. A projection below 1 tells that, witho
 anybody saying w.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 HELD = 0.9
 """The projection that is as good as 1: without guidance some images fall as low by chance."""
+
+
+class Safeguard(NamedTuple):
+    """What a step of the ODE may leave out; its high order is a sum of differences to the newest output."""
+
+    newest: float
+    """The gain that order 1 with corrector has for the newest output."""
+    extrapolated: tuple[float, ...]
+    """What the gains of the older outputs have beyond those of order 1 with corrector; that of the newest is -sum."""
+    interval: float
+    """The length of the step in `position`."""
 
 
 def projection(x_0: Tensor, previous: Tensor) -> Tensor:
@@ -31,7 +44,7 @@ def projection(x_0: Tensor, previous: Tensor) -> Tensor:
 
 
 def untrusted(held: Tensor, interval: float) -> Tensor:
-    """The share to leave out of what makes a step one of high order (`multistep.Safeguard`).
+    """The share to leave out of what makes a step one of high order (`Safeguard.extrapolated`).
 
     h (`HELD` - p), within [0, 1]: over long steps a fall does more harm. Since p tends to 1 as steps get shorter, the
     order of convergence stays.
@@ -51,3 +64,14 @@ def delayed(held: Tensor) -> Tensor:
     """
     swing = -held.clamp(max=0)
     return (swing / (1 + swing)).clamp(max=0.5)
+
+
+def corrections(held: Tensor, safeguard: Safeguard) -> list[Tensor]:
+    """The gains of (newest output - older output), for each older one, that take out of a step what is not trusted.
+
+    Args:
+        held: the smallest `projection` of the run so far, shape [B, 1, ...].
+        safeguard: of the step.
+    """
+    share, (last, *others) = untrusted(held, safeguard.interval), safeguard.extrapolated
+    return [share * (last - safeguard.newest * delayed(held)), *(share * gain for gain in others)]
