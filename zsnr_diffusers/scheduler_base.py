@@ -337,10 +337,14 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         x_0 = self._x_0(_cast(model_output, wide), x_t, index)
         outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
         x_s = x_t * update.keep
-        for gain, output in zip(update.gains, outputs, strict=True):
-            x_s.add_(output, alpha=gain)
         if safeguards and len(outputs) > 1:
-            self._take_out(x_s, outputs, safeguards[index - self._start])
+            for changed, output in zip(
+                self._safeguarded(outputs, update, safeguards[index - self._start]), outputs, strict=True
+            ):
+                x_s.addcmul_(output, changed)
+        else:
+            for gain, output in zip(update.gains, outputs, strict=True):
+                x_s.add_(output, alpha=gain)
         if update.noise > 0:
             if variance_noise is None:  # in the sample's dtype, so that a seed means the same noise as in stock
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
@@ -357,12 +361,12 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
             pred_original_sample = pred_original_sample.clone()
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
-    def _take_out(self, x_s: Tensor, outputs: Sequence[Tensor], safeguard: Safeguard) -> None:
-        """Take out of a step, in place, what it extrapolates from outputs that do not go on as they did."""
-        held = projection(outputs[0], outputs[1])
-        self._held = held if self._held is None else torch.minimum(held, self._held)
-        for gain, output in zip(corrections(self._held, safeguard), outputs[1:], strict=True):
-            x_s.addcmul_(outputs[0] - output, gain)
+    def _safeguarded(self, outputs: Sequence[Tensor], update: Update, safeguard: Safeguard) -> list[Tensor]:
+        """The gains of each sample, of low order as far as its outputs do not go on as they did."""
+        projected = projection(outputs[0], outputs[1])
+        self._held = projected if self._held is None else torch.minimum(projected, self._held)
+        changes = corrections(projected, self._held, safeguard)
+        return [gain + change for gain, change in zip(update.gains, changes, strict=True)]
 
     def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
         a, b = self._x_0_factors[index]

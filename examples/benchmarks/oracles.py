@@ -238,7 +238,8 @@ def guided_pairs(seed: int) -> list[tuple[Case, Case]]:
         std = SMALLEST * (LARGEST / SMALLEST) ** torch.rand(64, dtype=torch.float64, generator=generator)
         share = narrowest ** torch.rand(64, dtype=torch.float64, generator=generator)
         mean = std * (1 - share**2).sqrt() * torch.randn(64, dtype=torch.float64, generator=generator)
-        pairs.append((Gaussian("", std), Gaussian(f"down to {narrowest:g} of the spread", std * share, mean)))
+        narrow = (std * share).clamp(min=SMALLEST)
+        pairs.append((Gaussian("", std), Gaussian(f"down to {narrowest:g} of the spread", narrow, mean)))
     for mixture in mixtures(seed + 1000):
         modes = len(mixture.weights)
         kept = slice(int(torch.randint(1, modes // 2 + 1, (), generator=generator)))

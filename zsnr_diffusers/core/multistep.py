@@ -8,7 +8,7 @@ The variable here, `position`, is regular at both ends.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby, pairwise, zip_longest
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -157,17 +157,19 @@ def _updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: Sequence[T
 
 
 def safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update]) -> list[Safeguard]:
-    """For each step of `multistep_updates` over the same path, without fresh noise and of order 2 or 3."""
+    """For each step of `multistep_updates` over the same path, without fresh noise and of order 2 or 3.
+
+    The low order is 1 with corrector. Its last step takes the mean of the last output and of where the last two lead.
+    """
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept = [1.0] * (len(path) - 1)
-    low = _updates(path, kept, _all_rows(kappas, kept, 1, True, 0.0, _even(kappas)))
+    rows = _all_rows(kappas, kept, 1, True, 0.0, _even(kappas))
+    rows[-1] /= 2
+    rows[-1][0] += 0.5
+    low = (update.gains for update in _updates(path, kept, rows))
     return [
-        Safeguard(
-            newest=of_order_1.gains[0],
-            extrapolated=tuple(g - other for g, other in zip_longest(high.gains, of_order_1.gains, fillvalue=0.0))[1:],
-            interval=interval,
-        )
-        for high, of_order_1, interval in zip(updates, low, _intervals(kappas).tolist(), strict=True)
+        Safeguard(low=gains + (0.0,) * (len(update.gains) - len(gains)), high=update.gains, interval=interval)
+        for gains, update, interval in zip(low, updates, _intervals(kappas).tolist(), strict=True)
     ]
 
 

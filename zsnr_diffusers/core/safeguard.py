@@ -13,17 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-HELD = 0.9
+HELD = 0.8
 """The projection that is as good as 1: without guidance some images fall as low by chance."""
+LONGEST = 2.0
+"""The step, in `position`, over which high order is not trusted whatever the outputs say; four steps are shorter."""
+ONWARD = 0.25
+"""The share of its last fall that an output is expected to fall further in a step."""
 
 
 class Safeguard(NamedTuple):
-    """What a step of the ODE may leave out; its high order is a sum of differences to the newest output."""
+    """What a step of the ODE falls back to where its high order is not trusted."""
 
-    newest: float
-    """The gain that order 1 with corrector has for the newest output."""
-    extrapolated: tuple[float, ...]
-    """What the gains of the older outputs have beyond those of order 1 with corrector; that of the newest is -sum."""
+    low: tuple[float, ...]
+    """Gains of order 1 with corrector, newest output first; zeros up to as many as the step has."""
+    high: tuple[float, ...]
+    """Gains of the step itself."""
     interval: float
     """The length of the step in `position`."""
 
@@ -44,16 +48,17 @@ def projection(x_0: Tensor, previous: Tensor) -> Tensor:
 
 
 def untrusted(held: Tensor, interval: float) -> Tensor:
-    """The share to leave out of what makes a step one of high order (`Safeguard.extrapolated`).
+    """The share of a step that is of low order: h (1 - p / `HELD`) + (h / `LONGEST`)^4, within [0, 1].
 
-    h (`HELD` - p), within [0, 1]: over long steps a fall does more harm. Since p tends to 1 as steps get shorter, the
-    order of convergence stays.
+    Over long steps a fall does more harm, and over the longest, those of a run of three or four, a line through two
+    outputs says little of where they lead. Since p tends to 1 and h to 0 as steps get shorter, the order of
+    convergence stays.
 
     Args:
         held: p, the smallest `projection` of the run so far: a path that was stiff once is not trusted again.
         interval: h, the length of the step in `position`.
     """
-    return ((HELD - held) * interval).clamp(0, 1)
+    return ((interval + (interval / LONGEST) ** 4) - held * (interval / HELD)).clamp(0, 1)
 
 
 def delayed(held: Tensor) -> Tensor:
@@ -61,17 +66,29 @@ def delayed(held: Tensor) -> Tensor:
 
     Outputs that change their sign, p < 0, swing around what they lead to. For x_0 = p previous that is 0, which is
     the mean of the two with the weights 1 and -p (Wegstein 1958, doi:10.1145/368861.368871). Never more than half.
+
+    Args:
+        held: p, the smallest `projection` of the run so far: what swung once is damped to the end.
     """
     swing = -held.clamp(max=0)
     return (swing / (1 + swing)).clamp(max=0.5)
 
 
-def corrections(held: Tensor, safeguard: Safeguard) -> list[Tensor]:
-    """The gains of (newest output - older output), for each older one, that take out of a step what is not trusted.
+def corrections(projected: Tensor, held: Tensor, safeguard: Safeguard) -> list[Tensor]:
+    """What to add to the gain of each output, newest first, to lead a step on with low order where high is not trusted.
+
+    An output that falls is expected to fall on, by `ONWARD`.
 
     Args:
-        held: the smallest `projection` of the run so far, shape [B, 1, ...].
+        projected: the `projection` of this step, shape [B, 1, ...].
+        held: the smallest of the run so far, same shape.
         safeguard: of the step.
+
+    Returns:
+        Tensors of the same shape, as many as the step has outputs; zero where high order is trusted.
     """
-    share, (last, *others) = untrusted(held, safeguard.interval), safeguard.extrapolated
-    return [share * (last - safeguard.newest * delayed(held)), *(share * gain for gain in others)]
+    share, (newest, older, *_) = untrusted(held, safeguard.interval), safeguard.low
+    falling = (1 - ONWARD * share * (1 - projected)).clamp(0, 1)
+    moved = newest * delayed(held)
+    low = [falling * (newest - moved), falling * (older + moved), *safeguard.low[2:]]
+    return [share * (gain - high) for gain, high in zip(low, safeguard.high, strict=True)]
