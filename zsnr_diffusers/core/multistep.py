@@ -166,10 +166,10 @@ def safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update]) -> list[Sa
     rows = _all_rows(kappas, kept, 1, True, 0.0, _even(kappas))
     rows[-1] /= 2
     rows[-1][0] += 0.5
-    low = (update.gains for update in _updates(path, kept, rows))
+    low, intervals = _updates(path, kept, rows), _intervals(kappas).tolist()
     return [
-        Safeguard(low=gains + (0.0,) * (len(update.gains) - len(gains)), high=update.gains, interval=interval)
-        for gains, update, interval in zip(low, updates, _intervals(kappas).tolist(), strict=True)
+        Safeguard(low=(of_low.gains[0], sum(of_low.gains[1:])), high=update.gains, interval=interval)
+        for of_low, update, interval in zip(low, updates, intervals, strict=True)
     ]
 
 

@@ -24,10 +24,10 @@ ONWARD = 0.25
 class Safeguard(NamedTuple):
     """What a step of the ODE falls back to where its high order is not trusted."""
 
-    low: tuple[float, ...]
-    """Gains of order 1 with corrector, newest output first; zeros up to as many as the step has."""
+    low: tuple[float, float]
+    """Gains of the newest output and of the one before, of order 1 with corrector."""
     high: tuple[float, ...]
-    """Gains of the step itself."""
+    """Gains of the step itself, newest output first."""
     interval: float
     """The length of the step in `position`."""
 
@@ -70,14 +70,14 @@ def delayed(held: Tensor) -> Tensor:
     Args:
         held: p, the smallest `projection` of the run so far: what swung once is damped to the end.
     """
-    swing = -held.clamp(max=0)
-    return (swing / (1 + swing)).clamp(max=0.5)
+    swing = held.clamp(-1, 0)
+    return swing / (swing - 1)
 
 
 def corrections(projected: Tensor, held: Tensor, safeguard: Safeguard) -> list[Tensor]:
-    """What to add to the gain of each output, newest first, to lead a step on with low order where high is not trusted.
+    """What to add to the gain of each output, newest first, so that a step is of low order where high is not trusted.
 
-    An output that falls is expected to fall on, by `ONWARD`.
+    An output that falls is expected to fall on, by `ONWARD`, to nothing at most.
 
     Args:
         projected: the `projection` of this step, shape [B, 1, ...].
@@ -87,8 +87,9 @@ def corrections(projected: Tensor, held: Tensor, safeguard: Safeguard) -> list[T
     Returns:
         Tensors of the same shape, as many as the step has outputs; zero where high order is trusted.
     """
-    share, (newest, older, *_) = untrusted(held, safeguard.interval), safeguard.low
-    falling = (1 - ONWARD * share * (1 - projected)).clamp(0, 1)
+    share, (newest, older) = untrusted(held, safeguard.interval), safeguard.low
+    falling = 1 + share * (projected.clamp(1 - 1 / ONWARD, 1) - 1) * ONWARD
     moved = newest * delayed(held)
-    low = [falling * (newest - moved), falling * (older + moved), *safeguard.low[2:]]
-    return [share * (gain - high) for gain, high in zip(low, safeguard.high, strict=True)]
+    low = falling * (newest - moved), falling * (older + moved)
+    changes = [share * (gain - high) for gain, high in zip(low, safeguard.high, strict=False)]
+    return [*changes, *(share * -high for high in safeguard.high[len(low) :])]
