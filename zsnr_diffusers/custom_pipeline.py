@@ -13,15 +13,15 @@ from typing import Any
 
 from . import class_conditional, guidance, guided_run, repo_files, scheduler_base, scheduler_config, schedulers
 from .class_conditional import ClassConditionalPipeline
+from .core import calibrated, multistep, noise, predictions, safeguard, solvers, spacing
 from .core import guidance as core_guidance
-from .core import multistep, noise, predictions, safeguard, solvers, spacing
 from .guidance import GuidanceRescaleMixin, check_guides, stock_class
 from .scheduler_base import ZeroSNRScheduler
 from .scheduler_config import own_spacing
 from .schedulers import ZeroSNRDDIMScheduler
 
 _PARTS: tuple[ModuleType, ...] = (
-    *(noise, predictions, core_guidance, spacing, solvers, safeguard, multistep),
+    *(noise, predictions, core_guidance, spacing, solvers, safeguard, multistep, calibrated),
     *(scheduler_config, scheduler_base, schedulers, guided_run, repo_files, guidance, class_conditional),
 )
 """What such a pipeline is made of, each after what it needs."""

@@ -60,6 +60,12 @@ _OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
+_CALIBRATED_FOR = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale"),
+    *("rescale_betas_zero_snr", "prediction_type", "timestep_spacing", "solver_order", "corrector", "eta"),
+)
+"""What the calibration of a sampler depends on."""
+
 LARGEST_T = 100_000
 DEFAULT_T = 1000
 
@@ -105,6 +111,32 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
 def own_spacing(config: Mapping[str, Any]) -> str:
     """The spacing that a config of ours stands for."""
     return str(config.get(OWN_SPACING, config["timestep_spacing"]))
+
+
+def left_out_calibration(config: Mapping[str, Any], overrides: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
+    """`{"calibration": None}`, after a warning, where an override is not what a config's calibration was made for.
+
+    Args:
+        config: of a scheduler.
+        overrides: what is to be another value; a calibration among them is the caller's own affair.
+        cls: the class that both are for.
+    """
+    if not config.get("calibration") or "calibration" in overrides:
+        return {}
+    before = {**with_defaults(config, cls), "timestep_spacing": own_spacing(with_defaults(config, cls))}
+    same = {
+        key: overrides[key] == before[key] for key in _CALIBRATED_FOR if key in overrides.keys() - {"trained_betas"}
+    }
+    if "trained_betas" in overrides:
+        same["trained_betas"] = listed(overrides["trained_betas"]) == listed(before["trained_betas"])
+    changed = [key for key, kept in same.items() if not kept]
+    if not changed:
+        return {}
+    logger.warning(
+        f"The calibration of {', '.join(map(str, config['calibration']))} steps is left out: it was made for "
+        f"{changed[0]}={before[changed[0]]!r}. Fit it anew with zsnr calibrate."
+    )
+    return {"calibration": None}
 
 
 def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 `model_index.json` of a saved pipeline names this module: its path is a file format.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -22,11 +23,13 @@ from .core import (
     pndm_updates,
     spaced_timesteps,
 )
+from .core.calibrated import WITHOUT, CalibratedSteps, read_calibration
 from .core.multistep import check_order, safeguards
 from .core.safeguard import Safeguard
 from .core.solvers import check_eta, check_variance_type
 from .core.spacing import check_num_inference_steps
 from .scheduler_base import ZeroSNRScheduler
+from .scheduler_config import left_out_calibration
 
 # diffusers looks for `SchedulerMixin` in the module that model_index.json names, to learn how to load what is there.
 __all__ = [
@@ -156,14 +159,22 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
         corrector: raise the order by one.
         eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
+        calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by number of steps as a text:
+            `{"5": {"timesteps": [5 of them], "weights": [5 rows], ...}}`; see `zsnr_diffusers.core.calibrated`.
+            `set_timesteps(n)` with one of these numbers takes them, without the safeguard. A run that begins behind
+            the first timestep (image to image) visits the timesteps with the default's weights, and so do other
+            numbers of steps and `timesteps=` with theirs. They are for eta 0 only.
 
-    The other parameters are those of `ZeroSNRScheduler`; `timestep_spacing` is `kappa` here.
+    The other parameters are those of `ZeroSNRScheduler`; `timestep_spacing` is `kappa` here. `from_config` leaves out
+    the calibration, with a warning, where an override makes another schedule or sampler than it was made for.
 
     Raises:
-        ValueError: order or eta out of range, and as in `ZeroSNRScheduler`.
+        ValueError: order or eta out of range, a calibration of another schedule or sampler, and as in
+            `ZeroSNRScheduler`.
     """
 
     _memory = True
+    _calibrated: CalibratedSteps | None = None
 
     @register_to_config
     def __init__(
@@ -185,18 +196,59 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         solver_order: int = 2,
         corrector: bool = True,
         eta: float = 0.0,
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
         check_order(solver_order)
         check_eta(eta)
         self._eta = eta
         self._set_up()
+        self._calibrations = self._read(calibration or {})
+
+    def _read(self, calibration: Mapping[str, Any]) -> dict[int, CalibratedSteps]:
+        if calibration and self._eta != 0:
+            raise ValueError(f"calibration is made for eta=0, and eta={self._eta} adds noise; {WITHOUT}")
+        found = read_calibration(calibration, self._table, self.config["solver_order"] + self.config["corrector"])
+        if calibration:  # numbers as JSON has them, so that a config reads back as it was
+            entries = {str(key): dict(entry) for key, entry in calibration.items()}
+            self.register_to_config(calibration=entries)
+        return found
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As `ZeroSNRScheduler.from_config`; an override that a calibration was not made for leaves it out."""
+        if isinstance(config, Mapping):
+            kwargs |= left_out_calibration(config, kwargs, cls)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """As `ZeroSNRScheduler.set_timesteps`; a number of steps in `calibration` has its own timesteps."""
+        self._calibrated = None if num_inference_steps is None else self._calibrations.get(num_inference_steps)
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
+
+    def _spaced(self, num_inference_steps: int) -> list[int]:
+        return super()._spaced(num_inference_steps) if self._calibrated is None else self._calibrated.timesteps
+
+    def _steps(self, path: Sequence[NoiseLevel]) -> CalibratedSteps | None:
+        """The calibrated steps of a whole run."""
+        whole = self._calibrated is not None and len(path) == len(self._calibrated.timesteps)
+        return self._calibrated if whole else None
 
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        if (steps := self._steps(path)) is not None:
+            return steps.updates(path)
         order, corrector = self.config["solver_order"], self.config["corrector"]
         return multistep_updates(path, order, corrector, eta)
 
     def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
-        return safeguards(path, updates) if eta == 0 and self.config["solver_order"] > 1 else []
+        if eta > 0 or self.config["solver_order"] == 1 or self._steps(path) is not None:
+            return []
+        return safeguards(path, updates)
 
 
 class ZeroSNRPNDMScheduler(_SimpleStep):

@@ -156,6 +156,17 @@ def _updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: Sequence[T
     return [*updates, Update(keep=0.0, gains=tuple(rows[-1].tolist()), noise=0.0)]
 
 
+def updates_of_weights(path: Sequence[NoiseLevel], weights: Sequence[Sequence[float]]) -> list[Update]:
+    """Steps of the ODE out of given weights: of the last outputs in x_s / sigma_s, and in the data at last.
+
+    Args:
+        path: levels as in `multistep_updates`.
+        weights: for each step those of its outputs, newest first.
+    """
+    rows = [torch.tensor(row, dtype=torch.float64) for row in weights]
+    return _updates(path, [1.0] * (len(path) - 1), rows)
+
+
 def safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update]) -> list[Safeguard]:
     """For each step of `multistep_updates` over the same path, without fresh noise and of order 2 or 3.
 

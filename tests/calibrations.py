@@ -1,0 +1,46 @@
+"""A calibration as a config holds it, without a model that it was fitted to."""
+
+import torch
+from oracles import make
+
+
+def default_weights(scheduler, n):
+    """Timesteps and weights of the default sampler, in the form of a calibration."""
+    scheduler.set_timesteps(n)
+    updates = scheduler._updates(0, 0.0)
+    sigmas = [*(float(level.sigma) for level in scheduler._path[1:]), 1.0]
+    most = scheduler.config["solver_order"] + scheduler.config["corrector"]
+    weights = [[gain / sigma for gain in update.gains] for update, sigma in zip(updates, sigmas, strict=True)]
+    padded = [row + [0.0] * (min(i, most) - len(row)) for i, row in enumerate(weights, 1)]
+    return {"timesteps": scheduler.timesteps.tolist(), "weights": padded}
+
+
+def calibration(n=5, **config):
+    """Weights that are not the default's, at timesteps that are not, for `make("multistep")`."""
+    scheduler = make("multistep", **config)
+    scheduler.set_timesteps(n)
+    moved = [scheduler.timesteps[0].item(), *(t + 7 for t in scheduler.timesteps[1:].tolist())]
+    weights = weights_at(scheduler, moved)
+    for row in weights[1:]:
+        row[0], row[1] = row[0] + 0.1 * sum(row), row[1] - 0.1 * sum(row)
+    return {str(n): {"timesteps": moved, "weights": weights, "guidance_scale": 5.0, "guidance_rescale": 0.7}}
+
+
+def weights_at(scheduler, timesteps):
+    """Those of the default sampler at these timesteps."""
+    scheduler.set_timesteps(timesteps=timesteps)
+    scheduler._spaced = lambda n: timesteps
+    found = default_weights(scheduler, len(timesteps))["weights"]
+    del scheduler._spaced
+    return found
+
+
+def explicit_run(entry, alphas, sigmas, x, network):
+    """The steps of a calibration, written out: y = x / sigma takes a weighted sum of the outputs x_0."""
+    outputs, timesteps = [], entry["timesteps"]
+    y = x / sigmas[timesteps[0]]
+    for i, (t, row) in enumerate(zip(timesteps, entry["weights"], strict=True)):
+        x = y * sigmas[t]
+        outputs.insert(0, alphas[t] * x - sigmas[t] * network(x, t))
+        y = (0 if i + 1 == len(timesteps) else y) + sum(w * x_0 for w, x_0 in zip(row, outputs, strict=False))
+    return torch.as_tensor(y)

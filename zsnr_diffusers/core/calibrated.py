@@ -1,0 +1,102 @@
+"""Steps whose timesteps and weights were fitted to one model, as a scheduler's config holds them.
+
+The weights of a step are those of the last outputs in x_s / sigma_s, newest first, and in the last step those in the
+data. Their sum is kappa_s - kappa_t, and 1 at last: what makes a constant output exact. So the weights themselves say
+for which noise levels they are.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .multistep import updates_of_weights
+from .noise import NoiseLevel, kappa, noise_level
+from .solvers import Update
+from .spacing import check_timesteps
+
+WITHOUT = "pass calibration=None to sample without it, or fit it anew (zsnr calibrate)."
+SUM_TOLERANCE = 1e-5
+"""How far a sum of weights may be from its closed form, relative: rounding is far below, other schedules far above."""
+
+
+class CalibratedSteps(NamedTuple):
+    """The steps of one number of steps: timesteps [n] from T-1 down, and for each step the weights of its outputs."""
+
+    timesteps: list[int]
+    weights: list[list[float]]
+
+    def updates(self, path: Sequence[NoiseLevel]) -> list[Update]:
+        """These steps as updates; `path` has the levels of the timesteps."""
+        return updates_of_weights(path, self.weights)
+
+
+def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, most: int) -> dict[int, CalibratedSteps]:
+    """What a config holds of calibrated steps, by their number.
+
+    Args:
+        calibration: by number of steps, a mapping with `timesteps` and `weights`; what else it says is not read.
+        alphas_cumprod: alpha_bar of the schedule, shape [T].
+        most: how many outputs a step may weigh; the i-th step weighs min(i, most).
+
+    Raises:
+        ValueError: it has another form, or does not fit the schedule or `most`.
+    """
+    if not isinstance(calibration, Mapping):
+        raise ValueError(f"calibration={calibration!r} must map numbers of steps to timesteps and weights; {WITHOUT}")
+    return {number_of(key): _read(str(key), entry, alphas_cumprod, most) for key, entry in calibration.items()}
+
+
+def number_of(key: Any) -> int:
+    """A number of steps, which JSON has as a text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return int(str(key))
+    except ValueError:
+        raise ValueError(f"calibration has the key {key!r}, which is no number of steps; {WITHOUT}") from None
+
+
+def _read(key: str, entry: Any, alphas_cumprod: Tensor, most: int) -> CalibratedSteps:
+    try:
+        timesteps = check_timesteps(entry["timesteps"], len(alphas_cumprod))
+        weights = [[float(weight) for weight in row] for row in entry["weights"]]
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
+        raise ValueError(f"calibration of {key} steps {reason}; {WITHOUT}") from error
+    _check_form(key, timesteps, weights, len(alphas_cumprod), most)
+    kappas = [float(kappa(noise_level(alphas_cumprod.double(), timestep))) for timestep in timesteps]
+    _check_sums(key, weights, [b - a for a, b in pairwise(kappas)] + [1.0])
+    return CalibratedSteps(timesteps, weights)
+
+
+def _check_form(key: str, timesteps: list[int], weights: list[list[float]], num_timesteps: int, most: int) -> None:
+    n = number_of(key)
+    if not len(timesteps) == len(weights) == n:
+        raise ValueError(
+            f"calibration of {key} steps has {len(timesteps)} timesteps and {len(weights)} rows of weights; {WITHOUT}"
+        )
+    if timesteps[0] != num_timesteps - 1:
+        raise ValueError(
+            f"calibration of {key} steps begins at timestep {timesteps[0]}, the schedule at {num_timesteps - 1}; "
+            f"{WITHOUT}"
+        )
+    for i, row in enumerate(weights, 1):
+        if len(row) != min(i, most):
+            raise ValueError(
+                f"calibration of {key} steps weighs {len(row)} outputs in step {i}, where this solver_order and "
+                f"corrector weigh {min(i, most)}: it was made for others; {WITHOUT}"
+            )
+
+
+def _check_sums(key: str, weights: list[list[float]], wanted: list[float]) -> None:
+    for i, (row, total) in enumerate(zip(weights, wanted, strict=True), 1):
+        if not math.isclose(sum(row), total, rel_tol=SUM_TOLERANCE):  # which NaN is not
+            raise ValueError(
+                f"calibration of {key} steps was made for another noise schedule: the weights of step {i} have the "
+                f"sum {sum(row):g}, and this schedule needs {total:g}; {WITHOUT}"
+            )

@@ -1,0 +1,53 @@
+"""Least squares of a multistep sampler's weights: towards a better path, by what the sampler itself goes through.
+
+Everything is linear in the weights of one step, and their sum stays, which makes a constant output exact. Relatives
+fit coefficients and timesteps to a teacher by back-propagation through the network: LD3 (Tong et al. 2024,
+arXiv:2405.15506), S4S (Frankel et al. 2025, arXiv:2502.17423), GAS (Oganov et al. 2025, arXiv:2510.17699). Here
+nothing is differentiated: a step is solved for in closed form, and all of them together by differences.
+"""
+
+import torch
+from torch import Tensor
+
+
+def shifted(weights: Tensor, move: Tensor) -> Tensor:
+    """The weights [m] of a step with those of the older outputs moved by `move` [m - 1] and their sum kept."""
+    return torch.cat([weights[:1] - move.sum(), weights[1:] + move])
+
+
+def fitted_weights(weights: Tensor, outputs: Tensor, wanted: Tensor, ridge: float) -> Tensor:
+    """The weights of a step that bring it nearest to what is wanted, by ridge least squares.
+
+    Args:
+        weights: to start from, and to stay near, newest output first, shape [m], float64.
+        outputs: what they weigh, shape [m, N].
+        wanted: what the weighted sum should be, shape [N].
+        ridge: the error that moving each weight by the sum of all of them must save, root mean square.
+
+    Returns:
+        Weights of the same sum, shape [m].
+    """
+    if len(weights) == 1:
+        return weights
+    outputs, wanted = outputs.double(), wanted.double()
+    directions = outputs[1:] - outputs[0]
+    gram = directions @ directions.T
+    gram.diagonal().add_(len(wanted) * (ridge / float(weights.sum())) ** 2)
+    return shifted(weights, torch.linalg.solve(gram, directions @ (wanted - weights @ outputs)))
+
+
+def damped_move(directions: Tensor, error: Tensor, damping: float) -> Tensor:
+    """The step of Levenberg and Marquardt: how far to go in each direction to take away an error.
+
+    Args:
+        directions: the change of the result per unit of each parameter, shape [p, N].
+        error: what is wanted less what there is, shape [N].
+        damping: of the normal equations, relative to the mean of their diagonal.
+
+    Returns:
+        Shape [p], float64.
+    """
+    directions = directions.double()
+    gram = directions @ directions.T
+    gram.diagonal().add_(damping * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny)
+    return torch.linalg.solve(gram, directions @ error.double())
