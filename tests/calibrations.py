@@ -1,7 +1,11 @@
-"""A calibration as a config holds it, without a model that it was fitted to."""
+"""Pipelines to calibrate, and a calibration as a config holds it, without a model that it was fitted to."""
 
 import torch
 from oracles import make
+from published_models import shallow_unet
+from tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl, tiny_unet
+
+from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRMultistepScheduler
 
 
 def default_weights(scheduler, n):
@@ -44,3 +48,19 @@ def explicit_run(entry, alphas, sigmas, x, network):
         outputs.insert(0, alphas[t] * x - sigmas[t] * network(x, t))
         y = (0 if i + 1 == len(timesteps) else y) + sum(w * x_0 for w, x_0 in zip(row, outputs, strict=False))
     return torch.as_tensor(y)
+
+
+def pipeline(kind):
+    """A pipeline on a zero-SNR schedule, and three conditions."""
+    if kind == "classes":
+        pipe, conditions = (
+            ClassConditionalPipeline(tiny_unet(num_class_embeds=4), ZeroSNRMultistepScheduler()),
+            [0, 2, 1],
+        )
+    else:
+        pipe = tiny_stable_diffusion() if kind == "sd" else tiny_stable_diffusion_xl()
+        pipe.unet = shallow_unet(pipe.unet.config)
+        conditions = ["a dark landscape", "snow", "a black cat at night"]
+    pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, conditions

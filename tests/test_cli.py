@@ -44,12 +44,13 @@ def test_help_teaches_by_example(arguments, capsys):
 def test_every_example_of_the_help_parses(capsys):
     """Which is what people copy."""
     lines = []
-    for arguments in (["--help"], *([command, "--help"] for command in ("audit", "convert", "evaluate"))):
+    names = ("audit", "calibrate", "convert", "evaluate")
+    for arguments in (["--help"], *([command, "--help"] for command in names)):
         with pytest.raises(SystemExit):
             main(arguments)
         text = capsys.readouterr().out.replace("\\\n", " ")
         lines += [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("    zsnr ")]
-    assert {line[0] for line in lines} == {"audit", "convert", "evaluate"}
+    assert {line[0] for line in lines} == {*names}
     for line in lines:
         build_parser().parse_args(line)
 

@@ -20,7 +20,7 @@ ALLOWED = {
     "terminal": {"tables"},
     "scheduler_config": set(),
     "scheduler_base": {"core", "scheduler_config"},
-    "schedulers": {"core", "scheduler_base"},
+    "schedulers": {"core", "scheduler_base", "scheduler_config"},
     "guided_run": {"core"},
     "hub_errors": {"known_models"},
     "repo_files": {"hub_errors", "weight_files"},
@@ -55,6 +55,7 @@ ALLOWED = {
     "lora": {"cards", "core", "guidance", "hub", "lora_files", "lora_weights", "model_facts", "pushing", "repo_files"}
     | {"lora_fit", "saving", "stock_scheduler", "_extras"},
     "evaluation": {"core", "images", "image_formats", "hashes", "tables", "_extras", "processes"},
+    "calibration": {"core", "evaluation", "schedulers", "tables"},
     "auditing": {"core", "schedulers", "scheduler_config", "guidance", "single_file", "model_facts", "hub"}
     | {"known_models", "layouts", "lora_files", "repo_files", "evaluation", "tables"},
     "training": {"core", "images", "image_formats", "hashes", "processes", "scheduler_base", "schedulers", "guidance"}
@@ -73,7 +74,7 @@ ALLOWED = {
         "_extras",
         "processes",
     }
-    | {"bare_pipeline", "lora", "lora_files", "repo_files", "saving", "tables", "terminal"},
+    | {"bare_pipeline", "calibration", "lora", "lora_files", "repo_files", "saving", "tables", "terminal"},
     "cli": {"commands", "processes"},
     "__init__": {"core", "schedulers", "guided_run", "guidance", "class_conditional", "pipelines"}
     | {"custom_pipeline", "unet", "hub", "lora", "saving", "auditing", "versions"},

@@ -1,0 +1,239 @@
+"""A sampler fitted to a model, at few steps, by what the model itself generates in many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from ..core.calibrated import CalibratedSteps
+from ..core.guidance import check_guidance_rescale
+from ..evaluation import generate_images, sample_grid
+from ..schedulers import ZeroSNRMultistepScheduler
+from .network import GuidedNetwork, for_batch, guidance_arguments, guided_network
+from .report import CalibratedNumber, Calibration
+from .search import most_calls, search
+from .student import Student
+from .trajectory import Trajectory, default_scheduler, run_in_steps, run_teacher, teacher_timesteps
+
+FEWEST_PROMPTS = 8
+HELD_OUT = 4
+"""Of so many prompts the last is held out."""
+STEPS = (4, 5, 6, 8)
+TEACHER_STEPS = 100
+NUM_PROMPTS = 64
+
+
+class Calibrator:
+    """Fits timesteps and weights of `ZeroSNRMultistepScheduler` to a pipeline, one number of steps after another.
+
+    Arguments are those of `calibrate`. Making one records what the pipeline tells its network, and checks everything
+    that can be checked before hours of work; `numbers` does the work.
+
+    Attributes:
+        network_calls: how often the network will be called, at most, in batches.
+        on_call: called after each call.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[Any] | None,
+        *,
+        steps: Sequence[int] = STEPS,
+        guidance_scale: float,
+        guidance_rescale: float | None = None,
+        num_prompts: int = NUM_PROMPTS,
+        seed: int = 0,
+        teacher_steps: int = TEACHER_STEPS,
+        batch_size: int = 4,
+        **call_kwargs: Any,
+    ) -> None:
+        rescale = getattr(pipe, "default_guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale
+        check_guidance_rescale(rescale)
+        self.fitted, self.held_out = divided(prompts, num_prompts, seed)
+        self.steps, self.teacher_steps = sorted(set(steps)), teacher_steps
+        self.guidance_scale, self.guidance_rescale = guidance_scale, rescale if guidance_scale > 1 else 0.0
+        self._pipe, self._call_kwargs = pipe, call_kwargs
+        self.scheduler = default_scheduler(pipe.scheduler)
+        self._timesteps = teacher_timesteps(self.scheduler, teacher_steps, self.steps)
+        self.on_call: Callable[[], Any] = lambda: None
+        guidance = {"guidance_scale": guidance_scale, "guidance_rescale": self.guidance_rescale}
+        self._networks = [
+            guided_network(pipe, conditions, seeds, **guidance, batch_size=batch_size, **call_kwargs)
+            for conditions, seeds in (self.fitted, self.held_out)
+        ]
+
+    @property
+    def network_calls(self) -> int:
+        """How often the network will be called, at most."""
+        fitted, held_out = (network.batches for network in self._networks)
+        outputs = self.scheduler.config["solver_order"] + self.scheduler.config["corrector"]
+        compared = len(self._timesteps) + sum(2 * n for n in self.steps)
+        return compared * (fitted + held_out) + sum(most_calls(n, outputs) for n in self.steps) * fitted
+
+    def numbers(self) -> Iterator[CalibratedNumber]:
+        """Calibrate each number of steps, from the fewest on."""
+        for network in self._networks:
+            network.on_call = lambda: self.on_call()
+        runs = [(network, run_teacher(network, self.scheduler, self._timesteps)) for network in self._networks]
+        student = Student(runs[0][0], self.scheduler, runs[0][1])
+        for n in self.steps:
+            self.scheduler.set_timesteps(n)
+            fit = search(student, self.scheduler.timesteps.tolist(), self._timesteps)
+            fit = student.refined(fit)
+            steps = CalibratedSteps(fit.timesteps, [row.tolist() for row in fit.weights])
+            yield CalibratedNumber(n, *steps, *self._errors(n, steps, runs))
+
+    def _errors(
+        self, n: int, steps: CalibratedSteps, runs: Sequence[tuple[GuidedNetwork, Trajectory]]
+    ) -> tuple[float, ...]:
+        """Of the default and of the calibrated sampler, on what was fitted and on what was held out."""
+        calibrated = self.calibrated({str(n): steps._asdict()})
+        return tuple(
+            teacher.error(run_in_steps(network, scheduler, n))
+            for network, teacher in runs
+            for scheduler in (self.scheduler, calibrated)
+        )
+
+    def calibrated(self, calibration: Mapping[str, Any]) -> ZeroSNRMultistepScheduler:
+        """The default sampler with a calibration."""
+        scheduler: ZeroSNRMultistepScheduler = ZeroSNRMultistepScheduler.from_config(
+            self.scheduler.config, calibration=calibration
+        )
+        return scheduler
+
+    def picture(self, numbers: Sequence[CalibratedNumber], rows: int = 3, cell: int = 256) -> Image.Image:
+        """What the pipeline generates of held-out prompts: default and calibrated at each number, and the teacher.
+
+        Args:
+            numbers: what was found.
+            rows: prompts at most.
+            cell: largest side of an image, in pixels.
+        """
+        runs = [
+            (f"{name}, {one.num_inference_steps}", scheduler, one.num_inference_steps)
+            for one in numbers
+            for name, scheduler in (("default", self.scheduler), ("calibrated", self.calibrated(one.config())))
+        ]
+        runs.append((f"{self.teacher_steps} steps", self.scheduler, self.teacher_steps))
+        columns = [self._images(scheduler, n, rows) for _, scheduler, n in runs]
+        conditions, seeds = self.held_out
+        labels = [f"seed {seed}" for seed in seeds] if conditions is None else [*map(str, conditions)]
+        side = min(cell, max(columns[0][0].size))
+        names = [name for name, _, _ in runs]
+        return sample_grid([*zip(*columns, strict=True)], labels[:rows], cell=max(side, 96), column_labels=names)
+
+    def _images(self, scheduler: Any, num_inference_steps: int, rows: int) -> list[Image.Image]:
+        """The first held-out images."""
+        conditions, seeds = self.held_out
+        call = guidance_arguments(self._pipe, self.guidance_scale, self.guidance_rescale) | self._call_kwargs
+        former, self._pipe.scheduler = self._pipe.scheduler, scheduler
+        try:
+            return generate_images(
+                self._pipe,
+                conditions and conditions[:rows],
+                seeds[:rows],
+                num_inference_steps=num_inference_steps,
+                batch_size=1,
+                progress=False,
+                **for_batch(call, 1),
+            )
+        finally:
+            self._pipe.scheduler = former
+
+    def report(self, numbers: Sequence[CalibratedNumber]) -> Calibration:
+        """What was found for these numbers of steps."""
+        images = len(self._networks[0]), len(self._networks[1])
+        return Calibration(tuple(numbers), self.guidance_scale, self.guidance_rescale, self.teacher_steps, images)
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[str] | Sequence[int] | None,
+    *,
+    steps: Sequence[int] = STEPS,
+    guidance_scale: float,
+    guidance_rescale: float | None = None,
+    num_prompts: int = NUM_PROMPTS,
+    seed: int = 0,
+    teacher_steps: int = TEACHER_STEPS,
+    batch_size: int = 4,
+    **call_kwargs: Any,
+) -> tuple[ZeroSNRMultistepScheduler, Calibration]:
+    """Fit the sampler to a model, at the numbers of steps and the guidance that it will be used with.
+
+    ```python
+    pipe.scheduler, report = calibrate(pipe, prompts, steps=(4, 6), guidance_scale=5.0)
+    ```
+
+    The teacher is the default sampler in many steps. For each number of steps, timesteps are searched among the
+    teacher's, and the weights of each step are fitted by least squares to the teacher's samples, on the path that the
+    few steps themselves take; at last all weights are moved together towards the teacher's clean samples. Nothing is
+    differentiated, so it takes no more memory than sampling: beside the network, all of the teacher's samples in the
+    CPU's memory, 64 of SDXL at 100 steps 0.9 GB in half precision.
+
+    Relatives that fit to a teacher by back-propagation: LD3 (arXiv:2405.15506), S4S (arXiv:2502.17423), GAS
+    (arXiv:2510.17699).
+
+    Args:
+        pipe: of text or class to image, with a UNet: Stable Diffusion, SDXL, `ClassConditionalPipeline`.
+        prompts: at least 8, such as it will be used with; of every four the last is held out. Class labels for a
+            pipeline of classes, None for one without condition.
+        steps: numbers of steps, each at least 2.
+        guidance_scale: w in u + w (c - u); the calibration holds for this one.
+        guidance_rescale: phi of Lin et al. 2023, Algorithm 2; by default the pipeline's own.
+        num_prompts: how many images, each of a seed of its own; prompts are repeated or left out for that.
+        seed: of the first image.
+        teacher_steps: of the teacher.
+        batch_size: images per call of the network.
+        call_kwargs: for the pipeline's call, such as `negative_prompt`, `height` and `width`.
+
+    Returns:
+        The scheduler, with those numbers of steps that are nearer to the teacher on what was held out, and the report.
+
+    Raises:
+        ValueError: fewer than 8 prompts or images; a pipeline that guides in another way, passes a ControlNet's
+            residuals or further channels to its UNet, or has no variance-preserving schedule; steps out of range.
+    """
+    calibrator = Calibrator(
+        pipe,
+        prompts,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        num_prompts=num_prompts,
+        seed=seed,
+        teacher_steps=teacher_steps,
+        batch_size=batch_size,
+        **call_kwargs,
+    )
+    report = calibrator.report([*calibrator.numbers()])
+    return calibrator.calibrated(report.config()), report
+
+
+Share = tuple[list[Any] | None, list[int]]
+"""Conditions and seeds."""
+
+
+def divided(prompts: Sequence[Any] | None, num_prompts: int, seed: int) -> tuple[Share, Share]:
+    """The prompts and seeds to fit to, and those to hold out; no prompt and no seed is in both.
+
+    Raises:
+        ValueError: fewer than 8 of them.
+    """
+    for name, number in (("prompts", num_prompts if prompts is None else len(prompts)), ("num_prompts", num_prompts)):
+        if number < FEWEST_PROMPTS:
+            raise ValueError(
+                f"{number} {name} are too few to fit a sampler to, and to hold some out: give at least "
+                f"{FEWEST_PROMPTS}."
+            )
+    count = num_prompts if prompts is None else min(len(prompts), num_prompts)
+    shares: list[tuple[list[Any], list[int]]] = [([], []), ([], [])]
+    for i in range(num_prompts):
+        conditions, seeds = shares[i % count % HELD_OUT == HELD_OUT - 1]
+        conditions.append(None if prompts is None else prompts[i % count])
+        seeds.append(seed + i)
+    fitted, held_out = ((None if prompts is None else conditions, seeds) for conditions, seeds in shares)
+    return fitted, held_out

@@ -1,0 +1,91 @@
+"""What a calibration brought, and what of it a scheduler keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..tables import Line, Part, Report, Table
+
+
+@dataclass(frozen=True)
+class CalibratedNumber:
+    """The calibration of one number of steps.
+
+    Errors are RMS differences to the teacher's clean samples over their standard deviation. `error` is that of the
+    prompts that were fitted, `held_out_error` that of prompts and seeds that were not.
+
+    Attributes:
+        num_inference_steps: n.
+        timesteps: n of them, from T-1 down.
+        weights: of the outputs of each step, newest first (`zsnr_diffusers.core.calibrated`).
+        default_error: of the default sampler.
+        error: of the calibrated one.
+        held_out_default_error: of the default sampler, held out.
+        held_out_error: of the calibrated one, held out.
+    """
+
+    num_inference_steps: int
+    timesteps: list[int]
+    weights: list[list[float]]
+    default_error: float
+    error: float
+    held_out_default_error: float
+    held_out_error: float
+
+    @property
+    def better(self) -> bool:
+        """Whether it is nearer to the teacher on what was held out; only then it is kept."""
+        return self.held_out_error < self.held_out_default_error
+
+    def config(self) -> dict[str, Any]:
+        """This one as the `calibration` of a scheduler, whether it is better or not."""
+        return {str(self.num_inference_steps): {"timesteps": self.timesteps, "weights": self.weights}}
+
+
+@dataclass(frozen=True)
+class Calibration(Report):
+    """All numbers of steps that were calibrated, and what they were calibrated for.
+
+    Attributes:
+        numbers: each number of steps, also those that did not get better.
+        guidance_scale: w in u + w (c - u).
+        guidance_rescale: phi of Lin et al. 2023, Algorithm 2.
+        teacher_steps: of the run that all are compared with.
+        images: how many were fitted to, and how many were held out.
+    """
+
+    numbers: tuple[CalibratedNumber, ...]
+    guidance_scale: float
+    guidance_rescale: float
+    teacher_steps: int
+    images: tuple[int, int]
+
+    def config(self) -> dict[str, Any]:
+        """The `calibration` of a `ZeroSNRMultistepScheduler`: those that got better, by number of steps as a text."""
+        made_for = {"guidance_scale": self.guidance_scale, "guidance_rescale": self.guidance_rescale}
+        return {
+            number: steps | made_for for one in self.numbers if one.better for number, steps in one.config().items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        return asdict(self) | {"numbers": [asdict(one) | {"kept": one.better} for one in self.numbers]}
+
+    def parts(self) -> Iterator[Part]:
+        """A row for each number of steps."""
+        fitted, held_out = self.images
+        yield Line(
+            f"error to {self.teacher_steps} steps at guidance {self.guidance_scale:g} "
+            f"(guidance_rescale {self.guidance_rescale:g}): {fitted} images fitted, {held_out} held out"
+        )
+        head = ("steps", "default", "calibrated", "held out: default", "calibrated", "ratio", "")
+        yield Table(head, tuple(map(_row, self.numbers)), "<>>>>><")
+
+
+def _row(one: CalibratedNumber) -> tuple[str, ...]:
+    errors = (one.default_error, one.error, one.held_out_default_error, one.held_out_error)
+    ratio = one.held_out_error / one.held_out_default_error if one.held_out_default_error else 1.0
+    kept = "kept" if one.better else "dropped: no better on what was held out"
+    return str(one.num_inference_steps), *(f"{error:.4f}" for error in errors), f"{ratio:.2f}", kept

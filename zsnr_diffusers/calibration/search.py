@@ -1,0 +1,75 @@
+"""Which timesteps few steps should visit: a coordinate search among those of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .student import ROUNDS, TRIES, Fit, Student
+
+FRACTIONS = (3, 6, 12)
+"""Timesteps are moved by these parts of a step, larger moves first."""
+CALLS = 9
+"""The search ends after so many network calls, times n (n - 1); most searches end before."""
+
+
+def most_calls(n: int, outputs: int = 3) -> int:
+    """How often the network is called, for each batch, to fit n steps, at most.
+
+    Args:
+        n: the number of steps.
+        outputs: how many outputs a step weighs at most.
+    """
+    of_changes = sum(min(i, outputs - 1) * (n - 1 - i) for i in range(n))
+    return CALLS * n * (n - 1) + 2 * n + ROUNDS * (of_changes + TRIES * n)
+
+
+def search(student: Student, start: Sequence[int], among: Sequence[int]) -> Fit:
+    """The fit of the timesteps that lead nearest to the teacher.
+
+    Every timestep but the first is moved to neighbours, as long as the final error falls; weights are fitted anew for
+    all that is tried.
+
+    Args:
+        student: fits weights.
+        start: timesteps to begin with, from T-1 down, all of them in `among`.
+        among: the teacher's timesteps.
+    """
+    n, fit, searching = len(start), student.fit(start), _Search(student, start, among)
+    for move in dict.fromkeys(max(1, round(len(among) / n / part)) for part in FRACTIONS):
+        error = float("inf")
+        while fit.error < error:
+            error = fit.error
+            for k in range(n - 1, 0, -1):
+                for offset in (move, -move):
+                    fit = searching.moved(fit, k, offset)
+    return fit
+
+
+class _Search:
+    """What was tried, and how many calls are left."""
+
+    def __init__(self, student: Student, start: Sequence[int], among: Sequence[int]) -> None:
+        self._student, self._among = student, list(among)
+        self._place = {timestep: place for place, timestep in enumerate(among)}
+        self._tried = {tuple(start)}
+        self._last_call = student.calls + CALLS * len(start) * (len(start) - 1)
+
+    def moved(self, fit: Fit, k: int, offset: int) -> Fit:
+        """The k-th timestep moved by `offset` places among the teacher's, and again as long as the error falls."""
+        while (timesteps := self._neighbour(fit.timesteps, k, offset)) is not None:
+            other = self._student.fit(timesteps, like=fit)
+            if not other.error < fit.error:
+                break
+            fit = other
+        return fit
+
+    def _neighbour(self, timesteps: Sequence[int], k: int, offset: int) -> list[int] | None:
+        """Timesteps to try; None where there are none, or no calls left."""
+        places = [self._place[timestep] for timestep in timesteps]
+        places[k] += offset
+        after = places[k + 1] if k + 1 < len(places) else len(self._among)
+        new = [self._among[place] for place in places] if places[k - 1] < places[k] < after else []
+        if not new or tuple(new) in self._tried or self._student.calls >= self._last_call:
+            return None
+        self._tried.add(tuple(new))
+        return new

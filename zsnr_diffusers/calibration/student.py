@@ -1,0 +1,185 @@
+"""Few steps, fitted to a teacher's path: the weights of given timesteps, and the timesteps themselves.
+
+Everything runs in y = x / sigma, in which a step of the ODE adds a weighted sum of outputs x_0 and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core import NoiseLevel, multistep_updates, noise_level, schedule_table
+from ..core.noise import SCHEDULE_NAMES
+from ..core.weight_fit import damped_move, fitted_weights, shifted
+from .network import GuidedNetwork
+from .trajectory import Trajectory
+
+RIDGE = 0.1
+"""Relative error, over a run, that moving each weight by the whole step must save."""
+DIFFERENCE = 0.01
+"""By how much of a step a weight is moved to see what that changes."""
+ROUNDS, TRIES = 2, 2
+"""Of the refinement, and the dampings tried in each."""
+
+
+class State(NamedTuple):
+    """Before a step: y = x / sigma, and the last outputs x_0, newest first."""
+
+    y: Tensor
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A run of the student.
+
+    Attributes:
+        timesteps: n of them, from T-1 down.
+        weights: of the outputs of each step, newest first, float64.
+        states: before each step.
+        clean: where it leads.
+        error: mean square of the difference to the teacher's clean samples.
+    """
+
+    timesteps: list[int]
+    weights: list[Tensor]
+    states: list[State]
+    clean: Tensor
+    error: float
+
+
+class Student:
+    """Few-step runs of a network, beside the teacher's run of the same network from the same noise.
+
+    Args:
+        network: with the noise that runs start from.
+        scheduler: the default sampler; its weights are what a fit starts from and stays near.
+        teacher: visits every timestep that is asked for.
+    """
+
+    def __init__(self, network: GuidedNetwork, scheduler: Any, teacher: Trajectory) -> None:
+        self._network, self._scheduler, self._teacher = network, scheduler, teacher
+        config = scheduler.config
+        self._table = schedule_table(**{name: config[name] for name in SCHEDULE_NAMES})
+        self._order, self._corrector = config["solver_order"], config["corrector"]
+
+    @property
+    def calls(self) -> int:
+        """How often the network was called for all samples."""
+        return self._network.calls // self._network.batches
+
+    def fit(self, timesteps: Sequence[int], like: Fit | None = None) -> Fit:
+        """Fit the weights step by step, each on what the steps before it lead to.
+
+        Args:
+            timesteps: of the teacher's, from T-1 down.
+            like: a fit of other timesteps; what both begin with is taken from there, without network calls.
+        """
+        ts, shared = list(timesteps), 0 if like is None else _common(timesteps, like.timesteps)
+        states = [] if like is None else like.states[:shared]
+        weights = [] if like is None else like.weights[: max(shared - 1, 0)]
+        for i, start in enumerate(self._default_weights(ts)):
+            if i == len(states):
+                states.append(self._state(ts[i], self._after(states, weights), states))
+            if i == len(weights):
+                weights.append(self._fitted(ts, i, states[i], start))
+        clean = _stepped(states[-1], weights[-1], last=True)
+        return Fit(ts, weights, states, clean, self._error(clean))
+
+    def run(self, timesteps: Sequence[int], weights: Sequence[Tensor]) -> Fit:
+        """The run with given weights."""
+        ts: list[int] = list(timesteps)
+        states: list[State] = []
+        for i, timestep in enumerate(ts):
+            states.append(self._state(timestep, self._after(states, weights[:i]), states))
+        clean = _stepped(states[-1], weights[-1], last=True)
+        return Fit(ts, list(weights), states, clean, self._error(clean))
+
+    def refined(self, fit: Fit) -> Fit:
+        """Move all weights together towards the teacher's clean samples, by Levenberg-Marquardt on differences."""
+        damping = 1e-2
+        for _ in range(ROUNDS):
+            places = [(i, j) for i, row in enumerate(fit.weights) for j in range(1, len(row))]
+            changes = torch.stack([self._change(fit, i, j).flatten() for i, j in places])
+            error = (self._teacher.clean - fit.clean).flatten()
+            for _ in range(TRIES):
+                moves = damped_move(changes, error, damping)
+                other = self.run(fit.timesteps, _moved(fit.weights, moves))
+                if other.error < fit.error:
+                    break
+                damping *= 10
+            else:
+                return fit
+            fit, damping = other, damping / 4
+        return fit
+
+    def _change(self, fit: Fit, i: int, j: int) -> Tensor:
+        """By how much the result changes with weight j of step i, per step that the weight is moved by."""
+        weights, move = list(fit.weights), torch.zeros(len(fit.weights[i]) - 1, dtype=torch.float64)
+        move[j - 1] = DIFFERENCE * weights[i].sum()
+        weights[i] = shifted(weights[i], move)
+        states = fit.states[: i + 1]
+        for k in range(i + 1, len(weights)):
+            states.append(self._state(fit.timesteps[k], self._after(states, weights[:k]), states))
+        return (_stepped(states[-1], weights[-1], last=True) - fit.clean) / DIFFERENCE
+
+    def _after(self, states: Sequence[State], weights: Sequence[Tensor]) -> Tensor | None:
+        """y after the last of the states; None before the first step."""
+        return _stepped(states[-1], weights[-1], last=False) if states else None
+
+    def _state(self, timestep: int, y: Tensor | None, before: Sequence[State]) -> State:
+        """Call the network."""
+        sigma = float(self._level(timestep).sigma)
+        x_t = self._network.noise if y is None else y * sigma
+        output, t = self._network(x_t, timestep), torch.tensor([timestep])
+        x_0 = self._scheduler.get_original_sample(output, x_t, t)
+        older = before[-1].outputs if before else ()
+        return State(x_t / sigma, (x_0, *older)[: self._order + self._corrector])
+
+    def _fitted(self, ts: Sequence[int], i: int, state: State, start: Tensor) -> Tensor:
+        """The weights of a step that bring it nearest to the teacher."""
+        last = i + 1 == len(ts)
+        goal = self._teacher.clean if last else self._teacher.samples[ts[i + 1]].float() / self._sigma(ts[i + 1])
+        wanted = goal if last else goal - state.y
+        outputs = torch.stack(state.outputs).flatten(1)
+        ridge = RIDGE / len(ts) * float(goal.square().mean().sqrt())
+        return fitted_weights(start, outputs, wanted.flatten(), ridge)
+
+    def _level(self, timestep: int) -> NoiseLevel:
+        return noise_level(self._table, timestep)
+
+    def _sigma(self, timestep: int) -> float:
+        return float(self._level(timestep).sigma)
+
+    def _default_weights(self, timesteps: Sequence[int]) -> Iterator[Tensor]:
+        """Those of the default sampler, padded to as many outputs as a step may weigh."""
+        path = [NoiseLevel(*map(float, self._level(timestep))) for timestep in timesteps]
+        updates = multistep_updates(path, self._order, self._corrector)
+        for i, (update, sigma) in enumerate(zip(updates, [*(level.sigma for level in path[1:]), 1.0], strict=True)):
+            row = torch.zeros(min(i + 1, self._order + self._corrector), dtype=torch.float64)
+            row[: len(update.gains)] = torch.tensor(update.gains, dtype=torch.float64) / sigma
+            yield row
+
+    def _error(self, clean: Tensor) -> float:
+        return float((clean - self._teacher.clean).square().mean())
+
+
+def _stepped(state: State, weights: Tensor, last: bool) -> Tensor:
+    """y after a step, or the clean samples after the last."""
+    added = sum(weight * output for weight, output in zip(weights.tolist(), state.outputs, strict=True))
+    return torch.as_tensor(added if last else state.y + added)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many entries two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _moved(weights: Sequence[Tensor], moves: Tensor) -> list[Tensor]:
+    """Every row moved by its part of `moves`, in units of its step."""
+    parts = torch.split(moves, [len(row) - 1 for row in weights])
+    return [shifted(row, part * row.sum()) for row, part in zip(weights, parts, strict=True)]

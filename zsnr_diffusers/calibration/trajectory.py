@@ -1,0 +1,91 @@
+"""Runs of a network over timesteps: the teacher's, in many steps, and those that are measured against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.spacing import check_num_inference_steps
+from ..schedulers import ZeroSNRMultistepScheduler
+from .network import GuidedNetwork
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Samples on their way, on the CPU; in half precision where the network is.
+
+    Attributes:
+        samples: x_t by timestep, each of shape [N, ...].
+        clean: where they lead, float32.
+    """
+
+    samples: dict[int, Tensor]
+    clean: Tensor
+
+    @property
+    def timesteps(self) -> list[int]:
+        """From T-1 down."""
+        return [*self.samples]
+
+    def error(self, result: Tensor) -> float:
+        """The RMS difference of a result to the clean samples over their standard deviation."""
+        return float((result - self.clean).square().mean().sqrt() / self.clean.std())
+
+
+def run(network: GuidedNetwork, scheduler: Any) -> Trajectory:
+    """The run over the timesteps that are set on a scheduler."""
+    x, samples = network.noise.clone(), {}
+    for timestep in scheduler.timesteps.tolist():
+        samples[timestep] = x.to(network.dtype)
+        x = scheduler.step(network(x, timestep), timestep, x, return_dict=False)[0]
+    return Trajectory(samples, x)
+
+
+def run_in_steps(network: GuidedNetwork, scheduler: Any, num_inference_steps: int) -> Tensor:
+    """The clean samples of so many steps, shape [N, ...]."""
+    scheduler.set_timesteps(num_inference_steps)
+    return run(network, scheduler).clean
+
+
+def default_scheduler(scheduler: Any) -> ZeroSNRMultistepScheduler:
+    """The multistep sampler for the model of a scheduler, without calibration.
+
+    Raises:
+        ValueError: the scheduler is of a model that it refuses.
+    """
+    known = isinstance(scheduler, ZeroSNRMultistepScheduler)
+    spacing = {} if known else {"timestep_spacing": "kappa"}
+    default: ZeroSNRMultistepScheduler = ZeroSNRMultistepScheduler.from_config(
+        scheduler.config, calibration=None, eta=0.0, **spacing
+    )
+    return default
+
+
+def teacher_timesteps(scheduler: Any, teacher_steps: int, steps: Sequence[int]) -> list[int]:
+    """The timesteps of the teacher, and those of each number of steps among them, from T-1 down.
+
+    Raises:
+        ValueError: a number of steps that is not between 2 and the teacher's, or a teacher with more than T.
+    """
+    check_num_inference_steps(teacher_steps, len(scheduler))
+    for n in steps:
+        if not 2 <= n < teacher_steps:
+            raise ValueError(f"steps={n} must be at least 2, and fewer than the teacher's {teacher_steps}.")
+    visited: set[int] = set()
+    for n in (teacher_steps, *steps):
+        scheduler.set_timesteps(n)
+        visited |= {*scheduler.timesteps.tolist()}
+    return sorted(visited, reverse=True)
+
+
+def run_teacher(network: GuidedNetwork, scheduler: Any, timesteps: Sequence[int]) -> Trajectory:
+    """The default sampler's own path over many timesteps, which are close enough for it to be exact."""
+    scheduler.set_timesteps(timesteps=timesteps)
+    trajectory = run(network, scheduler)
+    if not torch.isfinite(trajectory.clean).all():
+        raise ValueError("The network returns values that are not finite; a dtype of more range may help (bfloat16).")
+    return trajectory
