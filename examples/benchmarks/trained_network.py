@@ -32,8 +32,8 @@ STOCK: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def samplers(config: Any) -> dict[str, Callable[[], Any]]:
-    """Makers of each scheduler, for the model that the config is of."""
+def samplers(config: Any, calibrated: str | None) -> dict[str, Callable[[], Any]]:
+    """Makers of each scheduler, for the model that the config is of; `calibrated` is a folder of `zsnr calibrate`."""
     zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     stock = {
         name: lambda cls=cls, extra=extra: getattr(diffusers, cls).from_config(config, **zero, **extra)
@@ -44,6 +44,8 @@ def samplers(config: Any) -> dict[str, Callable[[], Any]]:
         "the same, order 3": lambda: ZeroSNRMultistepScheduler.from_config(config, solver_order=3),
         "the same, trailing": lambda: ZeroSNRMultistepScheduler.from_config(config, timestep_spacing="trailing"),
     }
+    if calibrated is not None:
+        ours["the same, calibrated"] = lambda: ZeroSNRMultistepScheduler.from_pretrained(calibrated)
     return stock | ours
 
 
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="pictures per prompt (default: 4)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="default: 1, no guidance")
+    parser.add_argument("--calibrated", metavar="FOLDER", help="a scheduler of zsnr calibrate, as a row of its own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.pipeline == parser.get_default("pipeline") and not Path(args.pipeline).is_dir():
@@ -74,7 +77,7 @@ def main() -> None:
         result: torch.Tensor = pipe(prompts, latents=noise.clone(), **call).images
         return result.float().cpu()
 
-    rows = samplers(config)
+    rows = samplers(config, args.calibrated)
     with tqdm(total=2 + len(rows) * len(args.steps), desc="sampling") as bar:
         exact = latents(
             ZeroSNRMultistepScheduler.from_config(config, timestep_spacing="trailing", solver_order=3), 500
