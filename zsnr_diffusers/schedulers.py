@@ -152,9 +152,9 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     spectrum from fine detail to brightness (`zsnr_diffusers.core.multistep`). It takes the place of DPM++ 2M, UniPC,
     DEIS and their relatives, which have to fake an SNR at the last timestep.
 
-    Under guidance the network's outputs overshoot and fall back. An image in which they do is led on with low order, as
-    far as they do, so that few steps stay stable at large guidance scales; so are the long steps of runs of three and
-    four (`zsnr_diffusers.core.safeguard`).
+    Under guidance the network's outputs overshoot and fall back. An image in which they do is led on with low order,
+    as far as they do, so that few steps stay stable at large guidance scales; so are the long steps of runs of three
+    and four (`zsnr_diffusers.core.safeguard`).
 
     Args:
         solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
