@@ -247,9 +247,9 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         return multistep_updates(path, order, corrector, eta)
 
     def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
-        if eta > 0 or self.config["solver_order"] == 1 or self._steps(path) is not None:
+        if self.config["solver_order"] == 1 or self._steps(path) is not None:
             return []
-        return safeguards(path, updates)
+        return safeguards(path, updates, eta)
 
 
 class ZeroSNRPNDMScheduler(_SimpleStep):

@@ -38,13 +38,17 @@ def guided_slope(kappa, w, conditional, unconditional):
 
 
 def amplification(n, w, share, cls=ZeroSNRMultistepScheduler, **options):
-    """What becomes of noise of 1, by the standard deviation of the conditional data, for each unconditional one."""
+    """What becomes of noise of 1, by the standard deviation of the conditional data, for each unconditional one.
+
+    The SDE has fresh noise of 1 in each step.
+    """
     scheduler = cls(**SCHEDULE, prediction_type="sample", **options)
     scheduler.set_timesteps(n)
     x = torch.ones(len(STDS), 1, dtype=torch.float64)
     for t in scheduler.timesteps:
         slope = guided_slope(KAPPA[t], w, share * STDS, STDS)[:, None]
-        x = scheduler.step(slope * x / (1 - ALPHA_BAR[t]).sqrt(), t, x).prev_sample
+        x_0 = slope * x / (1 - ALPHA_BAR[t]).sqrt()
+        x = scheduler.step(x_0, t, x, variance_noise=torch.ones_like(x)).prev_sample
     return x[:, 0].abs() / (share * STDS)
 
 
@@ -99,12 +103,14 @@ def test_on_gaussian_data_without_guidance_every_run_is_as_if_there_were_none():
 @settings(deadline=None, max_examples=100)
 @given(n=st.integers(3, 50), w=st.floats(1, 12), share=st.floats(0.2, 1))
 def test_amplification_is_of_the_size_of_order_one(n, w, share):
-    """The worst found over all scales of guided Gaussians is 8 times; without the safeguard it is above 100."""
+    """The worst found over all scales of guided Gaussians is 6.2 times; without the safeguard it is above 100."""
     order_1 = amplification(n, w, share, solver_order=1, corrector=False)
-    assert amplification(n, w, share).max() < 10 * order_1.max().clamp(min=1)
+    assert amplification(n, w, share).max() < 8 * order_1.max().clamp(min=1)
 
 
+@pytest.mark.parametrize(("eta", "left"), [(0.0, 0.3), (1.0, 0.5)])
 @pytest.mark.parametrize("w", [7.5, 12.0])
 @pytest.mark.parametrize("n", [5, 8, 10, 20])
-def test_under_strong_guidance_far_less_is_amplified_than_without(n, w):
-    assert amplification(n, w, 0.2).max() < 0.3 * amplification(n, w, 0.2, cls=Unguarded).max()
+def test_under_strong_guidance_far_less_is_amplified_than_without(n, w, eta, left):
+    plain, guarded = (amplification(n, w, 0.2, cls=cls, eta=eta) for cls in (Unguarded, ZeroSNRMultistepScheduler))
+    assert guarded.max() < left * plain.max()

@@ -132,14 +132,17 @@ def multistep_updates(
     """
     check_eta(eta)
     check_order(order)
-    a = eta**2
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
-    kept = ((kappas[:-1] / kappas[1:]) ** a).tolist()  # for the ODE 1, from pure noise too: 0 ** 0 = 1
-    even = _even(kappas)
+    kept, even = _kept(kappas, eta), _even(kappas)
     rows = _all_rows(kappas, kept, order, corrector, eta, even)
     if even and eta == 0 and len(path) <= FEW_STEPS:
         _fit_to_spectrum(rows, kappas)
     return _updates(path, kept, rows)
+
+
+def _kept(kappas: Tensor, eta: float) -> list[float]:
+    """The share of x / sigma that each step keeps; for the ODE 1, from pure noise too, since 0 ** 0 = 1."""
+    return ((kappas[:-1] / kappas[1:]) ** eta**2).tolist()
 
 
 def _updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: Sequence[Tensor]) -> list[Update]:
@@ -167,14 +170,14 @@ def updates_of_weights(path: Sequence[NoiseLevel], weights: Sequence[Sequence[fl
     return _updates(path, [1.0] * (len(path) - 1), rows)
 
 
-def safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update]) -> list[Safeguard]:
-    """For each step of `multistep_updates` over the same path, without fresh noise and of order 2 or 3.
+def safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float = 0.0) -> list[Safeguard]:
+    """For each step of `multistep_updates` over the same path with the same eta, of order 2 or 3.
 
     The low order is 1 with corrector. Its last step takes the mean of the last output and of where the last two lead.
     """
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
-    kept = [1.0] * (len(path) - 1)
-    rows = _all_rows(kappas, kept, 1, True, 0.0, _even(kappas))
+    kept = _kept(kappas, eta)
+    rows = _all_rows(kappas, kept, 1, True, eta, _even(kappas))
     rows[-1] /= 2
     rows[-1][0] += 0.5
     low, intervals = _updates(path, kept, rows), _intervals(kappas).tolist()

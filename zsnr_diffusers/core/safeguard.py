@@ -22,7 +22,7 @@ ONWARD = 0.25
 
 
 class Safeguard(NamedTuple):
-    """What a step of the ODE falls back to where its high order is not trusted."""
+    """What a step falls back to where its high order is not trusted."""
 
     low: tuple[float, float]
     """Gains of the newest output and of the one before, of order 1 with corrector."""
