@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from zsnr_diffusers.core.weight_fit import damped_move, fitted_weights, shifted
+from zsnr_diffusers.core.weight_fit import damped_move, fitted_weights, image_weights, shifted
 
 OUTPUTS = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 START = torch.tensor([2.0, -0.7, 0.2], dtype=torch.float64)
@@ -52,3 +52,24 @@ def test_directions_that_change_nothing_are_not_gone_in():
 
 def test_shifted_keeps_the_sum():
     assert shifted(START, torch.tensor([1.0, -3.0], dtype=torch.float64)).tolist() == pytest.approx([4.0, 0.3, -2.8])
+
+
+def test_images_far_off_count_less():
+    errors = torch.tensor([0.0, 1.0, 2.0, 2.0, 1e6])
+    weights = image_weights(errors[:, None, None] * torch.ones(5, 3, 4))
+    assert weights.shape == (5, 1, 1)
+    assert weights.flatten().tolist() == pytest.approx([2**0.5, (8 / 5) ** 0.5, 1, 1, 2**1.5 * 1e-6], rel=1e-5)
+    assert image_weights(torch.zeros(3, 2)).isfinite().all()
+
+
+def test_an_image_that_ended_elsewhere_does_not_decide():
+    """Nine images agree on the weights, and one of them wants something else altogether."""
+    outputs = torch.randn(3, 10, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = torch.tensordot(OTHER, outputs, dims=1)
+    wanted[0] += 100
+    weighed = image_weights(wanted - torch.tensordot(START, outputs, dims=1))
+    plain, found = (
+        fitted_weights(START, (by * outputs).flatten(1), (by * wanted).flatten(), ridge=0.0)
+        for by in (torch.ones(10, 1), weighed)
+    )
+    assert (found - OTHER).norm() < 0.05 * (plain - OTHER).norm()

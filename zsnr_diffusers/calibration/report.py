@@ -13,8 +13,8 @@ from ..tables import Line, Part, Report, Table
 class CalibratedNumber:
     """The calibration of one number of steps.
 
-    Errors are RMS differences to the teacher's clean samples over their standard deviation. `error` is that of the
-    prompts that were fitted, `held_out_error` that of prompts and seeds that were not.
+    Errors are RMS differences to the teacher's clean samples over their standard deviation, in the geometric mean of
+    images. `error` is that of the prompts that were fitted, `held_out_error` that of prompts and seeds that were not.
 
     Attributes:
         num_inference_steps: n.

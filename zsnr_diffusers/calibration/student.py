@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import NoiseLevel, multistep_updates, noise_level, schedule_table
 from ..core.noise import SCHEDULE_NAMES
-from ..core.weight_fit import damped_move, fitted_weights, shifted
+from ..core.weight_fit import damped_move, fitted_weights, image_weights, shifted
 from .network import GuidedNetwork
 from .trajectory import Trajectory
 
@@ -42,7 +42,7 @@ class Fit:
         weights: of the outputs of each step, newest first, float64.
         states: before each step.
         clean: where it leads.
-        error: mean square of the difference to the teacher's clean samples.
+        error: geometric mean over images of the RMS difference to the teacher's clean samples.
     """
 
     timesteps: list[int]
@@ -106,10 +106,11 @@ class Student:
             places = [(i, j) for i, row in enumerate(fit.weights) for j in range(1, len(row))]
             if not places:  # of one output each, which the sum decides on
                 return fit
-            changes = torch.stack([self._change(fit, i, j).flatten() for i, j in places])
-            error = (self._teacher.clean - fit.clean).flatten()
+            error = self._teacher.clean - fit.clean
+            weighed = image_weights(error)
+            changes = torch.stack([(weighed * self._change(fit, i, j)).flatten() for i, j in places])
             for _ in range(TRIES):
-                moves = damped_move(changes, error, damping)
+                moves = damped_move(changes, (weighed * error).flatten(), damping)
                 other = self.run(fit.timesteps, _moved(fit.weights, moves))
                 if other.error < fit.error:
                     break
@@ -147,9 +148,10 @@ class Student:
         last = i + 1 == len(ts)
         goal = self._teacher.clean if last else self._teacher.samples[ts[i + 1]].float() / self._sigma(ts[i + 1])
         wanted = goal if last else goal - state.y
-        outputs = torch.stack(state.outputs).flatten(1)
+        weighed = image_weights(goal - _stepped(state, start, last))
+        outputs = torch.stack([(weighed * output).flatten() for output in state.outputs])
         ridge = RIDGE / len(ts) * float(goal.square().mean().sqrt())
-        return fitted_weights(start, outputs, wanted.flatten(), ridge)
+        return fitted_weights(start, outputs, (weighed * wanted).flatten(), ridge)
 
     def _level(self, timestep: int) -> NoiseLevel:
         return noise_level(self._table, timestep)
@@ -167,7 +169,7 @@ class Student:
             yield row
 
     def _error(self, clean: Tensor) -> float:
-        return float((clean - self._teacher.clean).square().mean())
+        return self._teacher.error(clean)
 
 
 def _stepped(state: State, weights: Tensor, last: bool) -> Tensor:

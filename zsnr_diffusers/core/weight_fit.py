@@ -15,6 +15,25 @@ def shifted(weights: Tensor, move: Tensor) -> Tensor:
     return torch.cat([weights[:1] - move.sum(), weights[1:] + move])
 
 
+def image_weights(residuals: Tensor) -> Tensor:
+    """How much each image counts in a least squares: 1 / sqrt(e^2 + m^2), with e its RMS and m the median of all.
+
+    Under guidance some images start between two outcomes; which of them few steps end in is chance, and without this
+    such images decide the fit. The reweighting is that of a sum of log(e^2 + m^2) in place of e^2 (Holland & Welsch
+    1977, doi:10.1080/03610927708827533).
+
+    Args:
+        residuals: shape [N, ...].
+
+    Returns:
+        Shape [N, 1, ...], 1 where e = m.
+    """
+    error = residuals.double().flatten(1).square().mean(1).sqrt()
+    middle = error.median().clamp(min=torch.finfo(torch.float32).tiny)
+    weights = (2 / (1 + (error / middle) ** 2)).sqrt()
+    return weights.to(residuals).reshape(-1, *[1] * (residuals.ndim - 1))
+
+
 def fitted_weights(weights: Tensor, outputs: Tensor, wanted: Tensor, ridge: float) -> Tensor:
     """The weights of a step that bring it nearest to what is wanted, by ridge least squares.
 
