@@ -338,10 +338,9 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
         outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
         x_s = x_t * update.keep
         if safeguards and len(outputs) > 1:
-            for changed, output in zip(
-                self._safeguarded(outputs, update, safeguards[index - self._start]), outputs, strict=True
-            ):
-                x_s.addcmul_(output, changed)
+            gains = self._safeguarded(outputs, update, safeguards[index - self._start])
+            for gain_of_each, output in zip(gains, outputs, strict=True):
+                x_s.addcmul_(output, gain_of_each)
         else:
             for gain, output in zip(update.gains, outputs, strict=True):
                 x_s.add_(output, alpha=gain)
@@ -363,9 +362,9 @@ class ZeroSNRScheduler(SchedulerMixin, ConfigMixin):
 
     def _safeguarded(self, outputs: Sequence[Tensor], update: Update, safeguard: Safeguard) -> list[Tensor]:
         """The gains of each sample, of low order as far as its outputs do not go on as they did."""
-        projected = projection(outputs[0], outputs[1])
-        self._held = projected if self._held is None else torch.minimum(projected, self._held)
-        changes = corrections(projected, self._held, safeguard)
+        held = projection(outputs[0], outputs[1])
+        self._held = held if self._held is None else torch.minimum(held, self._held)
+        changes = corrections(self._held, safeguard)
         return [gain + change for gain, change in zip(update.gains, changes, strict=True)]
 
     def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:

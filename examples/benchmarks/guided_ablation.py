@@ -46,7 +46,6 @@ VARIANTS: dict[str, tuple[Sampler, AbstractContextManager[Any]]] = {
     "as it is": (DEFAULT, nullcontext()),
     "no safeguard": (multistep_sampler("kappa", 2, cls=Unguarded), nullcontext()),
     "long steps trusted": (DEFAULT, patch.object(safeguard, "LONGEST", 1e9)),
-    "outputs do not fall on": (DEFAULT, patch.object(safeguard, "ONWARD", 1e-9)),
     "swings not averaged": (DEFAULT, patch.object(safeguard, "delayed", never)),
     "no fit to a spectrum": (DEFAULT, patch.object(multistep, "FEW_STEPS", 0)),
     "no corrector": (multistep_sampler("kappa", 2, False), nullcontext()),

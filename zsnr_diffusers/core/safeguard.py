@@ -17,8 +17,6 @@ HELD = 0.8
 """The projection that is as good as 1: without guidance some images fall as low by chance."""
 LONGEST = 2.0
 """The step, in `position`, over which high order is not trusted whatever the outputs say; four steps are shorter."""
-ONWARD = 0.25
-"""The share of its last fall that an output is expected to fall further in a step."""
 
 
 class Safeguard(NamedTuple):
@@ -74,22 +72,20 @@ def delayed(held: Tensor) -> Tensor:
     return swing / (swing - 1)
 
 
-def corrections(projected: Tensor, held: Tensor, safeguard: Safeguard) -> list[Tensor]:
+def corrections(held: Tensor, safeguard: Safeguard) -> list[Tensor]:
     """What to add to the gain of each output, newest first, so that a step is of low order where high is not trusted.
 
-    An output that falls is expected to fall on, by `ONWARD`, to nothing at most.
+    Their sum is zero: whatever is constant in the outputs, such as the brightness that they agree on, stays exact.
 
     Args:
-        projected: the `projection` of this step, shape [B, 1, ...].
-        held: the smallest of the run so far, same shape.
+        held: the smallest `projection` of the run so far, shape [B, 1, ...].
         safeguard: of the step.
 
     Returns:
         Tensors of the same shape, as many as the step has outputs; zero where high order is trusted.
     """
     share, (newest, older) = untrusted(held, safeguard.interval), safeguard.low
-    falling = 1 + share * (projected.clamp(1 - 1 / ONWARD, 1) - 1) * ONWARD
     moved = newest * delayed(held)
-    low = falling * (newest - moved), falling * (older + moved)
+    low = newest - moved, older + moved
     changes = [share * (gain - high) for gain, high in zip(low, safeguard.high, strict=False)]
     return [*changes, *(share * -high for high in safeguard.high[len(low) :])]
