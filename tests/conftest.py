@@ -22,6 +22,16 @@ def _fresh_accelerate_state():
         GradientState._reset_state()
 
 
+@pytest.fixture
+def log(caplog):
+    """What diffusers' loggers say, ours among them."""
+    import diffusers
+
+    diffusers.utils.logging.enable_propagation()
+    yield caplog
+    diffusers.utils.logging.disable_propagation()
+
+
 @pytest.fixture(scope="session")
 def base_folder():
     """Stable Diffusion 1.5 on disk: epsilon, a schedule that never reaches pure noise, leading; do not change it."""

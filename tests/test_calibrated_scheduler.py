@@ -7,7 +7,6 @@ import re
 import sys
 import types
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -21,13 +20,6 @@ from zsnr_diffusers.custom_pipeline import custom_pipeline
 
 def calibrated(n=5, **config):
     return make("multistep", calibration=calibration(n), **config)
-
-
-@pytest.fixture
-def log(caplog):
-    diffusers.utils.logging.enable_propagation()
-    yield caplog
-    diffusers.utils.logging.disable_propagation()
 
 
 # -- what it does
@@ -49,13 +41,21 @@ def test_other_numbers_of_steps_are_the_default():
         assert torch.equal(scheduler.timesteps, default.timesteps) == (n != 5)
 
 
-def test_timesteps_and_sigmas_of_the_caller_have_the_weights_of_the_default():
+def test_other_timesteps_and_sigmas_of_the_caller_have_the_weights_of_the_default():
     scheduler, default = calibrated(), make("multistep")
-    for given in ({"timesteps": calibration()["5"]["timesteps"]}, {"sigmas": [100.0, 5.0, 1.0, 0.3, 0.1]}):
+    for given in ({"timesteps": [999, 800, 600, 300, 21]}, {"sigmas": [100.0, 5.0, 1.0, 0.3, 0.1]}):
         scheduler.set_timesteps(5)
         for one in (scheduler, default):
             one.set_timesteps(**given)
         assert torch.equal(*(run(one, start(), nonlinear) for one in (scheduler, default)))
+
+
+def test_its_timesteps_given_by_the_caller_are_its_steps():
+    """As pipelines do that choose timesteps themselves."""
+    scheduler, other = calibrated(), calibrated()
+    scheduler.set_timesteps(5)
+    other.set_timesteps(timesteps=scheduler.timesteps.tolist())
+    assert torch.equal(*(run(one, start(), nonlinear) for one in (scheduler, other)))
 
 
 @pytest.mark.parametrize("begin", [1, 3])
@@ -154,7 +154,7 @@ def test_an_override_that_it_was_not_made_for_leaves_it_out_and_says_so(override
     scheduler = ZeroSNRMultistepScheduler.from_config(calibrated().config, **override)
     assert scheduler.config["calibration"] is None
     assert "calibration of 5 steps is left out: it was made for" in log.text
-    assert "Fit it anew with zsnr calibrate" in log.text
+    assert "Fit it again with zsnr calibrate" in log.text
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,6 @@ def public(scheduler):
     return {k: v for k, v in scheduler.config.items() if k[0] != "_"}
 
 
-@pytest.fixture
-def log(caplog):
-    diffusers.utils.logging.enable_propagation()
-    yield caplog
-    diffusers.utils.logging.disable_propagation()
-
-
 # -- configs of stock schedulers
 
 

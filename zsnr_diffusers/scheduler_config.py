@@ -134,7 +134,7 @@ def left_out_calibration(config: Mapping[str, Any], overrides: Mapping[str, Any]
         return {}
     logger.warning(
         f"The calibration of {', '.join(map(str, config['calibration']))} steps is left out: it was made for "
-        f"{changed[0]}={before[changed[0]]!r}. Fit it anew with zsnr calibrate."
+        f"{changed[0]}={before[changed[0]]!r}. Fit it again with zsnr calibrate."
     )
     return {"calibration": None}
 

@@ -164,7 +164,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
             `{"5": {"timesteps": [5 of them], "weights": [5 rows], ...}}`; see `zsnr_diffusers.core.calibrated`.
             `set_timesteps(n)` with one of these numbers takes them, without the safeguard. A run that begins behind
             the first timestep (image to image) visits the timesteps with the default's weights, and so do other
-            numbers of steps and `timesteps=` with theirs. They are for eta 0 only.
+            timesteps. They are for eta 0 only.
 
     The other parameters are those of `ZeroSNRScheduler`; `timestep_spacing` is `kappa` here. `from_config` leaves out
     the calibration, with a warning, where an override makes another schedule or sampler than it was made for.
@@ -175,7 +175,6 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     """
 
     _memory = True
-    _calibrated: CalibratedSteps | None = None
 
     @register_to_config
     def __init__(
@@ -221,24 +220,14 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
             kwargs |= left_out_calibration(config, kwargs, cls)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
-    ) -> None:
-        """As `ZeroSNRScheduler.set_timesteps`; a number of steps in `calibration` has its own timesteps."""
-        self._calibrated = None if num_inference_steps is None else self._calibrations.get(num_inference_steps)
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
-
     def _spaced(self, num_inference_steps: int) -> list[int]:
-        return super()._spaced(num_inference_steps) if self._calibrated is None else self._calibrated.timesteps
+        steps = self._calibrations.get(num_inference_steps)
+        return super()._spaced(num_inference_steps) if steps is None else steps.timesteps
 
     def _steps(self, path: Sequence[NoiseLevel]) -> CalibratedSteps | None:
-        """The calibrated steps of a whole run."""
-        whole = self._calibrated is not None and len(path) == len(self._calibrated.timesteps)
-        return self._calibrated if whole else None
+        """The calibrated steps of a run over these levels, which is a whole run over their timesteps."""
+        steps = self._calibrations.get(len(path))
+        return steps if steps is not None and steps.timesteps == [*self._index_of] else None
 
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         if (steps := self._steps(path)) is not None:

@@ -8,19 +8,15 @@ The denoisers are those of `guided_accuracy.py`, exact for their data.
 
 import argparse
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from oracles import guided_suite
-from sampler_accuracy import Bench, show
+from sampler_accuracy import Bench, constants, show
 from samplers import DEFAULT, Sampler, multistep_options, zero_snr_schedule
-from torch import Tensor
 from tqdm import tqdm
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler
-from zsnr_diffusers.core import multistep, safeguard
 
 DESCRIPTION = "Measure the multistep sampler under classifier-free guidance without each of its parts in turn."
 
@@ -32,26 +28,21 @@ class Unguarded(ZeroSNRMultistepScheduler):
         return []
 
 
-def never(held: Tensor) -> Tensor:
-    """No delay."""
-    return torch.zeros_like(held)
-
-
 def multistep_sampler(*options: Any, cls: type = ZeroSNRMultistepScheduler) -> Sampler:
     """Spacing, order and perhaps corrector."""
     return Sampler(cls, multistep_options(*options))
 
 
-VARIANTS: dict[str, tuple[Sampler, AbstractContextManager[Any]]] = {
-    "as it is": (DEFAULT, nullcontext()),
-    "no safeguard": (multistep_sampler("kappa", 2, cls=Unguarded), nullcontext()),
-    "long steps trusted": (DEFAULT, patch.object(safeguard, "LONGEST", 1e9)),
-    "swings not averaged": (DEFAULT, patch.object(safeguard, "delayed", never)),
-    "no fit to a spectrum": (DEFAULT, patch.object(multistep, "FEW_STEPS", 0)),
-    "no corrector": (multistep_sampler("kappa", 2, False), nullcontext()),
-    "trailing steps": (multistep_sampler("trailing", 2), nullcontext()),
-    "order 1": (multistep_sampler("kappa", 1), nullcontext()),
-    "order 3": (multistep_sampler("kappa", 3), nullcontext()),
+VARIANTS: dict[str, tuple[dict[str, Any], Sampler]] = {
+    "as it is": ({}, DEFAULT),
+    "no safeguard": ({}, multistep_sampler("kappa", 2, cls=Unguarded)),
+    "long steps trusted": ({"LONGEST": 1e9}, DEFAULT),
+    "swings not averaged": ({"delayed": torch.zeros_like}, DEFAULT),
+    "no fit to a spectrum": ({"FEW_STEPS": 0}, DEFAULT),
+    "no corrector": ({}, multistep_sampler("kappa", 2, False)),
+    "trailing steps": ({}, multistep_sampler("trailing", 2)),
+    "order 1": ({}, multistep_sampler("kappa", 1)),
+    "order 3": ({}, multistep_sampler("kappa", 3)),
 }
 
 
@@ -69,26 +60,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def errors(bench: Bench, name: str, steps: Sequence[int]) -> list[float]:
     """Of one variant, over all cases."""
-    sampler, change = VARIANTS[name]
-    with change:
+    values, sampler = VARIANTS[name]
+    with constants(**values):
         return [bench.figures(bench.errors(sampler, n))[0] for n in steps]
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[float, dict[str, list[float]]]:
-    """Print a table for each guidance scale; return the errors."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table for each guidance scale."""
     args, schedule = parse(arguments), zero_snr_schedule()
-    found: dict[float, dict[str, list[float]]] = {}
     for scale in args.guidance_scales:
         suite = guided_suite(schedule, args.seed, args.samples, scale)
         bench = Bench(suite, suite.endpoints(500))
         names = tqdm(VARIANTS, desc=f"guidance {scale:g}", leave=False, disable=None)
-        found[scale] = {name: errors(bench, name, args.steps) for name in names}
-        show(
-            f"Guidance {scale:g}: error over all cases",
-            ["", *(f"n = {n}" for n in args.steps)],
-            [[name, *(f"{error:.3g}" for error in row)] for name, row in found[scale].items()],
-        )
-    return found
+        rows = [[name, *(f"{error:.3g}" for error in errors(bench, name, args.steps))] for name in names]
+        show(f"Guidance {scale:g}: error over all cases", ["", *(f"n = {n}" for n in args.steps)], rows)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from zsnr_diffusers import (
     ZeroSNRDDPMScheduler,
     ZeroSNRMultistepScheduler,
 )
-from zsnr_diffusers.core import multistep, spacing
+from zsnr_diffusers.core import multistep, safeguard, spacing
 
 CURVE = (3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50)
 BRIGHTNESS = (4, 10, 20, 50)
@@ -293,11 +293,11 @@ def _show_failures(failures: Sequence[tuple[str, str]], where: str) -> None:
 
 
 @contextmanager
-def constants(**values: float) -> Iterator[None]:
-    """Other values for the constants of `core.spacing` and `core.multistep`, while the block runs."""
+def constants(**values: Any) -> Iterator[None]:
+    """Other values for what `core.spacing`, `core.multistep` and `core.safeguard` have by these names in the block."""
     saved = []
     for name, value in values.items():
-        for module in (spacing, multistep):
+        for module in (spacing, multistep, safeguard):
             if hasattr(module, name):
                 saved.append((module, name, getattr(module, name)))
                 setattr(module, name, value)

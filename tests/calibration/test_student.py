@@ -117,9 +117,9 @@ def test_what_two_fits_begin_with_is_not_computed_twice():
     before = network.calls
     shared = student.fit(other, like=first)
     assert network.calls - before == 2
-    anew = student.fit(other)
-    assert shared.error == anew.error
-    assert all(map(torch.equal, shared.weights, anew.weights))
+    alone = student.fit(other)
+    assert shared.error == alone.error
+    assert all(map(torch.equal, shared.weights, alone.weights))
     assert len(first.states) == len(first.weights) == 6  # what was shared is as it was
 
 

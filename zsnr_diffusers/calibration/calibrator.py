@@ -28,12 +28,29 @@ NUM_PROMPTS = 64
 class Calibrator:
     """Fits timesteps and weights of `ZeroSNRMultistepScheduler` to a pipeline, one number of steps after another.
 
-    Arguments are those of `calibrate`. Making one records what the pipeline tells its network, and checks everything
-    that can be checked before hours of work; `numbers` does the work.
+    Making one records what the pipeline tells its network, and checks everything that can be checked before hours of
+    work; `numbers` does the work, and `calibrate` all of it.
+
+    Args:
+        pipe: of text or class to image, with a UNet: Stable Diffusion, SDXL, `ClassConditionalPipeline`.
+        prompts: at least 8, such as it will be used with; of every four the last is held out. Class labels for a
+            pipeline of classes, None for one without condition.
+        steps: numbers of steps, each at least 2.
+        guidance_scale: w in u + w (c - u); the calibration holds for this one.
+        guidance_rescale: phi of Lin et al. 2023, Algorithm 2; by default the pipeline's own.
+        num_prompts: how many images, each of a seed of its own; prompts are repeated or left out for that.
+        seed: of the first image.
+        teacher_steps: of the teacher.
+        batch_size: images per call of the network.
+        call_kwargs: for the pipeline's call, such as `negative_prompt`, `height` and `width`.
 
     Attributes:
         network_calls: how often the network will be called, at most, in batches.
         on_call: called after each call.
+
+    Raises:
+        ValueError: fewer than 8 prompts or images; a pipeline that guides in another way, passes a ControlNet's
+            residuals or further channels to its UNet, or has no variance-preserving schedule; steps out of range.
     """
 
     def __init__(
@@ -150,17 +167,7 @@ class Calibrator:
 
 
 def calibrate(
-    pipe: Any,
-    prompts: Sequence[str] | Sequence[int] | None,
-    *,
-    steps: Sequence[int] = STEPS,
-    guidance_scale: float,
-    guidance_rescale: float | None = None,
-    num_prompts: int = NUM_PROMPTS,
-    seed: int = 0,
-    teacher_steps: int = TEACHER_STEPS,
-    batch_size: int = 4,
-    **call_kwargs: Any,
+    pipe: Any, prompts: Sequence[str] | Sequence[int] | None, *, guidance_scale: float, **options: Any
 ) -> tuple[ZeroSNRMultistepScheduler, Calibration]:
     """Fit the sampler to a model, at the numbers of steps and the guidance that it will be used with.
 
@@ -178,37 +185,18 @@ def calibrate(
     (arXiv:2510.17699).
 
     Args:
-        pipe: of text or class to image, with a UNet: Stable Diffusion, SDXL, `ClassConditionalPipeline`.
-        prompts: at least 8, such as it will be used with; of every four the last is held out. Class labels for a
-            pipeline of classes, None for one without condition.
-        steps: numbers of steps, each at least 2.
-        guidance_scale: w in u + w (c - u); the calibration holds for this one.
-        guidance_rescale: phi of Lin et al. 2023, Algorithm 2; by default the pipeline's own.
-        num_prompts: how many images, each of a seed of its own; prompts are repeated or left out for that.
-        seed: of the first image.
-        teacher_steps: of the teacher.
-        batch_size: images per call of the network.
-        call_kwargs: for the pipeline's call, such as `negative_prompt`, `height` and `width`.
+        pipe: as in `Calibrator`.
+        prompts: likewise.
+        guidance_scale: likewise.
+        options: the other arguments of `Calibrator`.
 
     Returns:
         The scheduler, with those numbers of steps that are nearer to the teacher on what was held out, and the report.
 
     Raises:
-        ValueError: fewer than 8 prompts or images; a pipeline that guides in another way, passes a ControlNet's
-            residuals or further channels to its UNet, or has no variance-preserving schedule; steps out of range.
+        ValueError: as in `Calibrator`.
     """
-    calibrator = Calibrator(
-        pipe,
-        prompts,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-        num_prompts=num_prompts,
-        seed=seed,
-        teacher_steps=teacher_steps,
-        batch_size=batch_size,
-        **call_kwargs,
-    )
+    calibrator = Calibrator(pipe, prompts, guidance_scale=guidance_scale, **options)
     report = calibrator.report([*calibrator.numbers()])
     return calibrator.calibrated(report.config()), report
 
@@ -218,7 +206,7 @@ Share = tuple[list[Any] | None, list[int]]
 
 
 def divided(prompts: Sequence[Any] | None, num_prompts: int, seed: int) -> tuple[Share, Share]:
-    """The prompts and seeds to fit to, and those to hold out; no prompt and no seed is in both.
+    """The prompts and seeds to fit to, and those to hold out; no seed is in both, and no prompt that is given once.
 
     Raises:
         ValueError: fewer than 8 of them.

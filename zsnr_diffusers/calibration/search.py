@@ -26,8 +26,8 @@ def most_calls(n: int, outputs: int = 3) -> int:
 def search(student: Student, start: Sequence[int], among: Sequence[int]) -> Fit:
     """The fit of the timesteps that lead nearest to the teacher.
 
-    Every timestep but the first is moved to neighbours, as long as the final error falls; weights are fitted anew for
-    all that is tried.
+    Every timestep but the first is moved to neighbours, as long as the final error falls; the weights are
+    fitted for all that is tried.
 
     Args:
         student: fits weights.

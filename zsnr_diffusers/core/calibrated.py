@@ -17,7 +17,7 @@ from .noise import NoiseLevel, kappa, noise_level
 from .solvers import Update
 from .spacing import check_timesteps
 
-WITHOUT = "pass calibration=None to sample without it, or fit it anew (zsnr calibrate)."
+WITHOUT = "pass calibration=None to sample without it, or fit it again (zsnr calibrate)."
 SUM_TOLERANCE = 1e-5
 """How far a sum of weights may be from its closed form, relative: rounding is far below, other schedules far above."""
 

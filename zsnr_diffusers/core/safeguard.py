@@ -16,7 +16,7 @@ from torch import Tensor
 HELD = 0.8
 """The projection that is as good as 1: without guidance some images fall as low by chance."""
 LONGEST = 2.0
-"""The step, in `position`, over which high order is not trusted whatever the outputs say; four steps are shorter."""
+"""The step, in `position`, over which high order is not trusted whatever the outputs say; three steps have longer."""
 
 
 class Safeguard(NamedTuple):
