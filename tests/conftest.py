@@ -1,6 +1,8 @@
 import contextlib
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +51,7 @@ def image_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(tmp_path_factory, monkeypatch):
+def hub(monkeypatch):
     """`hub(repos, ...)`, as `hub_server.serve`, is the Hub to this process; returns where to, for `load_pipeline`."""
     import huggingface_hub
     from hub_server import serve
@@ -67,7 +69,7 @@ def hub(tmp_path_factory, monkeypatch):
             template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
             for module in (constants, huggingface_hub.file_download):
                 monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-            cache = tmp_path_factory.mktemp("cache")
+            cache = Path(servers.enter_context(tempfile.TemporaryDirectory(prefix="hub-")))
             # For commands, which take no such argument: what a user has in the cache is none of a test's business.
             monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
             return {"cache_dir": cache}
