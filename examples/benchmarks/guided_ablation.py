@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from oracles import guided_suite
 from sampler_accuracy import Bench, constants, show
 from samplers import DEFAULT, Sampler, multistep_options, zero_snr_schedule
+from suites import guided_suite
 from tqdm import tqdm
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler

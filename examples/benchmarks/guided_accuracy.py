@@ -3,7 +3,7 @@
     python examples/benchmarks/guided_accuracy.py
     python examples/benchmarks/guided_accuracy.py --seed 1 --guidance_scales 5 12 --steps 4 6 15
 
-Unconditional and conditional network are exact for their data (`oracles.py`): Gaussians of 64 scales, and mixtures of
+Unconditional and conditional network are exact for their data (`suites.py`): Gaussians of 64 scales, and mixtures of
 which the condition keeps some of the modes. What is integrated is what a pipeline does, x_0 = u + w (c - u). Stock is
 every diffusers scheduler that has `rescale_betas_zero_snr`, in every spacing, order and solver type that it offers.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from oracles import guided_suite
 from sampler_accuracy import Bench, show
 from samplers import DEFAULT, USUAL, Sampler, multistep_options, stock_samplers, zero_snr_schedule
+from suites import guided_suite
 from tqdm import tqdm
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler

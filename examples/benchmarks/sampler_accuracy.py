@@ -3,7 +3,7 @@
     python examples/benchmarks/sampler_accuracy.py
     python examples/benchmarks/sampler_accuracy.py --seed 1 --study --all
 
-The network is replaced by one that is exact for its data (`oracles.py`), on Stable Diffusion's schedule with
+The network is replaced by one that is exact for its data (`exact_denoisers.py`), on Stable Diffusion's schedule with
 v-prediction, so every difference is the sampler's. Data are Gaussians from fine detail to brightness, and mixtures of
 Gaussians. Stock is every diffusers scheduler that has `rescale_betas_zero_snr`, in every spacing, order and solver
 type that it offers.
@@ -26,7 +26,6 @@ from typing import Any
 import diffusers
 import torch
 from matplotlib.figure import Figure
-from oracles import LARGEST, SMALLEST, Gaussian, Suite, mixtures, ode_suite
 from samplers import (
     DEFAULT,
     SAME_LEVELS,
@@ -38,6 +37,7 @@ from samplers import (
     stock_samplers,
     zero_snr_schedule,
 )
+from suites import LARGEST, SMALLEST, Gaussian, Suite, mixtures, ode_suite
 from torch import Tensor
 from tqdm import tqdm
 

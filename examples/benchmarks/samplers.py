@@ -1,4 +1,4 @@
-"""The samplers that the benchmarks compare: ours, and stock's in every combination of options that it accepts."""
+"""The samplers that the benchmarks compare: ours, stock's in every combination of options, and those of others."""
 
 import inspect
 import itertools
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from oracles import Suite
+from rivals import GRIDS, GradientEstimationScheduler, IPNDMScheduler, LMSScheduler, UniPCBH2Scheduler
+from suites import Suite
 from torch import Tensor
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler, ZeroSNRPNDMScheduler
@@ -126,7 +127,7 @@ def stock_samplers(stochastic: bool) -> list[Sampler]:
     """
     samplers = []
     for name in sorted(set(dir(diffusers)) - BACKWARDS):
-        cls = getattr(diffusers, name)
+        cls = getattr(diffusers, name) if name.endswith("Scheduler") else None  # the rest takes long to import
         accepted = inspect.signature(cls.__init__).parameters if inspect.isclass(cls) else {}
         if "rescale_betas_zero_snr" not in accepted or (name in ANCESTRAL and not stochastic):
             continue
@@ -146,6 +147,20 @@ def stock_samplers(stochastic: bool) -> list[Sampler]:
             sampler = Sampler(cls, {**dict(zip(choices, values, strict=True)), **({where: True} if where else {})})
             if sampler.options.get("algorithm_type") != "dpmsolver" or sampler.options["final_sigmas_type"] != "zero":
                 samplers.append(sampler)  # the rest refuses the combination
+    return samplers
+
+
+def rival_samplers() -> list[Sampler]:
+    """Those that other programs have, on each of their grids, of each order, with both kinds of last step."""
+    samplers = []
+    for where, order in itertools.product(GRIDS, (2, 3, 4)):
+        options = {"timestep_spacing": where, "solver_order": order}
+        for cls, plain in itertools.product((LMSScheduler, IPNDMScheduler), (False, True)):
+            samplers.append(Sampler(cls, {**options, "lower_order_final": plain}))
+        if order < 4:  # its fourth order is not in use anywhere
+            samplers.append(Sampler(UniPCBH2Scheduler, options))
+    for where, plain in itertools.product(GRIDS, (False, True)):
+        samplers.append(Sampler(GradientEstimationScheduler, {"timestep_spacing": where, "lower_order_final": plain}))
     return samplers
 
 
