@@ -12,8 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zsnr_diffusers.core import NoiseLevel, classifier_free_guidance, rescale_guidance, x_0_factors
+
 NEARLY_CLEAN = 1e5
 """kappa at which E[x_0 | x] stands for x_0: a mode of width s is then off by 1 / (2 s^2 kappa^2), relatively."""
+
+
+def noise_level_of_kappa(kappa: float) -> NoiseLevel:
+    """The level whose alpha / sigma is kappa, 0 at pure noise."""
+    return NoiseLevel(kappa / math.hypot(1, kappa), 1 / math.hypot(1, kappa))
 
 
 @dataclass
@@ -95,11 +102,16 @@ def integrated(x_0: Callable[[Tensor, float], Tensor], y: Tensor, num_steps: int
 
 @dataclass
 class Guided:
-    """Two denoisers under classifier-free guidance: x_0 = u + w (c - u)."""
+    """Two denoisers under classifier-free guidance, u + w (c - u), rescaled as Lin et al. 2023, Algorithm 2, has it.
+
+    Rescaled is the output of a network with v-prediction, as a pipeline does; the spread is over all dimensions of a
+    sample. In two of them it passes zero on the way, where the algorithm has no limit, so there is no exact path.
+    """
 
     unconditional: "Gaussian | Mixture"
     conditional: "Gaussian | Mixture"
     scale: float
+    rescale: float = 0.0
 
     @property
     def name(self) -> str:
@@ -119,7 +131,14 @@ class Guided:
     def x_0(self, y: Tensor, kappa: float) -> Tensor:
         """The guided prediction at y = x / sigma of shape [N, d]."""
         u, c = (each.x_0(y, kappa) for each in (self.unconditional, self.conditional))
-        return u + self.scale * (c - u)
+        guided = classifier_free_guidance(u, c, self.scale)
+        if self.rescale == 0:
+            return guided
+        level = noise_level_of_kappa(kappa)
+        a, b = x_0_factors("v_prediction", level)
+        x = level.sigma * y
+        v, v_c = ((x_0 - a * x) / b for x_0 in (guided, c))
+        return a * x + b * rescale_guidance(v, v_c, self.rescale)
 
     def endpoint(self, noise: Tensor, num_steps: int) -> Tensor:
         """Where the exact guided ODE leads from `noise` [N, d]."""

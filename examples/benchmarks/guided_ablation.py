@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sampler_accuracy import Bench, constants, show
+from accuracy_bench import Bench
+from accuracy_study import constants
+from accuracy_tables import show
 from samplers import DEFAULT, Sampler, multistep_options, zero_snr_schedule
 from suites import guided_suite
 from tqdm import tqdm
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, schedule = parse(arguments), zero_snr_schedule()
     for scale in args.guidance_scales:
         suite = guided_suite(schedule, args.seed, args.samples, scale)
-        bench = Bench(suite, suite.endpoints(500))
+        bench = Bench(suite, 500)
         names = tqdm(VARIANTS, desc=f"guidance {scale:g}", leave=False, disable=None)
         rows = [[name, *(f"{error:.3g}" for error in errors(bench, name, args.steps))] for name in names]
         show(f"Guidance {scale:g}: error over all cases", ["", *(f"n = {n}" for n in args.steps)], rows)

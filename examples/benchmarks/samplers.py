@@ -100,6 +100,13 @@ USUAL = {
     "stock UniPC": Sampler(diffusers.UniPCMultistepScheduler, {"timestep_spacing": "trailing"}),
 }
 """What people use, with default options."""
+USUAL_RIVALS = [
+    Sampler(LMSScheduler, {"timestep_spacing": "beta", "solver_order": 4}),
+    Sampler(IPNDMScheduler, {"timestep_spacing": "beta", "solver_order": 4}),
+    Sampler(GradientEstimationScheduler, {"timestep_spacing": "beta"}),
+    Sampler(UniPCBH2Scheduler, {"timestep_spacing": "beta", "solver_order": 3}),
+]
+"""What people use in other programs, likewise."""
 
 
 def our_samplers() -> list[Sampler]:

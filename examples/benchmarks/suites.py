@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from exact_denoisers import Case, Gaussian, Guided, Mixture
+from exact_denoisers import Case, Gaussian, Guided, Mixture, noise_level_of_kappa
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -85,7 +85,7 @@ class Suite:
         below = min(int(t), len(self._kappas) - 2)
         low, high, share = self._kappas[below], self._kappas[below + 1], t - below
         kappa = low ** (1 - share) * high**share if high > 0 else (1 - share) * low
-        return NoiseLevel(kappa / math.hypot(1, kappa), 1 / math.hypot(1, kappa))
+        return noise_level_of_kappa(kappa)
 
     def velocity(self, x_t: Tensor, timestep: float) -> Tensor:
         """What a perfect network with v-prediction returns for the rows `x_t`."""
@@ -129,11 +129,18 @@ def guided_pairs(seed: int) -> list[tuple[Case, Case]]:
     return pairs
 
 
-def guided_suite(alpha_bar: Tensor, seed: int, num_samples: int, scale: float) -> Suite:
-    """All pairs at one guidance scale, from the same noise at each."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    cases = [Guided(unconditional, conditional, scale) for unconditional, conditional in guided_pairs(seed)]
-    noises = [torch.randn(num_samples, len(case.spread), dtype=torch.float64, generator=generator) for case in cases]
+def guided_suite(alpha_bar: Tensor, seed: int, num_samples: int, scale: float, rescale: float = 0.0) -> Suite:
+    """All pairs at one guidance scale, from the same noise at each.
+
+    With `rescale`, phi of guidance rescale, without those in two dimensions, whose spread passes zero.
+    """
+    generator, cases, noises = torch.Generator().manual_seed(seed + 1), [], []
+    for unconditional, conditional in guided_pairs(seed):
+        case = Guided(unconditional, conditional, scale, rescale)
+        noise = torch.randn(num_samples, len(case.spread), dtype=torch.float64, generator=generator)
+        if rescale == 0 or noise.shape[1] > 2:
+            cases.append(case)
+            noises.append(noise)
     return Suite(cases, noises, alpha_bar)
 
 
