@@ -118,7 +118,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="The error of a case is the RMS difference to the exact guided ODE from the same noise, per dimension "
         "in units of the conditional data's standard deviation there; a figure is the geometric mean over cases, "
-        "Gaussians and mixtures half and half. Everything is also in OUTPUT_DIR/report.json; the curves are guided.png.",
+        "Gaussians and mixtures half and half. OUTPUT_DIR/report.json has everything, guided.png the curves.",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the data and the noise")
     parser.add_argument("--guidance_scales", type=float, nargs="+", default=[1.0, 3.0, 7.5], metavar="W")
