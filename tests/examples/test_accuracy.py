@@ -211,7 +211,7 @@ def test_samplers_tend_to_the_exact_ode_under_rescale(schedule):
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
     unscaled = Suite([Guided(*pair, 3.0) for pair in pairs], [noise] * len(pairs), schedule)
     other = suite.errors(sample(DEFAULT.prepared(40), unscaled), exact)
-    assert other.min() > 10 * errors[2]
+    assert other.max() > 100 * errors[2]
 
 
 def test_the_study_finds_the_default_at_the_default(schedule, capsys):
