@@ -7,7 +7,7 @@
 
 The pipeline makes pictures of texts, or of classes (`ClassConditionalPipeline`), each class as often as the others.
 Every sampler starts from the same noise, and none clips. The reference is the same pipeline at 500 steps of DDIM's
-equation, solved to order 3 on trailing steps; DDIM's own 500 steps stand beside it, to show how far references differ.
+equation, solved to order 3 on trailing steps; 500 of DDIM's own stand beside it, to show how far references differ.
 Printed is the RMS difference of latents (of pixels, for classes) over their standard deviation, as a geometric mean
 over the pictures, and the RMS difference of the pictures' mean latents, which is their brightness. A geometric mean,
 because under guidance some pictures start between two outcomes; which of them a sampler ends in at few steps is
@@ -97,12 +97,14 @@ def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
     return float(off.log().mean().exp()), float(brightness)
 
 
-def measure(pictures: Pictures, steps: Sequence[int], calibrated: str | None) -> dict[str, list[Any]]:
-    """Rows of `errors` at each number of steps, or of the name of what was raised."""
+def measure(
+    pictures: Pictures, steps: Sequence[int], calibrated: str | None = None, many: int = 500
+) -> dict[str, list[Any]]:
+    """Rows of `errors` at each number of steps, or of the name of what was raised; the reference takes `many`."""
     makers = samplers(pictures.config, calibrated)
     with tqdm(total=2 + len(makers) * len(steps), desc="sampling") as bar:
         exact = pictures(
-            ZeroSNRMultistepScheduler.from_config(pictures.config, timestep_spacing="trailing", solver_order=3), 500
+            ZeroSNRMultistepScheduler.from_config(pictures.config, timestep_spacing="trailing", solver_order=3), many
         )
         bar.update()
 
@@ -114,7 +116,7 @@ def measure(pictures: Pictures, steps: Sequence[int], calibrated: str | None) ->
             finally:
                 bar.update()
 
-        table = {"DDIM, 500 steps": [cell(lambda: ZeroSNRDDIMScheduler.from_config(pictures.config), 500)]}
+        table = {f"DDIM, {many} steps": [cell(lambda: ZeroSNRDDIMScheduler.from_config(pictures.config), many)]}
         table |= {name: [cell(make, n) for n in steps] for name, make in makers.items()}
     return table
 
@@ -135,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", nargs="+", help="default: the quickstart's six captions, or all classes")
     parser.add_argument("--seeds", type=int, default=4, help="pictures per prompt or class (default: 4)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--reference_steps", type=int, default=500, help="of the reference (default: 500)")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="default: 1, no guidance")
     parser.add_argument("--calibrated", metavar="FOLDER", help="a scheduler of zsnr calibrate, as a row of its own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -146,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("this pipeline makes pictures of classes: leave --prompts out.")
     pipe.set_progress_bar_config(disable=True)
     pictures = Pictures(pipe, args.prompts, args.seeds, args.guidance_scale)
-    table = measure(pictures, args.steps, args.calibrated)
+    table = measure(pictures, args.steps, args.calibrated, args.reference_steps)
     title = f"{args.pipeline}, guidance {args.guidance_scale:g}, {len(pictures.conditions)} pictures"
     show(table, title, args.steps)
 

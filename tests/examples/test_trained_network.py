@@ -1,0 +1,84 @@
+"""Few steps against many, on networks with random weights."""
+
+import pytest
+import torch
+import trained_network
+from tiny_pipelines import tiny_stable_diffusion, tiny_unet, zero_snr_scheduler
+
+from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler
+
+LATENT = {"output_type": "latent", "guidance_scale": 3.0}
+
+
+@pytest.fixture
+def classes():
+    """Three classes, and none; a scheduler that clips."""
+    torch.manual_seed(0)
+    unet = tiny_unet(num_class_embeds=4).eval()
+    scheduler = ZeroSNRDDIMScheduler(prediction_type="v_prediction", beta_schedule="linear", clip_sample=True)
+    pipe = ClassConditionalPipeline(unet, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_classes_take_the_place_of_prompts_and_figures_are_those_of_plain_calls(classes):
+    pictures = trained_network.Pictures(classes, None, 2, 3.0)
+    assert pictures.conditions == [0, 0, 1, 1, 2, 2]
+    table = trained_network.measure(pictures, [3], many=12)
+    config = {**pictures.config, "timestep_spacing": "trailing"}
+
+    def paint(scheduler, n):
+        classes.scheduler = scheduler
+        return classes(pictures.conditions, latents=pictures.noise, num_inference_steps=n, **LATENT).images
+
+    assert paint(classes.scheduler, 2).abs().max() > 1.5  # nothing clips, so samplers may differ
+    exact = paint(ZeroSNRMultistepScheduler.from_config(config, solver_order=3), 12)
+    ddim = paint(ZeroSNRDDIMScheduler.from_config(config), 3)
+    off = [float((a - b).square().mean().sqrt() / exact.std()) for a, b in zip(ddim, exact, strict=True)]
+    expected = torch.tensor(off).log().mean().exp().item()
+    assert table["DDIM"][0][0] == pytest.approx(expected, rel=1e-3)
+    assert set(trained_network.RIVALS) <= set(table)
+    assert all(0 < error < 100 for name, ((error, _),) in table.items() if "Lu" not in name)
+
+
+def test_errors_of_a_shift_and_of_noise_without_a_mean():
+    exact = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    shift, brightness = trained_network.errors(exact + 0.5, exact)
+    assert shift == pytest.approx(0.5 / exact.std().item(), rel=1e-5)
+    assert brightness == pytest.approx(0.5 / exact.mean((2, 3)).std().item(), rel=1e-5)
+    stripes = torch.tensor([1.0, -1.0]).repeat(4)
+    flat, brightness = trained_network.errors(exact + 0.5 * stripes, exact)
+    assert flat == pytest.approx(shift, rel=1e-5)
+    assert brightness < 1e-5
+
+
+def test_the_command_prints_a_row_for_each_sampler_of_a_folder(classes, tmp_path, capsys):
+    classes.save_pretrained(tmp_path)
+    options = ["--seeds", "1", "--steps", "2", "3", "--reference_steps", "6", "--guidance_scale", "1.1"]
+    trained_network.main(["--pipeline", str(tmp_path), *options])
+    printed = capsys.readouterr().out
+    assert "guidance 1.1, 3 pictures" in printed
+    rows = {line[:28].rstrip(): line[28:].split() for line in printed.splitlines()}
+    for name in (*trained_network.RIVALS, "DDIM", "ZeroSNRMultistepScheduler", "the same, trailing"):
+        assert len(rows[name]) == 4
+    with pytest.raises(SystemExit):
+        trained_network.main(["--pipeline", str(tmp_path), "--prompts", "a nine"])
+    assert "leave --prompts out" in capsys.readouterr().err
+
+
+def test_texts_are_as_before():
+    pipe = tiny_stable_diffusion(zero_snr_scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pictures = trained_network.Pictures(pipe, ["a dark hill", "a bright lake"], 2, 1.0)
+    assert pictures.conditions == ["a dark hill"] * 2 + ["a bright lake"] * 2
+    assert len(trained_network.Pictures(pipe, None, 1, 1.0).conditions) == len(trained_network.PROMPTS)
+    scheduler = ZeroSNRDDIMScheduler.from_config(pictures.config)
+    found = pictures(scheduler, 3)
+    expected = pipe(
+        pictures.conditions,
+        latents=pictures.noise,
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(found, expected)
