@@ -119,8 +119,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--candidates",
         choices=("all", "usual"),
         default="all",
-        help="what ours are compared with: every configuration of stock and of others, or the usual (default: all)",
+        help="whom ours are compared with: every configuration of stock and of others, or the usual ones "
+        "(default: %(default)s)",
     )
     parser.add_argument(
-        "--exact_steps", type=int, default=1000, help="of the exact ODE, by order 4 (default: 1000)", metavar="N"
+        "--exact_steps",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="of the exact ODE, which is of order 4 (default: %(default)s)",
     )

@@ -140,6 +140,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for each guidance scale, and ours over the best of others for all of them."""
     args, start = parse(arguments), time.perf_counter()
+    args.steps = sorted(set(args.steps))
     zero_snr_schedule()  # silences stock before its classes are read
     groups = Groups(*candidates(args.candidates))
     report: dict[str, Any] = {
