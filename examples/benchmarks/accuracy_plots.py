@@ -30,7 +30,7 @@ def plot_guided(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]],
         _draw(axes, by_name, steps)
         axes.set(title=f"guidance {scale}", xlabel="steps")
     panels[0].set_ylabel("error to the exact guided ODE, in units of the data's spread")
-    panels[0].legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=150)
 
 
