@@ -10,7 +10,7 @@ judges a thousand of each: does it see the digit that was asked for, and how far
 ones (Inception Score and Fréchet distance, with this classifier in place of the Inception network)?
 
 Everything lands in `--output_dir`: the pipelines with checkpoints and logs, `digits.png`, and the two Markov chains as
-pictures. Run it again and it goes on where it was.
+images. Run it again and it goes on where it was.
 """
 
 import argparse
@@ -42,8 +42,8 @@ from zsnr_diffusers.evaluation import (
     noising_chain,
     sample_grid,
 )
-from zsnr_diffusers.images import find_images
 from zsnr_diffusers.training import PixelTrainingConfig, train
+from zsnr_diffusers.utils.images import find_images
 
 Digits: TypeAlias = tuple[list[Image.Image], list[int]]
 
@@ -51,7 +51,7 @@ CLASSES, TEST_DIGITS = 10, 500
 GUIDANCE_SCALE = 1.1
 CHAIN_STEPS = 1000
 CELL = 40
-"""Side of a digit in the pictures, in pixels."""
+"""Side of a digit in the images, in pixels."""
 
 
 @dataclass
@@ -125,7 +125,7 @@ def main(output_dir: Path = Path("digits"), seed: int = 0, sizes: Sizes | None =
         rows[arm.name], painted[arm.name] = judge(images, asked), images
     print_table(rows, sizes)
     pictures = draw(output_dir, painted, in_turn(*real), seed)
-    print(f"Pictures: {', '.join(map(str, pictures))}. The pipelines: {', '.join(arm.folder for arm in ARMS)}")
+    print(f"Images: {', '.join(map(str, pictures))}. The pipelines: {', '.join(arm.folder for arm in ARMS)}")
     return rows
 
 

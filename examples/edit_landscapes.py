@@ -1,14 +1,14 @@
-"""From text to a picture, and from a text and a picture to a picture, in two ways.
+"""From text to an image, and from a text and an image to an image, in two ways.
 
     python examples/quickstart.py && python examples/edit_landscapes.py
 
 The quickstart's retrained model is asked for landscapes from black to white three times. With a text alone. With a
-text and a picture of another brightness that it starts from, noised: image to image, whose strength trades the one for
-the other. And with an instruction and a picture that it sees while it paints: InstructPix2Pix (Brooks et al. 2023,
+text and an image of another brightness that it starts from, noised: image to image, whose strength trades the one for
+the other. And with an instruction and an image that it sees while it generates: InstructPix2Pix (Brooks et al. 2023,
 arXiv:2211.09800), for which its UNet gets four channels more and is trained on, with v-loss on zero terminal SNR, on
 pairs of one scene at two times of day.
 
-Printed for each: how far the brightness is from what was asked, and how much of the picture's outlines is kept. Draws
+Printed for each: how far the brightness is from what was asked, and how much of the image's outlines is kept. Draws
 `editing.png`, and leaves the InstructPix2Pix pipeline in `instruct-pix2pix`, both beside the pipeline.
 """
 
@@ -40,7 +40,7 @@ GUIDANCE_SCALE, IMAGE_GUIDANCE_SCALE, GUIDANCE_RESCALE = 1.5, 1.5, 0.7
 STRENGTHS = (0.6, 0.8, 0.9)
 BATCH_SIZE, LEARNING_RATE = 16, 1e-3
 CONDITION_DROPOUT = 0.05
-"""Share of the pairs that are trained without text, without picture, without both: each so often (section 3.2.1)."""
+"""Share of the pairs that are trained without text, without image, without both: each so often (section 3.2.1)."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Task:
 def main(
     pipeline: Path = Path("quickstart/retrained"), seed: int = 0, sizes: Sizes | None = None
 ) -> dict[str, dict[str, float]]:
-    """Train InstructPix2Pix; paint in all settings; print the table, draw the picture.
+    """Train InstructPix2Pix; generate in all settings; print the table, draw the image.
 
     Args:
         pipeline: the quickstart's retrained model.
@@ -111,7 +111,7 @@ def brightness(word: int, share: float = 0.5) -> float:
 
 
 def instruction(text: str) -> str:
-    """What is said to a model that sees the picture."""
+    """What is said to a model that sees the image."""
     return f"make it {text}"
 
 
@@ -157,7 +157,7 @@ def to_tensor(pictures: list[Image.Image]) -> Tensor:
 
 
 def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same network with as many input channels again, for the latents of a picture beside the noisy ones.
+    """The same network with as many input channels again, for the latents of an image beside the noisy ones.
 
     The new weights are zero (Brooks et al. 2023, section 3.2), so that training starts from what the network can do.
     """
@@ -173,7 +173,7 @@ def train_to_edit(
 ) -> ZeroSNRStableDiffusionInstructPix2PixPipeline:
     """Make an InstructPix2Pix of a text-to-image pipeline: widen its UNet and train it on pairs with v-loss."""
     before, after, texts = make_pairs(sizes.pairs, base.unet.config.sample_size * base.vae_scale_factor, seed)
-    # The pipeline gives the picture's latents unscaled, as in the paper.
+    # The pipeline gives the image's latents unscaled, as in the paper.
     pictures, latents = encode(base, before), encode(base, after) * base.vae.config.scaling_factor
     words = {text: embed(base, text) for text in {"", *texts}}
     embeds = torch.cat([words[text] for text in texts])
@@ -200,7 +200,7 @@ def train_to_edit(
 
 
 def dropped(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which of a batch are trained without their text and which without their picture."""
+    """Which of a batch are trained without their text and which without their image."""
     draw = torch.rand(count, generator=generator) / CONDITION_DROPOUT
     return draw < 2, (draw >= 1) & (draw < 3)
 
@@ -213,7 +213,7 @@ def encode(base: ZeroSNRStableDiffusionPipeline, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def through_autoencoder(base: ZeroSNRStableDiffusionPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
-    """What is left of pictures in latents, which is about what a model that paints latents can keep."""
+    """What is left of images in latents, which is about what a model that generates latents can keep."""
     return base.image_processor.postprocess(base.vae.decode(encode(base, to_tensor(pictures))).sample, "pil")
 
 
@@ -233,7 +233,7 @@ def paint(
     sizes: Sizes,
     seed: int,
 ) -> dict[str, list[Image.Image]]:
-    """Pictures of the task in each setting, from the same seeds."""
+    """Images of the task in each setting, from the same seeds."""
 
     def call(name, pipe, **arguments):
         pipe.set_progress_bar_config(desc=name, leave=False)
@@ -268,15 +268,15 @@ def outlines(picture: Image.Image) -> NDArray[np.float64]:
 
 
 def kept(pictures: list[Image.Image], sources: list[Image.Image]) -> float:
-    """Mean correlation of the outlines of pictures with those of their sources."""
+    """Mean correlation of the outlines of images with those of their sources."""
     pairs = zip(pictures, sources, strict=True)
     return float(np.mean([np.corrcoef(*(outlines(p).ravel() for p in pair))[0, 1] for pair in pairs]))
 
 
 def print_table(painted: dict[str, list[Image.Image]], task: Task) -> dict[str, dict[str, float]]:
-    """One row per setting: the mean luminance by what was asked, its error, and what is left of the picture."""
+    """One row per setting: the mean luminance by what was asked, its error, and what is left of the image."""
     figures = {}
-    print("\nMean luminance (-1 black, 1 white) of what was asked for, and of what was painted")
+    print("\nMean luminance (-1 black, 1 white) of what was asked for, and of what was generated")
     print("| | " + " | ".join(BRIGHTNESS_WORDS) + " | error | outlines kept |")
     print("|---" * (len(BRIGHTNESS_WORDS) + 3) + "|")
     print("| asked | " + " | ".join(f"{value:.2f}" for value in np.unique(task.asked)) + " | | |")

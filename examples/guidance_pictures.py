@@ -1,8 +1,8 @@
-"""What strong guidance does to pictures, and what two remedies do about it.
+"""What strong guidance does to images, and what two remedies do about it.
 
     python examples/quickstart.py && python examples/guidance_pictures.py
 
-The quickstart's retrained model paints the same prompts from the same seeds at guidance scale 7.5: as it is, with
+The quickstart's retrained model generates the same prompts from the same seeds at guidance scale 7.5: as it is, with
 guidance rescale (Lin et al. 2023, section 3.4), and with dynamic thresholding (Saharia et al. 2022, Imagen, section
 2.3). The latter is made for pixels and cuts latents off at numbers that mean nothing to them; it is the one that the
 paper's rescale replaces. Printed for each: the share of pixel values that the autoencoder puts outside of black to
@@ -28,7 +28,7 @@ REMEDIES = {
 
 
 def paint(pipe, seeds: int, guidance_rescale: float = 0.0, thresholding: bool = False) -> torch.Tensor:
-    """Pictures `[prompts x seeds, 3, height, width]` as decoded: in [-1, 1], and beyond where they will be clipped."""
+    """Images `[prompts x seeds, 3, height, width]` as decoded: in [-1, 1], and beyond where they will be clipped."""
     pipe.scheduler = ZeroSNRDDIMScheduler.from_config(
         pipe.scheduler.config, thresholding=thresholding, sample_max_value=float("inf")
     )
@@ -46,11 +46,11 @@ def paint(pipe, seeds: int, guidance_rescale: float = 0.0, thresholding: bool = 
 
 
 def main(quickstart_dir: Path = Path("quickstart"), seeds: int = 16) -> dict[str, float]:
-    """Paint, measure, draw.
+    """Generate, measure, draw.
 
     Args:
-        quickstart_dir: where the quickstart put its models; the picture goes there too.
-        seeds: pictures per prompt.
+        quickstart_dir: where the quickstart put its models; the image goes there too.
+        seeds: images per prompt.
 
     Returns:
         The share of clipped pixel values of each remedy.
@@ -61,7 +61,7 @@ def main(quickstart_dir: Path = Path("quickstart"), seeds: int = 16) -> dict[str
     pipe = load_pipeline(quickstart_dir / "retrained")
     pipe.set_progress_bar_config(desc="painting", leave=False)
     real = mean_luminance(read_landscapes(quickstart_dir / "landscapes"))
-    print(f"guidance {GUIDANCE_SCALE:g}, {seeds * len(captions())} pictures each\n")
+    print(f"guidance {GUIDANCE_SCALE:g}, {seeds * len(captions())} images each\n")
     print("| remedy | pixel values clipped | W1 of brightness to the data |")
     print("|---|---|---|")
     shares, pictures = {}, {}
@@ -80,6 +80,6 @@ def main(quickstart_dir: Path = Path("quickstart"), seeds: int = 16) -> dict[str
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quickstart_dir", type=Path, default=Path("quickstart"), help="default: quickstart")
-    parser.add_argument("--seeds", type=int, default=16, help="pictures per prompt (default: 16)")
+    parser.add_argument("--seeds", type=int, default=16, help="images per prompt (default: 16)")
     arguments = parser.parse_args()
     main(arguments.quickstart_dir, arguments.seeds)

@@ -1,7 +1,7 @@
 """Captioned landscapes from night to noon, made from nothing.
 
 The flaw of Lin et al. 2023 (arXiv:2305.08891) is easiest to see where brightness is all that varies. The mean
-luminance of these pictures is spread evenly over [-0.95, 0.95]; their captions say in which sixth of it they lie.
+luminance of these images is spread evenly over [-0.95, 0.95]; their captions say in which sixth of it they lie.
 """
 
 import json
@@ -39,7 +39,7 @@ def landscape(brightness: float, rng: np.random.Generator, image_size: int = 64)
     """Draw sky, sun or moon, hills and, every other time, a lake.
 
     Args:
-        brightness: The mean luminance of the picture, in (-1, 1).
+        brightness: The mean luminance of the image, in (-1, 1).
         rng: Decides on everything else: colours, shapes, places.
         image_size: Height and width in pixels.
     """
@@ -78,7 +78,7 @@ def make_landscapes(folder: str | Path, count: int = 1000, image_size: int = 64,
 
 
 def read_landscapes(folder: str | Path) -> torch.Tensor:
-    """The pictures of a folder of `make_landscapes`, in order: `[count, 3, image_size, image_size]` in [-1, 1]."""
+    """The images of a folder of `make_landscapes`, in order: `[count, 3, image_size, image_size]` in [-1, 1]."""
     pictures = np.stack([np.asarray(Image.open(path)) for path in sorted(Path(folder).glob("*.png"))])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 

@@ -2,8 +2,8 @@
 
     python examples/quickstart.py --mode pixels
 
-Without captions nothing but the noise can tell the network how bright a picture shall be, and without an autoencoder
-the noise is the picture's own. A small UNet2DModel is trained with v-loss on Stable Diffusion's schedule and sampled
+Without captions nothing but the noise can tell the network how bright an image shall be, and without an autoencoder
+the noise is the image's own. A small UNet2DModel is trained with v-loss on Stable Diffusion's schedule and sampled
 as Stable Diffusion is; its weights are then trained on with zero terminal SNR; and another is trained so from scratch.
 """
 
@@ -87,7 +87,7 @@ def main(output_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> dict[st
     }
     luminance = {name: mean_luminance(pictures) for name, pictures in painted.items()}
     coverages = {name: luminance_coverage(values, real) for name, values in luminance.items()}
-    print(f"\nMean luminance per picture (-1 black, 1 white), {sizes.samples} pictures each")
+    print(f"\nMean luminance per image (-1 black, 1 white), {sizes.samples} images each")
     print(f"{'':24} {'W1':>6} {'floor':>6} {'p5':>6} {'p95':>6}")
     for name, coverage in coverages.items():
         ours = coverage.generated
@@ -95,12 +95,12 @@ def main(output_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> dict[st
     print(f"{'data':24} {'':6} {'':6} {coverage.real.p5:6.2f} {coverage.real.p95:6.2f}")
     plot_luminance(output_dir / "brightness-pixels.png", luminance, real)
     sample_grid([p[:10] for p in painted.values()], list(painted), output_dir / "samples-pixels.png", cell=64)
-    print(f"Pictures: {output_dir / 'brightness-pixels.png'}, {output_dir / 'samples-pixels.png'}")
+    print(f"Images: {output_dir / 'brightness-pixels.png'}, {output_dir / 'samples-pixels.png'}")
     return coverages
 
 
 def build_unet(seed: int) -> UNet2DModel:
-    """About a million parameters for pictures of 32 x 32."""
+    """About a million parameters for images of 32 x 32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DModel(

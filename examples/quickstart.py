@@ -4,9 +4,9 @@
     python examples/quickstart.py --mode pixels   # no text, no autoencoder: the schedule's own share
 
 A Stable Diffusion of stock classes is trained as Stable Diffusion was (epsilon, a schedule that never reaches pure
-noise, sampled from a timestep that is not the last). It paints medium grey whatever the prompt asks for. The same
+noise, sampled from a timestep that is not the last). It generates medium grey whatever the prompt asks for. The same
 weights are then trained on, as `finetune_stable_diffusion.py` would, in two ways: with v-loss on the same flawed
-schedule, and with v-loss on zero terminal SNR. All three paint the same prompts from the same seeds.
+schedule, and with v-loss on zero terminal SNR. All three generate the same prompts from the same seeds.
 
 Everything lands in `--output_dir`: each pipeline with its checkpoints and logs, `brightness.png` and `samples.png`.
 Run it again and it goes on where it was.
@@ -57,7 +57,7 @@ class Arm:
 
     @property
     def guidance_rescale(self) -> float:
-        """Part of the mend, so no part of what is compared with it."""
+        """Part of the fix, so no part of what is compared with it."""
         return GUIDANCE_RESCALE if self.rescale_betas_zero_snr else 0.0
 
 
@@ -140,7 +140,7 @@ def prepare_base(output_dir: Path, data: Path, seed: int, sizes: Sizes) -> Path:
 
 
 def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict[str, dict[str, float]]:
-    """Paint the same prompts from the same seeds with each arm; print the tables, draw the pictures."""
+    """Generate the same prompts from the same seeds with each arm; print the tables, draw the images."""
     rows = datasets.load_dataset("imagefolder", data_dir=str(data), split="train")
     real = mean_luminance(rows["image"])
     real_prompts = list(rows["text"])
@@ -149,7 +149,7 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
     for arm in arms:
         pipe = DiffusionPipeline.from_pretrained(arm.folder)
         for guidance_scale, how in ((1.0, ""), (GUIDANCE_SCALE, f", guidance {GUIDANCE_SCALE:g}")):
-            print(f"painting with {arm.name}{how}")
+            print(f"generating with {arm.name}{how}")
             painted[arm.name + how] = generate_images(
                 pipe,
                 prompts,
@@ -170,7 +170,7 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
 
 def print_overall(real, real_prompts, luminance, prompts) -> dict[str, dict[str, float]]:
     """One row per arm and guidance, and the data's."""
-    print(f"\nMean luminance per picture (-1 black, 1 white), {len(prompts)} pictures each")
+    print(f"\nMean luminance per image (-1 black, 1 white), {len(prompts)} images each")
     print(f"{'':48} {'mean':>6} {'W1':>6} {'floor':>6} {'p5':>6} {'p95':>6} {'prompt share':>13}")
     figures = {}
     for name, values in luminance.items():
@@ -185,14 +185,14 @@ def print_overall(real, real_prompts, luminance, prompts) -> dict[str, dict[str,
     data, share = coverage.real, prompt_share(real, real_prompts)
     figures["data"] = {"w1": 0.0, "p5": data.p5, "p95": data.p95, "share": share}
     print(f"{'data':48} {data.mean:6.2f} {'':6} {'':6} {data.p5:6.2f} {data.p95:6.2f} {share:13.2f}")
-    print("W1: Wasserstein distance to the data; floor: what a perfect model would show with as many pictures.")
+    print("W1: Wasserstein distance to the data; floor: what a perfect model would show with as many images.")
     print("Guidance exaggerates what a prompt asks for, so it moves even a perfect model away from the data.")
     print("prompt share: of the variance of brightness, the part that the prompt explains rather than the seed.")
     return figures
 
 
 def print_per_prompt(real, real_prompts, luminance, prompts) -> None:
-    """Mean and Wasserstein distance of each prompt's pictures, without guidance."""
+    """Mean and Wasserstein distance of each prompt's images, without guidance."""
     print("\nper prompt, without guidance: mean, 5th to 95th percentile (W1, its floor)")
     names = [*luminance, "data"]
     print(" " * 20 + "".join(f"{name.split(':')[0]:>36}" for name in names))
@@ -216,7 +216,7 @@ def print_verdict(figures, names, output_dir) -> None:
     print(
         f"\nRetrained, the model is {flawed['w1'] / retrained['w1']:.1f} times closer to the data's brightness than "
         f"before (W1 {flawed['w1']:.3f} -> {retrained['w1']:.3f}), and v-loss on the stock schedule alone gets to "
-        f"{stock['w1']:.3f}.\nIt paints from {retrained['p5']:.2f} to {retrained['p95']:.2f} (the data: "
+        f"{stock['w1']:.3f}.\nIt generates from {retrained['p5']:.2f} to {retrained['p95']:.2f} (the data: "
         f"{data['p5']:.2f} to {data['p95']:.2f}), and the prompt decides {retrained['share']:.0%} of it "
         f"(before: {flawed['share']:.0%}).\nPictures: {output_dir / 'brightness.png'}, {output_dir / 'samples.png'}. "
         f"The pipeline: {output_dir / 'retrained'}"

@@ -1,8 +1,8 @@
 """A small Stable Diffusion of stock classes, made from nothing.
 
-A mend is easiest to trust where everything can be trained again in minutes. So here is a `StableDiffusionPipeline` of
+A fix is easiest to trust where everything can be trained again in minutes. So here is a `StableDiffusionPipeline` of
 about 1/1000 of the size of Stable Diffusion 1.x with the same scheduler configuration: a schedule that never reaches
-pure noise, sampled from a timestep that is not the last. `quickstart.py` trains it, first wrongly, then rightly.
+pure noise, sampled from a timestep that is not the last. `quickstart.py` trains it, first wrongly, then correctly.
 """
 
 import json
@@ -140,7 +140,7 @@ def _build_text_encoder(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
 
 
 def _build_unet(channels: Sequence[int], layers: int, text_width: int, sample_size: int) -> UNet2DConditionModel:
-    # Attention at the lowest resolution alone is enough for captions about the whole picture, and half as slow.
+    # Attention at the lowest resolution alone is enough for captions about the whole image, and half as slow.
     plain = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=sample_size,

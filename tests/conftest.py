@@ -2,6 +2,7 @@ import contextlib
 import os
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,23 @@ import torch
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+CASES = 6
+"""Of a parametrized test, how many cases a run without the rest has."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark `full` what a test's other cases are, so that a plain run has some of each, from its first to its last."""
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.path, item.parent.nodeid, getattr(item, "originalname", item.name)].append(item)
+    for alike in cases.values():
+        kept = {round(place * (len(alike) - 1) / (CASES - 1)) for place in range(CASES)}
+        for place, item in enumerate(alike):
+            if len(alike) > CASES and place not in kept:
+                item.add_marker(pytest.mark.full)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +62,7 @@ def base_folder():
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """Captioned pictures; do not change them."""
+    """Captioned images; do not change them."""
     from landscapes import make_landscapes
 
     return make_landscapes(tmp_path_factory.mktemp("landscapes"), count=10, image_size=64)
@@ -69,7 +87,8 @@ def hub(monkeypatch):
             template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
             for module in (constants, huggingface_hub.file_download):
                 monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-            cache = Path(servers.enter_context(tempfile.TemporaryDirectory(prefix="hub-")))
+            cache = Path(servers.enter_context(tempfile.TemporaryDirectory(prefix="hub-")), "cache")  # alone there
+            cache.mkdir()
             # For commands, which take no such argument: what a user has in the cache is none of a test's business.
             monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
             return {"cache_dir": cache}

@@ -2,28 +2,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from guided_pipelines import clean
 from PIL import Image
-from test_guided_run import clean
-from tiny_pipelines import seeded, tiny_unconditional, tiny_unet, zero_snr_scheduler
+from tiny_class_conditional import V, build, generate_classes
+from tiny_pipelines import seeded, tiny_unconditional, zero_snr_scheduler
 
 import zsnr_diffusers
 from zsnr_diffusers import ClassConditionalPipeline, enable_guidance_rescale, load_pipeline, rescale_guidance
 from zsnr_diffusers.core import dynamic_threshold
 from zsnr_diffusers.evaluation import generate_images
-
-V = {"prediction_type": "v_prediction"}
-
-
-def build(scheduler=None, classes=3):
-    unet = tiny_unet(num_class_embeds=classes + 1 if classes else None)
-    pipe = ClassConditionalPipeline(unet, scheduler or zsnr_diffusers.ZeroSNRDDIMScheduler(**V))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def paint(pipe, labels=(0, 2), **kwargs):
-    arguments = {"num_inference_steps": 4, "guidance_scale": 3.0, "generator": seeded(), "output_type": "latent"}
-    return pipe(labels if labels is None else [*labels], **{**arguments, **kwargs}).images
 
 
 def doors(pipe):
@@ -43,7 +30,7 @@ def doors(pipe):
 def test_guides_from_no_class_to_the_class():
     pipe = build()
     seen = doors(pipe)
-    images = paint(pipe)
+    images = generate_classes(pipe)
     assert images.shape == (2, 3, 8, 8)
     assert len(seen) == 4
     for call in seen:
@@ -56,18 +43,21 @@ def test_guides_from_no_class_to_the_class():
 def test_without_guidance_the_network_sees_each_picture_once():
     pipe = build()
     seen = doors(pipe)
-    paint(pipe, guidance_scale=1.0)
+    generate_classes(pipe, guidance_scale=1.0)
     assert [call["labels"].tolist() for call in seen] == [[0, 2]] * 4
 
 
 def test_rescale():
     pipe = build()
     seen = doors(pipe)
-    paint(pipe, guidance_rescale=0.7)
+    generate_classes(pipe, guidance_rescale=0.7)
     for call in seen:
         u, c = call["output"].chunk(2)
         torch.testing.assert_close(call["got"], rescale_guidance(u + 3.0 * (c - u), c, 0.7), rtol=1e-6, atol=1e-6)
-    assert torch.equal(paint(enable_guidance_rescale(build(), 0.7, strict=True)), paint(build(), guidance_rescale=0.7))
+    assert torch.equal(
+        generate_classes(enable_guidance_rescale(build(), 0.7, strict=True)),
+        generate_classes(build(), guidance_rescale=0.7),
+    )
 
 
 SCHEDULERS = [getattr(zsnr_diffusers, name) for name in zsnr_diffusers.__all__ if name.endswith("Scheduler")]
@@ -81,9 +71,9 @@ SCHEDULERS = [getattr(zsnr_diffusers, name) for name in zsnr_diffusers.__all__ i
 def test_any_scheduler(make):
     scheduler = make(**V) if make in SCHEDULERS else make.from_config(zero_snr_scheduler().config)
     pipe = build(scheduler)
-    images = paint(pipe, guidance_rescale=0.7)
+    images = generate_classes(pipe, guidance_rescale=0.7)
     assert bool(images.isfinite().all())
-    assert torch.equal(paint(pipe, guidance_rescale=0.7), images)
+    assert torch.equal(generate_classes(pipe, guidance_rescale=0.7), images)
 
 
 # Dynamic thresholding, Imagen's remedy for the same fault
@@ -92,7 +82,7 @@ def test_any_scheduler(make):
 @pytest.mark.parametrize("scheduler", [zsnr_diffusers.ZeroSNRDDIMScheduler(**V), zero_snr_scheduler()])
 def test_dynamic_thresholding_acts_on_each_x_0_and_only_in_that_call(scheduler):
     pipe = build(scheduler)
-    before, config = paint(pipe), dict(pipe.scheduler.config)
+    before, config = generate_classes(pipe), dict(pipe.scheduler.config)
     predicted = []
     step = pipe.scheduler.step
 
@@ -102,27 +92,27 @@ def test_dynamic_thresholding_acts_on_each_x_0_and_only_in_that_call(scheduler):
         return step(output, t, x, **kwargs)
 
     pipe.scheduler.step = watched
-    images = paint(pipe, dynamic_thresholding_ratio=0.9)
+    images = generate_classes(pipe, dynamic_thresholding_ratio=0.9)
     del pipe.scheduler.step
     assert images.abs().max() <= 1
     expected = dynamic_threshold(predicted[-1], 0.9, float("inf"))
     torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(images, predicted[-1].clamp(-1, 1))
     assert dict(pipe.scheduler.config) == config
-    assert torch.equal(paint(pipe), before)
+    assert torch.equal(generate_classes(pipe), before)
 
 
 def test_thresholding_ends_with_an_exception():
     pipe = build()
     config = dict(pipe.scheduler.config)
     with pytest.raises(ZeroDivisionError):
-        paint(pipe, dynamic_thresholding_ratio=0.9, callback_on_step_end=lambda *args: 1 / 0)
+        generate_classes(pipe, dynamic_thresholding_ratio=0.9, callback_on_step_end=lambda *args: 1 / 0)
     assert dict(pipe.scheduler.config) == config
     assert clean(pipe)
 
 
 def test_both_remedies_together():
-    images = paint(build(), dynamic_thresholding_ratio=0.99, guidance_rescale=0.7)
+    images = generate_classes(build(), dynamic_thresholding_ratio=0.99, guidance_rescale=0.7)
     assert images.abs().max() <= 1
 
 
@@ -131,11 +121,13 @@ def test_both_remedies_together():
 
 def test_outputs():
     pipe = build()
-    latent = paint(pipe)
+    latent = generate_classes(pipe)
     expected = (latent / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(paint(pipe, output_type="pt"), expected)
-    torch.testing.assert_close(torch.from_numpy(paint(pipe, output_type="np")).permute(0, 3, 1, 2), expected)
-    pictures = paint(pipe, output_type="pil")
+    torch.testing.assert_close(generate_classes(pipe, output_type="pt"), expected)
+    torch.testing.assert_close(
+        torch.from_numpy(generate_classes(pipe, output_type="np")).permute(0, 3, 1, 2), expected
+    )
+    pictures = generate_classes(pipe, output_type="pil")
     assert [type(picture) for picture in pictures] == [Image.Image] * 2
     assert np.abs(np.asarray(pictures[1]) / 255 - expected[1].permute(1, 2, 0).numpy()).max() < 1 / 255
     (images,) = pipe([0, 2], num_inference_steps=4, generator=seeded(), output_type="latent", return_dict=False)
@@ -144,17 +136,17 @@ def test_outputs():
 
 def test_labels_in_all_their_forms():
     pipe = build()
-    one = paint(pipe, [1], batch_size=2)
-    assert torch.equal(paint(pipe, [1, 1]), one)
+    one = generate_classes(pipe, [1], batch_size=2)
+    assert torch.equal(generate_classes(pipe, [1, 1]), one)
     assert torch.equal(pipe(torch.tensor([1, 1]), 2, 4, 3.0, seeded(), output_type="latent").images, one)
-    assert paint(pipe, [1]).shape[0] == 1
-    none = paint(pipe, None, guidance_scale=1.0, batch_size=2)
-    assert torch.equal(paint(pipe, [3, 3], guidance_scale=1.0), none)
+    assert generate_classes(pipe, [1]).shape[0] == 1
+    none = generate_classes(pipe, None, guidance_scale=1.0, batch_size=2)
+    assert torch.equal(generate_classes(pipe, [3, 3], guidance_scale=1.0), none)
 
 
 def test_a_network_without_classes():
     pipe = build(classes=0)
-    assert paint(pipe, None, guidance_scale=1.0, batch_size=3).shape == (3, 3, 8, 8)
+    assert generate_classes(pipe, None, guidance_scale=1.0, batch_size=3).shape == (3, 3, 8, 8)
     stock = tiny_unconditional()
     ours = ClassConditionalPipeline(stock.unet, zsnr_diffusers.ZeroSNRDDIMScheduler(**V))
     stock.set_progress_bar_config(disable=True)
@@ -168,11 +160,11 @@ def test_a_network_without_classes():
 
 def test_one_generator_per_picture_and_given_noise():
     pipe = build()
-    together = paint(pipe, generator=[seeded(1), seeded(2)])
-    alone = [paint(pipe, [label], generator=seeded(seed)) for label, seed in [(0, 1), (2, 2)]]
+    together = generate_classes(pipe, generator=[seeded(1), seeded(2)])
+    alone = [generate_classes(pipe, [label], generator=seeded(seed)) for label, seed in [(0, 1), (2, 2)]]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
     noise = torch.cat([torch.randn(1, 3, 8, 8, generator=seeded(seed)) for seed in (1, 2)])
-    torch.testing.assert_close(paint(pipe, latents=noise), together, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(generate_classes(pipe, latents=noise), together, rtol=1e-5, atol=1e-5)
 
 
 def test_callbacks_and_interruption():
@@ -183,15 +175,16 @@ def test_callbacks_and_interruption():
         pipe._interrupt = step == 1
         return {"latents": torch.zeros_like(tensors["latents"])}
 
-    assert not paint(pipe, callback_on_step_end=callback).any()
+    assert not generate_classes(pipe, callback_on_step_end=callback).any()
     assert seen == [(0, 999), (1, 749)]
-    assert torch.equal(paint(pipe), paint(build()))
+    assert torch.equal(generate_classes(pipe), generate_classes(build()))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("steps", [1, 7, 61])
 def test_half_precision_and_odd_numbers_of_steps(dtype, steps):
-    images = paint(build().to(dtype), num_inference_steps=steps, guidance_rescale=0.7)
+    images = generate_classes(build().to(dtype), num_inference_steps=steps, guidance_rescale=0.7)
     assert images.dtype == dtype
     assert bool(images.isfinite().all())
 
@@ -218,20 +211,20 @@ def test_bad_calls_are_refused_before_the_network_runs(labels, kwargs, message):
     calls = []
     pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
     with pytest.raises(ValueError, match=message):
-        paint(pipe, labels, **kwargs)
+        generate_classes(pipe, labels, **kwargs)
     assert not calls
 
 
 def test_labels_for_a_network_without_classes_are_refused():
     for labels, scale in (([0], 1.0), (None, 3.0)):
         with pytest.raises(ValueError, match="no class embeddings"):
-            paint(build(classes=0), labels, guidance_scale=scale)
+            generate_classes(build(classes=0), labels, guidance_scale=scale)
 
 
 def test_a_scheduler_without_thresholding_is_named():
     pipe = build(EulerDiscreteScheduler.from_config(zero_snr_scheduler().config))
     with pytest.raises(ValueError, match="EulerDiscreteScheduler has no dynamic thresholding"):
-        paint(pipe, dynamic_thresholding_ratio=0.99)
+        generate_classes(pipe, dynamic_thresholding_ratio=0.99)
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.7])
@@ -239,14 +232,14 @@ def test_saved_and_loaded(phi, tmp_path):
     pipe = build()
     if phi:
         enable_guidance_rescale(pipe, phi)
-    expected = paint(pipe)
+    expected = generate_classes(pipe)
     pipe.save_pretrained(tmp_path)
     for load in (load_pipeline, ClassConditionalPipeline.from_pretrained):
         loaded = load(tmp_path)
         assert type(loaded) is ClassConditionalPipeline
         assert type(loaded.scheduler) is zsnr_diffusers.ZeroSNRDDIMScheduler
         loaded.set_progress_bar_config(disable=True)
-        assert torch.equal(paint(loaded), expected)
+        assert torch.equal(generate_classes(loaded), expected)
     with pytest.raises(AttributeError, match="ClassConditionalPipeline"):  # stock does not know it
         DiffusionPipeline.from_pretrained(tmp_path)
 

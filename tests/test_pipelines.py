@@ -48,6 +48,7 @@ def test_swapped_in_by_one_line_without_a_warning(cls):
     assert bool(paint(pipe).isfinite().all())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("n", [1, 2, 5, 10])
 def test_equals_stock_ddim_and_euler_on_a_real_network(n):
     """At n that divide T, with stock's own zero-SNR flags. Euler stands in for SNR 0 with 2^-24."""
@@ -60,6 +61,7 @@ def test_equals_stock_ddim_and_euler_on_a_real_network(n):
         torch.testing.assert_close(ours, paint(pipe, n), rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cls", OURS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("n", [1, 7, 13])
@@ -70,6 +72,7 @@ def test_half_precision_and_odd_numbers_of_steps(cls, dtype, n):
     assert bool(latents.isfinite().all())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cls", OURS)
 @pytest.mark.parametrize("strength", [0.02, 0.1, 0.33, 0.5, 0.77, 0.99, 1.0])
 def test_image_to_image_starts_at_the_timestep_that_it_noised_to(cls, strength):
@@ -101,6 +104,7 @@ def test_own_timesteps_through_a_pipeline():
     assert seen == [999, 700, 20]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cls", OURS)
 def test_saved_in_a_pipeline_by_module_path_and_loaded_again(cls, tmp_path):
     """`model_index.json` names the module: it is a file format."""
@@ -124,6 +128,7 @@ def test_module_path_is_one_that_diffusers_can_load(cls):
     assert sys.modules[cls.__module__].SchedulerMixin is diffusers.SchedulerMixin
 
 
+@pytest.mark.full
 def test_one_import_is_enough_to_load_it_in_a_fresh_process(tmp_path):
     pipe = tiny_stable_diffusion(ZeroSNRDDIMScheduler(**V))
     pipe.save_pretrained(tmp_path)

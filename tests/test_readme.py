@@ -16,9 +16,9 @@ from small_stable_diffusion import flawed_scheduler
 from tiny_pipelines import tiny_stable_diffusion
 
 import zsnr_diffusers
-from zsnr_diffusers.auditing import mending
+from zsnr_diffusers.auditing import api
 from zsnr_diffusers.cli import main as zsnr
-from zsnr_diffusers.training import PixelTrainingConfig, loop, parse_config, train
+from zsnr_diffusers.training import PixelTrainingConfig, measure, parse_config, train
 
 ROOT = Path(zsnr_diffusers.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,6 +35,7 @@ def test_it_opens_with_two_commands_of_one_line():
     assert tests.endswith("&& python -m pytest")
 
 
+@pytest.mark.full
 def test_the_python_blocks_run(tmp_path):
     pipe = tiny_stable_diffusion(flawed_scheduler())
     pipe.scheduler.register_to_config(prediction_type="v_prediction")
@@ -57,14 +58,15 @@ def commands(module, among=None):
     return [line[line.index(module) + 1 :] for line in words if module in line]
 
 
+@pytest.mark.full
 def test_the_page_of_retraining_is_enough(base_folder, image_folder, tmp_path, monkeypatch, capsys):
-    """Its commands, in their order, on a small base and small pictures, with a server in the Hub's place."""
+    """Its commands, in their order, on a small base and small images, with a server in the Hub's place."""
     page = next(block for block in blocks("sh") if "--push_to_hub" in block)
     rehearsal, training = (parse_config(line) for line in commands("zsnr_diffusers.training", page))
     shutil.copytree(image_folder, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "_MEASURED_STEPS", 2)
-    monkeypatch.setattr(mending, "ALL_STEPS", range(1, 9))  # every number of steps takes minutes
+    monkeypatch.setattr(measure, "_MEASURED_STEPS", 2)
+    monkeypatch.setattr(api, "ALL_STEPS", range(1, 9))  # every number of steps takes minutes
     small = {
         **{"pretrained_model_name_or_path": str(base_folder), "resolution": 64, "mixed_precision": "no"},
         **{"max_train_steps": 2, "train_batch_size": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0},
@@ -105,6 +107,7 @@ for script in sys.argv[1:]:
 """
 
 
+@pytest.mark.full
 def test_examples_start_as_they_are_called():
     """Without the paths that tests add; in one process, since most of the time goes into importing libraries."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -121,11 +121,12 @@ def noise(*shape):
 # The same function as the paper's network
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "size", "batch"),
     [
         ("ddpm-cifar10", 32, 2),
-        ("ddpm-lsun", 64, 1),  # attention stays at its level, so a smaller picture shows the same
+        ("ddpm-lsun", 64, 1),  # attention stays at its level, so a smaller image shows the same
         ("ddpm-lsun-large", 64, 1),
         ("small-8", 8, 4),
         ("small-16", 16, 4),
@@ -177,6 +178,7 @@ def cifar10():
         return unet, x, t, paper_network("ddpm-cifar10", unet)(x, t)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     [
@@ -237,6 +239,7 @@ def test_changes():
 # First weights
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", PRESETS)
 @torch.no_grad()
 def test_says_zero_at_first(name):

@@ -1,16 +1,14 @@
-"""Diffusion models that can paint truly dark and truly bright: zero terminal SNR for Hugging Face diffusers.
+"""Diffusion models that can generate truly dark and truly bright: zero terminal SNR for Hugging Face diffusers.
 
 Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv:2305.08891).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # model_index.json names `zsnr_diffusers.schedulers`, and diffusers loads a custom scheduler only from a module that is
 # already imported; so these are imported with the package.
 from .core import enforce_zero_terminal_snr, rescale_guidance
-from .guidance import GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
-from .guided_run import GuidanceError
+from .guidance import GuidanceError, GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
 from .schedulers import (
     ZeroSNRDDIMInverseScheduler,
     ZeroSNRDDIMScheduler,
@@ -19,14 +17,13 @@ from .schedulers import (
     ZeroSNRMultistepScheduler,
     ZeroSNRPNDMScheduler,
 )
-from .versions import warn_of_untested
+from .utils.lazy import lazy_names
+from .utils.versions import warn_of_untested
 
 if TYPE_CHECKING:
     from .auditing import audit
     from .class_conditional import ClassConditionalPipeline
-    from .custom_pipeline import write_custom_pipeline
-    from .hub import load_pipeline
-    from .lora import load_lora, save_lora
+    from .hub import load_lora, load_pipeline, save_lora, save_pipeline, write_custom_pipeline
     from .pipelines import (
         ZeroSNRStableDiffusionControlNetPipeline,
         ZeroSNRStableDiffusionImg2ImgPipeline,
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
         ZeroSNRStableDiffusionXLInstructPix2PixPipeline,
         ZeroSNRStableDiffusionXLPipeline,
     )
-    from .saving import save_pipeline
     from .unet import build_unet
 
 __version__ = "0.1.0"
@@ -48,26 +44,29 @@ warn_of_untested()
 
 # Pipelines pull in transformers, and networks the models of diffusers, which takes seconds; who only wants a scheduler
 # does not wait for it.
-_LAZY = {
-    "ClassConditionalPipeline": "class_conditional",
-    "ZeroSNRStableDiffusionControlNetPipeline": "pipelines",
-    "ZeroSNRStableDiffusionImg2ImgPipeline": "pipelines",
-    "ZeroSNRStableDiffusionInpaintPipeline": "pipelines",
-    "ZeroSNRStableDiffusionInstructPix2PixPipeline": "pipelines",
-    "ZeroSNRStableDiffusionPipeline": "pipelines",
-    "ZeroSNRStableDiffusionXLControlNetPipeline": "pipelines",
-    "ZeroSNRStableDiffusionXLImg2ImgPipeline": "pipelines",
-    "ZeroSNRStableDiffusionXLInpaintPipeline": "pipelines",
-    "ZeroSNRStableDiffusionXLInstructPix2PixPipeline": "pipelines",
-    "ZeroSNRStableDiffusionXLPipeline": "pipelines",
-    "audit": "auditing",
-    "build_unet": "unet",
-    "load_lora": "lora",
-    "load_pipeline": "hub",
-    "save_lora": "lora",
-    "save_pipeline": "saving",
-    "write_custom_pipeline": "custom_pipeline",
-}
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ClassConditionalPipeline": "class_conditional",
+        "ZeroSNRStableDiffusionControlNetPipeline": "pipelines",
+        "ZeroSNRStableDiffusionImg2ImgPipeline": "pipelines",
+        "ZeroSNRStableDiffusionInpaintPipeline": "pipelines",
+        "ZeroSNRStableDiffusionInstructPix2PixPipeline": "pipelines",
+        "ZeroSNRStableDiffusionPipeline": "pipelines",
+        "ZeroSNRStableDiffusionXLControlNetPipeline": "pipelines",
+        "ZeroSNRStableDiffusionXLImg2ImgPipeline": "pipelines",
+        "ZeroSNRStableDiffusionXLInpaintPipeline": "pipelines",
+        "ZeroSNRStableDiffusionXLInstructPix2PixPipeline": "pipelines",
+        "ZeroSNRStableDiffusionXLPipeline": "pipelines",
+        "audit": "auditing",
+        "build_unet": "unet",
+        "load_lora": "hub",
+        "load_pipeline": "hub",
+        "save_lora": "hub",
+        "save_pipeline": "hub",
+        "write_custom_pipeline": "hub",
+    },
+)
 
 __all__ = [
     "ClassConditionalPipeline",
@@ -101,13 +100,3 @@ __all__ = [
     "save_pipeline",
     "write_custom_pipeline",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})

@@ -1,4 +1,4 @@
-"""Pictures of a class, in pixels: the pipeline around a class-conditional `UNet2DModel`."""
+"""Images of a class, in pixels: the pipeline around a class-conditional `UNet2DModel`."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,17 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .core import classifier_free_guidance
-from .guidance import GuidanceRescaleMixin
+from .guidance.mixin import GuidanceRescaleMixin
 
 
 class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
-    """Makes pictures of given classes with a network of pixels, guided by what it makes of no class.
+    """Makes images of given classes with a network of pixels, guided by what it makes of no class.
 
     The network's last class embedding stands for no class, as in DiT (Peebles & Xie 2022, arXiv:2212.09748), so a
-    network for ten classes has `num_class_embeds=11`. A network without class embeddings makes pictures of no class.
+    network for ten classes has `num_class_embeds=11`. A network without class embeddings makes images of no class.
 
     Args:
-        unet: predicts from (x_t, timestep, class_labels) on pictures in [-1, 1].
+        unet: predicts from (x_t, timestep, class_labels) on images in [-1, 1].
         scheduler: any of ours, or of diffusers.
     """
 
@@ -65,17 +65,17 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Make one picture per label.
+        """Make one image per label.
 
         Against saturation by a large guidance scale there are two remedies, each a flag: `guidance_rescale` (added by
         the mixin; Lin et al. 2023, section 3.4) and `dynamic_thresholding_ratio` (Saharia et al. 2022, section 2.3).
 
         Args:
-            class_labels: a class or several; None for pictures of no class.
-            batch_size: how many pictures of a single label, or of none; 1 unless given.
+            class_labels: a class or several; None for images of no class.
+            batch_size: how many images of a single label, or of none; 1 unless given.
             num_inference_steps: n.
             guidance_scale: w in u + w (c - u); above 1 it guides.
-            generator: one, or one per picture.
+            generator: one, or one per image.
             latents: the starting noise, shape [B, C, H, W].
             dynamic_thresholding_ratio: the quantile of |x_0| that is scaled to 1 at every step where it is larger,
                 0.995 in Imagen. None leaves to the scheduler's config what is done to x_0.
@@ -135,7 +135,7 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def _labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> Tensor:
-        """One label per picture, shape [B]; `_classes` for none."""
+        """One label per image, shape [B]; `_classes` for none."""
         classes = self._classes
         if classes == 0 and (class_labels is not None or guidance_scale > 1):
             raise ValueError(

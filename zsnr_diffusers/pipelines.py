@@ -13,7 +13,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from .guidance import DEFAULT_GUIDANCE_RESCALE, GuidanceRescaleMixin
+from .guidance.mixin import DEFAULT_GUIDANCE_RESCALE, GuidanceRescaleMixin
 
 
 class ZeroSNRStableDiffusionPipeline(GuidanceRescaleMixin, StableDiffusionPipeline):

@@ -32,7 +32,7 @@ from torch import nn
 def _network(
     sample_size: int, channels: tuple[int, ...], groups: int, attention: int, dropout: float
 ) -> dict[str, Any]:
-    """Config of the paper's network, with self-attention where pictures have become `attention` pixels wide."""
+    """Config of the paper's network, with self-attention where images have become `attention` pixels wide."""
     attends = [sample_size >> level == attention for level in range(len(channels))]
     return {
         "sample_size": sample_size,
@@ -58,7 +58,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ddpm-lsun": _LSUN,
     "ddpm-celebahq": _LSUN,
     "ddpm-lsun-large": _network(256, (192, 192, 384, 384, 768, 768), groups=32, attention=16, dropout=0.0),
-    # Four channels or more to a group, as in the paper: fewer leave little of a picture that is small.
+    # Four channels or more to a group, as in the paper: fewer leave little of an image that is small.
     "small-8": _network(8, (32, 64), groups=8, attention=4, dropout=0.1),
     "small-16": _network(16, (32, 64, 64), groups=8, attention=8, dropout=0.1),
     "small-32": _network(32, (32, 64, 64, 64), groups=8, attention=16, dropout=0.1),
@@ -105,13 +105,13 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
 
 
 def _check_size(sample_size: int | tuple[int, int], levels: int) -> None:
-    """Refuse pictures that lose a row or column on the way down, and so do not fit on the way up."""
+    """Refuse images that lose a row or column on the way down, and so do not fit on the way up."""
     unit = 2 ** (levels - 1)
     for side in (sample_size,) if isinstance(sample_size, int) else sample_size:
         if side < unit or side % unit:
             raise ValueError(
                 f"sample_size={sample_size} must be a multiple of {unit} for {levels} levels: pad or resize the "
-                "pictures, or take a preset with fewer levels."
+                "images, or take a preset with fewer levels."
             )
 
 

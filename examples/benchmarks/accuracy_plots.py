@@ -1,4 +1,4 @@
-"""The pictures of the studies of accuracy."""
+"""The images of the studies of accuracy."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_pipelines import PIPELINES
 
 from zsnr_diffusers import GuidanceError, disable_guidance_rescale, enable_guidance_rescale
-from zsnr_diffusers.guided_run import denoisers
+from zsnr_diffusers.guidance.intercept import denoisers
 
 PHI = 0.7
 CONDITIONAL = {
@@ -162,7 +162,7 @@ def _conditional(name: str, stacked: Tensor, guided: Tensor, channels: int) -> T
 
 
 def _algorithm_2(guided: Tensor, conditional: Tensor) -> Tensor:
-    """Listing 2 of the paper, per picture or video, in float64."""
+    """Listing 2 of the paper, per image or video, in float64."""
     g, c = guided.double().reshape(conditional.shape), conditional.double()
     dims = tuple(range(1, c.ndim))
     rescaled = g * (c.std(dims, keepdim=True) / g.std(dims, keepdim=True))
@@ -170,7 +170,7 @@ def _algorithm_2(guided: Tensor, conditional: Tensor) -> Tensor:
 
 
 def result(output: Any) -> Tensor:
-    """What a pipeline made: pictures, frames, sound or embeddings."""
+    """What a pipeline made: images, frames, sound or embeddings."""
     fields = ("images", "frames", "audios", "image_embeddings", "rgb")
     value = next((getattr(output, name) for name in fields if hasattr(output, name)), None)
     value = output[0] if value is None else value

@@ -133,7 +133,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 20], metavar="N")
     parser.add_argument("--samples", type=int, default=32, help="of each case")
     add_options(parser)
-    parser.add_argument("--output_dir", type=Path, default=Path("guided_accuracy"), help="of report and picture")
+    parser.add_argument("--output_dir", type=Path, default=Path("guided_accuracy"), help="of report and image")
     return parser.parse_args(arguments)
 
 

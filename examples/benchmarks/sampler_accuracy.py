@@ -107,8 +107,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             may come closer for it, with that noise left in; "stock to clean data" is the best of the others.
             Samplers of other programs start at an alpha_bar of 4.9e-8, as at 0 their variables do not exist.
 
-            Printed in turn: all samplers in all spacings; trailing steps only; how much of a bright or dark picture's
-            mean is recovered; the SDE, by energy distance. Everything is also in OUTPUT_DIR/report.json; the pictures
+            Printed in turn: all samplers in all spacings; trailing steps only; how much of a bright or dark image's
+            mean is recovered; the SDE, by energy distance. Everything is also in OUTPUT_DIR/report.json; the images
             are error.png (against the number of steps) and recovered.png (by scale)."""),
     )
     parser.add_argument("--seed", type=int, default=0, help="of the mixtures and the noise; another one is a test of "
@@ -129,7 +129,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables and write report and pictures."""
+    """Print the tables and write report and images."""
     args, start = parse(arguments), time.perf_counter()
     schedule = zero_snr_schedule()
     bench = Bench(ode_suite(schedule, args.seed, args.samples), args.exact_steps)

@@ -11,13 +11,13 @@ from torch.nn.functional import pad
 from zsnr_diffusers.core import NoiseLevel, noise_level, training_target
 
 SMALLEST, LARGEST = 0.05, 32.0
-"""Standard deviations of the Gaussian cases: fine detail, and the mean of a 32x32 picture in units of one pixel."""
+"""Standard deviations of the Gaussian cases: fine detail, and the mean of a 32x32 image in units of one pixel."""
 DIMENSIONS = (2, 4, 8, 16, 32, 64)
 TIGHT, WIDE, WIDEST = 0.05, 0.5, 1.5
 
 
 def gaussians() -> list[Gaussian]:
-    """Bands of scales, all of them, and spectra that fall with a power, as those of pictures do.
+    """Bands of scales, all of them, and spectra that fall with a power, as those of images do.
 
     Bands, not single scales: the error of a sampler changes its sign with the scale, and a case that a zero falls on
     would weigh more in a geometric mean than all others.

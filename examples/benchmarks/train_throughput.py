@@ -7,7 +7,7 @@
 
 The plain loop does what diffusers' text-to-image example does: it encodes images and captions in every step, with
 AdamW, EMAModel and DDPMScheduler at their defaults. All three start from the same random weights and read the same
-pictures. They take turns, so that a drift of the machine's speed meets all alike; printed are medians over the rounds,
+images. They take turns, so that a drift of the machine's speed meets all alike; printed are medians over the rounds,
 and the median of each round's ratio to the plain loop. The shares of a step are measured in further rounds, since a
 GPU must be waited for at every part. What an option of the trainer pays is seen by a run with it and one without, in
 their ratios to the plain loop, which has none of them. A cache is filled before the clock starts; how long that takes
@@ -51,12 +51,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from zsnr_diffusers.processes import Processes
 from zsnr_diffusers.training import TrainingConfig
-from zsnr_diffusers.training.data import check_images
-from zsnr_diffusers.training.loop import Run  # what `train` makes and runs to the end; here it takes turns
-from zsnr_diffusers.training.speed import float32_products
+from zsnr_diffusers.training.data.dataset import check_images
+from zsnr_diffusers.training.speed import matmul_precision
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
+from zsnr_diffusers.training.trainer import Trainer  # what `train` makes and runs to the end; here it takes turns
+from zsnr_diffusers.utils.distributed import Processes
 
 PARTS = ("data", "VAE", "text", "forward", "backward", "optimizer", "EMA")
 SPEED = ("channels_last", "compile", "use_8bit_adam", "allow_tf32")
@@ -256,7 +256,7 @@ def stock_scheduler(pipe: StableDiffusionPipeline) -> DDPMScheduler:
 
 
 def plain_batches(tokenizer: Any, data: Path, args: argparse.Namespace) -> Iterator[Any]:
-    """Pictures and token ids, shuffled, without end."""
+    """Images and token ids, shuffled, without end."""
     rows = datasets.load_dataset("imagefolder", data_dir=str(data), split="train")
 
     def sample(row: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -278,7 +278,7 @@ def plain_batches(tokenizer: Any, data: Path, args: argparse.Namespace) -> Itera
         yield from loader
 
 
-def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Run:
+def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Trainer:
     """What `train` runs, before its first step."""
     config = TrainingConfig(
         pretrained_model_name_or_path=str(base),
@@ -296,10 +296,10 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Run
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config))
     task.look_up(accelerator, samples)
-    return Run(config, accelerator, Processes(), task, samples, None)
+    return Trainer(config, accelerator, Processes(), task, samples, None)
 
 
-def our_loop(run: Run, watch: Stopwatch) -> Iterator[float]:
+def our_loop(run: Trainer, watch: Stopwatch) -> Iterator[float]:
     """Our trainer, timed from outside."""
     for owner, name, part in (
         (run.task, "autoencoder", "VAE"),
@@ -307,15 +307,15 @@ def our_loop(run: Run, watch: Stopwatch) -> Iterator[float]:
         (run.task, "predict", "forward"),  # the text encoder is in it, or nothing else
         (run.accelerator, "backward", "backward"),
         (run.accelerator, "clip_grad_norm_", "optimizer"),
-        (run.optimizer, "step", "optimizer"),
-        (run.ema, "step", "EMA"),
+        (run.optimization.optimizer, "step", "optimizer"),
+        (run.network, "update_average", "EMA"),
     ):
         watch.watch(owner, name, part)
-    with run._batches(run.config.max_train_steps) as batches:
+    with run.batches(run.config.max_train_steps) as batches:
         timed = watch.each(batches)
         while True:
-            with float32_products(run.config):
-                loss = run._train_step(timed)
+            with matmul_precision(run.config):
+                loss = run.train_step(timed)
             yield loss
 
 
@@ -424,7 +424,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=MODELS, default="0.8M", help="of the model (default: 0.8M)")
     parser.add_argument("--resolution", type=int, help="pixels per side (default: the model's)")
     parser.add_argument("--batch_size", type=int, default=8, help="default: 8")
-    parser.add_argument("--images", type=int, default=64, help="different pictures (default: 64)")
+    parser.add_argument("--images", type=int, default=64, help="different images (default: 64)")
     parser.add_argument("--rounds", type=int, default=10, help="default: 10")
     parser.add_argument("--steps", type=int, default=4, help="steps of a round (default: 4)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -437,7 +437,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", default="none", choices=["none", "blocks", "network"])
     parser.add_argument("--use_8bit_adam", action="store_true")
     parser.add_argument("--allow_tf32", action="store_true")
-    parser.add_argument("--plot", type=Path, help="picture of the shares to write")
+    parser.add_argument("--plot", type=Path, help="image of the shares to write")
     args = parser.parse_args(argv)
     args.resolution = args.resolution or MODELS[args.size][0]
     return args

@@ -1,17 +1,17 @@
-"""How far a trained pipeline's pictures are, at few steps, from its own at very many.
+"""How far a trained pipeline's images are, at few steps, from its own at very many.
 
     python examples/quickstart.py                              # makes quickstart/retrained
     python examples/benchmarks/trained_network.py
     python examples/digits.py                                  # makes digits/zero-snr
     python examples/benchmarks/trained_network.py --pipeline digits/zero-snr --guidance_scale 3
 
-The pipeline makes pictures of texts, or of classes (`ClassConditionalPipeline`), each class as often as the others.
+The pipeline makes images of texts, or of classes (`ClassConditionalPipeline`), each class as often as the others.
 Every sampler starts from the same noise, and none clips. The reference is the same pipeline at 500 steps of DDIM's
 equation, solved to order 3 on trailing steps; 500 of DDIM's own stand beside it, to show how far references differ.
 Printed is the RMS difference of latents (of pixels, for classes) over their standard deviation, as a geometric mean
-over the pictures, and the RMS difference of the pictures' mean latents, which is their brightness. A geometric mean,
-because under guidance some pictures start between two outcomes; which of them a sampler ends in at few steps is
-chance, and such pictures would decide a mean.
+over the images, and the RMS difference of the images' mean latents, which is their brightness. A geometric mean,
+because under guidance some images start between two outcomes; which of them a sampler ends in at few steps is
+chance, and such images would decide a mean.
 """
 
 import argparse
@@ -83,7 +83,7 @@ class Pictures:
         self.config = {**pipe.scheduler.config, **UNCLIPPED}
 
     def __call__(self, scheduler: Any, steps: int) -> Tensor:
-        """Latents, or pixels of a model of pixels, shape [pictures, C, H, W], on the CPU."""
+        """Latents, or pixels of a model of pixels, shape [images, C, H, W], on the CPU."""
         self.pipe.scheduler = scheduler
         call = {"num_inference_steps": steps, "guidance_scale": self.guidance_scale, "output_type": "latent"}
         images: Tensor = self.pipe(self.conditions, latents=self.noise.clone(), **call).images
@@ -91,7 +91,7 @@ class Pictures:
 
 
 def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
-    """RMS difference over the standard deviation, geometric mean over pictures [B, C, H, W]; and of brightness."""
+    """RMS difference over the standard deviation, geometric mean over images [B, C, H, W]; and of brightness."""
     off = (found - exact).square().mean((1, 2, 3)).sqrt() / exact.std()
     brightness = (found - exact).mean((2, 3)).square().mean().sqrt() / exact.mean((2, 3)).std()
     return float(off.log().mean().exp()), float(brightness)
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Few steps against many, ours and others'.", epilog=__doc__)
     parser.add_argument("--pipeline", default="quickstart/retrained", help="folder or Hub id (default: %(default)s)")
     parser.add_argument("--prompts", nargs="+", help="default: the quickstart's six captions, or all classes")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures per prompt or class (default: 4)")
+    parser.add_argument("--seeds", type=int, default=4, help="images per prompt or class (default: 4)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--reference_steps", type=int, default=500, help="of the reference (default: 500)")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="default: 1, no guidance")
@@ -146,11 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("there is no quickstart/retrained yet: run python examples/quickstart.py, or pass --pipeline.")
     pipe = load_pipeline(args.pipeline, guidance_rescale=0.0).to(args.device)
     if isinstance(pipe, ClassConditionalPipeline) and args.prompts:
-        parser.error("this pipeline makes pictures of classes: leave --prompts out.")
+        parser.error("this pipeline makes images of classes: leave --prompts out.")
     pipe.set_progress_bar_config(disable=True)
     pictures = Pictures(pipe, args.prompts, args.seeds, args.guidance_scale)
     table = measure(pictures, args.steps, args.calibrated, args.reference_steps)
-    title = f"{args.pipeline}, guidance {args.guidance_scale:g}, {len(pictures.conditions)} pictures"
+    title = f"{args.pipeline}, guidance {args.guidance_scale:g}, {len(pictures.conditions)} images"
     show(table, title, args.steps)
 
 

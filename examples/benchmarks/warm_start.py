@@ -18,7 +18,7 @@ the last convolution of a UNet sees neither x_t, which has passed through normal
 timestep, on which both factors depend, so no weights of a stock network are that start, and what was trained so could
 not be shipped as one.
 
-Printed is W1, the distance of the brightness of 96 pictures to the data's, against steps, and the steps and the CPU
+Printed is W1, the distance of the brightness of 96 images to the data's, against steps, and the steps and the CPU
 seconds of this process until it stays at or below 0.06; means over seeds. On the quickstart's model (2 seeds, one
 thread of an AMD EPYC) neither start pays, so the trainer has no option for them:
 
@@ -146,7 +146,7 @@ class Conversion:
         convolution.bias += change[-1]
 
     def w1(self, real: np.ndarray, real_prompts: list[str], seeds: int) -> float:
-        """Of pictures without guidance, ten steps each."""
+        """Of images without guidance, ten steps each."""
         prompts = [prompt for prompt in captions() for _ in range(seeds)]
         images = generate_images(
             self.pipe,

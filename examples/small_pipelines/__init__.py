@@ -1,6 +1,6 @@
 """Every UNet pipeline of diffusers that has classifier-free guidance, from small components with random weights.
 
-What a mend does to one pipeline says little about the next: they stack, split and combine their predictions in ways of
+What a fix does to one pipeline says little about the next: they stack, split and combine their predictions in ways of
 their own. So here each is the real class with real components of a few thousand weights, ready to be called.
 """
 

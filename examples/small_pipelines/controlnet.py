@@ -1,4 +1,4 @@
-"""Stable Diffusion and Stable Diffusion XL that follow a picture: ControlNets and adapters."""
+"""Stable Diffusion and Stable Diffusion XL that follow an image: ControlNets and adapters."""
 
 from collections.abc import Callable
 from functools import partial

@@ -38,7 +38,7 @@ def _unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def _enlarging_unet() -> UNet2DConditionModel:
-    # It sees the noised small picture beside its own, and is told the noise level as a class.
+    # It sees the noised small image beside its own, and is told the noise level as a class.
     return _unet(in_channels=6, class_embed_type="timestep")
 
 

@@ -1,4 +1,4 @@
-"""Kandinsky 2.1, 2.2 and 3: latents of a VQ model, made for the features of a picture or for a text."""
+"""Kandinsky 2.1, 2.2 and 3: latents of a VQ model, made for the features of an image or for a text."""
 
 from functools import partial
 from typing import Any

@@ -27,7 +27,7 @@ WIDTH = 8
 """Of the text and image encoders, hence of what the UNets attend to."""
 
 SIZE = 32
-"""Height and width of pictures."""
+"""Height and width of images."""
 
 LATENT_SIZE = SIZE // 4
 
@@ -158,7 +158,7 @@ def projecting_text_encoder(**changes: Any) -> CLIPTextModelWithProjection:
 
 
 def vision_config(**changes: Any) -> CLIPVisionConfig:
-    """For pictures of `SIZE`, in four patches."""
+    """For images of `SIZE`, in four patches."""
     config: dict[str, Any] = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
@@ -172,12 +172,12 @@ def vision_config(**changes: Any) -> CLIPVisionConfig:
 
 
 def image_encoder(**changes: Any) -> CLIPVisionModelWithProjection:
-    """CLIP's, `WIDTH` features for a picture."""
+    """CLIP's, `WIDTH` features for an image."""
     return CLIPVisionModelWithProjection(vision_config(**changes))
 
 
 def feature_extractor() -> CLIPImageProcessor:
-    """What `image_encoder` reads pictures through."""
+    """What `image_encoder` reads images through."""
     return CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from zsnr_diffusers.checkpoint_layout import original_checkpoint
-from zsnr_diffusers.weight_files import in_one_dtype
+from zsnr_diffusers.hub.ldm_format import original_checkpoint
+from zsnr_diffusers.hub.weight_files import in_one_dtype
 
 from .clip_vocabulary import END, write_clip_tokenizer
 

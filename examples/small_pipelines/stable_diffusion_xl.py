@@ -10,7 +10,7 @@ from .parts import LATENT_SIZE, WIDTH, Small, small, text_encoder, tokenizer, un
 
 
 def xl_unet(**changes: Any) -> UNet2DConditionModel:
-    """Conditioned on the tokens of two encoders, on the text as a whole, and on the sizes of pictures."""
+    """Conditioned on the tokens of two encoders, on the text as a whole, and on the sizes of images."""
     config: dict[str, Any] = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -1,4 +1,4 @@
-"""unCLIP and Stable Cascade: a prior makes what a decoder makes a picture of."""
+"""unCLIP and Stable Cascade: a prior makes what a decoder makes an image of."""
 
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from .parts import (
 
 
 def prior() -> PriorTransformer:
-    """From a text to the features of a picture."""
+    """From a text to the features of an image."""
     network = PriorTransformer(
         num_attention_heads=2, attention_head_dim=WIDTH // 2, num_layers=1, embedding_dim=WIDTH, num_embeddings=TOKENS
     )

@@ -11,7 +11,7 @@ from tiny_checkpoints import V, paint, sd_scheduler, tiny_pipeline
 
 from zsnr_diffusers import audit, save_lora
 from zsnr_diffusers.auditing import fix
-from zsnr_diffusers.lora_files import KOHYA_FILE, LORA_FILE
+from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,7 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "dark")
 
 
+@pytest.mark.full
 def test_what_is_saved_is_right(saved):
     result = audit(saved)
     assert result.verdict == "OK"
@@ -45,6 +46,7 @@ def test_a_file_alone_that_says_its_schedule_is_right_and_how_to_load_it_is_note
     assert [*misses(result.fixed_scheduler())] == []
 
 
+@pytest.mark.full
 def test_a_folder_without_a_scheduler_gets_one(folder):
     shutil.rmtree(folder / "scheduler")
     before = files(folder)
@@ -61,6 +63,7 @@ def test_a_folder_without_a_scheduler_gets_one(folder):
     assert (paint(base) - ours).abs().max() < 1e-3 * ours.abs().max()
 
 
+@pytest.mark.full
 def test_a_scheduler_beside_it_that_says_otherwise_is_found_and_mended(folder):
     sd_scheduler("epsilon").save_pretrained(folder / "scheduler")
     result = audit(folder)
@@ -71,6 +74,7 @@ def test_a_scheduler_beside_it_that_says_otherwise_is_found_and_mended(folder):
     assert [*misses(EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"))] == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("metadata", "name"), [(None, "schedule-not-said"), ({"modelspec.prediction_type": "epsilon"}, None)]
 )

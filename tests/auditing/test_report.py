@@ -13,7 +13,7 @@ from oracles import BETAS, SAMPLERS, SD, make
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, enable_guidance_rescale
-from zsnr_diffusers.tables import one_line
+from zsnr_diffusers.utils.tables import one_line
 
 
 # -- what is right passes
@@ -38,12 +38,14 @@ def test_brightness_that_ddim_s_steps_cost():
         assert f"by up to {share}" in found(audit(config_of(DDIMScheduler), steps=[n]), "step-size").what
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_nothing_is_found_of_our_schedulers(name):
     for scheduler in (make(name), json.loads(make(name).to_json_string())):
         assert names(audit(scheduler)) == ({"not-run"} if name == "inverse" else set())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cls", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
 def test_stock_samplers_that_are_right(cls):
     result = audit(config_of(cls))
@@ -83,6 +85,7 @@ def test_the_report_names_every_finding_and_its_remedy():
     assert ["Stable", "Diffusion", "0.004682", "0.06826"] in [line.split() for line in text.splitlines()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("planted", PLANTED)
 def test_remedies_in_code_can_be_run(planted):
     config, name, _ = PLANTED[planted]

@@ -50,6 +50,7 @@ def test_keys_of_a_checkpoint_that_stock_does_not_read(tmp_path):
     assert told.verdict == "misconfigured"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", [(EPSILON, False), (V, False), (V, True)])
 def test_a_file_that_was_written_here_is_right_or_as_published(kind, model, tmp_path):
@@ -61,6 +62,7 @@ def test_a_file_that_was_written_here_is_right_or_as_published(kind, model, tmp_
     assert ("schedule-left-behind" in names(result)) == (model[0] == V)
 
 
+@pytest.mark.full
 def test_a_file_of_2_that_says_nothing_is_not_audited_as_epsilon(tmp_path, capsys):
     path = write_file(tmp_path / "model.safetensors", "2")
     with pytest.raises(
@@ -81,6 +83,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_work_as_published(name):
     config = {**PUBLISHED[name], "rescale_betas_zero_snr": False, "timestep_spacing": "leading", "steps_offset": 1}
@@ -114,6 +117,7 @@ for repo, kwargs in (("acme/dark", {{"revision": "nowhere"}}), ("acme/none", {{}
 """
 
 
+@pytest.mark.full
 def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
     requests = []
     with serve({"acme/dark": folder}, requests=requests) as endpoint:
@@ -179,6 +183,7 @@ KEYS = sorted({key for name in CLASSES for key in inspect.signature(getattr(diff
 CONFIGS = st.dictionaries(st.sampled_from([key for key in KEYS if key != "self"]), VALUES, max_size=4)
 
 
+@pytest.mark.full
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from([*CLASSES, "ZeroSNRDDIMScheduler", "Scheduler"]) | VALUES, CONFIGS)
 def test_any_config_is_audited_or_refused_in_words(name, changes):
@@ -195,6 +200,7 @@ def test_any_config_is_audited_or_refused_in_words(name, changes):
     assert f"verdict: {result.verdict}" in str(result)
 
 
+@pytest.mark.full
 def test_our_own_spacing_is_audited_as_it_runs():
     """The config says `trailing` for diffusers' classes, which do not know `kappa`."""
     scheduler = ZeroSNRMultistepScheduler(prediction_type="v_prediction")

@@ -14,6 +14,7 @@ PROMPTS = [f"a landscape of {i} hills" for i in range(8)]
 SMALL = {"steps": (3, 2, 3), "guidance_scale": 3.0, "num_prompts": 8, "teacher_steps": 16}
 
 
+@pytest.mark.full
 def test_it_is_better_on_what_was_fitted_and_stored_where_it_is_on_what_was_held_out():
     pipe, _ = pipeline("sd")
     before = pipe.scheduler
@@ -29,6 +30,7 @@ def test_it_is_better_on_what_was_fitted_and_stored_where_it_is_on_what_was_held
     assert "error to 16 steps at guidance 3 (guidance_rescale 0): 6 images fitted, 2 held out" in str(report)
 
 
+@pytest.mark.full
 def test_the_announced_calls_are_not_exceeded_and_a_number_is_there_once_it_is_done():
     pipe, _ = pipeline("sd")
     pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config)
@@ -42,6 +44,7 @@ def test_the_announced_calls_are_not_exceeded_and_a_number_is_there_once_it_is_d
     assert done < len(calls) <= calibrator.network_calls
 
 
+@pytest.mark.full
 def test_class_labels():
     pipe, _ = pipeline("classes")
     scheduler, report = calibrate(pipe, [0, 1, 2] * 3, **{**SMALL, "steps": (3,)})
@@ -73,6 +76,7 @@ def test_no_prompt_and_no_seed_is_fitted_and_held_out(count, num_prompts):
     assert divided(None, num_prompts, 7)[0][0] is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

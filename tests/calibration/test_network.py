@@ -21,6 +21,7 @@ from zsnr_diffusers.calibration.trajectory import run_in_steps
 SEEDS = [3, 4, 5]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["sd", "xl", "classes"])
 @pytest.mark.parametrize(("guidance_scale", "guidance_rescale"), [(1.0, 0.0), (6.0, 0.0), (6.0, 0.7)])
 def test_it_leads_to_the_latents_of_the_pipeline(kind, guidance_scale, guidance_rescale):

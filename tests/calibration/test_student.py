@@ -83,6 +83,7 @@ def test_data_of_one_scale_is_fitted_exactly(n, spread):
     assert teacher.error(fit.clean) < max(default / 50, 1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("config", [{}, {"solver_order": 3}, {"solver_order": 1}, {"corrector": False}, HELD])
 def test_a_fit_is_what_a_scheduler_with_it_does(config):
     network = Modes([0.2, 1.0])
@@ -93,6 +94,7 @@ def test_a_fit_is_what_a_scheduler_with_it_does(config):
     torch.testing.assert_close(found, fit.clean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [Network, Modes])
 @pytest.mark.parametrize("n", [3, 5, 8])
 def test_each_stage_is_nearer_to_the_teacher_than_the_one_before(kind, n):

@@ -259,6 +259,7 @@ def test_subsets_equal_loops_over_the_same_subsets():
     assert whole.error == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shift", [0, 0.4])
 def test_kernel_distance_has_no_bias_and_an_honest_error(shift):
     """Of the Gaussians N(0, 1) and N(shift, 1): E k(x, y) = 1 + 3 (μν) + 3 E(xy)² + E(xy)³ in one dimension."""

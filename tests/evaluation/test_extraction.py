@@ -14,7 +14,7 @@ from zsnr_diffusers.evaluation import (
     iter_images,
     kernel_distance,
 )
-from zsnr_diffusers.images import ImageError
+from zsnr_diffusers.utils.images import ImageError
 
 
 class Corners:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 
 from zsnr_diffusers.evaluation import INCEPTION_SHA256, CustomFeatures, DinoV2Features, InceptionFeatures
-from zsnr_diffusers.hashes import state_sha256
+from zsnr_diffusers.utils.hashing import state_sha256
 
 
 def random_images(*shape):

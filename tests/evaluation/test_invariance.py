@@ -178,6 +178,7 @@ def test_real_unconditional_pipeline():
     assert after.rms == pytest.approx(0.3)
 
 
+@pytest.mark.full
 def test_real_text_pipeline(tmp_path):
     pipe = tiny_stable_diffusion()
     before = terminal_invariance(pipe, ["black cat", "white snow"])

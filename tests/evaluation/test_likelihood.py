@@ -189,7 +189,7 @@ def test_gaussian_data_with_the_exact_denoiser(zero):
     steps = (snr[:-1] - snr[1:]) * spread[1:] / 2 / math.log(2)
     squares = math.sqrt(2 / images.numel())  # relative standard error of a mean of squares
     assert result.terms[1:] == pytest.approx(steps, rel=5 * squares)
-    assert np.mean(result.terms[1:] / steps) == pytest.approx(1, abs=0.03)  # timesteps share the pictures
+    assert np.mean(result.terms[1:] / steps) == pytest.approx(1, abs=0.03)  # timesteps share the images
 
     # The cross entropy of N(0, spread) and the decoder's N(0, std^2) in narrow bins: right to hundredths of a bit
     std = math.sqrt((1 - alpha_bar[1] / alpha_bar[0]) * (1 - alpha_bar[0]) / (1 - alpha_bar[1]))
@@ -250,11 +250,12 @@ FLAT = torch.full((1, 3, 4, 4), COLOUR, dtype=torch.uint8)
 
 
 def flat_network(scheduler):
-    """Of pictures of one colour, wrong by 0.4 sigma: a term is a function of its timestep, whatever the noise."""
+    """Of images of one colour, wrong by 0.4 sigma: a term is a function of its timestep, whatever the noise."""
     sigma = np.sqrt(1 - alpha_bars(scheduler))
     return PixelStub(lambda x_t, t: COLOUR / 127.5 - 1 + 0.4 * columns(sigma, t).expand_as(x_t))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("k", [2, 5, 13])
 def test_the_estimate_has_the_expectation_of_the_sum(k):
     scheduler = schedule(T=30)
@@ -266,6 +267,7 @@ def test_the_estimate_has_the_expectation_of_the_sum(k):
     assert many.terms == pytest.approx(whole.terms, rel=1e-9)
 
 
+@pytest.mark.full
 def test_the_estimate_over_seeds():
     scheduler = schedule(T=30, rescale_betas_zero_snr=False)
     whole = measure(flat_network(scheduler), scheduler, FLAT).total
@@ -373,7 +375,7 @@ def test_measuring_leaves_a_run_alone():
     assert torch.equal(scheduler.step(0.5 * x, before[1], again).prev_sample, expected)
 
 
-# -- pictures
+# -- images
 
 
 def test_every_source_of_pictures_gives_the_same(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from zsnr_diffusers.evaluation import LuminanceSummary, luminance_coverage, mean_luminance, prompt_share
-from zsnr_diffusers.images import ImageError
+from zsnr_diffusers.utils.images import ImageError
 
 UNIT = st.floats(-1, 1, allow_nan=False)
 
@@ -118,6 +118,7 @@ DISTRIBUTIONS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 @pytest.mark.parametrize(("n", "m"), [(64, 256), (256, 64), (200, 200)])
 def test_floor_is_what_a_perfect_generator_shows(name, n, m):

@@ -51,6 +51,7 @@ def test_real_images_change_the_picture(tmp_path):
     assert ImageChops.difference(alone, beside).getbbox() is not None
 
 
+@pytest.mark.full
 def test_path_is_returned_and_its_folder_made(tmp_path):
     path = tmp_path / "new" / "plot.pdf"
     assert plot_luminance(str(path), {"x": [0.0]}) == path
@@ -96,6 +97,7 @@ def draw_bits(path, **results):
         return picture.convert("RGB")
 
 
+@pytest.mark.full
 def test_terms_by_timestep(tmp_path):
     terms = 2.0 / np.arange(1, 101)
     alone = draw_bits(tmp_path / "a.png", v=bits(terms))

@@ -17,6 +17,8 @@ from suites import Suite, guided_pairs, guided_suite, ode_suite
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRDDPMScheduler, ZeroSNRMultistepScheduler
 
+pytestmark = pytest.mark.full
+
 OURS = DEFAULT.label
 QUICK = ["--candidates", "usual", "--samples", "2", "--exact_steps", "240"]
 

@@ -19,6 +19,7 @@ def test_no_digit_is_in_both_parts_and_all_are_in_one(data):
     assert all(set(labels) == set(range(10)) for _, labels in parts)
 
 
+@pytest.mark.full
 def test_the_judge_knows_digits_and_is_not_fooled(data):
     train, test = (digits.read_digits(data / part) for part in ("train", "test"))
     judge = digits.Judge(train, epochs=6, seed=0)
@@ -38,6 +39,7 @@ def test_in_turn_shows_every_digit():
     assert [image.getpixel((0, 0)) for image in shown] == list(range(10))
 
 
+@pytest.mark.full
 def test_it_trains_paints_judges_and_draws(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(digits, "CHAIN_STEPS", 8)
     sizes = digits.Sizes(steps=2, batch_size=4, samples=100, num_inference_steps=2, classifier_epochs=1)

@@ -11,6 +11,7 @@ from tiny_pipelines import seeded, tiny_stable_diffusion
 from zsnr_diffusers.evaluation import mean_luminance
 
 
+@pytest.mark.full
 def test_trains_paints_in_all_settings_and_draws(tmp_path, capsys):
     tiny_stable_diffusion().save_pretrained(tmp_path / "retrained")
     figures = edit_landscapes.main(tmp_path / "retrained", sizes=edit_landscapes.Sizes(8, 2, 2, 5))

@@ -1,8 +1,10 @@
 import re
 
 import guided_ablation
+import pytest
 
 
+@pytest.mark.full
 def test_each_part_is_taken_out_and_put_back(schedule, capsys):
     guided_ablation.main(["--guidance_scales", "7.5", "--steps", "5", "--samples", "2"])
     printed = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 
 import pixel_landscapes
+import pytest
 import quickstart
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 TINY = quickstart.Sizes(images=24, vae_steps=2, flawed_steps=2, retrained_steps=2, seeds=2, num_inference_steps=2)
 
 
+@pytest.mark.full
 def test_quickstart_trains_compares_and_draws_and_goes_on_where_it_was(tmp_path, capsys):
     figures = quickstart.main(tmp_path, sizes=TINY)
     text = capsys.readouterr().out
@@ -36,6 +38,7 @@ def test_quickstart_trains_compares_and_draws_and_goes_on_where_it_was(tmp_path,
     assert quickstart.main(tmp_path, sizes=TINY) == figures
 
 
+@pytest.mark.full
 def test_pixel_mode_trains_compares_and_draws(tmp_path, capsys):
     sizes = pixel_landscapes.Sizes(images=24, steps=2, samples=4, num_inference_steps=2)
     coverages = pixel_landscapes.main(tmp_path, sizes=sizes)

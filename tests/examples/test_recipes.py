@@ -30,8 +30,8 @@ from zsnr_diffusers import (
     save_pipeline,
 )
 from zsnr_diffusers.cli import main as zsnr
-from zsnr_diffusers.lora_files import KOHYA_FILE, LORA_FILE, is_lora
-from zsnr_diffusers.single_file import read_header
+from zsnr_diffusers.hub.header import read_header
+from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, is_lora
 from zsnr_diffusers.training import parse_config
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
 
@@ -90,6 +90,7 @@ torch.save(results, "results.pt")
 """
 
 
+@pytest.mark.full
 def test_diffusers_alone_paints_what_we_paint(room, monkeypatch, capsys):
     monkeypatch.chdir(room)
     lines = [line for line in commands("zsnr") if line[1] == "sd21-zsnr"]
@@ -126,6 +127,7 @@ def assert_close(latents, expected):
     torch.testing.assert_close(latents, expected, rtol=0, atol=2**-12 * expected.abs().max().item())
 
 
+@pytest.mark.full
 def test_the_commands_run_and_make_what_they_say(room, monkeypatch, capsys):
     monkeypatch.chdir(room)
     pipe = adapted("2", target_modules=LORA_TARGETS)
@@ -201,6 +203,7 @@ KNOWN = re.compile(
 """The layers that ComfyUI and Forge know by the names of diffusers."""
 
 
+@pytest.mark.full
 def test_comfyui_and_forge_know_every_layer(whole):
     file, unet, _ = whole
     keys = load_file(file).keys()
@@ -238,6 +241,7 @@ def test_invokeai_s_way_down_the_modules_ends_at_every_layer(whole):
     assert found == all_layers(unet)
 
 
+@pytest.mark.full
 def test_sd_scripts_know_all_that_is_trained_but_what_the_page_names(tmp_path):
     """They have LoRAs in attention, in residual blocks and in what changes the size."""
     inside = re.compile(rf"{PLACE}_(?:attentions|resnets|downsamplers|upsamplers)_\d+_.+")

@@ -1,9 +1,11 @@
 import pytest
 import torch
 from small_pipelines import PIPELINES
-from test_guidance_pipelines import pytestmark  # noqa: F401  # third parties' warnings
+from third_parties import PIPELINE_WARNINGS
 
-from zsnr_diffusers.guided_run import denoisers
+from zsnr_diffusers.guidance.intercept import denoisers
+
+pytestmark = PIPELINE_WARNINGS
 
 
 @pytest.mark.parametrize("name", sorted(PIPELINES)[::9])

@@ -9,6 +9,7 @@ from PIL import Image
 TINY = ["--size", "tiny", "--images", "8", "--batch_size", "2", "--rounds", "1", "--steps", "1"]
 
 
+@pytest.mark.full
 def test_prints_speed_shares_and_memory_and_draws(tmp_path, capsys):
     contestants = bench.main([*TINY, "--peak_tflops", "0.001", "--plot", str(tmp_path / "shares.png")])
     text = capsys.readouterr().out
@@ -50,6 +51,7 @@ def test_both_loops_compute_the_same_loss(tmp_path):
     assert run._losses(batch).mean().item() != pytest.approx(plain.item(), rel=1e-5)
 
 
+@pytest.mark.full
 def test_the_shape_of_stable_diffusion_and_its_operations():
     """A layer of the text encoder: four projections, two of the perceptron, and the attention, each twice."""
     with torch.device("meta"):
@@ -71,9 +73,10 @@ def test_options_of_the_trainer_reach_it(tmp_path, monkeypatch):
         "use_8bit_adam": False,
         "allow_tf32": False,
     }
-    assert run.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert run.network.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.full
 def test_measures_a_part(capsys):
     (plain, cached) = bench.main([*TINY, "--without", bench.ONLINE])
     assert (plain.name, cached.name) == (bench.PLAIN, bench.CACHED)

@@ -57,7 +57,7 @@ def test_the_command_prints_a_row_for_each_sampler_of_a_folder(classes, tmp_path
     options = ["--seeds", "1", "--steps", "2", "3", "--reference_steps", "6", "--guidance_scale", "1.1"]
     trained_network.main(["--pipeline", str(tmp_path), *options])
     printed = capsys.readouterr().out
-    assert "guidance 1.1, 3 pictures" in printed
+    assert "guidance 1.1, 3 images" in printed
     rows = {line[:28].rstrip(): line[28:].split() for line in printed.splitlines()}
     for name in (*trained_network.RIVALS, "DDIM", "ZeroSNRMultistepScheduler", "the same, trailing"):
         assert len(rows[name]) == 4

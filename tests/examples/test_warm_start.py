@@ -45,6 +45,7 @@ def test_what_an_ideal_base_says_is_the_posterior_v(spread):
         torch.testing.assert_close(warm_start.epsilon_as_v(epsilon, x_t, level), v, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.full
 def test_the_base_is_asked_only_where_it_knows(flawed):
     make, *_ = warm_start.prepare(*flawed)
     conversion, asked = make(), []
@@ -62,6 +63,7 @@ def test_the_base_is_asked_only_where_it_knows(flawed):
     assert BASE[asked.max().ceil().long()].sqrt() > 0.49
 
 
+@pytest.mark.full
 def test_refitting_lowers_the_loss(flawed):
     make, *_ = warm_start.prepare(*flawed)
     conversion = make()
@@ -76,6 +78,7 @@ def test_refitting_lowers_the_loss(flawed):
     assert loss() < 0.9 * before
 
 
+@pytest.mark.full
 def test_prints_and_draws(flawed, tmp_path, capsys):
     folder, data = flawed
     options = ["--flawed", folder, "--data", data, "--seeds", 1, "--marks", 1, 2, "--pictures", 1]

@@ -11,7 +11,7 @@ from hub_server import COMMIT, Failure, commit_of
 from tiny_checkpoints import EPSILON, V, says, sd_scheduler, tiny_pipeline, write_file
 
 from zsnr_diffusers import audit, load_pipeline
-from zsnr_diffusers.model_facts import find_model_facts
+from zsnr_diffusers.hub.model_facts import find_model_facts
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -39,6 +39,7 @@ def changed(repo, tmp_path):
     return change
 
 
+@pytest.mark.full
 def test_the_config_of_a_file_may_lie_there_and_the_caller_knows_better(repo, hub, tmp_path):
     file = write_file(tmp_path / "model.safetensors", "1", ["v_pred"])
     places = hub({"acme/dark": repo})
@@ -50,6 +51,7 @@ def test_the_config_of_a_file_may_lie_there_and_the_caller_knows_better(repo, hu
     assert says(load_pipeline("acme/dark", **told, **places)) == (EPSILON, False)
 
 
+@pytest.mark.full
 def test_a_revision_is_a_branch_or_a_commit(repo, changed, hub):
     night = changed()
     sd_scheduler(EPSILON).save_pretrained(night / "scheduler")
@@ -87,6 +89,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", FAILURES)
 @pytest.mark.parametrize("function", [load_pipeline, audit])
 def test_a_failure_is_said_in_one_sentence_with_the_repo_and_the_remedy(function, name, repo, hub):
@@ -136,6 +139,7 @@ def test_what_is_cut_off_once_goes_on(repo, hub):
     assert weights.read_bytes() == (repo / WEIGHTS).read_bytes()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name",
     [
@@ -199,6 +203,7 @@ def source(request, hub):
     return of
 
 
+@pytest.mark.full
 def test_code_beside_a_pipeline_is_not_run(changed, source, ran):
     pickled = pickle.dumps(Pickled(str(ran)))
     more = {"pipeline.py": code(ran), "scheduler/theirs.py": code(ran), "unet/diffusion_pytorch_model.bin": pickled}
@@ -208,6 +213,7 @@ def test_code_beside_a_pipeline_is_not_run(changed, source, ran):
     assert not ran.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("index", "file"),
     [

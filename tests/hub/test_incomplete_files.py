@@ -29,7 +29,7 @@ PARTS = {
 MARKED = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
 
 
-def parts_of(kind):
+def distribute_all_like(kind):
     return [part for part in PARTS if part in networks(tiny_pipeline(kind))]
 
 
@@ -57,10 +57,11 @@ def without(kind, *parts):
     return {key: value for key, value in checkpoint(kind).items() if not key.startswith(prefixes)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_that_is_missing_is_taken_from_the_config_s_folder_or_as_it_is_given(kind, write, configs, bare):
     whole, folder = tiny_pipeline(kind), bare(kind)
-    for missing in (*([part] for part in parts_of(kind)), parts_of(kind)):
+    for missing in (*([part] for part in distribute_all_like(kind)), distribute_all_like(kind)):
         file = write(without(kind, *missing))
         given = {part: getattr(whole, part) for part in missing}
         pipe = load_pipeline(file, config=folder, **given)
@@ -100,6 +101,7 @@ def test_position_ids_and_more_are_no_matter(write, configs):
 UNET = "model.diffusion_model."
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("prefix", "what"),
@@ -123,6 +125,7 @@ def test_unets_by_other_names_are_named(kind, prefix, what, write, configs):
 # -- precision
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
 def test_weights_of_any_precision_become_float32_unless_told(dtype, write, configs):
     file = write({key: value.to(dtype) for key, value in without("xl", "vae").items()})
@@ -168,6 +171,7 @@ def test_whole_numbers_are_no_weights(dtype, write, configs):
 # -- what a file does not say
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["1", "xl"])
 def test_a_guess_is_said_and_not_written(kind, configs, tmp_path, said, capsys):
     file, target = write_file(tmp_path / "model.safetensors", kind), tmp_path / "new.safetensors"
@@ -181,6 +185,7 @@ def test_a_guess_is_said_and_not_written(kind, configs, tmp_path, said, capsys):
     assert main(["convert", str(target), str(tmp_path / "again"), "--config", str(configs[kind])]) == 0
 
 
+@pytest.mark.full
 def test_an_original_config_says_it_for_a_pipeline(configs, tmp_path, said):
     file, config = write_file(tmp_path / "model.safetensors", "2"), tmp_path / "v2-inference-v.yaml"
     config.write_text("model:\n  params:\n    parameterization: v\n")
@@ -191,6 +196,7 @@ def test_an_original_config_says_it_for_a_pipeline(configs, tmp_path, said):
     assert says(load_pipeline(tmp_path / "new")) == (V, False)
 
 
+@pytest.mark.full
 def test_the_command_takes_an_autoencoder(write, configs, bare, tmp_path, capsys):
     file, target = write(without("xl", "vae")), tmp_path / "new.safetensors"
     command = ["convert", str(file), str(target), "--config", str(bare("xl"))]

@@ -6,8 +6,8 @@ from huggingface_hub import hf_hub_download
 from tiny_checkpoints import EPSILON, V, says, sd_scheduler, tiny_pipeline, write_file
 
 from zsnr_diffusers import audit, load_pipeline
-from zsnr_diffusers.known_models import known_model, repo_of
-from zsnr_diffusers.model_facts import find_model_facts
+from zsnr_diffusers.hub.known_models import known_model, repo_of
+from zsnr_diffusers.hub.model_facts import find_model_facts
 
 REPO = "stabilityai/stable-diffusion-2-1"
 
@@ -43,6 +43,7 @@ def test_whoever_says_something_is_believed_first(hub, tmp_path):
     ]
 
 
+@pytest.mark.full
 def test_a_repo_whose_config_says_otherwise_is_told_of(hub, tmp_path, said):
     tiny_pipeline("2", sd_scheduler(EPSILON)).save_pretrained(tmp_path / "repo")
     places = hub({REPO: tmp_path / "repo"})

@@ -12,8 +12,8 @@ from tiny_checkpoints import V, says, tiny_pipeline
 
 from zsnr_diffusers import audit, load_lora, load_pipeline, save_lora
 from zsnr_diffusers.cli import main
-from zsnr_diffusers.lora_files import KOHYA_FILE, LORA_FILE, is_lora, saved_header
-from zsnr_diffusers.single_file import read_header
+from zsnr_diffusers.hub.header import read_header
+from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, is_lora, saved_header
 
 WRITTEN = {LORA_FILE, KOHYA_FILE, "scheduler/scheduler_config.json"}
 
@@ -65,6 +65,7 @@ def test_what_is_none(saved, hub, tmp_path):
         load_pipeline("acme/damaged", **places)
 
 
+@pytest.mark.full
 def test_what_is_in_the_cache_can_be_audited_offline(saved, hub):
     places = hub({"acme/dark": saved[0]})
     online = audit("acme/dark", **places)
@@ -73,6 +74,7 @@ def test_what_is_in_the_cache_can_be_audited_offline(saved, hub):
     assert offline.to_dict() == online.to_dict()
 
 
+@pytest.mark.full
 def test_it_is_pushed_with_a_card_and_loads_from_there(there, tmp_path):
     repos, made, places = there()
     pipe, folder = adapted(), tmp_path / "dark"
@@ -109,6 +111,7 @@ def test_a_card_of_ones_own_goes_with_it_and_one_that_is_there_stays(there, tmp_
     assert card.read_text() == "mine"
 
 
+@pytest.mark.full
 def test_a_base_that_has_no_id_is_no_link(there, tmp_path):
     repos, _, _ = there()
     tiny_pipeline("1").save_pretrained(tmp_path / "base")
@@ -123,6 +126,7 @@ def test_a_base_that_has_no_id_is_no_link(there, tmp_path):
         assert ModelCard(text).data.base_model is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["dark", "dark.safetensors"])
 def test_what_fails_in_the_end_loses_nothing(name, there, tmp_path):
     repos, _, _ = there(failures={"/commit/main": 403})
@@ -145,6 +149,7 @@ def test_what_may_not_be_is_said_before_anything_is_written(there, tmp_path):
     assert not (tmp_path / "dark").exists()
 
 
+@pytest.mark.full
 def test_convert_reads_it_and_its_base_s_configs_and_pushes(saved, there, tmp_path, capsys):
     tiny_pipeline("1").save_pretrained(tmp_path / "base")
     requests = []
@@ -184,6 +189,7 @@ HEADERS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", HEADERS)
 def test_any_header_is_read_or_refused_in_words(name, hub, tmp_path):
     content = HEADERS[name]

@@ -25,8 +25,8 @@ from tiny_checkpoints import (
 )
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, enable_guidance_rescale, load_pipeline, save_pipeline
-from zsnr_diffusers.model_facts import FACTS
-from zsnr_diffusers.stock_scheduler import stock_scheduler
+from zsnr_diffusers.hub.model_facts import FACTS
+from zsnr_diffusers.schedulers.stock import stock_scheduler
 
 CLASSES = {"1": StableDiffusionPipeline, "2": StableDiffusionPipeline, "xl": StableDiffusionXLPipeline}
 MODELS = [(EPSILON, False), (V, False), (V, True)]
@@ -93,6 +93,7 @@ def place(request, config_of, hub, tmp_path):
     return source
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("place", "kind", "model"), CASES, indirect=["place"])
 def test_what_is_said_is_found(place, kind, model, said, request):
     prediction_type, zero_snr = model
@@ -117,6 +118,7 @@ def test_what_is_said_is_found(place, kind, model, said, request):
     assert (len(said("WARNING")) > guessed) == contradicted
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", ["keys", "nothing"])
 def test_a_file_alone_with_what_diffusers_takes_from_the_hub(kind, where, configs, hub, tmp_path):
@@ -148,11 +150,12 @@ def saved(tmp_path_factory):
 
 
 def ours(model):
-    """The scheduler that stock's has to paint like."""
+    """The scheduler that stock's has to generate like."""
     config = sd_scheduler(*model).config
     return ZeroSNRDDIMScheduler.from_config(config, rescale_betas_zero_snr=model[1], timestep_spacing="trailing")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_saved_and_loaded_again(kind, model, saved, tmp_path):
@@ -178,31 +181,32 @@ import sys
 sys.modules["zsnr_diffusers"] = None
 import torch
 from diffusers import DiffusionPipeline
-painted = []
+generated = []
 for folder in sys.argv[2:]:
     pipe = DiffusionPipeline.from_pretrained(folder)
     exec(IN_MEMORY)
     generator = torch.Generator().manual_seed(0)
     call = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "height": 64, "width": 64, "output_type": "latent"}
     images = pipe("a dark landscape", generator=generator, guidance_rescale=0.4, **call).images
-    painted.append((type(pipe.scheduler).__name__, images))
-torch.save(painted, sys.argv[1])
+    generated.append((type(pipe.scheduler).__name__, images))
+torch.save(generated, sys.argv[1])
 """
 
 
+@pytest.mark.full
 def test_a_folder_opens_and_paints_the_same_where_this_package_is_not(saved, tmp_path):
     command = [
         sys.executable,
         "-c",
         WITHOUT_US.replace("STEPS", str(STEPS)).replace("IN_MEMORY", repr(IN_MEMORY)),
-        tmp_path / "painted.pt",
+        tmp_path / "generated.pt",
         *saved.values(),
     ]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "are not expected" not in result.stderr  # what stock says of a config that it does not understand
-    painted = torch.load(tmp_path / "painted.pt")
+    painted = torch.load(tmp_path / "generated.pt")
     for ((kind, model), folder), (name, images) in zip(saved.items(), painted, strict=True):
         zero_snr = model[1]
         assert name == ("EulerDiscreteScheduler" if zero_snr else "DDIMScheduler")

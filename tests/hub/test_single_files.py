@@ -30,9 +30,10 @@ from zsnr_diffusers import (
     load_pipeline,
     save_pipeline,
 )
-from zsnr_diffusers.model_facts import find_model_facts
+from zsnr_diffusers.hub.model_facts import find_model_facts
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_that_say_nothing_are_what_their_config_says_or_the_caller(kind, configs, tmp_path):
     file = write_file(tmp_path / "model.safetensors", kind)
@@ -114,6 +115,7 @@ def test_inpainting_models_get_their_class(configs, tmp_path):
 # -- saving
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "scheduler",
@@ -145,6 +147,7 @@ def content(file):
     return json.loads(data[8:end]), data[end:]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("scheduler", "marks", "prediction_type"),
     [
@@ -178,6 +181,7 @@ def test_others_find_the_marks(scheduler, marks, prediction_type, tmp_path):
     assert facts.conflicts == []
 
 
+@pytest.mark.full
 def test_other_betas_travel_with_the_file_and_are_said(configs, tmp_path, said):
     pipe = tiny_pipeline("1", ZeroSNRDDIMScheduler(prediction_type=V, beta_end=0.03, num_train_timesteps=500))
     file = save_pipeline(pipe, tmp_path / "model.safetensors")

@@ -27,8 +27,8 @@ from child_processes import (
 from safetensors.torch import load_file
 
 import zsnr_diffusers.training.run as run_module
-from zsnr_diffusers.training import TrainingConfig, TrainingError, TrainingInterrupted, loop, main, train
-from zsnr_diffusers.training.checkpoints import checkpoints, defect_of, step_of
+from zsnr_diffusers.training import TrainingConfig, TrainingError, TrainingInterrupted, main, train, trainer
+from zsnr_diffusers.training.checkpointing.checkpoint import checkpoint_step, checkpoints, find_corruption
 
 
 def run(options, **changes):
@@ -63,17 +63,18 @@ def text(log):
 
 def call_at(monkeypatch, numbers, function):
     """Call a function within the loss of some forward passes, the first being 1; it returns a factor of the loss."""
-    calls, v_loss = itertools.count(1), loop.v_loss
+    calls, v_loss = itertools.count(1), trainer.v_loss
 
     def loss(*args):
         return v_loss(*args) * (function() if next(calls) in numbers else 1)
 
-    monkeypatch.setattr(loop, "v_loss", loss)
+    monkeypatch.setattr(trainer, "v_loss", loss)
 
 
 # -- stopped
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("workers", "stops"), [(0, (1, 2, 3, 4)), (2, (2,))])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_resumed_after_any_step_is_bitwise_the_uninterrupted_run(
@@ -111,6 +112,7 @@ def test_stopped_where_there_is_a_checkpoint_already_and_at_the_last_step(option
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_command_with_a_checkpoint(options, tmp_path, number, code):
     """And its workers, which a terminal signals too, do not end before it."""
@@ -124,11 +126,12 @@ def test_a_signal_stops_the_command_with_a_checkpoint(options, tmp_path, number,
     assert f"{number.name}: stopping after this step" in text(tmp_path / "log")
     assert "Traceback" not in text(tmp_path / "log")
     process = start(
-        {**options, "resume": True, "max_train_steps": step_of(Path(*names(options))) + 1}, tmp_path / "log"
+        {**options, "resume": True, "max_train_steps": checkpoint_step(Path(*names(options))) + 1}, tmp_path / "log"
     )
     assert exit_code(process) == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_the_second_signal_ends_the_command_at_once(options, tmp_path, number, code):
     process = start(options, tmp_path / "log", prepare=endless_step)
@@ -147,9 +150,10 @@ def endless_step():
         while True:
             time.sleep(0.01)
 
-    loop.v_loss = wait
+    trainer.v_loss = wait
 
 
+@pytest.mark.full
 def test_processes_stop_after_the_same_step_and_go_on_bit_for_bit(options, tmp_path):
     options |= {"train_batch_size": 1, "max_train_steps": 30, "checkpointing_steps": 1000}
     ranks = start_ranks(options, tmp_path, prepare=slow_steps)
@@ -157,7 +161,7 @@ def test_processes_stop_after_the_same_step_and_go_on_bit_for_bit(options, tmp_p
     os.kill(ranks[1].pid, signal.SIGTERM)  # one of them alone
     assert [exit_code(rank) for rank in ranks] == [143, 143]
     (stopped,) = names(options)
-    last = step_of(Path(stopped)) + 2
+    last = checkpoint_step(Path(stopped)) + 2
     for folder in (options["output_dir"], str(tmp_path / "whole")):
         changes = {"output_dir": folder, "max_train_steps": last, "resume": True}
         assert [exit_code(rank) for rank in start_ranks({**options, **changes}, tmp_path)] == [0, 0]
@@ -187,7 +191,7 @@ def kill_and_resume(options, log, kills, seed=0):
         kill(process.pid)
         assert exit_code(process) == -signal.SIGKILL
         inside += bool(half_written(folder))
-        assert all(defect_of(checkpoint) is None for checkpoint in checkpoints(folder))
+        assert all(find_corruption(checkpoint) is None for checkpoint in checkpoints(folder))
     assert exit_code(start({**options, "resume": True}, log)) == 0
     assert not list(folder.glob(".checkpoint-*"))
     return inside
@@ -195,11 +199,12 @@ def kill_and_resume(options, log, kills, seed=0):
 
 def half_written(folder):
     """What is being written; what is being removed is older than the newest."""
-    newest = max(map(step_of, checkpoints(folder)), default=0)
+    newest = max(map(checkpoint_step, checkpoints(folder)), default=0)
     partial = [path.name for path in folder.glob(".checkpoint-*.partial")]
     return [name for name in partial if int(name.split("-")[1].split(".")[0]) > newest]
 
 
+@pytest.mark.full
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path):
     options |= {"max_train_steps": 20, "checkpointing_steps": 1, "validation_steps": 100}
     whole = run(options, output_dir=str(tmp_path / "whole"))
@@ -218,6 +223,7 @@ def test_killed_sixty_times_and_resumed_is_bitwise_the_uninterrupted_run(options
     assert result(options["output_dir"]) == whole
 
 
+@pytest.mark.full
 def test_two_runs_do_not_write_to_one_folder_and_a_killed_one_does_not_block_it(options, tmp_path):
     options |= {"checkpointing_steps": 1, "dataloader_num_workers": 1, "resume": True}
     first = start({**options, "max_train_steps": 1000}, tmp_path / "log", prepare=slow_steps)
@@ -227,10 +233,11 @@ def test_two_runs_do_not_write_to_one_folder_and_a_killed_one_does_not_block_it(
     assert f"is in use by process {first.pid} on " in text(tmp_path / "second")
     kill(first.pid)
     assert exit_code(first) == -signal.SIGKILL
-    last = step_of(Path(names(options)[-1])) + 1
+    last = checkpoint_step(Path(names(options)[-1])) + 1
     assert exit_code(start({**options, "max_train_steps": last}, tmp_path / "third")) == 0
 
 
+@pytest.mark.full
 def test_a_killed_worker_ends_the_run(options, tmp_path):
     options |= {"max_train_steps": 1000, "dataloader_num_workers": 2}
     process = start(options, tmp_path / "log", prepare=slow_steps)
@@ -243,6 +250,7 @@ def test_a_killed_worker_ends_the_run(options, tmp_path):
     assert f"the last good checkpoint is {Path(options['output_dir'])}/checkpoint-" in log
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_worker_that_dies_as_it_sends_a_batch_is_named(options, monkeypatch, broken):
     """It shows in the connection before torch hears of the death; without workers nothing is guessed."""
@@ -250,7 +258,7 @@ def test_a_worker_that_dies_as_it_sends_a_batch_is_named(options, monkeypatch, b
     def fail(run, batches):
         raise broken
 
-    monkeypatch.setattr(loop.Run, "_train_step", fail)
+    monkeypatch.setattr(trainer.Trainer, "train_step", fail)
     with pytest.raises(
         TrainingError, match=r"At step 1: a DataLoader worker died as it sent a batch \((\[Errno|EOFE)"
     ):
@@ -259,6 +267,7 @@ def test_a_worker_that_dies_as_it_sends_a_batch_is_named(options, monkeypatch, b
         run(options, output_dir=options["output_dir"] + "2")
 
 
+@pytest.mark.full
 def test_a_killed_process_ends_the_others(options, tmp_path):
     options |= {"train_batch_size": 1, "max_train_steps": 1000}
     ranks = start_ranks(options, tmp_path, prepare=slow_steps)
@@ -332,7 +341,7 @@ def test_a_dry_run_names_damage_and_renames_nothing(options, capsys):
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(options, monkeypatch):
-    from zsnr_diffusers.training import checkpoints as module
+    from zsnr_diffusers.training.checkpointing import checkpoint as module
 
     save_file, calls = module.save_file, itertools.count()
 
@@ -447,6 +456,7 @@ def _float16(monkeypatch):
     monkeypatch.setattr(run_module, "launch", launch_with_scaler)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_float16")
 def test_the_scaler_of_float16_goes_on_and_may_leave_out_a_step(options, tmp_path, monkeypatch):
     """An infinite gradient is left to the scaler, whose state is in the checkpoint; a loss of NaN counts."""

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 from training_runs import logged, same, trained, weights
 
-from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, loop, speed, train
-from zsnr_diffusers.training.speed import check_speed, laid_out_as
+from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, speed, train, trainer
+from zsnr_diffusers.training.speed import check_speed, copy_with_strides_of
 
 CHANGES = {
     "channels_last": {"channels_last": True},
@@ -62,6 +62,7 @@ def check(options, tmp_path, changes, tolerance):
     assert same(resumed(fast, tmp_path / "again", {**options, **changes}), a)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_graphs")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, of its own inputs
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
@@ -79,17 +80,19 @@ def test_training_by_the_compiler_is_what_it_is_without(run_options, tmp_path, c
     check(run_options, tmp_path, changes, tolerance=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_graphs")
 def test_it_is_compiled_for_training_and_not_for_previews(run_options, monkeypatch):
-    graphs, before, save = [], [], loop.Previews.save
+    graphs, before, save = [], [], trainer.Previews.save
     monkeypatch.setattr(speed, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
-    monkeypatch.setattr(loop.Previews, "save", lambda *args: before.append(len(graphs)) or save(*args))
+    monkeypatch.setattr(trainer.Previews, "save", lambda *args: before.append(len(graphs)) or save(*args))
     train(TrainingConfig(**{**run_options, "compile": "network", "max_train_steps": 1}))
     assert before == [0, len(graphs)]
     assert len(graphs) > 0
     assert len(list(Path(run_options["output_dir"], "previews").iterdir())) == 2
 
 
+@pytest.mark.full
 def test_adam_in_8_bits(run_options, tmp_path):
     pytest.importorskip("bitsandbytes")
     changes = {"use_8bit_adam": True}
@@ -130,12 +133,13 @@ def test_a_network_without_repeated_blocks(small_run, image_folder):
         train(PixelTrainingConfig(**options))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("allow_tf32", "precision"), [(False, "highest"), (True, "high")])
 def test_float32_products_are_rounded_only_if_asked_and_as_long_as_the_run_lasts(
     options, monkeypatch, allow_tf32, precision
 ):
-    seen, v_loss = [], loop.v_loss
-    monkeypatch.setattr(loop, "v_loss", lambda *a: seen.append(torch.get_float32_matmul_precision()) or v_loss(*a))
+    seen, v_loss = [], trainer.v_loss
+    monkeypatch.setattr(trainer, "v_loss", lambda *a: seen.append(torch.get_float32_matmul_precision()) or v_loss(*a))
     train(TrainingConfig(**{**options, "max_train_steps": 1, "allow_tf32": allow_tf32}))
     assert seen == [precision]
     assert torch.get_float32_matmul_precision() == "highest"
@@ -144,9 +148,9 @@ def test_float32_products_are_rounded_only_if_asked_and_as_long_as_the_run_lasts
 def test_layout():
     weight = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last).weight
     value = torch.randn(weight.shape)
-    copy = laid_out_as(value, weight)
+    copy = copy_with_strides_of(value, weight)
     assert torch.equal(copy, value)
     assert copy.stride() == weight.stride() != value.stride()
     step = torch.tensor(3.0)
-    assert torch.equal(laid_out_as(step, weight), step)
-    assert laid_out_as(step, weight).data_ptr() != step.data_ptr()
+    assert torch.equal(copy_with_strides_of(step, weight), step)
+    assert copy_with_strides_of(step, weight).data_ptr() != step.data_ptr()

@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 
 from zsnr_diffusers.training import PixelTrainingConfig
-from zsnr_diffusers.training.samples import Positions, Samples, load_batches
-from zsnr_diffusers.training.timesteps import LossByTimestep, SpreadTimesteps, stratified
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler, Samples, load_batches
+from zsnr_diffusers.training.timesteps import LossByTimestep, SampledTimesteps, stratified
 
 SAMPLINGS = ["uniform", "stratified", "antithetic"]
 
@@ -30,7 +30,7 @@ def timesteps(sampling, count, global_batch, num_train_timesteps=1000, seed=0):
     config = config_of(timestep_sampling=sampling, seed=seed)
     samples = Draws(None, range(7), config)
     samples.num_train_timesteps = num_train_timesteps
-    spread = SpreadTimesteps(samples, config, num_train_timesteps, global_batch)
+    spread = SampledTimesteps(samples, config, num_train_timesteps, global_batch)
     return torch.stack([spread[position]["timestep"] for position in range(count)])
 
 
@@ -88,10 +88,12 @@ def test_a_global_batch_is_the_same_however_it_is_divided(sampling):
             train_batch_size=8 // (world_size * accumulation),
             gradient_accumulation_steps=accumulation,
         )
-        spread = SpreadTimesteps(Draws(None, range(7), config), config, 1000, 8)
+        spread = SampledTimesteps(Draws(None, range(7), config), config, 1000, 8)
         ranks = [
             torch.cat([batch["timestep"] for batch in load_batches(spread, positions, config)])
-            for positions in (Positions(config, range(first, 3), rank, world_size) for rank in range(world_size))
+            for positions in (
+                DistributedBatchSampler(config, range(first, 3), rank, world_size) for rank in range(world_size)
+            )
         ]
         passes = [rank.reshape(3 - first, accumulation, -1) for rank in ranks]
         return torch.cat(passes, dim=2).flatten(1)

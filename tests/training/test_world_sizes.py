@@ -10,7 +10,7 @@ import pytest
 from child_processes import arguments, exit_code, start_ranks
 from training_runs import logged
 
-from zsnr_diffusers.training import TrainingConfig, loop, train
+from zsnr_diffusers.training import TrainingConfig, train, trainer
 
 GLOBAL_BATCH = 4
 DIVISIONS = [(1, 4), (2, 2), (4, 1)]
@@ -49,19 +49,20 @@ def same_losses(folder, other, tag="loss"):
 
 def print_noise():
     """Let a process print a number of the noise of each of its samples."""
-    add_noise = loop.add_noise
+    add_noise = trainer.add_noise
 
     def printing(x_0, noise, level):
         print(*(f"noise {one:.8f}\n" for one in noise.flatten(1)[:, 0].tolist()), sep="", end="", flush=True)
         return add_noise(x_0, noise, level)
 
-    loop.add_noise = printing
+    trainer.add_noise = printing
 
 
 def noise_of(text):
     return re.findall(r"noise (-?\d+\.\d{8})", text)  # a progress bar may stand on the same line
 
 
+@pytest.mark.full
 def test_losses_and_noise_are_those_of_one_process_and_pass(options, tmp_path):
     (alone,) = run_divided(options, tmp_path / "alone", 1, 1, print_noise)
     expected = noise_of(alone)
@@ -75,6 +76,7 @@ def test_losses_and_noise_are_those_of_one_process_and_pass(options, tmp_path):
         assert sorted(one for text in said for one in noise_of(text)) == sorted(expected)
 
 
+@pytest.mark.full
 def test_goes_on_with_another_number_of_processes(options, tmp_path):
     options |= {"max_train_steps": 6, "checkpointing_steps": 1}
     train(TrainingConfig(**options))
@@ -85,6 +87,7 @@ def test_goes_on_with_another_number_of_processes(options, tmp_path):
     same_losses(tmp_path / "cut", options["output_dir"])
 
 
+@pytest.mark.full
 def test_as_accelerate_launches_it(options, tmp_path):
     train(TrainingConfig(**options))
     launch = "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no"

@@ -4,8 +4,8 @@
 whose right result is known. No weights are loaded unless asked for.
 """
 
+from .api import audit, fix
 from .finding import Finding
-from .mending import audit, fix
 from .report import Audit
 
 __all__ = ["Audit", "Finding", "audit", "fix"]

@@ -1,12 +1,12 @@
-"""A fault, and what mends it: lines of code, commands, changes to a config."""
+"""A fault, and what fixes it: lines of code, commands, changes to a config."""
 
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..tables import Remark, Tone
-from .setup import SHOWN, Setup
+from ..utils.tables import Remark, Tone
+from .subject import SHOWN, Setup
 
 Severity = Literal["error", "not zero-SNR", "note"]
 
@@ -19,12 +19,12 @@ class Finding:
 
     Attributes:
         name: of the kind of fault.
-        severity: `error`, the pictures are wrong; `not zero-SNR`, as such models are published, but one of the
+        severity: `error`, the images are wrong; `not zero-SNR`, as such models are published, but one of the
             paper's fixes is missing; `note`, right at the numbers of steps that the report shows.
         what: what is wrong, with values.
         remedy: what to do, where possible a line of code or a command. If there are several, or if it is for a case
             only, each has a line of its own, and so has the case, with a colon at its end.
-        fix: changes to the scheduler's config that mend it, `_class_name` among them where another class is needed;
+        fix: changes to the scheduler's config that fix it, `_class_name` among them where another class is needed;
             None where changing the config does not.
         steps: numbers of steps that it was seen at, where it is a matter of them.
     """
@@ -114,7 +114,7 @@ def _euler(setup: Setup) -> dict[str, Any] | None:
 
 
 def to_euler(setup: Setup) -> tuple[str, dict[str, Any] | None]:
-    """Remedy and fix of what only another sampler mends."""
+    """Remedy and fix of what only another sampler fixes."""
     changes = _euler(setup)
     if changes is None:
         return ours(setup), None

@@ -1,15 +1,17 @@
 """What an audit says."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..core import alpha_bar_table, noise_level, snr
-from ..tables import Facts, Line, Part, Remarks, Report, Table, Tone, one_line
+from ..utils.tables import Facts, Line, Part, Remarks, Report, Table, Tone, one_line
+from .checks import faults
 from .finding import Finding
-from .setup import Setup
+from .sources import Source
+from .subject import Setup, set_up
 
 if TYPE_CHECKING:
     from ..evaluation import LuminanceSummary, TerminalInvariance
@@ -24,6 +26,10 @@ PAPER = {
 
 RIGHT, AS_PUBLISHED, WRONG = "OK", "works as published; not zero-SNR", "misconfigured"
 _TONES: dict[str, Tone] = {RIGHT: "good", AS_PUBLISHED: "warning", WRONG: "bad"}
+
+
+_MAX_PASSES = 4
+"""A fix may bring to light another fault, such as the steps of DDIM once its spacing is right."""
 
 
 @cache
@@ -59,7 +65,7 @@ class Audit(Report):
         config: the scheduler's config as it is saved.
         setup: what was made of it and run.
         invariance: terminal invariance of the network, if the weights were loaded.
-        luminance: brightness of pictures, if prompts were given too.
+        luminance: brightness of images, if prompts were given too.
     """
 
     source: str
@@ -96,14 +102,35 @@ class Audit(Report):
         return AS_PUBLISHED if "not zero-SNR" in severities else RIGHT
 
     def fixed_scheduler(self) -> Any:
-        """A scheduler of stock's classes with what is wrong mended, for `pipe.scheduler`.
+        """A scheduler of stock's classes with what is wrong fixed, for `pipe.scheduler`.
 
         Raises:
-            ValueError: an error remains that no change of the config mends; the message says what does.
+            ValueError: an error remains that no change of the config fixes; the message says what does.
         """
-        from .mending import fixed_scheduler
+        after = self.fixed()
+        errors = [finding for finding in after.findings if finding.severity == "error"]
+        if errors:
+            told = " ".join(f"{finding.name}: {finding.what}. {one_line(finding.remedy)}" for finding in errors)
+            raise ValueError(f"No change of the scheduler fixes this. {told}")
+        return after.setup.scheduler_class.from_config(after.config)
 
-        return fixed_scheduler(self)
+    def fixed(self) -> "Audit":
+        """The audit of what the fixes make of the config, until nothing is left to fix; itself if nothing is."""
+        result = self
+        for _ in range(_MAX_PASSES):
+            # Errors stand first, and win over what a note would change.
+            fixes = [finding.fix or {} for finding in reversed(result.findings)]
+            changes = {key: value for fix_of_one in fixes for key, value in fix_of_one.items()}
+            if not changes:
+                break
+            source = result.setup.source
+            index = dict(source.index)
+            if "scheduler" in index and "_class_name" in changes:
+                index["scheduler"] = ["diffusers", changes["_class_name"]]
+            config = {**source.config, **changes}
+            made = replace(source, config=config, index=index, assigned={}, live=None, published=False)
+            result = audited(made, result.setup.numbers)
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
@@ -134,7 +161,7 @@ class Audit(Report):
             yield from self.invariance.parts()
         if self.luminance is not None:
             part = self.luminance
-            yield Line(f"luminance of {part.n} pictures: mean {part.mean:.3f}, {part.p5:.3f} to {part.p95:.3f}")
+            yield Line(f"luminance of {part.n} images: mean {part.mean:.3f}, {part.p5:.3f} to {part.p95:.3f}")
         if self.findings:
             yield Remarks(tuple(finding.remark for finding in self.findings))
         yield Line(f"verdict: {self.verdict}", _TONES[self.verdict])
@@ -167,9 +194,10 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def report(setup: Setup, findings: tuple[Finding, ...]) -> Audit:
-    """The audit of what was found."""
-    source, config = setup.source, setup.config
+def audited(source: Source, numbers: Sequence[int] | None = None) -> Audit:
+    """The audit of a source, run for these numbers of steps."""
+    setup = set_up(source, numbers)
+    config = setup.config
     level = noise_level(setup.sampled, -1)
     return Audit(
         source=source.name,
@@ -186,7 +214,7 @@ def report(setup: Setup, findings: tuple[Finding, ...]) -> Audit:
         trained_betas=config.get("trained_betas") is not None,
         guidance_rescale=source.guidance_rescale,
         steps_tried=tuple(run.num_inference_steps for run in setup.runs),
-        findings=findings,
+        findings=faults(setup),
         config=source.config,
         setup=setup,
     )

@@ -7,15 +7,16 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
-from ..guidance import guidance_record, recorded_guidance, stock_class
-from ..known_models import known_model, repo_of
-from ..layouts import SD_1, SD_2, SDXL, Layout, in_channels, layout_of
-from ..lora_files import LORA_FILE, holds_lora, saved_header
-from ..model_facts import FACTS, ModelFacts, facts_of_file, find_model_facts
-from ..repo_files import INDEX, SCHEDULER_CONFIG, saved_json
-from ..scheduler_config import OWN_SPACING
+from ..guidance.mixin import guidance_record, recorded_guidance, stock_class
+from ..hub.files import INDEX, SCHEDULER_CONFIG, saved_json
+from ..hub.header import read_header
+from ..hub.known_models import known_model, repo_of
+from ..hub.layouts import SD_1, SD_2, SDXL, Layout, in_channels, layout_of
+from ..hub.lora_files import LORA_FILE, holds_lora, saved_header
+from ..hub.model_facts import FACTS, ModelFacts, facts_of_file, find_model_facts
+from ..hub.single_file import SD_BETAS
 from ..schedulers import ZeroSNRDDIMScheduler
-from ..single_file import SD_BETAS, read_header
+from ..schedulers.config import OWN_SPACING
 
 _BETAS = {key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
 _LEADING = {**_BETAS, "timestep_spacing": "leading", "steps_offset": 1}
@@ -93,7 +94,7 @@ class Source:
 
     @property
     def guided(self) -> bool:
-        """Whether pictures are made of a text or an image, and so with a large guidance scale."""
+        """Whether images are made of a text or an image, and so with a large guidance scale."""
         return any(key.startswith(("text_encoder", "image_encoder")) for key in self.index)
 
     @property

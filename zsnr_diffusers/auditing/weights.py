@@ -1,4 +1,4 @@
-"""What only the weights tell: whether the network ignores the terminal noise, and how bright its pictures are."""
+"""What only the weights tell: whether the network ignores the terminal noise, and how bright its images are."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,7 +35,7 @@ def with_weights(
         return result
     pipe = found.pipeline
     if pipe is None:
-        from ..hub import load_pipeline
+        from ..hub.load import load_pipeline
 
         pipe = load_pipeline(source, **kwargs)
         pipe = pipe if device is None else pipe.to(device)

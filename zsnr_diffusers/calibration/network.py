@@ -216,7 +216,7 @@ def _batch(pipe: Any, seen: dict[str, Any]) -> Batch:
     if changing or x.shape[1:] != seen["noise"].shape[1:]:
         what = changing[0] if changing else f"{x.shape[1]} channels"
         raise ValueError(
-            f"{name} passes {what} to its UNet, which depend on a picture; calibrate the text-to-image pipeline of "
+            f"{name} passes {what} to its UNet, which depend on an image; calibrate the text-to-image pipeline of "
             "the same UNet, and give its scheduler to this one."
         )
     return Batch(seen["noise"], *_moved((tuple(args), kwargs), "cpu"))

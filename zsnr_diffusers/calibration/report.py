@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..tables import Line, Part, Report, Table
+from ..utils.tables import Line, Part, Report, Table
 
 
 @dataclass(frozen=True)

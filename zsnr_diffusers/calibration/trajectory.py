@@ -62,7 +62,7 @@ def default_scheduler(scheduler: Any) -> ZeroSNRMultistepScheduler:
         ValueError: the scheduler is of a model that it refuses.
     """
     known = isinstance(scheduler, ZeroSNRMultistepScheduler)
-    spacing = {} if known else {"timestep_spacing": "kappa"}
+    spacing: dict[str, Any] = {} if known else {"timestep_spacing": "kappa"}
     default: ZeroSNRMultistepScheduler = ZeroSNRMultistepScheduler.from_config(
         scheduler.config, calibration=None, eta=0.0, **spacing
     )

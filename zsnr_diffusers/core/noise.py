@@ -131,7 +131,7 @@ def betas_of_table(alphas_cumprod: Tensor) -> Tensor:
 
 
 def shift_snr(alphas_cumprod: Tensor, scale: float) -> Tensor:
-    """Divide the signal-to-noise ratio of every timestep by `scale`, as models of large pictures and of video do.
+    """Divide the signal-to-noise ratio of every timestep by `scale`, as models of large images and of video do.
 
     Hoogeboom et al. 2023 (simple diffusion, arXiv:2301.11093), section 2.1; diffusers calls it `snr_shift_scale`.
 

@@ -6,8 +6,7 @@ many bits a model of pixels needs for a real one; and show how noise is added an
 Importing this loads neither torch nor a plotting library; each function imports what it needs.
 """
 
-from ..processes import Processes, launched_processes
-from .chains import Chain, chain_picture, denoising_chain, noising_chain
+from ..utils.distributed import Processes, launched_processes
 from .distances import (
     InceptionScore,
     KernelDistance,
@@ -18,26 +17,15 @@ from .distances import (
 )
 from .extraction import ImageFeatures, image_features, image_statistics
 from .feature_statistics import FeatureOrigin, FeatureStatistics
-from .features import (
-    INCEPTION_SHA256,
-    CustomFeatures,
-    DinoV2Features,
-    FeatureNetwork,
-    InceptionFeatures,
-)
-from .figures import Figure, frechet_figure, inception_score_figure, kernel_figure
+from .features import INCEPTION_SHA256, CustomFeatures, DinoV2Features, FeatureNetwork, InceptionFeatures
 from .generation import generate_images, iter_images
 from .inception_file import inception_file
 from .invariance import TerminalInvariance, terminal_invariance
 from .likelihood import BitsPerDim, bits_per_dim
-from .luminance import (
-    LuminanceCoverage,
-    LuminanceSummary,
-    luminance_coverage,
-    mean_luminance,
-    prompt_share,
-)
-from .measurement import Measurements, measure_folder, measure_images, measure_pipeline
+from .luminance import LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance, prompt_share
+from .markov_chains import Chain, chain_picture, denoising_chain, noising_chain
+from .measure import Measurements, measure_folder, measure_images, measure_pipeline
+from .metrics import Figure, frechet_figure, inception_score_figure, kernel_figure
 from .plots import (
     luminance_picture,
     plot_bits_per_dim,

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .._extras import import_extra
+from ..utils.extras import import_extra
 from .feature_statistics import FeatureOrigin, FeatureStatistics
 from .features import FeatureNetwork
-from .sources import ImageReader, images_in
+from .image_stream import ImageReader, images_in
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def image_features(
         network: such as `InceptionFeatures`.
         images: a folder, searched at any depth in the order of its paths; an iterable of paths or PIL images, such as
             `iter_images` makes; or a uint8 tensor [n, 3, h, w]. All images must have one size, which the network's
-            resize then brings to its own. Files are read by `zsnr_diffusers.images`.
+            resize then brings to its own. Files are read by `zsnr_diffusers.utils.images`.
         batch_size: images per call of the network.
         progress: show a progress bar on a terminal.
 
@@ -105,7 +105,7 @@ def _network_batches(
 def uint8_batches(images: Images, batch_size: int, channels: int = 3) -> tuple[Iterator[torch.Tensor], int | None]:
     """Batches uint8 [n, channels, h, w], and how many images there are if that is known beforehand.
 
-    Arguments and errors are those of `image_features`; with one channel pictures become grey, by Pillow's weights.
+    Arguments and errors are those of `image_features`; with one channel images become grey, by Pillow's weights.
     """
     if hasattr(images, "detach"):  # a tensor; torch is not imported to find that out
         tensor = _checked_tensor(cast("torch.Tensor", images), channels)
@@ -129,7 +129,7 @@ def _checked_tensor(images: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def _same_size(images: Iterable[Image.Image | str | PathLike[str]], channels: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Pictures [h, w, channels]."""
+    """Images [h, w, channels]."""
     for rgb in ImageReader(images, one_size=True):
         yield np.array(rgb) if channels == 3 else np.array(rgb.convert("L"))[..., None]
 

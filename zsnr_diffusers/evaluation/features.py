@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from ..hashes import file_sha256, state_sha256
+from ..utils.hashing import file_sha256, state_sha256
 from .feature_statistics import FeatureOrigin
 from .resize import resize_like_pillow, resize_like_tensorflow1
 

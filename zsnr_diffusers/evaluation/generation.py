@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from .._extras import import_extra
+from ..utils.extras import import_extra
 
 
 def generate_images(

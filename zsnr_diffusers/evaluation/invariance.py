@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..tables import Line, Part, Report, Table
+from ..utils.tables import Line, Part, Report, Table
 from .luminance import mean_luminance
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How many bits a model of pixels needs for a picture: the variational bound that Ho et al. 2020 report.
+"""How many bits a model of pixels needs for an image: the variational bound that Ho et al. 2020 report.
 
 The terms and what zero terminal SNR does to them are in `zsnr_diffusers.core.likelihood`.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .._extras import import_extra
+from ..utils.extras import import_extra
 from .extraction import Images, uint8_batches
 from .invariance import in_eval_mode
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BitsPerDim:
-    """A bound on the negative log-likelihood of pictures, in bits per pixel and channel.
+    """A bound on the negative log-likelihood of images, in bits per pixel and channel.
 
     Attributes:
         total: the bound, `prior` plus all terms. (Of timesteps that were drawn, it is the estimate of that.)
-        standard_error: of `total`, from how the pictures differ; NaN for one picture.
-        prior: what the last timestep still tells of a picture; exactly 0 at zero terminal SNR.
+        standard_error: of `total`, from how the images differ; NaN for one image.
+        prior: what the last timestep still tells of an image; exactly 0 at zero terminal SNR.
         terms: float64 [T], what each timestep adds: at 0 the decoder, at t the step from t to t - 1. Means over the
-            pictures that visited it; NaN where none did.
-        n: how many pictures.
+            images that visited it; NaN where none did.
+        n: how many images.
         variance_type: of the reverse steps. It changes the figure.
     """
 
@@ -45,7 +45,7 @@ class BitsPerDim:
 
     @property
     def decoder(self) -> float:
-        """What the last step to a discrete picture adds: the paper's distortion (its rate is the rest)."""
+        """What the last step to a discrete image adds: the paper's distortion (its rate is the rest)."""
         return float(self.terms[0])
 
     @property
@@ -72,29 +72,29 @@ def bits_per_dim(
     seed: int = 0,
     progress: bool = True,
 ) -> BitsPerDim:
-    """The variational bound on the negative log-likelihood of pictures (Ho et al. 2020, arXiv:2006.11239, eq. 5).
+    """The variational bound on the negative log-likelihood of images (Ho et al. 2020, arXiv:2006.11239, eq. 5).
 
     Over every step of the training schedule, with x_0 as the scheduler takes it from the network. The paper has 3.75
     on CIFAR10's test set, with `variance_type="fixed_large"` and `clip_sample=True`.
 
-    All T terms cost T network evaluations per picture. An int k takes k: the decoder's timestep for every picture, and
+    All T terms cost T network evaluations per image. An int k takes k: the decoder's timestep for every image, and
     one drawn uniformly from each of k - 1 groups of neighbours (`core.bound_strata`), counted as often as its group is
     large. That has the bound's expectation whatever k is, and `standard_error` contains what drawing adds.
 
     Args:
-        unet: a `UNet2DModel` of pictures in [-1, 1], with or without class embeddings.
+        unet: a `UNet2DModel` of images in [-1, 1], with or without class embeddings.
         scheduler: one of ours, for schedule, prediction type and clipping. The reverse steps have the `variance_type`
             of a `ZeroSNRDDPMScheduler`, with the others `fixed_small`.
         images: uint8 [n, C, H, W], or a folder or an iterable of paths or PIL images, as `image_features` takes; for a
             network of one channel they are turned to grey.
-        class_labels: one per picture, or one for all; None for no class, the last embedding of a network with classes.
+        class_labels: one per image, or one for all; None for no class, the last embedding of a network with classes.
         timesteps_per_image: k, from 2 to T; None for all.
-        batch_size: pictures per call of the network; each has its own timestep.
-        seed: with the place of a picture it decides that picture's timesteps and noise, whatever the batch size.
+        batch_size: images per call of the network; each has its own timestep.
+        seed: with the place of an image it decides that image's timesteps and noise, whatever the batch size.
         progress: show a progress bar on a terminal.
 
     Raises:
-        ValueError: another kind of network or scheduler, pictures of another size or dtype than it was made for, none
+        ValueError: another kind of network or scheduler, images of another size or dtype than it was made for, none
             at all, labels that do not fit, or k out of range. (An epsilon model at zero terminal SNR has no bound; its
             scheduler refuses it.)
         ImageError: a file that cannot be read.
@@ -152,7 +152,7 @@ class _Bound:
         self.offset, self.weight = table.T.reshape(2, -1, 1, 1, 1).to(self.device)
 
     def terms(self, pictures: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The term of each picture at its timestep, shape [B], nats per element, on the CPU."""
+        """The term of each image at its timestep, shape [B], nats per element, on the CPU."""
         from ..core import StepKL, discretized_log_likelihood, step_kl
 
         x_0, noise, t = _scaled(pictures.to(self.device)), noise.to(self.device).double(), t.to(self.device)
@@ -181,7 +181,7 @@ def _mean(values: Tensor) -> Tensor:
 def _batches(
     pictures: Tensor, strata: list[range], seed: int, batch_size: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Places of pictures [B], a timestep for each [B] and a noise for each [B, C, H, W], float32."""
+    """Places of images [B], a timestep for each [B] and a noise for each [B, C, H, W], float32."""
     import torch
 
     visits = _visits(len(pictures), tuple(pictures.shape[1:]), strata, seed)
@@ -241,7 +241,7 @@ def _checked_count(timesteps_per_image: int | None, num_train_timesteps: int) ->
 
 
 def _pictures(unet: Any, images: Images, batch_size: int) -> Tensor:
-    """All pictures, uint8 [n, C, H, W] on the CPU, so that whatever is wrong with them is found before work starts."""
+    """All images, uint8 [n, C, H, W] on the CPU, so that whatever is wrong with them is found before work starts."""
     import torch
 
     batches, _ = uint8_batches(images, batch_size, unet.config.in_channels)
@@ -261,7 +261,7 @@ def _pictures(unet: Any, images: Images, batch_size: int) -> Tensor:
 
 
 def _labels(unet: Any, class_labels: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
-    """One label per picture, shape [n]; None for a network without classes."""
+    """One label per image, shape [n]; None for a network without classes."""
     import torch
 
     embeddings = getattr(unet.config, "num_class_embeds", None)

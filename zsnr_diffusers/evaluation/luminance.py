@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .._extras import import_extra
-from ..images import load_rgb
-from ..tables import Line, Part, Report, Table
+from ..utils.extras import import_extra
+from ..utils.images import load_rgb
+from ..utils.tables import Line, Part, Report, Table
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ def mean_luminance(
     The weights act on the pixel values as they are stored, gamma-encoded: the values that the model is trained on.
 
     Args:
-        images: an iterable of PIL images of any mode, or of paths, read one at a time by `zsnr_diffusers.images`
+        images: an iterable of PIL images of any mode, or of paths, read one at a time by `zsnr_diffusers.utils.images`
             (orientation applied, transparency over white); or a floating-point tensor or array [n, 3, h, w] with
             values in [-1, 1], as the models produce.
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def resize_like_tensorflow1(images: torch.Tensor, size: int) -> torch.Tensor:
     """Bilinear resize to `size` x `size` as `tf.image.resize_bilinear` of TensorFlow 1 (align_corners=False).
 
-    Output pixel i lies at i h / size, not at (i + 1/2) h / size - 1/2, so pictures move towards the upper left; larger
-    pictures are not smoothed.
+    Output pixel i lies at i h / size, not at (i + 1/2) h / size - 1/2, so images move towards the upper left; larger
+    images are not smoothed.
 
     Args:
         images: [n, c, h, w] of any dtype.
@@ -61,7 +61,7 @@ def resize_like_pillow(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def quantize(images: torch.Tensor) -> torch.Tensor:
-    """uint8 of floating-point images in [-1, 1], rounded and clipped as diffusers does before it saves a picture.
+    """uint8 of floating-point images in [-1, 1], rounded and clipped as diffusers does before it saves an image.
 
     Raises:
         ValueError: values that are not floating-point, or not finite.

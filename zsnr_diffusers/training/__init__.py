@@ -11,8 +11,8 @@ from importlib.util import find_spec
 if missing := [name for name in ("accelerate", "datasets", "yaml") if find_spec(name) is None]:
     raise ImportError(f'Training needs {", ".join(missing)}: python -m pip install "zsnr_diffusers[train]"')
 
-from ..processes import ProcessError
-from .command_line import parse_config
+from ..utils.distributed import ProcessError
+from .cli import parse_config
 from .config import RunConfig
 from .errors import TrainingError, TrainingInterrupted
 from .pixels import RECIPES, PixelTrainingConfig

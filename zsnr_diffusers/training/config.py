@@ -1,10 +1,10 @@
 """One dataclass per kind of run is the configuration, the command line and the YAML file."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -14,8 +14,23 @@ from ..core.predictions import check_prediction_type
 _WARMUP_STEPS = 500
 
 
+class Range(NamedTuple):
+    """What a number may be; None is in every range."""
+
+    holds: Callable[[Any], bool]
+    must: str
+
+
+POSITIVE = Range(lambda value: value > 0, "must be above 0")
+NOT_NEGATIVE = Range(lambda value: value >= 0, "must not be negative")
+SHARE = Range(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+
+IDENTITY = "identity"
+"""Of an option that a run cannot change on the way without becoming another run."""
+
+
 def option(default: Any, text: str) -> Any:
-    """A field with its default and what `--help` says of it."""
+    """A field with its default and what `--help` says of it; its type is annotated with its range, and `IDENTITY`."""
     metadata = {"help": text}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -31,30 +46,33 @@ class RunConfig:
     """
 
     output_dir: str = option("outputs/zsnr", "Where the pipeline, checkpoints, previews and logs go.")
-    dataset_name: str | None = option(None, "Data set of the Hub, or anything `datasets.load_dataset` opens.")
-    train_data_dir: str | None = option(
+    dataset_name: Annotated[str | None, IDENTITY] = option(
+        None, "Data set of the Hub, or anything `datasets.load_dataset` opens."
+    )
+    train_data_dir: Annotated[str | None, IDENTITY] = option(
         None,
         "Folder of images at any depth, instead of --dataset_name; layouts are below. A metadata.jsonl, .csv or "
         ".parquet in it, or in folders of it, describes its images: file_name, relative to itself, beside other "
         "columns. Of a folder that holds train/ beside test/ or validation/ and nothing else, train/ is used. Images "
         "that are left out are counted, and some of them named.",
     )
-    train_shards: str | None = option(
+    train_shards: Annotated[str | None, IDENTITY] = option(
         None,
         "Tar shards in WebDataset's layout, instead of --dataset_name: s3://bucket/{0000..0127}.tar, /data/*.tar, or "
         "whatever fsspec opens. A sample is 0001.jpg beside 0001.txt or 0001.json. Rows are read by range, so no disk "
         "has to hold them; where they lie is found once by reading the tars' headers, and stored in --cache_dir. "
         "Images are not checked before the start: --on_bad_image counts when one comes up.",
     )
-    shuffle_shards: int = option(
+    shuffle_shards: Annotated[int, POSITIVE, IDENTITY] = option(
         16,
         "Shards whose rows are shuffled together: each epoch takes all shards in another order, as many at a time. "
         "More mix better, fewer are kinder to caches between here and the data. Rows of one shard should be mixed "
         "already.",
     )
     image_column: str = option("image", "Column of the images.")
-    resolution: int | None = option(
-        None, "Pixels per side; images are resized and centre-cropped. Default: the model's."
+    resolution: Annotated[int | None, POSITIVE, IDENTITY] = option(
+        None,
+        "Pixels per side; images are resized and centre-cropped. Default: the model's.",
     )
     random_flip: bool = option(False, "Mirror half of the images.")
     on_bad_image: Literal["fail", "skip"] = option(
@@ -62,14 +80,16 @@ class RunConfig:
         "What to do about images that cannot be read: stop before training, or leave them out. Both name them. Those "
         "of --train_shards are met on the way: fail ends with a checkpoint to go on from, skip shows the next row.",
     )
-    prediction_type: str = option(
-        "v_prediction", "What the UNet learns: v_prediction, or epsilon or sample to compare."
+    prediction_type: Annotated[str, IDENTITY] = option(
+        "v_prediction",
+        "What the UNet learns: v_prediction, or epsilon or sample to compare.",
     )
-    rescale_betas_zero_snr: bool = option(
-        True, "Train on zero terminal SNR. False keeps the schedule as it is, to compare."
+    rescale_betas_zero_snr: Annotated[bool, IDENTITY] = option(
+        True,
+        "Train on zero terminal SNR. False keeps the schedule as it is, to compare.",
     )
-    loss_weighting: Literal[
-        "constant", "min_snr_floored", "soft_min_snr_floored", "learned_uncertainty", "min_snr"
+    loss_weighting: Annotated[
+        Literal["constant", "min_snr_floored", "soft_min_snr_floored", "learned_uncertainty", "min_snr"], IDENTITY
     ] = option(
         "constant",
         "Weight of each timestep in the loss. constant: 1 (the paper). min_snr_floored, soft_min_snr_floored: less "
@@ -77,37 +97,41 @@ class RunConfig:
         "over its expected size, learned on the way (EDM2); what is then logged as loss may be negative. min_snr: "
         "refused on zero terminal SNR, where the last timestep would have weight 0 and stay untrained.",
     )
-    snr_gamma: float = option(5.0, "SNR above which timesteps weigh less in the min_snr weightings.")
-    timestep_sampling: Literal["uniform", "stratified", "antithetic"] = option(
+    snr_gamma: Annotated[float, POSITIVE, IDENTITY] = option(
+        5.0, "SNR above which timesteps weigh less in the min_snr weightings."
+    )
+    timestep_sampling: Annotated[Literal["uniform", "stratified", "antithetic"], IDENTITY] = option(
         "uniform",
         "How timesteps are drawn; each is uniform over all of them. uniform: independently. stratified: one from "
         "each part of an even division, over the global batch of a step. antithetic: in pairs t and T - 1 - t. The "
         "last two make the loss of a step vary less.",
     )
-    noise_offset: float = option(
+    noise_offset: Annotated[float, NOT_NEGATIVE, IDENTITY] = option(
         0.0,
-        "Standard deviation of noise that each channel gets as a whole, to compare: another remedy for pictures of "
+        "Standard deviation of noise that each channel gets as a whole, to compare: another remedy for images of "
         "medium brightness, refused on zero terminal SNR, which replaces it: there the last timestep must be N(0, I).",
     )
-    max_train_steps: int = option(10_000, "Optimizer steps.")
-    train_batch_size: int = option(8, "Images per process and forward pass.")
-    gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.")
-    learning_rate: float = option(1e-5, "AdamW's learning rate.")
+    max_train_steps: Annotated[int, POSITIVE] = option(10_000, "Optimizer steps.")
+    train_batch_size: Annotated[int, POSITIVE] = option(8, "Images per process and forward pass.")
+    gradient_accumulation_steps: Annotated[int, POSITIVE] = option(1, "Forward passes per optimizer step.")
+    learning_rate: Annotated[float, POSITIVE] = option(1e-5, "AdamW's learning rate.")
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"
     ] = option("constant_with_warmup", "Schedule of the learning rate, as in diffusers.")
-    lr_warmup_steps: int | None = option(
+    lr_warmup_steps: Annotated[int | None, NOT_NEGATIVE] = option(
         None,
         "Steps over which the learning rate rises from 0, if its schedule has a warm-up. Default: 500, or a tenth of "
         "--max_train_steps in a run of up to 500.",
     )
-    adam_weight_decay: float = option(1e-2, "AdamW's weight decay; with 0 it is Adam.")
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
-    nan_skip: int = option(
-        0, "How many steps in a row may be left out because the loss or the gradients are NaN or infinite."
+    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(1e-2, "AdamW's weight decay; with 0 it is Adam.")
+    max_grad_norm: Annotated[float, POSITIVE] = option(1.0, "Gradients are clipped to this norm.")
+    nan_skip: Annotated[int, NOT_NEGATIVE] = option(
+        0,
+        "How many steps in a row may be left out because the loss or the gradients are NaN or infinite.",
     )
-    ema_decay: float = option(
-        0.9999, "Decay of the moving average of the weights, which is what is saved; 0 for none."
+    ema_decay: Annotated[float, SHARE] = option(
+        0.9999,
+        "Decay of the moving average of the weights, which is what is saved; 0 for none.",
     )
     ema_warmup: bool = option(
         True, "Let the decay rise to its value, so that the first weights are soon forgotten. False: constant."
@@ -144,22 +168,24 @@ class RunConfig:
         "Where what is computed of the data once is stored; runs may share it, also at the same time. Default: "
         "`cache` in --output_dir.",
     )
-    seed: int = option(0, "Decides on all randomness: same seed, same weights, however often a run was interrupted.")
-    dataloader_num_workers: int = option(0, "Processes that read images.")
-    checkpointing_steps: int = option(500, "Steps between checkpoints.")
-    checkpoints_total_limit: int = option(2, "Checkpoints kept, the newest.")
+    seed: Annotated[int, IDENTITY] = option(
+        0, "Decides on all randomness: same seed, same weights, however often a run was interrupted."
+    )
+    dataloader_num_workers: Annotated[int, NOT_NEGATIVE] = option(0, "Processes that read images.")
+    checkpointing_steps: Annotated[int, POSITIVE] = option(500, "Steps between checkpoints.")
+    checkpoints_total_limit: Annotated[int, POSITIVE] = option(2, "Checkpoints kept, the newest.")
     resume: bool = option(False, "Go on from the newest checkpoint in --output_dir, or start if there is none.")
     force: bool = option(False, "Resume although data, base, seed or schedule are not those that the run began with.")
-    validation_steps: int = option(500, "Steps between previews.")
-    luminance_images: int = option(
+    validation_steps: Annotated[int, POSITIVE] = option(500, "Steps between previews.")
+    luminance_images: Annotated[int, NOT_NEGATIVE] = option(
         32,
-        "Pictures that are painted with each preview, without guidance, for captions or classes drawn from the data, "
+        "Images that are generated with each preview, without guidance, for captions or classes drawn from the data, "
         "the same each time. Their mean luminance beside the data's shows when the conversion is done: a line on the "
         "terminal, luminance/p5, p95 and w1 in the logs, a histogram beside the preview, luminance.png over steps. "
         "Step 0 is the base as it came. 0 for none.",
     )
-    num_inference_steps: int = option(30, "Sampling steps of the previews.")
-    logging_steps: int = option(
+    num_inference_steps: Annotated[int, POSITIVE] = option(30, "Sampling steps of the previews.")
+    logging_steps: Annotated[int, POSITIVE] = option(
         50,
         "Steps between logs of the loss by timestep, without weights: in ten bins (loss/t000-099, ...) and at the "
         "last timestep alone (loss/last), each a mean since the log before.",
@@ -191,22 +217,7 @@ class RunConfig:
     examples: ClassVar[str]
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Options by the name of a recipe."""
-    decides: ClassVar[tuple[str, ...]] = (
-        *("dataset_name", "train_data_dir", "train_shards", "shuffle_shards", "resolution", "seed"),
-        *("prediction_type", "rescale_betas_zero_snr"),
-        *("loss_weighting", "snr_gamma", "timestep_sampling", "noise_offset"),
-    )
     """Options that a run cannot change on the way without becoming another run."""
-    positive: ClassVar[tuple[str, ...]] = (
-        *("resolution", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate"),
-        *("max_grad_norm", "checkpointing_steps", "checkpoints_total_limit", "validation_steps"),
-        *("num_inference_steps", "logging_steps", "snr_gamma", "shuffle_shards"),
-    )
-    not_negative: ClassVar[tuple[str, ...]] = (
-        *("lr_warmup_steps", "adam_weight_decay", "nan_skip", "dataloader_num_workers", "noise_offset"),
-        "luminance_images",
-    )
-    shares: ClassVar[tuple[str, ...]] = ("ema_decay",)
     """Options in [0, 1]."""
 
     def __post_init__(self) -> None:
@@ -220,20 +231,9 @@ class RunConfig:
             # Resolved here, so that it is written down: a run that goes on from its file keeps its warm-up.
             fits = self.max_train_steps > _WARMUP_STEPS
             self.lr_warmup_steps = _WARMUP_STEPS if fits else self.max_train_steps // 10
+        kinds = get_type_hints(type(self), include_extras=True)
         for one in dataclasses.fields(self):
-            choices, value = _choices(one.type), getattr(self, one.name)
-            if choices and value is not None and value not in choices:
-                raise ValueError(f"--{one.name}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")
-        for name in self.positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name}={value} must be above 0.")
-        for name in self.not_negative:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name}={getattr(self, name)} must not be negative.")
-        for name in self.shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name}={getattr(self, name)} must lie in [0, 1].")
+            _check(one.name, kinds[one.name], getattr(self, one.name))
         self.check_schedule(zero_terminal_snr=self.rescale_betas_zero_snr)
 
     def check_schedule(self, zero_terminal_snr: bool) -> None:
@@ -249,6 +249,12 @@ class RunConfig:
                 "noise of another distribution than N(0, I), from which sampling starts. Zero terminal SNR does what "
                 "the offset is for: leave it out; to compare, pass --rescale_betas_zero_snr=False."
             )
+
+    @classmethod
+    def identity(cls) -> list[str]:
+        """Options that a run cannot change on the way without becoming another run."""
+        hints = get_type_hints(cls, include_extras=True)
+        return [name for name, kind in hints.items() if IDENTITY in getattr(kind, "__metadata__", ())]
 
     @property
     def has_data(self) -> bool:
@@ -269,7 +275,19 @@ class RunConfig:
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
 
 
+def _check(name: str, kind: Any, value: Any) -> None:
+    """Refuse what an option cannot be."""
+    if value is None:
+        return
+    if (choices := _choices(kind)) and value not in choices:
+        raise ValueError(f"--{name}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")
+    for limit in getattr(kind, "__metadata__", ()):
+        if isinstance(limit, Range) and not limit.holds(value):
+            raise ValueError(f"--{name}={value} {limit.must}.")
+
+
 def _choices(kind: Any) -> tuple[Any, ...]:
-    """What a `Literal` option, or one that may also be None, can be; argparse checks the command line alone."""
-    literal = next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
-    return get_args(literal)
+    """What a `Literal` option can be, or one that may also be None; argparse checks the command line alone."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return next(filter(None, map(_choices, get_args(kind))), ()) if get_origin(kind) is not None else ()

@@ -5,24 +5,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..tables import Facts, Part, Report
-from ..terminal import show
-from .checkpoints import newest_whole, remove_partial, set_aside
+from ..utils.tables import Facts, Part, Report
+from ..utils.terminal import show
+from .accelerator import launch
+from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_checkpoints
+from .checkpointing.fingerprint import Fingerprint, fingerprint
+from .checkpointing.lock import locked
+from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
 from .config import RunConfig
-from .data import check_images
-from .fingerprint import Fingerprint, fingerprint
-from .launch import launch
-from .lock import locked
-from .loop import Run
+from .data.dataset import check_images
+from .data.loader import Samples
+from .data.tar_shards import index_shards
+from .measure import measure
+from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
-from .publishing import open_repo, repo_name
-from .run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
-from .samples import Samples
-from .sharded import index_shards
-from .speed import check_speed, float32_products
+from .reporting.upload import open_repo, repo_name
+from .speed import check_speed, matmul_precision
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
-from .trained import trained_parameters
+from .trainer import Trainer
 
 TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
 """What each kind of configuration trains."""
@@ -45,7 +46,7 @@ def train(config: RunConfig) -> None:
     """
     check_speed(config)
     accelerator, processes = launch(config)
-    with float32_products(config), contextlib.ExitStack() as folder:
+    with matmul_precision(config), contextlib.ExitStack() as folder:
         checkpoint, damaged = processes.from_main(lambda: _open_folder(config, folder))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
@@ -60,13 +61,15 @@ def train(config: RunConfig) -> None:
         if config.dry_run and not config.measure:
             return
         if config.measure:
-            accelerator.print(Run(config, accelerator, processes, task, samples, checkpoint).measure())
+            trainer = Trainer(config, accelerator, processes, task, samples, checkpoint)
+            batch = config.global_batch(processes.size)
+            accelerator.print(measure(trainer, accelerator, batch, config.max_train_steps))
             return
         found = processes.from_main(lambda: _check_folder(config, task, samples.good))
         repo = processes.from_main(lambda: open_repo(config)) if config.push_to_hub else None
-        run = Run(config, accelerator, processes, task, samples, checkpoint, repo)
+        trainer = Trainer(config, accelerator, processes, task, samples, checkpoint, repo)
         processes.from_main(lambda: write_run(config, found))
-        run.run()
+        trainer.train()
 
 
 def _open_folder(config: RunConfig, stack: contextlib.ExitStack) -> tuple[Path | None, str]:
@@ -75,9 +78,9 @@ def _open_folder(config: RunConfig, stack: contextlib.ExitStack) -> tuple[Path |
     folder, said = Path(config.output_dir), ""
     if not config.dry_run:
         stack.enter_context(locked(folder))
-    checkpoint, damaged = newest_whole(folder)
+    checkpoint, damaged = latest_valid(folder)
     for path, defect in damaged.items():
-        kept = path if config.dry_run else set_aside(path)
+        kept = path if config.dry_run else quarantine(path)
         said += f"{path.name} is damaged and passed over: {defect}. It is kept as {kept.name}.\n"
     return checkpoint, said
 
@@ -86,8 +89,8 @@ def _check_folder(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerp
     """What tells the run's data and base, which are those of its folder; there is room for its checkpoints."""
     found = fingerprint(config, task, good)
     check_fingerprint(config, found)
-    remove_partial(Path(config.output_dir))
-    check_disk_space(config, sum(parameter.numel() for parameter in trained_parameters(task.unet).values()))
+    remove_partial_checkpoints(Path(config.output_dir))
+    check_disk_space(config, sum(parameter.numel() for parameter in trainable_parameters(task.unet).values()))
     return found
 
 

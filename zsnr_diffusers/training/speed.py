@@ -57,7 +57,7 @@ def eager(config: RunConfig) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def float32_products(config: RunConfig) -> Iterator[None]:
+def matmul_precision(config: RunConfig) -> Iterator[None]:
     """How float32 products are rounded, while a run lasts: it is a setting of the process."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if config.allow_tf32 else before)
@@ -78,6 +78,6 @@ def adamw(groups: Iterable[dict[str, Any]], config: RunConfig, device: torch.dev
     return torch.optim.AdamW(groups, **settings, fused=device.type in ("cpu", "cuda"))
 
 
-def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+def copy_with_strides_of(tensor: Tensor, like: Tensor) -> Tensor:
     """A copy, in the layout of a tensor of the same shape: kernels that go through both may take it for granted."""
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.shape == like.shape else tensor.clone()

@@ -10,10 +10,10 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
-from ..scheduler_base import ZeroSNRScheduler
+from ..schedulers.base import ZeroSNRScheduler
 from .config import RunConfig
-from .data import Images, Rows
-from .samples import Batch, Samples
+from .data.dataset import Images, Rows
+from .data.loader import Batch, Samples
 
 
 class Task(ABC):
@@ -79,11 +79,11 @@ class Task(ABC):
 
     @abstractmethod
     def preview(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
-        """Rows of pictures that one of these makes, and their labels; None where none are wanted."""
+        """Rows of images that one of these makes, and their labels; None where none are wanted."""
 
     @abstractmethod
-    def paint(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
-        """A picture, without guidance, under the conditions of each of some rows of the data.
+    def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
+        """An image, without guidance, under the conditions of each of some rows of the data.
 
         Guidance moves even a perfect model away from the data.
         """

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .config import RunConfig
-from .samples import Batch, generator, seed_of
+from .data.loader import Batch, derive_seed, generator
 
 _BINS = 10
 
@@ -21,7 +21,7 @@ def stratified(drawn: int, place: int, count: int, num_train_timesteps: int) -> 
     return (place * num_train_timesteps + drawn) // count
 
 
-class SpreadTimesteps(Dataset[Batch]):
+class SampledTimesteps(Dataset[Batch]):
     """Samples whose timesteps are each uniform, and together more even than independent ones.
 
     They are functions of the seed and the position, as all else in a sample, so it does not matter how a global batch
@@ -55,7 +55,7 @@ class SpreadTimesteps(Dataset[Batch]):
         last = self.num_train_timesteps - 1
         if self.sampling == "stratified":
             step, place = divmod(position, self.global_batch)
-            turned = (place + seed_of(self.seed, 3, step)) % self.global_batch
+            turned = (place + derive_seed(self.seed, 3, step)) % self.global_batch
             return stratified(drawn, turned, self.global_batch, last + 1)
         if self.sampling == "antithetic":
             pair, second = divmod(position, 2)

@@ -7,7 +7,7 @@ from zsnr_diffusers.training import PixelTrainingConfig
 
 @pytest.fixture(scope="session")
 def class_folder(tmp_path_factory):
-    """A folder for each of three classes, with four pictures of 8 x 8 in each; do not change them."""
+    """A folder for each of three classes, with four images of 8 x 8 in each; do not change them."""
     folder, draw = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
     for name in ("cat", "dog", "owl"):
         (folder / name).mkdir()

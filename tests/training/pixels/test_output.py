@@ -36,6 +36,7 @@ def saved(options, **changes):
     return task.config.output_dir
 
 
+@pytest.mark.full
 def test_people_without_this_package_make_the_same_pictures(options, tmp_path):
     stock = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
     folders = {
@@ -76,7 +77,7 @@ def test_the_scheduler_says_all_that_a_sampler_needs(options, variance_type):
     )
     result = audit(folder)
     assert result.verdict == "OK"
-    # What no config of stock mends; the large variance is for all T steps.
+    # What no config of stock fixes; the large variance is for all T steps.
     large = {"large-variance"} if variance_type == "fixed_large" else set()
     assert {finding.name for finding in result.findings} == {"extra-timestep", "half-precision-noise"} | large
 

@@ -14,8 +14,8 @@ from training_runs import same, trained
 
 from zsnr_diffusers import ClassConditionalPipeline, load_pipeline
 from zsnr_diffusers.training import RECIPES, PixelTrainingConfig, train
-from zsnr_diffusers.training.luminance import drawn_rows, read_luminance
 from zsnr_diffusers.training.pixels import PixelTask
+from zsnr_diffusers.training.reporting.luminance import drawn_rows, read_luminance
 
 
 def run(options, **changes):
@@ -66,6 +66,7 @@ def task_start(config):
     return [parameter.detach() for parameter in PixelTask(config).unet.parameters()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("column", [None, "label"])
 def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path, column):
     options["class_column"] = column
@@ -74,8 +75,9 @@ def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path, column):
     assert same(run(options, resume=True), whole)
 
 
+@pytest.mark.full
 def test_training_lowers_the_loss_and_tells_classes_apart(options, tmp_path):
-    """Three classes, each of one grey: after training, the network paints the grey that is asked for."""
+    """Three classes, each of one grey: after training, the network generates the grey that is asked for."""
     for i, grey in enumerate((20, 128, 235)):
         (tmp_path / "greys" / str(i)).mkdir(parents=True)
         Image.new("L", (8, 8), grey).save(tmp_path / "greys" / str(i) / "0.png")
@@ -136,6 +138,7 @@ def test_dry_run_prints_the_network_of_the_paper(capsys, options):
 RECIPE_AS_PUBLISHED = dict(RECIPES["cifar10-ddpm"]) | {"class_column": None}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("data", [True, False])
 def test_measuring_says_how_long_it_would_take_and_writes_nothing(options, capsys, data):
     if not data:
@@ -150,6 +153,7 @@ def test_measuring_says_how_long_it_would_take_and_writes_nothing(options, capsy
     assert not Path(options["output_dir"]).exists()
 
 
+@pytest.mark.full
 def test_as_a_command(options):
     arguments = [f"--{name}={value}" for name, value in options.items()]
     script = Path(__file__).parents[3] / "examples" / "train_unconditional.py"
@@ -193,6 +197,7 @@ def test_data_that_does_not_fit_is_refused(options):
         run(options, class_column="species")
 
 
+@pytest.mark.full
 def test_brightness_is_painted_by_the_classes_of_rows_and_a_new_network_has_no_before(options, monkeypatch, tmp_path):
     labels, choose = [], ClassConditionalPipeline._labels
 

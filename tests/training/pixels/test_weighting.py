@@ -8,10 +8,10 @@ from training_runs import logged, same, trained
 from zsnr_diffusers import ZeroSNRDDPMScheduler
 from zsnr_diffusers.core import loss_weights, noise_level
 from zsnr_diffusers.training import PixelTrainingConfig
-from zsnr_diffusers.training.checkpoints import checkpoints
+from zsnr_diffusers.training.checkpointing.checkpoint import checkpoints
+from zsnr_diffusers.training.loss import LossWeighting
 from zsnr_diffusers.training.pixels import PixelTask
-from zsnr_diffusers.training.timesteps import SpreadTimesteps
-from zsnr_diffusers.training.weighting import LossWeighting
+from zsnr_diffusers.training.timesteps import SampledTimesteps
 
 CPU = torch.device("cpu")
 EVERY = torch.arange(1000)
@@ -81,6 +81,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path, variant):
     options["rescale_betas_zero_snr"] = variant != "offset"
@@ -91,6 +92,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path, variant):
     assert not same(whole, plain)
 
 
+@pytest.mark.full
 def test_what_is_learned_of_uncertainty_is_in_checkpoints_and_not_in_the_pipeline(options, tmp_path):
     def files(folder):
         return {path.relative_to(folder) for path in folder.rglob("*") if "checkpoint" not in str(path)}
@@ -110,6 +112,7 @@ def test_what_is_learned_of_uncertainty_is_in_checkpoints_and_not_in_the_pipelin
     assert files(whole) == files(plain)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["learned", "stratified"])
 def test_accumulation_gives_the_loss_of_the_whole_batch(options, tmp_path, variant):
     options |= {**VARIANTS[variant], "report_to": "tensorboard", "train_batch_size": 4, "logging_steps": 2}
@@ -129,7 +132,7 @@ def test_losses_by_timestep_are_those_computed_by_hand(options):
     options |= {"loss_weighting": "min_snr_floored", "timestep_sampling": "antithetic", "train_batch_size": 4}
     run(options)
     task = PixelTask(PixelTrainingConfig(**options))
-    samples, unet = SpreadTimesteps(task.samples(range(12)), task.config, 1000, 4), task.unet.eval()
+    samples, unet = SampledTimesteps(task.samples(range(12)), task.config, 1000, 4), task.unet.eval()
     by_hand = {}
     for position in range(16):
         one = samples[position]

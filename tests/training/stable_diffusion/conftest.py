@@ -5,7 +5,7 @@ from published_models import RESOLUTION, published
 
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory):
-    """Captioned pictures of many shapes; do not change them."""
+    """Captioned images of many shapes; do not change them."""
     return make_shapes(tmp_path_factory.mktemp("shapes"))
 
 

@@ -12,7 +12,7 @@ import pytest
 from landscapes import make_landscapes
 from safetensors import safe_open
 
-from zsnr_diffusers.weight_files import DTYPE_ARGUMENT
+from zsnr_diffusers.hub.weight_files import DTYPE_ARGUMENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -15,17 +15,22 @@ from torch import nn
 from torch.nn import functional as F
 from training_runs import logged, same
 
-import zsnr_diffusers._extras as extras
+import zsnr_diffusers.utils.extras as extras
 from zsnr_diffusers import load_lora
-from zsnr_diffusers.lora_files import LORA_FILE
-from zsnr_diffusers.training import TrainingConfig, loop, main, train
-from zsnr_diffusers.training.checkpoints import checkpoints
-from zsnr_diffusers.training.fingerprint import fingerprint
-from zsnr_diffusers.training.samples import Positions, load_batches
+from zsnr_diffusers.hub.lora_files import LORA_FILE
+from zsnr_diffusers.training import TrainingConfig, main, network, train
+from zsnr_diffusers.training.checkpointing.checkpoint import checkpoints
+from zsnr_diffusers.training.checkpointing.fingerprint import fingerprint
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler, load_batches
+from zsnr_diffusers.training.parameters import (
+    base_state_dict,
+    cast_for_training,
+    trainable_parameters,
+    trainable_state_dict,
+)
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 from zsnr_diffusers.training.stable_diffusion import task as task_module
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
-from zsnr_diffusers.training.trained import in_training_precision, trained_parameters, trained_state, without_adapters
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -69,11 +74,11 @@ def last_checkpoint(options, name="unet"):
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_the_adapter_alone_changes(options, base_folder, shipping, use_dora):
-    before = trained_state(task_of(options, use_dora=use_dora).unet)
+    before = trainable_state_dict(task_of(options, use_dora=use_dora).unet)
     run(options, use_dora=use_dora, ema_decay=0.0)
     unet, base = shipping[0].unet, DiffusionPipeline.from_pretrained(base_folder).unet
-    assert same(without_adapters(unet), base.state_dict())
-    after = trained_state(unet)
+    assert same(base_state_dict(unet), base.state_dict())
+    after = trainable_state_dict(unet)
     assert before.keys() == after.keys()
     assert all(("lora_A" in key) + ("lora_B" in key) + ("magnitude" in key) == 1 for key in after)
     assert not [key for key, value in after.items() if torch.equal(value, before[key])]
@@ -88,14 +93,15 @@ def test_an_untrained_adapter_changes_nothing(options, base_folder):
 
 
 def test_first_weights_are_of_the_seed_alone(options):
-    first = trained_state(task_of(options).unet)
+    first = trainable_state_dict(task_of(options).unet)
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    assert same(first, trained_state(task_of(options).unet))
+    assert same(first, trainable_state_dict(task_of(options).unet))
     assert torch.equal(state, torch.get_rng_state())
-    assert not same(first, trained_state(task_of(options, seed=1).unet))
+    assert not same(first, trainable_state_dict(task_of(options, seed=1).unet))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_updates_are_those_of_a_plain_loop_of_torch_and_peft(options, base_folder, use_dora):
     options |= {"max_train_steps": 3, "train_batch_size": 4, "max_grad_norm": 0.1, "cache": "none"}
@@ -111,7 +117,7 @@ def test_updates_are_those_of_a_plain_loop_of_torch_and_peft(options, base_folde
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     root = (1 - betas).cumprod(0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # Algorithm 1 of the paper
-    for batch in load_batches(task.samples(range(10)), Positions(config, range(3), 0, 1), config):
+    for batch in load_batches(task.samples(range(10)), DistributedBatchSampler(config, range(3), 0, 1), config):
         alpha = root[batch["timestep"]].float().reshape(-1, 1, 1, 1)
         sigma = (1 - root[batch["timestep"]] ** 2).sqrt().float().reshape(-1, 1, 1, 1)
         with torch.no_grad():
@@ -128,6 +134,7 @@ def test_updates_are_those_of_a_plain_loop_of_torch_and_peft(options, base_folde
         torch.testing.assert_close(value, parameters[name].detach(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.full
 def test_training_lowers_the_loss_on_the_pictures_that_it_sees(options, base_folder):
     task = task_of(options)
     samples = task.samples(range(10))
@@ -151,6 +158,7 @@ def test_training_lowers_the_loss_on_the_pictures_that_it_sees(options, base_fol
 # -- what is kept
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("changes", [{}, {"use_dora": True, "gradient_accumulation_steps": 2}])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(options, changes):
     whole = run(options, **changes)
@@ -163,7 +171,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(options, changes):
 def test_checkpoints_hold_the_adapter_alone(options):
     run(options)
     unet = task_of(options).unet
-    adapter = trained_parameters(unet)
+    adapter = trainable_parameters(unet)
     assert last_checkpoint(options).keys() == last_checkpoint(options, "ema").keys() == adapter.keys()
     kept = {name.rpartition(".")[0] for name in last_checkpoint(options, "optimizer")}
     assert kept == {f"unet.{name}" for name in adapter}
@@ -182,7 +190,7 @@ Disk = namedtuple("Disk", "total used free")
 
 
 def test_disk_space_is_that_of_the_adapter(options, monkeypatch):
-    adapter = sum(value.numel() for value in trained_parameters(task_of(options).unet).values())
+    adapter = sum(value.numel() for value in trainable_parameters(task_of(options).unet).values())
     for missing in (1, 0):
         free = 4 * adapter * 4 * 3 - missing  # it, its average and Adam's moments; two checkpoints and one on its way
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Disk(0, 0, free))
@@ -201,6 +209,7 @@ def test_the_base_is_known_by_the_same_fingerprint(options):
 # -- how it is computed
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_half_of_the_memory_gives_the_same_numbers(options, monkeypatch, shipping, use_dora):
     """autocast rounds the weights of frozen products anyway."""
@@ -214,13 +223,13 @@ def test_half_of_the_memory_gives_the_same_numbers(options, monkeypatch, shippin
     query = layers["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
     assert query.base_layer.weight.dtype == (torch.float32 if use_dora else torch.bfloat16)
     assert query.lora_A["default"].weight.dtype == query.lora_B["default"].weight.dtype == torch.float32
-    monkeypatch.setattr(loop, "in_training_precision", lambda unet, half: in_training_precision(unet, None))
+    monkeypatch.setattr(network, "cast_for_training", lambda unet, half: cast_for_training(unet, None))
     assert same(half, run(options, output_dir=options["output_dir"] + "-whole"))
 
 
 def test_what_is_trained_as_a_whole_stays_float32():
     network = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    assert {value.dtype for value in in_training_precision(network, torch.float16).parameters()} == {torch.float32}
+    assert {value.dtype for value in cast_for_training(network, torch.float16).parameters()} == {torch.float32}
 
 
 @pytest.mark.slow  # the same is shown of the loop itself
@@ -260,6 +269,7 @@ def test_it_paints_what_the_run_would_have_painted(options, base_folder, shippin
     assert Path(options["output_dir"], "previews", "step-000004.png").is_file()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_the_card_s_code_runs(options, base_folder, tmp_path, monkeypatch, use_dora):
     run(options, use_dora=use_dora, max_train_steps=1)

@@ -11,10 +11,10 @@ from tiny_adapters import add_adapter, needs_text_adapters
 
 from zsnr_diffusers import load_lora, save_lora
 from zsnr_diffusers.cli import main
-from zsnr_diffusers.lora_files import LORA_FILE
+from zsnr_diffusers.hub.lora_files import LORA_FILE
 from zsnr_diffusers.training import TrainingConfig, train
+from zsnr_diffusers.training.parameters import base_state_dict, trainable_parameters
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
-from zsnr_diffusers.training.trained import trained_parameters, without_adapters
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,7 @@ def output(unet):
         return unet(x_t, 500, text).sample
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("written", ["folder", "diffusers", "kohya"])
 def test_the_first_step_starts_from_the_same_network(written, first, photos, tmp_path):
     source = {"folder": first, "diffusers": first / LORA_FILE, "kohya": first / "kohya_lora_weights.safetensors"}
@@ -68,11 +69,12 @@ def test_the_first_step_starts_from_the_same_network(written, first, photos, tmp
     # kohya's file keeps strength and weights apart or together: float32 rounds elsewhere
     torch.testing.assert_close(output(task.unet), output(expected.unet), rtol=0, atol=1e-5)
     assert not torch.equal(output(task.unet), output(published_pipeline("1.5").unet))
-    trained = trained_parameters(task.unet)
+    trained = trainable_parameters(task.unet)
     assert trained.keys() == {name for name, _ in task.unet.named_parameters() if ".lora_" in name}
     assert {value.shape[0] for name, value in trained.items() if "lora_A" in name} == {3}
 
 
+@pytest.mark.full
 def test_it_is_trained_shipped_and_resumed(first, photos, tmp_path):
     run = tmp_path / "run"
     train(config(tmp_path, photos, first))
@@ -89,12 +91,14 @@ def test_it_is_trained_shipped_and_resumed(first, photos, tmp_path):
     assert main(["audit", str(run)]) == 0
 
 
+@pytest.mark.full
 def test_the_base_stays_as_it_is(first, photos, tmp_path):
     task = StableDiffusionTask(config(tmp_path, photos, first))
     base = published_pipeline("1.5").unet.state_dict()
-    assert all(torch.equal(value, base[key]) for key, value in without_adapters(task.unet).items())
+    assert all(torch.equal(value, base[key]) for key, value in base_state_dict(task.unet).items())
 
 
+@pytest.mark.full
 def test_a_dora_stays_one(photos, tmp_path):
     lora = save_lora(_adapted("1.5", use_dora=True), tmp_path / "dora")
     train(config(tmp_path, photos, lora, max_train_steps=1))
@@ -110,6 +114,7 @@ def test_what_the_file_says_cannot_be_asked_for(first, photos, tmp_path, changes
         config(tmp_path, photos, first, **changes)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")  # peft, of layers that are not there
 def test_other_files_are_refused_before_the_start(first, photos, tmp_path):
     def refused(weights, message, **changes):
@@ -123,6 +128,7 @@ def test_other_files_are_refused_before_the_start(first, photos, tmp_path):
     refused(tmp_path / "empty.safetensors", "has no layers of a LoRA or DoRA")
 
 
+@pytest.mark.full
 @needs_text_adapters
 def test_adapters_of_text_encoders_are_refused(photos, tmp_path):
     pipe = _adapted("1.5")

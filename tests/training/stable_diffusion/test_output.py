@@ -50,6 +50,7 @@ torch.save(images, sys.argv[2])
 """
 
 
+@pytest.mark.full
 def test_stock_alone_opens_it_and_paints_our_pictures(saved, tmp_path):
     """At n = 28 among others, where stock's DDIM goes wrong."""
     _, folder = saved
@@ -93,7 +94,7 @@ def test_shipped_scheduler_reaches_the_data_at_every_number_of_steps(config):
 
 
 def test_it_passes_the_audit(saved):
-    """But for stock's own extra timestep, which no config mends."""
+    """But for stock's own extra timestep, which no config fixes."""
     result = audit(saved[1])
     assert result.verdict == "OK"
     assert [finding.name for finding in result.findings] == ["extra-timestep"]

@@ -71,6 +71,7 @@ def base_options(request, hub):
     return options
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "place", "form", "mode"),
     [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES],

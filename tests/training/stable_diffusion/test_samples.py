@@ -12,9 +12,9 @@ from PIL import Image
 from tiny_pipelines import tiny_stable_diffusion
 
 from zsnr_diffusers.training import TrainingConfig
-from zsnr_diffusers.training.data import check_images, open_rows
-from zsnr_diffusers.training.samples import Positions, generator, load_batches
-from zsnr_diffusers.training.stable_diffusion.conditions import Conditions
+from zsnr_diffusers.training.data.dataset import check_images, open_rows
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler, generator, load_batches
+from zsnr_diffusers.training.stable_diffusion.conditioning import Conditions
 from zsnr_diffusers.training.stable_diffusion.samples import CaptionedSamples
 
 TOKENIZER = tiny_stable_diffusion().tokenizer
@@ -31,7 +31,7 @@ def samples(config, good=None, size=16):
 
 
 def folder_of(path, pictures, captions=None):
-    """An image folder of the given pictures, `{name: image or bytes}`."""
+    """An image folder of the given images, `{name: image or bytes}`."""
     path.mkdir(parents=True)
     for name, picture in pictures.items():
         if isinstance(picture, bytes):
@@ -58,7 +58,7 @@ def test_a_step_takes_the_same_samples_however_it_is_divided(batch, accumulation
         train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
     )
-    taken = [list(Positions(config, range(first, first + more), rank, world)) for rank in range(world)]
+    taken = [list(DistributedBatchSampler(config, range(first, first + more), rank, world)) for rank in range(world)]
     size = batch * accumulation * world
     for step in range(more):
         passes = slice(step * accumulation, (step + 1) * accumulation)
@@ -86,10 +86,10 @@ def test_every_epoch_shows_every_image_once_in_another_order(config):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_depend_on_the_position_only(options, workers):
     config = TrainingConfig(**{**options, "dataloader_num_workers": workers, "max_train_steps": 8})
-    whole = list(load_batches(samples(config), Positions(config, range(8), 0, 1), config))
+    whole = list(load_batches(samples(config), DistributedBatchSampler(config, range(8), 0, 1), config))
     torch.manual_seed(123)  # nothing may come from the global generator
     state = torch.get_rng_state()
-    rest = list(load_batches(samples(config), Positions(config, range(5, 8), 0, 1), config))
+    rest = list(load_batches(samples(config), DistributedBatchSampler(config, range(5, 8), 0, 1), config))
     assert torch.equal(torch.get_rng_state(), state)
     assert len(rest) == 3
     for a, b in zip(whole[5:], rest, strict=True):
@@ -156,7 +156,7 @@ def test_odd_images_become_the_rgb_that_they_show(options, tmp_path):
 
 
 def quarters():
-    """A picture of the model's size, a colour in each corner."""
+    """An image of the model's size, a colour in each corner."""
     picture = Image.new("RGB", (16, 16), "white")
     for place, colour in (((0, 0), "red"), ((8, 0), "lime"), ((0, 8), "blue")):
         picture.paste(colour, (*place, place[0] + 8, place[1] + 8))

@@ -18,11 +18,11 @@ from tiny_pipelines import tiny_stable_diffusion
 from training_runs import logged, same, trained
 
 from zsnr_diffusers.training import TrainingConfig, train
-from zsnr_diffusers.training.buckets import bucket_sizes, nearest_bucket
-from zsnr_diffusers.training.data import check_images
-from zsnr_diffusers.training.samples import Positions
+from zsnr_diffusers.training.data.buckets import bucket_sizes, nearest_bucket
+from zsnr_diffusers.training.data.dataset import check_images
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
-from zsnr_diffusers.training.stable_diffusion.conditions import Conditions
+from zsnr_diffusers.training.stable_diffusion.conditioning import Conditions
 from zsnr_diffusers.training.stable_diffusion.samples import CaptionedSamples
 
 CONDITIONS = Conditions([tiny_stable_diffusion().tokenizer])
@@ -82,12 +82,13 @@ def test_every_global_batch_is_of_one_bucket_and_every_image_comes_in_its_turn(i
     assert samples.epoch_length == steps * size
     for epoch in range(2):
         taken = [
-            list(Positions(config, range(epoch * steps, (epoch + 1) * steps), rank, world)) for rank in range(world)
+            list(DistributedBatchSampler(config, range(epoch * steps, (epoch + 1) * steps), rank, world))
+            for rank in range(world)
         ]
         shown = Counter()
         for step in range(steps):
             rows = [
-                samples.row_of(position)
+                samples.row_at(position)
                 for rank in taken
                 for forward in rank[step * passes : (step + 1) * passes]
                 for position in forward
@@ -101,7 +102,7 @@ def test_every_global_batch_is_of_one_bucket_and_every_image_comes_in_its_turn(i
             assert sum(times) - len(rows) < size
             assert max(times) - min(times) <= 1
     some = min(3, steps) * size
-    assert set(samples.shown(some)) == {samples.row_of(position) for position in range(some)}
+    assert set(samples.shown(some)) == {samples.row_at(position) for position in range(some)}
     assert set(samples.shown(10 * samples.epoch_length)) == set(range(len(images)))
 
 
@@ -109,7 +110,7 @@ def test_samples_have_the_size_of_their_bucket(shapes):
     samples = samples_of(shapes, 2)
     seen = {}
     for position in range(samples.epoch_length):
-        sample, row = samples[position], samples.row_of(position)
+        sample, row = samples[position], samples.row_at(position)
         height, width = seen[row] = nearest_bucket(SIZES[row], BUCKETS)
         assert sample["pixel_values"].shape == (3, height, width)
         assert sample["noise"].shape == sample["posterior_noise"].shape == (4, height // 8, width // 8)
@@ -135,6 +136,7 @@ def test_accumulation_and_processes_do_not_matter_nor_do_caches(shapes, tmp_path
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("stop", "random_crop"), [(1, False), (5, True)])
 def test_resumed_is_bitwise_the_uninterrupted_run(shapes, tmp_path, stop, random_crop):
     """Five buckets at a global batch of 2: seven steps are an epoch."""
@@ -145,6 +147,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run(shapes, tmp_path, stop, random
     assert same(trained(TrainingConfig(**{**parts, "resume": True})), whole)
 
 
+@pytest.mark.full
 def test_a_run_keeps_its_buckets_and_crops(shapes):
     trained(TrainingConfig(**shapes))
     with pytest.raises(ValueError, match="--aspect_ratio_buckets was True and is now False"):
@@ -153,6 +156,7 @@ def test_a_run_keeps_its_buckets_and_crops(shapes):
         trained(TrainingConfig(**{**shapes, "random_crop": True, "resume": True}))
 
 
+@pytest.mark.full
 def test_without_them_nothing_has_changed_for_images_of_one_shape(options, tmp_path):
     """One bucket of ten images and batches of two: each epoch is the same permutation."""
     options |= {"resolution": 128}
@@ -223,7 +227,7 @@ def test_pixels_are_those_at_the_place_that_the_network_is_told_of(xl_options, s
     changes = {"aspect_ratio_buckets": buckets, "random_crop": random_crop, "random_flip": True}
     samples, places, mirrored = samples_of(xl_options, **changes), {}, Counter()
     for position in range(6 * samples.epoch_length):
-        sample, row = samples[position], samples.row_of(position)
+        sample, row = samples[position], samples.row_at(position)
         original_height, original_width, top, left, height, width = map(int, sample["time_ids"].tolist())
         assert (original_height, original_width) == SIZES[row]
         image = ImageOps.exif_transpose(Image.open(shapes_folder / f"{row}.png")).convert("RGB")
@@ -266,6 +270,7 @@ def test_a_resolution_that_leaves_no_other_bucket_is_refused(shapes):
         samples_of(shapes, resolution=160)
 
 
+@pytest.mark.full
 def test_measuring_in_buckets_trains_on_some_of_each(shapes, capsys):
     train(TrainingConfig(**{**shapes, "dry_run": True, "measure": True, "train_batch_size": 4, "max_train_steps": 60}))
     assert "images/s" in capsys.readouterr().out

@@ -22,13 +22,13 @@ from zsnr_diffusers import (
     enforce_zero_terminal_snr,
     load_pipeline,
 )
+from zsnr_diffusers.hub.weight_files import DTYPE_ARGUMENT
 from zsnr_diffusers.training import TrainingConfig, train
-from zsnr_diffusers.training.data import check_images
-from zsnr_diffusers.training.samples import generator
+from zsnr_diffusers.training.data.dataset import check_images
+from zsnr_diffusers.training.data.loader import generator
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 from zsnr_diffusers.training.stable_diffusion.base import load_base
-from zsnr_diffusers.training.stable_diffusion.frozen import Autoencoder
-from zsnr_diffusers.weight_files import DTYPE_ARGUMENT
+from zsnr_diffusers.training.stable_diffusion.encoders import Autoencoder
 
 CAPTIONS = ["a cat", "a dark landscape", "a black landscape " * 20, "ünknown ☃", "a", "snow snow"]
 
@@ -87,7 +87,7 @@ def by_hand(options, folder, positions):
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     alpha_bar = enforce_zero_terminal_snr(stock.scheduler.alphas_cumprod)
     for position in positions:
-        sample, row = samples[position], samples.row_of(position)
+        sample, row = samples[position], samples.row_at(position)
         dropped, flipped, _ = torch.rand(3, generator=generator(config.seed, 1, position)).tolist()
         image = ImageOps.exif_transpose(Image.open(folder / f"{row}.png")).convert("RGB")
         original = (image.height, image.width)
@@ -114,6 +114,7 @@ def by_hand(options, folder, positions):
         yield (output - (alpha * noise - sigma * x_0)).square().mean().item(), (top, left)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cache", ["none", "both"])
 def test_the_loss_of_a_step_is_that_made_by_hand(xl_options, shapes_folder, cache):
     """And so caches on and off are the same; float32 keeps seven digits."""
@@ -155,6 +156,7 @@ torch.save(images.images, sys.argv[2])
 """
 
 
+@pytest.mark.full
 def test_the_result_is_a_stock_pipeline_and_previews_show_what_it_paints(xl_options, xl_folder, tmp_path, monkeypatch):
     seen, call = [], ZeroSNRStableDiffusionXLPipeline.__call__
 
@@ -200,6 +202,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run_in_buckets_too(xl_options, tmp
     assert same(trained(TrainingConfig(**{**parts, "resume": True})), whole)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}])
 def test_variants_run_and_stay_finite(xl_options, changes):
     weights = trained(TrainingConfig(**{**xl_options, **changes, "validation_prompts": ["snow"]}))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from ...hub import load_pipeline
+from ...hub.load import load_pipeline
 from ...unet import build_unet
 from .config import PixelTrainingConfig
 

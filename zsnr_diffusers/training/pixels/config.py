@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ...core.solvers import check_variance_type
 from ...unet import PRESETS
-from ..config import RunConfig, option
+from ..config import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, RunConfig, option
 from .recipes import RECIPES
 
 EXAMPLES = """\
@@ -45,27 +45,33 @@ class PixelTrainingConfig(RunConfig):
         ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
     """
 
-    pretrained_model_name_or_path: str | None = option(
-        None, "Pipeline of pixels to start from, a Hub id or a local folder, in place of a new network and schedule."
+    pretrained_model_name_or_path: Annotated[str | None, IDENTITY] = option(
+        None,
+        "Pipeline of pixels to start from, a Hub id or a local folder, in place of a new network and schedule.",
     )
-    unet: str = option("small-32", f"New network: {', '.join(PRESETS)}.")
-    in_channels: Literal[1, 3] = option(3, "Channels of a new network: 3 for colour, 1 for grey.")
+    unet: Annotated[str, IDENTITY] = option("small-32", f"New network: {', '.join(PRESETS)}.")
+    in_channels: Annotated[Literal[1, 3], IDENTITY] = option(3, "Channels of a new network: 3 for colour, 1 for grey.")
     dropout: float | None = option(None, "Dropout of a new network. Default: the preset's.")
-    beta_schedule: str = option("linear", "Schedule of a new network, as in diffusers.")
-    beta_start: float = option(1e-4, "Its first beta.")
-    beta_end: float = option(0.02, "Its last beta.")
-    class_column: str | None = option(
-        None, "Column of the classes, for pictures of given classes; `label` for a folder of folders."
+    beta_schedule: Annotated[str, IDENTITY] = option("linear", "Schedule of a new network, as in diffusers.")
+    beta_start: Annotated[float, POSITIVE, IDENTITY] = option(1e-4, "Its first beta.")
+    beta_end: Annotated[float, POSITIVE, IDENTITY] = option(0.02, "Its last beta.")
+    class_column: Annotated[str | None, IDENTITY] = option(
+        None,
+        "Column of the classes, for images of given classes; `label` for a folder of folders.",
     )
-    class_dropout: float = option(0.1, "Share of classes replaced by none, for classifier-free guidance.")
+    class_dropout: Annotated[float, SHARE] = option(
+        0.1, "Share of classes replaced by none, for classifier-free guidance."
+    )
     variance_type: str = option(
         "fixed_small", "Variance of the sampler that is shipped: fixed_small or fixed_large (Ho et al. 2020)."
     )
-    train_batch_size: int = option(64, "Images per process and forward pass.")
-    learning_rate: float = option(2e-4, "AdamW's learning rate.")
-    adam_weight_decay: float = option(0.0, "AdamW's weight decay; with 0 it is Adam.")
-    validation_images: int = option(4, "Pictures per class in previews, or per row without classes; 0 for none.")
-    num_inference_steps: int = option(100, "Sampling steps of the previews.")
+    train_batch_size: Annotated[int, POSITIVE] = option(64, "Images per process and forward pass.")
+    learning_rate: Annotated[float, POSITIVE] = option(2e-4, "AdamW's learning rate.")
+    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(0.0, "AdamW's weight decay; with 0 it is Adam.")
+    validation_images: Annotated[int, NOT_NEGATIVE] = option(
+        4, "Images per class in previews, or per row without classes; 0 for none."
+    )
+    num_inference_steps: Annotated[int, POSITIVE] = option(100, "Sampling steps of the previews.")
 
     program: ClassVar[str] = "python -m zsnr_diffusers.training.pixels"
     description: ClassVar[str] = (
@@ -75,14 +81,6 @@ class PixelTrainingConfig(RunConfig):
     )
     examples: ClassVar[str] = EXAMPLES
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = RECIPES
-    decides: ClassVar[tuple[str, ...]] = (
-        *RunConfig.decides,
-        *("pretrained_model_name_or_path", "unet", "in_channels", "beta_schedule", "beta_start", "beta_end"),
-        "class_column",
-    )
-    positive: ClassVar[tuple[str, ...]] = (*RunConfig.positive, "beta_start", "beta_end")
-    not_negative: ClassVar[tuple[str, ...]] = (*RunConfig.not_negative, "validation_images")
-    shares: ClassVar[tuple[str, ...]] = (*RunConfig.shares, "class_dropout")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,10 +7,10 @@ import huggingface_hub
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from ...class_conditional import ClassConditionalPipeline
-from ...custom_pipeline import write_custom_pipeline
+from ...hub.custom_pipeline import write_custom_pipeline
 from ...schedulers import ZeroSNRDDPMScheduler
-from ...stock_scheduler import stock_scheduler
-from ..card import model_card
+from ...schedulers.stock import stock_scheduler
+from ..reporting.model_card import model_card
 from .classes import Classes
 from .config import PixelTrainingConfig
 

@@ -2,7 +2,7 @@
 
 Ho et al. 2020 (DDPM, arXiv:2006.11239), appendix B and the released code: Adam, a warm-up of 5000 steps and a constant
 learning rate, a constant moving average, gradients clipped to norm 1, linear betas, the mean squared error of epsilon.
-Each has a twin, `-zsnr`, that differs in what Lin et al. 2023 (arXiv:2305.08891) mend: zero terminal SNR and v-loss.
+Each has a twin, `-zsnr`, that differs in what Lin et al. 2023 (arXiv:2305.08891) fix: zero terminal SNR and v-loss.
 """
 
 from collections.abc import Mapping

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..crops import crop_of, fit
-from ..data import Rows, read_image, to_model_range
-from ..samples import Batch, Samples
+from ..data.dataset import Rows, read_image, to_model_range
+from ..data.loader import Batch, Samples
+from ..data.transforms import crop_of, fit
 from .config import PixelTrainingConfig
 
 _MOST_BYTES = 2**30

@@ -8,11 +8,11 @@ from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from torch import Tensor
 
-from ...cards import terminal_snr
 from ...class_conditional import ClassConditionalPipeline
+from ...hub.model_card import terminal_snr
 from ...schedulers import ZeroSNRDDPMScheduler
-from ..data import Images, noise_rows, open_rows
-from ..samples import Batch
+from ..data.dataset import Images, noise_rows, open_rows
+from ..data.loader import Batch
 from ..task import Task
 from .base import load_base, new_unet
 from .classes import read_classes
@@ -112,12 +112,12 @@ class PixelTask(Task):
         shown = range(min(self.classes.count, _MOST_CLASSES_SHOWN))
         return [self._generate(pipe, [label] * len(seeds)) for label in shown], [self.classes.name(i) for i in shown]
 
-    def paint(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
+    def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
         """The class of each row, if there are classes."""
         return self._generate(pipe, [None if self.classes is None else self.classes.labels[row] for row in rows])
 
     def _generate(self, pipe: Any, labels: Sequence[int | None]) -> list[Image.Image]:
-        """A picture per label, from seeds 0, 1, ...; the labels are all None or none of them."""
+        """An image per label, from seeds 0, 1, ...; the labels are all None or none of them."""
         images: list[Image.Image] = []
         for first in range(0, len(labels), _AT_ONCE):
             seeds = range(first, min(first + _AT_ONCE, len(labels)))

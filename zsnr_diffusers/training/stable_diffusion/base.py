@@ -10,19 +10,19 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from ...damage import check_folder_weights
-from ...hub import load_pipeline
-from ...hub_errors import from_the_hub
-from ...model_facts import is_single_file
-from ...repo_files import only_variant
-from ...saving import save_pipeline
+from ...hub.damage import check_folder_weights
+from ...hub.errors import explain_hub_errors
+from ...hub.files import only_variant
+from ...hub.header import read_header
+from ...hub.load import load_pipeline
+from ...hub.model_facts import is_single_file
+from ...hub.save import save_pipeline
+from ...hub.weight_files import in_one_dtype, variants
 from ...schedulers import ZeroSNRDDIMScheduler
-from ...single_file import read_header
-from ...weight_files import in_one_dtype, variants
-from ..buckets import bucket_sizes
-from ..crops import Size
+from ..data.buckets import bucket_sizes
+from ..data.transforms import Size
+from .architectures import KINDS, Kind
 from .config import TrainingConfig
-from .kinds import KINDS, Kind
 
 
 @dataclass
@@ -123,7 +123,7 @@ def base_folder(base: Base, config: TrainingConfig) -> Iterator[Path]:
 def _folder(name: str, variant: str | None) -> tuple[Path, str | None]:
     """Where a pipeline lies, out of the Hub if need be, and the variant of its weights."""
     here = Path(name).is_dir()
-    with from_the_hub(name):
+    with explain_hub_errors(name):
         folder = Path(name if here else DiffusionPipeline.download(name, variant=variant))
         if variant is None and None not in variants(file.name for file in folder.glob("unet/*")):
             variant = only_variant(name, {})

@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ...core.guidance import check_guidance_rescale
-from ...guidance import DEFAULT_GUIDANCE_RESCALE
-from ..config import RunConfig, option
+from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE
+from ..config import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, RunConfig, option
 
 EXAMPLES = """\
 examples:
@@ -73,7 +73,7 @@ class TrainingConfig(RunConfig):
         ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
     """
 
-    pretrained_model_name_or_path: str = option(
+    pretrained_model_name_or_path: Annotated[str, IDENTITY] = option(
         "",
         "Stable Diffusion 1.x, 2.x or XL to start from, epsilon or v: a Hub id, a folder, or a .safetensors file.",
     )
@@ -98,70 +98,69 @@ class TrainingConfig(RunConfig):
         "caption; in .json captions are the field --caption_column. Images without such a file are left out, and some "
         "of them named.",
     )
-    caption_dropout: float = option(0.1, "Share of captions replaced by the empty one, for classifier-free guidance.")
-    aspect_ratio_buckets: bool = option(
+    caption_dropout: Annotated[float, SHARE] = option(
+        0.1, "Share of captions replaced by the empty one, for classifier-free guidance."
+    )
+    aspect_ratio_buckets: Annotated[bool, IDENTITY] = option(
         False,
         "Let images keep about their shape: each is brought to that of some sizes of at most the area of --resolution "
         "squared whose aspect ratio is nearest. Every global batch is of one size.",
     )
-    random_crop: bool = option(
-        False, "Cut images at a random place, not at the centre; what the autoencoder gives cannot be stored then."
+    random_crop: Annotated[bool, IDENTITY] = option(
+        False,
+        "Cut images at a random place, not at the centre; what the autoencoder gives cannot be stored then.",
     )
-    max_train_steps: int = option(10_000, "Optimizer steps. The paper took 50,000 at batch size 2048.")
-    learning_rate: float = option(1e-5, "AdamW's learning rate. The paper took 1e-4 at batch size 2048.")
+    max_train_steps: Annotated[int, POSITIVE] = option(
+        10_000, "Optimizer steps. The paper took 50,000 at batch size 2048."
+    )
+    learning_rate: Annotated[float, POSITIVE] = option(
+        1e-5, "AdamW's learning rate. The paper took 1e-4 at batch size 2048."
+    )
     cache: Literal["auto", "none", "latents", "text", "both"] = option(
         "auto",
         "What autoencoder and text encoder give is computed once and stored: latents, text, both, none, or auto: what "
         "fits into half of the free disk space. With --random_crop it is text alone, of --train_shards nothing.",
     )
-    lora_rank: int | None = option(
+    lora_rank: Annotated[int | None, POSITIVE, IDENTITY] = option(
         None,
         "Train a LoRA of this rank in place of the whole UNet, by peft: a small file beside the base, and memory for "
         "its weights alone. 16 to 128; changing what the network predicts takes more than adding a style. Learning "
         "rates are about ten times as high, 1e-4. Default: the whole UNet.",
     )
-    lora_weights: str | None = option(
+    lora_weights: Annotated[str | None, IDENTITY] = option(
         None,
         "A LoRA of the UNet to train on, in place of a new one: a .safetensors file, a folder or a Hub id. Rank, "
         "strength and layers are those it has.",
     )
-    lora_alpha: float | None = option(
-        None, "Strength of the LoRA, which is multiplied by alpha / rank. Default: the rank, so by 1."
+    lora_alpha: Annotated[float | None, POSITIVE, IDENTITY] = option(
+        None,
+        "Strength of the LoRA, which is multiplied by alpha / rank. Default: the rank, so by 1.",
     )
-    use_dora: bool = option(
+    use_dora: Annotated[bool, IDENTITY] = option(
         False,
         "Split each weight into size and direction, and let the LoRA turn the direction (DoRA, arXiv:2402.09353): "
         "at low ranks nearer to training the whole UNet, says its paper; slower, and read by fewer programs.",
     )
-    lora_target_modules: list[str] = option(  # noqa: RUF009
+    lora_target_modules: Annotated[list[str], IDENTITY] = option(  # noqa: RUF009
         LORA_TARGETS,
         "Layers that get a LoRA, by the end of their name. Attention alone (to_q to_k to_v to_out.0) is usual for a "
         "style and hardly turns epsilon into v: that takes another mix of what comes in and goes out at each "
         "timestep, which the convolutions make, the first and the last above all.",
     )
     validation_prompts: list[str] = option([], "Prompts of the previews.")  # noqa: RUF009
-    guidance_scale: float = option(7.5, "Guidance scale of the previews.")
+    guidance_scale: Annotated[float, NOT_NEGATIVE] = option(7.5, "Guidance scale of the previews.")
     guidance_rescale: float = option(
         DEFAULT_GUIDANCE_RESCALE, "Guidance rescale of the previews, recommended on the model card."
     )
 
     program: ClassVar[str] = "python -m zsnr_diffusers.training"
     description: ClassVar[str] = (
-        "Retrain Stable Diffusion 1.x, 2.x or XL so that it can paint truly dark and truly bright pictures: v-loss\n"
+        "Retrain Stable Diffusion 1.x, 2.x or XL so that it can generate truly dark and truly bright images: v-loss\n"
         "on a schedule that ends at zero signal-to-noise ratio (Lin et al. 2023, arXiv:2305.08891). The result is an\n"
         "ordinary diffusers pipeline in --output_dir, or with --lora_rank a LoRA of the base.\n"
         "For networks of pixels: python -m zsnr_diffusers.training.pixels"
     )
     examples: ClassVar[str] = EXAMPLES
-    decides: ClassVar[tuple[str, ...]] = (
-        *("pretrained_model_name_or_path", "lora_rank", "lora_weights", "lora_alpha", "use_dora"),
-        "lora_target_modules",
-        *("aspect_ratio_buckets", "random_crop"),
-        *RunConfig.decides,
-    )
-    positive: ClassVar[tuple[str, ...]] = (*RunConfig.positive, "lora_rank", "lora_alpha")
-    not_negative: ClassVar[tuple[str, ...]] = (*RunConfig.not_negative, "guidance_scale")
-    shares: ClassVar[tuple[str, ...]] = (*RunConfig.shares, "caption_dropout")
 
     @property
     def trains_adapter(self) -> bool:

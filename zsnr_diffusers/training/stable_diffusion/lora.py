@@ -8,12 +8,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from ..._extras import import_extra
-from ...cards import base_name, lora_usage
-from ...lora import save_lora
-from ...lora_files import lora_file
-from ...lora_fit import load_weights, rehearse
-from ..trained import trained_parameters
+from ...hub.lora import save_lora
+from ...hub.lora_files import lora_file
+from ...hub.lora_fit import load_weights, rehearse
+from ...hub.model_card import base_name, lora_usage
+from ...utils.extras import import_extra
+from ..parameters import trainable_parameters
 from .base import Base
 from .config import TrainingConfig
 from .output import write_card
@@ -80,7 +80,7 @@ def _check_targets(unet: nn.Module, targets: list[str]) -> None:
 
 def described(unet: nn.Module, config: TrainingConfig) -> str:
     """The adapter of a UNet in words."""
-    parameters = sum(parameter.numel() for parameter in trained_parameters(unet).values())
+    parameters = sum(parameter.numel() for parameter in trainable_parameters(unet).values())
     if config.lora_weights:
         return f"{_kind(unet)} from {config.lora_weights}, {parameters:,} parameters"
     strength = f"rank {config.lora_rank}, alpha {config.lora_alpha or config.lora_rank:g}"

@@ -1,4 +1,4 @@
-"""What a run ships: a pipeline of stock classes that samples rightly without this package, and its model card."""
+"""What a run ships: a pipeline of stock classes that samples correctly without this package, and its model card."""
 
 import json
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ import diffusers
 import huggingface_hub
 from diffusers import SchedulerMixin, UNet2DConditionModel
 
-from ...cards import base_name
-from ...custom_pipeline import custom_pipeline
-from ...guidance import guidance_record
-from ...stock_scheduler import stock_scheduler
-from ...weight_files import copy_in_float32
-from ..card import model_card
+from ...guidance.mixin import guidance_record
+from ...hub.custom_pipeline import custom_pipeline
+from ...hub.model_card import base_name
+from ...hub.weight_files import copy_in_float32
+from ...schedulers.stock import stock_scheduler
+from ..reporting.model_card import model_card
 from .base import Base, base_folder, model_index
 from .config import TrainingConfig
 

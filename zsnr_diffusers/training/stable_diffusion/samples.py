@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..buckets import into_buckets
-from ..cache import Cache
-from ..crops import Crop, Size, crop_of, fit
-from ..data import Images, Rows, image_size, read_image, to_model_range
-from ..samples import Batch, Samples
-from .conditions import Conditions
+from ..data.buckets import into_buckets
+from ..data.dataset import Images, Rows, image_size, read_image, to_model_range
+from ..data.loader import Batch, Samples
+from ..data.transforms import Crop, Size, crop_of, fit
+from .conditioning import Conditions
 from .config import TrainingConfig
+from .row_cache import Cache
 
 
 class CaptionedSamples(Samples):

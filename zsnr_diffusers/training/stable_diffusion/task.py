@@ -10,17 +10,17 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from ...cards import terminal_snr
 from ...evaluation.generation import generate_images
-from ..buckets import filled_up
-from ..data import Images, noise_rows, open_rows
-from ..samples import Batch
+from ...hub.model_card import terminal_snr
+from ..data.buckets import filled_up
+from ..data.dataset import Images, noise_rows, open_rows
+from ..data.loader import Batch
+from ..parameters import base_state_dict
 from ..task import Task
-from ..trained import without_adapters
 from .base import load_base
-from .caches import Caches
 from .config import TrainingConfig
-from .frozen import Autoencoder
+from .embedding_cache import Caches
+from .encoders import Autoencoder
 from .lora import described, give_adapter, save_lora_folder
 from .output import save_pipeline_folder, shipped_scheduler
 from .samples import CaptionedSamples, captions_of
@@ -44,7 +44,7 @@ class StableDiffusionTask(Task):
         config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config)
         self.buckets = self.base.buckets(config)
-        self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.kind.heeds_force_upcast)
+        self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.kind.uses_force_upcast)
         self.text_encoder = self.base.kind.text_encoder()
         self.caches = Caches(config, (self.autoencoder, self.text_encoder))
         self.device = torch.device("cpu")
@@ -60,7 +60,7 @@ class StableDiffusionTask(Task):
     def plan(self, samples: CaptionedSamples) -> dict[str, str]:
         """Base, prediction type, schedule and data."""
         before = self.base.pipeline.scheduler
-        parameters = sum(value.numel() for value in without_adapters(self.unet).values())
+        parameters = sum(value.numel() for value in base_state_dict(self.unet).values())
         return {
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
             **({"adapter": described(self.unet, self.config)} if self.config.trains_adapter else {}),
@@ -115,7 +115,7 @@ class StableDiffusionTask(Task):
         return samples
 
     @contextlib.contextmanager
-    def _ready_to_paint(self) -> Iterator[None]:
+    def _ready_to_generate(self) -> Iterator[None]:
         """Autoencoder and text encoder on the device, also where their results are stored.
 
         What would overflow in float16 is kept out of an autocast to it; the UNet brings its own autocast along.
@@ -168,7 +168,7 @@ class StableDiffusionTask(Task):
         config, prompts = self.config, self.config.validation_prompts
         if not prompts:
             return None
-        with self._ready_to_paint():
+        with self._ready_to_generate():
             rows = [
                 pipe(
                     prompt,
@@ -183,10 +183,10 @@ class StableDiffusionTask(Task):
             ]
         return rows, prompts
 
-    def paint(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
+    def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
         """The first caption of each row."""
         captions = [captions_of(caption)[0] for caption in self.rows[list(rows)][self.config.caption_column]]
-        with self._ready_to_paint():
+        with self._ready_to_generate():
             return generate_images(
                 pipe,
                 captions,

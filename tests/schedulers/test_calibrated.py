@@ -1,0 +1,219 @@
+"""A scheduler with the timesteps and weights of a calibration in its config."""
+
+import copy
+import json
+import pickle
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from calibrations import calibration, default_weights, explicit_run
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from oracles import SD, levels, make, nonlinear, run, sample, start
+
+from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler
+from zsnr_diffusers.hub.custom_pipeline import custom_pipeline
+
+
+def calibrated(n=5, **config):
+    return make("multistep", calibration=calibration(n), **config)
+
+
+# -- what it does
+
+
+def test_its_number_of_steps_takes_its_timesteps_and_weights():
+    x, entry = start(4, 3, dtype=torch.float64), calibration()["5"]
+    scheduler = calibrated()
+    found = sample(scheduler, x, nonlinear, 5)
+    assert scheduler.timesteps.tolist() == entry["timesteps"]
+    torch.testing.assert_close(found, explicit_run(entry, *levels(), x, nonlinear), rtol=0, atol=1e-12)
+
+
+def test_other_numbers_of_steps_are_the_default():
+    scheduler, default = calibrated(), make("multistep")
+    for n in (5, 4, 6, 5, 12):
+        results = [sample(one, start(), nonlinear, n) for one in (scheduler, default)]
+        assert torch.equal(*results) == (n != 5)
+        assert torch.equal(scheduler.timesteps, default.timesteps) == (n != 5)
+
+
+def test_other_timesteps_and_sigmas_of_the_caller_have_the_weights_of_the_default():
+    scheduler, default = calibrated(), make("multistep")
+    for given in ({"timesteps": [999, 800, 600, 300, 21]}, {"sigmas": [100.0, 5.0, 1.0, 0.3, 0.1]}):
+        scheduler.set_timesteps(5)
+        for one in (scheduler, default):
+            one.set_timesteps(**given)
+        assert torch.equal(*(run(one, start(), nonlinear) for one in (scheduler, default)))
+
+
+def test_its_timesteps_given_by_the_caller_are_its_steps():
+    """As pipelines do that choose timesteps themselves."""
+    scheduler, other = calibrated(), calibrated()
+    scheduler.set_timesteps(5)
+    other.set_timesteps(timesteps=scheduler.timesteps.tolist())
+    assert torch.equal(*(run(one, start(), nonlinear) for one in (scheduler, other)))
+
+
+@pytest.mark.parametrize("begin", [1, 3])
+def test_a_run_that_begins_later_has_its_timesteps_and_the_weights_of_the_default(begin):
+    scheduler, default = calibrated(), make("multistep")
+    scheduler.set_timesteps(5)
+    scheduler.set_begin_index(begin)
+    default.set_timesteps(timesteps=scheduler.timesteps.tolist())
+    assert torch.equal(*(run(one, start(), nonlinear, begin) for one in (scheduler, default)))
+
+
+def test_it_has_no_safeguard():
+    """Weights that are the default's lead where the default leads without it."""
+    swinging = lambda x, t: 3 * torch.cos(0.05 * t + x)  # noqa: E731
+    default = make("multistep")
+    scheduler = make("multistep", calibration={"5": default_weights(default, 5)})
+    guarded = sample(default, start(), swinging, 5)
+    default._guard = lambda *args: []
+    wanted = sample(default, start(), swinging, 5)
+    found = sample(scheduler, start(), swinging, 5)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, guarded, rtol=1e-2)
+
+
+def test_a_constant_output_is_exact():
+    alphas, sigmas = levels()
+    point = lambda x, t: (alphas[t] * (x - alphas[t] * 0.7) / sigmas[t]) - sigmas[t] * 0.7  # noqa: E731
+    found = sample(calibrated(), start(dtype=torch.float64), point, 5)
+    torch.testing.assert_close(found, torch.full_like(found, 0.7), rtol=0, atol=1e-6)
+
+
+# -- where it is kept
+
+
+def test_every_way_to_keep_a_config_keeps_it(tmp_path):
+    scheduler = calibrated(7)
+    scheduler.save_pretrained(tmp_path)
+    wanted = sample(copy.deepcopy(scheduler), start(), nonlinear, 7)
+    cls = ZeroSNRMultistepScheduler
+    for other in (
+        cls.from_pretrained(tmp_path),
+        cls.from_config(scheduler.config),
+        cls.from_config(json.loads(scheduler.to_json_string())),
+        cls.from_config(ZeroSNRDDIMScheduler.from_config(scheduler.config).config),
+        copy.deepcopy(scheduler),
+        pickle.loads(pickle.dumps(scheduler)),
+    ):
+        assert other.config["calibration"] == calibration(7)
+        assert torch.equal(sample(other, start(), nonlinear, 7), wanted)
+
+
+def test_numbers_may_be_numbers_and_are_kept_as_texts():
+    entry = calibration()["5"]
+    scheduler = make("multistep", calibration={5: entry})
+    assert scheduler.config["calibration"] == {"5": entry}
+    assert sample(scheduler, start(), nonlinear, 5).isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [DDIMScheduler, EulerDiscreteScheduler])
+def test_schedulers_of_diffusers_take_its_config(cls):
+    back = cls.from_config(calibrated().config)
+    back.set_timesteps(5)
+    again = ZeroSNRMultistepScheduler.from_config(back.config)
+    assert again.config["calibration"] is None  # as other settings of a sampler
+
+
+def test_the_file_for_people_without_this_package_has_it(monkeypatch):
+    source = custom_pipeline(StableDiffusionPipeline, 0.7, sampler=calibrated())
+    module = types.ModuleType("alone")
+    monkeypatch.setitem(sys.modules, "alone", module)
+    exec(source, vars(module))
+    assert f"calibration={calibration()!r}" in source
+    there = module.ZeroSNRMultistepScheduler.from_config(DDIMScheduler(**SD).config, calibration=calibration())
+    assert torch.equal(sample(there, start(), nonlinear, 5), sample(calibrated(), start(), nonlinear, 5))
+
+
+# -- what it does not fit
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"beta_start": 0.001},
+        {"rescale_betas_zero_snr": False},
+        {"num_train_timesteps": 500},
+        {"trained_betas": np.linspace(0.001, 0.02, 1000)},
+        {"prediction_type": "sample"},
+        {"timestep_spacing": "trailing"},
+        {"solver_order": 3},
+        {"corrector": False},
+        {"eta": 1.0},
+    ],
+    ids=lambda override: next(iter(override)),
+)
+def test_an_override_that_it_was_not_made_for_leaves_it_out_and_says_so(override, log):
+    scheduler = ZeroSNRMultistepScheduler.from_config(calibrated().config, **override)
+    assert scheduler.config["calibration"] is None
+    assert "calibration of 5 steps is left out: it was made for" in log.text
+    assert "Fit it again with zsnr calibrate" in log.text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {},
+        {"timestep_spacing": "kappa"},
+        {"eta": 0},
+        {"solver_order": 2, "clip_sample": False},
+        {"beta_start": 0.00085},
+    ],
+)
+def test_an_override_that_changes_nothing_of_it_leaves_it(override, log):
+    scheduler = ZeroSNRMultistepScheduler.from_config(calibrated().config, **override)
+    assert scheduler.config["calibration"] == calibration()
+    assert "left out" not in log.text
+
+
+def changed(**changes):
+    entry = calibration()["5"]
+    return {"5": {**entry, **changes}}
+
+
+WEIGHTS = calibration()["5"]["weights"]
+BAD = [
+    ([1, 2], "must map numbers of steps"),
+    ({"five": {}}, "has the key 'five', which is no number of steps"),
+    ({"5": {}}, "of 5 steps lacks 'timesteps'"),
+    ({"5": 3}, "of 5 steps cannot be read"),
+    ({"6": calibration()["5"]}, "of 6 steps has 5 timesteps and 5 rows"),
+    (changed(timesteps=[999, 800, 600, 300]), "of 5 steps has 4 timesteps and 5 rows"),
+    (changed(timesteps=[999, 800, 600, 300, -1]), r"timesteps \[-1\] lie outside \[0, 999\]"),
+    (changed(timesteps=[999, 800, 900, 300, 20]), "must decrease strictly; 900 follows 800"),
+    (changed(timesteps=[990, 885, 656, 255, 23]), "begins at timestep 990, the schedule at 999"),
+    (changed(weights=[*WEIGHTS[:4], [*WEIGHTS[4], 0.0]]), "weighs 4 outputs in step 5, where this solver_order"),
+    (changed(weights=[*WEIGHTS[:4], [0.5, 0.2, 0.1]]), "the weights of step 5 have the sum 0.8, .* needs 1;"),
+    (changed(weights=[*WEIGHTS[:4], [float("nan"), 0.2, 0.1]]), "the sum nan"),
+    (changed(weights=[*WEIGHTS[:4], ["x", 0.2, 0.1]]), "of 5 steps cannot be read: could not convert"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD)
+def test_what_does_not_fit_is_refused_with_the_remedy(bad, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make("multistep", calibration=bad)
+    assert "pass calibration=None to sample without it" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"beta_start": 0.001}, "made for another noise schedule: the weights of step 1 have the sum"),
+        ({"num_train_timesteps": 1500}, "begins at timestep 999, the schedule at 1499"),
+        ({"rescale_betas_zero_snr": False}, "made for another noise schedule"),
+        ({"solver_order": 3}, "in step 4, where this solver_order and corrector weigh 4"),
+        ({"corrector": False}, "in step 3, where this solver_order and corrector weigh 2"),
+        ({"eta": 1.0}, "made for eta=0, and eta=1.0 adds noise"),
+    ],
+)
+def test_another_schedule_or_sampler_is_refused_where_it_is_made_directly(config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        calibrated(**config)

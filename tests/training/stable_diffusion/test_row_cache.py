@@ -1,0 +1,157 @@
+import errno
+import os
+import pickle
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zsnr_diffusers.training.stable_diffusion import row_cache as module
+from zsnr_diffusers.training.stable_diffusion.row_cache import Cache
+
+CONTENTS = [f"image {i}".encode() for i in range(5)]
+VALUES = {
+    "mean": torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)),
+    "std": torch.rand(5, 4, generator=torch.Generator().manual_seed(1)).bfloat16(),
+}
+
+
+def rows(*indices):
+    return [CONTENTS[i] for i in indices], {name: values[list(indices)] for name, values in VALUES.items()}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A folder with one shard of all rows."""
+    Cache(tmp_path, "x", {"weights": "a"}).write([rows(0, 1, 2), rows(3, 4)])
+    return tmp_path
+
+
+def found(folder, facts=None, contents=CONTENTS):
+    cache = Cache(folder, "x", facts or {"weights": "a"})
+    return cache, cache.find(contents)
+
+
+def check(cache, contents=CONTENTS):
+    for content in contents:
+        row = cache[content]
+        assert row.keys() == VALUES.keys()
+        for name, values in VALUES.items():
+            assert row[name].dtype == values.dtype
+            assert torch.equal(row[name], values[CONTENTS.index(content)])
+
+
+def shards(folder):
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_rows_come_back_as_they_were_and_only_by_what_they_were_made_of(written):
+    cache, missing = found(written, contents=[b"other", *CONTENTS, b"other"])
+    assert missing == [b"other"]
+    check(cache)
+    _, missing = found(written, {"weights": "b"})
+    assert missing == CONTENTS
+    other = Cache(written, "x", {"weights": "b"})
+    os.renames(shards(written)[0], other.folder / shards(written)[0].name)  # a shard that strayed into another cache
+    assert other.find(CONTENTS) == CONTENTS
+
+
+def test_shards_end_when_they_are_large_or_slow(tmp_path, monkeypatch):
+    batches = [rows(0), rows(1, 2), rows(3), rows(4)]
+    monkeypatch.setattr(module, "SHARD_BYTES", 2 * 32)  # a row is 2 x 3 x 4 + 4 x 2 = 32 bytes
+    Cache(tmp_path, "x", {"weights": "a"}).write(iter(batches))
+    assert len(shards(tmp_path)) == 2
+    cache, missing = found(tmp_path)
+    assert not missing
+    check(cache)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "SHARD_SECONDS", 0)
+    Cache(tmp_path / "slow", "x", {"weights": "a"}).write(iter(batches))
+    assert len(shards(tmp_path / "slow")) == 4
+
+
+def test_reading_processes_open_shards_themselves(written):
+    cache, _ = found(written)
+    check(cache)
+    check(pickle.loads(pickle.dumps(cache)))
+
+
+def test_finding_more_keeps_what_was_found(written):
+    cache, _ = found(written, contents=CONTENTS[:2])
+    assert cache.find([*CONTENTS, b"more"]) == [b"more"]
+    check(cache)
+
+
+def test_every_flipped_byte_is_noticed(written):
+    """A flip in a key that is not looked for may stay; none in what is read does."""
+    (shard,) = shards(written)
+    whole = shard.read_bytes()
+    for at in range(len(whole)):
+        shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        assert found(written, contents=CONTENTS[:1])[1] == CONTENTS[:1]
+    shard.write_bytes(whole)
+    assert not found(written)[1]
+
+
+@given(st.data())
+def test_cut_off_and_lengthened_shards_are_noticed(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("cut")
+    Cache(folder, "x", {"weights": "a"}).write([rows(0, 1, 2, 3, 4)])
+    (shard,) = shards(folder)
+    whole = shard.read_bytes()
+    length = data.draw(st.integers(0, len(whole) + 8).filter(lambda n: n != len(whole)))
+    shard.write_bytes((whole + bytes(8))[:length])
+    cache, missing = found(folder)
+    assert missing == CONTENTS
+    assert cache.damaged == [shard]
+
+
+def test_damaged_shards_are_removed_and_written_anew(written):
+    (shard,) = shards(written)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + b"!")
+    cache, missing = found(written)
+    shard.write_bytes(whole)  # by another run
+    cache.tidy()
+    assert shards(written) == [shard]
+    shard.write_bytes(whole[:-1] + b"!")
+    cache.tidy()
+    cache.tidy()
+    assert not shards(written)
+    cache.write([rows(0, 1, 2, 3, 4)])
+    assert not cache.find(missing)
+    check(cache)
+    assert shards(written) == [shard]  # the same rows make the same file
+
+
+def test_a_full_disk_leaves_finished_shards_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHARD_BYTES", 1)
+    sync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == 3:  # the second file; a folder is synced after the first
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    cache = Cache(tmp_path, "x", {"weights": "a"})
+    with pytest.raises(OSError, match="No space left"):
+        cache.write([rows(0, 1), rows(2), rows(3)])
+    assert cache.find(CONTENTS) == CONTENTS[2:]
+    check(cache, CONTENTS[:2])
+    assert len(list(cache.folder.iterdir())) == 1
+
+
+def test_only_what_was_abandoned_long_ago_is_removed(written):
+    cache, _ = found(written)
+    old, new = cache.folder / ".old.partial", cache.folder / ".new.partial"
+    for partial in (old, new):
+        partial.write_bytes(b"half")
+    os.utime(old, (time.time() - 1e6,) * 2)
+    cache.tidy()
+    assert not old.exists()
+    assert new.exists()
+    assert not cache.find(CONTENTS)

@@ -1,0 +1,48 @@
+import pytest
+
+from zsnr_diffusers.utils.tables import Facts, Line, Remark, Remarks, Report, Table, one_line
+
+
+class Weather(Report):
+    def parts(self):
+        yield Line("today", "title")
+        yield Facts(("", "here", "right"), (("sun", "no", "yes"), ("clouds", "all", "")), " (right: {})", indent="  ")
+        yield Table(("", "hours", "where"), (("rain", "12", "here"), ("snow", "0", "there, {}")), align="<><")
+        yield Remarks(
+            (Remark("bad", "wet", "outside:\nput on a hat", "bad"), Remark("note", "it dries", "wait", "quiet"))
+        )
+
+
+def test_text_of_a_report():
+    assert str(Weather()) == "\n".join(
+        [
+            "today",
+            "  sun    no (right: yes)",
+            "  clouds all",
+            "      hours  where",
+            "rain     12  here",
+            "snow      0  there, {}",
+            "bad   wet",
+            "      -> outside: put on a hat",
+            "note  it dries",
+            "      -> wait",
+        ]
+    )
+
+
+def test_a_sentence_is_a_report():
+    assert str(Line("dark")) == "dark"
+    assert list(Line("dark").parts()) == [Line("dark")]
+
+
+@pytest.mark.parametrize(
+    ("advice", "line"),
+    [
+        ("f(x)", "f(x)"),
+        ("in half precision:\nf(x)", "in half precision: f(x)"),
+        ("a model of v:\nf(x)\nof epsilon:\ng(x)\nand:\nh", "a model of v: f(x); of epsilon: g(x); and: h"),
+        ("f(x)\nor:\ng(x)", "f(x); or: g(x)"),
+    ],
+)
+def test_advice_in_one_line(advice, line):
+    assert one_line(advice) == line

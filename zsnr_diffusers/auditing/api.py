@@ -1,0 +1,142 @@
+"""Audit, and fix what changing a scheduler's config can fix. What is fixed is audited again."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..hub.files import INDEX, PLACES, named
+from ..schedulers.config import LARGEST_T
+from ..utils.files import write_text
+from .report import Audit, audited
+from .sources import Source, read_source
+
+ALL_STEPS = range(1, LARGEST_T + 1)
+"""Every number of steps; those above T are left out."""
+
+
+def audit(
+    source: Any,
+    *,
+    deep: bool = False,
+    prompts: Sequence[str] | Sequence[int] | None = None,
+    device: Any = None,
+    prediction_type: str | None = None,
+    zero_snr: bool | None = None,
+    steps: Iterable[int] | None = None,
+    **kwargs: Any,
+) -> Audit:
+    """Look whether a model is set up right, and say what makes it right.
+
+    The scheduler is made as stock makes it and run on numbers whose right result is known, for 1 to 20 steps and some
+    more. Weights are not loaded, and of a Hub repo only its two config files are.
+
+    Args:
+        source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a Hub id, or a `.safetensors`
+            file of a Stable Diffusion; a LoRA's folder, repo or file is audited with the scheduler beside it, or with
+            that which its base was published with.
+        deep: run the scheduler for every number of steps from 1 to T, which takes minutes; and load the weights, if
+            there are any, for `evaluation.terminal_invariance`.
+        prompts: for `deep`: texts, or class labels. Eight images of each are made, for their brightness.
+        device: for `deep`: where the networks of a pipeline that is loaded here run.
+        prediction_type: what the network was trained to predict, if the config may be wrong about it.
+        zero_snr: whether it was trained at zero terminal SNR, likewise: no config can tell.
+        steps: numbers of steps to run the scheduler for, in place of those above.
+        kwargs: for a Hub id: revision, token, cache_dir, local_files_only, force_download.
+
+    Returns:
+        The audit; `print` it.
+
+    Raises:
+        OSError: there is nothing, or no scheduler in it.
+        TypeError: a source of another kind, or an unknown argument.
+        ValueError: no scheduler of a variance-preserving model, or one that cannot be made; a file of a Stable
+            Diffusion 2.x of which nothing says what it predicts.
+    """
+    unknown = sorted(set(kwargs) - set(PLACES))
+    if unknown:
+        raise TypeError(f"audit takes no {', '.join(unknown)}; for a Hub id it takes {', '.join(PLACES)}.")
+    found = _told(read_source(source, **kwargs), prediction_type, zero_snr)
+    numbers = ALL_STEPS if deep and steps is None else steps
+    with named(found.name):
+        result = audited(found, None if numbers is None else tuple(numbers))
+    if not deep:
+        return result
+    from .weights import with_weights
+
+    return with_weights(result, source, prompts, device, **kwargs)
+
+
+def _told(source: Source, prediction_type: str | None, zero_snr: bool | None) -> Source:
+    """What the caller knows goes before what a file says.
+
+    Raises:
+        ValueError: neither says what a model predicts whose architecture has both kinds.
+    """
+    if source.ambiguous and prediction_type is None:
+        raise ValueError(
+            f"{source.name} does not say what it predicts, and of Stable Diffusion 2.x there are both kinds: "
+            "pass prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or prediction_type='epsilon' (2-base and "
+            "2.1-base)."
+        )
+    return replace(
+        source,
+        prediction_type=source.prediction_type if prediction_type is None else prediction_type,
+        zero_snr=source.zero_snr if zero_snr is None else zero_snr,
+    )
+
+
+def fix(
+    folder: str | Path,
+    *,
+    prediction_type: str | None = None,
+    zero_snr: bool | None = None,
+    steps: Iterable[int] | None = None,
+) -> Audit:
+    """Fix the scheduler's config of a pipeline, a LoRA or a scheduler in a local folder, with stock's classes.
+
+    Nothing is written unless the fixed config passes without an error. The former file is kept beside it as
+    `scheduler_config.json.bak`, and `model_index.json.bak` where the class changes; a backup that is there already is
+    left alone. What needs training is not fixed by a flag.
+
+    Args:
+        folder: of the pipeline, or of the scheduler alone.
+        prediction_type: as in `audit`; without it, an epsilon model at zero SNR is left alone.
+        zero_snr: as in `audit`; without it, zero SNR is not switched on.
+        steps: as in `audit`.
+
+    Returns:
+        The audit of the folder as it is then.
+
+    Raises:
+        OSError: there is no scheduler, or it cannot be written.
+        ValueError: not a local folder, and as in `audit`.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"{folder} is no local folder, and only these are fixed; for a pipeline in memory: pipe.scheduler = "
+            "zsnr_diffusers.audit(pipe).fixed_scheduler()"
+        )
+    before = audit(folder, prediction_type=prediction_type, zero_snr=zero_snr, steps=steps)
+    after = before.fixed()
+    if after is before or any(finding.severity == "error" for finding in after.findings):
+        return before
+    _write(before.setup.source, after.setup.source, Path(folder))
+    return audit(folder, prediction_type=prediction_type, zero_snr=zero_snr, steps=before.setup.numbers)
+
+
+def _write(old: Source, new: Source, folder: Path) -> None:
+    if old.path is not None:  # as for every folder
+        _replace_file(old.path, new.config)
+    if new.index != old.index:
+        _replace_file(folder / INDEX, new.index)
+
+
+def _replace_file(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)  # of a LoRA that has no scheduler yet
+    backup = path.with_name(path.name + ".bak")
+    if path.exists() and not backup.exists():
+        shutil.copyfile(path, backup)
+    write_text(path, json.dumps(content, indent=2) + "\n")

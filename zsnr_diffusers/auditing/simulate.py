@@ -1,0 +1,128 @@
+"""Runs of a scheduler on data whose right result is known.
+
+Two numbers are sampled side by side. All data of the first is one point: a sampler reaches it in any number of steps,
+whatever its method, unless it leaves noise, diverges or crashes. Data of the second is Gaussian, as wide as the
+brightness of latents; what the exact rule of DDIM makes of it on the same timesteps tells a wrong step size.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from ..core import NoiseLevel, ideal_output, noise_level
+from ..core.spacing import LARGEST_SCALE
+
+POINT = 0.7
+TOLERANCE = 1e-3
+"""Half of half a grey level. Stock's stand-in for zero SNR, alpha = 2^-12, leaves a quarter of it in one step."""
+
+_MEAN, _SPREAD = torch.tensor([POINT, 0.0]).double(), torch.tensor([0.0, LARGEST_SCALE]).double()
+_START = torch.tensor([2.0, 1.0]).double()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One number of steps.
+
+    Attributes:
+        num_inference_steps: n.
+        timesteps: those that were visited.
+        missed: how far from the point it ended, infinite if not finite; None if it crashed.
+        wide: what it made of a noise of 1 where the data is as wide as brightness; None if it crashed.
+        error: the exception's text, if it crashed.
+    """
+
+    num_inference_steps: int
+    timesteps: tuple[float, ...]
+    missed: float | None = None
+    wide: float | None = None
+    error: str | None = None
+
+
+def runnable(scheduler: Any) -> str | None:
+    """Why a scheduler cannot be run here; None if it can."""
+    if not isinstance(scheduler, SchedulerMixin):
+        return "what it needs is not installed"
+    parameters = list(inspect.signature(scheduler.step).parameters.values())
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if needed != ["model_output", "timestep", "sample"]:
+        return f"its step takes {', '.join(needed)}"
+    if "Inverse" in type(scheduler).__name__:
+        return "it leads from images to noise"
+    return None
+
+
+def run(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any = None) -> Run:
+    """Sample as a pipeline does, with the ideal network of the schedule that it was trained on.
+
+    Args:
+        scheduler: its config says what the network predicts.
+        num_inference_steps: n.
+        table: alpha_bar of training, shape [T].
+        timesteps: the timesteps themselves instead of n.
+    """
+    visited: tuple[float, ...] = ()
+    try:
+        if timesteps is None:
+            scheduler.set_timesteps(num_inference_steps)
+        else:
+            scheduler.set_timesteps(timesteps=timesteps)
+        visited = tuple(scheduler.timesteps.tolist())
+        x = _sampled(scheduler, table)
+    except Exception as error:  # whatever a scheduler raises is what is looked for
+        return Run(num_inference_steps, visited, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    point, wide = x.flatten().tolist()
+    missed = abs(point - POINT)
+    return Run(num_inference_steps, visited, missed if math.isfinite(missed) else math.inf, wide)
+
+
+def _sampled(scheduler: Any, table: Tensor) -> Tensor:
+    prediction_type = scheduler.config.prediction_type
+    seeded = "generator" in inspect.signature(scheduler.step).parameters
+    noise = {"generator": torch.Generator().manual_seed(0)} if seeded else {}
+    x = (_START * float(scheduler.init_noise_sigma)).reshape(1, 1, 1, 2)
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        output = ideal_output(prediction_type, seen, level_at(table, float(t)), _MEAN, _SPREAD)
+        x = scheduler.step(output, t, x, return_dict=False, **noise)[0]
+    return x
+
+
+def level_at(table: Tensor, timestep: float) -> NoiseLevel:
+    """The level that a network was trained on there; stock also asks for -1 and for timesteps between two."""
+    return noise_level(table, min(max(round(timestep), 0), len(table) - 1))
+
+
+def runs(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Run, ...]:
+    """A run for each number of steps; what stock warns of on the way is no news here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tuple(run(scheduler, n, table) for n in numbers)
+
+
+def diverges_at_eta_one(scheduler: Any, table: Tensor, num_inference_steps: int) -> bool:
+    """Whether DDIM's first step with fresh noise (eta = 1) is not finite."""
+    scheduler.set_timesteps(num_inference_steps)
+    x, t = _START.reshape(1, 1, 1, 2), scheduler.timesteps[0]
+    output = ideal_output(scheduler.config.prediction_type, x, level_at(table, float(t)), _MEAN, _SPREAD)
+    generator = torch.Generator().manual_seed(0)
+    return not bool(scheduler.step(output, t, x, eta=1.0, generator=generator, return_dict=False)[0].isfinite().all())
+
+
+def wrong_noise(scheduler: Any, table: Tensor, dtype: torch.dtype, num_inference_steps: int) -> list[int]:
+    """Timesteps at which `add_noise` in a half-precision dtype is off by more than 5%; a rounding is below 1%."""
+    scheduler.set_timesteps(num_inference_steps)  # stock's multistep schedulers noise to those that are set only
+    timesteps = scheduler.timesteps.long()
+    timesteps, times = timesteps.unique(return_counts=True)
+    timesteps = timesteps[(timesteps >= 0) & (timesteps < len(table)) & (times == 1)]  # twice: rounded
+    noise = torch.ones(len(timesteps), 1, 1, 1, dtype=dtype)
+    added = scheduler.add_noise(torch.zeros_like(noise), noise, timesteps).double().flatten()
+    sigma = torch.as_tensor(noise_level(table, timesteps).sigma)
+    return sorted(timesteps[~((added - sigma).abs() <= 0.05 * sigma)].tolist())

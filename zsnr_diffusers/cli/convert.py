@@ -1,0 +1,219 @@
+"""`zsnr convert`: models between folders, the Hub and single files, with what their schedule and guidance are."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..utils.tables import Facts, Part, Report
+from ..utils.terminal import show
+from .arguments import in_options, new_parser
+
+DESCRIPTION = """\
+Saves a pipeline or a LoRA in another form. A target that ends in .safetensors becomes a single file: a pipeline in the
+original layout of Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply, a LoRA with the
+names of kohya's scripts. Any other target becomes a folder of diffusers with stock classes, that of a LoRA with the
+scheduler beside the weights. What the model predicts and whether it ends in pure noise is found in the source, or told
+here: a file that does not say it is not converted on a guess.
+
+Where to with it: diffusers and InvokeAI open the folder and find all in it; of a file they read the weights alone.
+ComfyUI and Forge read the keys of an XL file. With one of 1.x or 2.x, ComfyUI needs the node ModelSamplingDiscrete
+(v_prediction, zsnr) and Forge a .yaml beside it. kohya's scripts are told by --v_parameterization --zero_terminal_snr.
+The guidance rescale is for you to set there, in ComfyUI by the node RescaleCFG. examples/recipes.md has the steps."""
+
+EXAMPLES = """\
+examples:
+  a trained folder for other programs, in half precision:
+    zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16
+
+  a v-prediction checkpoint, whose keys say so, for diffusers:
+    zsnr convert model.safetensors model-folder
+
+  a trained folder, and the file of it, into one repo of the Hub, which says what the model is:
+    zsnr convert sd21-zsnr sd21-zsnr-fp16 --dtype float16 --push_to_hub me/sd21-zsnr
+    zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr
+
+  a LoRA that does not say what it was trained on, so that it does, and with its scheduler beside it:
+    zsnr convert lora.safetensors lora-folder --prediction_type v_prediction --zero_snr --config sd15-folder
+
+  a trained LoRA for ComfyUI and others:
+    zsnr convert sd15-zsnr-lora sd15-zsnr-lora.safetensors --dtype float16
+
+  from a file that does not say what it is, where the Hub cannot be reached:
+    zsnr convert old.safetensors folder --prediction_type v_prediction --zero_snr --config sdxl-folder
+
+exit status: 0 done, 2 wrong arguments or data
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add `convert` to the subparsers of `zsnr`."""
+    parser = new_parser(
+        commands,
+        "convert",
+        "save a pipeline or LoRA as a single file, or a single file as a folder",
+        DESCRIPTION,
+        EXAMPLES,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file, of a pipeline or LoRA")
+    parser.add_argument("target", metavar="TARGET", help="folder, or a name that ends in .safetensors")
+    parser.add_argument(
+        "--prediction_type",
+        choices=("epsilon", "v_prediction", "sample"),
+        help="what the network predicts (default: what is found)",
+    )
+    schedule = parser.add_mutually_exclusive_group()
+    schedule.add_argument(
+        "--zero_snr", action="store_true", default=None, help="it was trained to zero terminal SNR (default: found)"
+    )
+    schedule.add_argument("--no_zero_snr", dest="zero_snr", action="store_false", help="it was not")
+    parser.add_argument("--guidance_rescale", type=float, help="phi to record (default: what is recorded)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the weights (default: the source's if it is here and has one for all, else float32)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="PATH_OR_ID",
+        help="for a single file or a LoRA: a pipeline of its architecture, of which configs alone are read, and of a "
+        "folder the parts that the file has not (default: the Hub's)",
+    )
+    parser.add_argument(
+        "--vae",
+        metavar="PATH_OR_ID",
+        help="for a single file without one, or in place of its own: an autoencoder, a pipeline's or a file's",
+    )
+    parser.add_argument("--variant", help="of a pipeline's weights, such as fp16 (default: none, or the only one)")
+    parser.add_argument("--weight_name", metavar="FILE", help="for a LoRA in a folder or repo: its file's name")
+    parser.add_argument(
+        "--push_to_hub", metavar="REPO", help="upload the target to this repo of the Hub, which is made if need be"
+    )
+    parser.add_argument("--private", action="store_true", default=None, help="make that repo a private one")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Convert, and say what was found."""
+    from ..hub.lora_files import is_lora
+    from ..hub.model_facts import scheduler_claim
+
+    if arguments.private and arguments.push_to_hub is None:
+        raise ValueError("--private goes with --push_to_hub.")
+    lora = is_lora(arguments.source, arguments.weight_name)
+    try:
+        pipe, what = (_convert_lora if lora else _convert_pipeline)(arguments)
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(in_options(str(error))) from error
+    except TypeError as error:
+        if arguments.guidance_rescale is None:
+            raise
+        raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
+    claim = scheduler_claim(pipe.scheduler.config)
+    found = {
+        "prediction_type": claim.prediction_type,
+        "rescale_betas_zero_snr": claim.rescale_betas_zero_snr,
+        "guidance_rescale": getattr(pipe, "default_guidance_rescale", 0.0),
+    }
+    show(Converted(arguments.target, what, found, arguments.push_to_hub))
+
+
+@dataclass(frozen=True)
+class Converted(Report):
+    """What was written where, what was found of it, and where it was pushed to."""
+
+    target: str
+    what: str
+    found: Mapping[str, Any]
+    pushed_to: str | None
+
+    def __str__(self) -> str:
+        """One line, for logs of many."""
+        found = ", ".join(f"{name}={value}" for name, value in self.found.items())
+        return f"{self.target}: {self.what}, {found}" + (f"; pushed to {self.pushed_to}" if self.pushed_to else "")
+
+    def parts(self) -> Iterator[Part]:
+        """A row for each."""
+        rows = {"model": self.what, **self.found} | ({"pushed to": self.pushed_to} if self.pushed_to else {})
+        yield Facts(("written", self.target), tuple((name, str(value)) for name, value in rows.items()))
+
+
+def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
+    """The pipeline that was saved, and what it is."""
+    from ..hub.load import load_pipeline
+    from ..hub.model_facts import is_single_file
+    from ..hub.save import check_target, save_pipeline
+
+    check_target(Path(arguments.target), arguments.overwrite)
+    if arguments.config is not None and not is_single_file(arguments.source):
+        raise ValueError("--config goes with a single file or a LoRA; a folder has its own.")
+    single = is_single_file(arguments.source)
+    if arguments.vae is not None and not single:
+        raise ValueError("--vae goes with a single file; a folder has its own.")
+    files = [arguments.source] if single else Path(arguments.source).glob("*/*.safetensors")
+    given = {"config": arguments.config, "variant": arguments.variant, "vae": arguments.vae}
+    options = {name: value for name, value in given.items() if value is not None}
+    if single:
+        _check_says_it(arguments)
+    pipe = load_pipeline(arguments.source, dtype=_dtype(arguments, files), **_told(arguments), **options)
+    save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_pushing(arguments))
+    return pipe, type(pipe).__name__
+
+
+def _check_says_it(arguments: argparse.Namespace) -> None:
+    """What is written says for good what the model predicts, so a guess by its architecture does not do."""
+    from ..hub.model_facts import find_model_facts
+
+    facts = find_model_facts(arguments.source, prediction_type=arguments.prediction_type)
+    if facts.prediction_type is None:
+        raise ValueError(
+            f"{arguments.source} does not say what it predicts, and what is written would say it for good: pass "
+            "--prediction_type epsilon, as most models of 1.x and XL do, or --prediction_type v_prediction."
+        )
+
+
+def _convert_lora(arguments: argparse.Namespace) -> tuple[Any, str]:
+    """The pipeline of the base's layers with the LoRA that was saved, and what it is."""
+    from ..hub.empty_pipeline import empty_pipeline
+    from ..hub.lora import load_lora, save_lora
+    from ..hub.lora_files import LORA_FILE, base_of_lora, lora_file
+    from ..hub.save import check_target
+
+    check_target(Path(arguments.target), arguments.overwrite, LORA_FILE)
+    file = lora_file(arguments.source, arguments.weight_name or LORA_FILE)
+    base = arguments.config or base_of_lora(file)
+    pipe = empty_pipeline(base, _dtype(arguments, [file]))
+    load_lora(pipe, file, **_told(arguments))
+    save_lora(pipe, arguments.target, **_pushing(arguments))
+    return pipe, f"LoRA of {base}"
+
+
+def _told(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user knows better than the source."""
+    return {
+        "guidance_rescale": arguments.guidance_rescale,
+        "prediction_type": arguments.prediction_type,
+        "rescale_betas_zero_snr": arguments.zero_snr,
+    }
+
+
+def _pushing(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
+
+
+def _dtype(arguments: argparse.Namespace, files: Iterable[Any]) -> Any:
+    """That of the source's weights, which diffusers does not keep; float32 where they differ or are elsewhere."""
+    import torch
+
+    from ..hub.header import read_header
+
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    headers = [read_header(file) for file in files]
+    found = {dtype for header in headers for key, dtype in header.dtypes.items() if 0 not in header.shapes[key]}
+    floats = found & set(names)
+    return getattr(torch, arguments.dtype or (names[floats.pop()] if len(floats) == 1 else "float32"))

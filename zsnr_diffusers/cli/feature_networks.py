@@ -1,0 +1,49 @@
+"""The network that figures are made by, from the command line's arguments."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..evaluation import INCEPTION_SHA256, DinoV2Features, FeatureNetwork, InceptionFeatures, Processes, inception_file
+
+OPTIONS = ("features", "feature_weights", "feature_sha256")
+"""What `add_arguments` adds; each is None unless given."""
+
+
+def add_arguments(options: Any) -> None:
+    """Add what says by which network features are to an argument group."""
+    options.add_argument(
+        "--features",
+        choices=("inception", "dinov2"),
+        help="network: that of FID, of 2015-12-05, or DINOv2 for FD-DINOv2 (default: inception)",
+    )
+    options.add_argument(
+        "--feature_weights",
+        metavar="PATH_OR_ID",
+        help="inception-2015-12-05.pt, or a folder or Hub id of DINOv2 (default: torch hub's cache, fetched if it is "
+        "not there; facebook/dinov2-large)",
+    )
+    options.add_argument(
+        "--feature_sha256",
+        metavar="HEX",
+        help="hash of the weights, to take others than the published ones; figures of other networks do not compare",
+    )
+
+
+def load(arguments: argparse.Namespace, device: Any, processes: Processes) -> FeatureNetwork:
+    """The network that the arguments name, on a device.
+
+    Raises:
+        OSError: its file is not there and cannot be fetched.
+        ValueError: a file of another hash or kind.
+    """
+    weights, sha256 = arguments.feature_weights, arguments.feature_sha256
+    if arguments.features == "dinov2":
+        with processes.together():
+            return DinoV2Features(weights or "facebook/dinov2-large", sha256, device=device)
+    with processes.together():
+        if weights is None and processes.is_main:  # fetched by one, before the others look for it
+            inception_file()
+    with processes.together():
+        return InceptionFeatures(weights or inception_file(), sha256 or INCEPTION_SHA256, device)

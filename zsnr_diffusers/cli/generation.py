@@ -1,0 +1,132 @@
+"""What commands have in common that make images: a pipeline and its prompts, from the command line's arguments."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+OPTIONS = (
+    *("prompts", "prompts_file", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"),
+    *("batch_size", "dtype", "variant", "resolution", "lora"),
+)
+"""What `add_arguments` adds; each is None unless given."""
+
+CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "batch_size")
+NUM_IMAGES = 64
+
+
+def add_arguments(options: Any) -> None:
+    """Add what says which images a pipeline makes to an argument group."""
+    prompts = options.add_mutually_exclusive_group()
+    prompts.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts, or class labels")
+    prompts.add_argument("--prompts_file", metavar="FILE", help="one prompt per line, UTF-8")
+    options.add_argument(
+        "--num_images", type=int, help=f"in all, spread evenly over the prompts (default: {NUM_IMAGES})"
+    )
+    options.add_argument("--num_inference_steps", type=int, help="(default: the pipeline's)")
+    options.add_argument("--guidance_scale", type=float, help="(default: the pipeline's)")
+    options.add_argument(
+        "--guidance_rescale",
+        type=float,
+        help="phi of the paper's Algorithm 2, 0.7 there (default: what is recorded in the pipeline, or 0)",
+    )
+    options.add_argument("--batch_size", type=int, help="per process (default: 4)")
+    options.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
+    options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
+    options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
+    options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
+
+
+def num_images(arguments: argparse.Namespace) -> int:
+    """How many images to make.
+
+    Raises:
+        ValueError: none.
+    """
+    number = NUM_IMAGES if arguments.num_images is None else int(arguments.num_images)
+    if number < 1:
+        raise ValueError(f"--num_images must be at least 1, got {number}")
+    return number
+
+
+def call_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What of the arguments goes to the pipeline's call, as `iter_images` takes it."""
+    options = {name: getattr(arguments, name) for name in CALL_OPTIONS if getattr(arguments, name) is not None}
+    return (
+        options if arguments.resolution is None else options | dict.fromkeys(("height", "width"), arguments.resolution)
+    )
+
+
+def default_device() -> str:
+    """The best device of this machine, by name."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
+    """The pipeline of `--pipeline`, with `--guidance_rescale` and in `--dtype`.
+
+    Raises:
+        OSError: there is no such pipeline.
+        ValueError: a guidance rescale that it cannot take.
+    """
+    import torch
+
+    from .. import schedulers  # noqa: F401  # a saved pipeline may name its classes; diffusers only looks them up
+    from ..hub.load import load_pipeline as load
+    from ..hub.lora import load_lora
+
+    rescale = arguments.guidance_rescale
+    try:
+        pipe = load(
+            arguments.pipeline,
+            dtype=getattr(torch, arguments.dtype or "float32"),
+            guidance_rescale=rescale if arguments.lora is None else None,
+            **{} if arguments.variant is None else {"variant": arguments.variant},
+        )
+        if arguments.lora is not None:
+            load_lora(pipe, arguments.lora, guidance_rescale=rescale)
+    except TypeError as error:
+        if arguments.guidance_rescale is None:
+            raise
+        raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
+    return pipe.to(device)
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
+    """The texts of `--prompts` or `--prompts_file`, None without either.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is empty.
+    """
+    if arguments.prompts_file is None:
+        prompts: list[str] | None = arguments.prompts
+        return prompts
+    lines = Path(arguments.prompts_file).read_text(encoding="utf-8-sig").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"--prompts_file {arguments.prompts_file!r} holds no prompts; write one per line")
+    return prompts
+
+
+def conditions(pipe: Any, prompts: list[str] | None) -> list[Any] | None:
+    """The prompts in the type that the pipeline takes, once each.
+
+    Raises:
+        ValueError: words for a pipeline of class labels.
+    """
+    if prompts is None:
+        return None
+    distinct = list(dict.fromkeys(prompts))
+    if "class_labels" not in inspect.signature(pipe.__call__).parameters:
+        return distinct
+    wrong = [prompt for prompt in distinct if not prompt.isdecimal()]
+    if wrong:
+        raise ValueError(f"{type(pipe).__name__} takes class labels as --prompts, such as 0 7; got {wrong[0]!r}")
+    return [int(prompt) for prompt in distinct]

@@ -1,0 +1,232 @@
+"""One pass over images, for all that is measured of each: luminance, and features of a network if there is one.
+
+No more than a batch of images is in memory, and the work may be shared by several processes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..utils.distributed import Processes
+from ..utils.extras import import_extra
+from ..utils.images import ImageError
+from .extraction import ImageFeatures, image_features
+from .features import FeatureNetwork
+from .generation import iter_images
+from .image_stream import (
+    ImageReader,
+    NamedSize,
+    OnBadImage,
+    check_same_size,
+    check_save_folder,
+    images_in,
+    keeping_thumbnails,
+    saved_name,
+    saving,
+)
+from .luminance import Floats, mean_luminance
+from .plots import sample_grid
+
+GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
+"""Most prompts and seeds that the grid of samples shows, and the side of its cells in pixels."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of n images, in their order.
+
+    `luminance` is float64 [n]; `features` those of the network, None without one or without images; `skipped` names
+    the files that could not be read; `first` is the name and the size of the first image.
+    """
+
+    luminance: Floats
+    features: ImageFeatures | None
+    skipped: list[str]
+    first: NamedSize | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measurements]) -> Measurements:
+        """All parts in one.
+
+        Raises:
+            ValueError: features of images of different sizes.
+        """
+        features = [part.features for part in parts if part.features is not None]
+        first = [part.first for part in parts if part.first is not None]
+        if features:
+            for other in first:
+                check_same_size(other, first[0])
+        return cls(
+            np.concatenate([part.luminance for part in parts]),
+            ImageFeatures.joined(features) if features else None,
+            [name for part in parts for name in part.skipped],
+            first[0] if first else None,
+        )
+
+
+def measure_images(
+    images: Iterable[Image.Image | str | PathLike[str]],
+    network: FeatureNetwork | None = None,
+    *,
+    on_bad_image: OnBadImage = "fail",
+    progress: bool = True,
+) -> Measurements:
+    """Read every image once, and measure it.
+
+    Args:
+        images: paths or PIL images, of one size if there is a network.
+        network: such as `InceptionFeatures`; None for luminance alone.
+        on_bad_image: "skip" leaves unreadable files out, naming each on stderr.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        ImageError: an unreadable file, with "fail".
+        ValueError: images of different sizes.
+    """
+    luminance: list[float] = []
+    disable = None if progress else True  # None: only where the output is a terminal
+    bar = import_extra("tqdm").tqdm(images, unit="image", disable=disable)
+    reader = ImageReader(bar, on_bad_image, one_size=network is not None)
+    noted = _noting_luminance(reader, luminance)
+    try:
+        features = _features(network, noted)
+    except ImageError as error:
+        raise ImageError(f"{error}; repair or remove it, or skip such images (--on_bad_image skip)") from error
+    return Measurements(np.array(luminance), features, reader.skipped, reader.first)
+
+
+def _noting_luminance(images: Iterable[Image.Image], values: list[float]) -> Iterator[Image.Image]:
+    for image in images:
+        values += mean_luminance([image]).tolist()
+        yield image
+
+
+def _features(network: FeatureNetwork | None, images: Iterator[Image.Image]) -> ImageFeatures | None:
+    if network is None:
+        for _ in images:
+            pass
+        return None
+    first = next(images, None)  # a process may have none
+    return None if first is None else image_features(network, chain([first], images), progress=False)
+
+
+def measure_folder(
+    folder: str | PathLike[str],
+    network: FeatureNetwork | None = None,
+    on_bad_image: OnBadImage = "fail",
+    processes: Processes | None = None,
+) -> Measurements:
+    """Measure every image below a folder, at any depth, in the order of the paths.
+
+    Args:
+        folder: where the images are.
+        network: as in `measure_images`.
+        on_bad_image: "skip" leaves unreadable images out, naming each and their number on stderr.
+        processes: that share the work, from `launched_processes`; each of them returns the whole result.
+
+    Raises:
+        ImageError: an unreadable image, with "fail".
+        ValueError: no images, none that can be read, or images of different sizes with a network.
+        OSError: the folder does not exist or is none.
+    """
+    processes = processes or Processes()
+    with processes.together():
+        paths = images_in(folder, on_bad_image)
+        own = measure_images(processes.share(paths), network, on_bad_image=on_bad_image, progress=processes.is_main)
+    measured = Measurements.joined(processes.gather(own))
+    if measured.skipped and processes.is_main:
+        print(f"skipped {len(measured.skipped)} of {len(paths)} images in {folder}", file=sys.stderr)
+    if not len(measured.luminance):
+        raise ValueError(f"none of the {len(paths)} images in folder {str(folder)!r} can be read")
+    return measured
+
+
+def measure_pipeline(
+    pipe: Any,
+    prompts: Sequence[Any] | None,
+    num_images: int,
+    seed: int = 0,
+    network: FeatureNetwork | None = None,
+    *,
+    processes: Processes | None = None,
+    save_images: str | PathLike[str] | None = None,
+    grid: str | PathLike[str] | None = None,
+    **kwargs: Any,
+) -> tuple[Measurements, list[Any]]:
+    """Generate images and measure each as it would be saved; none is kept in memory.
+
+    Image i has prompt i mod P and seed `seed` + i div P, whatever the number of processes: the prompts share their
+    seeds, and share the images evenly.
+
+    Args:
+        pipe: any pipeline that `iter_images` takes.
+        prompts: distinct prompts or class labels; None for an unconditional pipeline.
+        num_images: how many in all.
+        seed: of the first image of each prompt.
+        network: as in `measure_images`.
+        processes: that share the work, from `launched_processes`, each with its own copy of `pipe` and `network`; each
+            of them returns the whole result.
+        save_images: a folder for the images and a `metadata.jsonl` with prompt ("text") and seed of each, as
+            `datasets` reads it.
+        grid: a file for a grid of the first samples of the first prompts.
+        kwargs: for `iter_images`: `batch_size`, `progress`, and arguments of the pipeline's call.
+
+    Returns:
+        The measurements, and the prompt of each image.
+
+    Raises:
+        ValueError: no images asked for, a `save_images` folder that holds images already, or what `iter_images`
+            refuses.
+    """
+    processes = processes or Processes()
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {num_images}")
+    with processes.together():
+        check_save_folder(save_images if processes.is_main else None)
+    distinct = [None] if prompts is None else list(dict.fromkeys(prompts))
+    groups = [distinct[i % len(distinct)] for i in range(num_images)]
+    seeds = [seed + i // len(distinct) for i in range(num_images)]
+    thumbnails: dict[int, Image.Image] = {}
+    with processes.together():
+        numbers = processes.share(range(num_images))
+        conditions: Any = None if prompts is None else [groups[i] for i in numbers]
+        progress = kwargs.pop("progress", True) and processes.is_main
+        images = iter_images(pipe, conditions, [seeds[i] for i in numbers], progress=progress, **kwargs)
+        if save_images is not None:
+            images = saving(images, Path(save_images), numbers)
+        if grid is not None:
+            wanted = {number for row in _grid_numbers(num_images, len(distinct)) for number in row}
+            images = keeping_thumbnails(images, numbers, GRID_CELL, wanted, thumbnails)
+        own = measure_images(images, network, progress=False)
+    measured = Measurements.joined(processes.gather(own))
+    shown = {number: image for part in processes.gather(thumbnails) for number, image in part.items()}
+    with processes.together():
+        if save_images is not None and processes.is_main:
+            _write_metadata(Path(save_images), groups, seeds)
+        if grid is not None and processes.is_main:
+            rows = [[shown[number] for number in row] for row in _grid_numbers(num_images, len(distinct))]
+            sample_grid(rows, None if prompts is None else [str(prompt) for prompt in distinct[:GRID_ROWS]], grid)
+    return measured, groups
+
+
+def _grid_numbers(num_images: int, num_prompts: int) -> list[range]:
+    """Numbers of the images in each row of the grid: image i belongs to prompt i mod P."""
+    last = min(num_images, GRID_COLUMNS * num_prompts)
+    return [range(row, last, num_prompts) for row in range(min(num_prompts, GRID_ROWS))]
+
+
+def _write_metadata(folder: Path, prompts: list[Any], seeds: list[int]) -> None:
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
+        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            row = {"file_name": saved_name(number), "text": prompt, "seed": seed}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,168 @@
+"""Figures as they are reported: each with what it depends on, without which it compares with no other."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..utils.tables import Facts, Part, Report
+from .distances import KernelDistance, frechet_distance, inception_score, kernel_distance, kernel_distance_of_subsets
+from .extraction import ImageFeatures
+from .feature_statistics import FeatureOrigin, check_same_origin
+from .features import INCEPTION_2015
+from .reference import Reference
+
+SUBSET_SIZE = 1000
+"""Images in each subset of a kernel distance, as in most papers."""
+
+SUBSETS = 100
+WHOLE_SETS = 20_000
+"""Images in both sets together up to which the kernel distance is of all: about the work of `SUBSETS` subsets."""
+
+
+@dataclass(frozen=True)
+class Figure(Report):
+    """A figure of generated images.
+
+    `method` says how it was made where there are several ways; `error` is what `method` calls it. `reference` names
+    the real images, `reference_count` and `reference_origin` are None where that is unknown. `warnings` say why the
+    value may mislead.
+    """
+
+    name: str
+    value: float
+    origin: FeatureOrigin
+    generated: int
+    error: float | None = None
+    method: str = ""
+    reference: str | None = None
+    reference_count: int | None = None
+    reference_origin: FeatureOrigin | None = None
+    warnings: tuple[str, ...] = ()
+
+    def parts(self) -> Iterator[Part]:
+        """One line."""
+        return Figures((self,)).parts()
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """Name, value, and what that depends on."""
+        value = f"{self.value:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
+        network = f"{self.origin.network}, {self.origin.resize}, sha256 {self.origin.sha256[:12] or 'unknown'}"
+        parts = [", ".join([f"{self.generated} generated", *self._reference()]), self.method, network]
+        return self.name, value, "; ".join(part for part in parts if part)
+
+    def _reference(self) -> list[str]:
+        if self.reference is None:
+            return []
+        count = "unknown number" if self.reference_count is None else str(self.reference_count)
+        network = "" if self.reference_origin else " by an unknown network"
+        return [f"reference {self.reference}: {count}{network}"]
+
+
+@dataclass(frozen=True)
+class Figures(Report):
+    """Several of them."""
+
+    figures: tuple[Figure, ...]
+
+    def parts(self) -> Iterator[Part]:
+        """A line for each."""
+        yield Facts(("figure", "value", "depends on"), tuple(figure.row for figure in self.figures), aside="  ({})")
+
+
+def frechet_figure(generated: ImageFeatures, reference: Reference) -> Figure:
+    """The Fréchet distance, called FID where network, weights and resize are those of published FIDs.
+
+    Raises:
+        ValueError: features of different networks, or fewer than two images.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = frechet_distance(generated.statistics(), reference.statistics)
+    return Figure(
+        name=_names(generated.origin)[0],
+        value=value,
+        origin=generated.origin,
+        generated=len(generated.features),
+        reference=reference.name,
+        reference_count=reference.count,
+        reference_origin=reference.origin,
+        warnings=tuple(str(warning.message) for warning in caught),
+    )
+
+
+def inception_score_figure(generated: ImageFeatures, splits: int = 10, seed: int = 0) -> Figure:
+    """The Inception Score, of the images in an order that `seed` shuffles: folders are often sorted by class.
+
+    Raises:
+        ValueError: a network without logits, or fewer images than splits.
+    """
+    if generated.logits is None:
+        raise ValueError(f"{generated.origin.network} has no logits, which the Inception Score is made of")
+    order = np.random.default_rng(seed).permutation(len(generated.logits))
+    score = inception_score(generated.logits[order], splits)
+    return Figure(
+        name=_names(generated.origin)[1],
+        value=score.mean,
+        error=score.std,
+        method=f"mean and standard deviation over {splits} splits",
+        origin=generated.origin,
+        generated=score.n,
+    )
+
+
+def kernel_figure(
+    generated: ImageFeatures, real: ImageFeatures, name: str, num_subsets: int | None = None, seed: int = 0
+) -> Figure:
+    """The kernel distance, called KID where network, weights and resize are those of published KIDs.
+
+    Args:
+        generated: features of generated images.
+        real: features of real ones, by the same network.
+        name: of the real images.
+        num_subsets: how many random subsets of `SUBSET_SIZE`; 0 for all images at once; None for all, unless there
+            are more than `WHOLE_SETS` and subsets are possible.
+        seed: of the subsets.
+
+    Raises:
+        ValueError: features of different networks; fewer than three images, or than `SUBSET_SIZE` with subsets.
+    """
+    check_same_origin(generated.origin, real.origin)
+    n, m = len(generated.features), len(real.features)
+    if num_subsets is None:
+        num_subsets = SUBSETS if n + m > WHOLE_SETS and min(n, m) >= SUBSET_SIZE else 0
+    distance, method = _kernel_distance(generated, real, num_subsets, seed)
+    return Figure(
+        name=_names(generated.origin)[2],
+        value=distance.value,
+        error=distance.error,
+        method=method,
+        origin=generated.origin,
+        generated=n,
+        reference=name,
+        reference_count=m,
+        reference_origin=real.origin,
+    )
+
+
+def _kernel_distance(
+    generated: ImageFeatures, real: ImageFeatures, num_subsets: int, seed: int
+) -> tuple[KernelDistance, str]:
+    if num_subsets == 0:
+        return kernel_distance(generated.features, real.features), "unbiased over all images, jackknife standard error"
+    distance = kernel_distance_of_subsets(generated.features, real.features, num_subsets, SUBSET_SIZE, seed)
+    return distance, f"mean and standard deviation over {num_subsets} subsets of {SUBSET_SIZE}"
+
+
+def _names(origin: FeatureOrigin) -> tuple[str, str, str]:
+    """What papers call Fréchet distance, Inception Score and kernel distance by this network."""
+    if origin == INCEPTION_2015:
+        return "FID", "Inception Score", "KID"
+    other = "Inception Score by another network"
+    if origin.network.startswith("dinov2 "):
+        return "FD-DINOv2", other, "KD-DINOv2"
+    return "Fréchet distance", other, "Kernel distance"

@@ -1,0 +1,181 @@
+"""A pipeline with guidance rescale and a sampler of ours as one file, for people who do not have this package.
+
+The file is put together from this package's source: the class that is wanted and whatever it needs, found by name.
+"""
+
+import ast
+import functools
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .. import class_conditional, schedulers
+from ..class_conditional import ClassConditionalPipeline
+from ..core import calibrated, multistep, noise, predictions, safeguard, solvers, spacing
+from ..core import guidance as core_guidance
+from ..guidance import intercept, mixin
+from ..guidance.mixin import GuidanceRescaleMixin, check_guides, stock_class
+from ..schedulers import ZeroSNRDDIMScheduler, base, config
+from ..schedulers.base import ZeroSNRScheduler
+from ..schedulers.config import own_spacing
+
+_PARTS: tuple[ModuleType, ...] = (
+    *(noise, predictions, core_guidance, spacing, solvers, safeguard, multistep, calibrated),
+    *(config, base, schedulers, intercept, mixin, class_conditional),
+)
+"""What such a pipeline is made of, each after what it needs."""
+
+
+_OF_EVERY_SCHEDULER = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
+)
+"""What the config of the stock scheduler says that is saved."""
+
+
+def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
+    """Write `pipeline.py` beside a saved pipeline, for people who do not have this package.
+
+    `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`, with the folder's path or
+    the id of the Hub repo that it became, then gives the pipeline with its guidance rescale and its sampler, see
+    `bundled_scheduler`. The file needs torch and diffusers alone, and is put together from this package's own source.
+    Without these arguments nobody runs it, and the scheduler is the stock one that is saved.
+
+    Args:
+        pipe: the pipeline, with the guidance rescale and the scheduler that the file shall apply.
+        folder: where it was saved.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        TypeError: the pipeline has no guidance, or is of a class that is not diffusers'.
+    """
+    settings = ("default_guidance_rescale", "guidance_space")
+    values = {key: getattr(pipe, key, getattr(GuidanceRescaleMixin, key)) for key in settings}
+    path = Path(folder, "pipeline.py")
+    path.write_text(
+        custom_pipeline(stock_class(type(pipe)), **values, sampler=bundled_scheduler(pipe)), encoding="utf-8"
+    )
+    return path
+
+
+def bundled_scheduler(pipe: Any) -> ZeroSNRScheduler | None:
+    """A pipeline's scheduler, if it is one of ours that no stock scheduler stands in for and that a file can bring.
+
+    Euler stands in for our DDIM; and a file brings none for a pipeline without guidance, or of a class that is not
+    diffusers'.
+    """
+    scheduler, stock = getattr(pipe, "scheduler", None), stock_class(type(pipe))
+    if not isinstance(scheduler, ZeroSNRScheduler) or isinstance(scheduler, ZeroSNRDDIMScheduler):
+        return None
+    ours = type(scheduler).__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
+    guides = any("guidance_scale" in name for name in inspect.signature(stock.__call__).parameters)
+    return scheduler if ours and guides else None
+
+
+def custom_pipeline(
+    stock: type,
+    default_guidance_rescale: float,
+    guidance_space: str = "output",
+    sampler: ZeroSNRScheduler | None = None,
+) -> str:
+    """The source of that file for a pipeline of class `stock`, with a sampler in place of the one that is saved."""
+    check_guides(stock)
+    if not stock.__module__.startswith(("diffusers.", class_conditional.__name__)):
+        raise TypeError(
+            f"{stock.__name__} is no class of diffusers, so a file that stands alone cannot be built on it."
+        )
+    values = {"default_guidance_rescale": default_guidance_rescale, "guidance_space": guidance_space}
+    name, ours = stock.__name__, stock is ClassConditionalPipeline
+    roots = {name if ours else GuidanceRescaleMixin.__name__, *([type(sampler).__name__] if sampler else [])}
+    imports, definitions = _self_contained(roots)
+    head = f'''"""{name} with the guidance rescale of Lin et al. 2023 (arXiv:2305.08891), Algorithm 2.
+
+Put together from zsnr_diffusers, licence Apache-2.0.
+"""'''
+    if ours:
+        tail = "\n".join(f"{name}.{key} = {value!r}" for key, value in values.items())
+    else:
+        imports.append(f"from diffusers import {name}")
+        tail = f"class Rescaled{name}(GuidanceRescaleMixin, {name}):\n" + "\n".join(
+            [
+                f'    """{name} with guidance rescale."""\n',
+                *(f"    {key} = {value!r}" for key, value in values.items()),
+                *(_with_sampler(sampler) if sampler else []),
+            ]
+        )
+    blocks = ["\n".join(sorted(imports)), *definitions, tail]
+    return head + "\n\n" + "\n\n\n".join(blocks) + "\n"
+
+
+def _with_sampler(sampler: ZeroSNRScheduler) -> list[str]:
+    """Lines of a pipeline's class that put a sampler in place of the scheduler that it is given."""
+    name, parameters = type(sampler).__name__, inspect.signature(type(sampler).__init__).parameters
+    config = {**sampler.config, "timestep_spacing": own_spacing(sampler.config)}
+    own = {key: config[key] for key in parameters if key in config and key not in _OF_EVERY_SCHEDULER}
+    settings = ", ".join(f"{key}={value!r}" for key, value in own.items())
+    return [
+        "",
+        "    def register_modules(self, **parts):",
+        f'        if "scheduler" in parts and not isinstance(parts["scheduler"], {name}):',
+        f'            parts["scheduler"] = {name}.from_config(parts["scheduler"].config, {settings})',
+        "        super().register_modules(**parts)",
+    ]
+
+
+def _self_contained(roots: set[str]) -> tuple[list[str], list[str]]:
+    """Imports, and the source of names and of all that they need from this package, each after what it needs."""
+    imports, definitions = _source()
+    needed, open_names = set[str](), set(roots)
+    while open_names:
+        name = open_names.pop()
+        needed.add(name)
+        if name in definitions:
+            used = {node.id for node in ast.walk(definitions[name][0]) if isinstance(node, ast.Name)}
+            open_names |= used - needed
+    lines = {imports[name] for name in needed & set(imports)}
+    return [*lines], [*dict.fromkeys(text for name, (_, text) in definitions.items() if name in needed)]
+
+
+@functools.cache
+def _source() -> tuple[dict[str, str], dict[str, tuple[ast.stmt, str]]]:
+    """Imports and definitions of all parts, by name; what is loaded does not change."""
+    imports: dict[str, str] = {}
+    definitions: dict[str, tuple[ast.stmt, str]] = {}
+    for part in _PARTS:
+        source = Path(str(part.__file__)).read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            for name in _defined(node):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    imports.setdefault(name, _import_of(node, name))
+                else:
+                    definitions[name] = node, _segment(source, node)
+    return imports, definitions
+
+
+def _defined(node: ast.stmt) -> Iterator[str]:
+    """Names that a statement of a module defines; those imported from this package are defined elsewhere in it."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = (name for target in targets for name in ast.walk(target))
+        yield from (name.id for name in names if isinstance(name, ast.Name))
+    elif isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.level == 0):
+        yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
+
+
+def _import_of(node: ast.Import | ast.ImportFrom, name: str) -> str:
+    """The import statement of one of the names that a statement imports."""
+    aliases = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) == name]
+    if isinstance(node, ast.Import):
+        return ast.unparse(ast.Import(names=aliases))
+    return ast.unparse(ast.ImportFrom(module=node.module, names=aliases, level=0))
+
+
+def _segment(source: str, node: ast.stmt) -> str:
+    """A definition as it is written, its decorators included."""
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    return "\n".join(source.splitlines()[first - 1 : node.end_lineno])

@@ -1,0 +1,52 @@
+"""Errors of damaged files that name the file, whatever diffusers raises for them."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from .files import read_json
+from .header import read_header
+from .layouts import check_weights
+
+_WHATEVER = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+"""What a wrong value in a network's config leads to."""
+
+
+@contextlib.contextmanager
+def explain_load_errors(source: Any) -> Iterator[None]:
+    """Name the source, and the file if it is found, where diffusers raises whatever damaged files lead to.
+
+    Raises:
+        OSError, ValueError: with the name.
+    """
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, *_WHATEVER) as error:
+        if isinstance(error, torch.OutOfMemoryError) or (
+            isinstance(error, OSError | ValueError) and str(source) in str(error)
+        ):
+            raise
+        for file in sorted(Path(source).glob("*/*.safetensors")):
+            read_header(file)
+        for file in sorted(Path(source).glob("*/config.json")):
+            read_json(file)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{source} cannot be loaded: {reason}") from error
+
+
+def check_folder_weights(name: Any, folder: Path) -> None:
+    """Refuse quantized weights in the parts of a pipeline, unless a part's config says how to read them.
+
+    Raises:
+        ValueError: with the file.
+    """
+    for file in sorted(folder.glob("*/*.safetensors")):
+        config = file.with_name("config.json")
+        # Other folders that hold weights, such as a run's checkpoints, are no parts of the pipeline.
+        if config.is_file() and "quantization_config" not in read_json(config):
+            check_weights(f"{name}: {file.relative_to(folder)}", read_header(file))

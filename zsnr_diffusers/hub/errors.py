@@ -1,0 +1,125 @@
+"""What goes wrong at the Hub, in one sentence with what to do.
+
+Its client raises many kinds of errors, and diffusers puts others over them, some of which name a wrong reason.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .known_models import copy_of
+
+TRANSPORT: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
+"""What the client lets through of the library that it asks by, which is another one in each of its major versions."""
+
+_LOG_IN = "log in by `hf auth login`, or pass token="
+
+
+@contextlib.contextmanager
+def explain_hub_errors(source: Any) -> Iterator[None]:
+    """Say what is wrong with a Hub repo while it is read; errors over what is local pass as they are.
+
+    Raises:
+        OSError: with the id of the repo, the reason and what to do.
+        ValueError: of another kind, with the id of the repo.
+    """
+    try:
+        yield
+    except (*TRANSPORT, ValueError) as error:
+        if Path(os.fspath(source)).exists():
+            raise
+        reason = hub_reason(error, str(source))
+        if reason is None:
+            raise ValueError(f"{source}: {_words(error)}.") from error
+        raise OSError(f"{source} is no local folder or file, and cannot be read from the Hub: {reason}.") from error
+
+
+def hub_reason(error: BaseException, repo: str) -> str | None:
+    """What lies behind an error of the Hub's client, or one of diffusers over it; None if it is of another kind.
+
+    Args:
+        error: as it was caught.
+        repo: the id of the repo.
+    """
+    chain = [*_chain(error)]
+    for kind, reason in (
+        (GatedRepoError, f"it is gated: ask for access at https://huggingface.co/{repo}, and then {_LOG_IN}"),
+        (RepositoryNotFoundError, _gone(repo)),
+        (RevisionNotFoundError, "it has no such revision: check the name of the branch or tag, or the commit"),
+        (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, and what is asked for is not in the cache"),
+        (HFValidationError, "that is no id of a repo, which is like owner/name"),
+    ):
+        if any(isinstance(one, kind) for one in chain):
+            return reason
+    for one in chain:
+        if isinstance(one, EntryNotFoundError) and not isinstance(one, LocalEntryNotFoundError):
+            return f"it has no file {_asked_for(one) or 'of that name'}"
+        if hasattr(getattr(one, "response", None), "status_code"):
+            return _refused(one)
+    failed = [one for one in chain if _is_transport(one) or isinstance(one, LocalEntryNotFoundError)]
+    if failed:
+        cause = next(filter(_is_transport, failed), failed[0])
+        return f"the connection failed{_over(cause)} ({_words(cause)}); ask again, files that have come are kept"
+    return _words(error) if isinstance(error, OSError) else None
+
+
+def _gone(repo: str) -> str:
+    if copy := copy_of(repo):
+        return f"it was taken off the Hub; {copy} is a copy of it"
+    return f"there is no such repo, or it is private: check the id, or {_LOG_IN}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it was raised from or over."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_transport(error: BaseException) -> bool:
+    """Whether an error is of the library that the client asks by."""
+    libraries = {kind.__module__.split(".")[0] for kind in TRANSPORT} - {"builtins"}
+    return type(error).__module__.split(".")[0] in libraries
+
+
+def _refused(error: Any) -> str:
+    status = error.response.status_code
+    over = _over(error)
+    if status == 401:
+        return f"it answers 401, not authorized{over}: {_LOG_IN}"
+    if status == 403:
+        return f"it answers 403, forbidden{over}: your token may not do this; {_LOG_IN} with one that may"
+    later = "; try again later" if status >= 500 or status == 429 else ""
+    return f"it answers {status}{over}{later}"
+
+
+def _over(error: Any) -> str:
+    name = _asked_for(error)
+    return f" over {name}" if name else ""
+
+
+def _asked_for(error: Any) -> str | None:
+    """The file that a request was for."""
+    for holder in ("response", "request"):
+        with contextlib.suppress(RuntimeError):  # a request that the library did not note
+            url = str(getattr(getattr(error, holder, None), "url", ""))
+            if "/resolve/" in url:
+                return url.split("/resolve/", 1)[1].split("/", 1)[1]
+    return None
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,149 @@
+"""The JSON files of a saved pipeline, in a local folder or at the Hub; whatever they hold, errors name them."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from .errors import explain_hub_errors
+from .weight_files import variants
+
+INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
+
+PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+"""Arguments of `from_pretrained` that say where to look."""
+
+
+def saved_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
+    """One of the JSON files of a folder or repo; None if there is none of this name.
+
+    Args:
+        source: folder or Hub id.
+        name: with the subfolder.
+        places: arguments of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        OSError: there is no such repo, or it cannot be read.
+        ValueError: the file holds something else.
+    """
+    folder = Path(os.fspath(source))
+    if folder.is_dir():
+        return read_json(folder / name) if (folder / name).exists() else None
+    with explain_hub_errors(source):
+        try:
+            path = hf_hub_download(str(source), name, **{key: places[key] for key in PLACES if key in places})
+        except LocalEntryNotFoundError:
+            if _is_known_to_be_missing(str(source), name, places):
+                return None
+            raise
+        except EntryNotFoundError:
+            return None
+    return read_json(Path(path))
+
+
+def _is_known_to_be_missing(repo: str, name: str, places: Mapping[str, Any]) -> bool:
+    """Whether the Hub's cache notes that a repo has no file of this name."""
+    where = {key: places[key] for key in ("cache_dir", "revision") if key in places}
+    return try_to_load_from_cache(repo, name, **where) is _CACHED_NO_EXIST
+
+
+def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
+    """The `model_index.json` of a folder or Hub repo.
+
+    Args:
+        source: folder or Hub id.
+        kwargs: of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is none of a pipeline.
+    """
+    config = saved_json(source, INDEX, kwargs)
+    if config is None:
+        raise OSError(
+            f"{source} holds no pipeline: there is no {INDEX}. Of a single file, pass its path; of one at the Hub, "
+            "huggingface_hub.hf_hub_download(repo, name). A LoRA goes into a pipeline of its base, by load_lora."
+        )
+    if "_class_name" not in config:
+        raise ValueError(f"{INDEX} of {source} names no class of a pipeline; it needs a '_class_name'.")
+    return config
+
+
+def only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
+    """The variant of the weights of a folder or repo that has them in one variant alone, such as `fp16`.
+
+    diffusers finds none of them unless it is asked for by name.
+
+    Args:
+        source: folder, or Hub id of a repo of which something is in the cache.
+        places: arguments of `from_pretrained`; those that say where to look are used.
+
+    Returns:
+        None where there are weights without a variant, in several, or none at all.
+
+    Raises:
+        OSError: the repo cannot be read.
+    """
+    folder, here = Path(os.fspath(source)), Path(os.fspath(source)).is_dir()
+    if not here:
+        where = {key: places[key] for key in ("cache_dir", "revision") if key in places}
+        cached = try_to_load_from_cache(str(source), INDEX, **where)
+        if not isinstance(cached, str):
+            return None  # it could not be read just now, and is not waited for again
+        folder = Path(cached).parent
+    names = [file.name for file in folder.glob("unet/*")]
+    if not variants(names) and not here:
+        with explain_hub_errors(source):
+            info = HfApi(token=places.get("token")).model_info(str(source), revision=places.get("revision"))
+        names = [file.rfilename for file in info.siblings or () if file.rfilename.startswith("unet/")]
+    found = variants(names)
+    return found.pop() if len(found) == 1 else None
+
+
+@contextlib.contextmanager
+def named(source: Any) -> Iterator[None]:
+    """Name what holds a value in the error that refuses it.
+
+    Raises:
+        ValueError: with the name.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(source) in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file with an object.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds something else.
+    """
+    return json_object(path.read_bytes(), str(path))
+
+
+def json_object(text: bytes | str, name: str) -> dict[str, Any]:
+    """What a text holds as JSON.
+
+    Args:
+        text: of the file, or of another thing.
+        name: of that thing, for errors.
+
+    Raises:
+        ValueError: no JSON, or no object.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds a {type(content).__name__}, not the settings that it should.")
+    return content

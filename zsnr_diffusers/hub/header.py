@@ -1,0 +1,40 @@
+"""The header of a safetensors file: metadata, and the names, shapes and dtypes of its tensors."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of itself."""
+
+    metadata: dict[str, str]
+    shapes: dict[str, list[int]]
+    """Of each tensor, by its key."""
+    dtypes: dict[str, str]
+    """Likewise, by the names of the format: F32, F16, BF16."""
+
+
+def read_header(path: Any) -> Header:
+    """Read the header of a safetensors file, not the weights.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or no safetensors file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no file {os.fspath(path)}. Of the Hub, pass huggingface_hub.hf_hub_download(repo, name)."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no dictionary
+            return Header(
+                file.metadata() or {},
+                {key: tensor.get_shape() for key, tensor in tensors.items()},
+                {key: tensor.get_dtype() for key, tensor in tensors.items()},
+            )
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)} is damaged or no safetensors file: {error}.") from error

@@ -1,0 +1,203 @@
+"""The names and shapes that Stable Diffusion's weights have in the original single-file checkpoints.
+
+Names lead from diffusers to the original here; the way back is diffusers' own conversion, and every checkpoint is led
+back by it, bit for bit, before it is written. Where diffusers has a table, it is that table.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from diffusers.loaders import single_file_utils as stock
+from torch import Tensor, nn
+
+from .layouts import SD_1, SD_2, SDXL, UNET, VAE, Layout
+
+
+def layout_of_pipeline(pipe: Any) -> Layout:
+    """The layout that a pipeline's parts fit into.
+
+    Raises:
+        ValueError: they fit into none.
+    """
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    parts.pop("safety_checker", None)
+    found = {name: type(part).__name__ for name, part in parts.items()}
+    needed = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+    if found == {**needed, "text_encoder_2": "CLIPTextModelWithProjection"}:
+        return SDXL
+    if found == needed:
+        # The encoder of 2.x is OpenCLIP's, and nothing else in a config tells the two apart.
+        return SD_1 if pipe.text_encoder.config.hidden_act == "quick_gelu" else SD_2
+    raise ValueError(
+        f"{type(pipe).__name__} ({', '.join(f'{name}: {cls}' for name, cls in found.items())}) does not fit into a "
+        "single file, which holds a Stable Diffusion 1.x, 2.x or XL: "
+        f"{', '.join(f'{name}: {cls}' for name, cls in needed.items())}, and for XL a second text encoder. Save it as "
+        "a folder."
+    )
+
+
+def original_checkpoint(pipe: Any) -> dict[str, Tensor]:
+    """A pipeline's weights by their names in an original checkpoint, in their dtype, on the CPU.
+
+    Raises:
+        ValueError: the pipeline has other parts or other weights than the layouts, or diffusers would not read back
+            what is written.
+    """
+    layout = layout_of_pipeline(pipe)
+    unet, vae, texts = _weights(pipe.unet), _weights(pipe.vae), _text_encoders(pipe, layout)
+    checkpoint = _renamed(unet, UNET, _unet_name(pipe.unet.config["layers_per_block"], unet))
+    checkpoint |= _renamed(vae, VAE, _vae_name(len(pipe.vae.config["block_out_channels"])))
+    checkpoint = {key: _as_convolution(key, tensor) for key, tensor in checkpoint.items()}
+    for prefix, encoder in texts.items():
+        weights = _text_weights(encoder)
+        checkpoint |= (_open_clip if prefix == layout.open_clip else _clip)(weights, prefix)
+
+    _check_led_back("unet", unet, stock.convert_ldm_unet_checkpoint(dict(checkpoint), pipe.unet.config))
+    _check_led_back("vae", vae, stock.convert_ldm_vae_checkpoint(dict(checkpoint), pipe.vae.config))
+    for prefix, encoder in texts.items():
+        back = (
+            stock.convert_open_clip_checkpoint(encoder, dict(checkpoint), prefix=prefix)
+            if prefix == layout.open_clip
+            else stock.convert_ldm_clip_checkpoint(dict(checkpoint))
+        )
+        _check_led_back(type(encoder).__name__, _text_weights(encoder), back)
+    return checkpoint
+
+
+def _check_led_back(part: str, weights: Mapping[str, Tensor], back: Mapping[str, Tensor]) -> None:
+    """Diffusers' conversion must find every weight again; what is written and cannot be read is lost."""
+    lost = [key for key, tensor in weights.items() if key not in back or not torch.equal(back[key], tensor)]
+    if lost or len(back) != len(weights):
+        raise ValueError(f"diffusers would not read {(lost or [*back])[0]!r} of {part} back; save a folder instead.")
+
+
+def _text_encoders(pipe: Any, layout: Layout) -> dict[str, nn.Module]:
+    """A pipeline's text encoders by their prefix in the checkpoint."""
+    encoders = [pipe.text_encoder, *([pipe.text_encoder_2] if layout is SDXL else [])]
+    if len({encoder.config.hidden_size for encoder in encoders}) < len(encoders):
+        raise ValueError("diffusers tells XL's two text encoders apart by their width, and here both are equal.")
+    return dict(zip(filter(None, (layout.clip, layout.open_clip)), encoders, strict=True))
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    weights = {key: tensor.detach() for key, tensor in module.state_dict().items()}
+    for key, tensor in weights.items():
+        if "lora" in key:
+            raise ValueError(f"{key!r} is of an adapter: call pipe.fuse_lora() and pipe.unload_lora_weights() first.")
+        if tensor.is_meta:
+            raise ValueError(f"{key!r} is offloaded: call pipe.remove_all_hooks() and pipe.to('cpu') first.")
+    return {key: tensor.cpu().contiguous() for key, tensor in weights.items()}
+
+
+def _text_weights(encoder: nn.Module) -> dict[str, Tensor]:
+    """Newer versions of transformers leave out the wrapper that the files have."""
+    prefix, weights = "text_model.", _weights(encoder)
+    wrapped = any(key.startswith(prefix) for key in weights)
+    return weights if wrapped else {prefix + key: tensor for key, tensor in weights.items()}
+
+
+def _renamed(weights: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+    names = {key: rename(key) for key in weights}
+    for key, name in names.items():
+        if name is None:
+            raise ValueError(f"{key!r} has no name in an original checkpoint; save a folder instead.")
+    return {f"{prefix}{names[key]}": tensor for key, tensor in weights.items()}
+
+
+# -- UNet
+
+_UNET_RESNET = {
+    **{"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"},
+    **{"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"},
+}
+_UNET_KEY = re.compile(
+    r"(down|mid|up)_block(?:s\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)\.(weight|bias)"
+)
+
+
+def _unet_name(layers: Any, keys: Iterable[str]) -> Callable[[str], str | None]:
+    """Original name by diffusers' name: there, blocks are numbered through and what they hold is numbered too."""
+    tables = stock.DIFFUSERS_TO_LDM_MAPPING["unet"]
+    known = {**tables["layers"], **tables["addition_embed_type"]}
+    attending = {key.split(".")[1] for key in keys if key.startswith("up_blocks.") and ".attentions." in key}
+
+    def name(key: str) -> str | None:
+        match = _UNET_KEY.fullmatch(key)
+        if match is None or not isinstance(layers, int):
+            return known.get(key)
+        place, block, kind, layer, rest, leaf = match.groups()
+        if kind == "resnets":
+            rest = _UNET_RESNET.get(rest)
+        if place == "mid":
+            return f"middle_block.{2 * int(layer) + (kind == 'attentions')}.{rest}.{leaf}"
+        first = int(block) * (layers + 1)
+        if kind == "downsamplers":
+            return f"input_blocks.{first + layers + 1}.0.op.{leaf}"
+        if kind == "upsamplers":
+            return f"output_blocks.{first + layers}.{1 + (block in attending)}.conv.{leaf}"
+        blocks, index = ("input_blocks", first + 1) if place == "down" else ("output_blocks", first)
+        return f"{blocks}.{index + int(layer)}.{int(kind == 'attentions')}.{rest}.{leaf}"
+
+    return name
+
+
+# -- autoencoder
+
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_VAE_KEY = re.compile(
+    r"(encoder|decoder)\.(down|mid|up)_block(?:s\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)"
+    r"\.(.+)\.(weight|bias)"
+)
+
+
+def _vae_name(blocks: int) -> Callable[[str], str | None]:
+    """Original name by diffusers' name: there, the decoder's blocks are numbered from the image on."""
+
+    def name(key: str) -> str | None:
+        match = _VAE_KEY.fullmatch(key)
+        if match is None:
+            return stock.DIFFUSERS_TO_LDM_MAPPING["vae"].get(key)
+        side, place, block, kind, layer, rest, leaf = match.groups()
+        rest = rest.replace("conv_shortcut", "nin_shortcut")
+        if place == "mid":
+            if kind == "resnets":
+                return f"{side}.mid.block_{int(layer) + 1}.{rest}.{leaf}"
+            return f"{side}.mid.attn_1.{_VAE_ATTENTION.get(rest)}.{leaf}"
+        index = int(block) if place == "down" else blocks - 1 - int(block)
+        part = f"block.{layer}" if kind == "resnets" else f"{place}sample"
+        return f"{side}.{place}.{index}.{part}.{rest}.{leaf}"
+
+    return name
+
+
+def _as_convolution(key: str, tensor: Tensor) -> Tensor:
+    """The autoencoder's attention, which diffusers has as linear layers, is made of convolutions there."""
+    attention = key.startswith(VAE) and ".mid.attn_1." in key and tensor.ndim == 2
+    return tensor[:, :, None, None] if attention else tensor
+
+
+# -- text encoders
+
+
+def _clip(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: tensor for key, tensor in weights.items()}
+
+
+def _open_clip(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """OpenCLIP's text encoder: queries, keys and values in one matrix, the projection transposed."""
+    tables = stock.DIFFUSERS_TO_LDM_MAPPING["openclip"]
+    checkpoint: dict[str, Tensor] = {}
+    for key, tensor in weights.items():
+        name = tables["layers"].get(key)
+        if name is None:
+            name = key
+            for theirs, original in tables["transformer"].items():
+                name = name.replace(theirs, original)
+            name = f"transformer.{name}"
+        checkpoint[prefix + name] = tensor.T.contiguous() if name == "text_projection" else tensor
+    for key in [key for key in checkpoint if ".attn.q_proj." in key]:
+        parts = [checkpoint.pop(key.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        checkpoint[key.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    return checkpoint

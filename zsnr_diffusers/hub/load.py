@@ -1,0 +1,206 @@
+"""Pipelines out of folders, Hub repos and single files, with what these say of their model."""
+
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging
+
+from ..class_conditional import ClassConditionalPipeline
+from ..core.guidance import check_guidance_rescale
+from ..core.predictions import EPSILON_AT_ZERO_SNR
+from ..guidance.mixin import with_guidance
+from ..schedulers import ZeroSNRDDIMScheduler
+from ..schedulers.base import ZeroSNRScheduler
+from .damage import check_folder_weights, explain_load_errors
+from .errors import explain_hub_errors
+from .files import INDEX, named, only_variant, saved_config
+from .model_facts import (
+    ARCHITECTURE,
+    FACTS,
+    ModelFacts,
+    ends_in_noise,
+    find_model_facts,
+    is_single_file,
+    scheduler_claim,
+)
+from .single_file_pipeline import from_single_file
+from .weight_files import in_one_dtype
+
+logger = logging.get_logger(__name__)
+
+
+def load_pipeline(
+    source: Any,
+    *,
+    guidance_rescale: float | None = None,
+    prediction_type: str | None = None,
+    rescale_betas_zero_snr: bool | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Load a pipeline by diffusers' own loaders, with what is recorded of its model and its guidance.
+
+    What the model predicts, and whether its schedule ends in pure noise, is asked where `find_model_facts` asks. A
+    scheduler that does this correctly stays. A zero-SNR model with any other gets `ZeroSNRDDIMScheduler`, the paper's
+    sampler, which makes the images of diffusers' scheduler that `save_pipeline` writes; for fewer steps,
+    `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
+    without zero SNR keeps its scheduler, with its prediction type. Where two places disagree, there is a warning, and
+    where a file of 1.x or XL says nothing and the config of its architecture decides.
+
+    Args:
+        source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL.
+        guidance_rescale: phi instead of what is recorded; 0 for none.
+        prediction_type: instead of what is found.
+        rescale_betas_zero_snr: likewise.
+        kwargs: as in `DiffusionPipeline.from_pretrained`, or for a file as in `from_single_file`: `config`, a folder
+            or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached, and if it is a
+            folder with weights, an autoencoder or text encoders that the file has not are taken from there;
+            `original_config`, the path of the YAML file that a checkpoint came with, says what it predicts, and so
+            does one of the same name beside the file. For a file, `vae` may also be the path or Hub id of an
+            autoencoder, or its file. Parts that are given, such as `vae`, and a `scheduler`, stay as they are. All
+            networks are loaded in one dtype: `dtype`, float32 by default.
+
+    Returns:
+        The pipeline, of the class that it was saved as.
+
+    Raises:
+        OSError: there is no pipeline, or no config for a file; what the Hub refuses, with the reason.
+        ValueError: phi outside [0, 1], given or recorded; a damaged file, one of another model or with quantized
+            weights, or without a part that is not given; zero SNR of a model that predicts epsilon; a Stable
+            Diffusion 2.x file that does not say what it predicts; code in a folder or repo, without
+            `trust_remote_code=True`.
+        TypeError: phi for a pipeline without guidance.
+    """
+    check_guidance_rescale(guidance_rescale or 0.0)
+    if "scheduler" in kwargs and (prediction_type, rescale_betas_zero_snr) != (None, None):
+        raise ValueError("Pass either scheduler or prediction_type and rescale_betas_zero_snr; a scheduler says both.")
+    facts = find_model_facts(
+        source, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr, **kwargs
+    )
+    check_zero_snr(source, facts)
+    for conflict in facts.conflicts:
+        logger.warning(f"{source}: {conflict}")
+    if is_single_file(source):
+        pipe = from_single_file(source, facts, kwargs)
+        if kwargs.get("config") is None:  # whatever is of this architecture has the same
+            claim = scheduler_claim(pipe.scheduler.config, ARCHITECTURE)
+            facts = ModelFacts((*facts.claims, claim), facts.schedule, facts.guidance)
+            check_zero_snr(source, facts)
+        _warn_of_a_guess(source, facts)
+    else:
+        pipe = _from_pretrained(source, kwargs)
+    if any(facts.authority(fact) for fact in FACTS) and "scheduler" not in kwargs:
+        with named(source):
+            pipe.scheduler = scheduler_with_facts(pipe, facts)
+        logger.info(f"{source}: {facts}; sampled by {type(pipe.scheduler).__name__}.")
+    return with_guidance(pipe, facts.guidance, guidance_rescale)
+
+
+def _warn_of_a_guess(source: Any, facts: ModelFacts) -> None:
+    """Say that a file says nothing; its config is that of its architecture, which has both kinds of models."""
+    if facts.is_guess():
+        claim = facts.authority("prediction_type")
+        what = f"it is taken for {claim.prediction_type}, by {claim.source}" if claim else "its scheduler decides"
+        logger.warning(f"{source} does not say what it predicts; {what}. Pass prediction_type= if it is another.")
+
+
+def check_zero_snr(source: Any, facts: ModelFacts) -> None:
+    """Refuse facts that no model can have.
+
+    Raises:
+        ValueError: zero SNR of a model that predicts epsilon.
+    """
+    if facts.rescale_betas_zero_snr and facts.prediction_type == "epsilon":
+        raise ValueError(f"{source}: {facts}. {EPSILON_AT_ZERO_SNR}")
+
+
+def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
+    config = saved_config(source, **kwargs)
+    _check_runs_no_code(source, config, kwargs)
+    check_folder_weights(source, Path(source))
+    ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
+    with explain_hub_errors(source), explain_load_errors(source):
+        cls = ClassConditionalPipeline if ours else DiffusionPipeline
+        try:
+            return cls.from_pretrained(source, **in_one_dtype(kwargs))
+        except OSError:
+            variant = None if kwargs.get("variant") else only_variant(source, kwargs)
+            if variant is None:
+                raise
+            logger.info(f"{source} has weights in one variant alone, which is loaded: variant={variant!r}.")
+            return cls.from_pretrained(source, **in_one_dtype({**kwargs, "variant": variant}))
+
+
+def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a folder that brings code or names a module of its own, unless told.
+
+    Older versions of diffusers, which ask this of Hub repos, run what is in a folder unasked.
+    """
+    folder = Path(source)
+    if kwargs.get("trust_remote_code") or not folder.is_dir():
+        return
+    for part, entry in index.items():
+        if not isinstance(entry, list) or part in kwargs:
+            continue
+        if len(entry) != 2 or not all(isinstance(name, str | None) for name in entry):
+            raise ValueError(f"{INDEX} of {source}: {part}={entry!r} must be a library and a class.")
+        library = entry[0]
+        if library is None:
+            continue
+        file = folder / ("" if part == "_class_name" else part) / f"{library}.py"
+        known = library in ("diffusers", "transformers", *sys.modules) or hasattr(diffusers.pipelines, library)
+        if file.is_file() or not known:
+            what = f"brings code, {file}," if file.is_file() else f"names the module {library!r} for its {part},"
+            raise ValueError(
+                f"{source} {what} which loading it would run. Read it, and if you trust it, pass "
+                "trust_remote_code=True."
+            )
+
+
+def scheduler_with_facts(pipe: Any, facts: ModelFacts) -> Any:
+    """The pipeline's scheduler if it agrees with the facts, or else one that does.
+
+    What the facts leave open stays as the scheduler has it, so it is the result that is checked.
+
+    Raises:
+        ValueError: the pipeline has none with betas; the result would predict epsilon at zero SNR.
+    """
+    scheduler = _merged_scheduler(pipe, facts)
+    claim = scheduler_claim(scheduler.config)
+    if claim.rescale_betas_zero_snr and claim.prediction_type == "epsilon":
+        raise ValueError(
+            f"The scheduler of {type(pipe).__name__} with {facts} would be that of an epsilon model at zero SNR. "
+            f"{EPSILON_AT_ZERO_SNR}"
+        )
+    return scheduler
+
+
+def _merged_scheduler(pipe: Any, facts: ModelFacts) -> Any:
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None or "beta_schedule" not in scheduler.config:
+        raise ValueError(
+            f"{type(pipe).__name__} has no scheduler with betas, so {', '.join(FACTS)} mean nothing to it."
+        )
+    config, zero_snr = scheduler.config, facts.rescale_betas_zero_snr
+    wanted = dict(facts.schedule) | {fact: value for fact in FACTS if (value := getattr(facts, fact)) is not None}
+    own = scheduler_claim(config)
+    found = {**config, **{fact: getattr(own, fact) for fact in FACTS}}
+    agrees = all(found.get(key, False) == value for key, value in wanted.items())
+    if agrees and (not zero_snr or _starts_from_noise(scheduler)):
+        return scheduler
+    cls = ZeroSNRDDIMScheduler if zero_snr and not isinstance(scheduler, ZeroSNRScheduler) else type(scheduler)
+    if zero_snr and config.get("timestep_spacing") == "leading":
+        wanted["timestep_spacing"] = "trailing"
+    accepted = inspect.signature(cls.__init__).parameters
+    return cls.from_config(config, **{key: value for key, value in wanted.items() if key in accepted})
+
+
+def _starts_from_noise(scheduler: Any) -> bool:
+    """Whether a scheduler does what its flag says: some know none, and leading steps never visit the last timestep."""
+    leading = scheduler.config.get("timestep_spacing") == "leading"
+    own_steps = "original_inference_steps" in scheduler.config  # of distilled models, whatever the spacing
+    return ends_in_noise(scheduler.alphas_cumprod) and (own_steps or not leading)

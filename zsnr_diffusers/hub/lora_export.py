@@ -1,0 +1,144 @@
+"""An adapter's weights out of a pipeline and into files: by diffusers' names and by kohya's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..utils.extras import import_extra
+from ..utils.files import atomic_path
+from .header import read_header
+from .layouts import SD_2, SDXL, Layout
+from .ldm_format import layout_of_pipeline
+from .model_facts import scheduler_claim
+from .single_file import file_metadata, model_record
+from .weight_files import savable
+
+Weights: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+"""By part of the pipeline, and there by peft's names."""
+
+
+def adapters_of(pipe: Any) -> dict[str, str]:
+    """The name of the adapter of each part of a pipeline that has one.
+
+    Raises:
+        ValueError: there is none in the UNet, or several in a part.
+    """
+    adapters = pipe.get_list_adapters() if hasattr(pipe, "get_list_adapters") else {}
+    if "unet" not in adapters or any(len(names) != 1 for names in adapters.values()):
+        found = "; ".join(f"{part}: {', '.join(names)}" for part, names in adapters.items())
+        raise ValueError(
+            f"Expected one adapter, in the UNet and maybe the text encoders; {type(pipe).__name__} has "
+            f"{found or 'none'}."
+        )
+    return {part: str(names[0]) for part, names in adapters.items()}
+
+
+def is_dora(pipe: Any, adapters: Mapping[str, str]) -> bool:
+    """Whether one of the adapters is a DoRA."""
+    return any(getattr(pipe, part).peft_config[adapter].use_dora for part, adapter in adapters.items())
+
+
+def adapter_weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
+    """The weights of a part's adapter by peft's names, their strength multiplied in."""
+    network = getattr(pipe, part)
+    weights = import_extra("peft", "lora").get_peft_model_state_dict(network, adapter_name=adapter)
+    strengths = {
+        f"{name}.lora_B": layer.scaling[adapter]
+        for name, layer in network.named_modules()
+        if adapter in getattr(layer, "scaling", ())
+    }
+    scaled = {
+        name: _scaled(value.detach().cpu(), strengths.get(name.rpartition(".")[0], 1))
+        for name, value in weights.items()
+    }
+    return savable({_as_published(part, name): value for name, value in scaled.items()})
+
+
+def _as_published(part: str, name: str) -> str:
+    """Newer versions of transformers leave out a wrapper of the text encoders that names in files have."""
+    wrapper = "" if part == "unet" or name.startswith("text_model.") else "text_model."
+    return wrapper + name
+
+
+def _scaled(weights: Tensor, strength: float) -> Tensor:
+    """Weights times a strength, in half precision only where nothing is lost: small ones are few bits there."""
+    product = weights.double() * strength
+    rounded = product.to(weights.dtype)
+    lossy = weights.dtype.itemsize < 4 and not torch.equal(rounded.double(), product)
+    return product.float() if lossy else rounded
+
+
+def lora_metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
+    """The metadata of a LoRA's files: the record for us, and what others say it by.
+
+    Args:
+        pipe: whose LoRA it is, with the scheduler that it was trained for.
+        scheduler: of stock, shipped with it.
+        title: of the LoRA.
+    """
+    record = model_record(pipe, bool(scheduler_claim(pipe.scheduler.config).rescale_betas_zero_snr))
+    record["timestep_spacing"] = scheduler.config.get("timestep_spacing")
+    layout = layout_of_pipeline(pipe)
+    architecture = layout.architectures.get(record["prediction_type"], layout.architectures["epsilon"])
+    return file_metadata(pipe, record, f"{architecture}/lora", title) | _kohya_metadata(layout, record)
+
+
+def _kohya_metadata(layout: Layout, record: Mapping[str, Any]) -> dict[str, str]:
+    """By which sd-scripts and Forge tell what a LoRA is for."""
+    predicts = record["prediction_type"]
+    said = {
+        "ss_base_model_version": layout.bases.get(predicts, layout.bases["epsilon"]),
+        "ss_v2": layout is SD_2,
+        "ss_v_parameterization": predicts == "v_prediction",
+        "ss_zero_terminal_snr": record["rescale_betas_zero_snr"],
+    }
+    return {key: str(value) for key, value in said.items()}
+
+
+def write_kohya_file(path: Path, pipe: Any, weights: Weights, metadata: Mapping[str, str]) -> Path:
+    """Write weights by kohya's names, which tell a first text encoder from an only one."""
+    named = {f"{part}.{name}": value for part, values in weights.items() for name, value in values.items()}
+    theirs = convert_state_dict_to_kohya(named)
+    only = "lora_te1_" if layout_of_pipeline(pipe) is SDXL else "lora_te_"
+    with atomic_path(path) as new:
+        theirs = {key.replace("lora_te1_", only): value for key, value in theirs.items()}
+        save_file(savable(theirs), new, dict(metadata))
+    return path
+
+
+def write_stock_file(
+    path: Path, pipe: Any, adapters: Mapping[str, str], weights: Weights, metadata: Mapping[str, str]
+) -> Path:
+    """Write weights by diffusers' names, as it writes them, with more metadata."""
+    layers = {f"{part}_lora_layers": values for part, values in weights.items()}
+    configs = {part: getattr(pipe, part).peft_config[adapter] for part, adapter in adapters.items()}
+    said = {f"{part}_lora_adapter_metadata": _adapter_metadata(config) for part, config in configs.items()}
+    with atomic_path(path) as new:
+        stock = new.with_name("stock.safetensors")
+        pipe.save_lora_weights(stock.parent, **layers, **said, weight_name=stock.name)
+        save_file(load_file(stock), new, {**read_header(stock).metadata, **metadata})
+    return path
+
+
+def _adapter_metadata(config: Any) -> dict[str, Any]:
+    """Of peft's configuration what older versions know too; alpha is the rank, since it is in the weights.
+
+    Layers are known there by the end of their names, so without the wrapper they are in all versions of transformers.
+    """
+    targets, wrapper = config.target_modules, "text_model."
+    ranks = {name.removeprefix(wrapper): rank for name, rank in config.rank_pattern.items()}
+    return {
+        "r": config.r,
+        "lora_alpha": config.r,
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "target_modules": targets
+        if isinstance(targets, str)
+        else sorted(target.removeprefix(wrapper) for target in targets),
+        "use_dora": config.use_dora,
+    }

@@ -1,0 +1,170 @@
+"""Which files hold a LoRA, in a folder, in a Hub repo or by themselves, and what their headers say."""
+
+import itertools
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, SafetensorsParsingError
+
+from .errors import explain_hub_errors
+from .files import INDEX, saved_json
+from .header import Header, read_header
+from .layouts import SD_1, SD_2, SDXL
+from .model_facts import is_single_file
+
+LORA_FILE, KOHYA_FILE = "pytorch_lora_weights.safetensors", "kohya_lora_weights.safetensors"
+
+_DAMAGE = (SafetensorsParsingError, struct.error, RecursionError, LookupError, TypeError, AttributeError)
+"""What the Hub's client makes of a file with no such header."""
+
+_HALVES = (
+    ("lora_A.weight", "lora_down.weight", "lora.down.weight"),
+    ("lora_B.weight", "lora_up.weight", "lora.up.weight"),
+)
+"""The ends of the names of a layer's two weights."""
+
+_BESIDE = (".alpha", "lora_magnitude_vector", "lora_magnitude_vector.weight")
+"""What else diffusers reads of a layer: its strength, and the magnitude of a DoRA."""
+
+_LAYOUTS = {768: SD_1, 1024: SD_2, 2048: SDXL}
+"""By the width of the text encoders' output."""
+
+_TEXTS = re.compile(r"attn2[._](?:processor\.)?to[._][kv](?:_lora)?\.(?:lora_A|lora_down|down|lora\.down)\.weight$")
+
+
+def holds_lora(header: Header) -> bool:
+    """Whether a file of weights is a LoRA's, by any of the names that are in use."""
+    return any("lora" in key for key in header.shapes)
+
+
+def number_of_layers(file: Path) -> int:
+    """How many layers a LoRA changes, by its header.
+
+    Raises:
+        ValueError: there is none, or of one there is a half, or diffusers would leave out a part of the file.
+    """
+    keys = read_header(file).shapes.keys()
+    down, up = ({key.removesuffix(end) for key in keys for end in ends if key.endswith(end)} for ends in _HALVES)
+    others = sorted(key for key in keys if not key.endswith((*itertools.chain(*_HALVES), *_BESIDE)))
+    if not down | up:
+        raise ValueError(
+            f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa and LoKr, are not read. It holds "
+            f"{some(others)}."
+        )
+    if others:
+        kinds = ", ".join(dict.fromkeys(key.rpartition(".")[2] for key in others if not key.endswith(".weight")))
+        raise ValueError(
+            f"{file} holds more than diffusers applies of a LoRA, and what it leaves out"
+            f"{f' ({kinds})' if kinds else ''} is part of the result: {some(others)}. Merge it into its base by the "
+            "program that made it, or save it as a LoRA there."
+        )
+    if alone := sorted(down ^ up):
+        raise ValueError(f"{file} has one of the two weights that there should be of {alone[0].rstrip('._')}.")
+    return len(down)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, and how many there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(repr, names[:3]))}{more}"
+
+
+def is_lora(source: Any, weight_name: str | None = None, **places: Any) -> bool:
+    """Whether a source is a LoRA and no pipeline.
+
+    Args:
+        source: a file, a folder, or a Hub id.
+        weight_name: of the file in a folder or repo; one that is given means a LoRA.
+        places: arguments of `from_pretrained` that say where to look.
+
+    Raises:
+        OSError: there is no such file or repo.
+        ValueError: a damaged file, or one of another kind.
+    """
+    if is_single_file(source):
+        return holds_lora(read_header(source))
+    if weight_name is not None:
+        return True
+    return saved_json(source, INDEX, places) is None and saved_header(source, LORA_FILE, places) is not None
+
+
+def saved_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | None:
+    """The header of a safetensors file in a folder or repo; None if there is none of this name. No weights are read.
+
+    Raises:
+        OSError: there is no such repo, or it cannot be read.
+        ValueError: the file is damaged.
+    """
+    if (folder := Path(os.fspath(source))).is_dir():
+        return read_header(folder / name) if (folder / name).is_file() else None
+    asked = {key: places.get(key) for key in ("cache_dir", "revision", "token")}
+    if places.get("local_files_only") or huggingface_hub.constants.HF_HUB_OFFLINE:
+        cached = huggingface_hub.try_to_load_from_cache(str(source), name, asked["cache_dir"], asked["revision"])
+        return read_header(cached) if isinstance(cached, str) else None
+    api = huggingface_hub.HfApi(token=asked["token"])
+    with explain_hub_errors(source):
+        try:
+            return _header(api.parse_safetensors_file_metadata(str(source), name, revision=asked["revision"]))
+        except EntryNotFoundError:
+            return None
+        except _DAMAGE as error:
+            raise ValueError(f"{name} is damaged or no safetensors file: {error}") from error
+
+
+def _header(found: Any) -> Header:
+    """What the Hub's client found, as if the file were here."""
+    tensors = found.tensors
+    return Header(
+        {str(key): str(value) for key, value in found.metadata.items()},
+        {key: [int(side) for side in tensor.shape] for key, tensor in tensors.items()},
+        {key: str(tensor.dtype) for key, tensor in tensors.items()},
+    )
+
+
+def lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> Path:
+    """The file of a LoRA, out of the Hub if need be.
+
+    Args:
+        source: a file, a folder, or a Hub id.
+        weight_name: of the file in a folder or repo.
+        places: where to look: `subfolder`, `revision`, `token`, ...
+
+    Raises:
+        OSError: there is no such file or repo.
+        ValueError: a file of another kind.
+    """
+    if is_single_file(source):
+        return Path(source)
+    if (folder := Path(source)).is_dir():
+        file = folder / (places.get("subfolder") or "") / weight_name
+        if not file.is_file():
+            found = sorted(path.name for path in file.parent.glob("*.safetensors"))
+            raise FileNotFoundError(f"There is no {file}; pass weight_name=, one of {', '.join(found) or 'nothing'}.")
+        return file
+    try:
+        with explain_hub_errors(source):
+            return Path(hf_hub_download(os.fspath(source), weight_name, **places))
+    except OSError as error:
+        cause = error.__cause__
+        if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+            raise FileNotFoundError(f"{error} Pass weight_name=.") from error
+        raise
+
+
+def base_of_lora(file: Path) -> str:
+    """The Hub id of the model that a LoRA is for, by the width of the texts it attends to.
+
+    Raises:
+        ValueError: it does not attend to texts, or to those of another model.
+    """
+    shapes = {key: shape for key, shape in read_header(file).shapes.items() if _TEXTS.search(key)}
+    layouts = {layout.name: layout for shape in shapes.values() if (layout := _LAYOUTS.get(shape[1]))}
+    if len(layouts) != 1 or len(shapes) != sum(shape[1] in _LAYOUTS for shape in shapes.values()):
+        raise ValueError(f"{file} does not show which base it is for: pass a pipeline of it as config.")
+    return next(iter(layouts.values())).configs[4]

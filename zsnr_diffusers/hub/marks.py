@@ -1,0 +1,160 @@
+"""The marks by which programs say in a file of weights, or beside it, what a model predicts, and on which schedule.
+
+Each is read by a function of its own, which returns a `Claim`; those that no program writes say nothing.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from .header import Header
+
+_PREDICTIONS = {
+    **dict.fromkeys(("epsilon", "eps"), "epsilon"),
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "velocity"), "v_prediction"),
+}
+_ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
+_SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
+
+_ZERO_SNR = ("zero_terminal_snr", "rescale_betas_zero_snr", "ztsnr", "zsnr")
+"""What the switch is called in metadata and in original configs."""
+
+_EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
+"""Keys of models of continuous noise levels: those of CosXL, and of Playground 2.5."""
+
+_TERMINAL = {"alphas_cumprod": (0.0, 1e-6), "sqrt_alphas_cumprod": (0.0, 1e-3), "betas": (1.0, 5e-4)}
+"""Buffers of the schedule: what the last value of each is at zero terminal SNR, and how near to it is the same.
+
+Stand-ins for zero are 2^-24; the linear schedule of DDPM ends at 4e-5, the cosine schedule's last beta is 0.999.
+"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one place says of a model; None where it says nothing."""
+
+    source: str
+    prediction_type: str | None = None
+    rescale_betas_zero_snr: bool | None = None
+
+
+def key_claim(path: Any, header: Header) -> Claim:
+    """By empty tensors, as ComfyUI writes and Forge reads them. With `v_pred` alone both take it not to be zero-SNR.
+
+    Raises:
+        ValueError: a model of continuous noise levels.
+    """
+    if edm := [key for key in _EDM if key in header.shapes]:
+        raise ValueError(
+            f"{path} has the key {edm[0]!r}: it is of an EDM schedule, which is not variance-preserving. Load it by "
+            "from_single_file of diffusers, with the EDM scheduler that it was published with."
+        )
+    v_prediction, zero_snr = "v_pred" in header.shapes, "ztsnr" in header.shapes
+    return Claim(
+        " and ".join(f"key {key}" for key in ("v_pred", "ztsnr") if key in header.shapes),
+        "v_prediction" if v_prediction else None,
+        zero_snr if v_prediction or zero_snr else None,
+    )
+
+
+def metadata_claims(header: Header) -> tuple[Claim, ...]:
+    """By ModelSpec's keys, by ComfyUI's, by those without a prefix, and by kohya's."""
+    data = {key: value.strip() for key, value in header.metadata.items()}
+    spec = (prediction(data.get("modelspec.prediction_type")), _architecture(data.get("modelspec.architecture", "")))
+    return (
+        Claim("modelspec metadata", next(filter(None, spec), None)),
+        Claim("metadata modelspec.predict_key", prediction(data.get("modelspec.predict_key"))),
+        _plain_claim(data),
+        _kohya_claim(data),
+    )
+
+
+def prediction(name: Any) -> str | None:
+    """The prediction type that a name stands for; None for other names."""
+    return _PREDICTIONS.get(str(name).lower())
+
+
+def _architecture(name: str) -> str | None:
+    return _ARCHITECTURES.get(name.partition("/")[0])  # of a LoRA, "/lora" follows
+
+
+def _plain_claim(data: Mapping[str, str]) -> Claim:
+    switches = [value for key in _ZERO_SNR if (value := _switch(data.get(key))) is not None]
+    return Claim("metadata", prediction(data.get("prediction_type")), next(iter(switches), None))
+
+
+def _switch(value: Any) -> bool | None:
+    return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+
+
+def _kohya_claim(data: Mapping[str, str]) -> Claim:
+    """sd-scripts tell v by the version of the base, and in ModelSpec's metadata; others by a key of kohya's style."""
+    said = {key for key, value in data.items() if _switch(value)}
+    v_prediction = data.get("ss_base_model_version", "").endswith("_v") or "ss_v_parameterization" in said
+    return Claim(
+        "kohya's metadata",
+        "v_prediction" if v_prediction else None,
+        True if "ss_zero_terminal_snr" in said else None,
+    )
+
+
+def buffer_claim(path: Any, header: Header) -> Claim:
+    """By the schedule among the weights, where it ends at zero SNR; a copy of another model's may say less than it is.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    for name, (end, near) in _TERMINAL.items():
+        for key in (name, f"model.{name}"):
+            if len(header.shapes.get(key, ())) == 1 and header.shapes[key][0] > 1:
+                with safe_open(path, framework="pt") as file:
+                    last = float(file.get_tensor(key)[-1])
+                if abs(last - end) < near:
+                    return Claim(f"buffer {key}", rescale_betas_zero_snr=True)
+    return Claim("buffers")
+
+
+def config_beside(path: Any) -> Path:
+    """Where AUTOMATIC1111's and ComfyUI's users put the original config of a checkpoint."""
+    return Path(path).with_suffix(".yaml")
+
+
+def original_config_claim(config: Any) -> Claim:
+    """By the original config of a checkpoint: CompVis' `parameterization`, or the scaling of Stability AI's.
+
+    Args:
+        config: the path of its YAML file, or its content.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no YAML, or none of a model.
+    """
+    name = "original_config"
+    if isinstance(config, str | os.PathLike):
+        name = os.fspath(config)
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"There is no file {name}; of one at a URL, pass a copy that is here.")
+        try:
+            config = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    parameters = _inside(config, "model", "params")
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"{name} is no original config of a model: it has no model.params.")
+    denoiser = _inside(parameters, "denoiser_config", "params")
+    scaling = _inside(denoiser, "scaling_config", "target")
+    levels = str(_inside(denoiser, "discretization_config", "target"))
+    said = prediction(parameters.get("parameterization")) or _SCALINGS.get(str(scaling).rpartition(".")[2])
+    switches = [value for key in _ZERO_SNR if (value := _switch(parameters.get(key))) is not None]
+    return Claim(name, said, True if "ZeroSNR" in levels else next(iter(switches), None))
+
+
+def _inside(config: Any, *keys: str) -> Any:
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config

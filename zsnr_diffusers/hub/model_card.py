@@ -1,0 +1,201 @@
+"""Model cards in the Hub's format: what a sampler needs to know of a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from ..core import SCHEDULE_NAMES, noise_level, schedule_table, snr
+from ..guidance.mixin import stock_class
+from ..schedulers.stock import stock_scheduler
+from .custom_pipeline import bundled_scheduler
+from .lora_files import KOHYA_FILE, LORA_FILE
+from .weight_files import DTYPE_ARGUMENT
+
+SUBJECT = "Saved by zsnr_diffusers."
+
+
+def terminal_snr(scheduler: Any) -> float:
+    """SNR at the last timestep of the schedule that a scheduler's config describes."""
+    facts = {name: scheduler.config[name] for name in SCHEDULE_NAMES if name in scheduler.config}
+    return float(snr(noise_level(schedule_table(**facts), -1)))
+
+
+def schedule_tags(schedule: Any) -> list[str]:
+    """By which a model of this schedule is found at the Hub."""
+    zero = ["zero-terminal-snr"] if terminal_snr(schedule) == 0 else []
+    return [*zero, str(schedule.config["prediction_type"])]
+
+
+def schedule_rows(schedule: Any, scheduler: Any) -> dict[str, str]:
+    """Of the card's table, by name.
+
+    Args:
+        schedule: scheduler of the schedule that the model was trained on.
+        scheduler: the one that is shipped.
+    """
+    facts = {"rescale_betas_zero_snr": False, **schedule.config}
+    spacing = scheduler.config.get("timestep_spacing", "of its own")
+    return {
+        "prediction type": f"`{facts['prediction_type']}`",
+        "schedule": f"`{facts['beta_schedule']}`, beta {facts['beta_start']} to {facts['beta_end']}, "
+        f"`rescale_betas_zero_snr={facts['rescale_betas_zero_snr']}`",
+        "signal-to-noise ratio at the last timestep": f"{terminal_snr(schedule):.6g}",
+        "scheduler, timestep spacing": f"`{type(scheduler).__name__}`, `{spacing}`",
+    }
+
+
+def card_text(
+    data: huggingface_hub.ModelCardData, title: str, subject: str, rows: Mapping[str, str], usage: str
+) -> str:
+    """A model card.
+
+    Args:
+        data: metadata.
+        title: its heading.
+        subject: a paragraph.
+        rows: of the table, by name.
+        usage: Markdown, from the code on.
+    """
+    lines = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    return f"""---
+{data.to_yaml()}
+---
+
+# {title}
+
+{subject}
+
+| | |
+|---|---|
+{lines}
+
+{usage}"""
+
+
+def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
+    """The model card of a pipeline: schedule, prediction type, spacing, guidance rescale, and how to load it."""
+    stock, phi = stock_class(type(pipe)), _phi(pipe)
+    data = huggingface_hub.ModelCardData(library_name="diffusers", tags=[])
+    if stock.__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        data.pipeline_tag = "text-to-image"
+    rows = {"pipeline": f"`{stock.__name__}`"}
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is not None and "beta_schedule" in scheduler.config:
+        rows |= schedule_rows(scheduler, stock_scheduler(scheduler))
+        data.tags = schedule_tags(scheduler)
+    rows |= _phi_row(phi)
+    return card_text(data, repo.split("/")[-1], SUBJECT, rows, _pipeline_usage(pipe, path, repo, phi))
+
+
+def _pipeline_usage(pipe: Any, path: Path, repo: str, phi: float) -> str:
+    if path.suffix == ".safetensors":
+        return f"""```python
+from huggingface_hub import hf_hub_download
+from zsnr_diffusers import load_pipeline
+
+pipe = load_pipeline(hf_hub_download("{repo}", "{path.name}"))
+```
+
+The file says by its keys and its metadata what the model predicts. diffusers' `from_single_file` does not read that.
+"""
+    code = f"""```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{repo}")
+```
+
+With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
+"""
+    brought = [*(["the guidance rescale"] if phi else []), *(["its own sampler"] if bundled_scheduler(pipe) else [])]
+    if brought:
+        code += f"""\
+`pipeline.py` here brings {" and ".join(brought)}:
+`DiffusionPipeline.from_pretrained("{repo}", custom_pipeline="{repo}", trust_remote_code=True)`.
+"""
+    return code
+
+
+def base_name(source: str) -> str:
+    """A base as others may know it: its Hub id, or the name of its folder."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
+    """The model card of a LoRA: for which base and schedule it is, and how to load both."""
+    name = str(pipe.config.get("_name_or_path") or "")
+    base = base_name(name) if name else "the base"
+    scheduler, phi = stock_scheduler(pipe.scheduler), _phi(pipe)
+    data = huggingface_hub.ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=name if name and not Path(name).exists() else None,
+        base_model_relation="adapter",
+        tags=["lora", *schedule_tags(pipe.scheduler)],
+    )
+    rows = {"base": f"`{base}`", **schedule_rows(pipe.scheduler, scheduler), **_phi_row(phi)}
+    guidance = {"guidance_rescale": phi} if phi else {}
+    usage = lora_usage(base, repo, scheduler, guidance, dora, path.name if path.suffix == ".safetensors" else None)
+    return card_text(data, repo.split("/")[-1], SUBJECT, rows, usage)
+
+
+def lora_usage(
+    base: str, source: str, scheduler: Any, guidance: Mapping[str, float], dora: bool, file: str | None = None
+) -> str:
+    """How to load a LoRA, with diffusers alone and with this package.
+
+    Args:
+        base: Hub id of its base.
+        source: of the folder or repo that it is in.
+        scheduler: shipped with it.
+        guidance: recommended arguments of a call.
+        dora: whether it is one.
+        file: a file with kohya's names, in place of a folder with the scheduler beside the weights.
+    """
+    stock, name = type(scheduler).__name__, "" if file is None else f', weight_name="{file}"'
+    ours = f"""```python
+from zsnr_diffusers import load_lora, load_pipeline
+
+pipe = load_lora(load_pipeline("{base}"), "{source}"{name})
+image = pipe({_arguments({key: value for key, value in guidance.items() if key != "guidance_rescale"})}).images[0]
+```
+"""
+    told = "There, too, the sampler has to be told: prediction type, zero terminal SNR and spacing as in the table."
+    if file is not None:
+        return f"""{ours}
+That installs the scheduler and the guidance rescale that the file names. ComfyUI, Forge, InvokeAI and kohya's
+scripts read its weights. {told}
+"""
+    others = (
+        "Other programs read a DoRA each in its own way; merge it into the base for them: `pipe.fuse_lora()`."
+        if dora
+        else f"ComfyUI, Forge, InvokeAI and kohya's scripts read `{KOHYA_FILE}`, and not `{LORA_FILE}`."
+    )
+    return f"""```python
+import torch
+from diffusers import DiffusionPipeline, {stock}
+
+pipe = DiffusionPipeline.from_pretrained("{base}", {DTYPE_ARGUMENT}=torch.float32)
+pipe.load_lora_weights("{source}", weight_name="{LORA_FILE}")
+pipe.scheduler = {stock}.from_pretrained("{source}", subfolder="scheduler")
+image = pipe({_arguments(guidance)}).images[0]
+```
+
+The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance rescale:
+
+{ours}
+{others} {told}
+"""
+
+
+def _arguments(guidance: Mapping[str, float]) -> str:
+    return ", ".join(['"..."', *(f"{key}={value:g}" for key, value in guidance.items())])
+
+
+def _phi(pipe: Any) -> float:
+    return float(getattr(pipe, "default_guidance_rescale", 0.0))
+
+
+def _phi_row(phi: float) -> dict[str, str]:
+    return {"recommended guidance rescale": f"{phi:g}"} if phi else {}

@@ -1,0 +1,109 @@
+"""Writing a pipeline as one file, with the names and metadata that other programs understand."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from safetensors.torch import save_file
+
+from ..core.predictions import check_prediction_type
+from ..guidance.mixin import guidance_record
+from ..schedulers.config import model_facts
+from .weight_files import savable
+
+logger = logging.get_logger(__name__)
+
+RECORD = "zsnr_diffusers"
+"""The entry of the metadata with what these layouts have no place for: schedule and guidance rescale, as JSON."""
+
+_DETAILS = {
+    "clip_sample": ("clip_sample_range",),
+    "thresholding": ("dynamic_thresholding_ratio", "sample_max_value"),
+}
+"""Settings that say nothing where another one is off."""
+
+SD_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "snr_shift_scale": 1.0,
+}
+
+
+def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_snr: bool) -> None:
+    """Write a Stable Diffusion pipeline as one file in the original layout; see `save_pipeline`.
+
+    Args:
+        pipe: the pipeline.
+        path: where to; the name without its ending becomes the title.
+        prediction_type: what the network predicts.
+        zero_snr: whether the model was trained to zero terminal SNR.
+
+    Raises:
+        ValueError: the network predicts what readers of such files do not know, or its parts do not fit into one.
+    """
+    # Over diffusers' conversions, which pull in transformers; who reads a header does not wait for it.
+    from .ldm_format import layout_of_pipeline, original_checkpoint
+
+    layout = layout_of_pipeline(pipe)
+    if prediction_type is None or prediction_type not in layout.architectures:
+        raise ValueError(
+            f"Readers of single files know models that predict {' or '.join(layout.architectures)}, not "
+            f"prediction_type={prediction_type!r}; save a folder instead."
+        )
+    check_prediction_type(prediction_type, zero_snr)
+    record = model_record(pipe, zero_snr)
+    foreign = [f"{key}={record[key]!r}" for key, value in SD_BETAS.items() if record.get(key, value) != value]
+    if foreign:
+        logger.warning(
+            f"{', '.join(foreign)}: load_pipeline finds this in the file, other programs take every such file to have "
+            "Stable Diffusion's betas."
+        )
+    keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
+    save_file(
+        savable(original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked}),
+        path,
+        file_metadata(pipe, record, layout.architectures[prediction_type], path.stem),
+    )
+
+
+def model_record(pipe: Any, zero_snr: bool) -> dict[str, Any]:
+    """What is to be known of a pipeline's model beside its weights: schedule, prediction type, guidance rescale.
+
+    Raises:
+        ValueError: its scheduler is of no variance-preserving schedule.
+    """
+    facts = model_facts(pipe.scheduler.config)
+    idle = {detail for switch, details in _DETAILS.items() if not facts.get(switch) for detail in details}
+    record = {key: value for key, value in facts.items() if key not in idle} | {"rescale_betas_zero_snr": zero_snr}
+    if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
+        record |= guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
+    return record
+
+
+def file_metadata(pipe: Any, record: Mapping[str, Any], architecture: str, title: str) -> dict[str, str]:
+    """The metadata of a file of weights: the record, for us, and ModelSpec's keys, for others.
+
+    Args:
+        pipe: the pipeline that the weights are of.
+        record: from `model_record`.
+        architecture: ModelSpec's name of it.
+        title: of the model.
+    """
+    predicts = record["prediction_type"]
+    modelspec = {
+        "sai_model_spec": "1.0.0",
+        "architecture": architecture,
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "title": title,
+        "prediction_type": "v" if predicts == "v_prediction" else predicts,
+    }
+    if isinstance(side := pipe.unet.config["sample_size"], int):
+        modelspec["resolution"] = f"{side * pipe.vae_scale_factor}x{side * pipe.vae_scale_factor}"
+    spec = {f"modelspec.{key}": value for key, value in modelspec.items()}
+    return {"format": "pt", RECORD: json.dumps(record), **spec}

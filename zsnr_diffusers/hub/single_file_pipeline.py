@@ -1,0 +1,147 @@
+"""A pipeline out of a single file, by diffusers' own loader: its class, its config, and the parts that it has not."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from safetensors import safe_open
+
+from .damage import explain_load_errors
+from .files import INDEX, saved_json
+from .header import Header, read_header
+from .layouts import (
+    SD_2,
+    SDXL,
+    Layout,
+    check_weights,
+    in_channels,
+    layout_of,
+    missing_parts,
+    weight_prefixes,
+    what_else,
+)
+from .lora_files import holds_lora
+from .model_facts import ModelFacts, is_single_file
+from .weight_files import DTYPE_ARGUMENT, in_one_dtype, variants, without_empty_warnings
+
+
+def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) -> Any:
+    """Load a Stable Diffusion 1.x, 2.x or XL.
+
+    Args:
+        source: path of the file.
+        facts: what is known of it.
+        kwargs: of `load_pipeline`.
+
+    Raises:
+        OSError: its config cannot be had.
+        ValueError: it is damaged, another model, or incomplete; a 2.x of which nothing says what it predicts.
+    """
+    header = read_header(source)
+    if holds_lora(header):
+        raise ValueError(
+            f"{source} is a LoRA, which goes into a pipeline of its base: load_lora(pipe, {str(source)!r})."
+        )
+    layout, pipeline_class, default = _recognized(source, header)
+    check_weights(source, header, weight_prefixes(layout))
+    if layout is SD_2 and facts.prediction_type is None:
+        raise ValueError(
+            f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
+            "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base)."
+        )
+    config, options = kwargs.get("config"), {key: value for key, value in kwargs.items() if key != "original_config"}
+    with explain_load_errors(source):
+        absent = missing_parts(header.shapes, layout)
+        dtype = in_one_dtype(kwargs)[DTYPE_ARGUMENT]
+        if isinstance(options.get("vae"), str | os.PathLike):
+            options["vae"] = _autoencoder(options["vae"], config or default, dtype)
+        options |= _parts_of(config, [part for part in absent if part not in options], dtype)
+        if layout is SDXL and "text_encoder_2" in absent and not {"text_encoder"} & {*absent, *options}:
+            options["text_encoder"] = _first_encoder(source, config or default, dtype)
+    if missing := [part for part in absent if part not in options]:
+        raise ValueError(_without(source, layout, missing))
+    try:
+        with explain_load_errors(source), without_empty_warnings():
+            options["config"] = default if config is None else os.fspath(config)
+            return pipeline_class.from_single_file(os.fspath(source), **in_one_dtype(options))
+    except OSError as error:
+        if config is not None:
+            raise
+        raise OSError(
+            f"{source} holds weights alone, and what else a pipeline needs could not be had from {default}. "
+            f"Pass config=, a folder or Hub id of a {layout.name} pipeline. {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _recognized(source: Any, header: Header) -> tuple[Layout, Any, str]:
+    """The layout of a file, the class of its pipeline and the Hub id of its config."""
+    layout, channels = layout_of(header.shapes), in_channels(header.shapes)
+    if layout is None or channels is None or channels not in layout.pipelines:
+        raise ValueError(
+            f"{source} is no Stable Diffusion 1.x, 2.x or XL by its original names, for text to image or inpainting."
+            f"{what_else(header.shapes)} If diffusers knows it, load it by from_single_file of its class."
+        )
+    return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]
+
+
+def _autoencoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
+    """That of a pipeline or one by itself, in a folder, a repo or a file, whose config is the pipeline's then.
+
+    Raises:
+        OSError: it cannot be had.
+        ValueError: the file holds none, or is damaged.
+    """
+    options = in_one_dtype({"dtype": dtype})
+    if is_single_file(source):
+        if not any(key.endswith("encoder.conv_in.weight") for key in read_header(source).shapes):
+            raise ValueError(f"vae: {source} holds no autoencoder of Stable Diffusion.")
+        place = {"config": os.fspath(config), "subfolder": "vae"}
+        with explain_load_errors(source), without_empty_warnings():
+            return diffusers.AutoencoderKL.from_single_file(os.fspath(source), **place, **options)
+    place = {} if saved_json(source, INDEX, {}) is None else {"subfolder": "vae"}
+    return diffusers.AutoencoderKL.from_pretrained(source, **place, **options)
+
+
+def _first_encoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
+    """XL's first text encoder, which diffusers overlooks where the second is not in the file."""
+    with safe_open(source, framework="pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys() if key.startswith(str(SDXL.clip))}  # noqa: SIM118
+    return create_diffusers_clip_model_from_ldm(
+        transformers.CLIPTextModel, weights, subfolder="text_encoder", config=os.fspath(config), torch_dtype=dtype
+    )
+
+
+def _parts_of(config: Any, parts: Iterable[str], dtype: torch.dtype) -> dict[str, Any]:
+    """Those parts that a local folder has weights of."""
+    folder = None if config is None else Path(os.fspath(config))
+    if folder is None or not folder.is_dir():
+        return {}
+    index, found = saved_json(folder, INDEX, {}) or {}, {}
+    for part in parts:
+        there = variants(file.name for file in (folder / part).glob("*"))
+        if there and isinstance(entry := index.get(part), list):
+            library, argument = (diffusers, DTYPE_ARGUMENT) if entry[0] == "diffusers" else (transformers, "dtype")
+            options = {"variant": None if None in there else min(filter(None, there)), argument: dtype}
+            found[part] = getattr(library, entry[1]).from_pretrained(folder, subfolder=part, **options)
+    return found
+
+
+_CALLED = {
+    "vae": ("autoencoder", "diffusers.AutoencoderKL"),
+    "text_encoder": ("text encoder", "transformers.CLIPTextModel"),
+    "text_encoder_2": ("second text encoder", "transformers.CLIPTextModelWithProjection"),
+}
+
+
+def _without(source: Any, layout: Layout, missing: list[str]) -> str:
+    names = " and ".join(f"no {_CALLED[part][0]}" for part in missing)
+    passed = ", ".join(f"{part}={_CALLED[part][1]}.from_pretrained(...)" for part in missing)
+    return (
+        f"{source} holds {names} by the names of a {layout.name}: pass config=, a folder of a {layout.name} pipeline "
+        f"with its weights, or {passed}."
+    )

@@ -1,0 +1,166 @@
+"""Weights in files: tensors as safetensors takes them, the dtype that they are loaded in, and their variants."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from packaging.version import Version
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..utils.files import atomic_write
+
+DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+"""What `from_pretrained` of the installed diffusers calls the dtype."""
+
+
+def savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: detached, contiguous, and none in the memory of another.
+
+    An autoencoder's attention returns tensors in channels-last order, and bitsandbytes gives one map of its 8-bit
+    numbers to the state of every parameter; safetensors refuses both.
+    """
+    seen: set[tuple[torch.device, int]] = set()
+    packed = {}
+    for name, value in tensors.items():
+        packed[name] = value = value.detach().contiguous()
+        memory = value.device, value.untyped_storage().data_ptr()
+        if value.numel() and memory in seen:
+            packed[name] = value.clone()
+        seen.add(memory)
+    return packed
+
+
+def in_one_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` or `from_single_file` by which all networks get one dtype, by default float32.
+
+    Without one, diffusers loads its own networks in float32, and transformers the text encoders in what their config
+    or file says: half precision in many repos, which the UNet beside them cannot take.
+    """
+    others = {key: value for key, value in arguments.items() if key not in ("dtype", "torch_dtype")}
+    given = (arguments.get("dtype"), arguments.get("torch_dtype"))
+    return {**others, DTYPE_ARGUMENT: next((dtype for dtype in given if dtype is not None), torch.float32)}
+
+
+@contextmanager
+def without_empty_warnings() -> Iterator[None]:
+    """diffusers warns of casting networks that have modules to keep in float32, and so of those that have none."""
+
+    def names_a_module(record: logging.LogRecord) -> bool:
+        return "should be kept in float32: []" not in record.getMessage()
+
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addFilter(names_a_module)
+    try:
+        yield
+    finally:
+        logger.removeFilter(names_a_module)
+
+
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?P<shard>-\d{5}-of-\d{5})?(?:\.(?P<variant>[\w-]+?))?"
+    r"(?P<late_shard>-\d{5}-of-\d{5})?\.(?P<format>safetensors|bin)"
+)
+_FORMATS = {".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".onnx_data", ".ckpt", ".pt"}
+"""By their endings, files that may hold weights."""
+_INDEX = re.compile(r"(?P<file>.+\.(?:safetensors|bin))\.index(?:\.(?P<variant>[\w-]+))?\.json")
+
+
+def variants(names: Iterable[str]) -> set[str | None]:
+    """Variants of weights among the names of files, such as `fp16`; None where a name has none."""
+    return {match["variant"] for name in names if (match := _WEIGHTS.fullmatch(name.rpartition("/")[2]))}
+
+
+def copy_in_float32(source: Path, target: Path, variant: str | None) -> None:
+    """Copy the folder of a network, its weights in float32 and by the names that are looked for without a variant.
+
+    Weights that have both are copied byte for byte; those of other variants, or in other formats, are left out.
+
+    Args:
+        source: A network's folder in a pipeline's.
+        target: Made if need be.
+        variant: Of the weights to copy.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    weights = {file: match for file in source.iterdir() if (match := _WEIGHTS.fullmatch(file.name))}
+    weights = {file: match for file, match in weights.items() if match["variant"] == variant}
+    safe = {file: match for file, match in weights.items() if match["format"] == "safetensors"}
+    for file, match in (safe or weights).items():
+        _copy_weights(file, target / _plain_name(match))
+    for file in source.iterdir():
+        index = _INDEX.fullmatch(file.name)
+        if index is None:
+            if file.is_file() and file.suffix not in _FORMATS:
+                shutil.copy2(file, target)
+        elif index["variant"] == variant and bool(safe) == index["file"].endswith(".safetensors"):
+            _copy_index(file, target)
+    ask_for_float32(target / "config.json")
+
+
+def ask_for_float32(config_file: Path) -> None:
+    """Have a network's config ask for float32, if it asks for something.
+
+    By what it says, or else by its file, transformers loads a text encoder where no dtype is passed; diffusers loads
+    everything beside it in float32.
+    """
+    if not config_file.is_file():
+        return
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    asked = {key: "float32" for key in ("dtype", "torch_dtype") if config.get(key) not in (None, "float32")}
+    if asked:
+        config_file.write_text(json.dumps(config | asked, indent=2) + "\n", encoding="utf-8")
+
+
+def name_as_published(file: Path) -> None:
+    """Give the weights of a CLIP text encoder the names that files have always had.
+
+    transformers 5 leaves out a wrapper when it saves an encoder that it has not loaded; transformers 4 then finds none
+    of the weights, and goes on with random ones.
+    """
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as opened:
+        wrapped = any(key.startswith("text_model.") for key in opened.keys())  # noqa: SIM118  # it is no dictionary
+        metadata = opened.metadata()
+    if not wrapped:
+        weights = load_file(file)
+        outside = ("text_projection.",)
+        named = {key if key.startswith(outside) else f"text_model.{key}": value for key, value in weights.items()}
+        with atomic_write(file) as new:  # what was read is a view of the old one
+            save_file(named, new, metadata)
+
+
+def _plain_name(match: re.Match[str]) -> str:
+    stem = "model" if match["stem"] == "pytorch_model" else match["stem"]
+    return f"{stem}{match['shard'] or match['late_shard'] or ''}.safetensors"
+
+
+def _copy_weights(file: Path, target: Path) -> None:
+    if file.suffix == ".bin":
+        weights, metadata = torch.load(file, map_location="cpu", weights_only=True), {"format": "pt"}
+    else:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {"format": "pt"}
+            dtypes = {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118  # no dictionary
+        if not {dtype for dtype in dtypes if dtype.startswith(("F", "BF"))} - {"F32"}:
+            shutil.copy2(file, target)
+            return
+        weights = load_file(file)
+    wide = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    save_file(savable(wide), target, metadata)
+
+
+def _copy_index(file: Path, target: Path) -> None:
+    index = json.loads(file.read_text(encoding="utf-8"))
+    places = {key: _WEIGHTS.fullmatch(name) for key, name in index["weight_map"].items()}
+    index["weight_map"] = {key: _plain_name(match) for key, match in places.items() if match}
+    stem = "diffusion_pytorch_model" if file.name.startswith("diffusion") else "model"
+    (target / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

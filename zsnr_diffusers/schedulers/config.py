@@ -1,0 +1,275 @@
+"""What a stock scheduler's config says of the model, apart from what it says of a sampler."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import FrozenDict, register_to_config
+from diffusers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+MODEL_FACTS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "snr_shift_scale",
+    "original_inference_steps",
+)
+"""What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler says it anew."""
+
+_FACTS_OF_SOME = {"variance_type": ("fixed_small", "fixed_large")}
+"""What some samplers here keep too, where it has one of these values."""
+
+_OUR_CHOICES = ("rescale_betas_zero_snr", "timestep_spacing")
+
+_LOG_SIGMA = "it spaces steps in log sigma, which is infinite at zero SNR; timestep_spacing='kappa' takes its place"
+_OTHER_SAMPLERS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_karras_sigmas": ((True,), _LOG_SIGMA),
+    "use_exponential_sigmas": ((True,), _LOG_SIGMA),
+    "use_beta_sigmas": ((True,), _LOG_SIGMA),
+    "use_lu_lambdas": ((True,), _LOG_SIGMA),
+    "interpolation_type": (("log_linear",), "timesteps here are whole numbers, so nothing is interpolated"),
+    "algorithm_type": (
+        ("sde-dpmsolver", "sde-dpmsolver++"),
+        "for its fresh noise pass eta=1.0 to ZeroSNRMultistepScheduler",
+    ),
+    "variance_type": (
+        ("fixed_large", "fixed_large_log"),
+        "noise follows the posterior's variance, which leads to the data in few steps too; only "
+        "ZeroSNRDDPMScheduler has fixed_large",
+    ),
+}
+"""Settings of stock samplers that change their result and have no counterpart under this name: values and reason."""
+
+_OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_flow_sigmas": ((True,), "flow-matching models have no variance-preserving schedule"),
+    "timestep_type": (("continuous",), "models of continuous noise levels have no timesteps to space"),
+    "variance_type": (("learned", "learned_range"), "models that predict a variance are not supported"),
+}
+
+
+_CALIBRATED_FOR = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale"),
+    *("rescale_betas_zero_snr", "prediction_type", "timestep_spacing", "solver_order", "corrector", "eta"),
+)
+"""What the calibration of a sampler depends on."""
+
+LARGEST_T = 100_000
+DEFAULT_T = 1000
+
+DEFAULTS = "_use_default_values"
+"""Where diffusers notes what was left at its default. Another class's `from_config` takes its own default instead."""
+
+OWN_SPACING = "_own_timestep_spacing"
+"""Where a config of ours keeps a spacing that diffusers does not know; diffusers' classes pass it on unread."""
+
+
+class SchedulerConfig(FrozenDict):
+    """A config that equals another of the same values, whatever their order, and whether any was left at a default."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        mine, others = ({k: v for k, v in config.items() if k != DEFAULTS} for config in (self, other))
+        return mine == others
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config of ours is to be registered in place of what was passed, so that it can be saved and passed on.
+
+    Betas become a list and set T, unless another T than the default was asked for; a spacing that diffusers does not
+    know becomes the one that comes next to it.
+    """
+    changes: dict[str, Any] = {}
+    if config["trained_betas"] is not None:
+        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64).flatten().tolist()
+        changes["trained_betas"] = betas
+        if config["num_train_timesteps"] == DEFAULT_T:
+            changes["num_train_timesteps"] = len(betas)
+    if config["timestep_spacing"] == "kappa":
+        changes |= {"timestep_spacing": "trailing", OWN_SPACING: "kappa"}
+    return changes
+
+
+def own_spacing(config: Mapping[str, Any]) -> str:
+    """The spacing that a config of ours stands for."""
+    return str(config.get(OWN_SPACING, config["timestep_spacing"]))
+
+
+def left_out_calibration(config: Mapping[str, Any], overrides: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
+    """`{"calibration": None}`, after a warning, where an override is not what a config's calibration was made for.
+
+    Args:
+        config: of a scheduler.
+        overrides: what is to be another value; a calibration among them is the caller's own affair.
+        cls: the class that both are for.
+    """
+    if not config.get("calibration") or "calibration" in overrides:
+        return {}
+    before = {**with_defaults(config, cls), "timestep_spacing": own_spacing(with_defaults(config, cls))}
+    same = {
+        key: overrides[key] == before[key] for key in _CALIBRATED_FOR if key in overrides.keys() - {"trained_betas"}
+    }
+    if "trained_betas" in overrides:
+        same["trained_betas"] = listed(overrides["trained_betas"]) == listed(before["trained_betas"])
+    changed = [key for key, kept in same.items() if not kept]
+    if not changed:
+        return {}
+    logger.warning(
+        f"The calibration of {', '.join(map(str, config['calibration']))} steps is left out: it was made for "
+        f"{changed[0]}={before[changed[0]]!r}. Fit it again with zsnr calibrate."
+    )
+    return {"calibration": None}
+
+
+def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
+    """A config with the defaults of its class where it leaves something out."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return str(config.get("_class_name", "This config"))
+
+
+def filled_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its gaps filled.
+
+    A file may omit what its class has a default for, and stock's classes differ in theirs (LCM's betas are not
+    DDIM's).
+    """
+    stock = getattr(diffusers, _name(config), None)
+    return dict(config) if stock is None else with_defaults(config, stock)
+
+
+def check_variance_preserving(config: Mapping[str, Any]) -> None:
+    """Refuse the config of a model that has no schedule which could end at zero SNR.
+
+    Raises:
+        ValueError: a config of a flow-matching or EDM scheduler, of continuous timesteps, or of a model that predicts
+            its variance.
+    """
+    foreign = {key for key in config if not key.startswith("_")} - {*MODEL_FACTS, *_OUR_CHOICES}
+    if foreign and "beta_schedule" not in config:
+        raise ValueError(
+            f"{_name(config)} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
+        )
+    for key, (values, reason) in _OTHER_MODELS.items():
+        if config.get(key) in values:
+            raise ValueError(f"{_name(config)} has {key}={config[key]!r}: {reason}.")
+
+
+def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FACTS) -> dict[str, Any]:
+    """The model's facts in the config of any stock scheduler.
+
+    A config in memory marks the values that stock left at its own defaults; they mean what they say, and the marks are
+    ignored.
+
+    Args:
+        config: a scheduler's config, in memory or read from its file.
+        accepted: what the sampler that it is for takes.
+
+    Returns:
+        Those of the facts that it states, and that are accepted.
+
+    Raises:
+        ValueError: as `check_variance_preserving`.
+    """
+    config = {"prediction_type": "epsilon", **filled_config(config)}  # of a class that has no other, or is not known
+    check_variance_preserving(config)
+    kept = [key for key, values in _FACTS_OF_SOME.items() if key in accepted and config.get(key) in values]
+    for key, (values, reason) in _OTHER_SAMPLERS.items():
+        if config.get(key) in values and key not in kept:
+            logger.warning(f"{_name(config)}: {key}={config[key]!r} is not carried over: {reason}.")
+    return {key: config[key] for key in (*MODEL_FACTS, *kept) if key in config and key in accepted}
+
+
+def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse values of another type than their default's, such as the text "false", which counts as true.
+
+    Args:
+        config: of a scheduler, or a part of one.
+        defaults: of its class.
+
+    Raises:
+        ValueError: with the value, and what it must be.
+    """
+    kinds = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon", **defaults}
+    for key in kinds.keys() & config.keys():
+        value, default = config[key], kinds[key]
+        if isinstance(default, bool):
+            right, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(default, int | float):
+            right, wanted = value == default or _is_number(value), "a number"  # some defaults are infinite
+        elif isinstance(default, str):
+            right, wanted = isinstance(value, str), "a text"
+        else:
+            continue
+        if not right:
+            raise ValueError(f"{_name(config)}: {key}={value!r} must be {wanted}.")
+    T, betas = config.get("num_train_timesteps", 1), config.get("trained_betas")
+    if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
+        raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
+    if betas is not None and not all(_is_number(value) for value in listed(betas)):
+        raise ValueError("trained_betas must be numbers.")
+    if not isinstance(distilled := config.get("original_inference_steps"), int | None):
+        raise ValueError(f"original_inference_steps={distilled!r} must be a whole number.")
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
+
+
+def listed(betas: Any) -> list[Any]:
+    """Betas as a list; [None] for what is none."""
+    found = betas.tolist() if hasattr(betas, "tolist") else betas
+    return list(found) if isinstance(found, list | tuple) else [None]
+
+
+def registered_beside(base: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """diffusers' `register_to_config` for an `__init__` that names its own parameters alone.
+
+    Args:
+        base: the `__init__` whose parameters the class has as well, in front; what it sets up is left to the other.
+            Of one that both name, the other's default counts.
+    """
+
+    def decorated(init: Callable[..., None]) -> Callable[..., None]:
+        inherited, own = (dict(inspect.signature(function).parameters) for function in (base, init))
+        signature = inspect.Signature([*{**inherited, **own}.values()], return_annotation=None)
+
+        @functools.wraps(init)
+        def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:  # it names no function
+                raise TypeError(f"{init.__qualname__}() {error}") from None
+            init(**{name: value for name, value in given.items() if name in own})
+
+        __init__.__signature__ = signature  # type: ignore[attr-defined]
+        return register_to_config(__init__)
+
+    return decorated

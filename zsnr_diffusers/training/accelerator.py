@@ -1,0 +1,82 @@
+"""The processes of a run."""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+
+from ..utils.distributed import Processes, launched_processes
+from .config import RunConfig
+from .fsdp import CAN_SHARD_ON_CPU
+
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others within a step. It does not take so long to notice a dead one, whose
+connections close; and while the main process works alone, others wait for it as long as it takes."""
+
+_OTHERS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def launch(config: RunConfig) -> tuple[Accelerator, Processes]:
+    """accelerate as a configuration wants it, and the same processes for work that only one of them does.
+
+    Raises:
+        ValueError: the processes that were launched would train each by itself, or cannot compute as is asked.
+    """
+    _check_tracker(config.report_to)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    _check_processes(accelerator.num_processes)
+    if accelerator.distributed_type in _OTHERS:
+        raise ValueError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, under which steps could not be left "
+            "out, nor checkpoints be the same for all. --sharding of the training divides parameters and optimizer "
+            "state over processes, as FSDP2 and ZeRO do: launch with --multi_gpu; see examples/configs/accelerate."
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU take bf16 or no.")
+    if accelerator.mixed_precision == "fp16" and config.sharding != "none":
+        raise ValueError(f"--sharding={config.sharding} does not go with --mixed_precision=fp16; take bf16 or no.")
+    if accelerator.device.type == "cpu" and config.sharding != "none" and not CAN_SHARD_ON_CPU:
+        raise ValueError(f"--sharding={config.sharding} on CPUs needs a newer torch than {torch.__version__}.")
+    return accelerator, launched_processes()
+
+
+def half_precision(accelerator: Accelerator) -> torch.dtype | None:
+    """The dtype of mixed precision, None where there is none."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+
+
+def _check_tracker(name: str) -> None:
+    """accelerate would go without a tracker that is not installed, and say nothing."""
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    if name in ("none", "all"):
+        return
+    if name not in known:
+        raise ValueError(f"--report_to={name!r} is not known; choose one of {', '.join(known)}, all and none.")
+    if name not in [tracker.value for tracker in get_available_trackers()]:
+        raise ValueError(
+            f"--report_to={name} needs a package that is not installed: pip install {name.replace('_', '-')}, or pass "
+            "--report_to none."
+        )
+
+
+def _check_processes(found: int) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves an address for others behind.
+    alone = found == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and "RANK" not in os.environ
+    if found == launched and not alone:
+        return
+    several = "Several processes were asked for" if alone else f"{launched} processes were started"
+    raise ValueError(
+        f"{several}, and accelerate sees {found}. On CPUs: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+        "--num_processes 2 ..., in spite of its name, or ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 ...; for "
+        "one process unset WORLD_SIZE and MASTER_ADDR."
+    )

@@ -1,0 +1,166 @@
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is a folder of tensors in safetensors, numbers in JSON, and a manifest with size and SHA-256 of each file.
+It is written under another name, brought to the disk, and then renamed; nothing in it is pickled. What the tensors are
+is the business of `state`.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...hub.weight_files import savable
+from ...utils.files import atomic_rmtree, fsync, write_json
+from ...utils.hashing import file_sha256
+from ..errors import TrainingError
+
+MANIFEST, NUMBERS = "manifest.json", "numbers.json"
+_NAME = re.compile(r"checkpoint-([0-9]{6,})")
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by the name of their file, without ending, and their own."""
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """What bears a checkpoint's name in a run's folder, oldest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def write_checkpoint(output_dir: Path, step: int, tensors: Tensors, numbers: Mapping[str, Any], limit: int) -> Path:
+    """Write a checkpoint, then remove those beyond the limit.
+
+    Args:
+        output_dir: folder of the run.
+        step: optimizer steps made.
+        tensors: to keep, on any device.
+        numbers: to keep, as JSON can express them.
+        limit: checkpoints to leave, the newest.
+
+    Raises:
+        TrainingError: a tensor is not finite, or the disk is full or fails; all checkpoints are as they were before.
+        OSError: an old one cannot be removed.
+    """
+    final = output_dir / f"checkpoint-{step:06d}"
+    partial = final.with_name(_partial(final))
+    _check_finite(tensors, step)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name, values in tensors.items():
+            save_file(savable(values), partial / f"{name}.safetensors")
+            fsync(partial / f"{name}.safetensors")
+        write_json(partial / NUMBERS, numbers)
+        files = {
+            file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(partial.iterdir())
+        }
+        write_json(partial / MANIFEST, {"step": step, "files": files})
+        if final.exists():
+            quarantine(final)
+        partial.rename(final)
+        fsync(output_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = [path.name for path in checkpoints(output_dir)[-1:]]
+        raise TrainingError(
+            f"The checkpoint of step {step} could not be written: {error}. "
+            f"The last good one is {kept[0] if kept else 'none'}."
+        ) from error
+    for old in checkpoints(output_dir)[:-limit]:
+        atomic_rmtree(old, _partial(old))
+    return final
+
+
+def read_checkpoint(checkpoint: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors, on the CPU, and the numbers of a checkpoint."""
+    tensors = {file.stem: load_file(file) for file in checkpoint.glob("*.safetensors")}
+    return tensors, json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
+
+
+def latest_valid(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The checkpoint to go on from, None where there never was one, and what is wrong with each newer one.
+
+    Raises:
+        ValueError: there are checkpoints, or were, and none is whole.
+    """
+    damaged: dict[Path, str] = {}
+    for checkpoint in reversed(checkpoints(output_dir)):
+        defect = find_corruption(checkpoint)
+        if defect is None:
+            return checkpoint, damaged
+        damaged[checkpoint] = defect
+    earlier = sorted(path.name for path in output_dir.glob("checkpoint-*.broken*"))
+    if damaged or earlier:
+        found = "; ".join([*(f"{path.name}: {defect}" for path, defect in damaged.items()), *earlier])
+        raise ValueError(
+            f"No checkpoint in {output_dir} is whole ({found}). Put back a good copy, or remove them to start anew."
+        )
+    return None, damaged
+
+
+def find_corruption(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is as it was written; files that are not of it do not matter."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        step, files = manifest["step"], manifest["files"]
+        promised = {name: (facts["size"], facts["sha256"]) for name, facts in files.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    if step != checkpoint_step(checkpoint):
+        return f"{MANIFEST} is of step {step}"
+    for name, (size, digest) in promised.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
+        if file_sha256(file) != digest:
+            return f"{name} has other contents than were written"
+    return None
+
+
+def quarantine(checkpoint: Path) -> Path:
+    """Rename a checkpoint that cannot be used, so that its name is free and nothing is lost.
+
+    Returns:
+        Where it is now.
+    """
+    number = 1
+    while (aside := checkpoint.with_name(f"{checkpoint.name}.broken{number if number > 1 else ''}")).exists():
+        number += 1
+    return checkpoint.rename(aside)
+
+
+def remove_partial_checkpoints(output_dir: Path) -> None:
+    """Remove what an earlier process of the run was writing or removing when it was killed."""
+    for path in output_dir.glob(".checkpoint-*.partial"):
+        shutil.rmtree(path)
+
+
+def _partial(checkpoint: Path) -> str:
+    return f".{checkpoint.name}.partial"
+
+
+def _check_finite(tensors: Tensors, step: int) -> None:
+    for file, values in tensors.items():
+        for name, value in values.items():
+            if not torch.isfinite(value).all():
+                raise TrainingError(
+                    f"After step {step}, {name} of {file} is not finite, so no checkpoint of it was written. Lower "
+                    "--learning_rate or lengthen --lr_warmup_steps, then --resume from the last one."
+                )

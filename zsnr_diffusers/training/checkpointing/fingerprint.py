@@ -1,0 +1,52 @@
+"""What tells that data or base are no longer those that a run began with, though they are called the same."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...utils.hashing import tensors_sha256
+from ..config import RunConfig
+from ..data.dataset import Rows
+from ..data.tar_shards import ShardedRows
+from ..parameters import base_state_dict
+from ..task import Task
+
+Fingerprint = Mapping[str, Any]
+"""Anything that JSON can express, by what it is of."""
+
+
+def fingerprint(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerprint:
+    """Of the data, and of the networks and the schedule that a run starts from.
+
+    Args:
+        config: of the run.
+        task: before training.
+        good: indices of the rows that are used.
+    """
+    facts = task.schedule.config
+    names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
+    return {
+        "data": {"rows": len(good), "sha256": _data_sha256(task.rows, good, config.image_column)},
+        "schedule": {name: facts[name] for name in names if facts.get(name) is not None},
+        **{
+            f"base, {name}": tensors_sha256(base_state_dict(network)) for name, network in task.base_networks().items()
+        },
+    }
+
+
+def _data_sha256(rows: Rows, good: Sequence[int], image_column: str) -> str:
+    """Of the names and sizes of the images, and of all else in the rows; no image is read."""
+    if isinstance(rows, ShardedRows):
+        return rows.shards.sha256
+    digest = hashlib.sha256()
+    for batch in rows.select(good).with_format("arrow").iter(batch_size=1000):
+        images = batch.column(image_column).combine_chunks()
+        for image, path in zip(images.field("bytes"), images.field("path"), strict=True):
+            name = path.as_py() or ""
+            size = image.as_buffer().size if image.is_valid else Path(name).stat().st_size
+            digest.update(f"{Path(name).name} {size}\n".encode())
+        others = batch.drop_columns([image_column]).to_pylist()
+        digest.update(json.dumps(others, default=str).encode())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""The folder of a run: whose it is, whether it can be written, and what it says of the run."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...hub.lora_files import LORA_FILE
+from ...utils.files import write_json, write_text
+from ..config import RunConfig
+from .checkpoint import checkpoints
+from .fingerprint import Fingerprint
+
+CONFIG_FILE, FINGERPRINT_FILE = "training_config.yaml", "fingerprint.json"
+
+RESULTS = ("model_index.json", LORA_FILE)
+"""What a run writes last, of a pipeline and of a LoRA."""
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        ValueError: the folder is that of the base or of the data; it holds a run and `--resume` was not passed, or it
+            holds a run of other options.
+    """
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir={folder} is a file.")
+    for option, what in (("pretrained_model_name_or_path", "base model"), ("train_data_dir", "data")):
+        other = getattr(config, option, None)
+        if other and folder.exists() and folder.resolve() == Path(other).resolve():
+            raise ValueError(
+                f"--output_dir={folder} is the folder of the {what}, --{option}={other}, which a run would write "
+                "into: choose another folder for what comes out."
+            )
+    written, finished = folder / CONFIG_FILE, any((folder / name).exists() for name in RESULTS)
+    found = checkpoints(folder)
+    if not (written.exists() or finished or found):
+        return
+    if not config.resume:
+        raise ValueError(
+            f"--output_dir={folder} already holds a run: pass --resume to go on with it, or another folder."
+        )
+    if finished and not found:
+        raise ValueError(f"{folder} holds a finished run and no checkpoint to go on from; choose another folder.")
+    before = _read(written)
+    changed = [
+        f"--{name} was {before[name]!r} and is now {getattr(config, name)!r}"
+        for name in config.identity()
+        if name in before and before[name] != getattr(config, name)
+    ]
+    _refuse(config, changed)
+
+
+def check_fingerprint(config: RunConfig, now: Fingerprint) -> None:
+    """Refuse to go on with other data, or from another base, than a run began with.
+
+    Raises:
+        ValueError: they have changed, and `--force` was not passed.
+    """
+    before = _read(Path(config.output_dir, FINGERPRINT_FILE))
+    changed = [
+        f"the {name} was {before[name]} and is now {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
+    _refuse(config, changed)
+
+
+def check_disk_space(config: RunConfig, parameters: int) -> None:
+    """Refuse to start what the disk cannot hold: the checkpoints to keep, and one that is being written.
+
+    Args:
+        config: of the run.
+        parameters: that are trained.
+
+    Raises:
+        ValueError: with the space that is needed and the space that is free.
+    """
+    folder, limit = Path(config.output_dir), config.checkpoints_total_limit
+    # What is trained, its moving average and Adam's two moments, in float32 or 8 bits.
+    size = parameters * (4 * (1 + (config.ema_decay > 0)) + 2 * (1 if config.use_8bit_adam else 4))
+    missing = max(1, limit + 1 - len(checkpoints(folder)))
+    free = shutil.disk_usage(folder).free
+    if missing * size > free:
+        raise ValueError(
+            f"--output_dir={folder} needs {missing * size / 1e9:,.2f} GB, for {missing} more checkpoints of "
+            f"{size / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free: make room, choose another folder, or lower "
+            f"--checkpoints_total_limit={limit}."
+        )
+
+
+def write_run(config: RunConfig, fingerprint: Fingerprint) -> None:
+    """Say in the folder what is being trained, on what and from what."""
+    folder = Path(config.output_dir)
+    # Whoever goes on from this file shall not force by accident.
+    write_text(folder / CONFIG_FILE, dataclasses.replace(config, force=False).to_yaml())
+    write_json(folder / FINGERPRINT_FILE, fingerprint)
+
+
+def _refuse(config: RunConfig, changed: list[str]) -> None:
+    if changed and not config.force:
+        raise ValueError(
+            f"Cannot resume {config.output_dir} as another run: {'; '.join(changed)}. Choose another --output_dir, or "
+            "go on nevertheless with --force."
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a file of ours says, nothing if there is none."""
+    if not file.exists():
+        return {}
+    text = file.read_text(encoding="utf-8")
+    try:
+        found = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+        return dict(found)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read; put back a good copy or remove it: {error}") from error

@@ -1,0 +1,120 @@
+"""What a run has to remember, by name: to be written and put back as it was, bit for bit, on any device.
+
+There are no states of random generators, since all randomness is a function of the seed and the place in the run. The
+learning rate and other settings of the optimizer are not kept either: they are those that the run goes on with.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from ..fsdp import distribute_all_like, distribute_like
+from ..parameters import load_trainable_state_dict, trainable_parameters, trainable_state_dict
+from ..speed import copy_with_strides_of
+from .checkpoint import Tensors
+
+
+@dataclass
+class TrainingState:
+    """The parts of a run that training changes.
+
+    Args:
+        networks: that are trained, by name, outside of any wrapper; `unet` is among them.
+        optimizer: of the parameters of theirs that are trained.
+        ema: moving average of those of `unet`.
+        scaler: of losses, under float16.
+    """
+
+    networks: Mapping[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel | None = None
+    scaler: Any = None
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors, whole or not: of each network, `optimizer`'s as `network.parameter.key`, and those of `ema`."""
+        found = {name: trainable_state_dict(network) for name, network in self.networks.items()}
+        found["optimizer"] = {
+            f"{name}.{key}": torch.as_tensor(value)
+            for name, parameter in zip(self._optimized(), self._parameters(), strict=True)
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        if self.ema is not None:
+            found["ema"] = dict(zip(self._averaged(), self.ema.shadow_params, strict=True))
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """All that is no tensor, as JSON can express it."""
+        found: dict[str, Any] = {}
+        if self.ema is not None:
+            found["ema_steps"] = self.ema.optimization_step
+        if self.scaler is not None:
+            found["scaler"] = self.scaler.state_dict()
+        return found
+
+    def restore(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+        """Put back what `tensors` and `numbers` returned, all of it whole.
+
+        A moving average or a scaler that was not there before starts anew, one that is no longer there is dropped.
+
+        Raises:
+            ValueError: they are of other networks.
+        """
+        try:
+            for name, network in self.networks.items():
+                load_trainable_state_dict(network, distribute_all_like(tensors[name], network.state_dict()))
+            self._restore_optimizer(tensors["optimizer"])
+            if self.ema is not None:
+                averaged = tensors["ema"] if "ema" in tensors else tensors["unet"]
+                for name, shadow in zip(self._averaged(), self.ema.shadow_params, strict=True):
+                    shadow.copy_(distribute_like(averaged[name], shadow))
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint is of other networks: {error}") from error
+        if self.ema is not None:
+            self.ema.optimization_step = numbers.get("ema_steps", 0)
+        if self.scaler is not None and "scaler" in numbers:
+            self.scaler.load_state_dict(numbers["scaler"])
+
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        by_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in tensors.items():
+            parameter, _, key = name.rpartition(".")
+            by_parameter[parameter][key] = value
+        names = self._optimized()
+        if unknown := sorted(set(by_parameter) - set(names)):
+            raise KeyError(", ".join(unknown))
+        state = {
+            index: {key: _as_state_of(parameter, value) for key, value in by_parameter[name].items()}
+            for index, (name, parameter) in enumerate(zip(names, self._parameters(), strict=True))
+            if name in by_parameter
+        }
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _optimized(self) -> list[str]:
+        """Names of the optimizer's parameters, in its order."""
+        names = {
+            id(parameter): f"{network}.{name}"
+            for network, module in self.networks.items()
+            for name, parameter in trainable_parameters(module).items()
+        }
+        return [names[id(parameter)] for parameter in self._parameters()]
+
+    def _averaged(self) -> list[str]:
+        return list(trainable_parameters(self.networks["unet"]))
+
+
+def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor | int:
+    """What was read of an optimizer's state of a parameter, as the optimizer has it.
+
+    A copy: what was read is a view of the file, which keeps it on the disk after its removal.
+    """
+    if value.dtype == torch.int64 and value.ndim == 0:
+        return int(value)
+    return copy_with_strides_of(distribute_like(value, parameter), parameter)

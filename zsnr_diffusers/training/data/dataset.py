@@ -1,0 +1,177 @@
+"""The rows of a run's data, checked before training, and their images as tensors."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...utils.images import ImageError, load_rgb, upright_size
+from ..config import RunConfig
+from .folder_rows import read_folder
+from .notices import notify, report_bad
+from .tar_shards import ShardedRows, Shards
+from .transforms import Size
+
+Rows: TypeAlias = datasets.Dataset | ShardedRows
+"""Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
+None. Rows of shards are read when a column of theirs is."""
+
+Images: TypeAlias = Mapping[int, Size] | Sequence[int]
+"""Rows whose images can be used, with the sizes of these where they are known."""
+
+
+def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bool = False) -> Rows:
+    """The rows of a configuration's data, with images that are not decoded yet.
+
+    Args:
+        config: of the run.
+        columns: options that name the other columns that are needed, such as `caption_column`.
+        needs_captions: the columns are captions, which a folder must have, in metadata or in files beside the images.
+
+    Raises:
+        ValueError: no images, no captions, or columns of other names.
+        OSError: no such folder or data set.
+    """
+    if config.train_shards:
+        return ShardedRows(Shards(config).open(), [getattr(config, option) for option in ("image_column", *columns)])
+    if config.train_data_dir:
+        where = f"--train_data_dir={config.train_data_dir}"
+        rows = read_folder(config, [getattr(config, option) for option in columns], needs_captions)
+    else:
+        where = f"--dataset_name={config.dataset_name}"
+        rows = datasets.load_dataset(config.dataset_name, split="train")
+        others = {name: split.num_examples for name, split in (rows.info.splits or {}).items() if name != "train"}
+        if others:
+            shown = ", ".join(f"{count} of {name}" for name, count in others.items())
+            notify(f"rows of the split train are used; left out: {shown}")
+    options = ("image_column", *columns)
+    for option in options:
+        if getattr(config, option) not in rows.column_names:
+            raise ValueError(
+                f"{where} has the columns {', '.join(rows.column_names)}; --{option}={getattr(config, option)!r} is "
+                "not one of them."
+            )
+    rows = rows.select_columns([getattr(config, option) for option in options])
+    # We decode, since Pillow's RGB of 16-bit and transparent images is not what they show.
+    return rows.cast_column(config.image_column, datasets.Image(decode=False))
+
+
+def noise_rows(column: str, resolution: int, **others: object) -> datasets.Dataset:
+    """A few rows of uniform noise, for measurements: `others` are columns of one value each."""
+    draw = np.random.default_rng(0)
+    noise = draw.integers(256, size=(8, resolution, resolution, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(pixels) for pixels in noise]
+    rows = datasets.Dataset.from_dict({column: pictures, **{name: [value] * 8 for name, value in others.items()}})
+    return rows.cast_column(column, datasets.Image(decode=False))
+
+
+def check_images(rows: Rows, config: RunConfig, progress: bool = True) -> Images:
+    """Index and size of every image that can be read; each is decoded once, before training starts.
+
+    Of shards, samples are whole or left out, and no image is read: their rows alone are returned.
+
+    Raises:
+        ValueError: an image cannot be read and `--on_bad_image` is `fail`, or none can.
+    """
+    if isinstance(rows, ShardedRows):
+        incomplete = rows.shards.incomplete
+        report_bad(incomplete, f"{len(incomplete)} samples of {config.train_shards} are not whole", config)
+        if not rows:
+            raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
+        return range(len(rows))
+
+    def size_or_complaint(index: int) -> Size | str:
+        try:
+            width, height = read_image(rows, config.image_column, index).size
+        except ImageError as error:
+            return str(error)
+        return height, width
+
+    with ThreadPoolExecutor() as pool:
+        found = list(
+            tqdm(
+                pool.map(size_or_complaint, range(len(rows))),
+                "checking images",
+                len(rows),
+                disable=not progress,
+                unit="image",
+            )
+        )
+    bad = [complaint for complaint in found if isinstance(complaint, str)]
+    report_bad(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
+    good = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
+    if not good:
+        raise ValueError("No image is left to train on.")
+    return good
+
+
+def read_image(rows: Rows, column: str, index: int) -> Image.Image:
+    """The image of a row, upright RGB.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    source, path = _source(rows, column, index)
+    return load_rgb(source, name=path or f"of row {index}")
+
+
+def can_be_read(rows: Rows, config: RunConfig, index: int) -> bool:
+    """Whether all of a row can be read; elsewhere than in shards it was looked at before the start.
+
+    Raises:
+        ImageError: it cannot, and `--on_bad_image` is `fail`.
+    """
+    if isinstance(rows, ShardedRows):
+        try:
+            read_image(rows, config.image_column, index)
+            rows[[index]]
+        except ImageError:
+            if config.on_bad_image == "fail":
+                raise
+            return False
+    return True
+
+
+def image_size(rows: Rows, column: str, index: int) -> Size:
+    """The size of the image of a row, by its header.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    source, path = _source(rows, column, index)
+    return upright_size(source, name=path or f"of row {index}")
+
+
+def image_sha256(rows: Rows, column: str, index: int) -> bytes:
+    """The sha256 of the bytes of a row's image file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    source, _ = _source(rows, column, index)
+    return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()
+
+
+def _source(rows: Rows, column: str, index: int) -> tuple[Any, str | None]:
+    """The bytes of a row's image, or the path of its file; and that path, if any."""
+    image = rows[index][column] or {"bytes": b"", "path": None}
+    return image["path"] if image["bytes"] is None else image["bytes"], image["path"]
+
+
+def name_of(rows: Rows, column: str, index: int) -> str:
+    """What to call a row before people: its index, and the file of its image if it has one."""
+    path = (rows[index][column] or {}).get("path")
+    return f"{index} ({Path(path).name})" if path else str(index)
+
+
+def to_model_range(pixels: Tensor, flip: bool) -> Tensor:
+    """uint8 to float32 in [-1, 1], mirrored or not."""
+    scaled = pixels.float() / 127.5 - 1
+    return scaled.flip(-1) if flip else scaled

@@ -1,0 +1,140 @@
+"""The rows of a folder of images: with captions from metadata or from files beside them, or with classes by folder."""
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+
+from ...utils.image_formats import missing_packages
+from ..config import RunConfig
+from .caption_files import OTHER_EXTENSIONS, CaptionFileError, caption_files, read_captions
+from .image_folder import ImageFolder, open_folder
+from .metadata import (
+    Record,
+    as_lists_if_any,
+    caption_values,
+    column_names,
+    path_column,
+    plain_values,
+    read_metadata,
+    relative_path,
+)
+from .notices import notify, report_bad
+
+
+def read_folder(config: RunConfig, wanted: Sequence[str], needs_captions: bool) -> datasets.Dataset:
+    """A row for each image of `--train_data_dir`, with its path; columns of metadata that are not wanted are empty.
+
+    Without metadata, `label` is the column of the names of the folders that the images lie in.
+
+    Args:
+        config: of the run.
+        wanted: names of the columns that are needed.
+        needs_captions: these are captions; they may lie beside the images.
+
+    Raises:
+        ValueError: no images, no captions, no classes, or files that cannot be read; with their names.
+        OSError: no such folder.
+    """
+    folder = open_folder(config)
+    extension = getattr(config, "caption_extension", ".txt")
+    if folder.metadata:
+        rows = _described(folder, config, wanted, needs_captions)
+        if needs_captions and (beside := caption_files(folder.images, folder.files, extension)):
+            notify(f"captions come from {folder.names(folder.metadata)}; {extension} files, not read: {len(beside)}")
+    elif needs_captions:
+        rows = _captioned(folder, config, wanted[0], extension)
+    elif "label" in wanted:
+        rows = _labelled(folder, config)
+    else:
+        rows = datasets.Dataset.from_dict({config.image_column: [str(path) for path in folder.images]})
+    missing = missing_packages(Path(name) for name in rows[config.image_column])
+    if missing and config.on_bad_image == "fail":
+        raise ValueError(
+            f"--train_data_dir={config.train_data_dir}: {'; '.join(missing)}, or leave them out with "
+            "--on_bad_image skip."
+        )
+    return rows
+
+
+def _described(
+    folder: ImageFolder, config: RunConfig, wanted: Sequence[str], needs_captions: bool
+) -> datasets.Dataset:
+    """The rows of the metadata, in their order."""
+    # A name may be stored in another normal form than it is written in: macOS takes accents off their letters.
+    known = {unicodedata.normalize("NFC", str(path)): path for path in folder.images}
+    records: list[Record] = []
+    paths: list[Path] = []
+    names: dict[str, None] = {}
+    for file in folder.metadata:
+        found = read_metadata(file)
+        column = path_column(found, config.image_column)
+        names |= dict.fromkeys(name for name in column_names(found) if name not in (column, config.image_column))
+        for record in found:
+            path = file.parent / relative_path(record, column)
+            if folder.holds(path):
+                records.append(record)
+                paths.append(known.get(unicodedata.normalize("NFC", str(path)), path))
+    described = set(paths)
+    left_out = [path for path in folder.images if path not in described]
+    if left_out:
+        notify(
+            f"{len(left_out)} of {len(folder.images)} images have no row in {folder.names(folder.metadata)} and are "
+            f"left out: {folder.names(left_out)}"
+        )
+    read = caption_values if needs_captions else plain_values
+    columns = {name: read(records, name) if name in wanted else [None] * len(records) for name in names}
+    for name in set(wanted) & set(columns) if needs_captions else ():
+        if empty := columns[name].count(None):
+            notify(f"rows of {folder.names(folder.metadata)} without {name}, trained with the empty caption: {empty}")
+    return datasets.Dataset.from_dict({config.image_column: [str(path) for path in paths], **columns})
+
+
+def _captioned(folder: ImageFolder, config: RunConfig, column: str, extension: str) -> datasets.Dataset:
+    """The images with a caption file."""
+    found = caption_files(folder.images, folder.files, extension)
+    if not found:
+        raise ValueError(_no_captions(folder, config, extension))
+    if left_out := [path for path in folder.images if path not in found]:
+        notify(
+            f"{len(left_out)} of {len(folder.images)} images have no {extension} file and are left out: "
+            f"{folder.names(left_out)}"
+        )
+    captions = read_captions(found, column)
+    bad = [str(caption) for caption in captions.values() if isinstance(caption, CaptionFileError)]
+    report_bad(bad, f"{len(bad)} of {len(found)} captions cannot be read", config)
+    whole = {path: caption for path, caption in captions.items() if not isinstance(caption, CaptionFileError)}
+    if not whole:
+        raise ValueError("No image is left to train on.")
+    return datasets.Dataset.from_dict(
+        {config.image_column: [str(path) for path in whole], column: as_lists_if_any([*whole.values()])}
+    )
+
+
+def _no_captions(folder: ImageFolder, config: RunConfig, extension: str) -> str:
+    first, text = folder.images[0].relative_to(folder.root), ""
+    for other in OTHER_EXTENSIONS:
+        if count := len(caption_files(folder.images, folder.files, other)):
+            text = f" There are {count} {other} files beside them: pass --caption_extension {other}."
+    return (
+        f"--train_data_dir={config.train_data_dir} holds {len(folder.images)} images but no captions: add a "
+        f'metadata.jsonl with one line per image, {{"file_name": "{first.as_posix()}", "text": "..."}}, or a '
+        f"{extension} file beside each image, {first.with_suffix(extension).as_posix()}.{text}"
+    )
+
+
+def _labelled(folder: ImageFolder, config: RunConfig) -> datasets.Dataset:
+    """All images, with the names of their folders as classes."""
+    names = sorted({path.parent.name for path in folder.images})
+    uneven = {len(path.parts): path for path in folder.images}
+    if len(names) == 1 or len(uneven) > 1:
+        found = f"all lie in {names[0]}/" if len(names) == 1 else f"not so {folder.names([*uneven.values()])}"
+        raise ValueError(
+            f"--train_data_dir={config.train_data_dir} has no column label: its classes are the folders in which the "
+            f"images lie, if there are several at one depth; {found}."
+        )
+    columns = {config.image_column: [str(path) for path in folder.images]}
+    columns["label"] = [path.parent.name for path in folder.images]
+    features = {config.image_column: datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

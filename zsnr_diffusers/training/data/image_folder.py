@@ -1,0 +1,132 @@
+"""What lies in a folder of images, and which of it is trained on.
+
+Folders are read here and not by `datasets`, which reads splits into the names of files and folders and leaves out, in
+silence, what it does not take for training data. What is left out here is counted, and some of it named.
+"""
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...utils.image_formats import IMAGE_SUFFIXES
+from ...utils.images import find_files, is_image
+from ..config import RunConfig
+from .metadata import METADATA_FILES
+from .notices import notify, report_bad, some_of
+
+_TRAIN = ("train", "training")
+_SPLITS = (*_TRAIN, "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+"""Names of folders, in lower case, that are splits in `datasets`."""
+
+_CONTAINERS = (".zip", ".tar", ".gz", ".7z", ".rar", ".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """What lies in a folder and is trained on.
+
+    Attributes:
+        root: the folder.
+        images: in it, in the order of their rows.
+        files: others.
+        parts: folders in it that are trained on.
+    """
+
+    root: Path
+    images: list[Path]
+    files: list[Path]
+    parts: tuple[Path, ...]
+
+    def names(self, paths: Sequence[Path]) -> str:
+        """The first of some paths, and the number of the others."""
+        return some_of([os.path.relpath(path, self.root) for path in paths])
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path lies where images are trained on."""
+        return any(part in path.parents for part in self.parts)
+
+    @property
+    def metadata(self) -> list[Path]:
+        """Its metadata files.
+
+        Raises:
+            ValueError: two in one folder.
+        """
+        found = [path for path in self.files if path.name in METADATA_FILES]
+        for one, other in itertools.pairwise(found):
+            if one.parent == other.parent:
+                raise ValueError(f"{one} and {other.name} describe the same images: remove one of the two.")
+        return found
+
+
+def open_folder(config: RunConfig) -> ImageFolder:
+    """What is trained on of `--train_data_dir`; of splits it is train/.
+
+    Raises:
+        ValueError: there are no images, or some whose names are not UTF-8.
+        OSError: no such folder.
+    """
+    return _training_part(_named_in_text(_find(config), config))
+
+
+def _find(config: RunConfig) -> ImageFolder:
+    # Absolute, since a worker may be elsewhere; links keep their names. Sorted as text, as `datasets` does: what a
+    # seed gives depends on the order.
+    root, own = Path(os.path.abspath(str(config.train_data_dir))), Path(os.path.abspath(config.output_dir))
+    paths = sorted((path for path in find_files(root) if root not in own.parents or own not in path.parents), key=str)
+    images = [path for path in paths if is_image(path)]
+    folder = ImageFolder(root, images, [path for path in paths if not is_image(path)], (root,))
+    containers = Counter(path.suffix.lower() for path in folder.files if path.name not in METADATA_FILES)
+    packed = ", ".join(f"{containers[suffix]} {suffix}" for suffix in _CONTAINERS if containers[suffix])
+    hidden = [
+        path for path in folder.files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
+    ]
+    if not images:
+        remedy = f", but {packed}: unpack archives, or pass .tar as --train_shards and tables as --dataset_name"
+        raise ValueError(f"--train_data_dir={config.train_data_dir} holds no images{remedy * bool(packed)}.")
+    if packed:
+        notify(f"{config.train_data_dir} also holds {packed}; they are not opened")
+    if hidden:
+        notify(f"hidden images, left out: {len(hidden)} ({folder.names(hidden)})")
+    return folder
+
+
+def _named_in_text(folder: ImageFolder, config: RunConfig) -> ImageFolder:
+    """The folder without images whose names no table can hold."""
+    bad = [path for path in folder.images if re.search("[\ud800-\udfff]", str(path))]
+    names = [os.fsencode(path).decode(errors="backslashreplace") for path in bad]
+    report_bad(names, f"{len(names)} of {len(folder.images)} images have names that are not UTF-8", config)
+    return replace(folder, images=[path for path in folder.images if path not in bad]) if bad else folder
+
+
+def _training_part(folder: ImageFolder) -> ImageFolder:
+    """Of a folder of splits, the one to train on; any other folder as it is.
+
+    It is one if all folders in it have the names of splits, for `bus`, `car`, `train` and `truck` are classes.
+    """
+    base = Path(os.path.commonpath([path.parent for path in folder.images]))
+    counts = Counter("" if path.parent == base else path.relative_to(base).parts[0] for path in folder.images)
+    splits = [name for name in counts if name.lower() in _SPLITS]
+    parts = tuple(base / name for name in splits if name.lower() in _TRAIN)
+    others = [f"{name}/" for name in counts if name and name not in splits]
+    if len(splits) < 2:
+        return folder
+    if others or not parts:
+        shown = " and ".join(f"{name}/" for name in splits)
+        reason = f"with {some_of(others)} beside them they are no splits" if others else "there is no train/"
+        notify(f"all images are used, those of {shown} too: {reason}")
+        return folder
+    left_out = {name: count for name, count in counts.items() if base / name not in parts}
+    shown = ", ".join(f"{count} of {name}/" if name else f"{count} beside it" for name, count in left_out.items())
+    notify(f"images of {' and '.join(f'{part.name}/' for part in parts)} are used; left out: {shown}")
+    closed = [base / name for name in left_out if name]
+    part = replace(folder, parts=parts)
+    return replace(
+        part,
+        images=[path for path in folder.images if part.holds(path)],
+        files=[path for path in folder.files if not any(one in path.parents for one in closed)],
+    )

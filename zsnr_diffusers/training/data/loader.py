@@ -1,0 +1,152 @@
+"""Training batches that depend on nothing but the seed and their place in the run.
+
+A run is one endless sequence of samples. The sample at a position, with all its randomness (which image, which
+caption, flip, dropout, timestep, noise), is a function of (seed, position) alone. So a run gives the same weights
+wherever it was interrupted, with however many workers, and however its global batch is divided over processes and
+accumulation. (Dropout is drawn for a forward pass as a whole, by (seed, step, pass, process).)
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+
+from ...utils.images import ImageError
+from ..checkpointing.signals import ignore_stop_signals
+from ..config import RunConfig
+from .buckets import epoch_order, filled_up
+from .dataset import Rows
+from .shuffle import ShardShuffle
+from .tar_shards import ShardedRows
+
+Batch = dict[str, Tensor]
+
+_MOST_SKIPPED = 16
+"""Bad rows after each other: where there are so many, something else is wrong."""
+
+
+def derive_seed(*key: int) -> int:
+    """A hash of the key, so that neighbouring keys have unrelated streams."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator of its own for a key."""
+    return torch.Generator().manual_seed(derive_seed(*key))
+
+
+class Samples(Dataset[Batch], ABC):
+    """The endless sequence of training samples, by position.
+
+    Args:
+        rows: from `open_rows`.
+        good: indices of the rows to use, from `check_images`.
+        config: of the run.
+        groups: the same, where those of different groups may not meet in a batch.
+        batch: samples that are kept together: of the global batch where there are groups.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        good: Collection[int],
+        config: RunConfig,
+        groups: Collection[Sequence[int]] = (),
+        batch: int = 1,
+    ) -> None:
+        self.rows, self.seed, self.noise_offset = rows, config.seed, config.noise_offset
+        self.skips_bad_images = isinstance(rows, ShardedRows) and config.on_bad_image == "skip"
+        self._shards = rows.shards.all if isinstance(rows, ShardedRows) and len(good) == len(rows) else []
+        self.shuffle_shards = config.shuffle_shards
+        # Of shards there may be more rows than memory has room for.
+        self.good: Sequence[int] = range(len(good)) if self._shards else list(good)
+        self.groups, self.batch = list(groups) or [self.good], batch
+        self.epoch_length = sum(filled_up(len(group), batch) for group in self.groups)
+        """Samples in an epoch."""
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the run
+    def _order(self, epoch: int) -> Sequence[int]:
+        if self._shards:
+            counts = [shard.rows for shard in self._shards]
+            return ShardShuffle(counts, self.shuffle_shards, functools.partial(generator, self.seed, 0, epoch))
+        return epoch_order(self.groups, self.batch, generator(self.seed, 0, epoch))
+
+    def row_at(self, position: int) -> int:
+        """Index of the row that the sample at a position is made of."""
+        epoch, place = divmod(position, self.epoch_length)
+        return self._order(epoch)[place]
+
+    def shown(self, count: int) -> list[int]:
+        """The rows that the first `count` positions show, each once."""
+        return list(dict.fromkeys(self._order(0)[:count]))
+
+    def __getitem__(self, position: int) -> Batch:
+        """The sample at a position: what `sample` returns for its row and its stream of randomness.
+
+        Raises:
+            ImageError: the row cannot be read, nor, if bad images are skipped, can any of those that come next.
+        """
+        for place in range(position, position + _MOST_SKIPPED):
+            draw = generator(self.seed, 1, position)
+            try:
+                batch = self.sample(self.row_at(place), draw)
+                break
+            except ImageError as error:
+                if not self.skips_bad_images or place == position + _MOST_SKIPPED - 1:
+                    raise
+                tqdm.write(f"{error}; the next row is shown in its place")
+        if self.noise_offset:
+            shift = torch.randn(len(batch["noise"]), 1, 1, generator=draw)
+            batch["noise"] += self.noise_offset * shift
+        return batch
+
+    @abstractmethod
+    def sample(self, index: int, draw: torch.Generator) -> Batch:
+        """A training sample of a row, with all that is random in it from `draw`.
+
+        Returns:
+            At least `timestep`, uniform over all, and `noise`, N(0, 1) in the shape [C, H, W] of x_0.
+        """
+
+
+class DistributedBatchSampler(Sampler[list[int]]):
+    """Which positions of the sequence each forward pass of this process takes.
+
+    A step's global batch is a contiguous range, cut into forward passes and those into processes.
+
+    Args:
+        config: of the run.
+        steps: optimizer steps to make, the first of a run being 0.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, config: RunConfig, steps: range, rank: int, world_size: int) -> None:
+        self.batch_size, self.rank, self.world_size = config.train_batch_size, rank, world_size
+        per_step = config.gradient_accumulation_steps
+        self.passes = range(steps.start * per_step, steps.stop * per_step)
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for forward_pass in self.passes:
+            first = (forward_pass * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+
+def load_batches(samples: Dataset[Batch], positions: DistributedBatchSampler, config: RunConfig) -> DataLoader[Batch]:
+    """Batches of samples; all randomness is in the samples, so none is drawn from torch's global generator."""
+    return DataLoader(
+        samples,
+        batch_sampler=positions,
+        num_workers=config.dataloader_num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+        worker_init_fn=ignore_stop_signals,
+    )

@@ -1,0 +1,37 @@
+"""What a run says of its data before it starts: what is left out, with its number and some of its names."""
+
+from collections.abc import Sequence
+
+from tqdm.auto import tqdm
+
+from ...utils.distributed import is_main_process
+from ..config import RunConfig
+
+_MOST_NAMED, _FEW = 20, 5
+
+
+def notify(text: str) -> None:
+    """Print a line, once for all processes and above their progress bars."""
+    if is_main_process():
+        tqdm.write(text)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - _FEW
+    return ", ".join(names[:_FEW]) + (f" and {more} more" if more > 0 else "")
+
+
+def report_bad(bad: Sequence[str], what: str, config: RunConfig) -> None:
+    """Name what cannot be used.
+
+    Raises:
+        ValueError: there is some, and it is not to be left out, by `--on_bad_image`.
+    """
+    if not bad:
+        return
+    more = [f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else []
+    text = f"{what}:\n  " + "\n  ".join([*bad[:_MOST_NAMED], *more])
+    if config.on_bad_image == "fail":
+        raise ValueError(f"{text}\nFix or remove them, or leave them out with --on_bad_image skip.")
+    notify(text)

@@ -1,0 +1,170 @@
+"""Where the samples of a WebDataset tar shard lie in it, found by reading headers alone, and kept on disk.
+
+A sample is a run of members whose names are alike up to the first dot: `000123.jpg`, `000123.txt`, `000123.json`. Its
+image is the first of them with the ending of an image, its caption is in `.txt` or in `.json`. Members of other kinds,
+pickles among them, are never opened.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...utils.files import atomic_write
+from ...utils.image_formats import IMAGE_SUFFIXES
+from .remote import FileState, ShardError, read_range
+
+_FORMAT = 3
+"""Raised whenever an index of the same shard would be another than before."""
+
+_WINDOW = 2**14
+"""Bytes that are read around a header: the small members beside an image mostly lie in it too."""
+
+_NO_MEMBER = (-1, 0)
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The samples of a shard that are whole.
+
+    Attributes:
+        places: int64 [rows, 4]: offset and size of the image, and of the caption's member.
+        names: of the images, and of the captions' members; one without caption has the empty name.
+        incomplete: what has no caption, or no image.
+    """
+
+    places: NDArray[np.int64]
+    names: list[tuple[str, str]]
+    incomplete: list[str]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def sha256(self) -> str:
+        """Of all that the index says."""
+        return hashlib.sha256(self.places.tobytes() + self._text()).hexdigest()
+
+    def _text(self) -> bytes:
+        return json.dumps([self.names, self.incomplete]).encode()
+
+    def save(self, file: Path) -> None:
+        """Write it, in a folder that is made if need be; the file is whole or not there.
+
+        Raises:
+            OSError: the disk is full or the folder read-only.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file, shared=True) as partial, partial.open("xb") as opened:
+            np.savez(opened, places=self.places, text=np.frombuffer(self._text(), np.uint8))
+
+    @classmethod
+    def load(cls, file: Path) -> "TarIndex | None":
+        """Read it; None where there is none, or a damaged one."""
+        try:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+                names, incomplete = json.loads(arrays["text"].tobytes())
+                return cls(arrays["places"], [(image, caption) for image, caption in names], incomplete)
+        except Exception:  # of many kinds, for what is no archive, is cut off, or says something else
+            return None
+
+
+def read_index(url: str, size: int, captions: Sequence[str]) -> TarIndex:
+    """Find the samples of a shard.
+
+    Args:
+        url: of the shard.
+        size: of it, in bytes.
+        captions: endings of the members that captions may be in, the best first; none if no captions are needed.
+
+    Raises:
+        ShardError: it is no tar, is cut off, or cannot be read.
+    """
+    places, names, incomplete = [], [], []
+    for key, members in groupby(_members(url, size), key=lambda member: _split(member.name)[0]):
+        by_ending = {_split(member.name)[1]: member for member in members}
+        image = next((member for ending, member in by_ending.items() if _is_image(ending)), None)
+        caption = next((by_ending[ending] for ending in captions if ending in by_ending), None)
+        if image is not None and (caption is not None or not captions):
+            places.append((*_place(image), *_place(caption)))
+            names.append((image.name, caption.name if caption else ""))
+        elif image is not None or caption is not None:  # not a README, statistics, ...
+            incomplete.append(f"{key} (no {'image' if image is None else 'caption'})")
+    return TarIndex(np.array(places, np.int64).reshape(-1, 4), names, incomplete)
+
+
+def index_file(folder: Path, url: str, state: FileState, captions: Sequence[str]) -> Path:
+    """Where the index of a shard in this state is kept in a folder of them."""
+    facts = json.dumps([_FORMAT, url, *state, list(captions)])
+    return folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npz"
+
+
+def _members(url: str, size: int) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar, in their order."""
+    reader = _Ranges(url, size)
+    try:
+        with tarfile.open(fileobj=reader, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps all of them
+                hidden = member.name.rpartition("/")[2].startswith(".")  # such as a Mac's ._000.jpg
+                if member.isreg() and not member.issparse() and not hidden:
+                    yield member
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ShardError(f"{url} is no whole tar: {error}") from error
+    reader.seek(end)
+    if reader.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise ShardError(f"{url} is no whole tar: it ends without the block of zeros that is written last")
+
+
+class _Ranges(io.RawIOBase):
+    """A file that is read by range, some bytes more than asked for, which the next header is mostly among."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self.url, self.size, self.at, self.start, self.window = url, size, 0, 0, b""
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        return self.at
+
+    def read(self, count: int = -1) -> bytes:
+        end = self.size if count < 0 else min(self.at + count, self.size)
+        if end <= self.at:
+            return b""
+        if not self.start <= self.at < end <= self.start + len(self.window):
+            self.start = self.at
+            self.window = read_range(self.url, self.at, min(max(end, self.at + _WINDOW), self.size))
+        data = self.window[self.at - self.start : end - self.start]
+        self.at += len(data)
+        return data
+
+
+def _split(name: str) -> tuple[str, str]:
+    """What a sample's members share, and the ending: `a/b.orig.jpg` is `a/b` and `orig.jpg`."""
+    folder, slash, base = name.rpartition("/")
+    key, _, ending = base.partition(".")
+    return folder + slash + key, ending.lower()
+
+
+def _is_image(ending: str) -> bool:
+    return f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES
+
+
+def _place(member: tarfile.TarInfo | None) -> tuple[int, int]:
+    return _NO_MEMBER if member is None else (member.offset_data, member.size)

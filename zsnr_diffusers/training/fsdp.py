@@ -1,0 +1,77 @@
+"""A network's parameters, gradients and optimizer state divided over processes (FSDP2), and whole where they are kept.
+
+What is written is the same however a run was sharded, so it can go on sharded in another way, or not at all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .checkpointing.checkpoint import Tensors
+
+CAN_SHARD_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
+"""torch's `fully_shard` takes it for granted of any device, which at 2.6 is wrong."""
+
+
+def shard(unet: Any, device: torch.device, processes: int, keeps_parameters: bool) -> None:
+    """Divide a UNet's parameters over all processes, in place; its blocks are gathered one by one as they compute.
+
+    Args:
+        unet: a UNet2DModel or UNet2DConditionModel, on any device.
+        device: of this process.
+        processes: how many there are.
+        keeps_parameters: gather each block once per step, not again for the backward pass. Gradients and optimizer
+            state are still divided, as in ZeRO-2 (Rajbhandari et al. 2020, arXiv:1910.02054).
+    """
+    unet.to(device)
+    mesh = init_device_mesh(device.type, (processes,))
+    for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
+        if part is not None:
+            fully_shard(part, mesh=mesh, reshard_after_forward=not keeps_parameters)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be divided; every process has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(tensors: Tensors, keep: bool) -> Tensors:
+    """Divided tensors as whole ones on the CPU, others as they are; every process has to ask.
+
+    Args:
+        tensors: by file and name.
+        keep: whether this process has use for them; others get nothing, so that they need no memory.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for file, values in tensors.items():
+        found[file] = {}
+        for name, value in values.items():
+            one = whole(value).cpu() if isinstance(value, DTensor) else value
+            if keep:
+                found[file][name] = one
+    return found
+
+
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """What a process has of a whole tensor, where `like` is divided; every process has to ask."""
+    if isinstance(like, DTensor) and tensor.shape == like.shape:
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return tensor
+
+
+def distribute_all_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same by name; what has no counterpart stays whole."""
+    return {name: distribute_like(value, like[name]) if name in like else value for name, value in tensors.items()}
+
+
+def full_model(unet: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """A network like one that is divided, with whole tensors of its own."""
+    with torch.device("meta"):
+        network = type(unet).from_config(unet.config)
+    network.load_state_dict({name: value.to(device) for name, value in tensors.items()}, assign=True)
+    return network.eval()

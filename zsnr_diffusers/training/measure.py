@@ -1,0 +1,37 @@
+"""How long a run would take, by timing some of its steps."""
+
+import time
+
+import torch
+from accelerate import Accelerator
+
+from .trainer import Trainer
+
+_WARMUP_STEPS, _MEASURED_STEPS, _MEASURED_SECONDS = 3, 50, 60
+
+
+def measure(trainer: Trainer, accelerator: Accelerator, images: int, max_train_steps: int) -> str:
+    """Time some steps, and say how long the whole run would take; nothing is written.
+
+    Args:
+        trainer: of the run.
+        accelerator: its own.
+        images: of a step, in all processes.
+        max_train_steps: of the run.
+    """
+    times = [time.perf_counter()]
+    with trainer.batches(trainer.step + _WARMUP_STEPS + _MEASURED_STEPS) as batches:
+        for _ in range(_WARMUP_STEPS + _MEASURED_STEPS):
+            trainer.train_step(batches)
+            times.append(time.perf_counter())
+            if times[-1] - times[0] > _MEASURED_SECONDS and len(times) > _WARMUP_STEPS + 1:
+                break
+    steps = len(times) - 1 - _WARMUP_STEPS
+    seconds = (times[-1] - times[_WARMUP_STEPS]) / steps
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return (
+        f"measured: {images / seconds:.1f} images/s, {seconds:.3f} s per step over {steps} "
+        f"steps on {accelerator.num_processes} x {name} in {accelerator.mixed_precision} precision; "
+        f"{max_train_steps:,} steps would take {seconds * max_train_steps / 3600:,.1f} hours"
+    )

@@ -1,0 +1,92 @@
+"""The network of a run while it is trained: its precision and layout, whole or divided, and its moving average."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from .accelerator import half_precision
+from .checkpointing.checkpoint import Tensors
+from .config import RunConfig
+from .fsdp import full_model, gather, shard
+from .parameters import cast_for_training, trainable_parameters
+from .speed import arrange, eager
+
+
+class TrainedNetwork:
+    """A UNet in training, and the moving average of its trained parameters.
+
+    Attributes:
+        module: the UNet itself, outside of any wrapper.
+        unet: what is called in a step; the module, or a wrapper of accelerate's around it.
+        sharded: whether it is divided over processes.
+        ema: the moving average; None if there is none.
+    """
+
+    def __init__(self, unet: Any, config: RunConfig, accelerator: Accelerator) -> None:
+        """Take a UNet, in place."""
+        self.module = cast_for_training(unet, half_precision(accelerator)).train()
+        arrange(self.module, config)
+        if config.gradient_checkpointing:
+            self.module.enable_gradient_checkpointing()
+        self.sharded = config.sharding != "none" and accelerator.num_processes > 1
+        if self.sharded:
+            shard(self.module, accelerator.device, accelerator.num_processes, config.sharding == "optimizer")
+        self.ema = self._moving_average(config.ema_decay, config.ema_warmup, accelerator)
+        # Evaluation mode: what is sharded averages gradients itself, and must not be wrapped again for that.
+        self.unet = accelerator.prepare_model(self.module, evaluation_mode=self.sharded)
+        self._accelerator, self._config = accelerator, config
+
+    def _moving_average(self, decay: float, warmup: bool, accelerator: Accelerator) -> EMAModel | None:
+        if decay == 0:
+            return None
+        ema = EMAModel(
+            self.parameters(),
+            decay=decay,
+            min_decay=0.0 if warmup else decay,
+            foreach=True,
+            model_cls=type(self.module),
+            model_config=self.module.config,
+        )
+        ema.to(accelerator.device)
+        return ema
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the network's order."""
+        return [*trainable_parameters(self.module).values()]
+
+    def update_average(self) -> None:
+        """Take a step's weights into the moving average."""
+        if self.ema is not None:
+            self.ema.step(self.parameters())
+
+    @contextlib.contextmanager
+    def shipped(self, tensors: Callable[[], Tensors]) -> Iterator[Any]:
+        """In the main process, the UNet with the weights that are shipped, None in others; all have to ask.
+
+        Args:
+            tensors: the state of the run, by file and name, of which every process has its part.
+        """
+        is_main = self._accelerator.is_main_process
+        if self.sharded:
+            state = tensors()
+            weights = gather({"unet": {**state["unet"], **state.get("ema", {})}}, keep=is_main)
+            yield full_model(self.module, weights["unet"], self._accelerator.device) if is_main else None
+            return
+        if not is_main:
+            yield None
+            return
+        if self.ema is not None:
+            self.ema.store(self.parameters())
+            self.ema.copy_to(self.parameters())
+        self.module.eval()
+        try:
+            with eager(self._config):
+                yield self.module
+        finally:
+            self.module.train()
+            if self.ema is not None:
+                self.ema.restore(self.parameters())

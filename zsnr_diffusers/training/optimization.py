@@ -1,0 +1,51 @@
+"""The optimizer of a run, and the learning rate of each step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+
+from .config import RunConfig
+from .speed import adamw
+
+
+class Optimization:
+    """AdamW over groups of parameters, each with a learning rate that the run's schedule multiplies.
+
+    Attributes:
+        optimizer: as accelerate wraps it.
+        inner: the optimizer itself.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], config: RunConfig, accelerator: Accelerator) -> None:
+        """Take what the optimizer takes."""
+        self.inner = adamw(groups, config, accelerator.device)
+        self._rates = [group["lr"] for group in self.inner.param_groups]
+        # The factor as a function of the step: nothing to save, nothing that counts processes.
+        self._factor = get_scheduler(
+            config.lr_scheduler,
+            self.inner,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+        ).lr_lambdas[0]
+        self.optimizer: Any = accelerator.prepare(self.inner)
+        self._scaler = accelerator.scaler
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the network, as it is now."""
+        return float(self.inner.param_groups[0]["lr"])
+
+    def set_step(self, step: int) -> None:
+        """Give every group the learning rate of a step, counted from 0."""
+        for group, rate in zip(self.inner.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._factor(step)
+
+    def update(self, sound: bool) -> None:
+        """Update the weights, unless the gradients are not sound, and forget the gradients."""
+        if sound:
+            self.optimizer.step()
+        elif self._scaler is not None:
+            self._scaler.update()  # it insists on one for each time that gradients were unscaled
+        self.optimizer.zero_grad()

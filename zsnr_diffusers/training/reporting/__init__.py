@@ -1,0 +1,1 @@
+"""What a run reports: validation images, luminance, its model card, and pushing to the Hub."""

@@ -1,0 +1,75 @@
+"""How bright a run generates, step by step, beside its data: when the conversion is done shows here first."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ...evaluation.luminance import Floats, LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance
+from ...evaluation.plots import plot_luminance_over_steps
+from ...utils.files import write_json
+from ..data.dataset import can_be_read, read_image
+from ..data.loader import derive_seed
+from ..task import Task
+
+LUMINANCE_FILE, LUMINANCE_PICTURE = "luminance.json", "luminance.png"
+_DATA_IMAGES = 512
+"""Of the data that are measured, at most; the rest would move W1 by less than some dozen images' chance does."""
+
+
+def drawn_rows(good: Sequence[int], seed: int, count: int) -> list[int]:
+    """Random rows of the data, the same ones at every step of a run; all of them if there are no more."""
+    return random.Random(derive_seed(seed, 5)).sample(good, min(count, len(good)))
+
+
+def readable_rows(task: Task, good: Sequence[int], count: int) -> list[int]:
+    """The same without those of shards, at which nobody has looked yet, that cannot be read and are to be skipped."""
+    drawn = drawn_rows(good, task.config.seed, count)
+    with ThreadPoolExecutor() as pool:
+        usable = pool.map(lambda row: can_be_read(task.rows, task.config, row), drawn)
+        return [row for row, can in zip(drawn, usable, strict=True) if can]
+
+
+def data_luminance(task: Task, good: Sequence[int]) -> Floats:
+    """Mean luminance of a random part of a run's images, whole and as they are on the disk, float64 [n]."""
+    rows, column = readable_rows(task, good, _DATA_IMAGES), task.config.image_column
+    with ThreadPoolExecutor() as pool:
+        return mean_luminance(pool.map(lambda row: read_image(task.rows, column, row), rows))
+
+
+def read_luminance(folder: Path) -> dict[int, LuminanceCoverage]:
+    """What a run's folder says of the steps so far, in order; nothing if it has no such file, or a damaged one."""
+    file = folder / LUMINANCE_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return {int(step): _coverage(**values) for step, values in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}  # no reason to end a run
+
+
+def add_luminance(folder: Path, step: int, painted: Floats, data: Floats) -> LuminanceCoverage:
+    """Measure what was generated at a step, and write it into the folder's file and image.
+
+    What they say of later steps is dropped: a run that goes on from an earlier checkpoint comes there again.
+    """
+    before = {other: coverage for other, coverage in read_luminance(folder).items() if other < step}
+    coverages = {**before, step: luminance_coverage(painted, data)}
+    write_json(folder / LUMINANCE_FILE, {other: dataclasses.asdict(one) for other, one in coverages.items()})
+    plot_luminance_over_steps(folder / LUMINANCE_PICTURE, coverages)
+    return coverages[step]
+
+
+def in_words(coverage: LuminanceCoverage) -> str:
+    """One line."""
+    ours, real = coverage.generated, coverage.real
+    return (
+        f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f} of the data's {real.p5:.2f}..{real.p95:.2f}; "
+        f"W1 {coverage.w1:.2f} (floor {coverage.floor:.2f})"
+    )
+
+
+def _coverage(generated: dict[str, Any], real: dict[str, Any], **distances: float) -> LuminanceCoverage:
+    return LuminanceCoverage(**distances, generated=LuminanceSummary(**generated), real=LuminanceSummary(**real))

@@ -1,0 +1,66 @@
+"""What came out of a run, at the end of its model card: images, brightness, loss, and the options that it was of."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from ..config import RunConfig
+from .luminance import read_luminance
+from .validation import telling
+
+_OF_THIS_MACHINE = ("output_dir", "train_data_dir", "train_shards", "cache_dir")
+_OF_THE_PROCESS = ("resume", "force", "dry_run", "measure", "report_to", "push_to_hub", "hub_model_id")
+_MAY_BE_FOLDERS = ("pretrained_model_name_or_path", "dataset_name")
+
+
+def add_results(config: RunConfig, losses: Sequence[float]) -> None:
+    """Write them.
+
+    Args:
+        config: of a run whose folder has its model card.
+        losses: of its last steps.
+    """
+    folder = Path(config.output_dir)
+    parts = [_pictures(folder), _brightness(folder, config.max_train_steps)]
+    if losses:
+        mean = sum(losses) / len(losses)
+        parts.append(f"Training loss: {mean:.4g}, the mean of the last {len(losses)} steps.\n")
+    parts.append(_options(config))
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write("\n## Results\n\n" + "\n".join(part for part in parts if part))
+
+
+def _pictures(folder: Path) -> str:
+    paths = [path.relative_to(folder).as_posix() for path in telling(folder)]
+    return "".join(f"![{Path(path).stem}]({path})\n" for path in paths)
+
+
+def _brightness(folder: Path, last_step: int) -> str:
+    """Before and after, as a table; nothing if it was not measured at the last step."""
+    coverages = read_luminance(folder)
+    if last_step not in coverages:
+        return ""
+    real = coverages[last_step].real
+    names = {0: "before", last_step: f"after {last_step:,} steps"}
+    rows = [
+        f"| {name} | {one.generated.p5:.2f} to {one.generated.p95:.2f} | {one.w1:.3f}, floor {one.floor:.3f} |"
+        for step, name in names.items()
+        if (one := coverages.get(step))
+    ]
+    return f"""\
+| mean luminance per image, -1 black to 1 white | 5th to 95th percentile | W1 to the data |
+|---|---|---|
+{chr(10).join(rows)}
+| the data | {real.p5:.2f} to {real.p95:.2f} | |
+"""
+
+
+def _options(config: RunConfig) -> str:
+    """Those that decide on the result, without names of folders of this machine."""
+    options = dataclasses.asdict(config)
+    hidden = {*_OF_THIS_MACHINE, *_OF_THE_PROCESS}
+    hidden |= {name for name in _MAY_BE_FOLDERS if Path(options[name] or "").exists()}
+    shown = yaml.safe_dump({name: value for name, value in options.items() if name not in hidden}, sort_keys=False)
+    return f"<details><summary>Options</summary>\n\n```yaml\n{shown}```\n\n</details>\n"

@@ -1,0 +1,90 @@
+"""Pushing what a run ships to the Hub: what can be wrong is found before the first step, and no failure loses it."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from ...hub import upload as pushing
+from ..checkpointing.run_folder import CONFIG_FILE, FINGERPRINT_FILE
+from ..config import RunConfig
+from ..errors import TrainingError
+from .validation import telling
+
+_OF_THE_RUN = ("checkpoint-*", "logs/*", CONFIG_FILE, FINGERPRINT_FILE, ".*")
+"""What is in its folder beside what it ships: the configuration names folders of this machine, hidden files are the
+lock and what is half written."""
+
+
+def repo_name(config: RunConfig) -> str:
+    """What the repo is called, `--hub_model_id` or as the run's folder is; without an owner it is the token's.
+
+    Raises:
+        ValueError: there cannot be such a repo, or nobody is logged in.
+    """
+    name = config.hub_model_id or Path(config.output_dir).resolve().name
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise ValueError(f"--hub_model_id={name!r} cannot be the name of a repo: {error}") from error
+    if huggingface_hub.get_token() is None:
+        raise ValueError("--push_to_hub needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ValueError("--push_to_hub cannot work with HF_HUB_OFFLINE=1: unset it, or push by hand afterwards.")
+    return name
+
+
+def open_repo(config: RunConfig) -> str:
+    """Make the repo if it is not there, and find out whether it can be written.
+
+    Returns:
+        its id, owner/name.
+
+    Raises:
+        ValueError: it cannot; the message says what the Hub said.
+    """
+    try:
+        return pushing.open_repo(repo_name(config), config.hub_private_repo or None, None)
+    except OSError as error:
+        raise ValueError(
+            f"--push_to_hub: {error} Check the token with `hf auth whoami`, or name a repo that it may write with "
+            "--hub_model_id."
+        ) from error
+
+
+def push(config: RunConfig, repo: str) -> str:
+    """Upload what a run ships, in one commit.
+
+    Returns:
+        the address of the repo.
+
+    Raises:
+        TrainingError: it failed; the message says how to do it by hand.
+    """
+    folder, ignored = Path(config.output_dir), _not_shipped(config)
+    try:
+        huggingface_hub.HfApi().upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            ignore_patterns=list(ignored),  # it adds its own to them
+            commit_message=f"{config.max_train_steps:,} steps of zsnr_diffusers",
+        )
+    except Exception as error:  # whatever it is, the result is on the disk
+        raise TrainingError(
+            f"The pipeline is whole in {folder}, but it could not be pushed: {pushing.reason(error, repo)}. The same "
+            "command with --resume trains nothing more and pushes it. By hand: python -c 'import huggingface_hub; "
+            f'huggingface_hub.HfApi().upload_folder(repo_id="{repo}", folder_path="{folder}", '
+            f"ignore_patterns={json.dumps(ignored)})'"
+        ) from error
+    return f"{huggingface_hub.constants.ENDPOINT}/{repo}"
+
+
+def _not_shipped(config: RunConfig) -> list[str]:
+    """Patterns of what stays here: the run's own files, what frozen networks computed, previews that no card shows."""
+    folder, shown = Path(config.output_dir), telling(Path(config.output_dir))
+    previews = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("previews/*")) if path not in shown]
+    patterns = [*_OF_THE_RUN, *previews]
+    if config.cache_folder.resolve().is_relative_to(folder.resolve()):
+        patterns.append(f"{config.cache_folder.resolve().relative_to(folder.resolve()).as_posix()}/*")
+    return patterns

@@ -1,0 +1,151 @@
+"""The kinds of Stable Diffusion: what each consists of, and how its UNet is told the caption and the crop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+
+from ...pipelines import ZeroSNRStableDiffusionPipeline, ZeroSNRStableDiffusionXLPipeline
+from ..data.loader import Batch
+from .conditioning import Conditions, SizeConditions
+from .encoders import TextEncoder, TextEncoderPair
+from .row_cache import Rows
+
+
+class Kind(ABC):
+    """All that depends on the kind of Stable Diffusion.
+
+    Args:
+        pipeline: that training starts from.
+    """
+
+    name: ClassVar[str]
+    tag: ClassVar[str]
+    """On the Hub."""
+    networks: ClassVar[Mapping[str, str]]
+    """Their classes."""
+    stock: ClassVar[type[Any]]
+    """The pipeline's class."""
+    preview: ClassVar[type[Any]]
+    """The same with guidance rescale."""
+    left_out: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of `from_pretrained` for parts that are not needed."""
+    uses_force_upcast: ClassVar[bool]
+    """Whether stock keeps an autoencoder out of float16 whose config says `force_upcast`."""
+    conditions: Conditions
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Arguments of pipelines of this kind that are no components."""
+
+    @abstractmethod
+    def defect(self) -> str | None:
+        """Why a pipeline of these networks cannot be trained nevertheless."""
+
+    @abstractmethod
+    def text_encoder(self) -> TextEncoder:
+        """What makes the UNet's input of token ids."""
+
+    @abstractmethod
+    def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
+        """The UNet's output.
+
+        Args:
+            unet: that is trained.
+            x_t: noisy latents [B, C, h, w].
+            timestep: int64 [B].
+            text: from `text_encoder`, or what is stored of it; in any dtype and on any device.
+            batch: what `conditions` give.
+        """
+
+
+class StableDiffusion(Kind):
+    """1.x and 2.x: the UNet is told the states of one text encoder."""
+
+    name, tag = "Stable Diffusion 1.x or 2.x", "stable-diffusion"
+    networks: ClassVar[Mapping[str, str]] = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+    }
+    stock, preview = StableDiffusionPipeline, ZeroSNRStableDiffusionPipeline
+    left_out: ClassVar[Mapping[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
+    uses_force_upcast = False
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self.conditions = Conditions([pipeline.tokenizer])
+
+    def settings(self) -> dict[str, Any]:
+        """No safety checker, which makes images black."""
+        return {"requires_safety_checker": False}
+
+    def defect(self) -> str | None:
+        """Conditions that neither caption nor image give."""
+        kind = self.pipeline.unet.config.addition_embed_type
+        return None if kind is None else f"its UNet is told more than the caption (addition_embed_type={kind!r})"
+
+    def text_encoder(self) -> TextEncoder:
+        """The last states."""
+        return TextEncoder(self.pipeline.text_encoder, self.pipeline.tokenizer.model_max_length)
+
+    def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
+        """See `Kind.predict`."""
+        output: Tensor = unet(x_t, timestep, text["text"].to(x_t), return_dict=False)[0]
+        return output
+
+
+class StableDiffusionXL(Kind):
+    """XL: states of two text encoders, what the second makes of the whole caption, and size and crop of the image."""
+
+    name, tag = "Stable Diffusion XL", "stable-diffusion-xl"
+    networks: ClassVar[Mapping[str, str]] = {
+        **StableDiffusion.networks,
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    }
+    stock, preview = StableDiffusionXLPipeline, ZeroSNRStableDiffusionXLPipeline
+    uses_force_upcast = True
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self.conditions = SizeConditions([pipeline.tokenizer, pipeline.tokenizer_2])
+
+    def settings(self) -> dict[str, Any]:
+        """Whether no caption is said by zeros, or by what the encoders make of the empty one."""
+        return {"force_zeros_for_empty_prompt": self.pipeline.config.force_zeros_for_empty_prompt}
+
+    def defect(self) -> str | None:
+        """Conditions that are not SDXL's, or latents of another scale."""
+        unet, vae = self.pipeline.unet.config, self.pipeline.vae.config
+        expected = 6 * (unet.addition_time_embed_dim or 0) + self.pipeline.text_encoder_2.config.projection_dim
+        if unet.addition_embed_type != "text_time" or unet.projection_class_embeddings_input_dim != expected:
+            return (
+                "its UNet is not told the caption and six numbers of size and crop as SDXL's is "
+                f"(addition_embed_type={unet.addition_embed_type!r}, projection_class_embeddings_input_dim="
+                f"{unet.projection_class_embeddings_input_dim}; expected 'text_time' and {expected})"
+            )
+        if vae.latents_mean is not None or vae.latents_std is not None:
+            return "its latents are scaled channel by channel (latents_mean, latents_std), which SDXL's are not"
+        return None
+
+    def text_encoder(self) -> TextEncoderPair:
+        """The states before the last of both, and the second's output for the whole caption."""
+        pipe = self.pipeline
+        empty = self.conditions.tokenize([""])[0] if pipe.config.force_zeros_for_empty_prompt else None
+        length = pipe.tokenizer.model_max_length
+        return TextEncoderPair(pipe.text_encoder, pipe.text_encoder_2, length, empty)
+
+    def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
+        """See `Kind.predict`."""
+        added = {"text_embeds": text["pooled"].to(x_t), "time_ids": batch["time_ids"].to(x_t)}
+        output: Tensor = unet(x_t, timestep, text["text"].to(x_t), added_cond_kwargs=added, return_dict=False)[0]
+        return output
+
+
+KINDS: tuple[type[Kind], ...] = (StableDiffusion, StableDiffusionXL)
+"""From which training can start."""

@@ -1,0 +1,242 @@
+"""Autoencoder and text encoders, which are not trained: what they compute, of what, and what that depends on."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ...utils.hashing import state_sha256
+from ..data.dataset import image_sha256
+from ..data.transforms import FIT
+from .row_cache import Rows
+from .samples import CaptionedSamples, text_content
+
+VERSION = 1
+"""Raised whenever the same weights and inputs would give something else than before."""
+
+
+class FrozenEncoder(ABC):
+    """A network that is not trained.
+
+    Args:
+        network: of the pipeline.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    """What an input is, in words."""
+    batch_size: ClassVar[int]
+    """Inputs that are computed at once to be stored."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network.requires_grad_(False).eval()
+
+    def precision(self, half: torch.dtype | None) -> torch.dtype | None:
+        """The dtype of the arithmetic where the run's is `half`; None for that of the network."""
+        return half
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+        return next(self.network.parameters()).device
+
+    def facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
+        """All that results depend on besides the input; `dtype` is that of the arithmetic, None the network's."""
+        return {
+            "version": VERSION,
+            "network": type(self.network).__name__,
+            "weights": state_sha256(self.network),
+            "config": self._config(),
+            "dtype": str(dtype or self.dtype),
+        }
+
+    @abstractmethod
+    def __call__(self, inputs: Tensor) -> Rows:
+        """What is stored of a batch of inputs, without gradients."""
+
+    @abstractmethod
+    def _config(self) -> dict[str, str]:
+        """Settings of the network that weights do not tell."""
+
+    @abstractmethod
+    def inputs(self, samples: CaptionedSamples, indices: list[int]) -> dict[bytes, Any]:
+        """Every input that these rows can give, each once: how `load` knows it, by its content."""
+
+    @abstractmethod
+    def shape(self, samples: CaptionedSamples, known: Any) -> Hashable:
+        """Of an input; those that are computed at once have the same."""
+
+    @abstractmethod
+    def row_values(self, samples: CaptionedSamples, known: Any) -> int:
+        """Numbers that are stored of an input."""
+
+    @staticmethod
+    @abstractmethod
+    def load(samples: CaptionedSamples, known: Any) -> Tensor:
+        """An input."""
+
+
+class Autoencoder(FrozenEncoder):
+    """Images [B, 3, h, w] in [-1, 1] to the moments of their latents: `mean` and `std` [B, C, h', w'].
+
+    Args:
+        vae: an AutoencoderKL.
+        uses_force_upcast: compute in float32 in place of float16 where the network's config asks for it, since
+            SDXL's overflows there.
+    """
+
+    name, unit, batch_size = "latents", "image", 8
+
+    def __init__(self, vae: Any, uses_force_upcast: bool) -> None:
+        super().__init__(vae)
+        self.overflows = uses_force_upcast and bool(vae.config.force_upcast)
+        """In float16."""
+
+    def precision(self, half: torch.dtype | None) -> torch.dtype | None:
+        """Float32 for float16, if that would overflow."""
+        return torch.float32 if half == torch.float16 and self.overflows else half
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Rows:
+        """Moments, in the network's dtype."""
+        moments = self.network.encode(inputs.to(self.device, self.dtype)).latent_dist
+        return {"mean": moments.mean, "std": moments.std}
+
+    def facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
+        """The cut of the images too."""
+        return {**super().facts(dtype), "fit": FIT}
+
+    def _config(self) -> dict[str, str]:
+        # Latents are scaled and shifted when they are read.
+        ours = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
+        return {k: str(v) for k, v in self.network.config.items() if not k.startswith("_") and k not in ours}
+
+    def inputs(self, samples: CaptionedSamples, indices: list[int]) -> dict[bytes, Any]:
+        """(row, flipped) of every image, by the hash of its file and its size."""
+        column = samples.config.image_column
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(lambda index: image_sha256(samples.rows, column, index), indices)
+            samples.hashes = dict(
+                zip(indices, tqdm(hashes, "hashing images", len(indices), unit="image"), strict=True)
+            )
+        flips = (False, True) if samples.config.random_flip else (False,)
+        return {samples.image_content(index, flip): (index, flip) for index in indices for flip in flips}
+
+    def shape(self, samples: CaptionedSamples, known: Any) -> Hashable:
+        """Of the row's bucket."""
+        return samples.size_of(known[0])
+
+    def row_values(self, samples: CaptionedSamples, known: Any) -> int:
+        """Of two moments."""
+        return 2 * math.prod(samples.latent_shape(known[0]))
+
+    @staticmethod
+    def load(samples: CaptionedSamples, known: Any) -> Tensor:
+        """An image, cut at the centre."""
+        index, flipped = known
+        return samples.pixel_values(samples.crop(index), index, flipped)
+
+
+class TextEncoder(FrozenEncoder):
+    """Token ids [B, length] to the encoder's states: `text` [B, length, D].
+
+    Args:
+        text_encoder: a CLIPTextModel.
+        length: tokens of a caption.
+    """
+
+    name, unit, batch_size = "text", "caption", 32
+
+    def __init__(self, text_encoder: Any, length: int) -> None:
+        super().__init__(text_encoder)
+        self.length = length
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Rows:
+        """States, in the network's dtype."""
+        return {"text": self.network(inputs.to(self.device))[0]}
+
+    def _encoders(self) -> list[Any]:
+        return [self.network]
+
+    def _config(self) -> dict[str, str]:
+        # Not what other versions of transformers write there of themselves.
+        theirs = {"transformers_version", "architectures", "dtype", "torch_dtype"}
+        return {
+            f"{place}{name}": str(value)
+            for place, encoder in zip(("", "2."), self._encoders(), strict=False)
+            for name, value in encoder.config.to_dict().items()
+            if not name.startswith("_") and name not in theirs
+        }
+
+    def inputs(self, samples: CaptionedSamples, indices: list[int]) -> dict[bytes, Any]:
+        """The token ids of every caption."""
+        ids = samples.conditions.tokenize(sorted(samples.all_captions(indices)))
+        return {content: content for content in map(text_content, ids)}
+
+    def shape(self, samples: CaptionedSamples, known: Any) -> Hashable:
+        """That of all."""
+        return self.length
+
+    def row_values(self, samples: CaptionedSamples, known: Any) -> int:
+        """Of the states."""
+        return self.length * sum(encoder.config.hidden_size for encoder in self._encoders())
+
+    @staticmethod
+    def load(samples: CaptionedSamples, known: Any) -> Tensor:
+        """Token ids."""
+        return torch.frombuffer(bytearray(known), dtype=torch.int64)
+
+
+class TextEncoderPair(TextEncoder):
+    """Token ids [B, 2 length] to what `StableDiffusionXLPipeline.encode_prompt` gives.
+
+    That is `text` [B, length, D + D'], the states before the last of both encoders, and `pooled` [B, E], the second's
+    output for the whole caption.
+
+    Args:
+        text_encoder: a CLIPTextModel.
+        text_encoder_2: a CLIPTextModelWithProjection.
+        length: tokens of a caption.
+        empty: token ids [2 length] of no caption, where the pipeline has `force_zeros_for_empty_prompt`: zeros are
+            given for them, so that dropped captions train what the pipeline guides away from.
+    """
+
+    def __init__(self, text_encoder: Any, text_encoder_2: Any, length: int, empty: Tensor | None) -> None:
+        super().__init__(nn.ModuleList([text_encoder, text_encoder_2]), length)
+        self.empty = empty
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Rows:
+        """States and the whole, in the networks' dtype."""
+        ids = inputs.to(self.device).chunk(2, dim=1)
+        outputs = [encoder(half, output_hidden_states=True) for encoder, half in zip(self.network, ids, strict=True)]
+        rows = {
+            "text": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
+            "pooled": outputs[1].text_embeds,
+        }
+        if self.empty is not None:
+            unsaid = (inputs == self.empty.to(inputs.device)).all(dim=1).to(self.device)
+            for values in rows.values():
+                values[unsaid] = 0
+        return rows
+
+    def _encoders(self) -> list[Any]:
+        return list(self.network)
+
+    def _config(self) -> dict[str, str]:
+        return {**super()._config(), "zeros": str(self.empty is not None)}
+
+    def row_values(self, samples: CaptionedSamples, known: Any) -> int:
+        """Of the states and the whole."""
+        return super().row_values(samples, known) + int(self.network[1].config.projection_dim)

@@ -1,0 +1,1 @@
+"""What knows nothing of diffusion: images, files, hashes, processes, tables and terminals."""

@@ -1,0 +1,136 @@
+"""Work that is shared by the processes of `accelerate launch`; one process alone shares with nobody.
+
+Nothing here knows of images: a list is divided, results are gathered, and an error in one process stops all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from .extras import import_extra
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for the others, who may be generating; the launcher ends those that wait for a dead one."""
+
+
+class ProcessError(RuntimeError):
+    """Another process failed; the message is that one's."""
+
+
+class Processes:
+    """One process: it has everything, and nobody waits."""
+
+    rank, size = 0, 1
+    device: Any = None
+    """Where networks of this process run; None leaves the choice."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """The part of `items` that this process has to do; the parts of all, in the order of ranks, are `items`."""
+        n = len(items)
+        return items[n * self.rank // self.size : n * (self.rank + 1) // self.size]
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process in the order of ranks, in each of them."""
+        return [value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait at the end until all processes are there, and stop all of them if one of them failed inside.
+
+        Raises:
+            ProcessError: another process failed; what this one raises itself is passed on as it is.
+        """
+        yield
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns in this process, where others call it once the main process is done with it."""
+        with self.together():
+            result = [work()] if self.is_main else []
+        return result[0] if self.is_main else work()
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, which alone calls it, in each of them."""
+        with self.together():
+            result = [work()] if self.is_main else []
+        return self.gather(result)[0][0]
+
+    def settle(self) -> None:
+        """To be called before the process group is taken down."""
+
+    def close(self) -> None:
+        """Leave the others; nothing can be shared afterwards."""
+
+
+class LaunchedProcesses(Processes):
+    """The processes of `accelerate launch` or torchrun, each with a device of its own."""
+
+    def __init__(self) -> None:
+        on_cpu = import_extra("accelerate.utils").parse_flag_from_env("ACCELERATE_USE_CPU")
+        self.device = import_extra("accelerate").PartialState(cpu=on_cpu).device
+        from torch import distributed
+
+        self._distributed = distributed
+        # Where there is no GPU and nobody asked for the CPU, accelerate joins the group and says that it is alone.
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        # NCCL would take GPU memory for objects, and gives up on a process that is late by ten minutes.
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process in the order of ranks, in each of them; values are pickled."""
+        values: list[Any] = [None] * self.size
+        self._distributed.all_gather_object(values, value, group=self._group)
+        return values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """See `Processes.together`."""
+        failure = None
+        try:
+            yield
+        except Exception as error:  # whatever it is, the others must hear of it
+            failure = error
+        messages = self.gather(None if failure is None else str(failure) or type(failure).__name__)
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise ProcessError(f"process {rank}: {message}")
+
+    def settle(self) -> None:
+        """Let the group's threads free what was exchanged last.
+
+        They need Python's lock for it. torch 2.6 takes a group down with the lock held, and waits for its threads:
+        where one had not come to it, both wait forever.
+        """
+        time.sleep(0.1)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self.settle()
+        self._distributed.destroy_process_group()
+
+
+def launched_processes() -> Processes:
+    """The processes that this one was launched with.
+
+    Raises:
+        ImportError: there are several, and accelerate is not installed.
+    """
+    return LaunchedProcesses() if int(os.environ.get("WORLD_SIZE", 1)) > 1 else Processes()
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that speaks, before anything is set up."""
+    return int(os.environ.get("RANK", 0)) == 0

@@ -1,0 +1,85 @@
+"""Files that are on the disk, whole, once a function here has returned."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def fsync(path: Path) -> None:
+    """Bring a file, or the names in a folder, from the system's memory to the disk."""
+    if os.name == "nt":  # opens no folders, and syncs only what is open for writing
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A file under its name, all of it or as it was before.
+
+    Args:
+        path: of the file.
+        shared: whether several processes may write it at once, each a partial file of its own.
+
+    Yields:
+        The path of a partial file beside it, to write to.
+    """
+    partial = path.with_name(f".{uuid.uuid4().hex if shared else path.name}.partial")
+    try:
+        yield partial
+        fsync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """The same for a folder, or for a file whose writer minds its name; folders above it are made if need be.
+
+    Yields:
+        A path with the same last part, in a temporary folder beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:
+        new = Path(room, path.name)
+        yield new
+        if path.is_dir():
+            path.rename(Path(room, "old"))
+        new.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, by `atomic_write`."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """What JSON can express, by `atomic_write`; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def atomic_rmtree(folder: Path, name: str) -> None:
+    """Remove a folder, if it is there, under another name: half of it must never bear its own.
+
+    Args:
+        folder: to remove.
+        name: of the folder beside it that it is meanwhile.
+    """
+    doomed = folder.with_name(name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+        shutil.rmtree(doomed)

@@ -1,0 +1,255 @@
+"""Any image file as an upright 8-bit RGB image, or an error that names the file; Pillow and numpy only.
+
+Pillow's own `convert("RGB")` is wrong for three kinds of file that real folders hold: it clips 16-bit grey at 255 (a
+ramp turns 99.6 % white), it shows the colour hidden under transparent pixels, and it leaves photographs lying on
+their side. Everything that reads images, for training or for evaluation, reads them here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from .image_formats import IMAGE_SUFFIXES, missing_package, register_plugins
+
+ImageSource: TypeAlias = str | PathLike[str] | bytes | Image.Image
+
+MAX_PIXELS = 2**29
+"""Largest image that is read, in pixels: 537 Mpx, 1.6 GB as RGB. Camera files reach 200 Mpx, so Pillow's own limit
+(a warning from 89 Mpx, a refusal from 179 Mpx) is lifted up to here."""
+
+_UPRIGHT = {  # EXIF 2.32, tag 0x0112: what turns each stored orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LYING = (5, 6, 7, 8)
+"""Those of them that exchange width and height."""
+_PILLOW_LIMIT = threading.Lock()
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names the file and the reason."""
+
+
+def find_files(folder: str | PathLike[str]) -> list[Path]:
+    """All files below `folder`, at any depth, links to files and folders included, sorted by path.
+
+    Folders whose names begin with a dot are left out: they hold thumbnails and checkpoints of other programs. A link
+    to nowhere is a file, which cannot be read.
+
+    Raises:
+        FileNotFoundError: `folder` does not exist.
+        NotADirectoryError: `folder` is a file.
+        PermissionError: a folder cannot be listed.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FileNotFoundError(f"image folder {str(root)!r} does not exist")
+    if not root.is_dir():
+        raise NotADirectoryError(f"image folder {str(root)!r} is a file; name the folder that holds the images")
+    return sorted(_files_below(root, frozenset()))
+
+
+def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that it lies in
+        return
+    for entry in os.scandir(folder):
+        path = folder / entry.name
+        if path.is_dir() if entry.is_symlink() else entry.is_dir():
+            if not entry.name.startswith("."):
+                yield from _files_below(path, above | {real})
+        elif entry.is_symlink() or entry.is_file():  # not a pipe, which would wait until somebody writes
+            yield path
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name: one of `IMAGE_SUFFIXES` in either case, and no dot in front."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def find_images(folder: str | PathLike[str]) -> list[Path]:
+    """All images below `folder`, at any depth, sorted by path; an empty list where there are none.
+
+    Names that begin with a dot, and everything in folders that do, are left out: they are thumbnails, resource forks
+    and checkpoints of other programs.
+
+    Raises:
+        OSError: as `find_files`.
+    """
+    return [path for path in find_files(folder) if is_image(path)]
+
+
+def load_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Decode an image completely and return it upright, as 8-bit RGB.
+
+    - The EXIF orientation is applied. Of an animation, the first frame is taken. Colour profiles are not applied.
+    - Transparency (an alpha channel, or a transparent palette entry or colour) is composited over white.
+    - Grey deeper than 8 bits is scaled by its full range, never clipped: 16-bit modes by 65535. Modes whose depth is
+      not written down take the smallest range that holds the brightest pixel: "I" from a file 65535 or 2^31 - 1
+      (255 too if it was made in memory), and "F" 1, 255 or 65535.
+    - CMYK, YCbCr, HSV, palette and 1-bit images go through Pillow's conversion.
+
+    Args:
+        source: a path, the bytes of a file, or a PIL image (returned itself if there is nothing to change).
+        name: how an error calls the image; by default its path.
+
+    Raises:
+        ImageError: no such file, not an image, truncated, above `MAX_PIXELS`, or with values that are no brightness
+            (negative, not finite).
+    """
+    label = name or _label(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _decode(source)
+        with _open(source) as image:
+            return _decode(image)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data, struct.error to SyntaxError
+        raise ImageError(f"cannot read image {label}: {_reason(error, source)}") from error
+
+
+def upright_size(source: str | PathLike[str] | bytes, name: str | None = None) -> tuple[int, int]:
+    """Height and width of what `load_rgb` returns of a file, by its header alone.
+
+    Args:
+        source: a path, or the bytes of a file.
+        name: how an error calls the image; by default its path.
+
+    Raises:
+        ImageError: no such file, or not an image.
+    """
+    try:
+        with _open(source) as image:
+            width, height = image.size
+            if isinstance(image, TiffImageFile):  # whose size may or may not be turned already, by version
+                width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+            return (width, height) if _orientation(image) in _LYING else (height, width)
+    except Exception as error:
+        raise ImageError(f"cannot read image {name or _label(source)}: {_reason(error, source)}") from error
+
+
+def _label(source: ImageSource) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or f"<PIL image {source.mode} {source.width}x{source.height}>")
+    return str(source)
+
+
+def _reason(error: Exception, source: ImageSource) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the file does not exist"
+    content = _first_bytes(source)
+    if missing := missing_package(content):
+        return missing
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a format that this Pillow can read" if content else "the file is empty"
+    return str(error) or type(error).__name__
+
+
+def _first_bytes(source: ImageSource) -> bytes:
+    """Enough of a file to tell its format; nothing of what is no file."""
+    if isinstance(source, bytes):
+        return source[:64]
+    with suppress(OSError), Path(str(source)).open("rb") as file:
+        return file.read(64)
+    return b""
+
+
+@contextmanager
+def _without_pillow_limit() -> Iterator[None]:
+    # The limit is a global of Pillow. The lock keeps two threads from restoring each other's value; opening reads
+    # no more than the header, so it is held for a moment only.
+    with _PILLOW_LIMIT:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _open(source: str | PathLike[str] | bytes) -> Image.Image:
+    register_plugins()
+    with _without_pillow_limit():
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"{image.width}x{image.height} is {image.width * image.height / 1e6:.0f} Mpx, above the limit of "
+            f"{MAX_PIXELS / 1e6:.0f} Mpx; make it smaller or raise zsnr_diffusers.utils.images.MAX_PIXELS"
+        )
+    from_file = image.format is not None
+    image.load()  # before the orientation is read: Pillow turns TIFF files itself while it loads them
+    return _flatten(_eight_bit(_upright(image), from_file))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block says nothing about the image beside it
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _UPRIGHT.get(_orientation(image))
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    # `transpose` copies the EXIF block as well: a second reader would turn the image again.
+    upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    return upright
+
+
+def _eight_bit(image: Image.Image, from_file: bool) -> Image.Image:
+    """Modes "I;16*", "I" and "F" as "L", or "LA" if one grey value is declared transparent."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    full = _full_range(image.mode, float(values.min()), float(values.max()), from_file)
+    grey = Image.fromarray(np.rint(np.multiply(values, 255 / full, dtype=np.float32)).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _full_range(mode: str, low: float, high: float, from_file: bool) -> float:
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
+        raise ValueError(f"pixel values from {low:g} to {high:g} in mode {mode!r} are no brightness; rescale the file")
+    if mode.startswith("I;16"):
+        return 65535
+    if mode == "F":
+        ranges: tuple[float, ...] = (1, 255, 65535)
+    else:  # "I" in a file is 16-bit grey (PNG and PPM under older Pillow) or truly 32-bit
+        ranges = (65535, 2**31 - 1) if from_file else (255, 65535, 2**31 - 1)
+    for full in ranges:
+        if high <= full:
+            return full
+    raise ValueError(f"pixel values up to {high:g} in mode {mode!r} have no known full range; rescale the file")
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    coloured = image.convert("RGBA")
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(coloured, mask=coloured.getchannel("A"))
+    return flat
