@@ -30,7 +30,7 @@ from ..core.noise import noise_level_of_ratio
 
 logger = logging.get_logger(__name__)
 
-_active: "ContextVar[GuidanceInterceptor | None]" = ContextVar("guided_run", default=None)
+_active: "ContextVar[GuidanceInterceptor | None]" = ContextVar("guidance_interceptor", default=None)
 _said: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
 
 OFF = "its denoiser makes one prediction per sample; guidance is off, as it is at a guidance scale of 1 or less"
