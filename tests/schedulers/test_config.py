@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from cases import thirds
 from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from oracles import BETAS, CLASSES, SAMPLERS, SD, make, nonlinear, sample, seeded, start
 
@@ -45,9 +46,7 @@ def stock_schedulers():
             yield member
 
 
-@every_class
-@pytest.mark.parametrize("stock_cls", list(stock_schedulers()), ids=lambda c: c.__name__)
-@pytest.mark.parametrize("explicit", [True, False])
+@thirds(("ours", "stock_cls", "explicit"), CLASSES, list(stock_schedulers()), [True, False])
 def test_from_any_stock_config_ends_at_zero_snr_and_visits_the_last_timestep(ours, stock_cls, explicit, log):
     accepted = inspect.signature(stock_cls.__init__).parameters
     stock = stock_cls(

@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from cases import thirds
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin
 from oracles import BETAS, CLASSES, SD, levels, seeded, start
@@ -70,8 +71,7 @@ def test_a_scheduler_read_back_has_its_config_and_its_steps(ours, config, tmp_pa
 
 
 @pytest.mark.full
-@every_class
-@pytest.mark.parametrize("spacing", ["trailing", "kappa", None])
+@thirds(("ours", "spacing"), CLASSES, ["trailing", "kappa", None])
 def test_every_compatible_class_of_diffusers_takes_our_config_and_gives_it_back(ours, spacing):
     """Several of them set their timesteps when they are made, so a spacing that they do not know would raise."""
     scheduler = ours(**SD, **({"timestep_spacing": spacing} if spacing else {}))

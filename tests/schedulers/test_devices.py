@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import thirds
 from oracles import SAMPLERS, make, nonlinear
 
 
@@ -16,7 +17,7 @@ def run(step, scheduler, device="cpu"):
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile itself imports
 @pytest.mark.filterwarnings("ignore:Graph break:UserWarning")  # torch 2.6 says it of every lookup
-@pytest.mark.parametrize("name", SAMPLERS)
+@thirds(["name"], SAMPLERS)
 def test_a_compiled_step_gives_the_same(name):
     expected, compiled = make(name), make(name)
     for scheduler in (expected, compiled):

@@ -81,7 +81,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.full
+@pytest.mark.slow  # the same is shown of the loop itself
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path, variant):
     options["rescale_betas_zero_snr"] = variant != "offset"

@@ -158,7 +158,7 @@ def test_training_lowers_the_loss_on_the_pictures_that_it_sees(options, base_fol
 # -- what is kept
 
 
-@pytest.mark.full
+@pytest.mark.slow  # the same is shown of the loop itself
 @pytest.mark.parametrize("changes", [{}, {"use_dora": True, "gradient_accumulation_steps": 2}])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(options, changes):
     whole = run(options, **changes)

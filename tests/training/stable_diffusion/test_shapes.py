@@ -136,7 +136,7 @@ def test_accumulation_and_processes_do_not_matter_nor_do_caches(shapes, tmp_path
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.full
+@pytest.mark.slow  # the same is shown of the loop itself
 @pytest.mark.parametrize(("stop", "random_crop"), [(1, False), (5, True)])
 def test_resumed_is_bitwise_the_uninterrupted_run(shapes, tmp_path, stop, random_crop):
     """Five buckets at a global batch of 2: seven steps are an epoch."""
