@@ -6,6 +6,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from cases import thirds
 from guidance_pipelines import CONDITIONAL, examine, finding_row, result
 from small_pipelines import PIPELINES
 from third_parties import PIPELINE_WARNINGS
@@ -26,7 +27,7 @@ README = Path(zsnr_diffusers.__file__).parents[1].joinpath("README.md").read_tex
 pytestmark = PIPELINE_WARNINGS
 
 
-@pytest.mark.parametrize("name", sorted(PIPELINES))
+@thirds(["name"], sorted(PIPELINES))
 def test_rescale_acts_as_algorithm_2_and_leaves_nothing_behind(name):
     found = examine(name)
     if name in NOT_HERE:

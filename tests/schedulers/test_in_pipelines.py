@@ -88,8 +88,7 @@ def test_n_steps_are_n_calls_of_the_network_from_the_last_timestep_on(kind, samp
         assert bool(images.isfinite().all())
 
 
-@every_sampler
-@pytest.mark.parametrize("n", EVEN_AND_ODD)
+@thirds(("sampler", "n"), SAMPLERS, EVEN_AND_ODD)
 def test_the_data_is_reached_and_each_sample_on_the_way_has_its_noise(sampler, n):
     """Of data that is one point, x_t is alpha x_0 + sigma noise: the noise of the start, unless it is made afresh."""
     pipe, paint = build("text", sampler)

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from cases import thirds
 from hypothesis import given, settings
 from oracles import (
     MEAN,
@@ -179,8 +180,7 @@ def test_point_mass_in_float32(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("dtype", HALF)
-@every_sampler
+@thirds(("name", "dtype"), SAMPLERS, HALF)
 def test_point_mass_in_half_precision(name, dtype):
     assert not [*misses(name, dtype, [*range(1, 33), *NOTORIOUS[:3], 1000])]
 

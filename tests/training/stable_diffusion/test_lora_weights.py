@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import thirds
 from published_models import RESOLUTION, images_of, lora_opened_by_diffusers, published, published_pipeline
 from safetensors.torch import load_file, save_file
 from tiny_adapters import add_adapter, needs_text_adapters
@@ -61,7 +62,7 @@ def output(unet):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("written", ["folder", "diffusers", "kohya"])
+@thirds(["written"], ["kohya", "folder", "diffusers"])
 def test_the_first_step_starts_from_the_same_network(written, first, photos, tmp_path):
     source = {"folder": first, "diffusers": first / LORA_FILE, "kohya": first / "kohya_lora_weights.safetensors"}
     task = StableDiffusionTask(config(tmp_path, photos, source[written]))
