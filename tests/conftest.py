@@ -14,21 +14,27 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-CASES = 6
-"""Of a parametrized test, how many cases a run without the rest has."""
+CASES, MOST_CASES = 6, 12
+"""Of a parametrized test, how many cases a plain run has, and how many `.ci/run`; the others are slow."""
+
+
+def _spread(among, number):
+    """So many of them from the first to the last, or all."""
+    return {id(among[round(place * (len(among) - 1) / (number - 1))]) for place in range(number)}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark `full` what a test's other cases are, so that a plain run has some of each, from its first to its last."""
+    """Mark `full` or `slow` what a test's other cases are, so that every run has some of each test."""
     cases = defaultdict(list)
     for item in items:
-        cases[item.path, item.parent.nodeid, getattr(item, "originalname", item.name)].append(item)
+        if item.get_closest_marker("slow") is None and item.get_closest_marker("gpu") is None:
+            cases[item.path, item.parent.nodeid, getattr(item, "originalname", item.name)].append(item)
     for alike in cases.values():
-        kept = {round(place * (len(alike) - 1) / (CASES - 1)) for place in range(CASES)}
-        for place, item in enumerate(alike):
-            if len(alike) > CASES and place not in kept:
-                item.add_marker(pytest.mark.full)
+        plain, more = _spread(alike, CASES), _spread(alike, MOST_CASES)
+        for item in alike:
+            if id(item) not in plain:
+                item.add_marker(pytest.mark.full if id(item) in more else pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
