@@ -58,7 +58,8 @@ def show_ratios(bench: Bench, found: Comparison, report: dict[str, Any]) -> None
     """Ours over the best of stock, the best of anyone, and one stock configuration for all n."""
     clean = [sampler for sampler in found.stock if sampler.reaches_clean_data]
     single = single_best(found.figures, found.stock, found.steps)
-    chosen = "which is chosen anew for each column (below 1: closer)"
+    chosen = "which is chosen for each column (below 1: closer)"
+    to_clean = {n: ratios(found.figures, DEFAULT, clean, n)[0] for n in found.steps}
     report["ratios"] = {}
     for name, title, among in (
         ("best stock", f"the best stock configuration, {chosen}", found.stock),
@@ -66,7 +67,6 @@ def show_ratios(bench: Bench, found: Comparison, report: dict[str, Any]) -> None
         ("single stock", f"one stock configuration for all n, {single.label}", [single]),
     ):
         values = {n: ratios(found.figures, DEFAULT, among, n) for n in found.steps}
-        to_clean = {n: ratios(found.figures, DEFAULT, clean, n)[0] for n in found.steps}
         extra = name == "best stock"
         header = ["n", "all", "Gaussians", "mixtures", *["all, stock to clean data"] * extra, f"{name} on all"]
         rows = [[n, *values[n], *[to_clean[n]] * extra, best(found.figures, among, n).label] for n in found.steps]

@@ -43,7 +43,7 @@ class Groups(NamedTuple):
 
     @property
     def by_name(self) -> dict[str, list[Sampler]]:
-        """Those of which the best is chosen anew for each cell."""
+        """Those of which the best is chosen for each cell."""
         return {"best stock": self.stock, "best rival": self.rivals, "best of anyone": [*self.stock, *self.rivals]}
 
 

@@ -67,7 +67,7 @@ def samplers(config: Any, calibrated: str | None) -> dict[str, Callable[[], Any]
     return stock | rivals | ours
 
 
-class Pictures:
+class FewStepImages:
     """What a pipeline makes of the same noise by different samplers."""
 
     def __init__(self, pipe: Any, prompts: Sequence[str] | None, per_condition: int, guidance_scale: float) -> None:
@@ -98,25 +98,25 @@ def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def measure(
-    pictures: Pictures, steps: Sequence[int], calibrated: str | None = None, many: int = 500
+    sampled: FewStepImages, steps: Sequence[int], calibrated: str | None = None, many: int = 500
 ) -> dict[str, list[Any]]:
     """Rows of `errors` at each number of steps, or of the name of what was raised; the reference takes `many`."""
-    makers = samplers(pictures.config, calibrated)
+    makers = samplers(sampled.config, calibrated)
     with tqdm(total=2 + len(makers) * len(steps), desc="sampling") as bar:
-        exact = pictures(
-            ZeroSNRMultistepScheduler.from_config(pictures.config, timestep_spacing="trailing", solver_order=3), many
+        exact = sampled(
+            ZeroSNRMultistepScheduler.from_config(sampled.config, timestep_spacing="trailing", solver_order=3), many
         )
         bar.update()
 
         def cell(make: Callable[[], Any], n: int) -> Any:
             try:
-                return errors(pictures(make(), n), exact)
+                return errors(sampled(make(), n), exact)
             except (IndexError, ValueError, RuntimeError) as problem:  # stock's own, at some spacings and step counts
                 return type(problem).__name__
             finally:
                 bar.update()
 
-        table = {f"DDIM, {many} steps": [cell(lambda: ZeroSNRDDIMScheduler.from_config(pictures.config), many)]}
+        table = {f"DDIM, {many} steps": [cell(lambda: ZeroSNRDDIMScheduler.from_config(sampled.config), many)]}
         table |= {name: [cell(make, n) for n in steps] for name, make in makers.items()}
     return table
 
@@ -148,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(pipe, ClassConditionalPipeline) and args.prompts:
         parser.error("this pipeline makes images of classes: leave --prompts out.")
     pipe.set_progress_bar_config(disable=True)
-    pictures = Pictures(pipe, args.prompts, args.seeds, args.guidance_scale)
-    table = measure(pictures, args.steps, args.calibrated, args.reference_steps)
-    title = f"{args.pipeline}, guidance {args.guidance_scale:g}, {len(pictures.conditions)} images"
+    sampled = FewStepImages(pipe, args.prompts, args.seeds, args.guidance_scale)
+    table = measure(sampled, args.steps, args.calibrated, args.reference_steps)
+    title = f"{args.pipeline}, guidance {args.guidance_scale:g}, {len(sampled.conditions)} images"
     show(table, title, args.steps)
 
 

@@ -70,14 +70,14 @@ def broken(folder, config):
 
 @pytest.mark.full
 @thirds(["name"], BROKEN)
-def test_what_is_broken_is_named_mended_and_sampled(name, folder, capsys):
+def test_what_is_broken_is_named_fixed_and_sampled(name, folder, capsys):
     config, fault, told = BROKEN[name]
     broken(folder, config)
     main(["audit", str(folder), *told])
     assert f"{fault}: " in capsys.readouterr().out
     right = main(["audit", str(folder), "--fix", *told])
-    mended, report = capsys.readouterr().out.split("\n\n", 1)
-    assert fault in mended.removeprefix("fixed: ")
+    fixed, report = capsys.readouterr().out.split("\n\n", 1)
+    assert fault in fixed.removeprefix("fixed: ")
     pipe = DiffusionPipeline.from_pretrained(folder)
     zero_snr = pipe.scheduler.config.rescale_betas_zero_snr
     assert right == (0 if zero_snr else 1)  # set up as it was trained, on a flawed schedule

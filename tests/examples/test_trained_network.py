@@ -22,18 +22,18 @@ def classes():
 
 
 def test_classes_take_the_place_of_prompts_and_figures_are_those_of_plain_calls(classes):
-    pictures = trained_network.Pictures(classes, None, 2, 3.0)
-    assert pictures.conditions == [0, 0, 1, 1, 2, 2]
-    table = trained_network.measure(pictures, [3], many=12)
-    config = {**pictures.config, "timestep_spacing": "trailing"}
+    sampled = trained_network.FewStepImages(classes, None, 2, 3.0)
+    assert sampled.conditions == [0, 0, 1, 1, 2, 2]
+    table = trained_network.measure(sampled, [3], many=12)
+    config = {**sampled.config, "timestep_spacing": "trailing"}
 
-    def paint(scheduler, n):
+    def latents(scheduler, n):
         classes.scheduler = scheduler
-        return classes(pictures.conditions, latents=pictures.noise, num_inference_steps=n, **LATENT).images
+        return classes(sampled.conditions, latents=sampled.noise, num_inference_steps=n, **LATENT).images
 
-    assert paint(classes.scheduler, 2).abs().max() > 1.5  # nothing clips, so samplers may differ
-    exact = paint(ZeroSNRMultistepScheduler.from_config(config, solver_order=3), 12)
-    ddim = paint(ZeroSNRDDIMScheduler.from_config(config), 3)
+    assert latents(classes.scheduler, 2).abs().max() > 1.5  # nothing clips, so samplers may differ
+    exact = latents(ZeroSNRMultistepScheduler.from_config(config, solver_order=3), 12)
+    ddim = latents(ZeroSNRDDIMScheduler.from_config(config), 3)
     off = [float((a - b).square().mean().sqrt() / exact.std()) for a, b in zip(ddim, exact, strict=True)]
     expected = torch.tensor(off).log().mean().exp().item()
     assert table["DDIM"][0][0] == pytest.approx(expected, rel=1e-3)
@@ -69,14 +69,14 @@ def test_the_command_prints_a_row_for_each_sampler_of_a_folder(classes, tmp_path
 def test_texts_are_as_before():
     pipe = tiny_stable_diffusion(zero_snr_scheduler())
     pipe.set_progress_bar_config(disable=True)
-    pictures = trained_network.Pictures(pipe, ["a dark hill", "a bright lake"], 2, 1.0)
-    assert pictures.conditions == ["a dark hill"] * 2 + ["a bright lake"] * 2
-    assert len(trained_network.Pictures(pipe, None, 1, 1.0).conditions) == len(trained_network.PROMPTS)
-    scheduler = ZeroSNRDDIMScheduler.from_config(pictures.config)
-    found = pictures(scheduler, 3)
+    sampled = trained_network.FewStepImages(pipe, ["a dark hill", "a bright lake"], 2, 1.0)
+    assert sampled.conditions == ["a dark hill"] * 2 + ["a bright lake"] * 2
+    assert len(trained_network.FewStepImages(pipe, None, 1, 1.0).conditions) == len(trained_network.PROMPTS)
+    scheduler = ZeroSNRDDIMScheduler.from_config(sampled.config)
+    found = sampled(scheduler, 3)
     expected = pipe(
-        pictures.conditions,
-        latents=pictures.noise,
+        sampled.conditions,
+        latents=sampled.noise,
         num_inference_steps=3,
         guidance_scale=1.0,
         output_type="latent",

@@ -88,9 +88,9 @@ def test_a_folder_brings_its_sampler_where_this_package_is_not(tmp_path):
     pipe = enable_guidance_rescale(tiny_stable_diffusion(MULTISTEP), 0.4)
     folder = save_pipeline(pipe, tmp_path / "repo")
     assert type(DiffusionPipeline.from_pretrained(folder).scheduler).__name__ == "EulerDiscreteScheduler"
-    name, painted = in_a_process_without_us(folder, tmp_path)
+    name, generated = in_a_process_without_us(folder, tmp_path)
     assert name == "RescaledStableDiffusionPipeline"
-    assert torch.equal(painted, generate(pipe))
+    assert torch.equal(generated, generate(pipe))
 
 
 @pytest.mark.full

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from cases import thirds
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from published_models import IN_MEMORY
 from tiny_checkpoints import (
@@ -55,15 +56,8 @@ def silence(folder):
     file.write_text(json.dumps({key: value for key, value in config.items() if key not in FACTS}))
 
 
-CASES = [
-    pytest.param(
-        *(place, kind, model),
-        marks=() if (i + j + k) % 3 == 0 else pytest.mark.slow,
-        id="-".join((*place, kind, *map(str, model))),
-    )
-    for (i, place), (j, kind), (k, model) in itertools.product(*map(enumerate, (PLACES, KINDS, MODELS)))
-]
-"""All of them; a third has each pair of place, kind and model, and the others are slow."""
+def label(value):
+    return value if isinstance(value, str) else "-".join(map(str, value))
 
 
 @pytest.fixture
@@ -94,7 +88,7 @@ def place(request, config_of, hub, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("place", "kind", "model"), CASES, indirect=["place"])
+@thirds(("place", "kind", "model"), PLACES, KINDS, MODELS, indirect=["place"], ids=label)
 def test_what_is_said_is_found(place, kind, model, said, request):
     prediction_type, zero_snr = model
     source, told = place(kind, prediction_type, zero_snr)

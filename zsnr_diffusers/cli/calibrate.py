@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..utils.extras import import_extra
-from ..utils.files import atomic_path, write_json
+from ..utils.files import atomic_path, write_text
 from ..utils.tables import Line
 from ..utils.terminal import show
 from . import generation
@@ -157,4 +158,5 @@ def _write(calibrator: Any, numbers: Sequence[Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "scheduler") as scheduler:
         calibrator.calibrated(report.config()).save_pretrained(scheduler)
-    write_json(folder / "report.json", report.to_dict())
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)  # prompts stay readable
+    write_text(folder / "report.json", text + "\n")

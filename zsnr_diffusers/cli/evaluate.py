@@ -50,7 +50,7 @@ numbers of images and the reference, without which it compares with no other. FI
 
 EXAMPLES = """\
 examples:
-  two folders of images, at any depth, and an image of both histograms:
+  two folders of images, at any depth, and a plot of both histograms:
     zsnr evaluate --real photos/ --generated samples/ --plot luminance.png
 
   a text-to-image pipeline, 16 seeds for each of 4 prompts, and how much the terminal noise decides:

@@ -1,4 +1,4 @@
-"""Images of an evaluation: luminance, at once or over training, terms of bits/dim, a schedule, a grid of samples."""
+"""Plots of an evaluation: luminance, at once or over training, terms of bits/dim, a schedule, a grid of samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .luminance import LuminanceCoverage
 
 BINS = np.linspace(-1, 1, 51)
-"""Edges of the histograms: all of the luminance range, so that two images can be laid side by side."""
+"""Edges of the histograms: all of the luminance range, so that two plots can be laid side by side."""
 
 LINE = 14
 """Height of a line of text, in pixels."""
@@ -39,10 +39,10 @@ def plot_luminance(
     Histograms are densities: sets of different size compare. A thin line marks each mean.
 
     Args:
-        path: of the image; its ending chooses the format (png, pdf, svg). Its folder is made if need be.
+        path: of the plot; its ending chooses the format (png, pdf, svg). Its folder is made if need be.
         generated: luminance values [n] in [-1, 1] of each named set of images, drawn from the top.
         real: luminance values [m] of the real images.
-        title: above the image.
+        title: above the plot.
 
     Returns:
         `path`.
@@ -83,9 +83,9 @@ def plot_luminance_over_steps(
     """Draw the 5th, 50th and 95th percentile over steps between those of the real images, and below them W1.
 
     Args:
-        path: of the image, as in `plot_luminance`.
+        path: of the plot, as in `plot_luminance`.
         coverages: by step, in order; all with the same real images.
-        title: above the image.
+        title: above the plot.
 
     Returns:
         `path`.
@@ -138,9 +138,9 @@ def plot_bits_per_dim(
     Timesteps count from 1 here, as in the papers. Those that nobody visited, and terms of 0, are left out.
 
     Args:
-        path: of the image, as in `plot_luminance`.
+        path: of the plot, as in `plot_luminance`.
         results: what `bits_per_dim` returned, by name.
-        title: above the image.
+        title: above the plot.
 
     Returns:
         `path`.
@@ -172,10 +172,10 @@ def plot_schedule(
     A ratio of zero has no place on such an axis: it is drawn on a line below all others, which says so.
 
     Args:
-        path: of the image, as in `plot_luminance`.
+        path: of the plot, as in `plot_luminance`.
         alphas_cumprod: alpha_bar, shape [T], below 1.
         visited: timesteps in [0, T-1] for each number of steps; the nearest ones are marked.
-        title: above the image.
+        title: above the plot.
 
     Returns:
         `path`.

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..utils.files import atomic_write
+from ..utils.files import atomic_path
 
 DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 """What `from_pretrained` of the installed diffusers calls the dtype."""
@@ -134,7 +134,7 @@ def name_as_published(file: Path) -> None:
         weights = load_file(file)
         outside = ("text_projection.",)
         named = {key if key.startswith(outside) else f"text_model.{key}": value for key, value in weights.items()}
-        with atomic_write(file) as new:  # what was read is a view of the old one
+        with atomic_path(file) as new:  # what was read is a view of the old one
             save_file(named, new, metadata)
 
 

@@ -1,4 +1,4 @@
-"""How bright a run generates, step by step, beside its data: when the conversion is done shows here first."""
+"""How bright the images of a run are, step by step, beside its data: when the conversion is done shows here first."""
 
 import dataclasses
 import json
@@ -50,13 +50,13 @@ def read_luminance(folder: Path) -> dict[int, LuminanceCoverage]:
         return {}  # no reason to end a run
 
 
-def add_luminance(folder: Path, step: int, painted: Floats, data: Floats) -> LuminanceCoverage:
-    """Measure what was generated at a step, and write it into the folder's file and image.
+def add_luminance(folder: Path, step: int, generated: Floats, data: Floats) -> LuminanceCoverage:
+    """Measure what was generated at a step, and write it into the folder's file and plot.
 
     What they say of later steps is dropped: a run that goes on from an earlier checkpoint comes there again.
     """
     before = {other: coverage for other, coverage in read_luminance(folder).items() if other < step}
-    coverages = {**before, step: luminance_coverage(painted, data)}
+    coverages = {**before, step: luminance_coverage(generated, data)}
     write_json(folder / LUMINANCE_FILE, {other: dataclasses.asdict(one) for other, one in coverages.items()})
     plot_luminance_over_steps(folder / LUMINANCE_PICTURE, coverages)
     return coverages[step]

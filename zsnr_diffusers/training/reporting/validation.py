@@ -44,7 +44,7 @@ class Previews:
         return data_luminance(self.task, self.good)
 
     def save(self, unet: Any, step: int) -> Path | None:
-        """Generate as the result will, or at step 0 as the base does that the run starts from, and say how bright.
+        """Generate images as the result will, or at step 0 as the base does, and say how bright they are.
 
         Args:
             unet: with the weights that are shipped.
@@ -59,12 +59,12 @@ class Previews:
         pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)
         with self.accelerator.autocast():
             shown = self.task.preview(pipe)
-            painted = self.task.generate_for_rows(pipe, self._rows) if self._rows else []
-        if not painted:
+            generated = self.task.generate_for_rows(pipe, self._rows) if self._rows else []
+        if not generated:
             return None if shown is None else self._write(sample_grid(*shown), step)
-        rows = [painted[first : first + _COLUMNS] for first in range(0, len(painted), _COLUMNS)]
+        rows = [generated[first : first + _COLUMNS] for first in range(0, len(generated), _COLUMNS)]
         grid = sample_grid(rows[:_COLUMNS]) if shown is None else sample_grid(*shown)
-        luminance = mean_luminance(painted)
+        luminance = mean_luminance(generated)
         self._tell(step, add_luminance(Path(self.task.config.output_dir), step, luminance, self._data))
         histogram = luminance_picture({f"step {step}": luminance}, self._data, "Mean luminance per image")
         return self._write(_beside(grid, histogram), step)
