@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from .core import enforce_zero_terminal_snr, rescale_guidance
 from .guidance import GuidanceError, GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
 from .schedulers import (
+    FlowMatchEulerScheduler,
+    FlowMatchMultistepScheduler,
     ZeroSNRDDIMInverseScheduler,
     ZeroSNRDDIMScheduler,
     ZeroSNRDDPMScheduler,
@@ -70,6 +72,8 @@ __getattr__, __dir__ = lazy_names(
 
 __all__ = [
     "ClassConditionalPipeline",
+    "FlowMatchEulerScheduler",
+    "FlowMatchMultistepScheduler",
     "GuidanceError",
     "GuidanceRescaleMixin",
     "ZeroSNRDDIMInverseScheduler",

@@ -12,9 +12,13 @@ from zsnr_diffusers.core import (
     training_target,
     x_0_factors,
 )
+from zsnr_diffusers.core.flow import flow_level
 from zsnr_diffusers.core.predictions import check_prediction_type
 
-levels = st.floats(0.0, 1.0).map(lambda a: NoiseLevel(a, (1 - a * a) ** 0.5))
+variance_preserving_levels = st.floats(0.0, 1.0).map(lambda a: NoiseLevel(a, (1 - a * a) ** 0.5))
+flow_levels = st.floats(0.0, 1.0).map(flow_level)
+free_levels = st.builds(NoiseLevel, st.floats(0.0, 3.0), st.floats(0.5, 3.0))
+levels = variance_preserving_levels | flow_levels | free_levels
 
 
 @given(levels, st.sampled_from(PREDICTION_TYPES), st.floats(-9, 9), st.floats(-9, 9))
@@ -73,6 +77,11 @@ def test_unknown_prediction_type_is_refused_everywhere():
     ):
         with pytest.raises(ValueError, match="'flow' is not known; choose one of epsilon, sample, v_prediction"):
             call()
+
+
+def test_flow_matching_is_no_prediction_of_a_schedule_with_betas():
+    with pytest.raises(ValueError, match=r"flow_prediction' is of flow matching.*FlowMatchMultistepScheduler"):
+        check_prediction_type("flow_prediction", zero_terminal_snr=True)
 
 
 @pytest.mark.parametrize("size", [(3, 8, 8), (1, 1), (3, 5, 7, 2)])

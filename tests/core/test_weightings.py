@@ -95,6 +95,8 @@ def as_errors(prediction_type):
         guess = (x_t - level.alpha * guess) / level.sigma
     elif prediction_type == "v_prediction":
         guess = (level.alpha * x_t - guess) / level.sigma
+    elif prediction_type == "flow_prediction":
+        guess = (x_t - (level.alpha + level.sigma) * guess) / level.sigma
     target = training_target(prediction_type, x_0, noise, level)
     return (guess - target).square().mean(dim=1)
 

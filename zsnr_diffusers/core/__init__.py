@@ -4,6 +4,7 @@ Imports torch and the standard library only. `NoiseLevel` is the currency: whate
 level, never a timestep or a table.
 """
 
+from .flow import flow_level, flow_time, kappa_times, scale, shifted_time, trailing_times, variance_preserving
 from .guidance import classifier_free_guidance, rescale_guidance
 from .likelihood import (
     StepKL,
@@ -68,9 +69,12 @@ __all__ = [
     "discretized_log_likelihood",
     "dynamic_threshold",
     "enforce_zero_terminal_snr",
+    "flow_level",
+    "flow_time",
     "ideal_output",
     "inversion_updates",
     "kappa",
+    "kappa_times",
     "level_features",
     "loss_weights",
     "multistep_updates",
@@ -78,16 +82,20 @@ __all__ = [
     "pndm_updates",
     "prior_kl",
     "rescale_guidance",
+    "scale",
     "schedule_table",
     "shift_snr",
+    "shifted_time",
     "snr",
     "spaced_timesteps",
     "step_kl",
     "step_kl_factors",
     "timesteps_of_sigmas",
+    "trailing_times",
     "training_target",
     "transition",
     "uncertainty_loss",
     "v_loss",
+    "variance_preserving",
     "x_0_factors",
 ]

@@ -17,10 +17,11 @@ Scalar = float | Tensor
 
 
 class NoiseLevel(NamedTuple):
-    """How much of a sample is signal (`alpha`) and how much noise (`sigma`), with alpha^2 + sigma^2 = 1.
+    """How much of a sample is signal (`alpha`) and how much noise (`sigma`).
 
-    Either two numbers, for a batch that shares one level, or two tensors that broadcast to the sample. Keeping the
-    two apart, rather than their ratio, is what makes a zero signal-to-noise ratio an ordinary value.
+    alpha^2 + sigma^2 = 1 where a table of alpha_bar gives it, alpha + sigma = 1 in flow matching (`flow.py`); samplers
+    need neither. Either two numbers, for a batch that shares one level, or two tensors that broadcast to the sample.
+    Keeping the two apart, rather than their ratio, is what makes a zero signal-to-noise ratio an ordinary value.
     """
 
     alpha: Scalar

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .noise import NoiseLevel, Scalar
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 EPSILON_AT_ZERO_SNR = (
     "prediction_type='epsilon' cannot be used at zero signal-to-noise ratio: at the last timestep the sample is the "
@@ -29,13 +29,18 @@ def _unknown(prediction_type: str) -> ValueError:
 
 
 def check_prediction_type(prediction_type: str, zero_terminal_snr: bool) -> None:
-    """Refuse an unknown prediction type, and epsilon on a schedule that ends at zero SNR.
+    """Refuse what no variance-preserving schedule has, and epsilon on one that ends at zero SNR.
 
     Raises:
         ValueError: with the value and what to do instead.
     """
     if prediction_type not in PREDICTION_TYPES:
         raise _unknown(prediction_type)
+    if prediction_type == "flow_prediction":
+        raise ValueError(
+            "prediction_type='flow_prediction' is of flow matching, which has no betas; FlowMatchMultistepScheduler "
+            "samples such a model."
+        )
     if zero_terminal_snr and prediction_type == "epsilon":
         raise ValueError(EPSILON_AT_ZERO_SNR)
 
@@ -44,18 +49,21 @@ def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar
     """Factors (a, b) with which x_0 = a x_t + b output.
 
     Args:
-        prediction_type: `epsilon` (Ho et al. 2020), `sample`, or `v_prediction` (Salimans & Ho 2022,
-            arXiv:2202.00512, appendix D).
-        level: noise level of `x_t`.
+        prediction_type: `epsilon` (Ho et al. 2020), `sample`, `v_prediction` (Salimans & Ho 2022, arXiv:2202.00512,
+            appendix D), or `flow_prediction`, noise - x_0 (Lipman et al. 2023, arXiv:2210.02747).
+        level: noise level of `x_t`; alpha^2 + sigma^2 need not be 1.
 
     Raises:
         ValueError: unknown prediction type, or epsilon at alpha = 0.
     """
     alpha, sigma = level
     if prediction_type == "v_prediction":
-        return alpha, -sigma
+        norm = alpha**2 + sigma**2
+        return alpha / norm, -sigma / norm
     if prediction_type == "sample":
         return 0.0, 1.0
+    if prediction_type == "flow_prediction":
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
     if prediction_type == "epsilon":
         if not (alpha.all() if isinstance(alpha, Tensor) else alpha):
             raise ValueError(EPSILON_AT_ZERO_SNR)
@@ -85,7 +93,8 @@ def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0)
 def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
     """What a network of this prediction type is to return for `x_t = alpha x_0 + sigma noise`.
 
-    For `v_prediction` it is v = alpha noise - sigma x_0 (Lin et al. 2023, eq. 10).
+    For `v_prediction` it is v = alpha noise - sigma x_0 (Lin et al. 2023, eq. 10), for `flow_prediction` the velocity
+    of the straight path, noise - x_0.
 
     Raises:
         ValueError: unknown prediction type.
@@ -94,6 +103,8 @@ def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: Noi
         return level.alpha * noise - level.sigma * x_0
     if prediction_type == "sample":
         return x_0
+    if prediction_type == "flow_prediction":
+        return noise - x_0
     if prediction_type == "epsilon":
         return noise
     raise _unknown(prediction_type)

@@ -13,17 +13,18 @@ from typing import Any
 
 from .. import class_conditional, schedulers
 from ..class_conditional import ClassConditionalPipeline
-from ..core import calibrated, multistep, noise, predictions, safeguard, solvers, spacing
+from ..core import calibrated, flow, multistep, noise, predictions, safeguard, solvers, spacing
 from ..core import guidance as core_guidance
 from ..guidance import intercept, mixin
 from ..guidance.mixin import GuidanceRescaleMixin, check_guides, stock_class
-from ..schedulers import ZeroSNRDDIMScheduler, base, config
+from ..schedulers import ZeroSNRDDIMScheduler, base, config, sampling
+from ..schedulers import flow as flow_schedulers
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import own_spacing
 
 _PARTS: tuple[ModuleType, ...] = (
-    *(noise, predictions, core_guidance, spacing, solvers, safeguard, multistep, calibrated),
-    *(config, base, schedulers, intercept, mixin, class_conditional),
+    *(noise, predictions, core_guidance, spacing, flow, solvers, safeguard, multistep, calibrated),
+    *(config, sampling, base, flow_schedulers, schedulers, intercept, mixin, class_conditional),
 )
 """What such a pipeline is made of, each after what it needs."""
 

@@ -29,9 +29,12 @@ from ..core.solvers import check_eta, check_variance_type
 from ..core.spacing import check_num_inference_steps
 from .base import ZeroSNRScheduler
 from .config import left_out_calibration, registered_beside
+from .flow import FlowMatchScheduler
 
 # diffusers looks for `SchedulerMixin` in the module that model_index.json names, to learn how to load what is there.
 __all__ = [
+    "FlowMatchEulerScheduler",
+    "FlowMatchMultistepScheduler",
     "SchedulerMixin",
     "ZeroSNRDDIMInverseScheduler",
     "ZeroSNRDDIMScheduler",
@@ -321,3 +324,66 @@ class ZeroSNRDDIMInverseScheduler(_SimpleStep):
 
     def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         return inversion_updates(path)
+
+
+class FlowMatchMultistepScheduler(FlowMatchScheduler):
+    """The sampler to use for flow-matching models: SD3, Flux, Qwen-Image, Wan and others, of high order from noise on.
+
+    What `ZeroSNRMultistepScheduler` is for models with betas, over the levels (1 - s, s): flow matching starts from a
+    signal-to-noise ratio of exactly zero, so polynomials, corrector, fitted weights and safeguard are the same.
+
+    `pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)` swaps it in. Models that were
+    distilled at a few flow times keep them with `timestep_spacing="trailing"`, best with `solver_order=1` and
+    `corrector=False`.
+
+    Args:
+        solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
+        corrector: raise the order by one.
+        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
+
+    The other parameters are those of `FlowMatchScheduler`.
+
+    Raises:
+        ValueError: order or eta out of range, and as in `FlowMatchScheduler`.
+    """
+
+    _memory = True
+
+    @registered_beside(FlowMatchScheduler.__init__)
+    def __init__(
+        self,
+        solver_order: int = 2,
+        corrector: bool = True,
+        eta: float = 0.0,
+    ) -> None:
+        check_order(solver_order)
+        check_eta(eta)
+        self._eta = eta
+        self._set_up()
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        if self.config["stochastic_sampling"]:
+            return consistency_updates(path)
+        return multistep_updates(path, self.config["solver_order"], self.config["corrector"], eta)
+
+    def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
+        if self.config["solver_order"] == 1 or self.config["stochastic_sampling"]:
+            return []
+        return safeguards(path, updates, eta)
+
+
+class FlowMatchEulerScheduler(FlowMatchScheduler):
+    """Euler's method for flow-matching models, which is DDIM's: order 1, at every number of steps.
+
+    Equal to stock's `FlowMatchEulerDiscreteScheduler` on the same sigmas; its own, by default, are `trailing`, evenly
+    spaced before the shift, so that the first is 1 and none is shifted twice.
+
+    The parameters are those of `FlowMatchScheduler`.
+    """
+
+    @registered_beside(FlowMatchScheduler.__init__)
+    def __init__(self, timestep_spacing: str = "trailing") -> None:
+        self._set_up()
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        return consistency_updates(path) if self.config["stochastic_sampling"] else ddim_updates(path)

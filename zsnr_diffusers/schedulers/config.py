@@ -30,6 +30,22 @@ MODEL_FACTS = (
 )
 """What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler says it anew."""
 
+FLOW_FACTS = (
+    "num_train_timesteps",
+    "shift",
+    "use_dynamic_shifting",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+    "shift_terminal",
+    "time_shift_type",
+    "invert_sigmas",
+    "stochastic_sampling",
+    "prediction_type",
+)
+"""Likewise of a flow-matching model."""
+
 _FACTS_OF_SOME = {"variance_type": ("fixed_small", "fixed_large")}
 """What some samplers here keep too, where it has one of these values."""
 
@@ -55,7 +71,11 @@ _OTHER_SAMPLERS: dict[str, tuple[tuple[Any, ...], str]] = {
 """Settings of stock samplers that change their result and have no counterpart under this name: values and reason."""
 
 _OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_flow_sigmas": ((True,), "flow-matching models have no variance-preserving schedule"),
+    "use_flow_sigmas": ((True,), "flow-matching models have no betas; FlowMatchMultistepScheduler samples them"),
+    "prediction_type": (
+        ("flow_prediction",),
+        "flow-matching models have no betas; FlowMatchMultistepScheduler samples them",
+    ),
     "timestep_type": (("continuous",), "models of continuous noise levels have no timesteps to space"),
     "variance_type": (("learned", "learned_range"), "models that predict a variance are not supported"),
 }
@@ -104,9 +124,13 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
         changes["trained_betas"] = betas
         if config["num_train_timesteps"] == DEFAULT_T:
             changes["num_train_timesteps"] = len(betas)
-    if config["timestep_spacing"] == "kappa":
-        changes |= {"timestep_spacing": "trailing", OWN_SPACING: "kappa"}
-    return changes
+    return changes | normalized_spacing(config)
+
+
+def normalized_spacing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The spacing that comes next to `kappa`, which diffusers does not know, and where ours is kept."""
+    kappa = config["timestep_spacing"] == "kappa"
+    return {"timestep_spacing": "trailing", OWN_SPACING: "kappa"} if kappa else {}
 
 
 def own_spacing(config: Mapping[str, Any]) -> str:
@@ -168,6 +192,10 @@ def check_variance_preserving(config: Mapping[str, Any]) -> None:
             its variance.
     """
     foreign = {key for key in config if not key.startswith("_")} - {*MODEL_FACTS, *_OUR_CHOICES}
+    if is_flow(config) and "beta_schedule" not in config:
+        raise ValueError(
+            f"{_name(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler samples it."
+        )
     if foreign and "beta_schedule" not in config:
         raise ValueError(
             f"{_name(config)} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
@@ -175,6 +203,38 @@ def check_variance_preserving(config: Mapping[str, Any]) -> None:
     for key, (values, reason) in _OTHER_MODELS.items():
         if config.get(key) in values:
             raise ValueError(f"{_name(config)} has {key}={config[key]!r}: {reason}.")
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of a flow-matching model; one in memory does not name its class."""
+    shifted = "beta_schedule" not in config and "shift" in config
+    said = bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
+    return shifted or said or "FlowMatch" in _name(config)
+
+
+def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's facts in the config of any stock scheduler of flow matching; distilled ones keep their flow times.
+
+    Raises:
+        ValueError: a config of a model that has betas, or of neither.
+    """
+    if not is_flow(config):
+        raise ValueError(
+            f"{_name(config)} is of no flow-matching model; ZeroSNRMultistepScheduler.from_config takes it if it has "
+            "betas."
+        )
+    filled = filled_config(config)
+    kept = {key: filled[key] for key in FLOW_FACTS if key in filled}
+    if "flow_shift" in filled:
+        kept["shift"] = filled["flow_shift"]
+    if "scale_factors" in filled:  # FlowMatchLCMScheduler's
+        kept["stochastic_sampling"] = True
+    if kept.get("stochastic_sampling"):
+        kept["timestep_spacing"] = "trailing"
+    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        if filled.get(key):
+            logger.warning(f"{key}={filled[key]} of {_name(config)} is left out: steps are spaced as ours are.")
+    return kept
 
 
 def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FACTS) -> dict[str, Any]:

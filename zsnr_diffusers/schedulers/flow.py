@@ -1,0 +1,327 @@
+"""What the schedulers of flow-matching models share: the contract of diffusers' flow pipelines.
+
+Flow time s runs from 1, pure noise, to 0, clean data; `sigmas` holds it, `timesteps` what the network is told of it.
+There is no formula here: levels and spacings come from `zsnr_diffusers.core.flow`, the step from `sampling.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.utils import logging
+from torch import Tensor
+
+from ..core import NoiseLevel, add_noise
+from ..core.flow import (
+    check_flow_times,
+    check_shift,
+    flow_level,
+    is_stock_spacing,
+    kappa_times,
+    shift_of_resolution,
+    shifted_time,
+    stretched,
+    trailing_times,
+    unshifted_time,
+)
+from ..core.predictions import x_0_factors
+from .config import DEFAULTS, OWN_SPACING, flow_facts, normalized_spacing, own_spacing
+from .sampling import PathSampler, compute_dtype, descendants, to_dtype
+
+logger = logging.get_logger(__name__)
+
+FLOW_SPACINGS = ("kappa", "trailing")
+
+
+class FlowMatchScheduler(PathSampler):
+    """What they share: flow times, noising, config. Use one of its subclasses.
+
+    Takes the place of `FlowMatchEulerDiscreteScheduler` and of stock's other flow schedulers in any pipeline:
+    `pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`.
+
+    Args:
+        num_train_timesteps: what the network calls flow time 1.
+        shift: of the flow times of `trailing` (Esser et al. 2024, arXiv:2403.03206, eq. 23); `kappa` spaces by the
+            signal-to-noise ratio itself and needs none.
+        use_dynamic_shifting: `set_timesteps` takes the shift as `mu`, which pipelines find from the size of the image.
+        base_shift: for pipelines, which compute `mu` from this and the following three.
+        max_shift: likewise.
+        base_image_seq_len: likewise.
+        max_image_seq_len: likewise.
+        shift_terminal: where the last flow time of `trailing` shall be (LTX-Video).
+        time_shift_type: of dynamic shifting, `exponential` or `linear`.
+        invert_sigmas: the network counts time from noise to data and predicts x_0 - noise (Mochi).
+        stochastic_sampling: to x_0 at once and back to the next flow time with fresh noise, for distilled models.
+        prediction_type: `flow_prediction`, noise - x_0, or another that `zsnr_diffusers.core.x_0_factors` knows.
+        timestep_spacing: `kappa` puts the steps where the signal is; `trailing` has 1, (n - 1) / n, ..., 1 / n,
+            shifted: the flow times of models that were distilled at few of them (schnell, turbo, lightning).
+
+    Raises:
+        ValueError: a shift not above 0, unknown names.
+    """
+
+    _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]  # noqa: RUF012  diffusers' form
+    sigmas: Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float | None = 0.5,
+        max_shift: float | None = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        shift_terminal: float | None = None,
+        time_shift_type: str = "exponential",
+        invert_sigmas: bool = False,
+        stochastic_sampling: bool = False,
+        prediction_type: str = "flow_prediction",
+        timestep_spacing: str = "kappa",
+    ) -> None:
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Check the config, which diffusers has filled when `__init__` runs."""
+        self.register_to_config(**normalized_spacing(self.config), _class_name=type(self).__name__)
+        config = self.config
+        check_shift(config["shift"])
+        shift_of_resolution(1.0, config["time_shift_type"])
+        x_0_factors(config["prediction_type"], flow_level(1.0))
+        if (spacing := own_spacing(config)) not in FLOW_SPACINGS:
+            raise ValueError(
+                f"timestep_spacing={spacing!r} is not known for flow matching; choose {' or '.join(FLOW_SPACINGS)}."
+            )
+        self._visit(trailing_times(len(self), config["shift"]), None, unshifted=False)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Make this scheduler from the config of any scheduler of a flow-matching model.
+
+        Args:
+            config: `other.config`, or the dictionary read from a `scheduler_config.json`.
+            return_unused_kwargs: as in diffusers.
+            kwargs: parameters that override the config, for example `timestep_spacing="trailing"`.
+
+        Raises:
+            ValueError: the config is of a model with betas.
+        """
+        if isinstance(config, Mapping):
+            if config.get("_class_name") not in descendants(FlowMatchScheduler):
+                config = flow_facts(config)
+            if "timestep_spacing" in kwargs:
+                config = {key: value for key, value in config.items() if key != OWN_SPACING}
+        scheduler, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
+        scheduler.register_to_config(**{DEFAULTS: []})
+        return (scheduler, unused) if return_unused_kwargs else scheduler
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
+    # -- flow times
+
+    @property
+    def shift(self) -> float:
+        """The shift of flow times; see `shifted_time`."""
+        return float(self.config["shift"])
+
+    def set_shift(self, shift: float) -> None:
+        """Change the shift of the config.
+
+        Raises:
+            ValueError: shift not above 0.
+        """
+        check_shift(shift)
+        self.register_to_config(shift=shift)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Choose the flow times that sampling visits.
+
+        Pipelines pass 1, (n - 1) / n, ..., 1 / n as `sigmas` where their caller passes none. These ask for nothing but
+        n steps, and the config's spacing decides. Other sigmas are taken as they are, shifted as stock does.
+
+        Args:
+            num_inference_steps: n, at least 1.
+            device: where `timesteps` shall lie.
+            sigmas: flow times in (0, 1] before the shift, strictly decreasing; a 0 may end them.
+            mu: the shift of this size of image, as the config's `time_shift_type` says.
+            timesteps: the same as `sigmas`, times `num_train_timesteps`. With `sigmas`, the network is told of flow
+                times before the shift (CogView4).
+
+        Raises:
+            ValueError: no number of steps, flow times that are none, `mu` missing with dynamic shifting, or without.
+        """
+        self._check_config()
+        given = self._given_times(sigmas, timesteps)
+        n = num_inference_steps if given is None else len(given)
+        if n is None:
+            raise ValueError("Pass either num_inference_steps or sigmas or timesteps to set_timesteps.")
+        if num_inference_steps not in (None, n):
+            raise ValueError(f"num_inference_steps={num_inference_steps}, but {n} flow times are given.")
+        shift = self._shift(mu, given)
+        if given is None or is_stock_spacing(given):
+            terminal = self.config["shift_terminal"]
+            times = kappa_times(n) if own_spacing(self.config) == "kappa" else trailing_times(n, shift, terminal)
+        else:
+            times = stretched([float(shifted_time(s, shift)) for s in given], self.config["shift_terminal"])
+            if times[0] < 1:
+                logger.warning(
+                    f"The first sigma is {times[0]:g}: sampling starts from a signal that noise does not have. Begin "
+                    "with 1, unless the sample is a noised image."
+                )
+        self.num_inference_steps = n
+        self._begin_index = None
+        both = sigmas is not None and timesteps is not None
+        self._visit(times, device, unshifted=both, shift=shift)
+        self._updates(0, self._eta)
+
+    def _given_times(self, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None) -> list[float] | None:
+        if sigmas is not None:
+            if timesteps is not None and len(sigmas) != len(timesteps):
+                raise ValueError(
+                    f"{len(sigmas)} sigmas and {len(timesteps)} timesteps are given; they must be as many."
+                )
+            return check_flow_times(sigmas)
+        if timesteps is None:
+            return None
+        return check_flow_times([float(t) / len(self) for t in timesteps])
+
+    def _shift(self, mu: float | None, given: list[float] | None) -> float:
+        if not self.config["use_dynamic_shifting"]:
+            if mu is not None and (given is None or not is_stock_spacing(given)):  # pipelines pass it with their own
+                raise ValueError(
+                    f"mu={mu} is the shift of dynamic shifting, which the config does not have; leave it out, or pass "
+                    "use_dynamic_shifting=True to from_config."
+                )
+            return self.shift
+        if mu is None:
+            if own_spacing(self.config) == "kappa" and given is None:
+                return 1.0
+            raise ValueError("The config has use_dynamic_shifting=True: pass mu, the shift of this size of image.")
+        return shift_of_resolution(mu, self.config["time_shift_type"])
+
+    def _visit(
+        self, times: Sequence[float], device: str | torch.device | None, unshifted: bool, shift: float = 1.0
+    ) -> None:
+        """Prepare runs over flow times.
+
+        Args:
+            times: of the samples.
+            device: where `timesteps` shall lie.
+            unshifted: whether the network is told of flow times before `shift`.
+            shift: see `shifted_time`.
+        """
+        told = torch.tensor([float(unshifted_time(s, shift)) if unshifted else s for s in times], dtype=torch.float64)
+        if inverted := self.config["invert_sigmas"]:
+            told = 1 - told
+        timesteps = (told * len(self)).float().tolist()
+        if not unshifted:  # the level is what the network reads in float32
+            times = [1 - t / len(self) if inverted else t / len(self) for t in timesteps]
+        self._set_path(timesteps, [flow_level(s) for s in times], device)
+        sigmas = torch.tensor([*times, 0.0], dtype=torch.float64)
+        self.sigmas = (1 - sigmas if inverted else sigmas).float()
+        if inverted:
+            self._x_0_factors = [(a, -b) for a, b in self._x_0_factors]
+
+    def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
+        """Place of a timestep in `timesteps`."""
+        return self._index(timestep)
+
+    @property
+    def step_index(self) -> int | None:
+        """How many steps a run has made; None before its first."""
+        return self._next or None
+
+    # -- one step
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        per_token_timesteps: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """x_s to the next flow time, or to x_0 from the last one.
+
+        Args:
+            model_output: the network's output at `timestep`, shape [B, ...].
+            timestep: one of `timesteps`.
+            sample: x_s, same shape; float16 and bfloat16 are computed in float32.
+            generator: source of the noise of an SDE, one or one per sample.
+            variance_noise: the noise itself instead, same shape.
+            per_token_timesteps: shape [B, tokens], of tokens that are cleaner than `timestep` (an image that a video
+                begins with): these follow Euler's step to the next flow time below their own, as in stock. With it
+                the output has the other sign, also as in stock.
+            return_dict: False returns `(prev_sample, pred_original_sample)`.
+
+        Raises:
+            ValueError: before `set_timesteps`, at a timestep not chosen, both noise sources.
+        """
+        if per_token_timesteps is not None:
+            model_output = -model_output
+        done = self._step(model_output, timestep, sample, self._eta, generator, variance_noise, return_dict=False)
+        previous, x_0 = done[0], done[1]
+        if per_token_timesteps is not None:
+            previous = self._with_cleaner_tokens(previous, model_output, timestep, sample, per_token_timesteps)
+        if not return_dict:
+            return previous, x_0
+        return DDIMSchedulerOutput(prev_sample=previous, pred_original_sample=x_0.clone())
+
+    def _with_cleaner_tokens(
+        self, previous: Tensor, model_output: Tensor, timestep: float | Tensor, sample: Tensor, tokens: Tensor
+    ) -> Tensor:
+        times = (tokens.double() / len(self)).to(sample.device)
+        now = self.sigmas[self._index(timestep)].item()
+        levels = self.sigmas.double().to(sample.device)[:, None, None]
+        below = torch.where(levels < times - 1e-6, levels, 0.0).amax(dim=0)
+        wide = compute_dtype(sample.dtype)
+        moved = sample.to(wide) + (below - times)[..., None].to(wide) * model_output.to(wide)
+        return torch.where((times < now - 1e-6)[..., None], to_dtype(moved, sample.dtype), previous)
+
+    # -- noising
+
+    def noise_level(self, timesteps: Tensor, like: Tensor) -> NoiseLevel:
+        """The level (1 - s, s) of timesteps in [0, T], shaped and placed to multiply a batch of samples.
+
+        Args:
+            timesteps: shape [B] or [1]; of a network that is told of flow time before a shift, those of `timesteps`.
+            like: the samples, shape [B, ...]; gives device and dtype (float32 or better).
+        """
+        shape, wide = (-1, *[1] * (like.ndim - 1)), compute_dtype(like.dtype)
+        places = [self._index_of.get(float(t)) for t in timesteps.flatten()]
+        s = [
+            float(t) / len(self) if place is None else float(self._path[place].sigma)
+            for t, place in zip(timesteps.flatten(), places, strict=True)
+        ]
+        return flow_level(torch.tensor(s, dtype=wide, device=like.device).reshape(shape))
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_s = (1 - s) x_0 + s noise.
+
+        Args:
+            original_samples: x_0, shape [B, ...].
+            noise: N(0, 1), same shape.
+            timesteps: shape [B] or [1]; those of `timesteps`, or others in [0, T].
+
+        Returns:
+            x_s of the same shape and dtype; the arithmetic is float32 or better.
+        """
+        level, wide = self.noise_level(timesteps, original_samples), compute_dtype(original_samples.dtype)
+        return add_noise(original_samples.to(wide), noise.to(wide), level).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` by the name and order of arguments of stock's flow schedulers."""
+        return self.add_noise(sample, noise, torch.as_tensor(timestep).reshape(-1))

@@ -1,0 +1,213 @@
+"""One run of a sampler over a path of noise levels: what the schedulers of every kind of model share.
+
+There is no formula here, and no schedule: the levels come from the scheduler, the updates from `zsnr_diffusers.core`.
+What stands here is a config that survives saving and conversion, and timesteps, devices, dtypes and generators.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import DummyObject
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..core import NoiseLevel, Update, x_0_factors
+from ..core.safeguard import Safeguard, corrections, projection
+from .config import DEFAULTS, SchedulerConfig
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, which takes as long as a small addition even where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def descendants(cls: type[Any]) -> set[str]:
+    """Names of the classes that a class is a base of."""
+    return {name for sub in cls.__subclasses__() for name in (sub.__name__, *descendants(sub))}
+
+
+class PathSampler(SchedulerMixin, ConfigMixin):
+    """Steps over `self._path`, each found by its timestep. Subclasses choose the path and the updates."""
+
+    timesteps: Tensor
+    num_inference_steps: int | None = None
+    order = 1
+    init_noise_sigma = 1.0
+    _eta: float = 0.0
+    _memory = False  # whether a step uses the outputs of earlier steps
+    _begin_index: int | None = None
+    _internal_dict: SchedulerConfig  # diffusers' own name
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Add to the config; see diffusers. No value of ours counts as a default that another class may replace."""
+        super().register_to_config(**(kwargs | ({DEFAULTS: []} if DEFAULTS in kwargs else {})))
+        self._internal_dict = SchedulerConfig(self._internal_dict)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[Any]:
+        """Diffusers' schedulers that can be made here: stand-ins for those that need another package are left out."""
+        return [each for each in super()._get_compatibles() if not isinstance(each, DummyObject)]
+
+    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `scheduler_config.json`; see diffusers.
+
+        Raises:
+            ValueError: the config was changed by attribute, which would not be saved.
+        """
+        self._check_config()
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _check_config(self) -> None:
+        """`scheduler.config.name = value` changes neither the schedule nor what is saved: say so."""
+        pairs = ((key, value, getattr(self.config, key, value)) for key, value in self.config.items())
+        # A pickled number is another object, and an array has no truth value; so it is their text that is compared.
+        changed = [key for key, value, other in pairs if value is not other and repr(value) != repr(other)]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} was assigned on the config of {type(self).__name__}, which has no effect; make "
+                f"a new one: {type(self).__name__}.from_config(scheduler.config, {changed[0]}=...)."
+            )
+
+    # -- the path
+
+    def _set_path(
+        self, timesteps: Sequence[float], path: Sequence[NoiseLevel], device: str | torch.device | None
+    ) -> None:
+        """Prepare runs over these levels, which the network knows by these timesteps."""
+        self.timesteps = torch.tensor(timesteps, device=device)
+        self._index_of = {timestep: index for index, timestep in enumerate(timesteps)}
+        self._path = [*path]
+        self._x_0_factors = [x_0_factors(self.config["prediction_type"], level) for level in path]
+        self._plans: dict[tuple[int, float], tuple[list[Update], list[Safeguard]]] = {}
+        self._start, self._next = 0, 0
+        self._outputs: list[Tensor] = []
+        self._held: Tensor | None = None
+
+    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """The updates of a run over these levels: what tells one sampler from another."""
+        raise NotImplementedError
+
+    def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
+        """What each update may leave out; none by default."""
+        return []
+
+    def _updates(self, start: int, eta: float) -> list[Update]:
+        return self._prepared(start, eta)[0]
+
+    def _prepared(self, start: int, eta: float) -> tuple[list[Update], list[Safeguard]]:
+        if (start, eta) not in self._plans:
+            path = self._path[start:]
+            updates = self._plan(path, eta)
+            self._plans[start, eta] = updates, self._guard(path, updates, eta)
+        return self._plans[start, eta]
+
+    def _index(self, timestep: int | float | Tensor) -> int:
+        """Place of a timestep on the path, without waiting for the device.
+
+        Pipelines pass views of `self.timesteps`, and a view knows its place. So a run may start anywhere, and a step
+        that does not follow the last one starts a new run.
+        """
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            here, path = timestep.untyped_storage().data_ptr(), self.timesteps.untyped_storage().data_ptr()
+            if timestep.numel() == 1 and here == path:
+                return int(timestep.storage_offset())
+        index = self._index_of.get(float(timestep))
+        if index is None:
+            raise ValueError(
+                f"timestep {float(timestep):g} is not among the {len(self._index_of)} that set_timesteps chose; pass "
+                "one of scheduler.timesteps."
+            )
+        return index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where a pipeline said that it starts (image to image)."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Prepare the updates of a run from there. Nothing else depends on it: each step finds its own place.
+
+        A place behind the last step is that of a run without steps, as a strength of 0 makes it.
+        """
+        self._begin_index = begin_index
+        if self._memory and begin_index < len(self._path):
+            self._updates(begin_index, self._eta)
+
+    # -- one step
+
+    def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
+        """The sample as it is: networks take samples of the levels that the path has."""
+        return sample
+
+    def _step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        eta: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+        variance_noise: Tensor | None,
+        return_dict: bool,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        if self.num_inference_steps is None:
+            raise ValueError("Call set_timesteps(num_inference_steps) before step.")
+        if variance_noise is not None and generator is not None:
+            raise ValueError("Pass either generator or variance_noise, not both.")
+        index = self._index(timestep)
+        if self._memory and index != self._next:  # a run that starts here, or anew
+            self._start, self._outputs, self._held = index, [], None
+        updates, safeguards = self._prepared(self._start, eta)
+        update = updates[index - self._start]
+
+        wide = compute_dtype(sample.dtype)
+        x_t = to_dtype(sample, wide)
+        x_0 = self._x_0(to_dtype(model_output, wide), x_t, index)
+        outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
+        x_s = x_t * update.keep
+        if safeguards and len(outputs) > 1:
+            gains = self._safeguarded(outputs, update, safeguards[index - self._start])
+            for gain_of_each, output in zip(gains, outputs, strict=True):
+                x_s.addcmul_(output, gain_of_each)
+        else:
+            for gain, output in zip(update.gains, outputs, strict=True):
+                x_s.add_(output, alpha=gain)
+        if update.noise > 0:
+            if variance_noise is None:  # in the sample's dtype, so that a seed means the same noise as in stock
+                variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
+            x_s.add_(to_dtype(variance_noise, wide), alpha=update.noise)
+        elif len(outputs) > 1 and index + 1 == len(self._path):
+            x_s = self._bounded(x_s)
+        self._next = index + 1
+        if not self._memory or self._next == len(self._path):
+            self._outputs = []
+        prev_sample, pred_original_sample = to_dtype(x_s, sample.dtype), to_dtype(x_0, sample.dtype)
+        if not return_dict:
+            return prev_sample, pred_original_sample
+        if self._outputs:  # who asks for it may edit it, as previews do; pipelines ask for the tuple and do not look
+            pred_original_sample = pred_original_sample.clone()
+        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def _safeguarded(self, outputs: Sequence[Tensor], update: Update, safeguard: Safeguard) -> list[Tensor]:
+        """The gains of each sample, of low order as far as its outputs do not go on as they did."""
+        held = projection(outputs[0], outputs[1])
+        self._held = held if self._held is None else torch.minimum(held, self._held)
+        changes = corrections(self._held, safeguard)
+        return [gain + change for gain, change in zip(update.gains, changes, strict=True)]
+
+    def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
+        a, b = self._x_0_factors[index]
+        x_0 = (x_t * a).add_(model_output, alpha=float(b))
+        return self._bounded(x_0)
+
+    def _bounded(self, x_0: Tensor) -> Tensor:
+        """A prediction within what the data can be, where the config says what that is."""
+        return x_0
