@@ -22,7 +22,8 @@ Figures = Mapping[tuple[str, Hashable], Triple]
 
 def brief(sampler: Sampler) -> str:
     """Class and spacing, by which failures are counted."""
-    where = [key for key in sampler.options if key.startswith("use_")] or [sampler.options["timestep_spacing"]]
+    where = [key for key in sampler.options if key.startswith("use_")]
+    where += [str(sampler.options.get("timestep_spacing", "flow"))]
     return f"{sampler.cls.__name__}, {where[0]}"
 
 

@@ -144,11 +144,16 @@ class RivalScheduler(SchedulerMixin, ConfigMixin):
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
         """z at the next level, of any shape; steps follow each other in the order of the timesteps."""
-        sigma, order = self._levels[self._step], self.config.solver_order
+        sigma = self._levels[self._step]
         level = noise_level_of_ratio(sigma)
         a, b = x_0_factors(self.config.prediction_type, level)
         x_0 = a * level.alpha * sample + b * model_output
-        self._derivatives = [(sample - x_0) / sigma, *self._derivatives[: order - 1]]
+        return self.move((sample - x_0) / sigma, sample, return_dict)
+
+    def move(self, derivative: Tensor, sample: Tensor, return_dict: bool) -> SchedulerOutput | tuple[Tensor]:
+        """z at the next level, given dz / dsigma here."""
+        sigma = self._levels[self._step]
+        self._derivatives = [derivative, *self._derivatives[: self.config.solver_order - 1]]
         if self.config.lower_order_final and self._levels[self._step + 1] == 0:
             weights = [-sigma]
         else:
@@ -198,6 +203,66 @@ class GradientEstimationScheduler(RivalScheduler):
         """gamma and 1 - gamma, times the step; Euler's method at the first."""
         h = sigmas[step + 1] - sigmas[step]
         return [h] if step == 0 else [h * GAMMA, h * (1 - GAMMA)]
+
+
+class FlowRivalScheduler(RivalScheduler):
+    """The same methods on a flow-matching model: with z = x_s and sigma = s, d is what the network returns.
+
+    Args:
+        num_train_timesteps: what the network calls flow time 1, and how many times a grid chooses from.
+        shift: of the flow times 1 / T, 2 / T, ..., 1 (Esser et al. 2024, arXiv:2403.03206, eq. 23).
+        timestep_spacing: one of `GRIDS`.
+        solver_order: how many derivatives are kept.
+        lower_order_final: whether the last step, to s = 0, has order 1.
+    """
+
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        timestep_spacing: str = "beta",
+        solver_order: int = 4,
+        lower_order_final: bool = False,
+    ) -> None:
+        times = np.arange(1, num_train_timesteps + 1) / num_train_timesteps
+        self._table = shift * times / (1 + (shift - 1) * times)
+        self.set_timesteps(num_train_timesteps)
+
+    def start(self, sigmas: Sequence[float]) -> None:
+        """Begin a run over these flow times, one more than there are timesteps."""
+        super().start(sigmas)
+        self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """Unchanged."""
+        return sample
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """x at the next flow time, of any shape."""
+        return self.move(model_output, sample, return_dict)
+
+
+class FlowLMSScheduler(FlowRivalScheduler):
+    """`LMSScheduler` on a flow-matching model."""
+
+    weights = LMSScheduler.weights
+
+
+class FlowIPNDMScheduler(FlowRivalScheduler):
+    """`IPNDMScheduler` on a flow-matching model."""
+
+    weights = IPNDMScheduler.weights
+
+
+class FlowGradientEstimationScheduler(FlowRivalScheduler):
+    """`GradientEstimationScheduler` on a flow-matching model."""
+
+    weights = GradientEstimationScheduler.weights
 
 
 class UniPCBH2Scheduler(RivalScheduler):

@@ -2,6 +2,7 @@
 
     python examples/benchmarks/sampler_accuracy.py
     python examples/benchmarks/sampler_accuracy.py --seed 1 --study --all
+    python examples/benchmarks/sampler_accuracy.py --flow
 
 The network is replaced by one that is exact for its data (`suites.py`), on Stable Diffusion's schedule with
 v-prediction, so every difference is the sampler's. Data are Gaussians from fine detail to brightness, and mixtures of
@@ -22,6 +23,7 @@ import diffusers
 import torch
 from accuracy_bench import Bench, add_options
 from accuracy_comparison import Comparison, compare, report_errors, show_errors, show_ratios
+from accuracy_flow import compare_flow
 from accuracy_plots import plot_errors, plot_recovered
 from accuracy_study import study
 from accuracy_tables import save, show, show_failures, triple
@@ -123,6 +125,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--all", action="store_true", help="every number of steps from 3 to 50 on trailing steps, "
                         "instead of a dozen of them; some minutes more")  # fmt: skip
+    parser.add_argument("--flow", action="store_true", help="flow matching in place of Stable Diffusion's schedule: "
+                        "the main table alone, against stock's flow samplers at shifts 1, 1.5, 3 and 7")  # fmt: skip
     parser.add_argument("--study", action="store_true", help="vary spacing scales, order, corrector and fit")
     parser.add_argument("--output_dir", type=Path, default=Path("sampler_accuracy"), help="default: sampler_accuracy/")
     return parser.parse_args(arguments)
@@ -132,6 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables and write report and images."""
     args, start = parse(arguments), time.perf_counter()
     schedule = zero_snr_schedule()
+    if args.flow:
+        found: dict[str, Any] = {"seed": args.seed, "diffusers": diffusers.__version__}
+        compare_flow(args.seed, args.samples, args.exact_steps, sorted(set(args.steps)), found)
+        save(args.output_dir, found)
+        print(f"\n{time.perf_counter() - start:.0f} s; report.json is in {args.output_dir}/")
+        return
     bench = Bench(ode_suite(schedule, args.seed, args.samples), args.exact_steps)
     print(
         f"Seed {args.seed}, {len(bench.suite.cases)} cases; "

@@ -8,11 +8,26 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from rivals import GRIDS, GradientEstimationScheduler, IPNDMScheduler, LMSScheduler, UniPCBH2Scheduler
+from rivals import (
+    GRIDS,
+    FlowGradientEstimationScheduler,
+    FlowIPNDMScheduler,
+    FlowLMSScheduler,
+    GradientEstimationScheduler,
+    IPNDMScheduler,
+    LMSScheduler,
+    UniPCBH2Scheduler,
+)
 from suites import Suite
 from torch import Tensor
 
-from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler, ZeroSNRPNDMScheduler
+from zsnr_diffusers import (
+    FlowMatchEulerScheduler,
+    FlowMatchMultistepScheduler,
+    ZeroSNRDDIMScheduler,
+    ZeroSNRMultistepScheduler,
+    ZeroSNRPNDMScheduler,
+)
 from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr
 
 SCHEDULE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -53,10 +68,11 @@ def zero_snr_schedule() -> Tensor:
 
 
 class Sampler(NamedTuple):
-    """A scheduler class and what it is made with, besides the model's facts."""
+    """A scheduler class and what it is made with, the model's facts apart."""
 
     cls: type[Any]
     options: dict[str, Any]
+    model: dict[str, Any] = MODEL
 
     @property
     def reaches_clean_data(self) -> bool:
@@ -75,16 +91,17 @@ class Sampler(NamedTuple):
                 words.append(value)
             elif isinstance(value, bool) and value != defaults[key].default:
                 words.append(key.removeprefix("use_").replace("_", " ") if value else f"no {key}")
-            elif key == "eta":
-                words.append(f"eta {value:g}")
+            elif key in ("eta", "shift", "flow_shift"):
+                words.append(f"{key.removeprefix('flow_')} {value:g}")
         return " ".join(words)
 
     def prepared(self, n: int) -> Any:
         """The scheduler, about to take n steps."""
         accepted = inspect.signature(self.cls.__init__).parameters
         unbounded = {key: value for key, value in UNBOUNDED.items() if key in accepted}
-        scheduler = self.cls(**MODEL, **unbounded, **self.options)
-        scheduler.set_timesteps(n)
+        scheduler = self.cls(**self.model, **unbounded, **self.options)
+        # Heun's method calls the network twice in all steps but the last.
+        scheduler.set_timesteps(n if "Heun" not in self.cls.__name__ or self.model is MODEL else n // 2 + 1)
         return scheduler
 
 
@@ -171,13 +188,65 @@ def rival_samplers() -> list[Sampler]:
     return samplers
 
 
+FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+"""Of stock's schedulers for either kind of model; those for flow matching alone need no facts."""
+SHIFTS = (1.0, 1.5, 3.0, 7.0)
+FLOW_DEFAULT = Sampler(FlowMatchMultistepScheduler, {"timestep_spacing": "kappa", "solver_order": 2}, {})
+
+
+def our_flow_samplers() -> list[Sampler]:
+    """Deterministic ones, `FLOW_DEFAULT` first."""
+    orders = [("kappa", 2), ("kappa", 3), ("kappa", 1), ("trailing", 2), ("trailing", 3)]
+    return [
+        *(Sampler(FlowMatchMultistepScheduler, {"timestep_spacing": w, "solver_order": o}, {}) for w, o in orders),
+        Sampler(FlowMatchEulerScheduler, {"timestep_spacing": "trailing"}, {}),
+    ]
+
+
+def stock_flow_samplers() -> list[Sampler]:
+    """Every deterministic scheduler of diffusers for flow matching, at each of `SHIFTS`, in each spacing and order."""
+    samplers = []
+    sigmas: tuple[dict[str, Any], ...] = (
+        {},
+        *({f"use_{kind}_sigmas": True} for kind in ("karras", "exponential", "beta")),
+    )
+    for shift, where in itertools.product(SHIFTS, sigmas):
+        samplers.append(Sampler(diffusers.FlowMatchEulerDiscreteScheduler, {"shift": shift, **where}, {}))
+    samplers += [Sampler(diffusers.FlowMatchHeunDiscreteScheduler, {"shift": shift}, {}) for shift in SHIFTS]
+    for cls in (
+        diffusers.UniPCMultistepScheduler,
+        diffusers.DPMSolverMultistepScheduler,
+        diffusers.DPMSolverSinglestepScheduler,
+        diffusers.DEISMultistepScheduler,
+    ):
+        accepted = inspect.signature(cls.__init__).parameters
+        kinds = SOLVER_TYPES.get(cls.__name__, (None,))
+        finals = [k for k in ("lower_order_final",) if k in accepted]
+        for shift, order, kind, plain in itertools.product(SHIFTS, (1, 2, 3), kinds, (True, False)):
+            options = {"flow_shift": shift, "solver_order": order, **({"solver_type": kind} if kind else {})}
+            samplers.append(Sampler(cls, {**options, **dict.fromkeys(finals, plain)}, FLOW))
+    return samplers
+
+
+def rival_flow_samplers() -> list[Sampler]:
+    """Those that other programs have, at shift 1 and 3, on each of their grids, of each order."""
+    samplers = []
+    for where, shift, plain in itertools.product(GRIDS, (1.0, 3.0), (False, True)):
+        options = {"timestep_spacing": where, "shift": shift, "lower_order_final": plain}
+        for cls, order in itertools.product((FlowLMSScheduler, FlowIPNDMScheduler), (2, 3, 4)):
+            samplers.append(Sampler(cls, {**options, "solver_order": order}, {}))
+        samplers.append(Sampler(FlowGradientEstimationScheduler, options, {}))
+    return samplers
+
+
 def sample(scheduler: Any, suite: Suite, generator: torch.Generator | None = None) -> Tensor:
     """The rows that a prepared scheduler makes of the suite's noise."""
-    x, previous_x_0, previous_t = suite.noise * float(scheduler.init_noise_sigma), None, None
+    x, previous_x_0, previous_t = suite.noise * float(getattr(scheduler, "init_noise_sigma", 1.0)), None, None
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     accepted = inspect.signature(scheduler.step).parameters
     noise = {"generator": generator} if "generator" in accepted else {}
     for t in scheduler.timesteps:
-        v = suite.velocity(scheduler.scale_model_input(x, t), float(t))
+        v = suite.velocity(scaled(x, t), float(t))
         if "timestep_back" in accepted:  # CogVideoXDPM has its history handed to it
             x, previous_x_0 = scheduler.step(v, previous_x_0, t, previous_t, x, **noise)
             previous_t = t

@@ -8,7 +8,7 @@ from exact_denoisers import Case, Gaussian, Guided, Mixture, noise_level_of_kapp
 from torch import Tensor
 from torch.nn.functional import pad
 
-from zsnr_diffusers.core import NoiseLevel, noise_level, training_target
+from zsnr_diffusers.core import NoiseLevel, flow_level, noise_level, training_target
 
 SMALLEST, LARGEST = 0.05, 32.0
 """Standard deviations of the Gaussian cases: fine detail, and the mean of a 32x32 image in units of one pixel."""
@@ -58,11 +58,15 @@ class Suite:
     Rows are as long as the longest sample; what others lack is 0, of the data and of the noise.
     """
 
-    def __init__(self, cases: Sequence[Case], noises: Sequence[Tensor], alpha_bar: Tensor) -> None:
-        """Take cases, the noise [N, d] that each is sampled from, and the schedule."""
+    prediction_type = "v_prediction"
+
+    def __init__(self, cases: Sequence[Case], noises: Sequence[Tensor], alpha_bar: Tensor | None) -> None:
+        """Take cases, the noise [N, d] that each is sampled from, and the schedule; None if levels have no table."""
         self.cases = list(cases)
         self._shapes = [noise.shape for noise in noises]
         self.noise = self.join(noises)
+        if alpha_bar is None:
+            return
         alpha, sigma = noise_level(alpha_bar, torch.arange(len(alpha_bar)))
         self._kappas = (alpha / sigma).tolist()
 
@@ -88,13 +92,13 @@ class Suite:
         return noise_level_of_kappa(kappa)
 
     def velocity(self, x_t: Tensor, timestep: float) -> Tensor:
-        """What a perfect network with v-prediction returns for the rows `x_t`."""
+        """What a perfect network returns for the rows `x_t`."""
         level = self.level(timestep)
         alpha, sigma = float(level.alpha), float(level.sigma)
         y = x_t.double() / sigma
         parts = [case.x_0(part, alpha / sigma) for case, part in zip(self.cases, self.split(y), strict=True)]
         x_0 = self.join(parts)
-        return training_target("v_prediction", x_0, (x_t.double() - alpha * x_0) / sigma, level)
+        return training_target(self.prediction_type, x_0, (x_t.double() - alpha * x_0) / sigma, level)
 
     def endpoints(self, num_steps: int) -> list[Tensor]:
         """Where the exact ODE leads, per case."""
@@ -105,6 +109,16 @@ class Suite:
         """Per case the RMS difference to the exact ODE, each dimension in units of its spread; shape [cases]."""
         parts = zip(self.cases, self.split(sample.double()), exact, strict=True)
         return torch.stack([((part - end) / case.spread).square().mean().sqrt() for case, part, end in parts])
+
+
+class FlowSuite(Suite):
+    """Cases under flow matching: at timestep 1000 s the level is (1 - s, s), and the network returns noise - x_0."""
+
+    prediction_type = "flow_prediction"
+
+    def level(self, timestep: float) -> NoiseLevel:
+        """The level at 1000 s; timesteps below 1/2, as of sigmas that were rounded away, are taken for that."""
+        return flow_level(min(max(float(timestep), 0.5), 1000.0) / 1000)
 
 
 def guided_pairs(seed: int) -> list[tuple[Case, Case]]:
@@ -129,7 +143,11 @@ def guided_pairs(seed: int) -> list[tuple[Case, Case]]:
     return pairs
 
 
-def guided_suite(alpha_bar: Tensor, seed: int, num_samples: int, scale: float, rescale: float = 0.0) -> Suite:
+def _suite(cases: Sequence[Case], noises: Sequence[Tensor], alpha_bar: Tensor | None) -> Suite:
+    return FlowSuite(cases, noises, None) if alpha_bar is None else Suite(cases, noises, alpha_bar)
+
+
+def guided_suite(alpha_bar: Tensor | None, seed: int, num_samples: int, scale: float, rescale: float = 0.0) -> Suite:
     """All pairs at one guidance scale, from the same noise at each.
 
     With `rescale`, phi of guidance rescale, without those in two dimensions, whose spread passes zero.
@@ -141,11 +159,11 @@ def guided_suite(alpha_bar: Tensor, seed: int, num_samples: int, scale: float, r
         if rescale == 0 or noise.shape[1] > 2:
             cases.append(case)
             noises.append(noise)
-    return Suite(cases, noises, alpha_bar)
+    return _suite(cases, noises, alpha_bar)
 
 
-def ode_suite(alpha_bar: Tensor, seed: int, num_samples: int) -> Suite:
-    """The Gaussian cases and a seed's mixtures.
+def ode_suite(alpha_bar: Tensor | None, seed: int, num_samples: int) -> Suite:
+    """The Gaussian cases and a seed's mixtures, on a schedule or, without one, under flow matching.
 
     A sampler is linear in Gaussian data, dimension by dimension, so a single sample of ones shows all of its error.
     """
@@ -154,4 +172,4 @@ def ode_suite(alpha_bar: Tensor, seed: int, num_samples: int) -> Suite:
     noises += [
         torch.randn(num_samples, case.means.shape[1], dtype=torch.float64, generator=generator) for case in mixed
     ]
-    return Suite([*flat, *mixed], noises, alpha_bar)
+    return _suite([*flat, *mixed], noises, alpha_bar)
