@@ -78,15 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
         "zero_snr": None if arguments.zero_snr is None else arguments.zero_snr == "yes",
     }
     places = {} if arguments.revision is None else {"revision": arguments.revision}
+    deep = {"deep": True, "prompts": _prompts(arguments), "device": _device(arguments)} if arguments.deep else {}
     source: Any = arguments.source
     try:
-        result = audit(source, **told, **places)
+        result = audit(source, **({} if arguments.fix else deep), **told, **places)
     except ValueError as error:
         raise ValueError(in_options(str(error))) from error
     if arguments.fix:
         result = _fixed(result, told)
-    if arguments.deep:
-        result = audit(source, deep=True, prompts=_prompts(arguments), device=_device(arguments), **told, **places)
+        result = audit(source, **deep, **told, **places) if deep else result
     show(result)
     _write_files(arguments, result)
     return 0 if result.ok else 1
