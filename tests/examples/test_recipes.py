@@ -31,7 +31,8 @@ from zsnr_diffusers import (
 )
 from zsnr_diffusers.cli import main as zsnr
 from zsnr_diffusers.hub.header import read_header
-from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, is_lora
+from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
+from zsnr_diffusers.hub.saved_model import SavedModel
 from zsnr_diffusers.training import parse_config
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
 
@@ -139,8 +140,8 @@ def test_the_commands_run_and_make_what_they_say(room, monkeypatch, capsys):
     for line in lines:
         assert zsnr([*line, "--overwrite"]) == 0, capsys.readouterr()
         target = Path(line[2])
-        if is_lora(target):
-            assert is_lora(line[1])
+        if SavedModel.open(target).is_lora:
+            assert SavedModel.open(line[1]).is_lora
             fits = FINDS_ALL_TARGETS or not target.suffix
             with nullcontext() if fits else pytest.raises(ValueError, match="and later do not"):
                 assert says(load_lora(tiny_pipeline("2"), target)) == (V, True)

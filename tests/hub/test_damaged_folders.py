@@ -17,14 +17,14 @@ from tiny_checkpoints import checkpoint, tiny_pipeline
 from tiny_pipelines import tiny_unconditional
 
 from zsnr_diffusers import audit, load_pipeline
-from zsnr_diffusers.hub.model_facts import find_model_facts
+from zsnr_diffusers.hub.saved_model import SavedModel
 
 INDEX, CONFIG, WEIGHTS = (
     "model_index.json",
     "scheduler/scheduler_config.json",
     "unet/diffusion_pytorch_model.safetensors",
 )
-READERS = [find_model_facts, partial(audit, steps=(1, 5)), load_pipeline]
+READERS = [SavedModel.open, partial(audit, steps=(1, 5)), load_pipeline]
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_weights_that_are_missing_are_refused(config, tmp_path):
 IN_LITTLE_MEMORY = """
 import pathlib, re, resource, struct, sys
 from zsnr_diffusers import load_pipeline
-from zsnr_diffusers.hub.model_facts import find_model_facts
+from zsnr_diffusers.hub.saved_model import SavedModel
 from zsnr_diffusers.hub.header import read_header
 import zsnr_diffusers.hub.load
 (now,) = re.findall(r"VmData:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())
@@ -185,7 +185,7 @@ for length, size in ((2**63 - 1, 10), (2**40, 10), (10**9, 2**31), (99_999_999, 
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", length) + b'{"a":')
         file.truncate(size)
-    for reader in (read_header, find_model_facts, load_pipeline):
+    for reader in (read_header, SavedModel.open, load_pipeline):
         try:
             reader(path)
         except ValueError as error:

@@ -11,7 +11,7 @@ from hub_server import COMMIT, Failure, commit_of
 from tiny_checkpoints import EPSILON, V, says, sd_scheduler, tiny_pipeline, write_file
 
 from zsnr_diffusers import audit, load_pipeline
-from zsnr_diffusers.hub.model_facts import find_model_facts
+from zsnr_diffusers.hub.saved_model import SavedModel
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -45,7 +45,7 @@ def test_the_config_of_a_file_may_lie_there_and_the_caller_knows_better(repo, hu
     places = hub({"acme/dark": repo})
     config = "the scheduler's config"
     facts = f"prediction_type='v_prediction' by {config}, rescale_betas_zero_snr=True by {config}"
-    assert str(find_model_facts("acme/dark", **places)) == facts
+    assert SavedModel.open("acme/dark", **places).facts == facts
     assert says(load_pipeline(file, config="acme/dark", **places)) == (V, False)  # as programs read v_pred alone
     told = {"prediction_type": EPSILON, "rescale_betas_zero_snr": False}
     assert says(load_pipeline("acme/dark", **told, **places)) == (EPSILON, False)

@@ -7,7 +7,7 @@ from tiny_checkpoints import EPSILON, V, says, sd_scheduler, tiny_pipeline, writ
 
 from zsnr_diffusers import audit, load_pipeline
 from zsnr_diffusers.hub.known_models import known_model, repo_of
-from zsnr_diffusers.hub.model_facts import find_model_facts
+from zsnr_diffusers.hub.saved_model import SavedModel
 
 REPO = "stabilityai/stable-diffusion-2-1"
 
@@ -21,7 +21,7 @@ def test_a_file_out_of_the_cache_is_of_its_repo(hub, configs, tmp_path):
     assert repo_of(known) == REPO
     told = f"by what is known of {REPO}"
     assert (
-        str(find_model_facts(known)) == f"prediction_type='v_prediction' {told}, rescale_betas_zero_snr=False {told}"
+        SavedModel.open(known).facts == f"prediction_type='v_prediction' {told}, rescale_betas_zero_snr=False {told}"
     )
     assert says(load_pipeline(known, **places)) == (V, False)
     with pytest.raises(ValueError, match="does not say what it predicts"):
@@ -35,9 +35,9 @@ def test_whoever_says_something_is_believed_first(hub, tmp_path):
     (tmp_path / "repo").mkdir()
     file = write_file(tmp_path / "repo" / "768.safetensors", "2", metadata={"modelspec.prediction_type": "epsilon"})
     places = hub({REPO: tmp_path / "repo"})
-    facts = find_model_facts(hf_hub_download(REPO, file.name, **places))
-    assert facts.prediction_type == EPSILON
-    assert facts.conflicts == [
+    saved = SavedModel.open(hf_hub_download(REPO, file.name, **places))
+    assert saved.prediction_type == EPSILON
+    assert saved.conflicts == [
         "prediction_type is 'epsilon' by modelspec metadata, which counts, and 'v_prediction' by what is known of "
         f"{REPO}. Pass prediction_type= to decide."
     ]

@@ -23,7 +23,7 @@ from zsnr_diffusers import (
 )
 from zsnr_diffusers.hub.header import read_header
 from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
-from zsnr_diffusers.hub.model_facts import find_model_facts
+from zsnr_diffusers.hub.saved_model import SavedModel
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
 
 
@@ -200,11 +200,11 @@ def test_what_the_metadata_says(saved):
         assert metadata["modelspec.title"] == "name"
         assert metadata["ss_v_parameterization"] == metadata["ss_zero_terminal_snr"] == "True"
         assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == ("sd_v1_v", "False")
-        facts = find_model_facts(folder / name)
-        assert (facts.prediction_type, facts.rescale_betas_zero_snr) == ("v_prediction", True)
-        assert facts.guidance["guidance_rescale"] == PHI
-        assert facts.schedule["beta_end"] == pipe.scheduler.config["beta_end"]
-        assert not facts.conflicts
+        opened = SavedModel.open(folder / name)
+        assert (opened.prediction_type, opened.rescale_betas_zero_snr) == ("v_prediction", True)
+        assert opened.guidance["guidance_rescale"] == PHI
+        assert opened.schedule["beta_end"] == pipe.scheduler.config["beta_end"]
+        assert not opened.conflicts
     assert '"timestep_spacing": "trailing"' in metadata["zsnr_diffusers"]
 
 

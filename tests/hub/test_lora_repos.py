@@ -13,7 +13,8 @@ from tiny_checkpoints import V, says, tiny_pipeline
 from zsnr_diffusers import audit, load_lora, load_pipeline, save_lora
 from zsnr_diffusers.cli import main
 from zsnr_diffusers.hub.header import read_header
-from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, is_lora, saved_header
+from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, saved_header
+from zsnr_diffusers.hub.saved_model import SavedModel
 
 WRITTEN = {LORA_FILE, KOHYA_FILE, "scheduler/scheduler_config.json"}
 
@@ -38,7 +39,7 @@ def test_of_its_file_the_header_alone_is_read(saved, hub, tmp_path):
     places = hub({"acme/dark": large}, failures={LORA_FILE: Failure(cut=150_000)})
     header = saved_header("acme/dark", LORA_FILE, places)
     assert header == read_header(large / LORA_FILE)
-    assert is_lora("acme/dark", **places)
+    assert SavedModel.open("acme/dark", **places).is_lora
     result = audit("acme/dark", **places)
     assert result.ok
     assert (result.pipeline, result.prediction_type, result.terminal_snr) == ("LoRA", V, 0)
@@ -54,13 +55,13 @@ def test_what_is_none(saved, hub, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / LORA_FILE).write_bytes(content)
     places = hub({f"acme/{folder.name}": folder for folder in tmp_path.iterdir()})
-    assert not is_lora("acme/pipeline", **places)
-    assert not is_lora("acme/empty", **places)
+    assert not SavedModel.open("acme/pipeline", **places).is_lora
+    assert not SavedModel.open("acme/empty", **places).is_lora
     for name in ("damaged", "short"):
         with pytest.raises(ValueError, match=f"acme/{name}: {LORA_FILE} is damaged or no safetensors file"):
             audit(f"acme/{name}", **places)
     with pytest.raises(OSError, match="there is no such repo"):
-        is_lora("acme/none", **places)
+        SavedModel.open("acme/none", **places)
     with pytest.raises(OSError, match="A LoRA goes into a pipeline of its base, by load_lora"):
         load_pipeline("acme/damaged", **places)
 

@@ -26,7 +26,7 @@ from tiny_checkpoints import (
 )
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, enable_guidance_rescale, load_pipeline, save_pipeline
-from zsnr_diffusers.hub.model_facts import FACTS
+from zsnr_diffusers.hub.claims import FACTS
 from zsnr_diffusers.schedulers.stock import stock_scheduler
 
 CLASSES = {"1": StableDiffusionPipeline, "2": StableDiffusionPipeline, "xl": StableDiffusionXLPipeline}

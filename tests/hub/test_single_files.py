@@ -30,7 +30,7 @@ from zsnr_diffusers import (
     load_pipeline,
     save_pipeline,
 )
-from zsnr_diffusers.hub.model_facts import find_model_facts
+from zsnr_diffusers.hub.saved_model import SavedModel
 
 
 @pytest.mark.full
@@ -175,10 +175,10 @@ def test_others_find_the_marks(scheduler, marks, prediction_type, tmp_path):
     }
     metadata.pop("zsnr_diffusers")
     save_file(tensors, tmp_path / "other.safetensors", metadata)
-    facts = find_model_facts(tmp_path / "other.safetensors")
-    assert facts.prediction_type == scheduler.config.prediction_type
-    assert bool(facts.rescale_betas_zero_snr) == scheduler.config.rescale_betas_zero_snr
-    assert facts.conflicts == []
+    saved = SavedModel.open(tmp_path / "other.safetensors")
+    assert saved.prediction_type == scheduler.config.prediction_type
+    assert bool(saved.rescale_betas_zero_snr) == scheduler.config.rescale_betas_zero_snr
+    assert saved.conflicts == []
 
 
 @pytest.mark.full

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def audit(
     Args:
         source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a Hub id, or a `.safetensors`
             file of a Stable Diffusion; a LoRA's folder, repo or file is audited with the scheduler beside it, or with
-            that which its base was published with.
+            that which its base was published with. What is saved may be a `SavedModel` that was opened before.
         deep: run the scheduler for every number of steps from 1 to T, which takes minutes; and load the weights, if
             there are any, for `evaluation.terminal_invariance`.
         prompts: for `deep`: texts, or class labels. Eight images of each are made, for their brightness.
@@ -58,7 +57,7 @@ def audit(
     unknown = sorted(set(kwargs) - set(PLACES))
     if unknown:
         raise TypeError(f"audit takes no {', '.join(unknown)}; for a Hub id it takes {', '.join(PLACES)}.")
-    found = _told(read_source(source, **kwargs), prediction_type, zero_snr)
+    found = read_source(source, prediction_type, zero_snr, **kwargs)
     numbers = ALL_STEPS if deep and steps is None else steps
     with named(found.name):
         result = audited(found, None if numbers is None else tuple(numbers))
@@ -66,26 +65,7 @@ def audit(
         return result
     from .weights import with_weights
 
-    return with_weights(result, source, prompts, device, **kwargs)
-
-
-def _told(source: Source, prediction_type: str | None, zero_snr: bool | None) -> Source:
-    """What the caller knows goes before what a file says.
-
-    Raises:
-        ValueError: neither says what a model predicts whose architecture has both kinds.
-    """
-    if source.ambiguous and prediction_type is None:
-        raise ValueError(
-            f"{source.name} does not say what it predicts, and of Stable Diffusion 2.x there are both kinds: "
-            "pass prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or prediction_type='epsilon' (2-base and "
-            "2.1-base)."
-        )
-    return replace(
-        source,
-        prediction_type=source.prediction_type if prediction_type is None else prediction_type,
-        zero_snr=source.zero_snr if zero_snr is None else zero_snr,
-    )
+    return with_weights(result, prompts, device)
 
 
 def fix(

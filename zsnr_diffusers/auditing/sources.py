@@ -1,4 +1,4 @@
-"""What is said of a model in a folder, a Hub repo, a checkpoint file, or an object in memory; no weights are read."""
+"""What the checks need to know of a model, in memory or saved."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,13 +7,11 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
-from ..guidance.mixin import guidance_record, recorded_guidance, stock_class
-from ..hub.files import INDEX, SCHEDULER_CONFIG, saved_json
-from ..hub.header import read_header
-from ..hub.known_models import known_model, repo_of
+from ..guidance.mixin import stock_class
+from ..hub.claims import ARGUMENTS, FACTS, SCHEDULER
+from ..hub.files import SCHEDULER_CONFIG
 from ..hub.layouts import SD_1, SD_2, SDXL, Layout, in_channels, layout_of
-from ..hub.lora_files import LORA_FILE, holds_lora, saved_header
-from ..hub.model_facts import FACTS, ModelFacts, facts_of_file, find_model_facts
+from ..hub.saved_model import SCHEDULER_FILE, SavedModel
 from ..hub.single_file import SD_BETAS
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.config import OWN_SPACING
@@ -61,14 +59,15 @@ class Source:
         assigned: what was assigned on the config of a scheduler in memory, and would not be saved.
         live: the scheduler itself, if it is in memory.
         pipeline: the pipeline itself, likewise.
+        saved: what its files say, if it is saved.
         path: of the scheduler's config file, in a local folder; where there is none beside a LoRA, of the one to be.
         prediction_type: what the network predicts, where that is known from elsewhere than the config.
         zero_snr: whether it was trained at zero terminal SNR, likewise.
+        guidance_rescale: phi, as it is recorded.
         lora: whether it is a LoRA.
         published: whether the config is not the model's own, but what its architecture was published with, or what
             `load_pipeline` and `load_lora` make of the marks in a file: there is no config beside the weights.
         marked: whether a file of weights says itself what it predicts.
-        ambiguous: whether it is of an architecture with models of both kinds, and says nothing.
     """
 
     name: str
@@ -77,13 +76,14 @@ class Source:
     assigned: dict[str, Any] = field(default_factory=dict)
     live: Any = None
     pipeline: Any = None
+    saved: SavedModel | None = None
     path: Path | None = None
     prediction_type: str | None = None
     zero_snr: bool | None = None
+    guidance_rescale: float | None = None
     lora: bool = False
     published: bool = False
     marked: bool = False
-    ambiguous: bool = False
 
     @property
     def latent(self) -> bool | None:
@@ -98,18 +98,6 @@ class Source:
         return any(key.startswith(("text_encoder", "image_encoder")) for key in self.index)
 
     @property
-    def guidance_rescale(self) -> float | None:
-        """phi, as it is recorded.
-
-        Raises:
-            ValueError: it is none.
-        """
-        try:
-            return recorded_guidance(self.index).get("guidance_rescale")
-        except TypeError as error:
-            raise ValueError(f"{INDEX} records a guidance rescale that is no number: {error}.") from error
-
-    @property
     def has_weights(self) -> bool:
         """Whether there is a whole pipeline."""
         return self.pipeline is not None or "scheduler" in self.index
@@ -119,37 +107,47 @@ def _is_there(part: Any) -> bool:
     return part is not None and part != [None, None]
 
 
-def read_source(source: Any, **places: Any) -> Source:
+def read_source(
+    source: Any, prediction_type: str | None = None, zero_snr: bool | None = None, **places: Any
+) -> Source:
     """Find the scheduler's config and what else is said of the model.
 
     Args:
-        source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a `.safetensors` file or a Hub id.
+        source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a `.safetensors` file or a Hub id,
+            or one of the last three as a `SavedModel`.
+        prediction_type: what the caller knows, which goes before what a file says.
+        zero_snr: likewise.
         places: `PLACES`, for a Hub id.
 
     Raises:
         OSError: there is nothing, or no scheduler in it.
         TypeError: something else.
-        ValueError: a file that is not what it should be.
+        ValueError: a file that is not what it should be, or neither it nor the caller says what a model predicts whose
+            architecture has both kinds.
     """
     if isinstance(source, SchedulerMixin):
-        return _of_scheduler(source, type(source).__name__)
-    if isinstance(source, Mapping):
-        return Source(str(source.get("_class_name", "config")), _plain(source))
-    if isinstance(getattr(source, "scheduler", None), SchedulerMixin):
-        return _of_pipeline(source)
-    if not isinstance(source, str | Path):
+        found = _of_scheduler(source, type(source).__name__)
+    elif isinstance(source, Mapping):
+        found = Source(str(source.get("_class_name", "config")), _plain(source))
+    elif isinstance(getattr(source, "scheduler", None), SchedulerMixin):
+        found = _of_pipeline(source)
+    else:
+        _check_may_be_saved(source)
+        saved = SavedModel.open(source, prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr, **places)
+        return _of_saved(saved)
+    return replace(found, prediction_type=prediction_type, zero_snr=zero_snr)
+
+
+def _check_may_be_saved(source: Any) -> None:
+    if not isinstance(source, str | Path | SavedModel):
         raise TypeError(
             f"Cannot audit {source!r}: give a pipeline, a scheduler, its config, a folder, a .safetensors file or a "
             "Hub id."
         )
-    path = Path(source)
-    if path.is_dir():
-        return _of_files(str(source), {})
-    if path.is_file():
-        return _of_file(path)
+    if isinstance(source, SavedModel) or (path := Path(source)).exists():
+        return
     if isinstance(source, Path) or path.suffix in (".safetensors", ".ckpt", ".json") or path.is_absolute():
         raise OSError(f"{source} does not exist.")
-    return _of_files(source, places)
 
 
 def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
@@ -170,65 +168,53 @@ def _of_pipeline(pipe: Any) -> Source:
     name = stock_class(type(pipe)).__name__
     parts = {key: part for key, part in getattr(pipe, "components", vars(pipe)).items() if part is not None}
     phi = getattr(pipe, "default_guidance_rescale", 0.0)
-    index = {**dict.fromkeys(parts, True), "_class_name": name, **guidance_record(phi)}
+    index = {**dict.fromkeys(parts, True), "_class_name": name}
     index.pop("scheduler", None)  # its class is that of the object
-    return _of_scheduler(pipe.scheduler, name, index=index, pipeline=pipe)
+    return _of_scheduler(pipe.scheduler, name, index=index, pipeline=pipe, guidance_rescale=phi or None)
 
 
-def _of_files(source: str, places: Mapping[str, Any]) -> Source:
-    """Of a folder or Hub repo."""
-    index, local = saved_json(source, INDEX, places) or {}, Path(source).is_dir()
-    header = None if index else saved_header(source, LORA_FILE, places)
-    names = (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)
-    found = ((name, config) for name in names if (config := saved_json(source, name, places)) is not None)
-    name, config = next(found, (names[0], None))
-    if config is None and header is None:
-        raise OSError(f"{source} holds no scheduler: there is neither {' nor '.join(names)}.")
-    path = Path(source, name) if local else None
-    if header is None:
-        predicts, zero_snr = known_model(repo_of(source))
-        return Source(source, config or {}, index, path=path, prediction_type=predicts, zero_snr=zero_snr)
-    facts = facts_of_file(f"{source}/{LORA_FILE}", header)
-    return _of_weights(source, facts, "LoRA", _PUBLISHED[SDXL.name], config, lora=True, path=path)
-
-
-def _of_file(path: Path) -> Source:
-    header, facts = read_header(path), find_model_facts(path)
-    if lora := holds_lora(header):
-        return _of_weights(str(path), facts, "LoRA", _made_of(facts, SDXL), lora=lora)
-    layout = layout_of(header.shapes) or SDXL
-    source = _of_weights(
-        str(path),
-        facts,
-        layout.pipelines.get(in_channels(header.shapes) or 4, layout.pipelines[4]),
-        _made_of(facts, layout),
-    )
-    return replace(source, ambiguous=layout is SD_2 and facts.prediction_type is None)
-
-
-def _made_of(facts: ModelFacts, layout: Layout) -> dict[str, Any]:
-    """The scheduler's config that `load_pipeline` and `load_lora` make of the marks in a file."""
-    said = {fact: value for fact in FACTS if (value := getattr(facts, fact)) is not None}
-    config = {**_PUBLISHED[layout.name], **facts.schedule, **said}
-    if not facts.rescale_betas_zero_snr:
-        return config
-    return {**_BETAS, **facts.schedule, **said, "_class_name": ZeroSNRDDIMScheduler.__name__}
-
-
-def _of_weights(
-    name: str, facts: ModelFacts, pipeline: str, made: Mapping[str, Any], config: Any = None, **more: Any
-) -> Source:
-    """Of a file of weights, with the config of a scheduler beside it or with that which is made of its marks."""
-    index: dict[str, Any] = {"_class_name": pipeline, **_WEIGHTS_ALONE}
-    if facts.guidance:
-        index |= guidance_record(facts.guidance["guidance_rescale"], facts.guidance["space"])
+def _of_saved(saved: SavedModel) -> Source:
+    """What the caller knows, or else what is said elsewhere than in the config, is what the config is held against."""
+    known, said = saved.without(SCHEDULER), saved.without(SCHEDULER, ARGUMENTS)
+    config, index, of_weights = saved.scheduler_config, dict(saved.index), saved.is_lora or saved.is_single_file
+    published = of_weights and config is None
+    if of_weights:
+        layout = (None if saved.is_lora else layout_of(saved.header.shapes)) or SDXL
+        _check_one_kind(known, layout)
+        channels = in_channels(saved.header.shapes) or 4
+        pipeline = "LoRA" if saved.is_lora else layout.pipelines.get(channels, layout.pipelines[4])
+        index = {"_class_name": pipeline, **_WEIGHTS_ALONE}
+        if published:
+            config = _made_of(said, layout) if saved.is_single_file else _PUBLISHED[SDXL.name]
+    if config is None:
+        raise OSError(f"{saved.name} holds no scheduler: there is neither {SCHEDULER_FILE} nor {SCHEDULER_CONFIG}.")
     return Source(
-        name,
-        config or dict(made),
+        saved.name,
+        dict(config),
         index,
-        prediction_type=facts.prediction_type,
-        zero_snr=facts.rescale_betas_zero_snr,
-        published=config is None,
-        marked=facts.prediction_type is not None,
-        **more,
+        saved=said,
+        path=None if saved.folder is None else saved.folder / saved.scheduler_file,
+        prediction_type=known.prediction_type,
+        zero_snr=known.rescale_betas_zero_snr,
+        guidance_rescale=saved.guidance.get("guidance_rescale"),
+        lora=saved.is_lora,
+        published=published,
+        marked=said.prediction_type is not None,
     )
+
+
+def _check_one_kind(known: SavedModel, layout: Layout) -> None:
+    if layout is SD_2 and known.prediction_type is None:
+        raise ValueError(
+            f"{known.name} does not say what it predicts, and of Stable Diffusion 2.x there are both kinds: "
+            "pass prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or prediction_type='epsilon' (2-base and "
+            "2.1-base)."
+        )
+
+
+def _made_of(said: SavedModel, layout: Layout) -> dict[str, Any]:
+    """The scheduler's config that `load_pipeline` and `load_lora` make of the marks in a file."""
+    facts = {fact: value for fact in FACTS if (value := getattr(said, fact)) is not None}
+    if not said.rescale_betas_zero_snr:
+        return {**_PUBLISHED[layout.name], **said.schedule, **facts}
+    return {**_BETAS, **said.schedule, **facts, "_class_name": ZeroSNRDDIMScheduler.__name__}

@@ -15,17 +15,13 @@ PICTURES = 8
 """Per prompt."""
 
 
-def with_weights(
-    result: Audit, source: Any, prompts: Sequence[str] | Sequence[int] | None, device: Any, **kwargs: Any
-) -> Audit:
+def with_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, device: Any) -> Audit:
     """The audit with what the weights tell, unless it is of a scheduler alone or of a single file.
 
     Args:
         result: the audit of the config.
-        source: what it is of.
         prompts: texts or class labels; None for an unconditional model, and for the empty text.
         device: where its networks run, if it is loaded here.
-        kwargs: for a Hub id, where to look.
 
     Raises:
         OSError, ValueError: no pipeline can be loaded, or prompts do not fit it.
@@ -37,7 +33,7 @@ def with_weights(
     if pipe is None:
         from ..hub.load import load_pipeline
 
-        pipe = load_pipeline(source, **kwargs)
+        pipe = load_pipeline(found.saved)  # without what the caller knows: it is the config that is looked at
         pipe = pipe if device is None else pipe.to(device)
     return look(result, pipe, prompts)
 

@@ -6,11 +6,15 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..utils.tables import Facts, Part, Report
 from ..utils.terminal import show
 from .arguments import in_options, new_parser
+
+if TYPE_CHECKING:
+    from ..hub.header import Header
+    from ..hub.saved_model import SavedModel
 
 DESCRIPTION = """\
 Saves a pipeline or a LoRA in another form. A target that ends in .safetensors becomes a single file: a pipeline in the
@@ -99,14 +103,15 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert, and say what was found."""
-    from ..hub.lora_files import is_lora
-    from ..hub.model_facts import scheduler_claim
+    from ..hub.claims import scheduler_claim
+    from ..hub.saved_model import SavedModel
 
     if arguments.private and arguments.push_to_hub is None:
         raise ValueError("--private goes with --push_to_hub.")
-    lora = is_lora(arguments.source, arguments.weight_name)
     try:
-        pipe, what = (_convert_lora if lora else _convert_pipeline)(arguments)
+        told = {"prediction_type": arguments.prediction_type, "rescale_betas_zero_snr": arguments.zero_snr}
+        saved = SavedModel.open(arguments.source, weight_name=arguments.weight_name, **told)
+        pipe, what = (_convert_lora if saved.is_lora else _convert_pipeline)(arguments, saved)
     except (OSError, ValueError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(in_options(str(error))) from error
@@ -143,77 +148,62 @@ class Converted(Report):
         yield Facts(("written", self.target), tuple((name, str(value)) for name, value in rows.items()))
 
 
-def _convert_pipeline(arguments: argparse.Namespace) -> tuple[Any, str]:
+def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any, str]:
     """The pipeline that was saved, and what it is."""
+    from ..hub.header import read_header
     from ..hub.load import load_pipeline
-    from ..hub.model_facts import is_single_file
     from ..hub.save import check_target, save_pipeline
 
     check_target(Path(arguments.target), arguments.overwrite)
-    if arguments.config is not None and not is_single_file(arguments.source):
+    if arguments.config is not None and not saved.is_single_file:
         raise ValueError("--config goes with a single file or a LoRA; a folder has its own.")
-    single = is_single_file(arguments.source)
-    if arguments.vae is not None and not single:
+    if arguments.vae is not None and not saved.is_single_file:
         raise ValueError("--vae goes with a single file; a folder has its own.")
-    files = [arguments.source] if single else Path(arguments.source).glob("*/*.safetensors")
+    if saved.is_single_file:
+        _check_says_it(saved)
     given = {"config": arguments.config, "variant": arguments.variant, "vae": arguments.vae}
     options = {name: value for name, value in given.items() if value is not None}
-    if single:
-        _check_says_it(arguments)
-    pipe = load_pipeline(arguments.source, dtype=_dtype(arguments, files), **_told(arguments), **options)
+    files = [] if saved.folder is None else saved.folder.glob("*/*.safetensors")
+    headers = [saved.header] if saved.is_single_file else [read_header(file) for file in files]
+    phi, dtype = arguments.guidance_rescale, _dtype(arguments, headers)
+    pipe = load_pipeline(saved, dtype=dtype, guidance_rescale=phi, **options)
     save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_pushing(arguments))
     return pipe, type(pipe).__name__
 
 
-def _check_says_it(arguments: argparse.Namespace) -> None:
+def _check_says_it(saved: SavedModel) -> None:
     """What is written says for good what the model predicts, so a guess by its architecture does not do."""
-    from ..hub.model_facts import find_model_facts
-
-    facts = find_model_facts(arguments.source, prediction_type=arguments.prediction_type)
-    if facts.prediction_type is None:
+    if saved.prediction_type is None:
         raise ValueError(
-            f"{arguments.source} does not say what it predicts, and what is written would say it for good: pass "
+            f"{saved.name} does not say what it predicts, and what is written would say it for good: pass "
             "--prediction_type epsilon, as most models of 1.x and XL do, or --prediction_type v_prediction."
         )
 
 
-def _convert_lora(arguments: argparse.Namespace) -> tuple[Any, str]:
+def _convert_lora(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any, str]:
     """The pipeline of the base's layers with the LoRA that was saved, and what it is."""
     from ..hub.empty_pipeline import empty_pipeline
     from ..hub.lora import load_lora, save_lora
-    from ..hub.lora_files import LORA_FILE, base_of_lora, lora_file
+    from ..hub.lora_files import LORA_FILE, base_of_lora
     from ..hub.save import check_target
 
     check_target(Path(arguments.target), arguments.overwrite, LORA_FILE)
-    file = lora_file(arguments.source, arguments.weight_name or LORA_FILE)
-    base = arguments.config or base_of_lora(file)
-    pipe = empty_pipeline(base, _dtype(arguments, [file]))
-    load_lora(pipe, file, **_told(arguments))
+    base = arguments.config or base_of_lora(saved.name, saved.header)
+    pipe = empty_pipeline(base, _dtype(arguments, [saved.header]))
+    load_lora(pipe, saved, guidance_rescale=arguments.guidance_rescale)
     save_lora(pipe, arguments.target, **_pushing(arguments))
     return pipe, f"LoRA of {base}"
-
-
-def _told(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the user knows better than the source."""
-    return {
-        "guidance_rescale": arguments.guidance_rescale,
-        "prediction_type": arguments.prediction_type,
-        "rescale_betas_zero_snr": arguments.zero_snr,
-    }
 
 
 def _pushing(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
 
 
-def _dtype(arguments: argparse.Namespace, files: Iterable[Any]) -> Any:
+def _dtype(arguments: argparse.Namespace, headers: Iterable[Header]) -> Any:
     """That of the source's weights, which diffusers does not keep; float32 where they differ or are elsewhere."""
     import torch
 
-    from ..hub.header import read_header
-
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    headers = [read_header(file) for file in files]
     found = {dtype for header in headers for key, dtype in header.dtypes.items() if 0 not in header.shapes[key]}
     floats = found & set(names)
     return getattr(torch, arguments.dtype or (names[floats.pop()] if len(floats) == 1 else "float32"))

@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from .load import load_pipeline
     from .lora import load_lora, save_lora
     from .save import save_pipeline
+    from .saved_model import SavedModel
 
 # They pull in transformers, which takes seconds; who only reads a config does not wait for it.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "SavedModel": "saved_model",
         "load_lora": "lora",
         "load_pipeline": "load",
         "save_lora": "lora",
@@ -22,4 +24,4 @@ __getattr__, __dir__ = lazy_names(
     },
 )
 
-__all__ = ["load_lora", "load_pipeline", "save_lora", "save_pipeline", "write_custom_pipeline"]
+__all__ = ["SavedModel", "load_lora", "load_pipeline", "save_lora", "save_pipeline", "write_custom_pipeline"]

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from .files import read_json
-from .header import read_header
+from .header import Header, read_header
 from .layouts import check_weights
 
 _WHATEVER = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
@@ -39,14 +39,20 @@ def explain_load_errors(source: Any) -> Iterator[None]:
         raise kind(f"{source} cannot be loaded: {reason}") from error
 
 
-def check_folder_weights(name: Any, folder: Path) -> None:
+def check_folder_weights(name: Any, folder: Path) -> dict[Path, Header]:
     """Refuse quantized weights in the parts of a pipeline, unless a part's config says how to read them.
+
+    Returns:
+        The headers of the parts' files of weights.
 
     Raises:
         ValueError: with the file.
     """
+    headers = {}
     for file in sorted(folder.glob("*/*.safetensors")):
         config = file.with_name("config.json")
         # Other folders that hold weights, such as a run's checkpoints, are no parts of the pipeline.
         if config.is_file() and "quantization_config" not in read_json(config):
-            check_weights(f"{name}: {file.relative_to(folder)}", read_header(file))
+            headers[file] = read_header(file)
+            check_weights(f"{name}: {file.relative_to(folder)}", headers[file])
+    return headers

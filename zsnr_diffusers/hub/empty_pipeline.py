@@ -1,7 +1,6 @@
 """A pipeline with the layers of another one and none of its weights: room for a LoRA on its way into another file."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -9,9 +8,10 @@ import torch
 import transformers
 from torch import nn
 
+from .claims import scheduler_class
 from .damage import explain_load_errors
-from .files import INDEX, SCHEDULER_CONFIG, saved_config, saved_json
-from .model_facts import scheduler_class
+from .files import INDEX, saved_json
+from .saved_model import SCHEDULER_FILE, SavedModel
 
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -24,7 +24,7 @@ def empty_pipeline(source: Any, dtype: torch.dtype = torch.float32, **places: An
     makes no images.
 
     Args:
-        source: folder or Hub id of a pipeline that takes LoRA.
+        source: folder or Hub id of a pipeline that takes LoRA, or one of them as a `SavedModel`.
         dtype: of the weights.
         places: arguments of `from_pretrained` that say where to look.
 
@@ -35,46 +35,47 @@ def empty_pipeline(source: Any, dtype: torch.dtype = torch.float32, **places: An
         OSError: there is no such pipeline, or a config is missing.
         ValueError: it is another kind of pipeline, or a config is damaged.
     """
-    index = saved_config(source, **places)
-    cls: Any = getattr(diffusers, str(index["_class_name"]), None)
+    saved = SavedModel.open(source, only_pipelines=True, **places)
+    source, index = saved.name, saved.index
+    kind = str(index.get("_class_name", "single file"))
+    cls: Any = getattr(diffusers, kind, None)
     if not hasattr(cls, "load_lora_weights") or "unet" not in index:
-        raise ValueError(f"{source} is a {index['_class_name']}, which is no pipeline of a UNet that takes LoRA.")
+        raise ValueError(f"{source} is a {kind}, which is no pipeline of a UNet that takes LoRA.")
     with explain_load_errors(source):
         parameters = inspect.signature(cls).parameters.values()
         parts: dict[str, Any] = {one.name: None for one in parameters if one.default is one.empty}
-        parts |= {name: _network(source, name, index[name], dtype, places) for name in _NETWORKS if index.get(name)}
-        parts["scheduler"] = _scheduler(source, places)
+        parts |= {name: _network(saved, name, dtype) for name in _NETWORKS if index.get(name)}
+        parts["scheduler"] = _scheduler(saved)
         if "safety_checker" in parts:
             parts["requires_safety_checker"] = False  # or there is a warning of its absence
         pipe = cls(**parts)
-    pipe.register_to_config(_name_or_path=str(source))
+    pipe.register_to_config(_name_or_path=source)
     return pipe
 
 
-def _config(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, Any]:
-    config = saved_json(source, name, places)
-    if config is None:
-        raise OSError(f"{source} has no {name}.")
-    return config
-
-
-def _scheduler(source: Any, places: Mapping[str, Any]) -> Any:
-    config = _config(source, name := f"scheduler/{SCHEDULER_CONFIG}", places)
+def _scheduler(saved: SavedModel) -> Any:
+    config = saved.scheduler_config or {}
     cls = scheduler_class(config)
     if cls is None:
-        raise ValueError(f"{name} of {source} names {config.get('_class_name')!r}, which is no scheduler known here.")
+        raise ValueError(
+            f"{SCHEDULER_FILE} of {saved.name} names {config.get('_class_name')!r}, which is no scheduler known here."
+        )
     return cls.from_config(config)
 
 
-def _network(source: Any, name: str, entry: Any, dtype: torch.dtype, places: Mapping[str, Any]) -> nn.Module | None:
+def _network(saved: SavedModel, name: str, dtype: torch.dtype) -> nn.Module | None:
     """One of the pipeline's networks, by what `model_index.json` says of it."""
-    library, class_name = entry
+    library, class_name = entry = saved.index[name]
     if class_name is None:
         return None
     cls = getattr(_LIBRARIES.get(library), class_name, None)
     if cls is None:
-        raise ValueError(f"{INDEX} of {source} has {entry} as its {name}, which is no class of a library known here.")
-    config = _config(source, f"{name}/config.json", places)
+        raise ValueError(
+            f"{INDEX} of {saved.name} has {entry} as its {name}, which is no class of a library known here."
+        )
+    config = saved_json(saved.name, file := f"{name}/config.json", saved.options)
+    if config is None:
+        raise OSError(f"{saved.name} has no {file}.")
     with torch.device("meta"):
         network: nn.Module = (
             cls.from_config(config) if library == "diffusers" else cls(cls.config_class.from_dict(config))

@@ -19,6 +19,11 @@ PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revisio
 """Arguments of `from_pretrained` that say where to look."""
 
 
+def places_in(kwargs: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """Those arguments of `from_pretrained` that say where to look, and `more` of them."""
+    return {key: kwargs[key] for key in (*PLACES, *more) if key in kwargs}
+
+
 def saved_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
     """One of the JSON files of a folder or repo; None if there is none of this name.
 
@@ -36,7 +41,7 @@ def saved_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, A
         return read_json(folder / name) if (folder / name).exists() else None
     with explain_hub_errors(source):
         try:
-            path = hf_hub_download(str(source), name, **{key: places[key] for key in PLACES if key in places})
+            path = hf_hub_download(str(source), name, **places_in(places))
         except LocalEntryNotFoundError:
             if _is_known_to_be_missing(str(source), name, places):
                 return None
@@ -50,28 +55,6 @@ def _is_known_to_be_missing(repo: str, name: str, places: Mapping[str, Any]) -> 
     """Whether the Hub's cache notes that a repo has no file of this name."""
     where = {key: places[key] for key in ("cache_dir", "revision") if key in places}
     return try_to_load_from_cache(repo, name, **where) is _CACHED_NO_EXIST
-
-
-def saved_config(source: Any, **kwargs: Any) -> dict[str, Any]:
-    """The `model_index.json` of a folder or Hub repo.
-
-    Args:
-        source: folder or Hub id.
-        kwargs: of `from_pretrained`; those that say where to look are used.
-
-    Raises:
-        OSError: there is none.
-        ValueError: it is none of a pipeline.
-    """
-    config = saved_json(source, INDEX, kwargs)
-    if config is None:
-        raise OSError(
-            f"{source} holds no pipeline: there is no {INDEX}. Of a single file, pass its path; of one at the Hub, "
-            "huggingface_hub.hf_hub_download(repo, name). A LoRA goes into a pipeline of its base, by load_lora."
-        )
-    if "_class_name" not in config:
-        raise ValueError(f"{INDEX} of {source} names no class of a pipeline; it needs a '_class_name'.")
-    return config
 
 
 def only_variant(source: Any, places: Mapping[str, Any]) -> str | None:

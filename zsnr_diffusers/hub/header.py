@@ -1,4 +1,4 @@
-"""The header of a safetensors file: metadata, and the names, shapes and dtypes of its tensors."""
+"""A safetensors file: what is taken for one, and its header with metadata, names, shapes and dtypes of tensors."""
 
 import os
 from pathlib import Path
@@ -38,3 +38,20 @@ def read_header(path: Any) -> Header:
             )
     except SafetensorError as error:
         raise ValueError(f"{os.fspath(path)} is damaged or no safetensors file: {error}.") from error
+
+
+def is_single_file(source: Any) -> bool:
+    """Whether a source of `load_pipeline` is meant as a file: there is one, or its name ends like one.
+
+    Raises:
+        ValueError: it is a file of another kind.
+    """
+    path = Path(os.fspath(source))
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return True
+    if path.is_file():
+        raise ValueError(
+            f"{path} is no .safetensors file. A pickled checkpoint (.ckpt, .pt) runs what code it holds when it is "
+            "read; get or make a .safetensors of it."
+        )
+    return False

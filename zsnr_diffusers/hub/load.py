@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,11 @@ from ..core.predictions import EPSILON_AT_ZERO_SNR
 from ..guidance.mixin import with_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
+from .claims import ARCHITECTURE, FACTS, ends_in_noise, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
 from .errors import explain_hub_errors
-from .files import INDEX, named, only_variant, saved_config
-from .model_facts import (
-    ARCHITECTURE,
-    FACTS,
-    ModelFacts,
-    ends_in_noise,
-    find_model_facts,
-    is_single_file,
-    scheduler_claim,
-)
+from .files import INDEX, named, only_variant
+from .saved_model import SavedModel
 from .single_file_pipeline import from_single_file
 from .weight_files import in_one_dtype
 
@@ -44,7 +38,7 @@ def load_pipeline(
 ) -> Any:
     """Load a pipeline by diffusers' own loaders, with what is recorded of its model and its guidance.
 
-    What the model predicts, and whether its schedule ends in pure noise, is asked where `find_model_facts` asks. A
+    What the model predicts, and whether its schedule ends in pure noise, is asked where `SavedModel.open` asks. A
     scheduler that does this correctly stays. A zero-SNR model with any other gets `ZeroSNRDDIMScheduler`, the paper's
     sampler, which makes the images of diffusers' scheduler that `save_pipeline` writes; for fewer steps,
     `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
@@ -52,7 +46,8 @@ def load_pipeline(
     where a file of 1.x or XL says nothing and the config of its architecture decides.
 
     Args:
-        source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL.
+        source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL; or one of
+            them as a `SavedModel`, whose files are not read again, and whose options go on.
         guidance_rescale: phi instead of what is recorded; 0 for none.
         prediction_type: instead of what is found.
         rescale_betas_zero_snr: likewise.
@@ -78,51 +73,51 @@ def load_pipeline(
     check_guidance_rescale(guidance_rescale or 0.0)
     if "scheduler" in kwargs and (prediction_type, rescale_betas_zero_snr) != (None, None):
         raise ValueError("Pass either scheduler or prediction_type and rescale_betas_zero_snr; a scheduler says both.")
-    facts = find_model_facts(
-        source, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr, **kwargs
-    )
-    check_zero_snr(source, facts)
-    for conflict in facts.conflicts:
-        logger.warning(f"{source}: {conflict}")
-    if is_single_file(source):
-        pipe = from_single_file(source, facts, kwargs)
+    told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
+    saved = SavedModel.open(source, only_pipelines=True, **told, **kwargs)
+    kwargs = dict(saved.options)
+    check_zero_snr(saved)
+    for conflict in saved.conflicts:
+        logger.warning(f"{saved.name}: {conflict}")
+    if saved.is_single_file:
+        pipe = from_single_file(saved, kwargs)
         if kwargs.get("config") is None:  # whatever is of this architecture has the same
             claim = scheduler_claim(pipe.scheduler.config, ARCHITECTURE)
-            facts = ModelFacts((*facts.claims, claim), facts.schedule, facts.guidance)
-            check_zero_snr(source, facts)
-        _warn_of_a_guess(source, facts)
+            saved = replace(saved, claims=(*saved.claims, claim))
+            check_zero_snr(saved)
+        _warn_of_a_guess(saved)
     else:
-        pipe = _from_pretrained(source, kwargs)
-    if any(facts.authority(fact) for fact in FACTS) and "scheduler" not in kwargs:
-        with named(source):
-            pipe.scheduler = scheduler_with_facts(pipe, facts)
-        logger.info(f"{source}: {facts}; sampled by {type(pipe.scheduler).__name__}.")
-    return with_guidance(pipe, facts.guidance, guidance_rescale)
+        pipe = _from_pretrained(saved, kwargs)
+    if any(saved.authority(fact) for fact in FACTS) and "scheduler" not in kwargs:
+        with named(saved.name):
+            pipe.scheduler = scheduler_for(pipe, saved)
+        logger.info(f"{saved.name}: {saved.facts}; sampled by {type(pipe.scheduler).__name__}.")
+    return with_guidance(pipe, saved.guidance, guidance_rescale)
 
 
-def _warn_of_a_guess(source: Any, facts: ModelFacts) -> None:
+def _warn_of_a_guess(saved: SavedModel) -> None:
     """Say that a file says nothing; its config is that of its architecture, which has both kinds of models."""
-    if facts.is_guess():
-        claim = facts.authority("prediction_type")
+    if saved.is_guess():
+        claim = saved.authority("prediction_type")
         what = f"it is taken for {claim.prediction_type}, by {claim.source}" if claim else "its scheduler decides"
-        logger.warning(f"{source} does not say what it predicts; {what}. Pass prediction_type= if it is another.")
+        logger.warning(f"{saved.name} does not say what it predicts; {what}. Pass prediction_type= if it is another.")
 
 
-def check_zero_snr(source: Any, facts: ModelFacts) -> None:
+def check_zero_snr(saved: SavedModel) -> None:
     """Refuse facts that no model can have.
 
     Raises:
         ValueError: zero SNR of a model that predicts epsilon.
     """
-    if facts.rescale_betas_zero_snr and facts.prediction_type == "epsilon":
-        raise ValueError(f"{source}: {facts}. {EPSILON_AT_ZERO_SNR}")
+    if saved.rescale_betas_zero_snr and saved.prediction_type == "epsilon":
+        raise ValueError(f"{saved.name}: {saved.facts}. {EPSILON_AT_ZERO_SNR}")
 
 
-def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
-    config = saved_config(source, **kwargs)
-    _check_runs_no_code(source, config, kwargs)
+def _from_pretrained(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
+    source = saved.name
+    _check_runs_no_code(saved, kwargs)
     check_folder_weights(source, Path(source))
-    ours = config["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
+    ours = saved.index["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
     with explain_hub_errors(source), explain_load_errors(source):
         cls = ClassConditionalPipeline if ours else DiffusionPipeline
         try:
@@ -135,15 +130,15 @@ def _from_pretrained(source: Any, kwargs: dict[str, Any]) -> Any:
             return cls.from_pretrained(source, **in_one_dtype({**kwargs, "variant": variant}))
 
 
-def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+def _check_runs_no_code(saved: SavedModel, kwargs: Mapping[str, Any]) -> None:
     """Refuse a folder that brings code or names a module of its own, unless told.
 
     Older versions of diffusers, which ask this of Hub repos, run what is in a folder unasked.
     """
-    folder = Path(source)
-    if kwargs.get("trust_remote_code") or not folder.is_dir():
+    source, folder = saved.name, saved.folder
+    if kwargs.get("trust_remote_code") or folder is None:
         return
-    for part, entry in index.items():
+    for part, entry in saved.index.items():
         if not isinstance(entry, list) or part in kwargs:
             continue
         if len(entry) != 2 or not all(isinstance(name, str | None) for name in entry):
@@ -161,32 +156,32 @@ def _check_runs_no_code(source: Any, index: Mapping[str, Any], kwargs: Mapping[s
             )
 
 
-def scheduler_with_facts(pipe: Any, facts: ModelFacts) -> Any:
-    """The pipeline's scheduler if it agrees with the facts, or else one that does.
+def scheduler_for(pipe: Any, saved: SavedModel) -> Any:
+    """The pipeline's scheduler if it agrees with what is said of a model, or else one that does.
 
-    What the facts leave open stays as the scheduler has it, so it is the result that is checked.
+    What is not said stays as the scheduler has it, so it is the result that is checked.
 
     Raises:
         ValueError: the pipeline has none with betas; the result would predict epsilon at zero SNR.
     """
-    scheduler = _merged_scheduler(pipe, facts)
+    scheduler = _merged_scheduler(pipe, saved)
     claim = scheduler_claim(scheduler.config)
     if claim.rescale_betas_zero_snr and claim.prediction_type == "epsilon":
         raise ValueError(
-            f"The scheduler of {type(pipe).__name__} with {facts} would be that of an epsilon model at zero SNR. "
-            f"{EPSILON_AT_ZERO_SNR}"
+            f"The scheduler of {type(pipe).__name__} with {saved.facts} would be that of an epsilon model at zero "
+            f"SNR. {EPSILON_AT_ZERO_SNR}"
         )
     return scheduler
 
 
-def _merged_scheduler(pipe: Any, facts: ModelFacts) -> Any:
+def _merged_scheduler(pipe: Any, saved: SavedModel) -> Any:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or "beta_schedule" not in scheduler.config:
         raise ValueError(
             f"{type(pipe).__name__} has no scheduler with betas, so {', '.join(FACTS)} mean nothing to it."
         )
-    config, zero_snr = scheduler.config, facts.rescale_betas_zero_snr
-    wanted = dict(facts.schedule) | {fact: value for fact in FACTS if (value := getattr(facts, fact)) is not None}
+    config, zero_snr = scheduler.config, saved.rescale_betas_zero_snr
+    wanted = dict(saved.schedule) | {fact: value for fact in FACTS if (value := getattr(saved, fact)) is not None}
     own = scheduler_claim(config)
     found = {**config, **{fact: getattr(own, fact) for fact in FACTS}}
     agrees = all(found.get(key, False) == value for key, value in wanted.items())

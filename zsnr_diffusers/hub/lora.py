@@ -13,19 +13,17 @@ from ..core.guidance import check_guidance_rescale
 from ..guidance.mixin import with_guidance
 from ..schedulers.stock import stock_scheduler
 from ..utils.extras import import_extra
-from .files import SCHEDULER_CONFIG, named
-from .load import check_zero_snr, scheduler_with_facts
+from .files import PLACES, SCHEDULER_CONFIG, named, places_in
+from .load import check_zero_snr, scheduler_for
 from .lora_export import adapter_weights, adapters_of, is_dora, lora_metadata, write_kohya_file, write_stock_file
 from .lora_files import KOHYA_FILE, LORA_FILE, lora_file
 from .lora_fit import load_weights, rehearse
 from .model_card import lora_card
-from .model_facts import find_model_facts
 from .save import check_file_name
+from .saved_model import SavedModel
 from .upload import open_repo, push
 
 logger = logging.get_logger(__name__)
-
-_PLACES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 def load_lora(
@@ -47,8 +45,8 @@ def load_lora(
 
     Args:
         pipe: a pipeline of the LoRA's base.
-        source: a folder, a Hub id, or a `.safetensors` file.
-        weight_name: the file in a folder or Hub repo.
+        source: a folder, a Hub id, or a `.safetensors` file; or one of them as a `SavedModel`.
+        weight_name: the file in a folder or Hub repo; a `SavedModel` is of one file already.
         guidance_rescale: phi instead of what is recorded; 0 for none.
         prediction_type: instead of what is found.
         rescale_betas_zero_snr: likewise.
@@ -69,27 +67,28 @@ def load_lora(
     import_extra("peft", "lora")
     if not hasattr(pipe, "load_lora_weights"):
         raise TypeError(f"{type(pipe).__name__} has no load_lora_weights.")
-    places = {key: kwargs.pop(key) for key in _PLACES if key in kwargs}
-    file = lora_file(source, weight_name, **places)
-    facts = find_model_facts(file, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr)
-    if facts.prediction_type is None:
+    places = {key: kwargs.pop(key) for key in (*PLACES, "subfolder") if key in kwargs}
+    told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
+    saved = SavedModel.open(source, weight_name=weight_name, **told, **places)
+    file = saved.weights or lora_file(saved.name, **places_in(saved.options, "subfolder"))
+    if saved.prediction_type is None:
         raise ValueError(
             f"{file} does not say what the network predicts with it: pass prediction_type= and "
             "rescale_betas_zero_snr= as it was trained. If it is for the schedule that the pipeline has, "
             "pipe.load_lora_weights leaves that alone."
         )
-    check_zero_snr(file, facts)
-    for conflict in facts.conflicts:
+    check_zero_snr(saved)
+    for conflict in saved.conflicts:
         logger.warning(f"{file}: {conflict}")
     with named(file):
-        scheduler = scheduler_with_facts(pipe, facts)
+        scheduler = scheduler_for(pipe, saved)
     # What fails, fails here, where the pipeline is as it was.
-    with_guidance(rehearse(pipe, file, **kwargs), facts.guidance, guidance_rescale)
+    with_guidance(rehearse(pipe, file, saved.header, **kwargs), saved.guidance, guidance_rescale)
     load_weights(pipe, file, **kwargs)
     pipe.scheduler = scheduler
-    pipe = with_guidance(pipe, facts.guidance, guidance_rescale)
+    pipe = with_guidance(pipe, saved.guidance, guidance_rescale)
     phi = getattr(pipe, "default_guidance_rescale", 0.0)
-    logger.info(f"{file}: {facts}; sampled by {type(scheduler).__name__}, guidance rescale {phi:g}.")
+    logger.info(f"{file}: {saved.facts}; sampled by {type(scheduler).__name__}, guidance rescale {phi:g}.")
     return pipe
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..utils.extras import import_extra
 from ..utils.files import atomic_path
+from .claims import scheduler_claim
 from .header import read_header
 from .layouts import SD_2, SDXL, Layout
 from .ldm_format import layout_of_pipeline
-from .model_facts import scheduler_claim
 from .single_file import file_metadata, model_record
 from .weight_files import savable
 

@@ -13,10 +13,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, SafetensorsParsingError
 
 from .errors import explain_hub_errors
-from .files import INDEX, saved_json
-from .header import Header, read_header
+from .header import Header, is_single_file, read_header
 from .layouts import SD_1, SD_2, SDXL
-from .model_facts import is_single_file
 
 LORA_FILE, KOHYA_FILE = "pytorch_lora_weights.safetensors", "kohya_lora_weights.safetensors"
 
@@ -43,13 +41,13 @@ def holds_lora(header: Header) -> bool:
     return any("lora" in key for key in header.shapes)
 
 
-def number_of_layers(file: Path) -> int:
-    """How many layers a LoRA changes, by its header.
+def number_of_layers(file: Path, header: Header) -> int:
+    """How many layers a LoRA changes, by its header; errors name the file.
 
     Raises:
         ValueError: there is none, or of one there is a half, or diffusers would leave out a part of the file.
     """
-    keys = read_header(file).shapes.keys()
+    keys = header.shapes.keys()
     down, up = ({key.removesuffix(end) for key in keys for end in ends if key.endswith(end)} for ends in _HALVES)
     others = sorted(key for key in keys if not key.endswith((*itertools.chain(*_HALVES), *_BESIDE)))
     if not down | up:
@@ -73,25 +71,6 @@ def some(names: Sequence[str]) -> str:
     """The first few of many names, and how many there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(map(repr, names[:3]))}{more}"
-
-
-def is_lora(source: Any, weight_name: str | None = None, **places: Any) -> bool:
-    """Whether a source is a LoRA and no pipeline.
-
-    Args:
-        source: a file, a folder, or a Hub id.
-        weight_name: of the file in a folder or repo; one that is given means a LoRA.
-        places: arguments of `from_pretrained` that say where to look.
-
-    Raises:
-        OSError: there is no such file or repo.
-        ValueError: a damaged file, or one of another kind.
-    """
-    if is_single_file(source):
-        return holds_lora(read_header(source))
-    if weight_name is not None:
-        return True
-    return saved_json(source, INDEX, places) is None and saved_header(source, LORA_FILE, places) is not None
 
 
 def saved_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | None:
@@ -157,13 +136,13 @@ def lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> Path:
         raise
 
 
-def base_of_lora(file: Path) -> str:
-    """The Hub id of the model that a LoRA is for, by the width of the texts it attends to.
+def base_of_lora(file: Any, header: Header) -> str:
+    """The Hub id of the model that a LoRA is for, by the width of the texts it attends to; errors name the file.
 
     Raises:
         ValueError: it does not attend to texts, or to those of another model.
     """
-    shapes = {key: shape for key, shape in read_header(file).shapes.items() if _TEXTS.search(key)}
+    shapes = {key: shape for key, shape in header.shapes.items() if _TEXTS.search(key)}
     layouts = {layout.name: layout for shape in shapes.values() if (layout := _LAYOUTS.get(shape[1]))}
     if len(layouts) != 1 or len(shapes) != sum(shape[1] in _LAYOUTS for shape in shapes.values()):
         raise ValueError(f"{file} does not show which base it is for: pass a pipeline of it as config.")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .damage import explain_load_errors
-from .header import read_header
+from .header import Header
 from .lora_files import number_of_layers, some
 
 _FOREIGN = {
@@ -25,12 +25,13 @@ _FOREIGN = {
 """Beginnings of names that mean nothing to a pipeline of a UNet, and whose they are."""
 
 
-def rehearse(pipe: Any, file: Path, **kwargs: Any) -> Any:
+def rehearse(pipe: Any, file: Path, header: Header, **kwargs: Any) -> Any:
     """Load a LoRA into a copy of a pipeline without its weights, so that a failure leaves the pipeline as it is.
 
     Args:
         pipe: the pipeline.
         file: of the LoRA.
+        header: of the file.
         kwargs: of `pipe.load_lora_weights`.
 
     Returns:
@@ -40,17 +41,17 @@ def rehearse(pipe: Any, file: Path, **kwargs: Any) -> Any:
         ValueError: the file is damaged, diffusers would leave out a part of it, or not all of its layers are in the
             pipeline.
     """
-    layers, bare = number_of_layers(file), _without_weights(pipe)
+    layers, bare = number_of_layers(file, header), _without_weights(pipe)
     before, left_out = _adapted_layers(bare), sorted(_left_out(bare, file))
     try:
         load_weights(bare, file, **kwargs)
     except ValueError as error:
         if not left_out:
             raise
-        raise ValueError(_misfit(bare, file, layers - len(left_out), left_out)) from error
+        raise ValueError(_misfit(bare, file, header, layers - len(left_out), left_out)) from error
     found = _adapted_layers(bare) - before
     if found != layers and not kwargs.get("hotswap"):
-        raise ValueError(_misfit(bare, file, found, left_out))
+        raise ValueError(_misfit(bare, file, header, found, left_out))
     return bare
 
 
@@ -96,18 +97,16 @@ def _adapted_layers(pipe: Any) -> int:
     return sum(".lora_A." in name for name in names)
 
 
-def _misfit(pipe: Any, file: Path, found: int, left_out: Sequence[str]) -> str:
-    keys = sorted(read_header(file).shapes)
+def _misfit(pipe: Any, file: Path, header: Header, found: int, left_out: Sequence[str]) -> str:
+    keys, layers = sorted(header.shapes), number_of_layers(file, header)
     base = pipe.config.get("_name_or_path") or type(pipe).__name__
-    text = (
-        f"{file}: {found} of its {number_of_layers(file)} layers are in {base}, and diffusers would leave out the rest"
-    )
+    text = f"{file}: {found} of its {layers} layers are in {base}, and diffusers would leave out the rest"
     for prefix, whose in _FOREIGN.items():
         if foreign := [key for key in keys if key.removeprefix("unet.").startswith(prefix)]:
             return f"{text}. Names such as {foreign[0]!r} are {whose}."
     names = f" ({some(left_out)})" if left_out else ""
-    layers = {f"{part}_{name}" for part, network in _networks(pipe).items() for name, _ in network.named_modules()}
-    if {name.replace(".", "_") for name in left_out} & {name.replace(".", "_") for name in layers}:
+    known = {f"{part}_{name}" for part, network in _networks(pipe).items() for name, _ in network.named_modules()}
+    if {name.replace(".", "_") for name in left_out} & {name.replace(".", "_") for name in known}:
         return (
             f"{text}{names}: diffusers {diffusers.__version__} misreads these names, 0.39 and later do not. "
             "Beside a LoRA that this package wrote lies a file with diffusers' names, which every version reads."

@@ -5,13 +5,13 @@ Each is read by a function of its own, which returns a `Claim`; those that no pr
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import safe_open
 
+from .claims import Claim
 from .header import Header
 
 _PREDICTIONS = {
@@ -32,15 +32,6 @@ _TERMINAL = {"alphas_cumprod": (0.0, 1e-6), "sqrt_alphas_cumprod": (0.0, 1e-3), 
 
 Stand-ins for zero are 2^-24; the linear schedule of DDPM ends at 4e-5, the cosine schedule's last beta is 0.999.
 """
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What one place says of a model; None where it says nothing."""
-
-    source: str
-    prediction_type: str | None = None
-    rescale_betas_zero_snr: bool | None = None
 
 
 def key_claim(path: Any, header: Header) -> Claim:

@@ -7,10 +7,10 @@ from typing import Any
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.stock import stock_scheduler
 from ..utils.files import atomic_path
+from .claims import scheduler_claim
 from .custom_pipeline import bundled_scheduler, write_custom_pipeline
 from .files import INDEX
 from .model_card import pipeline_card
-from .model_facts import scheduler_claim
 from .single_file import write_single_file
 from .upload import open_repo, push
 from .weight_files import ask_for_float32, name_as_published

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from .damage import explain_load_errors
 from .files import INDEX, saved_json
-from .header import Header, read_header
+from .header import Header, is_single_file, read_header
 from .layouts import (
     SD_2,
     SDXL,
@@ -25,31 +25,27 @@ from .layouts import (
     weight_prefixes,
     what_else,
 )
-from .lora_files import holds_lora
-from .model_facts import ModelFacts, is_single_file
+from .saved_model import SavedModel
 from .weight_files import DTYPE_ARGUMENT, in_one_dtype, variants, without_empty_warnings
 
 
-def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) -> Any:
+def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
     """Load a Stable Diffusion 1.x, 2.x or XL.
 
     Args:
-        source: path of the file.
-        facts: what is known of it.
+        saved: a single file.
         kwargs: of `load_pipeline`.
 
     Raises:
         OSError: its config cannot be had.
         ValueError: it is damaged, another model, or incomplete; a 2.x of which nothing says what it predicts.
     """
-    header = read_header(source)
-    if holds_lora(header):
-        raise ValueError(
-            f"{source} is a LoRA, which goes into a pipeline of its base: load_lora(pipe, {str(source)!r})."
-        )
+    source, header = saved.name, saved.header
+    if saved.is_lora:
+        raise ValueError(f"{source} is a LoRA, which goes into a pipeline of its base: load_lora(pipe, {source!r}).")
     layout, pipeline_class, default = _recognized(source, header)
     check_weights(source, header, weight_prefixes(layout))
-    if layout is SD_2 and facts.prediction_type is None:
+    if layout is SD_2 and saved.prediction_type is None:
         raise ValueError(
             f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
             "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base)."
@@ -68,7 +64,7 @@ def from_single_file(source: Any, facts: ModelFacts, kwargs: Mapping[str, Any]) 
     try:
         with explain_load_errors(source), without_empty_warnings():
             options["config"] = default if config is None else os.fspath(config)
-            return pipeline_class.from_single_file(os.fspath(source), **in_one_dtype(options))
+            return pipeline_class.from_single_file(source, **in_one_dtype(options))
     except OSError as error:
         if config is not None:
             raise

@@ -1,7 +1,6 @@
 """The Stable Diffusion pipeline that training starts from."""
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from diffusers import DiffusionPipeline
 
 from ...hub.damage import check_folder_weights
 from ...hub.errors import explain_hub_errors
-from ...hub.files import only_variant
-from ...hub.header import read_header
+from ...hub.files import INDEX, only_variant
+from ...hub.header import Header, is_single_file
 from ...hub.load import load_pipeline
-from ...hub.model_facts import is_single_file
 from ...hub.save import save_pipeline
+from ...hub.saved_model import SavedModel
 from ...hub.weight_files import in_one_dtype, variants
 from ...schedulers import ZeroSNRDDIMScheduler
 from ..data.buckets import bucket_sizes
@@ -27,10 +26,10 @@ from .config import TrainingConfig
 
 @dataclass
 class Base:
-    """A pipeline, where it was read from, and the noise schedule that it is to be trained on."""
+    """A pipeline, what it was read from, and the noise schedule that it is to be trained on."""
 
     kind: Kind
-    source: Path
+    saved: SavedModel
     """A folder or a single file."""
     variant: str | None
     """Of the weights of a folder."""
@@ -88,12 +87,14 @@ def load_base(config: TrainingConfig) -> Base:
     """
     name = config.pretrained_model_name_or_path
     if is_single_file(name):
-        source, variant, kind = Path(name), None, _kind_of_file(config)
+        options: dict[str, Any] = {} if config.base_config is None else {"config": config.base_config}
+        saved, variant = SavedModel.open(name, **options), None
+        kind = _kind_of_file(saved)
     else:
-        source, variant = _folder(name, config.variant)
-        _check_no_adapter(name, source)
-        check_folder_weights(name, source)
-        kind = _load_kind(name, source, variant)
+        folder, variant = _folder(name, config.variant)
+        saved = _open_folder(folder)
+        _check_no_adapter(name, check_folder_weights(name, folder))
+        kind = _load_kind(name, saved, variant)
     _check_pipeline(name, kind)
     schedule = ZeroSNRDDIMScheduler.from_config(
         kind.pipeline.scheduler.config,
@@ -101,23 +102,24 @@ def load_base(config: TrainingConfig) -> Base:
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
         clip_sample=False,  # latents have no range
     )
-    return Base(kind, source, variant, schedule)
+    return Base(kind, saved, variant, schedule)
 
 
 @contextlib.contextmanager
-def base_folder(base: Base, config: TrainingConfig) -> Iterator[Path]:
-    """The folder of a base, made of a single file for as long as it is needed.
+def base_folder(base: Base, config: TrainingConfig) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The folder of a base and its `model_index.json`, made of a single file for as long as they are needed.
 
     Args:
         base: as it was loaded.
         config: by which.
     """
-    if base.source.is_dir():
-        yield base.source
+    if base.saved.folder is not None:
+        yield base.saved.folder, base.saved.index
         return
     with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".base-") as room:
         # Once more from the file: of the base in memory, frozen parts may be in half precision by now.
-        yield save_pipeline(_pipeline_of_file(config), Path(room, "base"))
+        folder = save_pipeline(load_pipeline(base.saved), Path(room, "base"))
+        yield folder, SavedModel.open(folder).index
 
 
 def _folder(name: str, variant: str | None) -> tuple[Path, str | None]:
@@ -131,44 +133,36 @@ def _folder(name: str, variant: str | None) -> tuple[Path, str | None]:
     return folder, variant
 
 
-def _pipeline_of_file(config: TrainingConfig) -> Any:
-    options: dict[str, Any] = {} if config.base_config is None else {"config": config.base_config}
-    return load_pipeline(config.pretrained_model_name_or_path, **options)
-
-
-def model_index(folder: Path) -> dict[str, Any]:
-    """What `model_index.json` of a pipeline folder says.
+def _open_folder(folder: Path) -> SavedModel:
+    """What a pipeline's folder says.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it is none of a pipeline.
     """
-    file = folder / "model_index.json"
-    if not file.is_file():
+    saved = SavedModel.open(folder)
+    if not saved.index:
         raise ValueError(
-            f"{folder} has no model_index.json, so it is not a diffusers pipeline. A single-file checkpoint is made "
-            "into one by: zsnr convert FILE FOLDER."
+            f"{folder} has no {INDEX}, so it is not a diffusers pipeline. A single-file checkpoint is made into one "
+            "by: zsnr convert FILE FOLDER."
         )
-    index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return index
+    return saved
 
 
-def _load_kind(name: str, folder: Path, variant: str | None) -> Kind:
+def _load_kind(name: str, saved: SavedModel, variant: str | None) -> Kind:
     """The kind of a folder's pipeline, around the pipeline."""
-    index = model_index(folder)
-    entries = {part: index.get(part) or [None, None] for part in _networks()}
-    kind = _kind(
-        name, str(index.get("_class_name")), {part: str(entry[1]) for part, entry in entries.items() if entry[1]}
-    )
-    return kind(kind.stock.from_pretrained(folder, **in_one_dtype({"variant": variant, **kind.left_out})))
+    entries = {part: saved.index.get(part) or [None, None] for part in _networks()}
+    parts = {part: str(entry[1]) for part, entry in entries.items() if entry[1]}
+    kind = _kind(name, str(saved.index.get("_class_name")), parts)
+    return kind(kind.stock.from_pretrained(saved.folder, **in_one_dtype({"variant": variant, **kind.left_out})))
 
 
-def _kind_of_file(config: TrainingConfig) -> Kind:
+def _kind_of_file(saved: SavedModel) -> Kind:
     """The kind of a single file's pipeline, around the pipeline."""
-    pipe = _pipeline_of_file(config)
+    pipe = load_pipeline(saved)
     parts = {
         part: type(network).__name__ for part in _networks() if (network := getattr(pipe, part, None)) is not None
     }
-    kind = _kind(config.pretrained_model_name_or_path, type(pipe).__name__, parts)
+    kind = _kind(saved.name, type(pipe).__name__, parts)
     return kind(kind.stock(**{**pipe.components, **kind.left_out}))
 
 
@@ -193,10 +187,11 @@ def _kind(name: str, cls: str, networks: Mapping[str, str]) -> type[Kind]:
     )
 
 
-def _check_no_adapter(name: str, folder: Path) -> None:
+def _check_no_adapter(name: str, headers: Mapping[Path, Header]) -> None:
     """Loaded, such a UNet would have new, random weights where an adapter had renamed its own."""
-    for file in (folder / "unet").glob("*.safetensors"):
-        if adapter := next((key for key in read_header(file).shapes if ".lora_" in key), None):
+    for file, header in headers.items():
+        adapter = next((key for key in header.shapes if ".lora_" in key), None)
+        if adapter and file.parent.name == "unet":
             raise ValueError(
                 f"The UNet of {name} was saved with an adapter in it ({adapter} in {file.name}). Where it was made, "
                 "call pipe.fuse_lora() and pipe.unload_lora_weights(), and save the pipeline then."

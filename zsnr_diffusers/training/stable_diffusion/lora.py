@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from ...hub.header import read_header
 from ...hub.lora import save_lora
 from ...hub.lora_files import lora_file
 from ...hub.lora_fit import load_weights, rehearse
@@ -42,7 +43,7 @@ def give_adapter(pipe: Any, config: TrainingConfig) -> None:
 
 def _load_adapter(pipe: Any, source: str) -> None:
     file = lora_file(source)
-    adapted = rehearse(pipe, file, adapter_name=_ADAPTER).get_list_adapters()
+    adapted = rehearse(pipe, file, read_header(file), adapter_name=_ADAPTER).get_list_adapters()
     if others := sorted(set(adapted) - {"unet"}):
         raise ValueError(
             f"--lora_weights={source} changes {' and '.join(others)} too, and only the UNet is trained here: pass "

@@ -15,7 +15,7 @@ from ...hub.model_card import base_name
 from ...hub.weight_files import copy_in_float32
 from ...schedulers.stock import stock_scheduler
 from ..reporting.model_card import model_card
-from .base import Base, base_folder, model_index
+from .base import Base, base_folder
 from .config import TrainingConfig
 
 
@@ -40,21 +40,20 @@ def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: Trainin
     """
     folder = Path(config.output_dir)
     scheduler = shipped_scheduler(base)
-    with base_folder(base, config) as source:
-        index = model_index(source)
+    with base_folder(base, config) as (source, index):
         for part, entry in index.items():
             if part not in ("unet", "scheduler") and isinstance(entry, list) and (source / part).is_dir():
                 copy_in_float32(source / part, folder / part, base.variant)
     unet.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
     write_card(base, scheduler, config, base_name(config.pretrained_model_name_or_path), {}, _usage(config))
-    index |= {
+    changes = {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
         "_diffusers_version": diffusers.__version__,
+        **guidance_record(config.guidance_rescale),
     }
-    index.pop("_name_or_path", None)
-    index |= guidance_record(config.guidance_rescale)
+    index = {key: value for key, value in index.items() if key != "_name_or_path"} | changes
     if config.guidance_rescale > 0:
         code = custom_pipeline(type(base.pipeline), config.guidance_rescale)
         (folder / "pipeline.py").write_text(code, encoding="utf-8")

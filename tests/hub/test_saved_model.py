@@ -1,29 +1,37 @@
-"""What a saved model says of itself, found without its weights."""
+"""What a saved model says of itself, found without its weights, and read once."""
 
+import builtins
+import io
 import json
 import struct
+import sys
 import tracemalloc
+from collections import Counter
+from dataclasses import FrozenInstanceError
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    PNDMScheduler,
-)
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
-from tiny_checkpoints import sd_scheduler
-from tiny_pipelines import tiny_stable_diffusion
+from tiny_adapters import adapted
+from tiny_checkpoints import EPSILON, V, sd_scheduler, tiny_pipeline, write_file
+from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
-from zsnr_diffusers import ZeroSNRMultistepScheduler, enable_guidance_rescale
-from zsnr_diffusers.hub.header import read_header
-from zsnr_diffusers.hub.model_facts import Claim, find_model_facts, is_single_file, scheduler_claim
+import zsnr_diffusers
+from zsnr_diffusers import audit, enable_guidance_rescale, load_lora, load_pipeline, save_lora
+from zsnr_diffusers.cli import main
+from zsnr_diffusers.hub import files
+from zsnr_diffusers.hub import header as header_module
+from zsnr_diffusers.hub.files import INDEX, SCHEDULER_CONFIG
+from zsnr_diffusers.hub.header import is_single_file, read_header
+from zsnr_diffusers.hub.lora_files import LORA_FILE
+from zsnr_diffusers.hub.saved_model import SCHEDULER_FILE, SavedModel
 
-V, EPSILON = "v_prediction", "epsilon"
+PACKAGE = Path(zsnr_diffusers.__file__).parent
 
 
 @pytest.fixture
@@ -39,8 +47,8 @@ def write(tmp_path):
 
 
 def found(source, **options):
-    facts = find_model_facts(source, **options)
-    return facts.prediction_type, facts.rescale_betas_zero_snr
+    saved = SavedModel.open(source, **options)
+    return saved.prediction_type, saved.rescale_betas_zero_snr
 
 
 MARKS = {
@@ -89,12 +97,12 @@ def test_order_of_places(first, write, tmp_path):
     marks, options = {}, {"config": tmp_path / "config"}
     for _, kind, said, _ in ORDER[first:]:
         (options if kind == "options" else marks).update(said)
-    facts = find_model_facts(write(**marks), **options)
+    saved = SavedModel.open(write(**marks), **options)
     source, _, _, expected = ORDER[first]
-    assert (facts.authority("prediction_type").source, facts.prediction_type) == (source, expected)
-    assert f"prediction_type={expected!r} by {source}" in str(facts)
+    assert (saved.authority("prediction_type").source, saved.prediction_type) == (source, expected)
+    assert f"prediction_type={expected!r} by {source}" in saved.facts
     others = [place[0] for place in ORDER[first + 1 :] if place[3] != expected]
-    said = [line for line in facts.conflicts if line.startswith("prediction_type")]
+    said = [line for line in saved.conflicts if line.startswith("prediction_type")]
     if first == 0:
         assert said == []  # the caller has decided
     else:
@@ -107,15 +115,15 @@ def test_order_of_places(first, write, tmp_path):
 def test_places_that_agree_are_no_conflict(write, tmp_path):
     sd_scheduler(V, zero_snr=True).save_pretrained(tmp_path / "config" / "scheduler")
     file = write(keys=["v_pred", "ztsnr"], **{"modelspec.prediction_type": "v"})
-    assert find_model_facts(file, config=tmp_path / "config").conflicts == []
+    assert SavedModel.open(file, config=tmp_path / "config").conflicts == []
 
 
 def test_what_save_pipeline_records(write):
     schedule = {"beta_start": 0.1, "num_train_timesteps": 7}
     record = {**schedule, "prediction_type": V, "_guidance_rescale": 0.4, "_guidance_rescale_space": "v", "other": 1}
-    facts = find_model_facts(write(zsnr_diffusers=json.dumps(record)))
-    assert facts.schedule == schedule
-    assert facts.guidance == {"guidance_rescale": 0.4, "space": "v"}
+    saved = SavedModel.open(write(zsnr_diffusers=json.dumps(record)))
+    assert saved.schedule == schedule
+    assert saved.guidance == {"guidance_rescale": 0.4, "space": "v"}
 
 
 @pytest.mark.parametrize(
@@ -134,14 +142,14 @@ def test_what_save_pipeline_records(write):
 )
 def test_records_that_cannot_be_read(record, message, write):
     with pytest.raises(ValueError, match=message):
-        find_model_facts(write(zsnr_diffusers=record))
+        SavedModel.open(write(zsnr_diffusers=record))
 
 
 @pytest.mark.parametrize("key", ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std"])
 def test_edm_models_are_refused(key, write):
     """CosXL and Playground 2.5, which have the weights of XL otherwise."""
     with pytest.raises(ValueError, match=rf"has the key '{key}': it is of an EDM schedule"):
-        find_model_facts(write(keys=[key, "v_pred"]))
+        SavedModel.open(write(keys=[key, "v_pred"]))
 
 
 SCHEDULES = {
@@ -205,10 +213,11 @@ def test_an_original_config_that_is_none_is_named(write, tmp_path):
     for content, message in (("{", "is not valid YAML"), ("[1]", "no model.params"), ("\xff", "is not valid YAML")):
         config.write_bytes(content.encode("latin-1"))
         with pytest.raises(ValueError, match=rf"model\.yaml .*{message}"):
-            find_model_facts(file)
+            SavedModel.open(file)
+    config.unlink()
     for config in (tmp_path / "nowhere.yaml", "https://example.org/v2.yaml"):
         with pytest.raises(FileNotFoundError, match=r"no file .*\.yaml; of one at a URL, pass a copy"):
-            find_model_facts(write(keys=["v_pred"]), original_config=config)
+            SavedModel.open(write(keys=["v_pred"]), original_config=config)
 
 
 # Folders
@@ -219,32 +228,13 @@ def test_an_original_config_that_is_none_is_named(write, tmp_path):
 def test_folders_say_it_in_the_scheduler_s_config(prediction_type, zero_snr, tmp_path):
     pipe = tiny_stable_diffusion(sd_scheduler(prediction_type, zero_snr))
     enable_guidance_rescale(pipe, 0.3).save_pretrained(tmp_path)
-    facts = find_model_facts(tmp_path)
-    assert (facts.prediction_type, facts.rescale_betas_zero_snr) == (prediction_type, zero_snr)
-    assert facts.guidance["guidance_rescale"] == 0.3
+    saved = SavedModel.open(tmp_path)
+    assert (saved.prediction_type, saved.rescale_betas_zero_snr) == (prediction_type, zero_snr)
+    assert saved.guidance["guidance_rescale"] == 0.3
     assert found(tmp_path, prediction_type="sample", rescale_betas_zero_snr=not zero_snr) == ("sample", not zero_snr)
     given = {"scheduler": EulerDiscreteScheduler(prediction_type="sample")}
     assert found(tmp_path, **given) == ("sample", False)
-    assert find_model_facts(tmp_path, **given).conflicts == []
-
-
-def test_what_a_scheduler_s_config_leaves_out_is_its_class_s_default():
-    assert scheduler_claim({"_class_name": "PNDMScheduler"}) == scheduler_claim(PNDMScheduler().config)
-    ours = scheduler_claim({"_class_name": "ZeroSNRMultistepScheduler", "prediction_type": V})
-    assert ours == scheduler_claim(ZeroSNRMultistepScheduler(prediction_type=V).config)
-    assert (ours.prediction_type, ours.rescale_betas_zero_snr) == (V, True)
-
-
-def test_a_flag_that_the_class_ignores_still_says_it_of_the_model():
-    config = HeunDiscreteScheduler.from_config(sd_scheduler(V, zero_snr=True).config).config
-    assert scheduler_claim(config).rescale_betas_zero_snr is True
-
-
-def test_other_models_say_nothing():
-    source = "the scheduler's config"
-    assert scheduler_claim(FlowMatchEulerDiscreteScheduler().config) == Claim(source)
-    assert scheduler_claim({}) == Claim(source)
-    assert scheduler_claim({"_class_name": "NoSuchScheduler", "prediction_type": V}) == Claim(source)
+    assert SavedModel.open(tmp_path, **given).conflicts == []
 
 
 # What is no model
@@ -252,14 +242,14 @@ def test_other_models_say_nothing():
 
 def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*hf_hub_download\(repo, name\)"):
-        find_model_facts(tmp_path / "model.safetensors")
+        SavedModel.open(tmp_path / "model.safetensors")
     with pytest.raises(OSError, match="holds no pipeline"):
-        find_model_facts(tmp_path)
+        SavedModel.open(tmp_path, only_pipelines=True)
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"model\.ckpt is no \.safetensors file\. A pickled checkpoint"):
-        find_model_facts(tmp_path / "model.ckpt")
+        SavedModel.open(tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match="prediction_type='eps' is not known"):
-        find_model_facts(tmp_path, prediction_type="eps")
+        SavedModel.open(tmp_path, prediction_type="eps")
     (tmp_path / "folder.safetensors").mkdir()
     assert not is_single_file(tmp_path / "folder.safetensors")
 
@@ -303,7 +293,7 @@ def test_damaged_files_are_named(content, tmp_path):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(content[1])
     with pytest.raises(ValueError, match=r"damaged\.safetensors is damaged or no safetensors file: "):
-        find_model_facts(path)
+        SavedModel.open(path)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -328,7 +318,7 @@ def test_any_bytes_are_a_header_or_refused_with_the_name(tmp_path, content):
     path.write_bytes(content)
     tracemalloc.start()
     try:
-        outcome = find_model_facts(path)
+        outcome = SavedModel.open(path)
     except ValueError as error:
         outcome = error
     _, peak = tracemalloc.get_traced_memory()
@@ -338,3 +328,116 @@ def test_any_bytes_are_a_header_or_refused_with_the_name(tmp_path, content):
         assert "any.safetensors" in str(outcome)
     else:
         assert all(isinstance(value, str) for value in read_header(path).metadata.values())
+
+
+# -- how often
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often this package's code has opened a file of this name, and asked the Hub for it."""
+    counted, opener, download, opened_weights = Counter(), open, files.hf_hub_download, header_module.safe_open
+
+    def open_file(file, *args, **kwargs):
+        frame = sys._getframe(1)
+        while "pathlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        counted[Path(str(file)).name] += Path(frame.f_code.co_filename).is_relative_to(PACKAGE)
+        return opener(file, *args, **kwargs)
+
+    def ask(repo, name, **kwargs):
+        counted["asked", name] += 1
+        return download(repo, name, **kwargs)
+
+    def open_weights(file, *args, **kwargs):
+        counted[Path(file).name] += 1
+        return opened_weights(file, *args, **kwargs)
+
+    for module in (builtins, io):
+        monkeypatch.setattr(module, "open", open_file)
+    monkeypatch.setattr(files, "hf_hub_download", ask)
+    monkeypatch.setattr(header_module, "safe_open", open_weights)
+
+    def of(call, *names):
+        counted.clear()
+        call()
+        return tuple(counted[name] for name in names)
+
+    return of
+
+
+READERS = [SavedModel.open, load_pipeline, partial(audit, steps=(5,)), partial(audit, steps=(5,), deep=True)]
+
+
+@pytest.mark.parametrize("place", ["folder", "Hub"])
+def test_each_call_reads_the_files_of_a_pipeline_once(place, reads, hub, tmp_path):
+    tiny_unconditional().save_pretrained(tmp_path)
+    source, places = (tmp_path, {}) if place == "folder" else ("acme/dark", hub({"acme/dark": tmp_path}))
+    names = (INDEX, SCHEDULER_CONFIG, ("asked", INDEX), ("asked", SCHEDULER_FILE))
+    for reader in READERS:
+        asked = int(place == "Hub")
+        assert reads(partial(reader, source, **places), *names) == (1, 1, asked, asked), reader
+    opened = SavedModel.open(source, **places)
+    for reader in READERS:  # where it lies goes along
+        assert reads(partial(reader, opened), *names) == (0, 0, 0, 0), reader
+
+
+def test_each_call_reads_the_header_of_a_file_once(reads, configs, tmp_path):
+    file = write_file(tmp_path / "model.safetensors", "1", ["v_pred"])
+    load = partial(load_pipeline, config=configs["1"])
+    for reader in (SavedModel.open, load, READERS[2]):
+        assert reads(partial(reader, file), file.name) == (1,)
+    opened = SavedModel.open(file, config=configs["1"])
+    for reader in READERS:
+        assert reads(partial(reader, opened), file.name) == (0,)
+    convert = ["convert", file, tmp_path / "folder", "--config", configs["1"]]
+    assert reads(lambda: main([*map(str, convert)]), file.name) == (1,)
+
+
+def test_each_call_reads_the_header_of_a_lora_once(reads, configs, tmp_path):
+    folder = save_lora(adapted(target_modules=["to_k"]), tmp_path / "lora")
+    for reader in (SavedModel.open, partial(load_lora, tiny_pipeline("1")), READERS[2]):
+        assert reads(partial(reader, folder), LORA_FILE) == (1,)
+    assert reads(partial(load_lora, tiny_pipeline("1"), SavedModel.open(folder)), LORA_FILE) == (0,)
+    convert = ["convert", folder, tmp_path / "lora.safetensors", "--config", configs["1"]]
+    assert reads(lambda: main([*map(str, convert)]), LORA_FILE) == (1,)
+
+
+# -- once more, with what a caller knows
+
+
+def test_what_was_opened_takes_what_is_known_better(write, tmp_path):
+    opened = SavedModel.open(write(keys=["v_pred"]))
+    assert found(opened, prediction_type="sample") == ("sample", False)
+    assert found(opened, rescale_betas_zero_snr=True) == (V, True)
+    assert found(opened) == (V, False)  # which is as it was
+    sd_scheduler(EPSILON).save_pretrained(tmp_path / "config" / "scheduler")
+    (conflict,) = SavedModel.open(opened, config=tmp_path / "config").conflicts
+    assert conflict.startswith("prediction_type is 'v_prediction' by key v_pred")
+    again = SavedModel.open(SavedModel.open(opened, config=tmp_path / "config"), config=tmp_path / "config")
+    assert again.conflicts == [conflict]
+
+
+def test_it_cannot_be_changed(write):
+    with pytest.raises(FrozenInstanceError):
+        SavedModel.open(write()).name = "another"
+
+
+def test_the_scheduler_beside_a_lora_is_none_of_its_claims(tmp_path):
+    """An audit holds the one against the other."""
+    save_lora(adapted(target_modules=["to_k"]), tmp_path)
+    sd_scheduler(EPSILON).save_pretrained(tmp_path / "scheduler")
+    opened = SavedModel.open(tmp_path)
+    assert opened.is_lora
+    assert (opened.prediction_type, opened.conflicts) == (V, [])
+    assert opened.scheduler_config["prediction_type"] == EPSILON
+    with pytest.raises(OSError, match="A LoRA goes into a pipeline of its base, by load_lora"):
+        load_pipeline(opened)
+
+
+def test_a_scheduler_alone_and_nothing(tmp_path):
+    nothing = SavedModel.open(tmp_path)
+    assert (nothing.index, nothing.scheduler_config, nothing.header.shapes) == ({}, None, {})
+    sd_scheduler(V).save_pretrained(tmp_path)
+    alone = SavedModel.open(tmp_path)
+    assert (alone.scheduler_file, alone.prediction_type) == (SCHEDULER_CONFIG, V)

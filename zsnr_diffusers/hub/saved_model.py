@@ -1,0 +1,248 @@
+"""A saved model as its files describe it, without its weights: a folder, a Hub repo, a single file or a LoRA.
+
+Several places may say what the network predicts and whether the schedule ends in pure noise, and they may disagree.
+All are asked, in order; the first that says something counts.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDIMScheduler
+
+from ..core.predictions import check_prediction_type
+from ..guidance.mixin import recorded_guidance
+from ..schedulers.config import MODEL_FACTS, check_types, with_defaults
+from .claims import (
+    ARCHITECTURE,
+    ARGUMENTS,
+    FACTS,
+    SCHEDULER,
+    Claim,
+    claim_of,
+    known_claim,
+    scheduler_claim,
+    scheduler_class,
+)
+from .files import INDEX, SCHEDULER_CONFIG, json_object, named, places_in, saved_json
+from .header import Header, is_single_file, read_header
+from .lora_files import LORA_FILE, holds_lora, lora_file, saved_header
+from .marks import buffer_claim, config_beside, key_claim, metadata_claims, original_config_claim
+from .single_file import RECORD
+
+SCHEDULER_FILE = f"scheduler/{SCHEDULER_CONFIG}"
+"""Of a pipeline; beside a LoRA too."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What is saved of a model beside its weights; each file was read once, and each value checked once.
+
+    Attributes:
+        name: path or Hub id.
+        index: `model_index.json`; empty where there is none.
+        scheduler_config: None where there is none, or where the caller has given a scheduler.
+        scheduler_file: where it stands in the folder or repo, or would.
+        header: of a single file or a LoRA; empty where there is none.
+        folder: None for a single file and at the Hub.
+        weights: the file that the header is of, None where it is at the Hub.
+        is_lora: whether it is a LoRA and no pipeline.
+        claims: of each place that was asked, in order of precedence.
+        schedule: what is recorded of the noise schedule beside the weights of a single file, as in a scheduler's
+            config.
+        guidance: the guidance that is recorded, as arguments of `enable_guidance_rescale`.
+        options: what it was opened with, as arguments of `load_pipeline`.
+    """
+
+    name: str
+    index: Mapping[str, Any] = field(default_factory=dict)
+    scheduler_config: Mapping[str, Any] | None = None
+    scheduler_file: str = SCHEDULER_FILE
+    header: Header = field(default_factory=lambda: Header({}, {}, {}))
+    folder: Path | None = None
+    weights: Path | None = None
+    is_lora: bool = False
+    claims: tuple[Claim, ...] = ()
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    guidance: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        source: Any,
+        *,
+        prediction_type: str | None = None,
+        rescale_betas_zero_snr: bool | None = None,
+        only_pipelines: bool = False,
+        weight_name: str | None = None,
+        **kwargs: Any,
+    ) -> "SavedModel":
+        """Read what a saved model says of itself, and no weights.
+
+        Asked in this order: the arguments, `original_config` among them; of a single file what `save_pipeline`
+        recorded, the keys `v_pred` and `ztsnr` among the weights, by which ComfyUI, Forge and others know such models,
+        its metadata by ModelSpec's names, ComfyUI's, plain ones and those of kohya's sd-scripts, a `.yaml` of the same
+        name beside it, and a schedule among the weights that ends at zero SNR; the scheduler's config, for a file that
+        of `config` and the last that is asked; what is known here of some Hub repos, from which a file in the cache
+        is, too. The scheduler beside a LoRA is no claim: it is what an audit compares the LoRA with.
+
+        Args:
+            source: Hub id, folder, or the path of a `.safetensors` file; or what was opened, to which the arguments
+                are added.
+            prediction_type: what the caller knows better.
+            rescale_betas_zero_snr: likewise.
+            only_pipelines: refuse a folder or repo without a pipeline or without its scheduler's config.
+            weight_name: of the file of a LoRA in a folder or repo, which is opened by itself then, out of the Hub if
+                need be.
+            kwargs: of `load_pipeline`; those that say where to look are used, a `scheduler` that is given, and for a
+                single file `config` and `original_config`.
+
+        Raises:
+            OSError: there is no such file or repo.
+            ValueError: a file is damaged, what is recorded cannot be applied, or the model is of no
+                variance-preserving schedule though its keys say that it predicts v.
+        """
+        if prediction_type is not None:
+            check_prediction_type(prediction_type, zero_terminal_snr=False)
+        if isinstance(source, SavedModel):
+            opened = source
+            if only_pipelines and not opened.is_single_file:
+                _check_pipeline(opened.name, opened.index or None)
+        elif weight_name is None:
+            opened = _read(source, kwargs, only_pipelines)
+        else:
+            opened = _read(lora_file(source, weight_name, **places_in(kwargs, "subfolder")), {}, False)
+        first, last = [Claim(ARGUMENTS, prediction_type, rescale_betas_zero_snr)], []
+        if "scheduler" in kwargs:
+            first.append(scheduler_claim(kwargs["scheduler"].config, ARGUMENTS))
+        if opened.is_single_file and kwargs.get("original_config") is not None:
+            first.append(original_config_claim(kwargs["original_config"]))
+        if opened.is_single_file and kwargs.get("config") is not None and "scheduler" not in kwargs:
+            last.append(scheduler_claim(_scheduler_config(kwargs["config"], SCHEDULER_FILE, kwargs, True) or {}))
+        claims = dict.fromkeys((*first, *opened.claims, *last))  # opened twice, an argument says the same twice
+        return replace(opened, claims=tuple(claims), options={**opened.options, **kwargs})
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether it is one file that is here."""
+        return self.folder is None and self.weights is not None
+
+    @property
+    def prediction_type(self) -> str | None:
+        """`epsilon`, `v_prediction` or `sample`, None where no place says it; other models have others."""
+        return claim.prediction_type if (claim := self.authority("prediction_type")) else None
+
+    @property
+    def rescale_betas_zero_snr(self) -> bool | None:
+        """Whether the model was trained to zero terminal SNR, None where no place says it."""
+        return claim.rescale_betas_zero_snr if (claim := self.authority("rescale_betas_zero_snr")) else None
+
+    def authority(self, fact: str) -> Claim | None:
+        """The claim that counts for one of `FACTS`, None where no place says it."""
+        return next((claim for claim in self.claims if getattr(claim, fact) is not None), None)
+
+    def without(self, *sources: str) -> "SavedModel":
+        """The same without the claims of these places."""
+        return replace(self, claims=tuple(claim for claim in self.claims if claim.source not in sources))
+
+    def is_guess(self) -> bool:
+        """Whether a single file does not say what it predicts, nor the caller, but at most the config beside it."""
+        claim = self.authority("prediction_type")
+        return claim is None or claim.source in (SCHEDULER, ARCHITECTURE)
+
+    @property
+    def conflicts(self) -> list[str]:
+        """Disagreements, a sentence each. There is none over what the caller has decided."""
+        return [
+            f"{fact} is {getattr(first, fact)!r} by {first.source}, which counts, and {getattr(other, fact)!r} by "
+            f"{other.source}. Pass {fact}= to decide."
+            for fact in FACTS
+            if (first := self.authority(fact)) and first.source != ARGUMENTS
+            for other in self.claims
+            if getattr(other, fact) not in (None, getattr(first, fact))
+        ]
+
+    @property
+    def facts(self) -> str:
+        """`FACTS`, each with who says it."""
+        return ", ".join(
+            f"{fact}={getattr(claim, fact)!r} by {claim.source}" if claim else f"{fact} is not said"
+            for fact, claim in ((fact, self.authority(fact)) for fact in FACTS)
+        )
+
+
+def _check_pipeline(source: Any, index: Mapping[str, Any] | None) -> None:
+    """Refuse a folder or repo that holds none."""
+    if index is None:
+        raise OSError(
+            f"{source} holds no pipeline: there is no {INDEX}. Of a single file, pass its path; of one at the Hub, "
+            "huggingface_hub.hf_hub_download(repo, name). A LoRA goes into a pipeline of its base, by load_lora."
+        )
+    if "_class_name" not in index:
+        raise ValueError(f"{INDEX} of {source} names no class of a pipeline; it needs a '_class_name'.")
+
+
+def _read(source: Any, places: Mapping[str, Any], only_pipelines: bool) -> SavedModel:
+    """What is in the source itself."""
+    name = os.fspath(source)
+    if is_single_file(source):
+        return _of_weights(name, read_header(source), Path(source))
+    index = saved_json(source, INDEX, places)
+    if only_pipelines:
+        _check_pipeline(source, index)  # before anything else is asked for
+    folder = Path(source) if Path(source).is_dir() else None
+    header = None if index else saved_header(source, LORA_FILE, places)
+    if header is None:
+        with named(source):
+            guidance = recorded_guidance(index or {})
+        opened = SavedModel(name, index or {}, guidance=guidance, claims=(known_claim(source),))
+    else:
+        weights = None if folder is None else folder / LORA_FILE
+        opened = replace(_of_weights(f"{name}/{LORA_FILE}", header, weights), name=name, is_lora=True)
+    opened = replace(opened, folder=folder)
+    if "scheduler" in places or (index and index.get("scheduler") in (None, [None, None])):
+        return opened  # there are pipelines without one
+    for name in (SCHEDULER_FILE,) if index else (SCHEDULER_FILE, SCHEDULER_CONFIG):
+        if (config := _scheduler_config(source, name, places, only_pipelines)) is not None:
+            claims = opened.claims if opened.is_lora else (scheduler_claim(config), *opened.claims)
+            return replace(opened, scheduler_config=config, scheduler_file=name, claims=claims)
+    return opened
+
+
+def _of_weights(name: str, header: Header, file: Path | None) -> SavedModel:
+    """Of a file of weights, and of what lies beside it or in its tensors if the file is here."""
+    record = json_object(header.metadata.get(RECORD, "{}"), source := f"{name}: its metadata {RECORD!r}")
+    with named(source):
+        guidance = recorded_guidance(record)
+        check_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
+        check_prediction_type(record.get("prediction_type", "epsilon"), zero_terminal_snr=False)
+    claims = [claim_of(f"metadata {RECORD}", record), key_claim(name, header), *metadata_claims(header)]
+    if file is not None:
+        beside = config_beside(file)
+        claims += [original_config_claim(beside)] if beside.is_file() else []
+        claims += [buffer_claim(file, header), known_claim(file)]
+    schedule = {key: record[key] for key in MODEL_FACTS if key in record and key not in FACTS}
+    return SavedModel(
+        name,
+        header=header,
+        weights=file,
+        is_lora=holds_lora(header),
+        claims=tuple(claims),
+        schedule=schedule,
+        guidance=guidance,
+    )
+
+
+def _scheduler_config(source: Any, name: str, places: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:
+    """Which class reads it does not matter: the file has one name for all."""
+    config = saved_json(source, name, places)
+    if config is not None:
+        with named(f"{name} of {source}"):
+            cls = scheduler_class(config)
+            check_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if cls else {})
+    elif needed:
+        raise OSError(f"{source} has no {name}; pass scheduler= to load it with one of yours.")
+    return config
