@@ -17,6 +17,7 @@ ROOMS = {
     "utils": set(),
     "unet": set(),
     "schedulers": {"core"},
+    "bridges": {"core", "schedulers"},
     "guidance": {"core"},
     "evaluation": {"core", "utils"},
     "pipelines": {"guidance"},

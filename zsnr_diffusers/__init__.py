@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 # model_index.json names `zsnr_diffusers.schedulers`, and diffusers loads a custom scheduler only from a module that is
 # already imported; so these are imported with the package.
+from .bridges import as_flow_model, as_v_model
 from .core import enforce_zero_terminal_snr, rescale_guidance
 from .guidance import GuidanceError, GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
 from .schedulers import (
@@ -92,6 +93,8 @@ __all__ = [
     "ZeroSNRStableDiffusionXLInpaintPipeline",
     "ZeroSNRStableDiffusionXLInstructPix2PixPipeline",
     "ZeroSNRStableDiffusionXLPipeline",
+    "as_flow_model",
+    "as_v_model",
     "audit",
     "build_unet",
     "disable_guidance_rescale",

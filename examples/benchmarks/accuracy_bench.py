@@ -55,7 +55,7 @@ class Bench:
             if not sampler.cls.__module__.startswith("zsnr_diffusers"):
                 levels = [getattr(scheduler, name, torch.zeros(0)).tolist() for name in ("timesteps", "sigmas")]
                 others = [item for item in sampler.options.items() if item[0] in SAME_LEVELS]
-                path = str((sampler.cls, float(scheduler.init_noise_sigma), levels, others))
+                path = str((sampler.cls, float(getattr(scheduler, "init_noise_sigma", 1.0)), levels, others))
             if path is None or path not in self._known:
                 self._known[path] = self._run(scheduler)
             known = self._known[path]

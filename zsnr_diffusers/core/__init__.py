@@ -31,7 +31,14 @@ from .noise import (
     snr,
     transition,
 )
-from .predictions import PREDICTION_TYPES, dynamic_threshold, ideal_output, training_target, x_0_factors
+from .predictions import (
+    PREDICTION_TYPES,
+    converted_prediction,
+    dynamic_threshold,
+    ideal_output,
+    training_target,
+    x_0_factors,
+)
 from .solvers import (
     CLEAN,
     Update,
@@ -62,6 +69,7 @@ __all__ = [
     "check_timesteps",
     "classifier_free_guidance",
     "consistency_updates",
+    "converted_prediction",
     "ddim_update",
     "ddim_updates",
     "ddpm_updates",

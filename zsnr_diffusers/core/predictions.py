@@ -110,6 +110,27 @@ def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: Noi
     raise _unknown(prediction_type)
 
 
+def converted_prediction(
+    output: Tensor, x_t: Tensor, level: NoiseLevel, prediction_type: str, wanted: str, wanted_level: NoiseLevel
+) -> Tensor:
+    """One prediction as another, for the same sample at a level of the same signal-to-noise ratio.
+
+    Args:
+        output: the network's prediction, shape [B, ...].
+        x_t: the sample that it saw, same shape.
+        level: of that sample, with sigma > 0.
+        prediction_type: what `output` is.
+        wanted: what it shall become.
+        wanted_level: the level that the result is of, such as (1 - s, s) of a schedule's (alpha, sigma).
+
+    Raises:
+        ValueError: unknown prediction type, or from epsilon at alpha = 0.
+    """
+    a, b = x_0_factors(prediction_type, level)
+    x_0 = a * x_t + b * output
+    return training_target(wanted, x_0, (x_t - level.alpha * x_0) / level.sigma, wanted_level)
+
+
 def ideal_output(
     prediction_type: str, x_t: Tensor, level: NoiseLevel, mean: Tensor | float, spread: Tensor | float
 ) -> Tensor:

@@ -1,0 +1,160 @@
+"""Bridges between models with betas and flow-matching models: each as the other, exactly, where the SNR ends at zero.
+
+A level of betas and a flow level of the same signal-to-noise ratio see the same sample up to a factor. So a network of
+either kind can be asked as one of the other: its input scaled, its timestep looked up, its prediction converted
+(Diff2Flow, arXiv:2506.02221). That holds from pure noise on only because both begin at an SNR of exactly zero.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .core import NoiseLevel, converted_prediction, flow_level, flow_time, kappa, variance_preserving
+from .core.spacing import position
+from .schedulers.base import ZeroSNRScheduler
+from .schedulers.sampling import compute_dtype
+
+Ask = Callable[[Tensor], tuple[NoiseLevel, Tensor, NoiseLevel]]
+"""From the caller's timesteps [B]: the caller's level, the network's timesteps, and the network's level."""
+
+
+class Bridge:
+    """A network that is asked as one of another kind, until `remove`; also a context manager."""
+
+    def __init__(self, network: nn.Module, ask: Ask, prediction_type: str, wanted: str) -> None:
+        """Hang the conversion around the network's calls.
+
+        Args:
+            network: called as `network(sample, timestep, ...)`, by position or by name; `sample` may be called
+                `hidden_states`.
+            ask: what the timesteps of a call stand for.
+            prediction_type: what the network returns.
+            wanted: what the caller gets.
+        """
+        self._ask, self._types = ask, (prediction_type, wanted)
+        self._seen: list[tuple[Tensor, NoiseLevel, NoiseLevel, torch.dtype]] = []
+        self._hooks = [
+            network.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
+            network.register_forward_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        """Take the conversion off: the network is itself again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> "Bridge":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _before(self, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        args, kwargs = list(args), dict(kwargs)
+        name = "sample" if "sample" in kwargs else "hidden_states"
+        sample = args[0] if args else kwargs[name]
+        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        wide = compute_dtype(sample.dtype)
+        times = torch.as_tensor(timestep, device="cpu").double().flatten()
+        of_caller, asked, of_network = self._ask(times)
+        here, there = (_beside(level, sample, wide) for level in (of_caller, of_network))
+        x = sample.to(wide) * (there.sigma / here.sigma)
+        self._seen.append((x, there, here, sample.dtype))
+        asked = asked.to(sample.device, wide).reshape(torch.as_tensor(timestep).shape)
+        for place, key, value in ((0, name, x.to(sample.dtype)), (1, "timestep", asked)):
+            if len(args) > place:
+                args[place] = value
+            else:
+                kwargs[key] = value
+        return tuple(args), kwargs
+
+    def _after(self, network: nn.Module, args: Any, output: Any) -> Any:
+        x, there, here, dtype = self._seen.pop()
+        raw = output[0] if isinstance(output, tuple) else output.sample
+        found = converted_prediction(raw.to(x.dtype), x, there, self._types[0], self._types[1], here).to(dtype)
+        if isinstance(output, tuple):
+            return (found, *output[1:])
+        output.sample = found
+        return output
+
+
+def _beside(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> NoiseLevel:
+    """A level of numbers or of shape [B], placed to multiply a batch of samples."""
+    shape = (-1, *[1] * (sample.ndim - 1))
+    alpha, sigma = (torch.as_tensor(each).to(sample.device, wide).reshape(shape) for each in level)
+    return NoiseLevel(alpha, sigma)
+
+
+def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
+    """Ask a network that was trained on betas as a flow-matching model.
+
+    From then on it takes samples (1 - s) x_0 + s noise and timesteps 1000 s, and returns noise - x_0, so that
+    `FlowMatchMultistepScheduler` samples it, guiders and trainers of flow models take it. A flow time between two
+    timesteps is told as a timestep between them.
+
+    Args:
+        network: a UNet or transformer of diffusers.
+        scheduler: with its betas and prediction type, at zero terminal SNR.
+
+    Returns:
+        The bridge; `remove()` makes the network itself again.
+
+    Raises:
+        ValueError: the schedule does not end at an SNR of zero, so its samples of pure noise are none.
+    """
+    levels = _levels(scheduler)
+    places = position(torch.as_tensor(kappa(levels)))
+
+    def ask(timesteps: Tensor) -> tuple[NoiseLevel, Tensor, NoiseLevel]:
+        level = flow_level(timesteps / 1000)
+        return level, _between(position(torch.as_tensor(kappa(level))), places), variance_preserving(level)
+
+    return Bridge(network, ask, scheduler.config["prediction_type"], "flow_prediction")
+
+
+def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
+    """Ask a flow-matching network as one with v-prediction on betas.
+
+    From then on it takes samples alpha x_0 + sigma noise and the timesteps of `scheduler`, and returns
+    v = alpha noise - sigma x_0, so that every scheduler for betas at zero terminal SNR samples it.
+
+    Args:
+        network: a UNet or transformer of diffusers that takes timesteps 1000 s and returns noise - x_0.
+        scheduler: with the betas to take; its prediction type must be `v_prediction`.
+
+    Returns:
+        The bridge; `remove()` makes the network itself again.
+
+    Raises:
+        ValueError: the schedule does not end at an SNR of zero, or the scheduler expects another prediction.
+    """
+    if (kind := scheduler.config["prediction_type"]) != "v_prediction":
+        raise ValueError(f"The scheduler has prediction_type={kind!r}; as_v_model needs one with 'v_prediction'.")
+    _levels(scheduler)
+
+    def ask(timesteps: Tensor) -> tuple[NoiseLevel, Tensor, NoiseLevel]:
+        level = scheduler.noise_level(timesteps.long(), timesteps)
+        s = torch.as_tensor(flow_time(level))
+        return level, 1000 * s, flow_level(s)
+
+    return Bridge(network, ask, "flow_prediction", "v_prediction")
+
+
+def _levels(scheduler: ZeroSNRScheduler) -> NoiseLevel:
+    if not scheduler.config["rescale_betas_zero_snr"]:
+        raise ValueError(
+            "A bridge is exact only where the schedule ends at a signal-to-noise ratio of zero, and this scheduler "
+            "has rescale_betas_zero_snr=False."
+        )
+    return scheduler.noise_level(torch.arange(len(scheduler)), torch.empty(1, dtype=torch.float64))
+
+
+def _between(wanted: Tensor, places: Tensor) -> Tensor:
+    """Timesteps, whole or between, at given places; `places` decreases over the timesteps."""
+    rising = places.flip(0)
+    above = torch.searchsorted(rising, wanted).clamp(1, len(rising) - 1)
+    low, high = rising[above - 1], rising[above]
+    share = ((wanted - low) / (high - low)).clamp(0, 1)
+    return len(rising) - 1 - (above - 1 + share)
