@@ -1,10 +1,12 @@
 """The table of `sampler_accuracy.py --flow`: the same data under flow matching, against everyone's flow samplers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import diffusers
 from accuracy_bench import Bench, Figures, best, ratios, single_best
+from accuracy_plots import plot_errors
 from accuracy_tables import show, show_failures, triple
 from samplers import FLOW_DEFAULT, Sampler, our_flow_samplers, rival_flow_samplers, stock_flow_samplers
 from suites import ode_suite
@@ -15,8 +17,13 @@ LMS = "FlowLMS beta shift 1 order 4"
 """The strongest single one of other programs."""
 
 
-def compare_flow(seed: int, samples: int, exact_steps: int, steps: Sequence[int], report: dict[str, Any]) -> None:
-    """Print errors and ratios on flow levels."""
+CURVE = (4, 5, 6, 8, 10, 12, 15, 20, 28)
+
+
+def compare_flow(
+    seed: int, samples: int, exact_steps: int, steps: Sequence[int], report: dict[str, Any], image: Path
+) -> None:
+    """Print errors and ratios on flow levels, and draw the curves of the notable."""
     bench = Bench(ode_suite(None, seed, samples), exact_steps)
     ours, stock, rivals = our_flow_samplers(), stock_flow_samplers(), rival_flow_samplers()
     errors = bench.all_errors([*ours, *stock, *rivals], steps, "flow samplers")
@@ -40,6 +47,10 @@ def compare_flow(seed: int, samples: int, exact_steps: int, steps: Sequence[int]
     rows = [[name, *(triple(by_n[n], ".2f") for n in steps)] for name, by_n in report["ratios"].items()]
     show(f"{FLOW_DEFAULT.label} over others: all cases (Gaussians, mixtures); below 1: closer", header, rows)
     report["errors"] = {label: {n: figures[label, n] for n in steps} for label, _ in figures}
+    drawn = list({s.label: s for s in (FLOW_DEFAULT, ours[1], EULER, single, lms)}.values())
+    found = bench.all_errors(drawn, CURVE, "curves")
+    curves = {s.label: [bench.figures(found[s.label, n])[0] for n in CURVE] for s in drawn}
+    plot_errors(image, curves, CURVE, "Distance to the exact ODE under flow matching")
     show_failures(bench.failures, f"of {(len(stock) + len(rivals)) * len(steps)} runs")
 
 

@@ -7,9 +7,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+OURS = ("ZeroSNR", "FlowMatchMultistep")
+"""What the names of ours begin with, which are drawn thick."""
+ZERO_SNR_TITLE = "Distance to the exact probability-flow ODE at zero terminal SNR"
 
-def plot_errors(path: Path, curves: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
-    """Error against the number of steps, both logarithmic; ours, whose names begin with `ZeroSNR`, are thick."""
+
+def plot_errors(
+    path: Path, curves: Mapping[str, Sequence[float]], steps: Sequence[int], title: str = ZERO_SNR_TITLE
+) -> None:
+    """Error against the number of steps, both logarithmic."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots()
     _draw(axes, curves, steps)
@@ -17,7 +23,7 @@ def plot_errors(path: Path, curves: Mapping[str, Sequence[float]], steps: Sequen
         xlabel="network calls (lines end where a sampler fails)",
         ylabel="error to the exact ODE, in units of the data's spread (geometric mean)",
     )
-    axes.set_title("Distance to the exact probability-flow ODE at zero terminal SNR")
+    axes.set_title(title)
     axes.legend(fontsize="small", loc="lower left")
     figure.savefig(path, dpi=150)
 
@@ -36,7 +42,7 @@ def plot_guided(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]],
 
 def _draw(axes: Axes, curves: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
     for name, values in curves.items():
-        ours = name.startswith("ZeroSNR")
+        ours = name.startswith(OURS)
         axes.loglog(steps, values, "o-" if ours else "s--", linewidth=3 if ours else 1.2, markersize=4, label=name)
     axes.set_xticks(steps, map(str, steps))
     axes.minorticks_off()

@@ -138,9 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     schedule = zero_snr_schedule()
     if args.flow:
         found: dict[str, Any] = {"seed": args.seed, "diffusers": diffusers.__version__}
-        compare_flow(args.seed, args.samples, args.exact_steps, sorted(set(args.steps)), found)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        steps, image = sorted(set(args.steps)), args.output_dir / "flow.png"
+        compare_flow(args.seed, args.samples, args.exact_steps, steps, found, image)
         save(args.output_dir, found)
-        print(f"\n{time.perf_counter() - start:.0f} s; report.json is in {args.output_dir}/")
+        print(f"\n{time.perf_counter() - start:.0f} s; report.json and flow.png are in {args.output_dir}/")
         return
     bench = Bench(ode_suite(schedule, args.seed, args.samples), args.exact_steps)
     print(
