@@ -53,9 +53,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.data.dataset import check_images
+from zsnr_diffusers.training.run import prepare  # what `train` trains to the end; here it takes turns
 from zsnr_diffusers.training.speed import matmul_precision
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
-from zsnr_diffusers.training.trainer import Trainer  # what `train` makes and runs to the end; here it takes turns
+from zsnr_diffusers.training.trainer import Trainer
 from zsnr_diffusers.utils.distributed import Processes
 
 PARTS = ("data", "VAE", "text", "forward", "backward", "optimizer", "EMA")
@@ -295,11 +296,11 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Tra
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.device == "cpu")
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config))
-    task.look_up(accelerator, samples)
-    return Trainer(config, accelerator, Processes(), task, samples, None)
+    task.plan_cache(accelerator, samples)
+    return prepare(config, accelerator, Processes(), task, samples)
 
 
-def our_loop(run: Trainer, watch: Stopwatch) -> Iterator[float]:
+def our_loop(run: Trainer, watch: Stopwatch, allow_tf32: bool) -> Iterator[float]:
     """Our trainer, timed from outside."""
     for owner, name, part in (
         (run.task, "autoencoder", "VAE"),
@@ -314,7 +315,7 @@ def our_loop(run: Trainer, watch: Stopwatch) -> Iterator[float]:
     with run.batches(run.config.max_train_steps) as batches:
         timed = watch.each(batches)
         while True:
-            with matmul_precision(run.config):
+            with matmul_precision(allow_tf32):
                 loss = run.train_step(timed)
             yield loss
 
@@ -457,8 +458,8 @@ def main(argv: Sequence[str] | None = None) -> list[Contestant]:
         flops = gigaflops(pipe, args.resolution)
         makers: dict[str, Callable[[Stopwatch], Iterator[float]]] = {
             PLAIN: lambda watch: plain_loop(base, data, args, watch),
-            ONLINE: lambda watch: our_loop(our_run(base, data, args, "none"), watch),
-            CACHED: lambda watch: our_loop(our_run(base, data, args, "both"), watch),
+            ONLINE: lambda watch: our_loop(our_run(base, data, args, "none"), watch, args.allow_tf32),
+            CACHED: lambda watch: our_loop(our_run(base, data, args, "both"), watch, args.allow_tf32),
         }
         contestants = [Contestant(name, make, device) for name, make in makers.items() if name not in args.without]
         contest(contestants, args)

@@ -67,8 +67,8 @@ def test_options_of_the_trainer_reach_it(tmp_path, monkeypatch):
     data, base = make_landscapes(tmp_path / "data", 8, 16), tmp_path / "base"
     bench.MODELS["tiny"][1]().save_pretrained(base)
     run = bench.our_run(base, data, args, "none")
-    assert run.config.channels_last
-    assert {name: getattr(run.config, name) for name in bench.SPEED[1:]} == {
+    assert run.task.config.channels_last
+    assert {name: getattr(run.task.config, name) for name in bench.SPEED[1:]} == {
         "compile": "none",
         "use_8bit_adam": False,
         "allow_tf32": False,

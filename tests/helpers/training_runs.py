@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zsnr_diffusers.training import train
+from zsnr_diffusers.training.accelerator import launch
 
 
 def trained(config):
@@ -17,6 +18,11 @@ def trained(config):
 
 def weights(folder):
     return load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def launched(config):
+    """The accelerator and the processes of a configuration."""
+    return launch(config, config.gradient_accumulation_steps, config.report_to, config.output_dir)
 
 
 def same(a, b):

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from child_processes import arguments
+from training_runs import launched
 
 import zsnr_diffusers
 from zsnr_diffusers.training import TrainingConfig, train
-from zsnr_diffusers.training.accelerator import launch
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU")
 CONFIGS = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs" / "accelerate"
@@ -26,13 +26,13 @@ def environment(monkeypatch):
 
 
 def test_one_process(config, environment):
-    accelerator, processes = launch(config)
+    accelerator, processes = launched(config)
     assert (accelerator.num_processes, processes.rank, processes.size) == (1, 0, 1)
 
 
 def test_one_process_of_accelerate_launch(config, environment):
     environment("ACCELERATE_USE_CPU", "True")
-    assert launch(config)[0].num_processes == 1
+    assert launched(config)[0].num_processes == 1
 
 
 def test_processes_that_accelerate_did_not_start_are_missed(config, environment):
@@ -40,7 +40,7 @@ def test_processes_that_accelerate_did_not_start_are_missed(config, environment)
     for name, value in (("ACCELERATE_USE_CPU", "True"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
         environment(name, value)
     with pytest.raises(ValueError, match=r"Several processes were asked for, and accelerate sees 1\. .* torchrun"):
-        launch(config)
+        launched(config)
 
 
 @pytest.mark.full
@@ -72,7 +72,7 @@ def test_processes_that_would_train_each_by_itself_are_refused(config, environme
     environment("WORLD_SIZE", "2")
     # older versions of accelerate refuse it themselves
     with pytest.raises(ValueError, match=r"2 processes were started, and accelerate sees 1\.|MASTER_ADDR"):
-        launch(config)
+        launched(config)
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "comet_ml", "tensorboard", "mlflow"])
@@ -88,10 +88,10 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_package(options, envi
 
 def test_a_tracker_that_is_unknown_is_named_with_those_that_are(options, environment):
     with pytest.raises(ValueError, match=r"--report_to='wandbb' is not known; choose one of .*tensorboard.* and none"):
-        launch(TrainingConfig(**{**options, "report_to": "wandbb"}))
+        launched(TrainingConfig(**{**options, "report_to": "wandbb"}))
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "all", "none"])
 def test_trackers_that_are_installed(options, environment, tracker):
-    accelerator, _ = launch(TrainingConfig(**{**options, "report_to": tracker}))
+    accelerator, _ = launched(TrainingConfig(**{**options, "report_to": tracker}))
     assert [str(kind) for kind in accelerator.log_with] == ([] if tracker == "none" else ["tensorboard"])

@@ -1,3 +1,4 @@
+import ast
 import dataclasses
 from pathlib import Path
 
@@ -6,7 +7,27 @@ import yaml
 
 import zsnr_diffusers
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, parse_config
+from zsnr_diffusers.training.config import (
+    ComputeConfig,
+    DataConfig,
+    ObjectiveConfig,
+    OptimizationConfig,
+    OutputConfig,
+    RunConfig,
+)
+from zsnr_diffusers.training.pixels.config import ClassDataConfig, NetworkConfig, PixelOutputConfig
+from zsnr_diffusers.training.stable_diffusion.config import (
+    AdapterConfig,
+    BaseConfig,
+    CaptionedDataConfig,
+    GuidedOutputConfig,
+)
 
+PARTS = {
+    RunConfig: {OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, DataConfig},
+    TrainingConfig: {GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig},
+    PixelTrainingConfig: {PixelOutputConfig, ClassDataConfig, NetworkConfig},
+}
 EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"
 LEAST = {"pretrained_model_name_or_path": "base", "train_data_dir": "photos"}
 LEAST_ARGUMENTS = ["--pretrained_model_name_or_path", "base", "--train_data_dir", "photos"]
@@ -171,3 +192,47 @@ def test_help_shows_the_layouts_of_folders(capsys, kind):
         PixelTrainingConfig: ("    cat/0001.png", "animals/test/cat/..."),
     }[kind]:
         assert line in text
+
+
+# -- parts
+
+
+@pytest.mark.parametrize("whole", PARTS)
+def test_every_option_is_one_of_a_part_of_at_most_25(whole):
+    parts = {part: {one.name for one in dataclasses.fields(part)} for part in PARTS[whole] | PARTS[RunConfig]}
+    assert set.union(*parts.values()) == {one.name for one in dataclasses.fields(whole)}
+    assert max(map(len, parts.values())) <= 25
+
+
+def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
+    takers = set()
+    for path in Path(zsnr_diffusers.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                kinds = {ast.unparse(one.annotation) for one in arguments if one.annotation}
+                if kinds & {kind.__name__ for kind in PARTS}:
+                    takers.add((path.name, node.name))
+    assert takers == {("run.py", "train"), ("run.py", "prepare"), ("task.py", "__init__")}
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        (DataConfig, {"dataset_name": "x/y", "train_data_dir": "photos"}, "Pass the data as one of"),
+        (DataConfig, {"shuffle_shards": 0}, "--shuffle_shards=0 must be above 0"),
+        (ObjectiveConfig, {"loss_weighting": "min_snr"}, "gives the last timestep weight 0"),
+        (OutputConfig, {"measure": True}, "--measure trains nothing: pass --dry_run with it"),
+        (AdapterConfig, {"use_dora": True}, "without --lora_rank the whole UNet is trained"),
+        (BaseConfig, {}, "--pretrained_model_name_or_path is missing"),
+        (NetworkConfig, {"unet": "none"}, "--unet='none' is no preset"),
+    ],
+)
+def test_a_part_checks_its_own_options(part, options, message):
+    with pytest.raises(ValueError, match=message):
+        part(**options)
+
+
+def test_a_checkpoint_has_weights_average_and_moments():
+    assert OptimizationConfig().checkpoint_bytes(10) == 10 * 16
+    assert OptimizationConfig(ema_decay=0.0, use_8bit_adam=True).checkpoint_bytes(10) == 10 * 6

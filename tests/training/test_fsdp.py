@@ -7,10 +7,9 @@ import pytest
 import torch
 from child_processes import exit_code, start_ranks
 from safetensors.torch import load_file
-from training_runs import logged, same, trained, weights
+from training_runs import launched, logged, same, trained, weights
 
-from zsnr_diffusers.training import TrainingConfig, trainer
-from zsnr_diffusers.training.accelerator import launch
+from zsnr_diffusers.training import TrainingConfig, loop
 from zsnr_diffusers.training.fsdp import CAN_SHARD_ON_CPU
 
 STEPS, HALF = 4, 2
@@ -49,15 +48,15 @@ def half_of(folder, copy):
 
 def say_share():
     """Let a process say what share of the network's numbers it holds."""
-    run = trainer.Trainer.train
+    run = loop.TrainingLoop.run
 
     def saying(self):
-        parameters = list(self.network.module.parameters())
+        parameters = list(self.trainer.network.module.parameters())
         held = sum(one.to_local().numel() for one in parameters)
         print(f"holds {held / sum(one.numel() for one in parameters):.3f}", flush=True)
         run(self)
 
-    trainer.Trainer.train = saying
+    loop.TrainingLoop.run = saying
 
 
 @pytest.mark.full
@@ -97,7 +96,7 @@ def test_sharded_runs_are_those_of_one_process(run_options, tmp_path):
 @pytest.mark.skipif(CAN_SHARD_ON_CPU, reason="this torch shards on CPUs too")
 def test_a_torch_that_cannot_is_named(options):
     with pytest.raises(ValueError, match="--sharding=optimizer on CPUs needs a newer torch than 2"):
-        launch(TrainingConfig(**{**options, "sharding": "optimizer"}))
+        launched(TrainingConfig(**{**options, "sharding": "optimizer"}))
 
 
 def test_float16_is_refused(options, monkeypatch):
@@ -109,7 +108,7 @@ def test_float16_is_refused(options, monkeypatch):
 
     monkeypatch.setattr(module, "Accelerator", lambda **options: Accelerator())
     with pytest.raises(ValueError, match="--sharding=optimizer does not go with --mixed_precision=fp16"):
-        launch(TrainingConfig(**{**options, "sharding": "optimizer"}))
+        launched(TrainingConfig(**{**options, "sharding": "optimizer"}))
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
@@ -121,4 +120,4 @@ def test_accelerate_s_own_sharding_is_refused(options, monkeypatch, kind):
 
     monkeypatch.setattr(module, "Accelerator", lambda **options: Accelerator())
     with pytest.raises(ValueError, match=f"accelerate is configured for {kind}, .* --sharding of the training"):
-        launch(TrainingConfig(**options))
+        launched(TrainingConfig(**options))

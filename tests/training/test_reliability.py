@@ -386,10 +386,10 @@ def rows(options, steps):
     """The rows of some steps, read off the samples of another run."""
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        from zsnr_diffusers.training.stable_diffusion.samples import CaptionedSamples
+        from zsnr_diffusers.training.stable_diffusion.samples import CaptionedDataset
 
-        sample = CaptionedSamples.sample
-        patch.setattr(CaptionedSamples, "sample", lambda self, i, draw: seen.append(i) or sample(self, i, draw))
+        sample = CaptionedDataset.sample
+        patch.setattr(CaptionedDataset, "sample", lambda self, i, draw: seen.append(i) or sample(self, i, draw))
         run(options, output_dir=f"{options['output_dir']} again")
     size = options["train_batch_size"]
     return [row for step in steps for row in seen[step * size : (step + 1) * size]]
@@ -446,9 +446,9 @@ def _float16(monkeypatch):
     """accelerate as it is under float16, with torch's scaler for CPUs."""
     launch = run_module.launch
 
-    def launch_with_scaler(config):
+    def launch_with_scaler(*args, **kwargs):
         AcceleratorState._reset_state(True)  # what was set here for the run before
-        accelerator, processes = launch(config)
+        accelerator, processes = launch(*args, **kwargs)
         accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
         accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
         return accelerator, processes

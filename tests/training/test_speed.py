@@ -10,6 +10,7 @@ from torch import nn
 from training_runs import logged, same, trained, weights
 
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, speed, train, trainer
+from zsnr_diffusers.training.reporting.validation import ValidationLogger
 from zsnr_diffusers.training.speed import check_speed, copy_with_strides_of
 
 CHANGES = {
@@ -83,9 +84,9 @@ def test_training_by_the_compiler_is_what_it_is_without(run_options, tmp_path, c
 @pytest.mark.full
 @pytest.mark.usefixtures("_graphs")
 def test_it_is_compiled_for_training_and_not_for_previews(run_options, monkeypatch):
-    graphs, before, save = [], [], trainer.Previews.save
+    graphs, before, save = [], [], ValidationLogger.save
     monkeypatch.setattr(speed, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
-    monkeypatch.setattr(trainer.Previews, "save", lambda *args: before.append(len(graphs)) or save(*args))
+    monkeypatch.setattr(ValidationLogger, "save", lambda *args: before.append(len(graphs)) or save(*args))
     train(TrainingConfig(**{**run_options, "compile": "network", "max_train_steps": 1}))
     assert before == [0, len(graphs)]
     assert len(graphs) > 0
@@ -124,7 +125,7 @@ def test_a_missing_library_is_named_before_anything_else(options, monkeypatch):
 def test_what_does_not_go_together(options, monkeypatch, changes, message):
     monkeypatch.setattr(speed, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=f"{message} do not go together"):
-        check_speed(TrainingConfig(**{**options, **changes}))
+        check_speed(TrainingConfig(**{**options, **changes}), changes.get("use_8bit_adam", False))
 
 
 def test_a_network_without_repeated_blocks(small_run, image_folder):

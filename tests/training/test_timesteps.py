@@ -6,13 +6,13 @@ import torch
 from accelerate import Accelerator
 
 from zsnr_diffusers.training import PixelTrainingConfig
-from zsnr_diffusers.training.data.loader import DistributedBatchSampler, Samples, load_batches
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler, TrainingDataset, load_batches
 from zsnr_diffusers.training.timesteps import LossByTimestep, SampledTimesteps, stratified
 
 SAMPLINGS = ["uniform", "stratified", "antithetic"]
 
 
-class Draws(Samples):
+class Draws(TrainingDataset):
     """Samples of nothing but what every sample has."""
 
     num_train_timesteps = 1000
@@ -27,10 +27,10 @@ def config_of(**options):
 
 
 def timesteps(sampling, count, global_batch, num_train_timesteps=1000, seed=0):
-    config = config_of(timestep_sampling=sampling, seed=seed)
+    config = config_of(seed=seed)
     samples = Draws(None, range(7), config)
     samples.num_train_timesteps = num_train_timesteps
-    spread = SampledTimesteps(samples, config, num_train_timesteps, global_batch)
+    spread = SampledTimesteps(samples, sampling, num_train_timesteps, global_batch)
     return torch.stack([spread[position]["timestep"] for position in range(count)])
 
 
@@ -84,11 +84,10 @@ def test_batch_means_vary_less():
 def test_a_global_batch_is_the_same_however_it_is_divided(sampling):
     def drawn(world_size, accumulation, first=0):
         config = config_of(
-            timestep_sampling=sampling,
             train_batch_size=8 // (world_size * accumulation),
             gradient_accumulation_steps=accumulation,
         )
-        spread = SampledTimesteps(Draws(None, range(7), config), config, 1000, 8)
+        spread = SampledTimesteps(Draws(None, range(7), config), sampling, 1000, 8)
         ranks = [
             torch.cat([batch["timestep"] for batch in load_batches(spread, positions, config)])
             for positions in (
@@ -117,15 +116,14 @@ def test_seeds_and_steps_differ():
 
 def test_noise_offset_is_that_of_stock_and_a_function_of_the_position():
     """noise + offset * N(0, 1) for each sample and channel, as in diffusers' train_text_to_image."""
-    config = config_of(noise_offset=0.5, rescale_betas_zero_snr=False)
-    plain, offset = Draws(None, range(7), config_of()), Draws(None, range(7), config)
+    plain, offset = (Draws(None, range(7), config_of(), noise_offset=value) for value in (0.0, 0.5))
     shift = torch.stack([(offset[p]["noise"] - plain[p]["noise"]) / 0.5 for p in range(1000)])
     assert (shift - shift[:, :, :1, :1]).abs().max() < 1e-5  # one number per channel
     numbers = shift[:, :, 0, 0]
     assert numbers.mean().item() == pytest.approx(0, abs=4 / 3000**0.5)
     assert numbers.std().item() == pytest.approx(1, abs=4 / 6000**0.5)
     assert torch.corrcoef(numbers.T).fill_diagonal_(0).abs().max() < 4 / 1000**0.5
-    again = Draws(None, range(7), config)
+    again = Draws(None, range(7), config_of(), noise_offset=0.5)
     assert torch.equal(again[5]["noise"], offset[5]["noise"])
     assert all(torch.equal(plain[p]["timestep"], offset[p]["timestep"]) for p in range(10))
 

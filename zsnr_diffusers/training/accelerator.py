@@ -9,7 +9,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from ..utils.distributed import Processes, launched_processes
-from .config import RunConfig
+from .config import ComputeConfig
 from .fsdp import CAN_SHARD_ON_CPU
 
 PATIENCE = timedelta(minutes=10)
@@ -19,18 +19,26 @@ connections close; and while the main process works alone, others wait for it as
 _OTHERS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-def launch(config: RunConfig) -> tuple[Accelerator, Processes]:
+def launch(
+    config: ComputeConfig, gradient_accumulation_steps: int, report_to: str, output_dir: str
+) -> tuple[Accelerator, Processes]:
     """accelerate as a configuration wants it, and the same processes for work that only one of them does.
+
+    Args:
+        config: how steps are computed.
+        gradient_accumulation_steps: forward passes in a step.
+        report_to: a tracker, or `none`.
+        output_dir: where a tracker writes.
 
     Raises:
         ValueError: the processes that were launched would train each by itself, or cannot compute as is asked.
     """
-    _check_tracker(config.report_to)
+    _check_tracker(report_to)
     accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=config.output_dir,
+        log_with=None if report_to == "none" else report_to,
+        project_dir=output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     _check_processes(accelerator.num_processes)

@@ -18,7 +18,7 @@ CAN_SHARD_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 """torch's `fully_shard` takes it for granted of any device, which at 2.6 is wrong."""
 
 
-def shard(unet: Any, device: torch.device, processes: int, keeps_parameters: bool) -> None:
+def apply_fsdp(unet: Any, device: torch.device, processes: int, keeps_parameters: bool) -> None:
     """Divide a UNet's parameters over all processes, in place; its blocks are gathered one by one as they compute.
 
     Args:
@@ -35,7 +35,7 @@ def shard(unet: Any, device: torch.device, processes: int, keeps_parameters: boo
             fully_shard(part, mesh=mesh, reshard_after_forward=not keeps_parameters)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be divided; every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -51,7 +51,7 @@ def gather(tensors: Tensors, keep: bool) -> Tensors:
     for file, values in tensors.items():
         found[file] = {}
         for name, value in values.items():
-            one = whole(value).cpu() if isinstance(value, DTensor) else value
+            one = full_tensor(value).cpu() if isinstance(value, DTensor) else value
             if keep:
                 found[file][name] = one
     return found

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..core import level_features, loss_weights, uncertainty_loss
 from ..schedulers.base import ZeroSNRScheduler
-from .config import RunConfig
+from .config import ObjectiveConfig
 
 LOG_VARIANCE_LEARNING_RATE = 1e-2
 """Of Adam for the coefficients of u, which have to go as far as log(loss) in any run, however small its steps."""
@@ -35,12 +35,13 @@ class LossWeighting:
     """The objective of each sample, from its loss and timestep, as a configuration says.
 
     Args:
-        config: of the run.
+        config: with prediction and weights.
         schedule: that is trained on.
         device: where losses come from.
     """
 
-    def __init__(self, config: RunConfig, schedule: ZeroSNRScheduler, device: torch.device) -> None:
+    def __init__(self, config: ObjectiveConfig, schedule: ZeroSNRScheduler, device: torch.device) -> None:
+        self.prediction_type = config.prediction_type
         every = torch.arange(len(schedule))
         level = schedule.noise_level(every, like=torch.empty(0, dtype=torch.float64))
         learned = config.loss_weighting == "learned_uncertainty"

@@ -10,10 +10,10 @@ from torch import nn
 
 from .accelerator import half_precision
 from .checkpointing.checkpoint import Tensors
-from .config import RunConfig
-from .fsdp import full_model, gather, shard
+from .config import ComputeConfig
+from .fsdp import apply_fsdp, full_model, gather
 from .parameters import cast_for_training, trainable_parameters
-from .speed import arrange, eager
+from .speed import no_compile, prepare_memory_and_compile
 
 
 class TrainedNetwork:
@@ -24,21 +24,32 @@ class TrainedNetwork:
         unet: what is called in a step; the module, or a wrapper of accelerate's around it.
         sharded: whether it is divided over processes.
         ema: the moving average; None if there is none.
+        accelerator: of the run.
     """
 
-    def __init__(self, unet: Any, config: RunConfig, accelerator: Accelerator) -> None:
-        """Take a UNet, in place."""
+    def __init__(
+        self, unet: Any, config: ComputeConfig, accelerator: Accelerator, ema_decay: float, ema_warmup: bool
+    ) -> None:
+        """Take a UNet, in place.
+
+        Args:
+            unet: to be trained.
+            config: how it is computed.
+            accelerator: of the run.
+            ema_decay: of the moving average; 0 for none.
+            ema_warmup: let the decay rise to its value.
+        """
         self.module = cast_for_training(unet, half_precision(accelerator)).train()
-        arrange(self.module, config)
+        prepare_memory_and_compile(self.module, config)
         if config.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()
         self.sharded = config.sharding != "none" and accelerator.num_processes > 1
         if self.sharded:
-            shard(self.module, accelerator.device, accelerator.num_processes, config.sharding == "optimizer")
-        self.ema = self._moving_average(config.ema_decay, config.ema_warmup, accelerator)
+            apply_fsdp(self.module, accelerator.device, accelerator.num_processes, config.sharding == "optimizer")
+        self.ema = self._moving_average(ema_decay, ema_warmup, accelerator)
         # Evaluation mode: what is sharded averages gradients itself, and must not be wrapped again for that.
         self.unet = accelerator.prepare_model(self.module, evaluation_mode=self.sharded)
-        self._accelerator, self._config = accelerator, config
+        self.accelerator, self._config = accelerator, config
 
     def _moving_average(self, decay: float, warmup: bool, accelerator: Accelerator) -> EMAModel | None:
         if decay == 0:
@@ -70,11 +81,11 @@ class TrainedNetwork:
         Args:
             tensors: the state of the run, by file and name, of which every process has its part.
         """
-        is_main = self._accelerator.is_main_process
+        is_main = self.accelerator.is_main_process
         if self.sharded:
             state = tensors()
             weights = gather({"unet": {**state["unet"], **state.get("ema", {})}}, keep=is_main)
-            yield full_model(self.module, weights["unet"], self._accelerator.device) if is_main else None
+            yield full_model(self.module, weights["unet"], self.accelerator.device) if is_main else None
             return
         if not is_main:
             yield None
@@ -84,7 +95,7 @@ class TrainedNetwork:
             self.ema.copy_to(self.parameters())
         self.module.eval()
         try:
-            with eager(self._config):
+            with no_compile(self._config):
                 yield self.module
         finally:
             self.module.train()

@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
-from .config import RunConfig
+from .config import OptimizationConfig
 from .speed import adamw
 
 
@@ -18,7 +18,7 @@ class Optimization:
         inner: the optimizer itself.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], config: RunConfig, accelerator: Accelerator) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], config: OptimizationConfig, accelerator: Accelerator) -> None:
         """Take what the optimizer takes."""
         self.inner = adamw(groups, config, accelerator.device)
         self._rates = [group["lr"] for group in self.inner.param_groups]
@@ -42,9 +42,9 @@ class Optimization:
         for group, rate in zip(self.inner.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factor(step)
 
-    def update(self, sound: bool) -> None:
-        """Update the weights, unless the gradients are not sound, and forget the gradients."""
-        if sound:
+    def update(self, finite: bool) -> None:
+        """Update the weights, unless the gradients are not finite, and forget the gradients."""
+        if finite:
             self.optimizer.step()
         elif self._scaler is not None:
             self._scaler.update()  # it insists on one for each time that gradients were unscaled

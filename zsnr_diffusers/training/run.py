@@ -1,10 +1,15 @@
 """From a configuration to a run: what is trained, on what, in which folder; all checked before the first step."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from accelerate import Accelerator
+
+from ..utils.distributed import Processes
 from ..utils.tables import Facts, Part, Report
 from ..utils.terminal import show
 from .accelerator import launch
@@ -12,17 +17,22 @@ from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_c
 from .checkpointing.fingerprint import Fingerprint, fingerprint
 from .checkpointing.lock import locked
 from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
-from .config import RunConfig
+from .config import OptimizationConfig, OutputConfig, RunConfig
 from .data.dataset import check_images
-from .data.loader import Samples
+from .data.loader import TrainingDataset
 from .data.tar_shards import index_shards
+from .loop import TrainingLoop
+from .loss import LossWeighting
 from .measure import measure
+from .network import TrainedNetwork
 from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
-from .reporting.upload import open_repo, repo_name
+from .reporting.upload import create_repo, repo_name
+from .reporting.validation import ValidationLogger
 from .speed import check_speed, matmul_precision
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
+from .timesteps import SampledTimesteps
 from .trainer import Trainer
 
 TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
@@ -44,53 +54,89 @@ def train(config: RunConfig) -> None:
         TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
         TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
-    check_speed(config)
-    accelerator, processes = launch(config)
-    with matmul_precision(config), contextlib.ExitStack() as folder:
-        checkpoint, damaged = processes.from_main(lambda: _open_folder(config, folder))
+    check_speed(config, config.use_8bit_adam)
+    accelerator, processes = launch(
+        config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
+    )
+    options, identity = dataclasses.asdict(config), config.identity_values()
+    with matmul_precision(config.allow_tf32), contextlib.ExitStack() as folder:
+        checkpoint, damaged = processes.from_main(lambda: _open_folder(config, identity, folder))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
         images = processes.from_main(lambda: check_images(task.rows, config))
         samples = task.samples(images, config.global_batch(processes.size))
-        task.look_up(accelerator, samples)
+        task.plan_cache(accelerator, samples)
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
-            show(_plan(config, task, samples, processes.size, checkpoint))
+            ships = f"{_ships(task)}, in {config.output_dir}"
+            show(_plan(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
             repo_name(config)
         if config.dry_run and not config.measure:
             return
         if config.measure:
-            trainer = Trainer(config, accelerator, processes, task, samples, checkpoint)
+            trainer = prepare(config, accelerator, processes, task, samples, checkpoint)
             batch = config.global_batch(processes.size)
             accelerator.print(measure(trainer, accelerator, batch, config.max_train_steps))
             return
-        found = processes.from_main(lambda: _check_folder(config, task, samples.good))
-        repo = processes.from_main(lambda: open_repo(config)) if config.push_to_hub else None
-        trainer = Trainer(config, accelerator, processes, task, samples, checkpoint, repo)
-        processes.from_main(lambda: write_run(config, found))
-        trainer.train()
+        found = processes.from_main(lambda: _check_folder(config, task, samples.usable_rows, config.checkpoint_bytes))
+        repo = processes.from_main(lambda: create_repo(config)) if config.push_to_hub else None
+        trainer = prepare(config, accelerator, processes, task, samples, checkpoint)
+        processes.from_main(lambda: write_run(Path(config.output_dir), options, found))
+        validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
+        TrainingLoop(config, trainer, validation, options, repo).run()
 
 
-def _open_folder(config: RunConfig, stack: contextlib.ExitStack) -> tuple[Path | None, str]:
-    """The checkpoint to go on from, in a folder that is locked from now on, and what to say of damaged ones."""
-    check_run_folder(config)
-    folder, said = Path(config.output_dir), ""
+def prepare(
+    config: RunConfig,
+    accelerator: Accelerator,
+    processes: Processes,
+    task: Task,
+    samples: TrainingDataset,
+    checkpoint: Path | None = None,
+) -> Trainer:
+    """Bring model and data to where they work, as a configuration says.
+
+    Args:
+        config: of the run.
+        accelerator: of the run.
+        processes: of the run.
+        task: of the run.
+        samples: of the task, after `Task.plan_cache`.
+        checkpoint: to go on from.
+    """
+    batch, schedule = config.global_batch(accelerator.num_processes), task.schedule
+    ready = task.prepare(accelerator, samples)
+    timed = SampledTimesteps(ready, config.timestep_sampling, len(schedule), batch)
+    weighting = LossWeighting(config, schedule, accelerator.device)
+    network = TrainedNetwork(task.unet, config, accelerator, config.ema_decay, config.ema_warmup)
+    return Trainer(config, task, timed, network, weighting, processes, checkpoint)
+
+
+def _open_folder(
+    config: OutputConfig, identity: Mapping[str, Any], stack: contextlib.ExitStack
+) -> tuple[Path | None, str]:
+    """The checkpoint to go on from, in a folder that is locked from now on, and a line for each damaged one."""
+    check_run_folder(config, identity)
+    folder, lines = Path(config.output_dir), ""
     if not config.dry_run:
         stack.enter_context(locked(folder))
     checkpoint, damaged = latest_valid(folder)
     for path, defect in damaged.items():
         kept = path if config.dry_run else quarantine(path)
-        said += f"{path.name} is damaged and passed over: {defect}. It is kept as {kept.name}.\n"
-    return checkpoint, said
+        lines += f"{path.name} is damaged and passed over: {defect}. It is kept as {kept.name}.\n"
+    return checkpoint, lines
 
 
-def _check_folder(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerprint:
-    """What tells the run's data and base, which are those of its folder; there is room for its checkpoints."""
-    found = fingerprint(config, task, good)
+def _check_folder(
+    config: OutputConfig, task: Task, usable_rows: Sequence[int], checkpoint_bytes: Callable[[int], int]
+) -> Fingerprint:
+    """The fingerprint of the run's data and base, which are those of its folder; there is room for checkpoints."""
+    found = fingerprint(task, usable_rows)
     check_fingerprint(config, found)
     remove_partial_checkpoints(Path(config.output_dir))
-    check_disk_space(config, sum(parameter.numel() for parameter in trainable_parameters(task.unet).values()))
+    parameters = sum(parameter.numel() for parameter in trainable_parameters(task.unet).values())
+    check_disk_space(config, checkpoint_bytes(parameters))
     return found
 
 
@@ -109,7 +155,12 @@ class Plan(Report):
         yield Facts(("training", ""), tuple(self.lines.items()))
 
 
-def _short_warmup(config: RunConfig) -> dict[str, str]:
+def _ships(task: Task) -> str:
+    scheduler = task.output.export_scheduler()
+    return f"{type(scheduler).__name__}, {scheduler.config.timestep_spacing} spacing"
+
+
+def _short_warmup(config: OptimizationConfig) -> dict[str, str]:
     """What becomes of the learning rate if the run is over before its warm-up."""
     warmup, steps = config.lr_warmup_steps or 0, config.max_train_steps
     if warmup < steps or config.lr_scheduler == "constant":
@@ -120,17 +171,23 @@ def _short_warmup(config: RunConfig) -> dict[str, str]:
     }
 
 
-def _plan(config: RunConfig, task: Task, samples: Samples, processes: int, checkpoint: Path | None) -> Plan:
+def _plan(
+    config: OptimizationConfig,
+    summary: Mapping[str, str],
+    epoch_length: int,
+    processes: int,
+    checkpoint: Path | None,
+    ships: str,
+) -> Plan:
     global_batch = config.global_batch(processes)
-    epochs = config.max_train_steps * global_batch / samples.epoch_length
-    shipped = task.shipped_scheduler()
+    epochs = config.max_train_steps * global_batch / epoch_length
     lines = {
-        **task.plan(samples),
+        **summary,
         "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
         f"passes x {processes} processes",
         "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"
         + (f", going on from {checkpoint.name}" if checkpoint else ""),
         **_short_warmup(config),
-        "ships": f"{type(shipped).__name__}, {shipped.config.timestep_spacing} spacing, in {config.output_dir}",
+        "ships": ships,
     }
     return Plan(lines)

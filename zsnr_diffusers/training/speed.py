@@ -8,28 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import RunConfig
+from .config import ComputeConfig, OptimizationConfig
 
 BACKEND = "inductor"
 """Of torch.compile."""
 
 
-def check_speed(config: RunConfig) -> None:
+def check_speed(config: ComputeConfig, use_8bit_adam: bool) -> None:
     """Refuse options that cannot work, or not together.
 
     Raises:
         ValueError: with the options, or the library that is missing.
     """
-    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
+    if use_8bit_adam and find_spec("bitsandbytes") is None:
         raise ValueError("--use_8bit_adam needs bitsandbytes: python -m pip install bitsandbytes")
-    for option in ("channels_last", "sharding") if config.use_8bit_adam else ():
-        if getattr(config, option) not in (False, "none"):
+    conflicts = {"channels_last": config.channels_last, "sharding": config.sharding != "none"}
+    for option, wanted in conflicts.items():
+        if use_8bit_adam and wanted:
             raise ValueError(f"--use_8bit_adam and --{option} do not go together: it knows contiguous tensors alone.")
     if config.compile != "none" and config.sharding != "none":
         raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} do not go together.")
 
 
-def arrange(unet: Any, config: RunConfig) -> None:
+def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
     """Lay out a UNet's weights and let it be compiled, in place, so that names and parameters stay what they are.
 
     It is compiled in its first forward pass.
@@ -48,7 +49,7 @@ def arrange(unet: Any, config: RunConfig) -> None:
             raise ValueError(f"--compile=blocks: {error} Take network or none.") from error
 
 
-def eager(config: RunConfig) -> contextlib.AbstractContextManager[Any]:
+def no_compile(config: ComputeConfig) -> contextlib.AbstractContextManager[Any]:
     """Where calls are made that are not worth compiling for: few, of other sizes, in evaluation mode."""
     if config.compile == "none":
         return contextlib.nullcontext()
@@ -57,17 +58,17 @@ def eager(config: RunConfig) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def matmul_precision(config: RunConfig) -> Iterator[None]:
+def matmul_precision(allow_tf32: bool) -> Iterator[None]:
     """How float32 products are rounded, while a run lasts: it is a setting of the process."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if config.allow_tf32 else before)
+    torch.set_float32_matmul_precision("high" if allow_tf32 else before)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def adamw(groups: Iterable[dict[str, Any]], config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
+def adamw(groups: Iterable[dict[str, Any]], config: OptimizationConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW, whose state has 32 bits a number, or 8."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
     if config.use_8bit_adam:

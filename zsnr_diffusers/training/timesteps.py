@@ -7,8 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .config import RunConfig
-from .data.loader import Batch, derive_seed, generator
+from .data.loader import Batch, TrainingDataset, derive_seed, generator
 
 _BINS = 10
 
@@ -35,15 +34,13 @@ class SampledTimesteps(Dataset[Batch]):
 
     Args:
         samples: whose timesteps are uniform and independent.
-        config: of the run.
+        sampling: uniform, stratified or antithetic.
         num_train_timesteps: T.
         global_batch: samples per optimizer step.
     """
 
-    def __init__(
-        self, samples: Dataset[Batch], config: RunConfig, num_train_timesteps: int, global_batch: int
-    ) -> None:
-        self.samples, self.sampling, self.seed = samples, config.timestep_sampling, config.seed
+    def __init__(self, samples: TrainingDataset, sampling: str, num_train_timesteps: int, global_batch: int) -> None:
+        self.samples, self.sampling, self.seed = samples, sampling, samples.seed
         self.num_train_timesteps, self.global_batch = num_train_timesteps, global_batch
 
     def __getitem__(self, position: int) -> Batch:
@@ -51,12 +48,16 @@ class SampledTimesteps(Dataset[Batch]):
         batch = self.samples[position]
         return {**batch, "timestep": torch.tensor(self._timestep(position, int(batch["timestep"])))}
 
+    def row_at(self, position: int) -> int:
+        """Index of the row that the sample at a position is made of."""
+        return self.samples.row_at(position)
+
     def _timestep(self, position: int, drawn: int) -> int:
         last = self.num_train_timesteps - 1
         if self.sampling == "stratified":
             step, place = divmod(position, self.global_batch)
-            turned = (place + derive_seed(self.seed, 3, step)) % self.global_batch
-            return stratified(drawn, turned, self.global_batch, last + 1)
+            rotated = (place + derive_seed(self.seed, 3, step)) % self.global_batch
+            return stratified(drawn, rotated, self.global_batch, last + 1)
         if self.sampling == "antithetic":
             pair, second = divmod(position, 2)
             shared = int(torch.randint(last + 1, (), generator=generator(self.seed, 4, pair)))

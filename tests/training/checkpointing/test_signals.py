@@ -33,7 +33,7 @@ def test_the_first_is_noted(number, capfd):
 
 
 def test_one_process_speaks(capfd):
-    with StopSignals(speaks=False) as signals:
+    with StopSignals(verbose=False) as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received
     assert capfd.readouterr().err == ""

@@ -46,17 +46,17 @@ def metadata(folder, rows, suffix=".jsonl"):
 def captioned(folder, **options):
     """Caption of each image by its path in the folder, in the order of rows."""
     config = TrainingConfig(pretrained_model_name_or_path="base", train_data_dir=str(folder), **options)
-    return used(folder, config, ["caption_column"], "text", needs_captions=True)
+    return used(folder, config, "text")
 
 
 def classified(folder, **options):
     """Class of each image by its path in the folder."""
     config = PixelTrainingConfig(train_data_dir=str(folder), class_column="label", **options)
-    return used(folder, config, ["class_column"], "label")
+    return used(folder, config, "label")
 
 
-def used(folder, config, columns, column, **needs):
-    rows = open_rows(config, columns, **needs)
+def used(folder, config, column):
+    rows = open_rows(config)
     good = check_images(rows, config, progress=False)
     feature = rows.features[column]
     return {
@@ -113,7 +113,7 @@ def test_the_order_is_that_of_datasets(tmp_path, names):
     assert [row["image"]["path"] for row in ours] == paths
     if "label" in theirs.column_names:
         config = PixelTrainingConfig(train_data_dir=str(folder), class_column="label")
-        ours = open_rows(config, ["class_column"])
+        ours = open_rows(config)
         assert list(ours["label"]) == list(theirs["label"])
         assert ours.features["label"] == theirs.features["label"]
 
@@ -127,7 +127,7 @@ def test_metadata_is_read_as_datasets_reads_it(tmp_path, suffix):
     theirs = theirs.cast_column("image", datasets.Image(decode=False))
     (folder / "metadata.jsonl").unlink()
     config = TrainingConfig(pretrained_model_name_or_path="base", train_data_dir=str(metadata(folder, rows, suffix)))
-    ours = open_rows(config, ["caption_column"], needs_captions=True)
+    ours = open_rows(config)
     assert [dict(row) for row in ours] == [{name: row[name] for name in ("image", "text")} for row in theirs]
     assert ours.features == datasets.Features({name: theirs.features[name] for name in ("image", "text")})
 
@@ -188,7 +188,7 @@ def test_splits_of_a_data_set_by_name_are_counted(tmp_path, capsys):
         features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
         datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "set" / f"{split}.parquet")
     config = TrainingConfig(pretrained_model_name_or_path="base", dataset_name=str(tmp_path / "set"))
-    assert len(open_rows(config, ["caption_column"], needs_captions=True)) == 2
+    assert len(open_rows(config)) == 2
     assert "rows of the split train are used; left out: 3 of test" in capsys.readouterr().out
 
 

@@ -88,7 +88,7 @@ def test_what_fails_is_tried_again(monkeypatch, pauses):
     fsspec.filesystem("flaky").pipe("/a.tar", b"0123456789")
     monkeypatch.setattr(FlakyFileSystem, "errors", [OSError("reset"), FileNotFoundError("a.tar"), None])
     assert read_range("flaky://a.tar", 3, 6) == b"345"
-    assert pauses == list(remote.PAUSES[:2])
+    assert pauses == list(remote.RETRY_DELAYS[:2])
 
 
 def test_what_goes_on_failing_is_named(monkeypatch, pauses):
@@ -96,7 +96,7 @@ def test_what_goes_on_failing_is_named(monkeypatch, pauses):
     monkeypatch.setattr(FlakyFileSystem, "errors", [RuntimeError("500,\nServer error")])
     with pytest.raises(ShardError, match=r"^flaky://a.tar cannot be read: 500, Server error$"):
         read_range("flaky://a.tar", 3, 6)
-    assert pauses == list(remote.PAUSES)
+    assert pauses == list(remote.RETRY_DELAYS)
 
 
 def test_other_bytes_than_those_asked_for_are_refused():
@@ -119,7 +119,7 @@ def test_over_http(tmp_path, pauses):
         assert read_range(f"{place}/a.tar", 10, 20) == bytes(range(10, 20))
         with pytest.raises(ShardError, match=r"a\.tar cannot be read: .*500"):
             read_range(f"{place}/a.tar", 50, 51)
-        assert asked.count(50) == 1 + len(remote.PAUSES) == 1 + len(pauses)
+        assert asked.count(50) == 1 + len(remote.RETRY_DELAYS) == 1 + len(pauses)
         with pytest.raises(ShardError, match=r"of bytes 60 to 61 came 100: .*its server cannot read by range"):
             read_range(f"{place}/a.tar", 60, 61)
         with pytest.raises(ShardError, match=r"b\.tar cannot be read: there is no such file"):

@@ -15,7 +15,7 @@ TEXT = ("txt", "json")
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    monkeypatch.setattr(remote, "PAUSES", ())
+    monkeypatch.setattr(remote, "RETRY_DELAYS", ())
 
 
 def index_of(data, captions=TEXT, protocol="memory"):

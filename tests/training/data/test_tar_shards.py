@@ -25,7 +25,7 @@ from zsnr_diffusers.utils.distributed import Processes
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(remote, "RETRY_DELAYS", (0.0, 0.0))
     monkeypatch.setattr(FlakyFileSystem, "errors", [])
 
 
@@ -37,7 +37,7 @@ def shard_options(options, image_folder, tmp_path):
 
 
 def opened(options, **changes):
-    return open_rows(TrainingConfig(**{**options, **changes}), ["caption_column"], needs_captions=True)
+    return open_rows(TrainingConfig(**{**options, **changes}))
 
 
 def run(options, **changes):
@@ -54,7 +54,7 @@ def write(tmp_path, data, name="shard.tar"):
 
 def test_rows_are_those_of_the_folder(shard_options, options, image_folder):
     rows = opened(shard_options)
-    folder = open_rows(TrainingConfig(**options), ["caption_column"], needs_captions=True)
+    folder = open_rows(TrainingConfig(**options))
     assert isinstance(folder, datasets.Dataset)
     assert len(rows) == len(folder) == 10
     assert rows.column_names == folder.column_names

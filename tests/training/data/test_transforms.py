@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from zsnr_diffusers.training.data.loader import generator
-from zsnr_diffusers.training.data.transforms import crop_of, fit
+from zsnr_diffusers.training.data.transforms import compute_crop, resize_and_crop
 
 SIDES = st.integers(1, 300)
 SIZES = st.tuples(SIDES, SIDES)
@@ -20,7 +20,7 @@ def picture(size, seed=0):
 @given(SIZES, SIZES, st.none() | st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)))
 @example((1, 300), (300, 1), None)
 def test_a_crop_lies_within_the_least_image_that_covers_it(original, size, place):
-    crop = crop_of(original, size, place)
+    crop = compute_crop(original, size, place)
     assert crop.size == size
     (height, width), (rows, columns) = crop.scaled, size
     assert 0 <= crop.top <= height - rows
@@ -36,12 +36,12 @@ def test_a_crop_lies_within_the_least_image_that_covers_it(original, size, place
 def test_pixels_are_those_that_pillow_cuts(original, size):
     image = picture(original)
     for place in (None, (0.0, 0.0), (0.3, 0.999)):
-        crop = crop_of(original, size, place)
+        crop = compute_crop(original, size, place)
         whole = np.asarray(image.resize(crop.scaled[::-1], Image.Resampling.LANCZOS))
         expected = whole[crop.top : crop.top + size[0], crop.left : crop.left + size[1]]
-        assert np.array_equal(fit(image, crop).permute(1, 2, 0).numpy(), expected)
+        assert np.array_equal(resize_and_crop(image, crop).permute(1, 2, 0).numpy(), expected)
         mirrored = np.asarray(ImageOps.mirror(Image.fromarray(whole)))
-        left = crop.mirrored().left
+        left = crop.hflip().left
         assert np.array_equal(
             mirrored[crop.top : crop.top + size[0], left : left + size[1]], np.flip(expected, axis=1)
         )
@@ -49,12 +49,14 @@ def test_pixels_are_those_that_pillow_cuts(original, size):
 
 def test_an_image_of_the_size_is_left_as_it_is():
     image = picture((24, 16))
-    assert np.array_equal(fit(image, crop_of((24, 16), (24, 16))).permute(1, 2, 0).numpy(), np.asarray(image))
+    assert np.array_equal(
+        resize_and_crop(image, compute_crop((24, 16), (24, 16))).permute(1, 2, 0).numpy(), np.asarray(image)
+    )
 
 
 def test_the_centre_is_in_the_middle_to_half_a_pixel():
     for original in ((40, 61), (61, 40), (33, 90)):
-        crop = crop_of(original, (16, 16))
+        crop = compute_crop(original, (16, 16))
         for start, length in zip((crop.top, crop.left), crop.scaled, strict=True):
             assert abs(start + 8 - length / 2) <= 0.5
 
@@ -62,8 +64,8 @@ def test_the_centre_is_in_the_middle_to_half_a_pixel():
 def test_random_crops_are_uniform_over_all_places():
     """16 rows of 20: five places, 2000 draws; 4 standard deviations."""
     places = [torch.rand(2, generator=generator(0, position)).tolist() for position in range(2000)]
-    tops = torch.tensor([crop_of((20, 16), (16, 16), place).top for place in places])
+    tops = torch.tensor([compute_crop((20, 16), (16, 16), place).top for place in places])
     counts = torch.bincount(tops, minlength=5)
     assert counts.shape == (5,)
     assert (counts - 400).abs().max() < 4 * (2000 * 0.2 * 0.8) ** 0.5
-    assert {crop_of((20, 16), (16, 16), place).left for place in places} == {0}
+    assert {compute_crop((20, 16), (16, 16), place).left for place in places} == {0}

@@ -32,7 +32,7 @@ for folder in sys.argv[1:]:
 def saved(options, **changes):
     task = PixelTask(PixelTrainingConfig(**{**options, **changes}))
     Path(task.config.output_dir).mkdir()
-    task.save(task.unet.eval())
+    task.output.save(task.unet.eval())
     return task.config.output_dir
 
 

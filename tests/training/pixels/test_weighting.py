@@ -132,7 +132,7 @@ def test_losses_by_timestep_are_those_computed_by_hand(options):
     options |= {"loss_weighting": "min_snr_floored", "timestep_sampling": "antithetic", "train_batch_size": 4}
     run(options)
     task = PixelTask(PixelTrainingConfig(**options))
-    samples, unet = SampledTimesteps(task.samples(range(12)), task.config, 1000, 4), task.unet.eval()
+    samples, unet = SampledTimesteps(task.samples(range(12)), task.config.timestep_sampling, 1000, 4), task.unet.eval()
     by_hand = {}
     for position in range(16):
         one = samples[position]

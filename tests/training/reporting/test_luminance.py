@@ -12,7 +12,7 @@ from training_runs import logged, same, trained, weights
 from zsnr_diffusers.evaluation import generate_images, luminance_coverage, mean_luminance
 from zsnr_diffusers.training import TrainingConfig, TrainingInterrupted, trainer
 from zsnr_diffusers.training.reporting.luminance import add_luminance, drawn_rows, in_words, read_luminance
-from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
+from zsnr_diffusers.training.stable_diffusion.output import StableDiffusionOutput
 
 DATA = np.linspace(-0.8, 0.8, 101)
 
@@ -120,6 +120,6 @@ def test_painting_changes_no_weight_and_an_interruption_no_figure(options, tmp_p
 
 
 def test_nothing_is_painted_where_nothing_is_wanted(options, monkeypatch):
-    monkeypatch.setattr(StableDiffusionTask, "generate_for_rows", None)
+    monkeypatch.setattr(StableDiffusionOutput, "generate_for_rows", None)
     run(options, max_train_steps=1)
     assert {"previews", "luminance.json", "luminance.png"}.isdisjoint(os.listdir(options["output_dir"]))

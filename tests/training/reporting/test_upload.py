@@ -14,7 +14,7 @@ from training_runs import logged
 
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, TrainingError, train
 from zsnr_diffusers.training.reporting.luminance import read_luminance
-from zsnr_diffusers.training.reporting.upload import open_repo, repo_name
+from zsnr_diffusers.training.reporting.upload import create_repo, repo_name
 from zsnr_diffusers.training.trainer import Trainer
 
 SHIPPED = {"README.md", "model_index.json", "pipeline.py", "luminance.json", "luminance.png"} | {
@@ -156,9 +156,9 @@ def test_offline_is_refused(pushed, hub, monkeypatch):
 
 def test_the_repo_is_called_as_the_folder_and_is_private_if_wanted(pushed, hub, options):
     config = TrainingConfig(**{**pushed, "hub_model_id": None, "hub_private_repo": True})
-    assert open_repo(config) == f"{OWNER}/run"
-    assert open_repo(config) == f"{OWNER}/run"  # it is there
-    open_repo(TrainingConfig(**pushed))
+    assert create_repo(config) == f"{OWNER}/run"
+    assert create_repo(config) == f"{OWNER}/run"  # it is there
+    create_repo(TrainingConfig(**pushed))
     assert hub["made"] == {"acme/run": "private", "acme/landscapes": None}
 
 

@@ -36,7 +36,7 @@ def prepare(options, **changes):
     accelerator = Accelerator(cpu=True, mixed_precision=config.mixed_precision or "no")
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config))
-    task.look_up(accelerator, samples)
+    task.plan_cache(accelerator, samples)
     return Prepared(task, task.prepare(accelerator, samples))
 
 
@@ -379,14 +379,14 @@ def test_each_process_stores_a_share(own, computed):
     own["cache"] = "latents"
     task = StableDiffusionTask(TrainingConfig(**own))
     samples = task.samples(check_images(task.rows, task.config))
-    task.look_up(Accelerator(cpu=True), samples)
+    task.plan_cache(Accelerator(cpu=True), samples)
     first = SimpleNamespace(process_index=1, num_processes=2, is_main_process=False, device=CPU, mixed_precision="no")
     first.wait_for_everyone = lambda: None
     with pytest.raises(ValueError, match=r"5 of 10 .*name a --cache_dir that all processes share"):
-        task.caches.fill(first, samples)
+        task.embedding_cache.populate(first, samples)
     assert computed == {"latents": 5}
     second = SimpleNamespace(**{**vars(first), "process_index": 0, "is_main_process": True})
-    task.caches.fill(second, samples)
+    task.embedding_cache.populate(second, samples)
     assert computed == {"latents": 10}
     inputs_of_unet(Prepared(task, samples), range(0, 10, 2))
 
@@ -464,7 +464,7 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
     task = StableDiffusionTask(TrainingConfig(**own))
     samples = task.samples(check_images(task.rows, task.config))
     moves = {}
-    for part in task.caches.parts:
+    for part in task.embedding_cache.parts:
         moves[part.name] = ["cpu"]
         monkeypatch.setattr(part.network, "to", lambda place, made=moves[part.name]: made.append(str(place)))
 
@@ -472,7 +472,7 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
         return {name: made[-1] for name, made in moves.items()}
 
     accelerator = Accelerator(cpu=True)
-    task.look_up(accelerator, samples)
+    task.plan_cache(accelerator, samples)
     monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
     task.prepare(accelerator, samples)
     stored = {"none": set(), "both": {"latents", "text"}}.get(choice, {choice})
@@ -483,19 +483,19 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
 
     seen, decode = [], AutoencoderKL.decode
     monkeypatch.setattr(AutoencoderKL, "decode", lambda *args, **kw: seen.append(places()) or decode(*args, **kw))
-    task.preview(task.pipeline(task.unet))
+    task.output.validation_images(task.output.pipeline(task.unet))
     assert seen == [{"latents": "meta", "text": "meta"}]
     assert places() == training
     monkeypatch.setattr(AutoencoderKL, "decode", lambda *args, **kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        task.preview(task.pipeline(task.unet))
+        task.output.validation_images(task.output.pipeline(task.unet))
     assert places() == training
 
 
 def test_previews_are_the_same_with_caches(own):
     own |= {"validation_prompts": ["snow"], "num_inference_steps": 2}
     tasks = [prepare(own, cache=choice).task for choice in ("both", "none")]
-    (with_caches, _), (without, _) = (task.preview(task.pipeline(task.unet)) for task in tasks)
+    (with_caches, _), (without, _) = (task.output.validation_images(task.output.pipeline(task.unet)) for task in tasks)
     assert [image.tobytes() for row in with_caches for image in row] == [
         image.tobytes() for row in without for image in row
     ]

@@ -114,11 +114,11 @@ def test_damaged_shards_are_removed_and_written_anew(written):
     shard.write_bytes(whole[:-1] + b"!")
     cache, missing = found(written)
     shard.write_bytes(whole)  # by another run
-    cache.tidy()
+    cache.prune()
     assert shards(written) == [shard]
     shard.write_bytes(whole[:-1] + b"!")
-    cache.tidy()
-    cache.tidy()
+    cache.prune()
+    cache.prune()
     assert not shards(written)
     cache.write([rows(0, 1, 2, 3, 4)])
     assert not cache.find(missing)
@@ -151,7 +151,7 @@ def test_only_what_was_abandoned_long_ago_is_removed(written):
     for partial in (old, new):
         partial.write_bytes(b"half")
     os.utime(old, (time.time() - 1e6,) * 2)
-    cache.tidy()
+    cache.prune()
     assert not old.exists()
     assert new.exists()
     assert not cache.find(CONTENTS)

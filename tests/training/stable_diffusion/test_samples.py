@@ -14,20 +14,20 @@ from tiny_pipelines import tiny_stable_diffusion
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.data.dataset import check_images, open_rows
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler, generator, load_batches
-from zsnr_diffusers.training.stable_diffusion.conditioning import Conditions
-from zsnr_diffusers.training.stable_diffusion.samples import CaptionedSamples
+from zsnr_diffusers.training.stable_diffusion.conditioning import Conditioning
+from zsnr_diffusers.training.stable_diffusion.samples import CaptionedDataset
 
 TOKENIZER = tiny_stable_diffusion().tokenizer
 
 
 def open_images(config):
-    return open_rows(config, ["caption_column"], needs_captions=True)
+    return open_rows(config)
 
 
 def samples(config, good=None, size=16):
     rows = open_images(config)
     good = check_images(rows, config, progress=False) if good is None else good
-    return CaptionedSamples(rows, good, config, Conditions([TOKENIZER]), [(size, size)], (4, 4), 1000)
+    return CaptionedDataset(rows, good, config, Conditioning([TOKENIZER]), [(size, size)], (4, 4), 1000)
 
 
 def folder_of(path, pictures, captions=None):

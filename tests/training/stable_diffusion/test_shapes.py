@@ -22,10 +22,10 @@ from zsnr_diffusers.training.data.buckets import bucket_sizes, nearest_bucket
 from zsnr_diffusers.training.data.dataset import check_images
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
-from zsnr_diffusers.training.stable_diffusion.conditioning import Conditions
-from zsnr_diffusers.training.stable_diffusion.samples import CaptionedSamples
+from zsnr_diffusers.training.stable_diffusion.conditioning import Conditioning
+from zsnr_diffusers.training.stable_diffusion.samples import CaptionedDataset
 
-CONDITIONS = Conditions([tiny_stable_diffusion().tokenizer])
+CONDITIONS = Conditioning([tiny_stable_diffusion().tokenizer])
 
 
 BUCKETS = [(128, 128), (192, 64), (64, 192), (256, 64), (64, 256)]
@@ -77,7 +77,7 @@ def test_every_global_batch_is_of_one_bucket_and_every_image_comes_in_its_turn(i
         seed=seed,
     )
     size, sizes = config.global_batch(world), bucket_sizes(64, 8)
-    samples = CaptionedSamples(Captions(), dict(enumerate(images)), config, CONDITIONS, sizes, (4, 8), 1000, size)
+    samples = CaptionedDataset(Captions(), dict(enumerate(images)), config, CONDITIONS, sizes, (4, 8), 1000, size)
     steps = samples.epoch_length // size
     assert samples.epoch_length == steps * size
     for epoch in range(2):
@@ -102,8 +102,8 @@ def test_every_global_batch_is_of_one_bucket_and_every_image_comes_in_its_turn(i
             assert sum(times) - len(rows) < size
             assert max(times) - min(times) <= 1
     some = min(3, steps) * size
-    assert set(samples.shown(some)) == {samples.row_at(position) for position in range(some)}
-    assert set(samples.shown(10 * samples.epoch_length)) == set(range(len(images)))
+    assert set(samples.rows_seen(some)) == {samples.row_at(position) for position in range(some)}
+    assert set(samples.rows_seen(10 * samples.epoch_length)) == set(range(len(images)))
 
 
 def test_samples_have_the_size_of_their_bucket(shapes):
@@ -173,7 +173,7 @@ def filled(options, **changes):
     config = TrainingConfig(**{**options, "max_train_steps": 20, **changes})
     accelerator, task = Accelerator(cpu=True), StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config, progress=False), config.global_batch(1))
-    task.look_up(accelerator, samples)
+    task.plan_cache(accelerator, samples)
     task.prepare(accelerator, samples)
     return task, samples
 
@@ -181,7 +181,7 @@ def filled(options, **changes):
 def test_latents_of_all_sizes_are_stored_and_are_those_that_are_computed(shapes, tmp_path):
     shapes |= {"cache_dir": str(tmp_path / "cache"), "random_flip": True}
     (task, stored), (_, online) = filled(shapes), filled(shapes, cache="none")
-    assert "20 of 6.14 kB to 8.19 kB each" in str(task.caches.stocks["latents"])
+    assert "20 of 6.14 kB to 8.19 kB each" in str(task.embedding_cache.statuses["latents"])
     task.autoencoder.network.to("meta")  # from here on nothing is computed
     encode = StableDiffusionTask(TrainingConfig(**shapes)).autoencoder
     for position in range(stored.epoch_length):
@@ -204,8 +204,8 @@ def test_what_is_stored_is_found_by_size(shapes, tmp_path):
     square = len(samples.buckets[128, 128])
     config = TrainingConfig(**{**shapes, "aspect_ratio_buckets": False, "max_train_steps": 20})
     task = StableDiffusionTask(config)
-    task.look_up(Accelerator(cpu=True), task.samples(check_images(task.rows, config, progress=False)))
-    assert len(task.caches.stocks["latents"].missing) == 10 - square
+    task.plan_cache(Accelerator(cpu=True), task.samples(check_images(task.rows, config, progress=False)))
+    assert len(task.embedding_cache.statuses["latents"].missing) == 10 - square
     assert 0 < square < 10
 
 

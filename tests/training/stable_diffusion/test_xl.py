@@ -60,7 +60,7 @@ def test_text_is_that_of_the_stock_pipeline(xl_options, xl_folder, tmp_path, zer
     task = task_of(xl_options, pretrained_model_name_or_path=base)
     stock = in_float32(base)
     text, negative, pooled, negative_pooled = stock.encode_prompt(CAPTIONS, device="cpu")
-    found = task.text_encoder(task.base.kind.conditions.tokenize([*CAPTIONS, ""]))
+    found = task.text_encoder(task.base.architecture.conditioning.tokenize([*CAPTIONS, ""]))
     # in batches of other sizes kernels round otherwise
     torch.testing.assert_close(found["text"][:-1], text, rtol=0, atol=1e-6)
     torch.testing.assert_close(found["pooled"][:-1], pooled, rtol=0, atol=1e-6)
@@ -68,7 +68,7 @@ def test_text_is_that_of_the_stock_pipeline(xl_options, xl_folder, tmp_path, zer
     torch.testing.assert_close(found["pooled"][-1], negative_pooled[0], rtol=0, atol=1e-6)
     assert bool((found["text"][-1] == 0).all()) == zeros
     assert bool((text[0] != text[1]).any())
-    ids = task.base.kind.conditions.tokenize(["a cat"])[0]
+    ids = task.base.architecture.conditioning.tokenize(["a cat"])[0]
     assert not torch.equal(ids[:77], ids[77:])  # the tokenizers pad differently
 
 
@@ -226,7 +226,7 @@ def test_an_autoencoder_that_overflows_in_float16_computes_in_float32(asked):
 @pytest.mark.parametrize("asked", [True, False])
 def test_previews_decode_in_that_precision_too(xl_options, monkeypatch, asked):
     task = task_of(xl_options, validation_prompts=["snow"], num_inference_steps=1)
-    task.autoencoder.overflows = asked
+    task.autoencoder.needs_float32 = asked
     seen, decode = [], AutoencoderKL.decode
 
     def spy(self, latents, **kwargs):
@@ -236,7 +236,7 @@ def test_previews_decode_in_that_precision_too(xl_options, monkeypatch, asked):
     monkeypatch.setattr(AutoencoderKL, "decode", spy)
     for half in (torch.float16, torch.bfloat16):
         with torch.autocast("cpu", half):
-            task.preview(task.pipeline(task.unet))
+            task.output.validation_images(task.output.pipeline(task.unet))
     assert seen == [not asked, True]
 
 
@@ -253,7 +253,7 @@ def with_unet(xl_folder, path, **changes):
 def test_variants_of_sdxl_are_refused_with_the_reason(xl_options, xl_folder, tmp_path):
     def refused(path, message):
         with pytest.raises(ValueError, match=message):
-            load_base(TrainingConfig(**{**xl_options, "pretrained_model_name_or_path": path}))
+            load_base(TrainingConfig(**{**xl_options, "pretrained_model_name_or_path": path}), "v_prediction", True)
 
     nothing = {"text_encoder": [None, None], "tokenizer": [None, None]}
     refused(base_with(xl_folder, tmp_path / "refiner", **nothing), "the refiner of Stable Diffusion XL.*only text-to")
@@ -269,4 +269,4 @@ def test_variants_of_sdxl_are_refused_with_the_reason(xl_options, xl_folder, tmp
 
 
 def test_every_network_tells_a_run_s_base(xl_options):
-    assert set(task_of(xl_options).base_networks()) == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    assert set(task_of(xl_options).initial_networks()) == {"unet", "vae", "text_encoder", "text_encoder_2"}

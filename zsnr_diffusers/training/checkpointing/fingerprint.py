@@ -1,4 +1,4 @@
-"""What tells that data or base are no longer those that a run began with, though they are called the same."""
+"""A fingerprint of data and base, which changes where they are others than a run began with under the same name."""
 
 import hashlib
 import json
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.hashing import tensors_sha256
-from ..config import RunConfig
 from ..data.dataset import Rows
-from ..data.tar_shards import ShardedRows
+from ..data.tar_shards import TarDataset
 from ..parameters import base_state_dict
 from ..task import Task
 
@@ -17,31 +16,31 @@ Fingerprint = Mapping[str, Any]
 """Anything that JSON can express, by what it is of."""
 
 
-def fingerprint(config: RunConfig, task: Task, good: Sequence[int]) -> Fingerprint:
+def fingerprint(task: Task, usable_rows: Sequence[int]) -> Fingerprint:
     """Of the data, and of the networks and the schedule that a run starts from.
 
     Args:
-        config: of the run.
         task: before training.
-        good: indices of the rows that are used.
+        usable_rows: indices of the rows that are used.
     """
     facts = task.schedule.config
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
     return {
-        "data": {"rows": len(good), "sha256": _data_sha256(task.rows, good, config.image_column)},
+        "data": {"rows": len(usable_rows), "sha256": _data_sha256(task.rows, usable_rows, task.data.image_column)},
         "schedule": {name: facts[name] for name in names if facts.get(name) is not None},
         **{
-            f"base, {name}": tensors_sha256(base_state_dict(network)) for name, network in task.base_networks().items()
+            f"base, {name}": tensors_sha256(base_state_dict(network))
+            for name, network in task.initial_networks().items()
         },
     }
 
 
-def _data_sha256(rows: Rows, good: Sequence[int], image_column: str) -> str:
+def _data_sha256(rows: Rows, usable_rows: Sequence[int], image_column: str) -> str:
     """Of the names and sizes of the images, and of all else in the rows; no image is read."""
-    if isinstance(rows, ShardedRows):
+    if isinstance(rows, TarDataset):
         return rows.shards.sha256
     digest = hashlib.sha256()
-    for batch in rows.select(good).with_format("arrow").iter(batch_size=1000):
+    for batch in rows.select(usable_rows).with_format("arrow").iter(batch_size=1000):
         images = batch.column(image_column).combine_chunks()
         for image, path in zip(images.field("bytes"), images.field("path"), strict=True):
             name = path.as_py() or ""

@@ -108,7 +108,7 @@ def _myself() -> str:
 
 
 def _may_live(holder: str) -> bool:
-    """Whether a holder's process may still be there; of another machine's, and on Windows, that cannot be told."""
+    """Whether a holder's process may still be there; of another machine's, and on Windows, it may."""
     number, _, host = holder.partition(" on ")
     if not number.isdecimal():
         return False

@@ -1,8 +1,8 @@
-"""The folder of a run: whose it is, whether it can be written, and what it says of the run."""
+"""The folder of a run: whose it is, whether it has room, and the record of the run in it."""
 
-import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 
 from ...hub.lora_files import LORA_FILE
 from ...utils.files import write_json, write_text
-from ..config import RunConfig
+from ..config import OutputConfig
 from .checkpoint import checkpoints
 from .fingerprint import Fingerprint
 
@@ -20,8 +20,12 @@ RESULTS = ("model_index.json", LORA_FILE)
 """What a run writes last, of a pipeline and of a LoRA."""
 
 
-def check_run_folder(config: RunConfig) -> None:
+def check_run_folder(config: OutputConfig, identity: Mapping[str, Any]) -> None:
     """Refuse to mix two runs in one folder.
+
+    Args:
+        config: with the folder.
+        identity: options that a run cannot change on the way, by name.
 
     Raises:
         ValueError: the folder is that of the base or of the data; it holds a run and `--resume` was not passed, or it
@@ -31,7 +35,7 @@ def check_run_folder(config: RunConfig) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir={folder} is a file.")
     for option, what in (("pretrained_model_name_or_path", "base model"), ("train_data_dir", "data")):
-        other = getattr(config, option, None)
+        other = identity.get(option)
         if other and folder.exists() and folder.resolve() == Path(other).resolve():
             raise ValueError(
                 f"--output_dir={folder} is the folder of the {what}, --{option}={other}, which a run would write "
@@ -49,14 +53,14 @@ def check_run_folder(config: RunConfig) -> None:
         raise ValueError(f"{folder} holds a finished run and no checkpoint to go on from; choose another folder.")
     before = _read(written)
     changed = [
-        f"--{name} was {before[name]!r} and is now {getattr(config, name)!r}"
-        for name in config.identity()
-        if name in before and before[name] != getattr(config, name)
+        f"--{name} was {before[name]!r} and is now {value!r}"
+        for name, value in identity.items()
+        if name in before and before[name] != value
     ]
     _refuse(config, changed)
 
 
-def check_fingerprint(config: RunConfig, now: Fingerprint) -> None:
+def check_fingerprint(config: OutputConfig, now: Fingerprint) -> None:
     """Refuse to go on with other data, or from another base, than a run began with.
 
     Raises:
@@ -71,19 +75,17 @@ def check_fingerprint(config: RunConfig, now: Fingerprint) -> None:
     _refuse(config, changed)
 
 
-def check_disk_space(config: RunConfig, parameters: int) -> None:
+def check_disk_space(config: OutputConfig, size: int) -> None:
     """Refuse to start what the disk cannot hold: the checkpoints to keep, and one that is being written.
 
     Args:
-        config: of the run.
-        parameters: that are trained.
+        config: with the folder and the number of checkpoints.
+        size: of a checkpoint in bytes.
 
     Raises:
         ValueError: with the space that is needed and the space that is free.
     """
     folder, limit = Path(config.output_dir), config.checkpoints_total_limit
-    # What is trained, its moving average and Adam's two moments, in float32 or 8 bits.
-    size = parameters * (4 * (1 + (config.ema_decay > 0)) + 2 * (1 if config.use_8bit_adam else 4))
     missing = max(1, limit + 1 - len(checkpoints(folder)))
     free = shutil.disk_usage(folder).free
     if missing * size > free:
@@ -94,15 +96,20 @@ def check_disk_space(config: RunConfig, parameters: int) -> None:
         )
 
 
-def write_run(config: RunConfig, fingerprint: Fingerprint) -> None:
-    """Say in the folder what is being trained, on what and from what."""
-    folder = Path(config.output_dir)
-    # Whoever goes on from this file shall not force by accident.
-    write_text(folder / CONFIG_FILE, dataclasses.replace(config, force=False).to_yaml())
+def write_run(folder: Path, options: Mapping[str, Any], fingerprint: Fingerprint) -> None:
+    """Record in the folder what is being trained, on what and from what.
+
+    Args:
+        folder: of the run.
+        options: of the run, by name.
+        fingerprint: of data and base.
+    """
+    # Who goes on from this file shall not force by accident.
+    write_text(folder / CONFIG_FILE, yaml.safe_dump({**options, "force": False}, sort_keys=False))
     write_json(folder / FINGERPRINT_FILE, fingerprint)
 
 
-def _refuse(config: RunConfig, changed: list[str]) -> None:
+def _refuse(config: OutputConfig, changed: list[str]) -> None:
     if changed and not config.force:
         raise ValueError(
             f"Cannot resume {config.output_dir} as another run: {'; '.join(changed)}. Choose another --output_dir, or "
@@ -111,7 +118,7 @@ def _refuse(config: RunConfig, changed: list[str]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What a file of ours says, nothing if there is none."""
+    """The content of a file of ours, nothing if there is none."""
     if not file.exists():
         return {}
     text = file.read_text(encoding="utf-8")

@@ -19,13 +19,13 @@ class StopSignals:
     Only the main thread may listen; in another one nothing is received and nothing changes.
 
     Args:
-        speaks: whether this process says what it heard.
+        verbose: whether this process prints what it received.
     """
 
-    def __init__(self, speaks: bool = True) -> None:
+    def __init__(self, verbose: bool = True) -> None:
         self.received = 0
         """Number of the signal, 0 before there is one."""
-        self._speaks = speaks
+        self._verbose = verbose
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -42,7 +42,7 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._since = number, time.monotonic()
-            if self._speaks:
+            if self._verbose:
                 name = signal.Signals(number).name
                 # Not print, which must not be entered twice.
                 os.write(2, f"\n{name}: stopping after this step, with a checkpoint; once more: at once\n".encode())

@@ -13,13 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...utils.images import ImageError, load_rgb, upright_size
-from ..config import RunConfig
+from ..config import DataConfig
 from .folder_rows import read_folder
 from .notices import notify, report_bad
-from .tar_shards import ShardedRows, Shards
+from .tar_shards import TarDataset, TarShards
 from .transforms import Size
 
-Rows: TypeAlias = datasets.Dataset | ShardedRows
+Rows: TypeAlias = datasets.Dataset | TarDataset
 """Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
 None. Rows of shards are read when a column of theirs is."""
 
@@ -27,23 +27,20 @@ Images: TypeAlias = Mapping[int, Size] | Sequence[int]
 """Rows whose images can be used, with the sizes of these where they are known."""
 
 
-def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bool = False) -> Rows:
+def open_rows(config: DataConfig) -> Rows:
     """The rows of a configuration's data, with images that are not decoded yet.
 
-    Args:
-        config: of the run.
-        columns: options that name the other columns that are needed, such as `caption_column`.
-        needs_captions: the columns are captions, which a folder must have, in metadata or in files beside the images.
+    They have the columns that it names, and no others. Captions, if it asks for any, may lie beside a folder's images.
 
     Raises:
         ValueError: no images, no captions, or columns of other names.
         OSError: no such folder or data set.
     """
     if config.train_shards:
-        return ShardedRows(Shards(config).open(), [getattr(config, option) for option in ("image_column", *columns)])
+        return TarDataset(TarShards(config).open(), [*config.columns.values()])
     if config.train_data_dir:
         where = f"--train_data_dir={config.train_data_dir}"
-        rows = read_folder(config, [getattr(config, option) for option in columns], needs_captions)
+        rows = read_folder(config)
     else:
         where = f"--dataset_name={config.dataset_name}"
         rows = datasets.load_dataset(config.dataset_name, split="train")
@@ -51,14 +48,12 @@ def open_rows(config: RunConfig, columns: Sequence[str] = (), needs_captions: bo
         if others:
             shown = ", ".join(f"{count} of {name}" for name, count in others.items())
             notify(f"rows of the split train are used; left out: {shown}")
-    options = ("image_column", *columns)
-    for option in options:
-        if getattr(config, option) not in rows.column_names:
+    for option, column in config.columns.items():
+        if column not in rows.column_names:
             raise ValueError(
-                f"{where} has the columns {', '.join(rows.column_names)}; --{option}={getattr(config, option)!r} is "
-                "not one of them."
+                f"{where} has the columns {', '.join(rows.column_names)}; --{option}={column!r} is not one of them."
             )
-    rows = rows.select_columns([getattr(config, option) for option in options])
+    rows = rows.select_columns([*config.columns.values()])
     # We decode, since Pillow's RGB of 16-bit and transparent images is not what they show.
     return rows.cast_column(config.image_column, datasets.Image(decode=False))
 
@@ -67,12 +62,12 @@ def noise_rows(column: str, resolution: int, **others: object) -> datasets.Datas
     """A few rows of uniform noise, for measurements: `others` are columns of one value each."""
     draw = np.random.default_rng(0)
     noise = draw.integers(256, size=(8, resolution, resolution, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(pixels) for pixels in noise]
-    rows = datasets.Dataset.from_dict({column: pictures, **{name: [value] * 8 for name, value in others.items()}})
+    images = [Image.fromarray(pixels) for pixels in noise]
+    rows = datasets.Dataset.from_dict({column: images, **{name: [value] * 8 for name, value in others.items()}})
     return rows.cast_column(column, datasets.Image(decode=False))
 
 
-def check_images(rows: Rows, config: RunConfig, progress: bool = True) -> Images:
+def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Images:
     """Index and size of every image that can be read; each is decoded once, before training starts.
 
     Of shards, samples are whole or left out, and no image is read: their rows alone are returned.
@@ -80,7 +75,7 @@ def check_images(rows: Rows, config: RunConfig, progress: bool = True) -> Images
     Raises:
         ValueError: an image cannot be read and `--on_bad_image` is `fail`, or none can.
     """
-    if isinstance(rows, ShardedRows):
+    if isinstance(rows, TarDataset):
         incomplete = rows.shards.incomplete
         report_bad(incomplete, f"{len(incomplete)} samples of {config.train_shards} are not whole", config)
         if not rows:
@@ -106,10 +101,10 @@ def check_images(rows: Rows, config: RunConfig, progress: bool = True) -> Images
         )
     bad = [complaint for complaint in found if isinstance(complaint, str)]
     report_bad(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
-    good = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
-    if not good:
+    usable_rows = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
+    if not usable_rows:
         raise ValueError("No image is left to train on.")
-    return good
+    return usable_rows
 
 
 def read_image(rows: Rows, column: str, index: int) -> Image.Image:
@@ -122,13 +117,13 @@ def read_image(rows: Rows, column: str, index: int) -> Image.Image:
     return load_rgb(source, name=path or f"of row {index}")
 
 
-def can_be_read(rows: Rows, config: RunConfig, index: int) -> bool:
+def can_be_read(rows: Rows, config: DataConfig, index: int) -> bool:
     """Whether all of a row can be read; elsewhere than in shards it was looked at before the start.
 
     Raises:
         ImageError: it cannot, and `--on_bad_image` is `fail`.
     """
-    if isinstance(rows, ShardedRows):
+    if isinstance(rows, TarDataset):
         try:
             read_image(rows, config.image_column, index)
             rows[[index]]

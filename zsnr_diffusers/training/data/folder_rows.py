@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 
 from ...utils.image_formats import missing_packages
-from ..config import RunConfig
+from ..config import Captions, DataConfig
 from .caption_files import OTHER_EXTENSIONS, CaptionFileError, caption_files, read_captions
 from .image_folder import ImageFolder, open_folder
 from .metadata import (
@@ -23,28 +23,24 @@ from .metadata import (
 from .notices import notify, report_bad
 
 
-def read_folder(config: RunConfig, wanted: Sequence[str], needs_captions: bool) -> datasets.Dataset:
+def read_folder(config: DataConfig) -> datasets.Dataset:
     """A row for each image of `--train_data_dir`, with its path; columns of metadata that are not wanted are empty.
 
-    Without metadata, `label` is the column of the names of the folders that the images lie in.
-
-    Args:
-        config: of the run.
-        wanted: names of the columns that are needed.
-        needs_captions: these are captions; they may lie beside the images.
+    Without metadata, captions lie beside the images, and `label` is the column of the names of the images' folders.
 
     Raises:
         ValueError: no images, no captions, no classes, or files that cannot be read; with their names.
         OSError: no such folder.
     """
-    folder = open_folder(config)
-    extension = getattr(config, "caption_extension", ".txt")
+    folder, captions = open_folder(config), config.captions
+    wanted = [column for option, column in config.columns.items() if option != "image_column"]
     if folder.metadata:
-        rows = _described(folder, config, wanted, needs_captions)
-        if needs_captions and (beside := caption_files(folder.images, folder.files, extension)):
-            notify(f"captions come from {folder.names(folder.metadata)}; {extension} files, not read: {len(beside)}")
-    elif needs_captions:
-        rows = _captioned(folder, config, wanted[0], extension)
+        rows = _described(folder, config, wanted)
+        if captions and (beside := caption_files(folder.images, folder.files, captions.extension)):
+            files = f"{captions.extension} files, not read: {len(beside)}"
+            notify(f"captions come from {folder.names(folder.metadata)}; {files}")
+    elif captions:
+        rows = _captioned(folder, config, captions)
     elif "label" in wanted:
         rows = _labelled(folder, config)
     else:
@@ -58,9 +54,7 @@ def read_folder(config: RunConfig, wanted: Sequence[str], needs_captions: bool) 
     return rows
 
 
-def _described(
-    folder: ImageFolder, config: RunConfig, wanted: Sequence[str], needs_captions: bool
-) -> datasets.Dataset:
+def _described(folder: ImageFolder, config: DataConfig, wanted: Sequence[str]) -> datasets.Dataset:
     """The rows of the metadata, in their order."""
     # A name may be stored in another normal form than it is written in: macOS takes accents off their letters.
     known = {unicodedata.normalize("NFC", str(path)): path for path in folder.images}
@@ -83,28 +77,29 @@ def _described(
             f"{len(left_out)} of {len(folder.images)} images have no row in {folder.names(folder.metadata)} and are "
             f"left out: {folder.names(left_out)}"
         )
-    read = caption_values if needs_captions else plain_values
+    read = caption_values if config.captions else plain_values
     columns = {name: read(records, name) if name in wanted else [None] * len(records) for name in names}
-    for name in set(wanted) & set(columns) if needs_captions else ():
+    for name in set(wanted) & set(columns) if config.captions else ():
         if empty := columns[name].count(None):
             notify(f"rows of {folder.names(folder.metadata)} without {name}, trained with the empty caption: {empty}")
     return datasets.Dataset.from_dict({config.image_column: [str(path) for path in paths], **columns})
 
 
-def _captioned(folder: ImageFolder, config: RunConfig, column: str, extension: str) -> datasets.Dataset:
+def _captioned(folder: ImageFolder, config: DataConfig, captions: Captions) -> datasets.Dataset:
     """The images with a caption file."""
+    column, extension = captions
     found = caption_files(folder.images, folder.files, extension)
     if not found:
-        raise ValueError(_no_captions(folder, config, extension))
+        raise ValueError(_no_captions(folder, str(config.train_data_dir), extension))
     if left_out := [path for path in folder.images if path not in found]:
         notify(
             f"{len(left_out)} of {len(folder.images)} images have no {extension} file and are left out: "
             f"{folder.names(left_out)}"
         )
-    captions = read_captions(found, column)
-    bad = [str(caption) for caption in captions.values() if isinstance(caption, CaptionFileError)]
+    read = read_captions(found, column)
+    bad = [str(caption) for caption in read.values() if isinstance(caption, CaptionFileError)]
     report_bad(bad, f"{len(bad)} of {len(found)} captions cannot be read", config)
-    whole = {path: caption for path, caption in captions.items() if not isinstance(caption, CaptionFileError)}
+    whole = {path: caption for path, caption in read.items() if not isinstance(caption, CaptionFileError)}
     if not whole:
         raise ValueError("No image is left to train on.")
     return datasets.Dataset.from_dict(
@@ -112,19 +107,19 @@ def _captioned(folder: ImageFolder, config: RunConfig, column: str, extension: s
     )
 
 
-def _no_captions(folder: ImageFolder, config: RunConfig, extension: str) -> str:
+def _no_captions(folder: ImageFolder, name: str, extension: str) -> str:
     first, text = folder.images[0].relative_to(folder.root), ""
     for other in OTHER_EXTENSIONS:
         if count := len(caption_files(folder.images, folder.files, other)):
             text = f" There are {count} {other} files beside them: pass --caption_extension {other}."
     return (
-        f"--train_data_dir={config.train_data_dir} holds {len(folder.images)} images but no captions: add a "
+        f"--train_data_dir={name} holds {len(folder.images)} images but no captions: add a "
         f'metadata.jsonl with one line per image, {{"file_name": "{first.as_posix()}", "text": "..."}}, or a '
         f"{extension} file beside each image, {first.with_suffix(extension).as_posix()}.{text}"
     )
 
 
-def _labelled(folder: ImageFolder, config: RunConfig) -> datasets.Dataset:
+def _labelled(folder: ImageFolder, config: DataConfig) -> datasets.Dataset:
     """All images, with the names of their folders as classes."""
     names = sorted({path.parent.name for path in folder.images})
     uneven = {len(path.parts): path for path in folder.images}

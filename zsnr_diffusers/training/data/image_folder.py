@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...utils.image_formats import IMAGE_SUFFIXES
 from ...utils.images import find_files, is_image
-from ..config import RunConfig
+from ..config import DataConfig
 from .metadata import METADATA_FILES
 from .notices import notify, report_bad, some_of
 
@@ -63,7 +63,7 @@ class ImageFolder:
         return found
 
 
-def open_folder(config: RunConfig) -> ImageFolder:
+def open_folder(config: DataConfig) -> ImageFolder:
     """What is trained on of `--train_data_dir`; of splits it is train/.
 
     Raises:
@@ -73,7 +73,7 @@ def open_folder(config: RunConfig) -> ImageFolder:
     return _training_part(_named_in_text(_find(config), config))
 
 
-def _find(config: RunConfig) -> ImageFolder:
+def _find(config: DataConfig) -> ImageFolder:
     # Absolute, since a worker may be elsewhere; links keep their names. Sorted as text, as `datasets` does: what a
     # seed gives depends on the order.
     root, own = Path(os.path.abspath(str(config.train_data_dir))), Path(os.path.abspath(config.output_dir))
@@ -95,7 +95,7 @@ def _find(config: RunConfig) -> ImageFolder:
     return folder
 
 
-def _named_in_text(folder: ImageFolder, config: RunConfig) -> ImageFolder:
+def _named_in_text(folder: ImageFolder, config: DataConfig) -> ImageFolder:
     """The folder without images whose names no table can hold."""
     bad = [path for path in folder.images if re.search("[\ud800-\udfff]", str(path))]
     names = [os.fsencode(path).decode(errors="backslashreplace") for path in bad]

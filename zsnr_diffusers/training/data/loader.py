@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 
 from ...utils.images import ImageError
 from ..checkpointing.signals import ignore_stop_signals
-from ..config import RunConfig
+from ..config import DataConfig, OptimizationConfig
 from .buckets import epoch_order, filled_up
 from .dataset import Rows
 from .shuffle import ShardShuffle
-from .tar_shards import ShardedRows
+from .tar_shards import TarDataset
 
 Batch = dict[str, Tensor]
 
@@ -40,32 +40,34 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*key))
 
 
-class Samples(Dataset[Batch], ABC):
+class TrainingDataset(Dataset[Batch], ABC):
     """The endless sequence of training samples, by position.
 
     Args:
         rows: from `open_rows`.
-        good: indices of the rows to use, from `check_images`.
+        usable_rows: indices of the rows to use, from `check_images`.
         config: of the run.
         groups: the same, where those of different groups may not meet in a batch.
         batch: samples that are kept together: of the global batch where there are groups.
+        noise_offset: standard deviation of noise that each channel gets as a whole.
     """
 
     def __init__(
         self,
         rows: Rows,
-        good: Collection[int],
-        config: RunConfig,
+        usable_rows: Collection[int],
+        config: DataConfig,
         groups: Collection[Sequence[int]] = (),
         batch: int = 1,
+        noise_offset: float = 0.0,
     ) -> None:
-        self.rows, self.seed, self.noise_offset = rows, config.seed, config.noise_offset
-        self.skips_bad_images = isinstance(rows, ShardedRows) and config.on_bad_image == "skip"
-        self._shards = rows.shards.all if isinstance(rows, ShardedRows) and len(good) == len(rows) else []
+        self.rows, self.seed, self.noise_offset = rows, config.seed, noise_offset
+        self.skips_bad_images = isinstance(rows, TarDataset) and config.on_bad_image == "skip"
+        self._shards = rows.shards.all if isinstance(rows, TarDataset) and len(usable_rows) == len(rows) else []
         self.shuffle_shards = config.shuffle_shards
         # Of shards there may be more rows than memory has room for.
-        self.good: Sequence[int] = range(len(good)) if self._shards else list(good)
-        self.groups, self.batch = list(groups) or [self.good], batch
+        self.usable_rows: Sequence[int] = range(len(usable_rows)) if self._shards else list(usable_rows)
+        self.groups, self.batch = list(groups) or [self.usable_rows], batch
         self.epoch_length = sum(filled_up(len(group), batch) for group in self.groups)
         """Samples in an epoch."""
 
@@ -81,7 +83,7 @@ class Samples(Dataset[Batch], ABC):
         epoch, place = divmod(position, self.epoch_length)
         return self._order(epoch)[place]
 
-    def shown(self, count: int) -> list[int]:
+    def rows_seen(self, count: int) -> list[int]:
         """The rows that the first `count` positions show, each once."""
         return list(dict.fromkeys(self._order(0)[:count]))
 
@@ -120,13 +122,13 @@ class DistributedBatchSampler(Sampler[list[int]]):
     A step's global batch is a contiguous range, cut into forward passes and those into processes.
 
     Args:
-        config: of the run.
+        config: with the batches.
         steps: optimizer steps to make, the first of a run being 0.
         rank: of this process.
         world_size: number of processes.
     """
 
-    def __init__(self, config: RunConfig, steps: range, rank: int, world_size: int) -> None:
+    def __init__(self, config: OptimizationConfig, steps: range, rank: int, world_size: int) -> None:
         self.batch_size, self.rank, self.world_size = config.train_batch_size, rank, world_size
         per_step = config.gradient_accumulation_steps
         self.passes = range(steps.start * per_step, steps.stop * per_step)
@@ -140,7 +142,7 @@ class DistributedBatchSampler(Sampler[list[int]]):
             yield list(range(first, first + self.batch_size))
 
 
-def load_batches(samples: Dataset[Batch], positions: DistributedBatchSampler, config: RunConfig) -> DataLoader[Batch]:
+def load_batches(samples: Dataset[Batch], positions: DistributedBatchSampler, config: DataConfig) -> DataLoader[Batch]:
     """Batches of samples; all randomness is in the samples, so none is drawn from torch's global generator."""
     return DataLoader(
         samples,

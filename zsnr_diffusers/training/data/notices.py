@@ -1,11 +1,11 @@
-"""What a run says of its data before it starts: what is left out, with its number and some of its names."""
+"""Notices about the data before a run starts: what is left out, with its number and some of its names."""
 
 from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
 from ...utils.distributed import is_main_process
-from ..config import RunConfig
+from ..config import DataConfig
 
 _MOST_NAMED, _FEW = 20, 5
 
@@ -22,7 +22,7 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_FEW]) + (f" and {more} more" if more > 0 else "")
 
 
-def report_bad(bad: Sequence[str], what: str, config: RunConfig) -> None:
+def report_bad(bad: Sequence[str], what: str, config: DataConfig) -> None:
     """Name what cannot be used.
 
     Raises:

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 T = TypeVar("T")
 
-PAUSES = (1.0, 4.0, 16.0)
+RETRY_DELAYS = (1.0, 4.0, 16.0)
 """Seconds before each new try: servers are restarted, and connections lost."""
 
 if hasattr(os, "register_at_fork"):
@@ -61,7 +61,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 class FileState(NamedTuple):
-    """What tells that a file is still the same without reading it.
+    """The state of a file, by which it is known to be the same without reading it.
 
     Attributes:
         size: in bytes.
@@ -78,7 +78,7 @@ def state_of(url: str) -> FileState:
     Raises:
         ShardError: it is not there, or its size is not to be had.
     """
-    facts = _try(url, lambda system, path: system.info(path), hopeless=(FileNotFoundError,))
+    facts = _try(url, lambda system, path: system.info(path), no_retry=(FileNotFoundError,))
     if facts.get("size") is None:
         raise ShardError(f"{url}: its size is not to be had from there, so it cannot be read by range")
     return FileState(int(facts["size"]), hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest())
@@ -103,18 +103,18 @@ def read_range(url: str, start: int, end: int) -> bytes:
     return _try(url, read)
 
 
-def _try(url: str, work: Callable[[Any, str], T], hopeless: tuple[type[Exception], ...] = ()) -> T:
+def _try(url: str, work: Callable[[Any, str], T], no_retry: tuple[type[Exception], ...] = ()) -> T:
     """What `work` returns of the file system and the path of a file, at the first try that succeeds."""
     try:
         # Not kept: fsspec does that itself, and knows which file systems do not survive a fork.
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ShardError(f"{url} cannot be read: {_reason(error)}") from error
-    for pause in (*PAUSES, None):
+    for pause in (*RETRY_DELAYS, None):
         try:
             return work(system, path)
         except Exception as error:  # each kind of file system has errors of its own
-            if pause is None or isinstance(error, hopeless):
+            if pause is None or isinstance(error, no_retry):
                 raise ShardError(f"{url} cannot be read: {_reason(error)}") from error
         time.sleep(pause)
     raise AssertionError("unreachable: the last try raises")

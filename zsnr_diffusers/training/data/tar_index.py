@@ -49,7 +49,7 @@ class TarIndex:
 
     @property
     def sha256(self) -> str:
-        """Of all that the index says."""
+        """The hash of the index."""
         return hashlib.sha256(self.places.tobytes() + self._text()).hexdigest()
 
     def _text(self) -> bytes:

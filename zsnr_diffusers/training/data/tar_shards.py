@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ...utils.distributed import Processes, is_main_process
 from ...utils.images import ImageError
-from ..config import RunConfig
+from ..config import DataConfig
 from .remote import FileState, find_files, read_range, state_of
 from .tar_index import TarIndex, index_file, read_index
 
@@ -52,7 +52,7 @@ class Shard:
         return self.url.rpartition("/")[2]
 
 
-class Shards:
+class TarShards:
     """The shards that a configuration names; what a row is made of is found by its number alone.
 
     Args:
@@ -63,13 +63,12 @@ class Shards:
         OSError: an index cannot be stored.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.caption_column: str | None = getattr(config, "caption_column", None)
+    def __init__(self, config: DataConfig) -> None:
+        self.caption_column = None if config.captions is None else config.captions.column
         # `text` is what WebDataset calls `txt`; another name can only be that of a field.
         choices = {None: [], "text": ["txt", "json"]}
         self._captions = choices.get(self.caption_column, ["json"])
-        # A dry run writes only where it is told to.
-        self.folder = None if config.dry_run and not config.cache_dir else config.cache_folder / "shards"
+        self.folder = config.shard_index_folder
         self._most_indices = 2 * config.shuffle_shards
         self._indices: dict[int, TarIndex] = {}
         self._span: tuple[int, int, bytes] = (-1, 0, b"")
@@ -88,8 +87,8 @@ class Shards:
         facts = [(shard.name, shard.state.size, shard.sha256) for shard in self.all]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def look_up(self, urls: Sequence[str]) -> list[Shard]:
-        """Shards by their addresses, with samples counted; their indices are stored, where they are not yet."""
+    def scan(self, urls: Sequence[str]) -> list[Shard]:
+        """Count the samples of shards, by their addresses; their indices are stored, where they are not yet."""
 
         def shard(url: str) -> Shard:
             state = state_of(url)
@@ -100,9 +99,9 @@ class Shards:
             found = pool.map(shard, urls)
             return list(tqdm(found, "finding samples", len(urls), disable=not is_main_process(), unit="shard"))
 
-    def open(self) -> "Shards":
-        """Look up all of them, so that rows can be read."""
-        self.all = self.look_up(self.urls)
+    def open(self) -> "TarShards":
+        """Scan all of them, so that rows can be read."""
+        self.all = self.scan(self.urls)
         self.ends = list(accumulate(shard.rows for shard in self.all))
         return self
 
@@ -174,7 +173,7 @@ class Shards:
 class _Image(Mapping[str, Any]):
     """As `datasets` has images that are not decoded; the bytes are read when they are asked for."""
 
-    def __init__(self, shards: Shards, row: int) -> None:
+    def __init__(self, shards: TarShards, row: int) -> None:
         self._shards, self._row = shards, row
 
     def __getitem__(self, key: str) -> Any:
@@ -190,7 +189,7 @@ class _Image(Mapping[str, Any]):
 class _Row(Mapping[str, Any]):
     """A row, of which nothing has been read yet."""
 
-    def __init__(self, rows: "ShardedRows", row: int) -> None:
+    def __init__(self, rows: "TarDataset", row: int) -> None:
         self._rows, self._row = rows, row
 
     def __getitem__(self, column: str) -> Any:
@@ -206,7 +205,7 @@ class _Row(Mapping[str, Any]):
         return len(self._rows.column_names)
 
 
-class ShardedRows:
+class TarDataset:
     """What training asks of a `datasets.Dataset`, of shards.
 
     Args:
@@ -214,7 +213,7 @@ class ShardedRows:
         column_names: of the image and, if there are any, the captions.
     """
 
-    def __init__(self, shards: Shards, column_names: Sequence[str]) -> None:
+    def __init__(self, shards: TarShards, column_names: Sequence[str]) -> None:
         self.shards, self.column_names = shards, list(column_names)
 
     def __len__(self) -> int:
@@ -226,21 +225,21 @@ class ShardedRows:
             return {column: [row[column] for row in rows] for column in self.column_names}
         return _Row(self, index)
 
-    def select_columns(self, names: Sequence[str]) -> "ShardedRows":
+    def select_columns(self, names: Sequence[str]) -> "TarDataset":
         """The same rows with some of the columns."""
-        return ShardedRows(self.shards, names)
+        return TarDataset(self.shards, names)
 
 
-def index_shards(config: RunConfig, processes: Processes) -> None:
+def index_shards(config: DataConfig, processes: Processes) -> None:
     """Find the samples in all shards, each process in a share of them, where the results can be stored.
 
     Raises:
-        ShardError, OSError: as `Shards`.
+        ShardError, OSError: as `TarShards`.
         ProcessError: another process failed.
     """
     if not config.train_shards:
         return
     with processes.together():
-        shards = Shards(config)
+        shards = TarShards(config)
         if shards.folder is not None:
-            shards.look_up(processes.share(shards.urls))
+            shards.scan(processes.share(shards.urls))

@@ -14,8 +14,8 @@ from torch import Tensor
 Size = tuple[int, int]
 """(height, width) in pixels, of an upright image."""
 
-FIT = "scaled to cover by Lanczos, centre crop"
-"""What `fit` does where no place is drawn; whatever is computed from its pixels depends on it."""
+RESIZE_METHOD = "scaled to cover by Lanczos, centre crop"
+"""What `resize_and_crop` does where no place is drawn; whatever is computed from its pixels depends on it."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Crop:
     left: int
     size: Size
 
-    def mirrored(self) -> "Crop":
+    def hflip(self) -> "Crop":
         """The same piece, where the whole image is mirrored left to right."""
         return replace(self, left=self.scaled[1] - self.left - self.size[1])
 
 
-def crop_of(original: Size, size: Size, place: Sequence[float] | None = None) -> Crop:
+def compute_crop(original: Size, size: Size, place: Sequence[float] | None = None) -> Crop:
     """The crop of the least scaled image that covers a size; a smaller image is enlarged.
 
     Args:
@@ -52,7 +52,7 @@ def crop_of(original: Size, size: Size, place: Sequence[float] | None = None) ->
     return Crop(original, (height, width), top, left, size)
 
 
-def fit(image: Image.Image, crop: Crop) -> Tensor:
+def resize_and_crop(image: Image.Image, crop: Crop) -> Tensor:
     """The pixels of a crop, uint8 [channels, height, width]."""
     (height, width), (rows, columns) = crop.scaled, crop.size
     if image.size != (width, height):

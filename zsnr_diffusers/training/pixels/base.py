@@ -7,10 +7,10 @@ from diffusers import UNet2DModel
 
 from ...hub.load import load_pipeline
 from ...unet import build_unet
-from .config import PixelTrainingConfig
+from .config import NetworkConfig
 
 
-def new_unet(config: PixelTrainingConfig, class_count: int | None) -> UNet2DModel:
+def new_unet(config: NetworkConfig, class_count: int | None, resolution: int | None, seed: int) -> UNet2DModel:
     """The network of a preset, with first weights from the run's seed.
 
     Raises:
@@ -19,21 +19,25 @@ def new_unet(config: PixelTrainingConfig, class_count: int | None) -> UNet2DMode
     changes: dict[str, Any] = {"in_channels": config.in_channels, "out_channels": config.in_channels}
     if config.dropout is not None:
         changes["dropout"] = config.dropout
-    if config.resolution is not None:
-        changes["sample_size"] = config.resolution
+    if resolution is not None:
+        changes["sample_size"] = resolution
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         return build_unet(config.unet, class_count, **changes)
 
 
-def load_base(config: PixelTrainingConfig) -> Any:
-    """The pipeline that a configuration names, None if it names none.
+def load_base(name: str | None, resolution: int | None, class_column: str | None) -> Any:
+    """The pipeline to go on from, None for none.
+
+    Args:
+        name: of a folder or repo.
+        resolution: that is asked for.
+        class_column: of the data.
 
     Raises:
         ValueError: it is no pipeline of pixels that can be trained here.
         OSError: there is no such folder or repo.
     """
-    name = config.pretrained_model_name_or_path
     if name is None:
         return None
     pipe = load_pipeline(name)
@@ -50,11 +54,11 @@ def load_base(config: PixelTrainingConfig) -> Any:
         )
     if facts.class_embed_type is not None:
         raise ValueError(f"The network of {name} has class_embed_type={facts.class_embed_type!r}; expected None.")
-    if not isinstance(facts.sample_size, int) or (config.resolution or facts.sample_size) != facts.sample_size:
+    if not isinstance(facts.sample_size, int) or (resolution or facts.sample_size) != facts.sample_size:
         raise ValueError(
-            f"--resolution={config.resolution} is not the sample_size={facts.sample_size} of {name}: leave it out."
+            f"--resolution={resolution} is not the sample_size={facts.sample_size} of {name}: leave it out."
         )
-    if (config.class_column is None) != (facts.num_class_embeds is None):
+    if (class_column is None) != (facts.num_class_embeds is None):
         remedy = "leave out" if facts.num_class_embeds is None else "name the classes' column with"
         raise ValueError(
             f"The network of {name} has num_class_embeds={facts.num_class_embeds}: {remedy} --class_column."

@@ -6,7 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ...core.solvers import check_variance_type
 from ...unet import PRESETS
-from ..config import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, RunConfig, option
+from ..config import (
+    IDENTITY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    DataConfig,
+    Options,
+    OutputConfig,
+    RunConfig,
+    option,
+)
 from .recipes import RECIPES
 
 EXAMPLES = """\
@@ -38,12 +48,8 @@ layout of --train_data_dir with --class_column label:
 
 
 @dataclass
-class PixelTrainingConfig(RunConfig):
-    """Everything that a run on a network of pixels depends on; `--help` prints the same text.
-
-    Raises:
-        ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
-    """
+class NetworkConfig(Options):
+    """The network and schedule that a run starts from."""
 
     pretrained_model_name_or_path: Annotated[str | None, IDENTITY] = option(
         None,
@@ -55,6 +61,19 @@ class PixelTrainingConfig(RunConfig):
     beta_schedule: Annotated[str, IDENTITY] = option("linear", "Schedule of a new network, as in diffusers.")
     beta_start: Annotated[float, POSITIVE, IDENTITY] = option(1e-4, "Its first beta.")
     beta_end: Annotated[float, POSITIVE, IDENTITY] = option(0.02, "Its last beta.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unet not in PRESETS:
+            raise ValueError(f"--unet={self.unet!r} is no preset; choose one of {', '.join(PRESETS)}.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout={self.dropout} must lie in [0, 1).")
+
+
+@dataclass
+class ClassDataConfig(DataConfig):
+    """Images, of given classes or not."""
+
     class_column: Annotated[str | None, IDENTITY] = option(
         None,
         "Column of the classes, for images of given classes; `label` for a folder of folders.",
@@ -62,16 +81,47 @@ class PixelTrainingConfig(RunConfig):
     class_dropout: Annotated[float, SHARE] = option(
         0.1, "Share of classes replaced by none, for classifier-free guidance."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_column and self.train_shards:
+            raise ValueError("--class_column needs --dataset_name or --train_data_dir; --train_shards has no classes.")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column of the classes too, if there are any."""
+        classes = {} if self.class_column is None else {"class_column": self.class_column}
+        return {**super().columns, **classes}
+
+
+@dataclass
+class PixelOutputConfig(OutputConfig):
+    """What a run writes, and how its images are sampled."""
+
     variance_type: str = option(
         "fixed_small", "Variance of the sampler that is shipped: fixed_small or fixed_large (Ho et al. 2020)."
     )
-    train_batch_size: Annotated[int, POSITIVE] = option(64, "Images per process and forward pass.")
-    learning_rate: Annotated[float, POSITIVE] = option(2e-4, "AdamW's learning rate.")
-    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(0.0, "AdamW's weight decay; with 0 it is Adam.")
     validation_images: Annotated[int, NOT_NEGATIVE] = option(
         4, "Images per class in previews, or per row without classes; 0 for none."
     )
     num_inference_steps: Annotated[int, POSITIVE] = option(100, "Sampling steps of the previews.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_variance_type(self.variance_type)
+
+
+@dataclass
+class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, RunConfig):
+    """Everything that a run on a network of pixels depends on; `--help` prints the same text.
+
+    Raises:
+        ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
+    """
+
+    train_batch_size: Annotated[int, POSITIVE] = option(64, "Images per process and forward pass.")
+    learning_rate: Annotated[float, POSITIVE] = option(2e-4, "AdamW's learning rate.")
+    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(0.0, "AdamW's weight decay; with 0 it is Adam.")
 
     program: ClassVar[str] = "python -m zsnr_diffusers.training.pixels"
     description: ClassVar[str] = (
@@ -81,16 +131,6 @@ class PixelTrainingConfig(RunConfig):
     )
     examples: ClassVar[str] = EXAMPLES
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = RECIPES
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_variance_type(self.variance_type)
-        if self.unet not in PRESETS:
-            raise ValueError(f"--unet={self.unet!r} is no preset; choose one of {', '.join(PRESETS)}.")
-        if self.class_column and self.train_shards:
-            raise ValueError("--class_column needs --dataset_name or --train_data_dir; --train_shards has no classes.")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout={self.dropout} must lie in [0, 1).")
 
     @classmethod
     def from_recipe(cls, name: str, **options: Any) -> "PixelTrainingConfig":

@@ -1,53 +1,101 @@
-"""What a run of pixels ships: `DDPMPipeline`, or `ClassConditionalPipeline` with its code, and the model card."""
+"""What comes out of a run of pixels: images, `DDPMPipeline` or `ClassConditionalPipeline` with its code, the card."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler
+from PIL import Image
 
 from ...class_conditional import ClassConditionalPipeline
 from ...hub.custom_pipeline import write_custom_pipeline
 from ...schedulers import ZeroSNRDDPMScheduler
 from ...schedulers.stock import stock_scheduler
-from ..reporting.model_card import model_card
+from ..output import Output
+from ..reporting.model_card import TrainingRecord, model_card
 from .classes import Classes
-from .config import PixelTrainingConfig
+from .config import PixelOutputConfig
+
+_MOST_CLASSES_SHOWN, _AT_ONCE = 10, 8
 
 
-def shipped_scheduler(schedule: ZeroSNRDDPMScheduler) -> DDPMScheduler:
-    """Stock's `DDPMScheduler`, the paper's sampler in its thousand steps; see `stock_scheduler` for fewer."""
-    spacing = "trailing" if schedule.config["rescale_betas_zero_snr"] else "leading"
-    return stock_scheduler(schedule, timestep_spacing=spacing)
+@dataclass
+class PixelOutput(Output):
+    """A pipeline around the trained network, of classes or not."""
 
+    config: PixelOutputConfig
+    schedule: ZeroSNRDDPMScheduler
+    base: Any
+    """The pipeline that the run starts from; None for a new network."""
+    classes: Classes | None
+    subject: str
+    """What was trained, in words."""
+    dataset_name: str | None
+    record: TrainingRecord
 
-def save_pipeline_folder(
-    unet: Any, schedule: ZeroSNRDDPMScheduler, classes: Classes | None, config: PixelTrainingConfig
-) -> None:
-    """Write the trained pipeline into the run's folder."""
-    folder, scheduler = Path(config.output_dir), shipped_scheduler(schedule)
-    (folder / "README.md").write_text(_card(schedule, scheduler, classes, config), encoding="utf-8")
-    if classes is None:
-        DDPMPipeline(unet, scheduler).save_pretrained(folder)
-        return
-    pipe = ClassConditionalPipeline(unet, scheduler)
-    write_custom_pipeline(pipe, folder)
-    pipe.save_pretrained(folder)
+    def export_scheduler(self) -> DDPMScheduler:
+        """Stock's `DDPMScheduler`, the paper's sampler in its thousand steps; see `stock_scheduler` for fewer."""
+        spacing = "trailing" if self.schedule.config["rescale_betas_zero_snr"] else "leading"
+        return stock_scheduler(self.schedule, timestep_spacing=spacing)
 
+    def pipeline(self, unet: Any) -> ClassConditionalPipeline:
+        """With the scheduler that is saved."""
+        return ClassConditionalPipeline(unet, self.export_scheduler())
 
-def _card(
-    schedule: ZeroSNRDDPMScheduler, scheduler: DDPMScheduler, classes: Classes | None, config: PixelTrainingConfig
-) -> str:
-    datasets = [config.dataset_name] if config.dataset_name and not Path(config.dataset_name).exists() else None
-    data = huggingface_hub.ModelCardData(pipeline_tag="unconditional-image-generation", datasets=datasets)
-    rows = {"variance": f"`{config.variance_type}`"}
-    if classes is not None:
-        named = ", ".join(f"{label} {name}" for label, name in enumerate(classes.names or ()))
-        rows["classes"] = named or f"0 to {classes.count - 1}"
-    base = config.pretrained_model_name_or_path
-    subject = f"A new `{config.unet}`" if base is None else Path(base).name
-    usage = (_UNCONDITIONAL if classes is None else _CONDITIONAL).format(name=Path(config.output_dir).name)
-    return model_card(config, schedule, scheduler, data, subject, rows, usage)
+    def initial_pipeline(self, unet: Any) -> ClassConditionalPipeline | None:
+        """With its own scheduler."""
+        return ClassConditionalPipeline(unet, self.base.scheduler) if self.base else None
+
+    def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
+        """A row per class, a column per seed."""
+        seeds = range(self.config.validation_images)
+        if not seeds:
+            return None
+        if self.classes is None:
+            return [self._generate(pipe, [None] * len(seeds))], None
+        shown = range(min(self.classes.count, _MOST_CLASSES_SHOWN))
+        return [self._generate(pipe, [label] * len(seeds)) for label in shown], [self.classes.name(i) for i in shown]
+
+    def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
+        """The class of each row, if there are classes."""
+        return self._generate(pipe, [None if self.classes is None else self.classes.labels[row] for row in rows])
+
+    def _generate(self, pipe: Any, labels: Sequence[int | None]) -> list[Image.Image]:
+        """An image per label, from seeds 0, 1, ...; the labels are all None or none of them."""
+        images: list[Image.Image] = []
+        for first in range(0, len(labels), _AT_ONCE):
+            seeds = range(first, min(first + _AT_ONCE, len(labels)))
+            images += pipe(
+                None if labels[first] is None else [labels[seed] for seed in seeds],
+                batch_size=len(seeds),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=self.config.num_inference_steps,
+            ).images
+        return images
+
+    def save(self, unet: Any) -> None:
+        """Write the trained pipeline and its card into the run's folder."""
+        folder, scheduler = self.record.folder, self.export_scheduler()
+        (folder / "README.md").write_text(self._card(scheduler), encoding="utf-8")
+        if self.classes is None:
+            DDPMPipeline(unet, scheduler).save_pretrained(folder)
+            return
+        pipe = ClassConditionalPipeline(unet, scheduler)
+        write_custom_pipeline(pipe, folder)
+        pipe.save_pretrained(folder)
+
+    def _card(self, scheduler: DDPMScheduler) -> str:
+        datasets = [self.dataset_name] if self.dataset_name and not Path(self.dataset_name).exists() else None
+        data = huggingface_hub.ModelCardData(pipeline_tag="unconditional-image-generation", datasets=datasets)
+        rows, classes = {"variance": f"`{self.config.variance_type}`"}, self.classes
+        if classes is not None:
+            named = ", ".join(f"{label} {name}" for label, name in enumerate(classes.names or ()))
+            rows["classes"] = named or f"0 to {classes.count - 1}"
+        usage = (_UNCONDITIONAL if classes is None else _CONDITIONAL).format(name=self.record.folder.name)
+        return model_card(self.record, self.schedule, scheduler, data, self.subject, rows, usage)
 
 
 _UNCONDITIONAL = """\

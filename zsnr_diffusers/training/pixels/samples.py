@@ -7,38 +7,40 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Rows, read_image, to_model_range
-from ..data.loader import Batch, Samples
-from ..data.transforms import crop_of, fit
-from .config import PixelTrainingConfig
+from ..data.loader import Batch, TrainingDataset
+from ..data.transforms import compute_crop, resize_and_crop
+from .config import ClassDataConfig
 
 _MOST_BYTES = 2**30
 """Of decoded images that a process keeps: small networks would otherwise wait for files all the time."""
 
 
-class LabelledSamples(Samples):
+class LabelledDataset(TrainingDataset):
     """Images in the network's own size.
 
     Args:
         rows: with the columns that `config` names.
-        good: indices of the rows to use.
+        usable_rows: indices of the rows to use.
         config: of the run.
         labels: class of each row, 0 to N - 1; None for a network without classes.
         shape: (channels, height, width) of what the network takes.
         num_train_timesteps: T.
         no_class: the label that stands for none, N.
+        noise_offset: as in `TrainingDataset`.
     """
 
     def __init__(
         self,
         rows: Rows,
-        good: Collection[int],
-        config: PixelTrainingConfig,
+        usable_rows: Collection[int],
+        config: ClassDataConfig,
         labels: Sequence[int] | None,
         shape: tuple[int, int, int],
         num_train_timesteps: int,
         no_class: int = 0,
+        noise_offset: float = 0.0,
     ) -> None:
-        super().__init__(rows, good, config)
+        super().__init__(rows, usable_rows, config, noise_offset=noise_offset)
         self.config, self.labels, self.no_class = config, labels, no_class
         self.shape, self.num_train_timesteps = shape, num_train_timesteps
         fits = len(rows) * math.prod(shape) <= _MOST_BYTES
@@ -50,8 +52,8 @@ class LabelledSamples(Samples):
         if self._remembered is not None and index in self._known:
             return self._remembered[index]
         image = read_image(self.rows, self.config.image_column, index)
-        crop = crop_of((image.height, image.width), self.shape[1:])
-        pixels = fit(image.convert("L") if self.shape[0] == 1 else image, crop)
+        crop = compute_crop((image.height, image.width), self.shape[1:])
+        pixels = resize_and_crop(image.convert("L") if self.shape[0] == 1 else image, crop)
         if self._remembered is not None:
             self._remembered[index] = pixels
             self._known.add(index)

@@ -15,33 +15,33 @@ from ..data.dataset import can_be_read, read_image
 from ..data.loader import derive_seed
 from ..task import Task
 
-LUMINANCE_FILE, LUMINANCE_PICTURE = "luminance.json", "luminance.png"
+LUMINANCE_FILE, LUMINANCE_PLOT = "luminance.json", "luminance.png"
 _DATA_IMAGES = 512
 """Of the data that are measured, at most; the rest would move W1 by less than some dozen images' chance does."""
 
 
-def drawn_rows(good: Sequence[int], seed: int, count: int) -> list[int]:
+def drawn_rows(usable_rows: Sequence[int], seed: int, count: int) -> list[int]:
     """Random rows of the data, the same ones at every step of a run; all of them if there are no more."""
-    return random.Random(derive_seed(seed, 5)).sample(good, min(count, len(good)))
+    return random.Random(derive_seed(seed, 5)).sample(usable_rows, min(count, len(usable_rows)))
 
 
-def readable_rows(task: Task, good: Sequence[int], count: int) -> list[int]:
-    """The same without those of shards, at which nobody has looked yet, that cannot be read and are to be skipped."""
-    drawn = drawn_rows(good, task.config.seed, count)
+def readable_rows(task: Task, usable_rows: Sequence[int], count: int) -> list[int]:
+    """The same without rows of shards that cannot be read and are to be skipped; these were not checked before."""
+    drawn = drawn_rows(usable_rows, task.data.seed, count)
     with ThreadPoolExecutor() as pool:
-        usable = pool.map(lambda row: can_be_read(task.rows, task.config, row), drawn)
+        usable = pool.map(lambda row: can_be_read(task.rows, task.data, row), drawn)
         return [row for row, can in zip(drawn, usable, strict=True) if can]
 
 
-def data_luminance(task: Task, good: Sequence[int]) -> Floats:
+def data_luminance(task: Task, usable_rows: Sequence[int]) -> Floats:
     """Mean luminance of a random part of a run's images, whole and as they are on the disk, float64 [n]."""
-    rows, column = readable_rows(task, good, _DATA_IMAGES), task.config.image_column
+    rows, column = readable_rows(task, usable_rows, _DATA_IMAGES), task.data.image_column
     with ThreadPoolExecutor() as pool:
         return mean_luminance(pool.map(lambda row: read_image(task.rows, column, row), rows))
 
 
 def read_luminance(folder: Path) -> dict[int, LuminanceCoverage]:
-    """What a run's folder says of the steps so far, in order; nothing if it has no such file, or a damaged one."""
+    """The luminance by step as a run's folder has it; nothing if it has no such file, or a damaged one."""
     file = folder / LUMINANCE_FILE
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -58,7 +58,7 @@ def add_luminance(folder: Path, step: int, generated: Floats, data: Floats) -> L
     before = {other: coverage for other, coverage in read_luminance(folder).items() if other < step}
     coverages = {**before, step: luminance_coverage(generated, data)}
     write_json(folder / LUMINANCE_FILE, {other: dataclasses.asdict(one) for other, one in coverages.items()})
-    plot_luminance_over_steps(folder / LUMINANCE_PICTURE, coverages)
+    plot_luminance_over_steps(folder / LUMINANCE_PLOT, coverages)
     return coverages[step]
 
 

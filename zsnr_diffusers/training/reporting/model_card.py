@@ -1,6 +1,7 @@
 """The model card of what a run ships."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
@@ -8,20 +9,19 @@ from diffusers import SchedulerMixin
 
 from ...hub.model_card import card_text, schedule_rows, schedule_tags, terminal_snr
 from ...schedulers.base import ZeroSNRScheduler
-from ..config import RunConfig
 
 
-def _loss(config: RunConfig) -> str:
-    weight = "weight 1 at every timestep"
-    if config.loss_weighting != "constant":
-        gamma = f" with gamma {config.snr_gamma:g}" if "min_snr" in config.loss_weighting else ""
-        weight = f"weights `{config.loss_weighting}`{gamma}"
-    offset = f", noise offset {config.noise_offset:g}" if config.noise_offset else ""
-    return f"mean squared error of `{config.prediction_type}`, {weight}{offset}"
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How a model was trained, as its card has it."""
+
+    folder: Path
+    steps: int
+    loss: str
 
 
 def model_card(
-    config: RunConfig,
+    record: TrainingRecord,
     schedule: ZeroSNRScheduler,
     scheduler: SchedulerMixin,
     data: huggingface_hub.ModelCardData,
@@ -32,7 +32,7 @@ def model_card(
     """What a sampler needs to know: schedule, prediction type, spacing; and how to sample.
 
     Args:
-        config: of the run.
+        record: of the run.
         schedule: trained on.
         scheduler: shipped.
         data: metadata, to which the tags of the schedule are added.
@@ -44,6 +44,6 @@ def model_card(
     data.tags = [*(data.tags or []), *schedule_tags(schedule)]
     zero = terminal_snr(schedule) == 0
     ending = "the schedule of Lin et al. 2023 (arXiv:2305.08891), ending at pure noise" if zero else "its own schedule"
-    text = f"{subject}, trained for {config.max_train_steps:,} steps with zsnr_diffusers on\n{ending}."
-    table = {**schedule_rows(schedule, scheduler), **rows, "loss": _loss(config)}
-    return card_text(data, Path(config.output_dir).resolve().name, text, table, usage)
+    text = f"{subject}, trained for {record.steps:,} steps with zsnr_diffusers on\n{ending}."
+    table = {**schedule_rows(schedule, scheduler), **rows, "loss": record.loss}
+    return card_text(data, record.folder.resolve().name, text, table, usage)

@@ -1,43 +1,43 @@
 """What came out of a run, at the end of its model card: images, brightness, loss, and the options that it was of."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from ..config import RunConfig
 from .luminance import read_luminance
-from .validation import telling
+from .validation import first_and_last
 
-_OF_THIS_MACHINE = ("output_dir", "train_data_dir", "train_shards", "cache_dir")
-_OF_THE_PROCESS = ("resume", "force", "dry_run", "measure", "report_to", "push_to_hub", "hub_model_id")
+_LOCAL_PATHS = ("output_dir", "train_data_dir", "train_shards", "cache_dir")
+_PROCESS_OPTIONS = ("resume", "force", "dry_run", "measure", "report_to", "push_to_hub", "hub_model_id")
 _MAY_BE_FOLDERS = ("pretrained_model_name_or_path", "dataset_name")
 
 
-def add_results(config: RunConfig, losses: Sequence[float]) -> None:
+def add_results(folder: Path, steps: int, losses: Sequence[float], options: Mapping[str, Any]) -> None:
     """Write them.
 
     Args:
-        config: of a run whose folder has its model card.
+        folder: of a run, with its model card.
+        steps: of the run.
         losses: of its last steps.
+        options: of the run, by name.
     """
-    folder = Path(config.output_dir)
-    parts = [_pictures(folder), _brightness(folder, config.max_train_steps)]
+    parts = [_images(folder), _luminance_table(folder, steps)]
     if losses:
         mean = sum(losses) / len(losses)
         parts.append(f"Training loss: {mean:.4g}, the mean of the last {len(losses)} steps.\n")
-    parts.append(_options(config))
+    parts.append(_options(options))
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write("\n## Results\n\n" + "\n".join(part for part in parts if part))
 
 
-def _pictures(folder: Path) -> str:
-    paths = [path.relative_to(folder).as_posix() for path in telling(folder)]
+def _images(folder: Path) -> str:
+    paths = [path.relative_to(folder).as_posix() for path in first_and_last(folder)]
     return "".join(f"![{Path(path).stem}]({path})\n" for path in paths)
 
 
-def _brightness(folder: Path, last_step: int) -> str:
+def _luminance_table(folder: Path, last_step: int) -> str:
     """Before and after, as a table; nothing if it was not measured at the last step."""
     coverages = read_luminance(folder)
     if last_step not in coverages:
@@ -57,10 +57,9 @@ def _brightness(folder: Path, last_step: int) -> str:
 """
 
 
-def _options(config: RunConfig) -> str:
+def _options(options: Mapping[str, Any]) -> str:
     """Those that decide on the result, without names of folders of this machine."""
-    options = dataclasses.asdict(config)
-    hidden = {*_OF_THIS_MACHINE, *_OF_THE_PROCESS}
+    hidden = {*_LOCAL_PATHS, *_PROCESS_OPTIONS}
     hidden |= {name for name in _MAY_BE_FOLDERS if Path(options[name] or "").exists()}
     shown = yaml.safe_dump({name: value for name, value in options.items() if name not in hidden}, sort_keys=False)
     return f"<details><summary>Options</summary>\n\n```yaml\n{shown}```\n\n</details>\n"

@@ -6,22 +6,22 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ...hub import upload as pushing
+from ...hub import upload as hub_upload
 from ..checkpointing.run_folder import CONFIG_FILE, FINGERPRINT_FILE
-from ..config import RunConfig
+from ..config import OutputConfig
 from ..errors import TrainingError
-from .validation import telling
+from .validation import first_and_last
 
-_OF_THE_RUN = ("checkpoint-*", "logs/*", CONFIG_FILE, FINGERPRINT_FILE, ".*")
+_RUN_FILES = ("checkpoint-*", "logs/*", CONFIG_FILE, FINGERPRINT_FILE, ".*")
 """What is in its folder beside what it ships: the configuration names folders of this machine, hidden files are the
 lock and what is half written."""
 
 
-def repo_name(config: RunConfig) -> str:
+def repo_name(config: OutputConfig) -> str:
     """What the repo is called, `--hub_model_id` or as the run's folder is; without an owner it is the token's.
 
     Raises:
-        ValueError: there cannot be such a repo, or nobody is logged in.
+        ValueError: there cannot be such a repo, or there is no token.
     """
     name = config.hub_model_id or Path(config.output_dir).resolve().name
     try:
@@ -35,17 +35,17 @@ def repo_name(config: RunConfig) -> str:
     return name
 
 
-def open_repo(config: RunConfig) -> str:
+def create_repo(config: OutputConfig) -> str:
     """Make the repo if it is not there, and find out whether it can be written.
 
     Returns:
         its id, owner/name.
 
     Raises:
-        ValueError: it cannot; the message says what the Hub said.
+        ValueError: it cannot; the message has the answer of the Hub.
     """
     try:
-        return pushing.open_repo(repo_name(config), config.hub_private_repo or None, None)
+        return hub_upload.open_repo(repo_name(config), config.hub_private_repo or None, None)
     except OSError as error:
         raise ValueError(
             f"--push_to_hub: {error} Check the token with `hf auth whoami`, or name a repo that it may write with "
@@ -53,7 +53,7 @@ def open_repo(config: RunConfig) -> str:
         ) from error
 
 
-def push(config: RunConfig, repo: str) -> str:
+def upload(config: OutputConfig, repo: str, steps: int) -> str:
     """Upload what a run ships, in one commit.
 
     Returns:
@@ -62,29 +62,30 @@ def push(config: RunConfig, repo: str) -> str:
     Raises:
         TrainingError: it failed; the message says how to do it by hand.
     """
-    folder, ignored = Path(config.output_dir), _not_shipped(config)
+    folder, ignored = Path(config.output_dir), _ignore_patterns(config)
     try:
         huggingface_hub.HfApi().upload_folder(
             repo_id=repo,
             folder_path=folder,
             ignore_patterns=list(ignored),  # it adds its own to them
-            commit_message=f"{config.max_train_steps:,} steps of zsnr_diffusers",
+            commit_message=f"{steps:,} steps of zsnr_diffusers",
         )
     except Exception as error:  # whatever it is, the result is on the disk
+        reason = hub_upload.reason(error, repo)
         raise TrainingError(
-            f"The pipeline is whole in {folder}, but it could not be pushed: {pushing.reason(error, repo)}. The same "
-            "command with --resume trains nothing more and pushes it. By hand: python -c 'import huggingface_hub; "
+            f"The pipeline is whole in {folder}, but it could not be pushed: {reason}. The same command "
+            "with --resume trains nothing more and pushes it. By hand: python -c 'import huggingface_hub; "
             f'huggingface_hub.HfApi().upload_folder(repo_id="{repo}", folder_path="{folder}", '
             f"ignore_patterns={json.dumps(ignored)})'"
         ) from error
     return f"{huggingface_hub.constants.ENDPOINT}/{repo}"
 
 
-def _not_shipped(config: RunConfig) -> list[str]:
+def _ignore_patterns(config: OutputConfig) -> list[str]:
     """Patterns of what stays here: the run's own files, what frozen networks computed, previews that no card shows."""
-    folder, shown = Path(config.output_dir), telling(Path(config.output_dir))
+    folder, shown = Path(config.output_dir), first_and_last(Path(config.output_dir))
     previews = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("previews/*")) if path not in shown]
-    patterns = [*_OF_THE_RUN, *previews]
+    patterns = [*_RUN_FILES, *previews]
     if config.cache_folder.resolve().is_relative_to(folder.resolve()):
         patterns.append(f"{config.cache_folder.resolve().relative_to(folder.resolve()).as_posix()}/*")
     return patterns

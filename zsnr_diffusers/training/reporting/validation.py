@@ -11,40 +11,43 @@ from tqdm.auto import tqdm
 
 from ...evaluation.luminance import Floats, LuminanceCoverage, mean_luminance
 from ...evaluation.plots import luminance_picture, sample_grid
+from ..config import OutputConfig
 from ..task import Task
 from .luminance import add_luminance, data_luminance, in_words, readable_rows
 
 _COLUMNS = 4
 
 
-def telling(folder: Path) -> list[Path]:
-    """The previews of a run's folder that tell what training did: of its base, if there was one, and the last."""
+def first_and_last(folder: Path) -> list[Path]:
+    """The first and the last preview of a run's folder: of its base, if there was one, and of the result."""
     paths = sorted(folder.glob("previews/step-*.png"))
     return paths if len(paths) < 2 else [*[path for path in paths[:1] if path.stem == "step-000000"], paths[-1]]
 
 
-class Previews:
+class ValidationLogger:
     """Previews of a run, each `previews/step-000500.png` in its folder, and the luminance files beside.
 
     Args:
+        config: with the folder and the number of images whose luminance is measured.
         accelerator: of the run.
         task: of the run.
-        good: indices of the rows that are trained on.
+        usable_rows: indices of the rows that are trained on.
     """
 
-    def __init__(self, accelerator: Accelerator, task: Task, good: Sequence[int]) -> None:
-        self.accelerator, self.task, self.good = accelerator, task, good
+    def __init__(self, config: OutputConfig, accelerator: Accelerator, task: Task, usable_rows: Sequence[int]) -> None:
+        self.folder, self.images = Path(config.output_dir), config.luminance_images
+        self.accelerator, self.task, self.usable_rows = accelerator, task, usable_rows
 
     @functools.cached_property
     def _rows(self) -> list[int]:
-        return readable_rows(self.task, self.good, self.task.config.luminance_images)
+        return readable_rows(self.task, self.usable_rows, self.images)
 
     @functools.cached_property
     def _data(self) -> Floats:
-        return data_luminance(self.task, self.good)
+        return data_luminance(self.task, self.usable_rows)
 
     def save(self, unet: Any, step: int) -> Path | None:
-        """Generate images as the result will, or at step 0 as the base does, and say how bright they are.
+        """Generate images as the result will, or at step 0 as the base does, and log how bright they are.
 
         Args:
             unet: with the weights that are shipped.
@@ -53,35 +56,36 @@ class Previews:
         Returns:
             The image's path, None if nothing is to be shown.
         """
-        pipe = self.task.pipeline(unet) if step else self.task.base_pipeline(unet)
+        output = self.task.output
+        pipe = output.pipeline(unet) if step else output.initial_pipeline(unet)
         if pipe is None:
             return None
         pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)
         with self.accelerator.autocast():
-            shown = self.task.preview(pipe)
-            generated = self.task.generate_for_rows(pipe, self._rows) if self._rows else []
+            shown = output.validation_images(pipe)
+            generated = output.generate_for_rows(pipe, self._rows) if self._rows else []
         if not generated:
             return None if shown is None else self._write(sample_grid(*shown), step)
         rows = [generated[first : first + _COLUMNS] for first in range(0, len(generated), _COLUMNS)]
         grid = sample_grid(rows[:_COLUMNS]) if shown is None else sample_grid(*shown)
         luminance = mean_luminance(generated)
-        self._tell(step, add_luminance(Path(self.task.config.output_dir), step, luminance, self._data))
+        self._log(step, add_luminance(self.folder, step, luminance, self._data))
         histogram = luminance_picture({f"step {step}": luminance}, self._data, "Mean luminance per image")
-        return self._write(_beside(grid, histogram), step)
+        return self._write(_side_by_side(grid, histogram), step)
 
-    def _write(self, picture: Image.Image, step: int) -> Path:
-        path = Path(self.task.config.output_dir, "previews", f"step-{step:06d}.png")
+    def _write(self, image: Image.Image, step: int) -> Path:
+        path = self.folder / "previews" / f"step-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        image.save(path)
         return path
 
-    def _tell(self, step: int, coverage: LuminanceCoverage) -> None:
+    def _log(self, step: int, coverage: LuminanceCoverage) -> None:
         tqdm.write(f"step {step}: {in_words(coverage)}")
         figures = {"p5": coverage.generated.p5, "p95": coverage.generated.p95, "w1": coverage.w1}
         self.accelerator.log({f"luminance/{name}": value for name, value in figures.items()}, step=step)
 
 
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two images on white."""
     both = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
     both.paste(left, (0, 0))

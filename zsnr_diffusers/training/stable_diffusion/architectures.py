@@ -1,4 +1,4 @@
-"""The kinds of Stable Diffusion: what each consists of, and how its UNet is told the caption and the crop."""
+"""The architectures of Stable Diffusion: their parts, and how the UNet is conditioned on caption and crop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...pipelines import ZeroSNRStableDiffusionPipeline, ZeroSNRStableDiffusionXLPipeline
 from ..data.loader import Batch
-from .conditioning import Conditions, SizeConditions
+from .conditioning import Conditioning, SizeConditioning
 from .encoders import TextEncoder, TextEncoderPair
 from .row_cache import Rows
 
 
-class Kind(ABC):
+class Architecture(ABC):
     """All that depends on the kind of Stable Diffusion.
 
     Args:
@@ -26,25 +26,25 @@ class Kind(ABC):
     """On the Hub."""
     networks: ClassVar[Mapping[str, str]]
     """Their classes."""
-    stock: ClassVar[type[Any]]
+    pipeline_class: ClassVar[type[Any]]
     """The pipeline's class."""
-    preview: ClassVar[type[Any]]
+    rescaled_class: ClassVar[type[Any]]
     """The same with guidance rescale."""
-    left_out: ClassVar[Mapping[str, Any]] = {}
+    load_kwargs: ClassVar[Mapping[str, Any]] = {}
     """Arguments of `from_pretrained` for parts that are not needed."""
     uses_force_upcast: ClassVar[bool]
     """Whether stock keeps an autoencoder out of float16 whose config says `force_upcast`."""
-    conditions: Conditions
+    conditioning: Conditioning
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
 
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
+    def pipeline_kwargs(self) -> dict[str, Any]:
         """Arguments of pipelines of this kind that are no components."""
 
     @abstractmethod
-    def defect(self) -> str | None:
+    def unsupported_reason(self) -> str | None:
         """Why a pipeline of these networks cannot be trained nevertheless."""
 
     @abstractmethod
@@ -60,12 +60,12 @@ class Kind(ABC):
             x_t: noisy latents [B, C, h, w].
             timestep: int64 [B].
             text: from `text_encoder`, or what is stored of it; in any dtype and on any device.
-            batch: what `conditions` give.
+            batch: what `conditioning` gives.
         """
 
 
-class StableDiffusion(Kind):
-    """1.x and 2.x: the UNet is told the states of one text encoder."""
+class StableDiffusion(Architecture):
+    """1.x and 2.x: the UNet is conditioned on the states of one text encoder."""
 
     name, tag = "Stable Diffusion 1.x or 2.x", "stable-diffusion"
     networks: ClassVar[Mapping[str, str]] = {
@@ -73,19 +73,19 @@ class StableDiffusion(Kind):
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",
     }
-    stock, preview = StableDiffusionPipeline, ZeroSNRStableDiffusionPipeline
-    left_out: ClassVar[Mapping[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
+    pipeline_class, rescaled_class = StableDiffusionPipeline, ZeroSNRStableDiffusionPipeline
+    load_kwargs: ClassVar[Mapping[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
     uses_force_upcast = False
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
-        self.conditions = Conditions([pipeline.tokenizer])
+        self.conditioning = Conditioning([pipeline.tokenizer])
 
-    def settings(self) -> dict[str, Any]:
+    def pipeline_kwargs(self) -> dict[str, Any]:
         """No safety checker, which makes images black."""
         return {"requires_safety_checker": False}
 
-    def defect(self) -> str | None:
+    def unsupported_reason(self) -> str | None:
         """Conditions that neither caption nor image give."""
         kind = self.pipeline.unet.config.addition_embed_type
         return None if kind is None else f"its UNet is told more than the caption (addition_embed_type={kind!r})"
@@ -95,12 +95,12 @@ class StableDiffusion(Kind):
         return TextEncoder(self.pipeline.text_encoder, self.pipeline.tokenizer.model_max_length)
 
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
-        """See `Kind.predict`."""
+        """See `Architecture.predict`."""
         output: Tensor = unet(x_t, timestep, text["text"].to(x_t), return_dict=False)[0]
         return output
 
 
-class StableDiffusionXL(Kind):
+class StableDiffusionXL(Architecture):
     """XL: states of two text encoders, what the second makes of the whole caption, and size and crop of the image."""
 
     name, tag = "Stable Diffusion XL", "stable-diffusion-xl"
@@ -108,18 +108,18 @@ class StableDiffusionXL(Kind):
         **StableDiffusion.networks,
         "text_encoder_2": "CLIPTextModelWithProjection",
     }
-    stock, preview = StableDiffusionXLPipeline, ZeroSNRStableDiffusionXLPipeline
+    pipeline_class, rescaled_class = StableDiffusionXLPipeline, ZeroSNRStableDiffusionXLPipeline
     uses_force_upcast = True
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
-        self.conditions = SizeConditions([pipeline.tokenizer, pipeline.tokenizer_2])
+        self.conditioning = SizeConditioning([pipeline.tokenizer, pipeline.tokenizer_2])
 
-    def settings(self) -> dict[str, Any]:
-        """Whether no caption is said by zeros, or by what the encoders make of the empty one."""
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        """Whether zeros stand for no caption, or the encoders' output for the empty one."""
         return {"force_zeros_for_empty_prompt": self.pipeline.config.force_zeros_for_empty_prompt}
 
-    def defect(self) -> str | None:
+    def unsupported_reason(self) -> str | None:
         """Conditions that are not SDXL's, or latents of another scale."""
         unet, vae = self.pipeline.unet.config, self.pipeline.vae.config
         expected = 6 * (unet.addition_time_embed_dim or 0) + self.pipeline.text_encoder_2.config.projection_dim
@@ -136,16 +136,16 @@ class StableDiffusionXL(Kind):
     def text_encoder(self) -> TextEncoderPair:
         """The states before the last of both, and the second's output for the whole caption."""
         pipe = self.pipeline
-        empty = self.conditions.tokenize([""])[0] if pipe.config.force_zeros_for_empty_prompt else None
+        empty = self.conditioning.tokenize([""])[0] if pipe.config.force_zeros_for_empty_prompt else None
         length = pipe.tokenizer.model_max_length
         return TextEncoderPair(pipe.text_encoder, pipe.text_encoder_2, length, empty)
 
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
-        """See `Kind.predict`."""
+        """See `Architecture.predict`."""
         added = {"text_embeds": text["pooled"].to(x_t), "time_ids": batch["time_ids"].to(x_t)}
         output: Tensor = unet(x_t, timestep, text["text"].to(x_t), added_cond_kwargs=added, return_dict=False)[0]
         return output
 
 
-KINDS: tuple[type[Kind], ...] = (StableDiffusion, StableDiffusionXL)
+ARCHITECTURES: tuple[type[Architecture], ...] = (StableDiffusion, StableDiffusionXL)
 """From which training can start."""

@@ -20,25 +20,27 @@ from ...hub.weight_files import in_one_dtype, variants
 from ...schedulers import ZeroSNRDDIMScheduler
 from ..data.buckets import bucket_sizes
 from ..data.transforms import Size
-from .architectures import KINDS, Kind
-from .config import TrainingConfig
+from .architectures import ARCHITECTURES, Architecture
+from .config import BaseConfig, CaptionedDataConfig
 
 
 @dataclass
 class Base:
     """A pipeline, what it was read from, and the noise schedule that it is to be trained on."""
 
-    kind: Kind
+    architecture: Architecture
     saved: SavedModel
     """A folder or a single file."""
     variant: str | None
     """Of the weights of a folder."""
     schedule: ZeroSNRDDIMScheduler
+    config: BaseConfig
+    """By which it was loaded."""
 
     @property
     def pipeline(self) -> Any:
         """Of stock's class."""
-        return self.kind.pipeline
+        return self.architecture.pipeline
 
     @property
     def vae_scale_factor(self) -> int:
@@ -49,24 +51,24 @@ class Base:
         """Of pixels, that autoencoder and UNet can halve as often as they do."""
         return self.vae_scale_factor * int(2 ** (len(self.pipeline.unet.config.block_out_channels) - 1))
 
-    def resolution(self, config: TrainingConfig) -> int:
+    def resolution(self, asked: int | None) -> int:
         """Pixels per side in training, or the root of their number where images keep their shape.
 
         Raises:
             ValueError: not a multiple of what the autoencoder and the UNet halve.
         """
-        pixels = config.resolution or self.pipeline.unet.config.sample_size * self.vae_scale_factor
+        pixels = asked or self.pipeline.unet.config.sample_size * self.vae_scale_factor
         if pixels % self._multiple():
             raise ValueError(f"--resolution={pixels} must be a multiple of {self._multiple()} for this model.")
         return int(pixels)
 
-    def buckets(self, config: TrainingConfig) -> list[Size]:
+    def buckets(self, config: CaptionedDataConfig) -> list[Size]:
         """The sizes that images are brought to.
 
         Raises:
             ValueError: as in `resolution`; or images are to keep their shape, and there is no other than a square.
         """
-        pixels = self.resolution(config)
+        pixels = self.resolution(config.resolution)
         if not config.aspect_ratio_buckets:
             return [(pixels, pixels)]
         sizes = bucket_sizes(pixels, self._multiple())
@@ -78,48 +80,53 @@ class Base:
         return sizes
 
 
-def load_base(config: TrainingConfig) -> Base:
+def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: bool) -> Base:
     """Load the pipeline that a configuration names, from a folder or the Hub, and check that it can be trained here.
 
+    Args:
+        config: with the pipeline's name.
+        prediction_type: to be trained.
+        rescale_betas_zero_snr: whether it is trained on zero terminal SNR.
+
     Raises:
-        ValueError: it is of no kind that can.
+        ValueError: it is of no architecture that can.
         OSError: there is no such folder or repo.
     """
     name = config.pretrained_model_name_or_path
     if is_single_file(name):
         options: dict[str, Any] = {} if config.base_config is None else {"config": config.base_config}
         saved, variant = SavedModel.open(name, **options), None
-        kind = _kind_of_file(saved)
+        architecture = _architecture_of_file(saved)
     else:
         folder, variant = _folder(name, config.variant)
         saved = _open_folder(folder)
         _check_no_adapter(name, check_folder_weights(name, folder))
-        kind = _load_kind(name, saved, variant)
-    _check_pipeline(name, kind)
+        architecture = _load_architecture(name, saved, variant)
+    _check_pipeline(name, architecture)
     schedule = ZeroSNRDDIMScheduler.from_config(
-        kind.pipeline.scheduler.config,
-        prediction_type=config.prediction_type,
-        rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        architecture.pipeline.scheduler.config,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=rescale_betas_zero_snr,
         clip_sample=False,  # latents have no range
     )
-    return Base(kind, saved, variant, schedule)
+    return Base(architecture, saved, variant, schedule, config)
 
 
 @contextlib.contextmanager
-def base_folder(base: Base, config: TrainingConfig) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def base_folder(base: Base, room: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """The folder of a base and its `model_index.json`, made of a single file for as long as they are needed.
 
     Args:
         base: as it was loaded.
-        config: by which.
+        room: folder to make it in.
     """
     if base.saved.folder is not None:
         yield base.saved.folder, base.saved.index
         return
-    with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".base-") as room:
+    with tempfile.TemporaryDirectory(dir=room, prefix=".base-") as folder:
         # Once more from the file: of the base in memory, frozen parts may be in half precision by now.
-        folder = save_pipeline(load_pipeline(base.saved), Path(room, "base"))
-        yield folder, SavedModel.open(folder).index
+        copy = save_pipeline(load_pipeline(base.saved), Path(folder, "base"))
+        yield copy, SavedModel.open(copy).index
 
 
 def _folder(name: str, variant: str | None) -> tuple[Path, str | None]:
@@ -148,39 +155,45 @@ def _open_folder(folder: Path) -> SavedModel:
     return saved
 
 
-def _load_kind(name: str, saved: SavedModel, variant: str | None) -> Kind:
-    """The kind of a folder's pipeline, around the pipeline."""
+def _load_architecture(name: str, saved: SavedModel, variant: str | None) -> Architecture:
+    """The architecture of a folder's pipeline, around the pipeline."""
     entries = {part: saved.index.get(part) or [None, None] for part in _networks()}
     parts = {part: str(entry[1]) for part, entry in entries.items() if entry[1]}
-    kind = _kind(name, str(saved.index.get("_class_name")), parts)
-    return kind(kind.stock.from_pretrained(saved.folder, **in_one_dtype({"variant": variant, **kind.left_out})))
+    architecture = _architecture(name, str(saved.index.get("_class_name")), parts)
+    return architecture(
+        architecture.pipeline_class.from_pretrained(
+            saved.folder, **in_one_dtype({"variant": variant, **architecture.load_kwargs})
+        )
+    )
 
 
-def _kind_of_file(saved: SavedModel) -> Kind:
-    """The kind of a single file's pipeline, around the pipeline."""
+def _architecture_of_file(saved: SavedModel) -> Architecture:
+    """The architecture of a single file's pipeline, around the pipeline."""
     pipe = load_pipeline(saved)
     parts = {
         part: type(network).__name__ for part in _networks() if (network := getattr(pipe, part, None)) is not None
     }
-    kind = _kind(saved.name, type(pipe).__name__, parts)
-    return kind(kind.stock(**{**pipe.components, **kind.left_out}))
+    architecture = _architecture(saved.name, type(pipe).__name__, parts)
+    return architecture(architecture.pipeline_class(**{**pipe.components, **architecture.load_kwargs}))
 
 
 def _networks() -> list[str]:
-    return list(dict.fromkeys(part for kind in KINDS for part in kind.networks))
+    return list(dict.fromkeys(part for architecture in ARCHITECTURES for part in architecture.networks))
 
 
-def _kind(name: str, cls: str, networks: Mapping[str, str]) -> type[Kind]:
-    """The kind of a pipeline with these networks.
+def _architecture(name: str, cls: str, networks: Mapping[str, str]) -> type[Architecture]:
+    """The architecture of a pipeline with these networks.
 
     Raises:
         ValueError: it is none that can be trained.
     """
-    for kind in KINDS:
-        if networks == kind.networks:
-            return kind
+    for architecture in ARCHITECTURES:
+        if networks == architecture.networks:
+            return architecture
     parts = ", ".join(f"{part}: {network}" for part, network in networks.items())
-    known = "; or ".join(f"{kind.name}: {', '.join(kind.networks.values())}" for kind in KINDS)
+    known = "; or ".join(
+        f"{architecture.name}: {', '.join(architecture.networks.values())}" for architecture in ARCHITECTURES
+    )
     raise ValueError(
         f"{name} is a {cls} ({parts}){_what_else(networks)}; only text-to-image models of these "
         f"networks can be trained here: {known}."
@@ -204,14 +217,16 @@ def _what_else(networks: Mapping[str, str]) -> str:
     return ""
 
 
-def _check_pipeline(name: str, kind: Kind) -> None:
-    if reason := _other_input(kind) or kind.defect():
-        raise ValueError(f"{name} cannot be trained here: {reason}. Only text-to-image models of {kind.name} can.")
+def _check_pipeline(name: str, architecture: Architecture) -> None:
+    if reason := _other_input(architecture) or architecture.unsupported_reason():
+        raise ValueError(
+            f"{name} cannot be trained here: {reason}. Only text-to-image models of {architecture.name} can."
+        )
 
 
-def _other_input(kind: Kind) -> str | None:
+def _other_input(architecture: Architecture) -> str | None:
     """What a UNet takes that no text-to-image model does."""
-    unet, latents = kind.pipeline.unet.config, kind.pipeline.vae.config.latent_channels
+    unet, latents = architecture.pipeline.unet.config, architecture.pipeline.vae.config.latent_channels
     if unet.in_channels != latents:
         return f"its UNet takes {unet.in_channels} channels for {latents} of latents (inpainting, editing or depth?)"
     if unet.class_embed_type is not None:

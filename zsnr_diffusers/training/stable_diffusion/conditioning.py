@@ -1,4 +1,4 @@
-"""What a UNet is told beside the noisy latents, as far as no network is needed to know it."""
+"""What a UNet is conditioned on, as far as no network is needed to compute it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from ..data.loader import Batch
 from ..data.transforms import Crop
 
 
-class Conditions:
+class Conditioning:
     """The caption alone, as token ids.
 
     Args:
@@ -34,14 +34,14 @@ class Conditions:
         ]
         return torch.cat(ids, dim=1)
 
-    def of_crop(self, crop: Crop) -> Batch:
+    def for_crop(self, crop: Crop) -> Batch:
         """Nothing."""
         return {}
 
 
-class SizeConditions(Conditions):
+class SizeConditioning(Conditioning):
     """The caption, and the size and crop of the image (Podell et al. 2023, arXiv:2307.01952, section 2.2)."""
 
-    def of_crop(self, crop: Crop) -> Batch:
+    def for_crop(self, crop: Crop) -> Batch:
         """`time_ids` [6]: original size, top left and size of the crop; heights before widths, as in diffusers."""
         return {"time_ids": torch.tensor([*crop.original, crop.top, crop.left, *crop.size], dtype=torch.float32)}

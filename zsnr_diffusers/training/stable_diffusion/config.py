@@ -6,7 +6,18 @@ from typing import Annotated, ClassVar, Literal
 
 from ...core.guidance import check_guidance_rescale
 from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE
-from ..config import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, RunConfig, option
+from ..config import (
+    IDENTITY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Captions,
+    DataConfig,
+    Options,
+    OutputConfig,
+    RunConfig,
+    option,
+)
 
 EXAMPLES = """\
 examples:
@@ -66,12 +77,8 @@ LORA_TARGETS = [
 
 
 @dataclass
-class TrainingConfig(RunConfig):
-    """Everything that a run on Stable Diffusion depends on; `--help` prints the same text.
-
-    Raises:
-        ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
-    """
+class BaseConfig(Options):
+    """The pipeline that a run starts from."""
 
     pretrained_model_name_or_path: Annotated[str, IDENTITY] = option(
         "",
@@ -87,6 +94,19 @@ class TrainingConfig(RunConfig):
         "Of the base's weights, where a folder or repo has several: fp16 for files like model.fp16.safetensors. "
         "Default: those without a variant, or the only ones there are. Training is in float32 whatever they hold.",
     )
+
+    def __post_init__(self) -> None:
+        if not self.pretrained_model_name_or_path:
+            raise ValueError(
+                "--pretrained_model_name_or_path is missing: a Hub id, a folder of a pipeline, or a .safetensors file."
+            )
+        super().__post_init__()
+
+
+@dataclass
+class CaptionedDataConfig(DataConfig):
+    """Images with captions, how they are cut, and what is stored of them."""
+
     caption_column: str = option(
         "text",
         "Column of the captions; of a list of captions one is drawn each time. In --train_shards: `text` is .txt, or "
@@ -110,17 +130,53 @@ class TrainingConfig(RunConfig):
         False,
         "Cut images at a random place, not at the centre; what the autoencoder gives cannot be stored then.",
     )
-    max_train_steps: Annotated[int, POSITIVE] = option(
-        10_000, "Optimizer steps. The paper took 50,000 at batch size 2048."
-    )
-    learning_rate: Annotated[float, POSITIVE] = option(
-        1e-5, "AdamW's learning rate. The paper took 1e-4 at batch size 2048."
-    )
     cache: Literal["auto", "none", "latents", "text", "both"] = option(
         "auto",
         "What autoencoder and text encoder give is computed once and stored: latents, text, both, none, or auto: what "
         "fits into half of the free disk space. With --random_crop it is text alone, of --train_shards nothing.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"\.[^/\\]*[^/\\.]", self.caption_extension):
+            raise ValueError(
+                f"--caption_extension={self.caption_extension!r} is no ending of files: begin with a dot, as in .txt."
+            )
+        if self.aspect_ratio_buckets and self.train_shards:
+            raise ValueError(
+                "--aspect_ratio_buckets needs the size of every image before the start, when those of --train_shards "
+                "are not read: leave it out, or pass --dataset_name or --train_data_dir."
+            )
+        if self.random_crop and self.cache in ("latents", "both"):
+            raise ValueError(
+                f"--cache={self.cache} stores the latents of each image once, and --random_crop cuts it anew each "
+                "time: pass --cache=text, auto or none, or leave out --random_crop."
+            )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column of the captions too."""
+        return {**super().columns, "caption_column": self.caption_column}
+
+    @property
+    def captions(self) -> Captions:
+        """Where captions stand, which are needed."""
+        return Captions(self.caption_column, self.caption_extension)
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """Of which parts the results may be stored."""
+        # Shards may be more than any disk holds, and so may be what is computed of them.
+        if self.cache == "none" or (self.cache == "auto" and self.train_shards):
+            return ()
+        chosen = (self.cache,) if self.cache in ("latents", "text") else ("latents", "text")
+        return tuple(name for name in chosen if name != "latents" or not self.random_crop)
+
+
+@dataclass
+class AdapterConfig(Options):
+    """The LoRA or DoRA that is trained in place of the whole UNet, if any."""
+
     lora_rank: Annotated[int | None, POSITIVE, IDENTITY] = option(
         None,
         "Train a LoRA of this rank in place of the whole UNet, by peft: a small file beside the base, and memory for "
@@ -147,46 +203,9 @@ class TrainingConfig(RunConfig):
         "style and hardly turns epsilon into v: that takes another mix of what comes in and goes out at each "
         "timestep, which the convolutions make, the first and the last above all.",
     )
-    validation_prompts: list[str] = option([], "Prompts of the previews.")  # noqa: RUF009
-    guidance_scale: Annotated[float, NOT_NEGATIVE] = option(7.5, "Guidance scale of the previews.")
-    guidance_rescale: float = option(
-        DEFAULT_GUIDANCE_RESCALE, "Guidance rescale of the previews, recommended on the model card."
-    )
-
-    program: ClassVar[str] = "python -m zsnr_diffusers.training"
-    description: ClassVar[str] = (
-        "Retrain Stable Diffusion 1.x, 2.x or XL so that it can generate truly dark and truly bright images: v-loss\n"
-        "on a schedule that ends at zero signal-to-noise ratio (Lin et al. 2023, arXiv:2305.08891). The result is an\n"
-        "ordinary diffusers pipeline in --output_dir, or with --lora_rank a LoRA of the base.\n"
-        "For networks of pixels: python -m zsnr_diffusers.training.pixels"
-    )
-    examples: ClassVar[str] = EXAMPLES
-
-    @property
-    def trains_adapter(self) -> bool:
-        """Whether a LoRA or DoRA is trained, and not the whole UNet."""
-        return bool(self.lora_rank or self.lora_weights)
-
-    @property
-    def cached(self) -> tuple[str, ...]:
-        """Of which parts the results may be stored."""
-        # Shards may be more than any disk holds, and so may be what is computed of them.
-        if self.cache == "none" or (self.cache == "auto" and self.train_shards):
-            return ()
-        chosen = (self.cache,) if self.cache in ("latents", "text") else ("latents", "text")
-        return tuple(name for name in chosen if name != "latents" or not self.random_crop)
 
     def __post_init__(self) -> None:
-        if not self.pretrained_model_name_or_path:
-            raise ValueError(
-                "--pretrained_model_name_or_path is missing: a Hub id, a folder of a pipeline, or a .safetensors file."
-            )
         super().__post_init__()
-        if not re.fullmatch(r"\.[^/\\]*[^/\\.]", self.caption_extension):
-            raise ValueError(
-                f"--caption_extension={self.caption_extension!r} is no ending of files: begin with a dot, as in .txt."
-            )
-        check_guidance_rescale(self.guidance_rescale)
         if not self.lora_target_modules:
             raise ValueError("--lora_target_modules=[] names no layer; leave it out for all that is needed.")
         defaults = {"lora_alpha": None, "use_dora": False, "lora_target_modules": LORA_TARGETS}
@@ -198,18 +217,56 @@ class TrainingConfig(RunConfig):
             raise ValueError(
                 f"{', '.join(idle)}: without --lora_rank the whole UNet is trained; pass a rank, or leave this out."
             )
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether a LoRA or DoRA is trained, and not the whole UNet."""
+        return bool(self.lora_rank or self.lora_weights)
+
+
+@dataclass
+class GuidedOutputConfig(OutputConfig):
+    """What a run writes; images are sampled under guidance."""
+
+    validation_prompts: list[str] = option([], "Prompts of the previews.")  # noqa: RUF009
+    guidance_scale: Annotated[float, NOT_NEGATIVE] = option(7.5, "Guidance scale of the previews.")
+    guidance_rescale: float = option(
+        DEFAULT_GUIDANCE_RESCALE, "Guidance rescale of the previews, recommended on the model card."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_guidance_rescale(self.guidance_rescale)
+
+
+@dataclass
+class TrainingConfig(GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, RunConfig):
+    """Everything that a run on Stable Diffusion depends on; `--help` prints the same text.
+
+    Raises:
+        ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
+    """
+
+    max_train_steps: Annotated[int, POSITIVE] = option(
+        10_000, "Optimizer steps. The paper took 50,000 at batch size 2048."
+    )
+    learning_rate: Annotated[float, POSITIVE] = option(
+        1e-5, "AdamW's learning rate. The paper took 1e-4 at batch size 2048."
+    )
+
+    program: ClassVar[str] = "python -m zsnr_diffusers.training"
+    description: ClassVar[str] = (
+        "Retrain Stable Diffusion 1.x, 2.x or XL so that it can generate truly dark and truly bright images: v-loss\n"
+        "on a schedule that ends at zero signal-to-noise ratio (Lin et al. 2023, arXiv:2305.08891). The result is an\n"
+        "ordinary diffusers pipeline in --output_dir, or with --lora_rank a LoRA of the base.\n"
+        "For networks of pixels: python -m zsnr_diffusers.training.pixels"
+    )
+    examples: ClassVar[str] = EXAMPLES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.trains_adapter and self.sharding != "none":
             raise ValueError(
                 f"--sharding={self.sharding} divides what is trained, and a LoRA is small: leave out one of "
                 "--sharding and --lora_rank or --lora_weights."
-            )
-        if self.aspect_ratio_buckets and self.train_shards:
-            raise ValueError(
-                "--aspect_ratio_buckets needs the size of every image before the start, when those of --train_shards "
-                "are not read: leave it out, or pass --dataset_name or --train_data_dir."
-            )
-        if self.random_crop and self.cache in ("latents", "both"):
-            raise ValueError(
-                f"--cache={self.cache} stores the latents of each image once, and --random_crop cuts it anew each "
-                "time: pass --cache=text, auto or none, or leave out --random_crop."
             )

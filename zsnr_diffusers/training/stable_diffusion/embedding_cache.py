@@ -1,6 +1,7 @@
 """Which results of the frozen parts are stored, and the work of storing them."""
 
 import atexit
+import contextlib
 import shutil
 import tempfile
 import time
@@ -19,17 +20,17 @@ from tqdm.auto import tqdm
 
 from ...hub.weight_files import without_empty_warnings
 from ..accelerator import half_precision
-from .config import TrainingConfig
+from .config import CaptionedDataConfig
 from .encoders import FrozenEncoder
 from .row_cache import Cache, Rows
-from .samples import CaptionedSamples
+from .samples import CaptionedDataset
 
 _SHARE_OF_DISK = 0.5
 """Of the free space, which `--cache auto` takes at most: checkpoints and other people need some too."""
 
 
 @dataclass
-class Stock:
+class CacheStatus:
     """What is stored of a part's results, and what is to be."""
 
     cache: Cache
@@ -40,10 +41,10 @@ class Stock:
     """How to load them, by content."""
     missing_bytes: int
     """On disk."""
-    taken: bool = True
+    enabled: bool = True
 
     def __str__(self) -> str:
-        if not self.taken:
+        if not self.enabled:
             return f"no: {_size(self.missing_bytes)} are more than there is to spare in {self.cache.folder.parent}"
         each = " to ".join(dict.fromkeys(map(_size, self.row_bytes)))
         damaged = f", {len(self.cache.damaged)} files damaged" if self.cache.damaged else ""
@@ -53,20 +54,21 @@ class Stock:
         )
 
 
-class Caches:
+class EmbeddingCache:
     """What is stored of the results of frozen parts.
 
     Args:
-        config: of the run.
+        config: with what may be stored.
         parts: most costly first.
     """
 
-    def __init__(self, config: TrainingConfig, parts: Sequence[FrozenEncoder]) -> None:
+    def __init__(self, config: CaptionedDataConfig, parts: Sequence[FrozenEncoder]) -> None:
         self.config, self.parts = config, parts
-        self.stocks: dict[str, Stock] = {}
+        self.statuses: dict[str, CacheStatus] = {}
+        self.device = torch.device("cpu")
 
-    def look_up(
-        self, accelerator: Accelerator, samples: CaptionedSamples, folder: Path, rows: Sequence[int] | None = None
+    def plan(
+        self, accelerator: Accelerator, samples: CaptionedDataset, folder: Path, count: int | None = None
     ) -> None:
         """Find out what is stored of all that a run will need, and choose what to store.
 
@@ -74,30 +76,30 @@ class Caches:
             accelerator: of the run.
             samples: that it draws.
             folder: of caches; the main process's counts.
-            rows: that are needed; by default those that the run will show.
+            count: samples that the run will show; None for all rows.
 
         Raises:
             ValueError: what `--cache` asks for does not fit on the disk.
         """
         if accelerator.is_main_process:
             config = self.config
-            count = config.max_train_steps * config.global_batch(accelerator.num_processes)
-            indices = (samples.shown(count) if rows is None else list(rows)) if config.cached else []
+            rows = list(samples.usable_rows) if count is None else samples.rows_seen(count)
+            indices = rows if config.cached else []
             half = half_precision(accelerator)
-            self.stocks = {
-                part.name: _stock(part, samples, indices, folder, part.precision(half))
+            self.statuses = {
+                part.name: _status(part, samples, indices, folder, part.precision(half))
                 for part in self.parts
                 if part.name in config.cached
             }
-            _fit_on_disk(list(self.stocks.values()), folder, config.cache)
-        self.stocks, samples.hashes = broadcast_object_list([self.stocks, samples.hashes])
+            _fit_on_disk(list(self.statuses.values()), folder, config.cache)
+        self.statuses, samples.hashes = broadcast_object_list([self.statuses, samples.hashes])
 
     @property
-    def stored(self) -> dict[str, Stock]:
+    def stored(self) -> dict[str, CacheStatus]:
         """Those of parts whose results are read during training."""
-        return {name: stock for name, stock in self.stocks.items() if stock.taken}
+        return {name: status for name, status in self.statuses.items() if status.enabled}
 
-    def fill(self, accelerator: Accelerator, samples: CaptionedSamples) -> dict[str, float]:
+    def populate(self, accelerator: Accelerator, samples: CaptionedDataset) -> dict[str, float]:
         """Compute what is missing, each process a share, and have `samples` read what is stored.
 
         Parts whose results are stored end on the CPU, the others on the device.
@@ -109,81 +111,102 @@ class Caches:
             ValueError: processes do not see each other's files.
             OSError: the files cannot be written.
         """
+        self.device = accelerator.device
         seconds, half = {}, half_precision(accelerator)
         for part in self.parts:
-            stock, started = self.stored.get(part.name), time.perf_counter()
+            status, started = self.stored.get(part.name), time.perf_counter()
             if dtype := part.precision(half):
                 with without_empty_warnings():
                     part.network.to(dtype)
-            if stock is None or stock.missing:
+            if status is None or status.missing:
                 part.network.to(accelerator.device)
-            if stock is not None:
-                _fill(accelerator, part, stock, samples)
+            if status is not None:
+                _populate(accelerator, part, status, samples)
                 part.network.to("cpu")
             seconds[part.name] = time.perf_counter() - started
-        samples.caches = {name: stock.cache for name, stock in self.stored.items()}
+        samples.caches = {name: status.cache for name, status in self.stored.items()}
         return seconds
 
-    def rehearse(self, accelerator: Accelerator, samples: CaptionedSamples) -> float:
+    @contextlib.contextmanager
+    def ready_to_generate(self) -> Iterator[None]:
+        """All parts on the device, also those whose results are stored.
+
+        What would overflow in float16 is kept out of an autocast to it; the UNet brings its own autocast along.
+        """
+        place, precision = self.device.type, contextlib.ExitStack()
+        overflows = any(part.precision(torch.float16) == torch.float32 for part in self.parts)
+        if overflows and torch.get_autocast_dtype(place) == torch.float16:
+            precision.enter_context(torch.autocast(place, enabled=False))
+        for part in self.parts:
+            part.network.to(self.device)
+        try:
+            with precision:
+                yield
+        finally:
+            for part in self.parts:
+                if part.name in self.stored:
+                    part.network.to("cpu")
+
+    def benchmark(self, accelerator: Accelerator, samples: CaptionedDataset) -> float:
         """Store what a few samples need, for as long as the process lives.
 
         Returns:
             The hours that everything that is missing would take.
         """
-        missing = {name: len(stock.missing) for name, stock in self.stored.items()}
+        missing = {name: len(status.missing) for name, status in self.stored.items()}
         if accelerator.is_main_process:
             folder = Path(tempfile.mkdtemp())
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            self.look_up(accelerator, samples, folder, samples.good)
+            self.plan(accelerator, samples, folder)
         else:
-            self.look_up(accelerator, samples, Path())
-        seconds = self.fill(accelerator, samples)
+            self.plan(accelerator, samples, Path())
+        seconds = self.populate(accelerator, samples)
         return sum(seconds[name] * missing.get(name, 0) / self.stored[name].count for name in self.stored) / 3600
 
 
-def _stock(
-    part: FrozenEncoder, samples: CaptionedSamples, indices: list[int], folder: Path, dtype: torch.dtype | None
-) -> Stock:
+def _status(
+    part: FrozenEncoder, samples: CaptionedDataset, indices: list[int], folder: Path, dtype: torch.dtype | None
+) -> CacheStatus:
     cache = Cache(folder, part.name, part.facts(dtype))
     inputs = part.inputs(samples, indices)
     missing = {content: inputs[content] for content in cache.find(inputs)}
     itemsize = (dtype or part.dtype).itemsize
-    row_bytes = {content: itemsize * part.row_values(samples, known) for content, known in inputs.items()}
+    row_bytes = {content: itemsize * part.values_per_row(samples, key) for content, key in inputs.items()}
     extremes = min(row_bytes.values()), max(row_bytes.values())
-    return Stock(cache, len(inputs), extremes, missing, sum(row_bytes[content] for content in missing))
+    return CacheStatus(cache, len(inputs), extremes, missing, sum(row_bytes[content] for content in missing))
 
 
-def _fit_on_disk(stocks: Sequence[Stock], folder: Path, choice: str) -> None:
+def _fit_on_disk(statuses: Sequence[CacheStatus], folder: Path, choice: str) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     left = free * _SHARE_OF_DISK if choice == "auto" else free
-    for stock in stocks:
-        stock.taken = stock.missing_bytes <= left
-        left -= stock.missing_bytes * stock.taken
-    if choice != "auto" and not all(stock.taken for stock in stocks):
-        needed = _size(sum(stock.missing_bytes for stock in stocks))
+    for status in statuses:
+        status.enabled = status.missing_bytes <= left
+        left -= status.missing_bytes * status.enabled
+    if choice != "auto" and not all(status.enabled for status in statuses):
+        needed = _size(sum(status.missing_bytes for status in statuses))
         raise ValueError(
             f"--cache={choice} needs {needed} in {folder}, where {_size(free)} are free: name a --cache_dir on "
             "another disk, or pass --cache=auto or none."
         )
 
 
-def _fill(accelerator: Accelerator, part: FrozenEncoder, stock: Stock, samples: CaptionedSamples) -> None:
+def _populate(accelerator: Accelerator, part: FrozenEncoder, status: CacheStatus, samples: CaptionedDataset) -> None:
     if accelerator.is_main_process:
-        stock.cache.tidy()
-    share = dict(list(stock.missing.items())[accelerator.process_index :: accelerator.num_processes])
-    stock.cache.write(_results(part, share, samples, progress=accelerator.is_main_process))
+        status.cache.prune()
+    share = dict(list(status.missing.items())[accelerator.process_index :: accelerator.num_processes])
+    status.cache.write(_results(part, share, samples, progress=accelerator.is_main_process))
     accelerator.wait_for_everyone()
-    if lost := stock.cache.find(stock.missing, verify=False):
+    if lost := status.cache.find(status.missing, verify=False):
         raise ValueError(
-            f"{len(lost)} of {len(stock.missing)} results that were just stored in {stock.cache.folder} are not "
+            f"{len(lost)} of {len(status.missing)} results that were just stored in {status.cache.folder} are not "
             "there: name a --cache_dir that all processes share."
         )
-    stock.missing = {}
+    status.missing = {}
 
 
 def _results(
-    part: FrozenEncoder, inputs: dict[bytes, Any], samples: CaptionedSamples, progress: bool
+    part: FrozenEncoder, inputs: dict[bytes, Any], samples: CaptionedDataset, progress: bool
 ) -> Iterator[tuple[list[bytes], Rows]]:
     """Contents, and what the part gives for them."""
     config, contents = samples.config, list(inputs)
@@ -194,7 +217,7 @@ def _results(
         num_workers=config.dataloader_num_workers if inputs else 0,
         generator=torch.Generator(),
     )
-    with tqdm(desc=f"storing {part.name}", total=len(inputs), disable=not progress, unit=part.unit) as bar:
+    with tqdm(desc=f"storing {part.name}", total=len(inputs), disable=not progress, unit=part.label) as bar:
         for places, batch in zip(batches, loader, strict=True):
             n = len(batch)
             # Filled up, since kernels for other batch sizes round otherwise: results must not depend on their company.
@@ -203,17 +226,17 @@ def _results(
             bar.update(n)
 
 
-def _batches(part: FrozenEncoder, samples: CaptionedSamples, inputs: list[Any]) -> list[list[int]]:
+def _batches(part: FrozenEncoder, samples: CaptionedDataset, inputs: list[Any]) -> list[list[int]]:
     """Places of inputs, those of one shape together."""
     places: dict[Hashable, list[int]] = defaultdict(list)
-    for place, known in enumerate(inputs):
-        places[part.shape(samples, known)].append(place)
+    for place, key in enumerate(inputs):
+        places[part.shape(samples, key)].append(place)
     size = part.batch_size
     return [alike[at : at + size] for alike in places.values() for at in range(0, len(alike), size)]
 
 
 class _Inputs(Dataset[Tensor]):
-    def __init__(self, load: Any, samples: CaptionedSamples, inputs: list[Any]) -> None:
+    def __init__(self, load: Any, samples: CaptionedDataset, inputs: list[Any]) -> None:
         self.load, self.samples, self.inputs = load, samples, inputs
 
     def __len__(self) -> int:

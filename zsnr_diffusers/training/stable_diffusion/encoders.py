@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from ...utils.hashing import state_sha256
 from ..data.dataset import image_sha256
-from ..data.transforms import FIT
+from ..data.transforms import RESIZE_METHOD
 from .row_cache import Rows
-from .samples import CaptionedSamples, text_content
+from .samples import CaptionedDataset, text_content
 
 VERSION = 1
 """Raised whenever the same weights and inputs would give something else than before."""
@@ -28,7 +28,7 @@ class FrozenEncoder(ABC):
     """
 
     name: ClassVar[str]
-    unit: ClassVar[str]
+    label: ClassVar[str]
     """What an input is, in words."""
     batch_size: ClassVar[int]
     """Inputs that are computed at once to be stored."""
@@ -69,20 +69,20 @@ class FrozenEncoder(ABC):
         """Settings of the network that weights do not tell."""
 
     @abstractmethod
-    def inputs(self, samples: CaptionedSamples, indices: list[int]) -> dict[bytes, Any]:
+    def inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
         """Every input that these rows can give, each once: how `load` knows it, by its content."""
 
     @abstractmethod
-    def shape(self, samples: CaptionedSamples, known: Any) -> Hashable:
+    def shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
         """Of an input; those that are computed at once have the same."""
 
     @abstractmethod
-    def row_values(self, samples: CaptionedSamples, known: Any) -> int:
+    def values_per_row(self, samples: CaptionedDataset, key: Any) -> int:
         """Numbers that are stored of an input."""
 
     @staticmethod
     @abstractmethod
-    def load(samples: CaptionedSamples, known: Any) -> Tensor:
+    def load(samples: CaptionedDataset, key: Any) -> Tensor:
         """An input."""
 
 
@@ -95,16 +95,16 @@ class Autoencoder(FrozenEncoder):
             SDXL's overflows there.
     """
 
-    name, unit, batch_size = "latents", "image", 8
+    name, label, batch_size = "latents", "image", 8
 
     def __init__(self, vae: Any, uses_force_upcast: bool) -> None:
         super().__init__(vae)
-        self.overflows = uses_force_upcast and bool(vae.config.force_upcast)
+        self.needs_float32 = uses_force_upcast and bool(vae.config.force_upcast)
         """In float16."""
 
     def precision(self, half: torch.dtype | None) -> torch.dtype | None:
         """Float32 for float16, if that would overflow."""
-        return torch.float32 if half == torch.float16 and self.overflows else half
+        return torch.float32 if half == torch.float16 and self.needs_float32 else half
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
@@ -114,14 +114,14 @@ class Autoencoder(FrozenEncoder):
 
     def facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
         """The cut of the images too."""
-        return {**super().facts(dtype), "fit": FIT}
+        return {**super().facts(dtype), "fit": RESIZE_METHOD}
 
     def _config(self) -> dict[str, str]:
         # Latents are scaled and shifted when they are read.
         ours = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
         return {k: str(v) for k, v in self.network.config.items() if not k.startswith("_") and k not in ours}
 
-    def inputs(self, samples: CaptionedSamples, indices: list[int]) -> dict[bytes, Any]:
+    def inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
         """(row, flipped) of every image, by the hash of its file and its size."""
         column = samples.config.image_column
         with ThreadPoolExecutor() as pool:
@@ -132,18 +132,18 @@ class Autoencoder(FrozenEncoder):
         flips = (False, True) if samples.config.random_flip else (False,)
         return {samples.image_content(index, flip): (index, flip) for index in indices for flip in flips}
 
-    def shape(self, samples: CaptionedSamples, known: Any) -> Hashable:
+    def shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
         """Of the row's bucket."""
-        return samples.size_of(known[0])
+        return samples.size_of(key[0])
 
-    def row_values(self, samples: CaptionedSamples, known: Any) -> int:
+    def values_per_row(self, samples: CaptionedDataset, key: Any) -> int:
         """Of two moments."""
-        return 2 * math.prod(samples.latent_shape(known[0]))
+        return 2 * math.prod(samples.latent_shape(key[0]))
 
     @staticmethod
-    def load(samples: CaptionedSamples, known: Any) -> Tensor:
+    def load(samples: CaptionedDataset, key: Any) -> Tensor:
         """An image, cut at the centre."""
-        index, flipped = known
+        index, flipped = key
         return samples.pixel_values(samples.crop(index), index, flipped)
 
 
@@ -155,7 +155,7 @@ class TextEncoder(FrozenEncoder):
         length: tokens of a caption.
     """
 
-    name, unit, batch_size = "text", "caption", 32
+    name, label, batch_size = "text", "caption", 32
 
     def __init__(self, text_encoder: Any, length: int) -> None:
         super().__init__(text_encoder)
@@ -179,23 +179,23 @@ class TextEncoder(FrozenEncoder):
             if not name.startswith("_") and name not in theirs
         }
 
-    def inputs(self, samples: CaptionedSamples, indices: list[int]) -> dict[bytes, Any]:
+    def inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
         """The token ids of every caption."""
-        ids = samples.conditions.tokenize(sorted(samples.all_captions(indices)))
+        ids = samples.conditioning.tokenize(sorted(samples.all_captions(indices)))
         return {content: content for content in map(text_content, ids)}
 
-    def shape(self, samples: CaptionedSamples, known: Any) -> Hashable:
+    def shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
         """That of all."""
         return self.length
 
-    def row_values(self, samples: CaptionedSamples, known: Any) -> int:
+    def values_per_row(self, samples: CaptionedDataset, key: Any) -> int:
         """Of the states."""
         return self.length * sum(encoder.config.hidden_size for encoder in self._encoders())
 
     @staticmethod
-    def load(samples: CaptionedSamples, known: Any) -> Tensor:
+    def load(samples: CaptionedDataset, key: Any) -> Tensor:
         """Token ids."""
-        return torch.frombuffer(bytearray(known), dtype=torch.int64)
+        return torch.frombuffer(bytearray(key), dtype=torch.int64)
 
 
 class TextEncoderPair(TextEncoder):
@@ -237,6 +237,6 @@ class TextEncoderPair(TextEncoder):
     def _config(self) -> dict[str, str]:
         return {**super()._config(), "zeros": str(self.empty is not None)}
 
-    def row_values(self, samples: CaptionedSamples, known: Any) -> int:
+    def values_per_row(self, samples: CaptionedDataset, key: Any) -> int:
         """Of the states and the whole."""
-        return super().row_values(samples, known) + int(self.network[1].config.projection_dim)
+        return super().values_per_row(samples, key) + int(self.network[1].config.projection_dim)

@@ -15,19 +15,21 @@ from ...hub.lora_fit import load_weights, rehearse
 from ...hub.model_card import base_name, lora_usage
 from ...utils.extras import import_extra
 from ..parameters import trainable_parameters
+from ..reporting.model_card import TrainingRecord
 from .base import Base
-from .config import TrainingConfig
-from .output import write_card
+from .config import AdapterConfig, GuidedOutputConfig
+from .export import write_card
 
 _ADAPTER = "default"
 
 
-def give_adapter(pipe: Any, config: TrainingConfig) -> None:
+def give_adapter(pipe: Any, config: AdapterConfig, seed: int) -> None:
     """Give a pipeline's UNet an adapter, beside which all is frozen.
 
     Args:
         pipe: the base.
         config: with the weights to start from; without, the first ones are of the seed and change nothing.
+        seed: of the run.
 
     Raises:
         ImportError: peft is not installed.
@@ -36,7 +38,7 @@ def give_adapter(pipe: Any, config: TrainingConfig) -> None:
     """
     peft = import_extra("peft", "lora")
     if config.lora_weights is None:
-        _add_adapter(peft, pipe.unet, config)
+        _add_adapter(peft, pipe.unet, config, seed)
     else:
         _load_adapter(pipe, config.lora_weights)
 
@@ -54,10 +56,10 @@ def _load_adapter(pipe: Any, source: str) -> None:
         parameter.requires_grad_(".lora_" in name)
 
 
-def _add_adapter(peft: Any, unet: UNet2DConditionModel, config: TrainingConfig) -> None:
+def _add_adapter(peft: Any, unet: UNet2DConditionModel, config: AdapterConfig, seed: int) -> None:
     _check_targets(unet, config.lora_target_modules)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         unet.add_adapter(
             peft.LoraConfig(
                 r=config.lora_rank,
@@ -79,7 +81,7 @@ def _check_targets(unet: nn.Module, targets: list[str]) -> None:
             )
 
 
-def described(unet: nn.Module, config: TrainingConfig) -> str:
+def described(unet: nn.Module, config: AdapterConfig) -> str:
     """The adapter of a UNet in words."""
     parameters = sum(parameter.numel() for parameter in trainable_parameters(unet).values())
     if config.lora_weights:
@@ -96,20 +98,22 @@ def _kind(unet: Any) -> str:
     return "DoRA" if _is_dora(unet) else "LoRA"
 
 
-def save_lora_folder(base: Base, pipe: Any, config: TrainingConfig) -> None:
+def save_lora_folder(base: Base, pipe: Any, config: GuidedOutputConfig, adapter: str, record: TrainingRecord) -> None:
     """Write the trained adapter into the run's folder, with scheduler and model card.
 
     Args:
         base: that the adapter is of.
         pipe: with the adapter, and the scheduler and the guidance rescale to recommend.
-        config: of the run.
+        config: with the folder and the guidance to recommend.
+        adapter: in words.
+        record: of its training.
     """
-    adapter = described(pipe.unet, config)
-    of = base_name(config.pretrained_model_name_or_path)
-    data = {"tags": [base.kind.tag, "lora"], "base_model_relation": "adapter"}
+    of = base_name(base.config.pretrained_model_name_or_path)
+    data = {"tags": [base.architecture.tag, "lora"], "base_model_relation": "adapter"}
     guidance = {"guidance_scale": config.guidance_scale, "guidance_rescale": config.guidance_rescale}
     folder = Path(config.output_dir).resolve().name
     usage = lora_usage(of, folder, pipe.scheduler, guidance, _is_dora(pipe.unet))
-    write_card(base, pipe.scheduler, config, f"{_kind(pipe.unet)} of {of}", {"adapter": adapter}, usage, **data)
+    rows = {"adapter": adapter, "recommended guidance rescale": str(config.guidance_rescale)}
+    write_card(base, pipe.scheduler, record, f"{_kind(pipe.unet)} of {of}", rows, usage, **data)
     # Last: a folder without it is not taken for a result.
     save_lora(pipe, config.output_dir)

@@ -1,102 +1,99 @@
-"""What a run ships: a pipeline of stock classes that samples correctly without this package, and its model card."""
+"""What comes out of retraining Stable Diffusion: images under prompts and captions, a pipeline or a LoRA."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import diffusers
-import huggingface_hub
-from diffusers import SchedulerMixin, UNet2DConditionModel
+import torch
+from diffusers import SchedulerMixin
+from PIL import Image
 
-from ...guidance.mixin import guidance_record
-from ...hub.custom_pipeline import custom_pipeline
-from ...hub.model_card import base_name
-from ...hub.weight_files import copy_in_float32
-from ...schedulers.stock import stock_scheduler
-from ..reporting.model_card import model_card
-from .base import Base, base_folder
-from .config import TrainingConfig
+from ...evaluation.generation import generate_images
+from ..data.dataset import Rows
+from ..output import Output
+from ..reporting.model_card import TrainingRecord
+from .base import Base
+from .config import AdapterConfig, GuidedOutputConfig
+from .embedding_cache import EmbeddingCache
+from .export import export_scheduler, save_pipeline_folder
+from .lora import described, save_lora_folder
+from .samples import captions_of
 
-
-def shipped_scheduler(base: Base) -> SchedulerMixin:
-    """The stock scheduler that the pipeline is saved with.
-
-    For zero terminal SNR it is that of `stock_scheduler`. Without, it is the base's own with the new prediction type.
-    """
-    schedule, own = base.schedule.config, base.pipeline.scheduler
-    if schedule["rescale_betas_zero_snr"]:
-        return stock_scheduler(base.schedule)
-    facts = {key: schedule[key] for key in ("prediction_type", "rescale_betas_zero_snr") if key in own.config}
-    return stock_scheduler(own, **facts)
+_SEEDS = range(4)
 
 
-def save_pipeline_folder(base: Base, unet: UNet2DConditionModel, config: TrainingConfig) -> None:
-    """Write the trained pipeline into the run's folder.
+@dataclass
+class StableDiffusionOutput(Output):
+    """A pipeline around the trained UNet, or a LoRA of the base."""
 
-    Only the UNet and the scheduler are new. The frozen parts are copied byte for byte, since a tokenizer that one
-    version of transformers saves may not open in another; weights in half precision become float32, which the UNet
-    is in, so that the pipeline opens in one dtype.
-    """
-    folder = Path(config.output_dir)
-    scheduler = shipped_scheduler(base)
-    with base_folder(base, config) as (source, index):
-        for part, entry in index.items():
-            if part not in ("unet", "scheduler") and isinstance(entry, list) and (source / part).is_dir():
-                copy_in_float32(source / part, folder / part, base.variant)
-    unet.save_pretrained(folder / "unet")
-    scheduler.save_pretrained(folder / "scheduler")
-    write_card(base, scheduler, config, base_name(config.pretrained_model_name_or_path), {}, _usage(config))
-    changes = {
-        "scheduler": ["diffusers", type(scheduler).__name__],
-        "unet": ["diffusers", type(unet).__name__],
-        "_diffusers_version": diffusers.__version__,
-        **guidance_record(config.guidance_rescale),
-    }
-    index = {key: value for key, value in index.items() if key != "_name_or_path"} | changes
-    if config.guidance_rescale > 0:
-        code = custom_pipeline(type(base.pipeline), config.guidance_rescale)
-        (folder / "pipeline.py").write_text(code, encoding="utf-8")
-    # Last: a folder without it is not taken for a pipeline.
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    config: GuidedOutputConfig
+    adapter: AdapterConfig
+    base: Base
+    embedding_cache: EmbeddingCache
+    resolution: int
+    """Of images, pixels per side."""
+    rows: Rows
+    """Of the data, with their captions."""
+    caption_column: str
+    record: TrainingRecord
 
+    def export_scheduler(self) -> SchedulerMixin:
+        """See `export.export_scheduler`."""
+        return export_scheduler(self.base)
 
-def write_card(
-    base: Base,
-    scheduler: SchedulerMixin,
-    config: TrainingConfig,
-    subject: str,
-    rows: Mapping[str, str],
-    usage: str,
-    **data: Any,
-) -> None:
-    """Write `README.md` into the run's folder.
+    def pipeline(self, unet: Any) -> Any:
+        """With the scheduler that is saved and the guidance rescale that is recommended."""
+        pipe = self._build(self.base.architecture.rescaled_class, unet=unet, scheduler=self.export_scheduler())
+        pipe.default_guidance_rescale = self.config.guidance_rescale
+        return pipe
 
-    Args:
-        base: that was trained.
-        scheduler: shipped.
-        config: of the run.
-        subject: what was trained.
-        rows: more of the table, by name.
-        usage: Markdown, from the code on.
-        data: more of the metadata.
-    """
-    name = config.pretrained_model_name_or_path
-    facts = {"base_model": None if Path(name).exists() else name, "tags": [base.kind.tag], **data}
-    card_data = huggingface_hub.ModelCardData(pipeline_tag="text-to-image", **facts)
-    rows = {**rows, "recommended guidance rescale": str(config.guidance_rescale)}
-    text = model_card(config, base.schedule, scheduler, card_data, subject, rows, usage)
-    Path(config.output_dir, "README.md").write_text(text, encoding="utf-8")
+    def initial_pipeline(self, unet: Any) -> Any:
+        """With its own scheduler, without guidance rescale."""
+        return self._build(self.base.architecture.pipeline_class, unet=unet)
 
+    def _build(self, cls: Any, **components: Any) -> Any:
+        return cls(**{**self.base.pipeline.components, **components}, **self.base.architecture.pipeline_kwargs())
 
-def _usage(config: TrainingConfig) -> str:
-    return f"""```python
-from diffusers import DiffusionPipeline
+    def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
+        """A row per validation prompt, a column per seed."""
+        config, prompts = self.config, self.config.validation_prompts
+        if not prompts:
+            return None
+        with self.embedding_cache.ready_to_generate():
+            rows = [
+                pipe(
+                    prompt,
+                    num_images_per_prompt=len(_SEEDS),
+                    generator=[torch.Generator().manual_seed(seed) for seed in _SEEDS],
+                    num_inference_steps=config.num_inference_steps,
+                    guidance_scale=config.guidance_scale,
+                    height=self.resolution,
+                    width=self.resolution,
+                ).images
+                for prompt in prompts
+            ]
+        return rows, prompts
 
-pipe = DiffusionPipeline.from_pretrained("{Path(config.output_dir).name}")
-image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}).images[0]
-```
+    def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
+        """The first caption of each row."""
+        captions = [captions_of(caption)[0] for caption in self.rows[list(rows)][self.caption_column]]
+        with self.embedding_cache.ready_to_generate():
+            return generate_images(
+                pipe,
+                captions,
+                range(len(rows)),
+                progress=False,
+                num_inference_steps=self.config.num_inference_steps,
+                guidance_scale=1.0,
+                guidance_rescale=0.0,
+                height=self.resolution,
+                width=self.resolution,
+            )
 
-`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, applies the rescale by itself.
-With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
-"""
+    def save(self, unet: Any) -> None:
+        """See `export.save_pipeline_folder` and `lora.save_lora_folder`."""
+        if self.adapter.trains_adapter:
+            adapter = described(unet, self.adapter)
+            save_lora_folder(self.base, self.pipeline(unet), self.config, adapter, self.record)
+        else:
+            save_pipeline_folder(self.base, unet, self.config, self.record)

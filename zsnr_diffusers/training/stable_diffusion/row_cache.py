@@ -90,7 +90,7 @@ class Cache:
         file = self._files[shard]
         return {name: file.get_slice(name)[row] for name in file.keys() if name != "keys"}  # noqa: SIM118
 
-    def tidy(self) -> None:
+    def prune(self) -> None:
         """Remove damaged shards, and what killed runs left half-written long ago."""
         for shard in self.damaged:
             with contextlib.suppress(FileNotFoundError):

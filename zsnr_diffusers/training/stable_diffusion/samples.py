@@ -8,46 +8,49 @@ from torch import Tensor
 
 from ..data.buckets import into_buckets
 from ..data.dataset import Images, Rows, image_size, read_image, to_model_range
-from ..data.loader import Batch, Samples
-from ..data.transforms import Crop, Size, crop_of, fit
-from .conditioning import Conditions
-from .config import TrainingConfig
+from ..data.loader import Batch, TrainingDataset
+from ..data.transforms import Crop, Size, compute_crop, resize_and_crop
+from .conditioning import Conditioning
+from .config import CaptionedDataConfig
 from .row_cache import Cache
 
 
-class CaptionedSamples(Samples):
+class CaptionedDataset(TrainingDataset):
     """Images with a caption.
 
     Args:
         rows: with the columns that `config` names.
         images: from `check_images`.
         config: of the run.
-        conditions: that the UNet is given.
+        conditioning: that the UNet is given.
         buckets: sizes that images are brought to, the square first. With `aspect_ratio_buckets` each image takes the
             nearest in shape, and batches have one size.
         latents: (channels, pixels per side of one) of latents.
         num_train_timesteps: T.
         global_batch: samples per optimizer step.
+        noise_offset: as in `TrainingDataset`.
     """
 
     def __init__(
         self,
         rows: Rows,
         images: Images,
-        config: TrainingConfig,
-        conditions: Conditions,
+        config: CaptionedDataConfig,
+        conditioning: Conditioning,
         buckets: Sequence[Size],
         latents: tuple[int, int],
         num_train_timesteps: int,
         global_batch: int = 1,
+        noise_offset: float = 0.0,
     ) -> None:
         self._sizes = images if isinstance(images, Mapping) else None
         self.buckets = into_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
         """Rows by the size that their images are brought to, if it is not the square for all."""
         self._square = buckets[0]
         self._bucket_of = {row: size for size, found in self.buckets.items() for row in found}
-        super().__init__(rows, images, config, self.buckets.values(), global_batch if self.buckets else 1)
-        self.config, self.conditions = config, conditions
+        batch = global_batch if self.buckets else 1
+        super().__init__(rows, images, config, self.buckets.values(), batch, noise_offset)
+        self.config, self.conditioning = config, conditioning
         self.latents, self.num_train_timesteps = latents, num_train_timesteps
         self.captions = rows.select_columns([config.caption_column])
         self.caches: dict[str, Cache] = {}
@@ -60,7 +63,7 @@ class CaptionedSamples(Samples):
 
         Returns:
             `pixel_values` [3, h, w] in [-1, 1] or what is stored of it, `input_ids` [length] or what is stored of it,
-            what `conditions` say of the crop, `timestep`, and N(0, 1) `noise` and `posterior_noise` in the shape of
+            what `conditioning` says of the crop, `timestep`, and N(0, 1) `noise` and `posterior_noise` in the shape of
             the latents.
         """
         dropped, flipped, which = torch.rand(3, generator=draw).tolist()
@@ -72,7 +75,7 @@ class CaptionedSamples(Samples):
         return {
             **self._image(crop, index, mirrored),
             **self._text(caption),
-            **self.conditions.of_crop(crop.mirrored() if mirrored else crop),
+            **self.conditioning.for_crop(crop.hflip() if mirrored else crop),
             "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
             "noise": torch.randn(shape, generator=draw),
             "posterior_noise": torch.randn(shape, generator=draw),
@@ -82,11 +85,11 @@ class CaptionedSamples(Samples):
         """What is shown of a row's image: the centre, or a piece that is drawn."""
         place = None if draw is None else torch.rand(2, generator=draw).tolist()
         size = self._sizes[index] if self._sizes else image_size(self.rows, self.config.image_column, index)
-        return crop_of(size, self.size_of(index), place)
+        return compute_crop(size, self.size_of(index), place)
 
     def some_images(self, count: int) -> Images:
         """The first of `images`."""
-        some = self.good[:count]
+        some = self.usable_rows[:count]
         return {row: self._sizes[row] for row in some} if self._sizes else some
 
     def size_of(self, index: int) -> Size:
@@ -104,14 +107,14 @@ class CaptionedSamples(Samples):
         return {"pixel_values": self.pixel_values(crop, index, flipped)}
 
     def _text(self, caption: str) -> Batch:
-        input_ids = self.conditions.tokenize([caption])[0]
+        input_ids = self.conditioning.tokenize([caption])[0]
         if "text" in self.caches:
             return self.caches["text"][text_content(input_ids)]
         return {"input_ids": input_ids}
 
     def pixel_values(self, crop: Crop, index: int, flipped: bool) -> Tensor:
         """A crop of the image of a row, [3, h, w] in [-1, 1]."""
-        return to_model_range(fit(read_image(self.rows, self.config.image_column, index), crop), flipped)
+        return to_model_range(resize_and_crop(read_image(self.rows, self.config.image_column, index), crop), flipped)
 
     def image_content(self, index: int, flipped: bool) -> bytes:
         """What `pixel_values` of the centre depend on."""

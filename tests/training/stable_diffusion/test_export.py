@@ -12,17 +12,27 @@ from tiny_pipelines import tiny_stable_diffusion
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, load_pipeline
 from zsnr_diffusers.training import TrainingConfig
+from zsnr_diffusers.training.reporting.model_card import TrainingRecord
 from zsnr_diffusers.training.stable_diffusion.base import load_base
-from zsnr_diffusers.training.stable_diffusion.output import save_pipeline_folder, shipped_scheduler
+from zsnr_diffusers.training.stable_diffusion.export import export_scheduler, save_pipeline_folder
 
 POINT = 0.7
+
+
+def loaded(config):
+    return load_base(config, config.prediction_type, config.rescale_betas_zero_snr)
+
+
+def save(base, config):
+    record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.loss_in_words())
+    save_pipeline_folder(base, base.pipeline.unet, config, record)
 
 
 @pytest.fixture
 def saved(config):
     """The pipeline folder that a run writes, with the base's own weights."""
-    base = load_base(config)
-    save_pipeline_folder(base, base.pipeline.unet, config)
+    base = loaded(config)
+    save(base, config)
     return base, config.output_dir
 
 
@@ -69,9 +79,9 @@ def test_stock_alone_opens_it_and_paints_our_pictures(saved, tmp_path):
         torch.testing.assert_close(paint(pipe, n), images, rtol=0, atol=14 * 2**-12)
 
 
-def test_shipped_scheduler_reaches_the_data_at_every_number_of_steps(config):
+def test_export_scheduler_reaches_the_data_at_every_number_of_steps(config):
     """Stock's DDIM with the same flags does not, at 372 of 1000."""
-    base = load_base(config)
+    base = loaded(config)
     alphas_cumprod = base.schedule.alphas_cumprod.double()
 
     def misses(scheduler):
@@ -89,8 +99,8 @@ def test_shipped_scheduler_reaches_the_data_at_every_number_of_steps(config):
                 missed.append(n)
         return missed
 
-    assert misses(shipped_scheduler(base)) == []
-    assert len(misses(DDIMScheduler.from_config(shipped_scheduler(base).config))) > 10
+    assert misses(export_scheduler(base)) == []
+    assert len(misses(DDIMScheduler.from_config(export_scheduler(base).config))) > 10
 
 
 def test_it_passes_the_audit(saved):
@@ -136,8 +146,8 @@ def test_model_card_states_what_a_sampler_needs(saved):
 
 def test_without_zero_snr_the_base_s_own_scheduler_is_shipped(options):
     config = TrainingConfig(**{**options, "rescale_betas_zero_snr": False})
-    base = load_base(config)
-    scheduler = shipped_scheduler(base)
+    base = loaded(config)
+    scheduler = export_scheduler(base)
     assert type(scheduler) is type(base.pipeline.scheduler) is PNDMScheduler
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.timestep_spacing == "leading"
@@ -155,7 +165,7 @@ def test_a_base_with_our_scheduler_ships_a_stock_one(options, tmp_path):
                 "rescale_betas_zero_snr": zero,
             }
         )
-        assert type(shipped_scheduler(load_base(config))) is cls
+        assert type(export_scheduler(loaded(config))) is cls
 
 
 # -- what is no Stable Diffusion
@@ -166,34 +176,34 @@ def test_other_pipelines_are_refused_with_what_they_are(options, base_folder, tm
         return TrainingConfig(**{**options, "pretrained_model_name_or_path": str(path)})
 
     with pytest.raises(ValueError, match=r"no model_index\.json, so it is not a diffusers pipeline"):
-        load_base(base_at(tmp_path))
+        loaded(base_at(tmp_path))
     other = tmp_path / "other"
     shutil.copytree(base_folder, other)
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps({**index, "text_encoder_2": ["transformers", "CLIPTextModel"]}))
     with pytest.raises(ValueError, match=r"text_encoder_2: CLIPTextModel\); only .* Stable Diffusion XL: UNet2D"):
-        load_base(base_at(other))
+        loaded(base_at(other))
     inpaint = tmp_path / "inpaint"
     shutil.copytree(base_folder, inpaint)
     unet = UNet2DConditionModel.load_config(inpaint / "unet")
     UNet2DConditionModel.from_config({**unet, "in_channels": 9}).save_pretrained(inpaint / "unet")
     with pytest.raises(ValueError, match="takes 9 channels for 4 of latents"):
-        load_base(base_at(inpaint))
+        loaded(base_at(inpaint))
     with pytest.raises(OSError, match="no/such-model"):
-        load_base(base_at("no/such-model"))
+        loaded(base_at("no/such-model"))
 
 
 def test_resolution_that_does_not_fit_is_refused(options):
     config = TrainingConfig(**{**options, "resolution": 18})
     with pytest.raises(ValueError, match="--resolution=18 must be a multiple of 16"):
-        load_base(config).resolution(config)
+        loaded(config).resolution(18)
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.4])
 def test_guidance_rescale_is_recorded_for_our_loader_and_written_out_for_others(options, phi):
     config = TrainingConfig(**{**options, "guidance_rescale": phi})
-    base = load_base(config)
-    save_pipeline_folder(base, base.pipeline.unet, config)
+    base = loaded(config)
+    save(base, config)
     folder = Path(config.output_dir)
     assert json.loads((folder / "model_index.json").read_text()).get("_guidance_rescale", 0.0) == phi
     assert getattr(load_pipeline(folder), "default_guidance_rescale", 0.0) == phi

@@ -1,0 +1,24 @@
+"""The configuration of a run: options, its parts by concern, and the whole, which is the command line and the YAML."""
+
+from .data import Captions, DataConfig, FolderConfig
+from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, Options, option
+from .output import OutputConfig
+from .run import RunConfig
+from .steps import ComputeConfig, ObjectiveConfig, OptimizationConfig
+
+__all__ = [
+    "IDENTITY",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "SHARE",
+    "Captions",
+    "ComputeConfig",
+    "DataConfig",
+    "FolderConfig",
+    "ObjectiveConfig",
+    "OptimizationConfig",
+    "Options",
+    "OutputConfig",
+    "RunConfig",
+    "option",
+]

@@ -1,0 +1,104 @@
+"""What a run is trained on, and where it may write what it computes of that."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, Options, option
+
+ONE_SOURCE = "Pass the data as one of --dataset_name, --train_data_dir and --train_shards."
+
+
+class Captions(NamedTuple):
+    """Where the captions of the data stand."""
+
+    column: str
+    extension: str
+    """Of caption files beside the images of a folder."""
+
+
+@dataclass
+class FolderConfig(Options):
+    """Where a run may write."""
+
+    output_dir: str = option("outputs/zsnr", "Where the pipeline, checkpoints, previews and logs go.")
+    cache_dir: str | None = option(
+        None,
+        "Where what is computed of the data once is stored; runs may share it, also at the same time. Default: "
+        "`cache` in --output_dir.",
+    )
+    dry_run: bool = option(False, "Check everything, print the resolved configuration and the plan, and stop.")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what is computed of the data once is stored."""
+        return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
+
+
+@dataclass
+class DataConfig(FolderConfig):
+    """What is trained on, in which order."""
+
+    dataset_name: Annotated[str | None, IDENTITY] = option(
+        None, "Data set of the Hub, or anything `datasets.load_dataset` opens."
+    )
+    train_data_dir: Annotated[str | None, IDENTITY] = option(
+        None,
+        "Folder of images at any depth, instead of --dataset_name; layouts are below. A metadata.jsonl, .csv or "
+        ".parquet in it, or in folders of it, describes its images: file_name, relative to itself, beside other "
+        "columns. Of a folder that holds train/ beside test/ or validation/ and nothing else, train/ is used. Images "
+        "that are left out are counted, and some of them named.",
+    )
+    train_shards: Annotated[str | None, IDENTITY] = option(
+        None,
+        "Tar shards in WebDataset's layout, instead of --dataset_name: s3://bucket/{0000..0127}.tar, /data/*.tar, or "
+        "whatever fsspec opens. A sample is 0001.jpg beside 0001.txt or 0001.json. Rows are read by range, so no disk "
+        "has to hold them; where they lie is found once by reading the tars' headers, and stored in --cache_dir. "
+        "Images are not checked before the start: --on_bad_image counts when one comes up.",
+    )
+    shuffle_shards: Annotated[int, POSITIVE, IDENTITY] = option(
+        16,
+        "Shards whose rows are shuffled together: each epoch takes all shards in another order, as many at a time. "
+        "More mix better, fewer are kinder to caches between here and the data. Rows of one shard should be mixed "
+        "already.",
+    )
+    image_column: str = option("image", "Column of the images.")
+    resolution: Annotated[int | None, POSITIVE, IDENTITY] = option(
+        None,
+        "Pixels per side; images are resized and centre-cropped. Default: the model's.",
+    )
+    random_flip: bool = option(False, "Mirror half of the images.")
+    on_bad_image: Literal["fail", "skip"] = option(
+        "fail",
+        "What to do about images that cannot be read: stop before training, or leave them out. Both name them. Those "
+        "of --train_shards are met on the way: fail ends with a checkpoint to go on from, skip shows the next row.",
+    )
+    seed: Annotated[int, IDENTITY] = option(
+        0, "Decides on all randomness: same seed, same weights, however often a run was interrupted."
+    )
+    dataloader_num_workers: Annotated[int, NOT_NEGATIVE] = option(0, "Processes that read images.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if sum(map(bool, (self.dataset_name, self.train_data_dir, self.train_shards))) > 1:
+            raise ValueError(ONE_SOURCE)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether data is named; a measurement does without."""
+        return bool(self.dataset_name or self.train_data_dir or self.train_shards)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by the option that names each; the images' is the first."""
+        return {"image_column": self.image_column}
+
+    @property
+    def captions(self) -> Captions | None:
+        """Where captions stand; None where none are needed."""
+        return None
+
+    @property
+    def shard_index_folder(self) -> Path | None:
+        """Where indices of `train_shards` are stored; a dry run writes only into a folder that was named."""
+        return None if self.dry_run and not self.cache_dir else self.cache_folder / "shards"

@@ -1,0 +1,80 @@
+"""Options: fields of a dataclass with a default, a range and a text for `--help`."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+class Range(NamedTuple):
+    """The values that a number may have; None is in every range."""
+
+    holds: Callable[[Any], bool]
+    must: str
+
+
+POSITIVE = Range(lambda value: value > 0, "must be above 0")
+NOT_NEGATIVE = Range(lambda value: value >= 0, "must not be negative")
+SHARE = Range(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+
+IDENTITY = "identity"
+"""Of an option that a run cannot change on the way without becoming another run."""
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its default and its text in `--help`; its type is annotated with its range, and `IDENTITY`."""
+    metadata = {"help": text}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Options:
+    """A dataclass of options, of which each is checked against its range and its choices.
+
+    Parts of a configuration inherit from it and check in `__post_init__` what their own options have to do with each
+    other, after their parent's.
+
+    Raises:
+        ValueError: an option is out of range or unknown.
+    """
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self), include_extras=True)
+        for one in dataclasses.fields(self):
+            _check(one.name, kinds[one.name], getattr(self, one.name))
+
+    @classmethod
+    def identity(cls) -> list[str]:
+        """Options that a run cannot change on the way without becoming another run."""
+        hints = get_type_hints(cls, include_extras=True)
+        return [name for name, kind in hints.items() if IDENTITY in getattr(kind, "__metadata__", ())]
+
+    def identity_values(self) -> dict[str, Any]:
+        """These options by name."""
+        return {name: getattr(self, name) for name in self.identity()}
+
+    def to_yaml(self) -> str:
+        """The options as the YAML that `--config` reads."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+
+
+def _check(name: str, kind: Any, value: Any) -> None:
+    """Refuse a value that an option cannot have."""
+    if value is None:
+        return
+    if (choices := _choices(kind)) and value not in choices:
+        raise ValueError(f"--{name}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")
+    for limit in getattr(kind, "__metadata__", ()):
+        if isinstance(limit, Range) and not limit.holds(value):
+            raise ValueError(f"--{name}={value} {limit.must}.")
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a `Literal` option, or of one that may also be None; argparse checks the command line alone."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return next(filter(None, map(_choices, get_args(kind))), ()) if get_origin(kind) is not None else ()

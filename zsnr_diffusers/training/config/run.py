@@ -1,0 +1,30 @@
+"""One dataclass per kind of run is the configuration, the command line and the YAML file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .data import ONE_SOURCE, DataConfig
+from .output import OutputConfig
+from .steps import ComputeConfig, ObjectiveConfig, OptimizationConfig
+
+
+@dataclass
+class RunConfig(OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, DataConfig):
+    """What every run depends on, whatever it trains. Options are listed from the last parent to the first.
+
+    Raises:
+        ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
+    """
+
+    program: ClassVar[str]
+    """What `--help` calls the command."""
+    description: ClassVar[str]
+    examples: ClassVar[str]
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Options by the name of a recipe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.has_data or self.measure):
+            raise ValueError(ONE_SOURCE)

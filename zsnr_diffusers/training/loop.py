@@ -1,0 +1,131 @@
+"""A run from its first step to its last: logs, images on the way, checkpoints, the result."""
+
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..utils.images import ImageError
+from .config import OutputConfig
+from .data.remote import ShardError
+from .errors import TrainingError, TrainingInterrupted
+from .reporting.results import add_results
+from .reporting.upload import upload
+from .reporting.validation import ValidationLogger
+from .trainer import Trainer
+
+
+class TrainingLoop:
+    """The steps of a run, and what is written between them.
+
+    Args:
+        config: what is written, and when.
+        trainer: that makes the steps.
+        validation: the images on the way.
+        options: of the whole run, by name, for trackers and the model card.
+        repo: to push the result to; None for none.
+    """
+
+    def __init__(
+        self,
+        config: OutputConfig,
+        trainer: Trainer,
+        validation: ValidationLogger,
+        options: Mapping[str, Any],
+        repo: str | None = None,
+    ) -> None:
+        self.config, self.trainer, self.validation = config, trainer, validation
+        self.options, self.repo = options, repo
+        self.accelerator, self.processes = trainer.accelerator, trainer.processes
+        self.last_step = trainer.config.max_train_steps
+
+    def run(self) -> None:
+        """Train to the last step, then write the result.
+
+        Raises:
+            TrainingError: a worker died or met a bad image, and as `Trainer.train_step`.
+            TrainingInterrupted: a signal came; the step was finished and a checkpoint written.
+        """
+        try:
+            self._run()
+        except Exception as error:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()  # it writes every few minutes, and the last ones are of interest now
+            if reason := self._reason(error):
+                step, kept = self.trainer.step + 1, self.trainer.last_checkpoint
+                raise TrainingError(f"At step {step}: {reason}; {kept}. Then --resume.") from error
+            raise
+
+    def _reason(self, error: Exception) -> str:
+        """An error of a DataLoader's worker in words, or the death of one; nothing of another error."""
+        if isinstance(error, ImageError | ShardError):
+            # It comes with its traceback, which ends in its message.
+            return str(error).strip().rpartition(f"{type(error).__name__}: ")[2]
+        # torch raises a RuntimeError wherever this process is when it hears of the death.
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            return str(error)
+        # While a batch is on its way, it is the connection that breaks first.
+        if self.trainer.task.data.dataloader_num_workers > 0 and isinstance(error, ConnectionError | EOFError):
+            return f"a DataLoader worker died as it sent a batch ({str(error) or type(error).__name__})"
+        return ""
+
+    def _run(self) -> None:
+        trainer, accelerator, output_dir = self.trainer, self.accelerator, self.config.output_dir
+        if self.config.report_to != "none":
+            scalars = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
+            accelerator.init_trackers("logs", scalars)
+        progress = tqdm(
+            desc="training", total=self.last_step, initial=trainer.step, disable=not accelerator.is_main_process
+        )
+        with trainer.signals, progress, trainer.batches(self.last_step) as batches:
+            if trainer.step % self.config.validation_steps == 0:  # at step 0, or where a signal came first
+                self._validate()
+            while trainer.step < self.last_step:
+                started = time.perf_counter()
+                loss = trainer.train_step(batches)
+                self._log(progress, loss, time.perf_counter() - started)
+                self._after_step()
+            with self.processes.together(), trainer.shipped() as unet:
+                if self.processes.is_main:
+                    trainer.task.output.save(unet)
+                    add_results(Path(output_dir), self.last_step, trainer.losses, self.options)
+        accelerator.print(f"Saved the result in {output_dir}")
+        if (repo := self.repo) is not None:
+            url = self.processes.from_main(lambda: upload(self.config, repo, self.last_step))
+            accelerator.print(f"Pushed it to {url}")
+        self._finish()
+
+    def _log(self, progress: Any, loss: float, seconds: float) -> None:
+        step, config = self.trainer.step, self.trainer.config
+        if step % self.config.logging_steps == 0:
+            self.accelerator.log(self.trainer.loss_by_timestep.means(self.accelerator), step=step)
+        speed = config.global_batch(self.accelerator.num_processes) / seconds
+        progress.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{speed:.1f}"}, refresh=False)
+        progress.update()
+        lr = self.trainer.optimization.learning_rate
+        self.accelerator.log({"loss": loss, "learning_rate": lr, "images_per_second": speed}, step=step)
+
+    def _after_step(self) -> None:
+        config, trainer, last = self.config, self.trainer, self.trainer.step == self.last_step
+        if last or trainer.stop or trainer.step % config.checkpointing_steps == 0:
+            trainer.save_checkpoint(Path(config.output_dir), config.checkpoints_total_limit)
+        if trainer.stop and not last:
+            kept = trainer.last_checkpoint
+            self.accelerator.print(f"Stopped after step {trainer.step}; {kept}. --resume goes on from there.")
+            self._finish()
+            # In a process that heard nothing itself, the others did.
+            raise TrainingInterrupted(trainer.signals.received or signal.SIGTERM)
+        if last or trainer.step % config.validation_steps == 0:
+            self._validate()
+
+    def _validate(self) -> None:
+        with self.processes.together(), self.trainer.shipped() as unet:
+            if self.processes.is_main:
+                self.validation.save(unet, self.trainer.step)
+
+    def _finish(self) -> None:
+        self.processes.settle()
+        self.accelerator.end_training()

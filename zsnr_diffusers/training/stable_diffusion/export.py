@@ -1,0 +1,105 @@
+"""What a run saves: a pipeline of stock classes that samples correctly without this package, and its model card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import huggingface_hub
+from diffusers import SchedulerMixin, UNet2DConditionModel
+
+from ...guidance.mixin import guidance_record
+from ...hub.custom_pipeline import custom_pipeline
+from ...hub.model_card import base_name
+from ...hub.weight_files import copy_in_float32
+from ...schedulers.stock import stock_scheduler
+from ..reporting.model_card import TrainingRecord, model_card
+from .base import Base, base_folder
+from .config import GuidedOutputConfig
+
+
+def export_scheduler(base: Base) -> SchedulerMixin:
+    """The stock scheduler that the pipeline is saved with.
+
+    For zero terminal SNR it is that of `stock_scheduler`. Without, it is the base's own with the new prediction type.
+    """
+    schedule, own = base.schedule.config, base.pipeline.scheduler
+    if schedule["rescale_betas_zero_snr"]:
+        return stock_scheduler(base.schedule)
+    facts = {key: schedule[key] for key in ("prediction_type", "rescale_betas_zero_snr") if key in own.config}
+    return stock_scheduler(own, **facts)
+
+
+def save_pipeline_folder(
+    base: Base, unet: UNet2DConditionModel, config: GuidedOutputConfig, record: TrainingRecord
+) -> None:
+    """Write the trained pipeline into the run's folder.
+
+    Only the UNet and the scheduler are new. The frozen parts are copied byte for byte, since a tokenizer that one
+    version of transformers saves may not open in another; weights in half precision become float32, which the UNet
+    is in, so that the pipeline opens in one dtype.
+    """
+    folder = Path(config.output_dir)
+    scheduler = export_scheduler(base)
+    with base_folder(base, folder) as (source, index):
+        for part, entry in index.items():
+            if part not in ("unet", "scheduler") and isinstance(entry, list) and (source / part).is_dir():
+                copy_in_float32(source / part, folder / part, base.variant)
+    unet.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    subject = base_name(base.config.pretrained_model_name_or_path)
+    rows = {"recommended guidance rescale": str(config.guidance_rescale)}
+    write_card(base, scheduler, record, subject, rows, _usage(config))
+    changes = {
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "unet": ["diffusers", type(unet).__name__],
+        "_diffusers_version": diffusers.__version__,
+        **guidance_record(config.guidance_rescale),
+    }
+    index = {key: value for key, value in index.items() if key != "_name_or_path"} | changes
+    if config.guidance_rescale > 0:
+        code = custom_pipeline(type(base.pipeline), config.guidance_rescale)
+        (folder / "pipeline.py").write_text(code, encoding="utf-8")
+    # Last: a folder without it is not taken for a pipeline.
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_card(
+    base: Base,
+    scheduler: SchedulerMixin,
+    record: TrainingRecord,
+    subject: str,
+    rows: Mapping[str, str],
+    usage: str,
+    **data: Any,
+) -> None:
+    """Write `README.md` into the run's folder.
+
+    Args:
+        base: that was trained.
+        scheduler: shipped.
+        record: of the training.
+        subject: what was trained.
+        rows: more of the table, by name.
+        usage: Markdown, from the code on.
+        data: more of the metadata.
+    """
+    name = base.config.pretrained_model_name_or_path
+    facts = {"base_model": None if Path(name).exists() else name, "tags": [base.architecture.tag], **data}
+    card_data = huggingface_hub.ModelCardData(pipeline_tag="text-to-image", **facts)
+    text = model_card(record, base.schedule, scheduler, card_data, subject, rows, usage)
+    (record.folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _usage(config: GuidedOutputConfig) -> str:
+    return f"""```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{Path(config.output_dir).name}")
+image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}).images[0]
+```
+
+`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, applies the rescale by itself.
+With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
+"""
