@@ -6,7 +6,18 @@ their own. So here each is the real class with real components of a few thousand
 
 import diffusers
 
-from . import audio, controlnet, deepfloyd, kandinsky, stable_diffusion, stable_diffusion_xl, unclip, video
+from . import (
+    audio,
+    controlnet,
+    deepfloyd,
+    flux,
+    kandinsky,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    unclip,
+    video,
+)
 from .parts import Small
 
 _FAMILIES = (stable_diffusion, stable_diffusion_xl, controlnet, deepfloyd, kandinsky, unclip, video, audio)
@@ -15,3 +26,10 @@ PIPELINES: dict[str, Small] = {
     name: small for family in _FAMILIES for name, small in family.PIPELINES.items() if hasattr(diffusers, name)
 }
 """By the name of the class; those that the installed diffusers has."""
+
+_FLOW_FAMILIES = (stable_diffusion_3, flux)
+
+FLOW_PIPELINES: dict[str, Small] = {
+    name: small for family in _FLOW_FAMILIES for name, small in family.PIPELINES.items() if hasattr(diffusers, name)
+}
+"""The same of pipelines whose scheduler is one of flow matching, and of others that denoise by a transformer."""

@@ -46,6 +46,14 @@ class Small(NamedTuple):
     """A new pipeline of the stock class, with weights from seed 0; torch's global generator is left as it was."""
     arguments: Callable[[], dict[str, Any]]
     """New arguments of a call that guides, of a few steps, with a generator of seed 0; latents where it can."""
+    output: str = "images"
+    """The attribute of what the call returns that holds the result."""
+    denoisers: tuple[str, ...] = ("unet",)
+    """The components that denoise."""
+    calls: int = 1
+    """How often they are called in each step, all of them together."""
+    guidance: str = "stacked"
+    """`stacked`, both predictions of one call; `separate`, of calls of their own; `none`, a call does not guide."""
 
 
 def small(

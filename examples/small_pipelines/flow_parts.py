@@ -1,0 +1,120 @@
+"""What small pipelines of transformers and flow matching are made of, beside `parts`."""
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import diffusers
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+from .language import t5_encoder, t5_tokenizer
+from .parts import (
+    ARGUMENTS,
+    Small,
+    given,
+    pil_picture,
+    small,
+    vae,
+)
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+NEGATIVE_PROMPT = "snow"
+"""What is guided away from, where a pipeline guides only if it is given one."""
+
+FRAMES = 5
+"""Of a video: one, and as many as make one more of latents."""
+
+
+def flow(
+    name: str,
+    components: Mapping[str, Any] = _NOTHING,
+    arguments: Mapping[str, Any] = _NOTHING,
+    /,
+    *,
+    output: str = "images",
+    denoisers: tuple[str, ...] = ("transformer",),
+    guidance: str = "stacked",
+    calls: int | None = None,
+) -> Small:
+    """A pipeline whose denoiser is a transformer; see `small` for the first three.
+
+    Args:
+        name: The class, of diffusers.
+        components: What `__init__` is given of them, by what it takes.
+        arguments: What `__call__` is given beside what it takes of `FLOW_ARGUMENTS`.
+        output: As in `Small`.
+        denoisers: As in `Small`.
+        guidance: As in `Small`.
+        calls: As in `Small`; what follows from `guidance` if not given.
+    """
+
+    def make_arguments() -> dict[str, Any]:
+        return given(getattr(diffusers, name).__call__, FLOW_ARGUMENTS, arguments)
+
+    def build() -> Any:
+        takes = inspect.signature(getattr(diffusers, name).__init__).parameters
+        return small(name, {key: value for key, value in components.items() if key in takes}).build()
+
+    calls = calls or (2 if guidance == "separate" else 1)
+    return Small(build, make_arguments, output, denoisers, calls, guidance)
+
+
+# Schedulers
+
+flow_scheduler = FlowMatchEulerDiscreteScheduler
+"""The plain one; its arguments are what a family's published config has."""
+
+shifted_by_size = partial(
+    FlowMatchEulerDiscreteScheduler,
+    shift=3.0,
+    use_dynamic_shifting=True,
+    base_shift=0.5,
+    max_shift=1.15,
+    base_image_seq_len=256,
+    max_image_seq_len=4096,
+)
+"""Flux's, of which the shift depends on how many tokens an image has. Many have taken it over."""
+
+
+def unipc_scheduler(flow_shift: float, **changes: Any) -> diffusers.UniPCMultistepScheduler:
+    """UniPC on the sigmas of flow matching."""
+    return diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift, **changes
+    )
+
+
+# Networks
+
+
+def sixteen_channel_vae(**changes: Any) -> AutoencoderKL:
+    """That of Stable Diffusion 3 and Flux."""
+    config: dict[str, Any] = {
+        "latent_channels": 16,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+    return vae(**{**config, **changes})
+
+
+def video() -> list[Any]:
+    """`FRAMES` pictures."""
+    return [pil_picture().rotate(90 * i) for i in range(FRAMES)]
+
+
+CLIP_AND_T5: dict[str, Any] = {"text_encoder_2": t5_encoder, "tokenizer_2": t5_tokenizer}
+"""Beside CLIP, as Flux has them."""
+
+FLOW_ARGUMENTS: dict[str, Any] = {
+    **ARGUMENTS,
+    "image": pil_picture,
+    "strength": 0.5,
+    "num_inference_steps": 4,
+    "max_sequence_length": 32,
+    "num_frames": FRAMES,
+}
+"""What `flow` gives to a call that takes an argument by this name."""
