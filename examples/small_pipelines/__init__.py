@@ -8,15 +8,24 @@ import diffusers
 
 from . import (
     audio,
+    chroma,
     controlnet,
+    cosmos,
     deepfloyd,
     flux,
+    hunyuan,
     kandinsky,
+    ltx,
+    lumina,
+    qwen_image,
+    sana,
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
     unclip,
     video,
+    wan,
+    z_image,
 )
 from .parts import Small
 
@@ -27,7 +36,7 @@ PIPELINES: dict[str, Small] = {
 }
 """By the name of the class; those that the installed diffusers has."""
 
-_FLOW_FAMILIES = (stable_diffusion_3, flux)
+_FLOW_FAMILIES = (stable_diffusion_3, flux, qwen_image, sana, wan, ltx, lumina, chroma, z_image, hunyuan, cosmos)
 
 FLOW_PIPELINES: dict[str, Small] = {
     name: small for family in _FLOW_FAMILIES for name, small in family.PIPELINES.items() if hasattr(diffusers, name)

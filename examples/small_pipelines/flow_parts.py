@@ -1,23 +1,18 @@
 """What small pipelines of transformers and flow matching are made of, beside `parts`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import diffusers
+import numpy as np
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
 from .language import t5_encoder, t5_tokenizer
-from .parts import (
-    ARGUMENTS,
-    Small,
-    given,
-    pil_picture,
-    small,
-    vae,
-)
+from .parts import ARGUMENTS, SIZE, Small, given, pil_picture, right_half, small, vae
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -38,6 +33,8 @@ def flow(
     denoisers: tuple[str, ...] = ("transformer",),
     guidance: str = "stacked",
     calls: int | None = None,
+    steps: Callable[[int], int] | None = None,
+    attributes: Mapping[str, Any] = _NOTHING,
 ) -> Small:
     """A pipeline whose denoiser is a transformer; see `small` for the first three.
 
@@ -49,6 +46,8 @@ def flow(
         denoisers: As in `Small`.
         guidance: As in `Small`.
         calls: As in `Small`; what follows from `guidance` if not given.
+        steps: As in `Small`; what follows from the strength of a call if not given.
+        attributes: Of the pipeline, in place of what its `__init__` sets: lengths that are right for full size only.
     """
 
     def make_arguments() -> dict[str, Any]:
@@ -56,10 +55,18 @@ def flow(
 
     def build() -> Any:
         takes = inspect.signature(getattr(diffusers, name).__init__).parameters
-        return small(name, {key: value for key, value in components.items() if key in takes}).build()
+        pipe = small(name, {key: value for key, value in components.items() if key in takes}).build()
+        for key, value in attributes.items():
+            if not hasattr(pipe, key):
+                raise AttributeError(f"{name} has no {key}")
+            setattr(pipe, key, value)
+        return pipe
+
+    def steps_of_strength(number: int) -> int:
+        return int(number * make_arguments().get("strength", 1))
 
     calls = calls or (2 if guidance == "separate" else 1)
-    return Small(build, make_arguments, output, denoisers, calls, guidance)
+    return Small(build, make_arguments, output, denoisers, calls, guidance, steps or steps_of_strength)
 
 
 # Schedulers
@@ -101,9 +108,14 @@ def sixteen_channel_vae(**changes: Any) -> AutoencoderKL:
     return vae(**{**config, **changes})
 
 
-def video() -> list[Any]:
+def video() -> list[Image.Image]:
     """`FRAMES` pictures."""
     return [pil_picture().rotate(90 * i) for i in range(FRAMES)]
+
+
+def pil_mask(size: int = SIZE) -> Image.Image:
+    """The right half, for whoever wants a PIL image."""
+    return Image.fromarray((right_half(size)[0, 0].numpy() * 255).astype(np.uint8))
 
 
 CLIP_AND_T5: dict[str, Any] = {"text_encoder_2": t5_encoder, "tokenizer_2": t5_tokenizer}

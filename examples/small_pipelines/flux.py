@@ -89,6 +89,6 @@ PIPELINES: dict[str, Small] = {
     "VisualClozeGenerationPipeline": _plain("VisualClozeGenerationPipeline", _FILLING, _LONG_TEXTS, **_EXAMPLES),
     "VisualClozePipeline": _plain(
         "VisualClozePipeline", _FILLING, _LONG_TEXTS, **_EXAMPLES, upsampling_height=SIZE, upsampling_width=SIZE
-    ),
+    )._replace(steps=lambda number: 2 * number),  # the second time to enlarge
 }
 """By the name of the class."""

@@ -99,7 +99,11 @@ def umt5_encoder(**changes: Any) -> Any:
 
 
 def byte_tokenizer(
-    kind: str = "Qwen2TokenizerFast", marks: tuple[str, ...] = QWEN_MARKS, template: str = CHATML, **config: Any
+    kind: str = "Qwen2TokenizerFast",
+    marks: tuple[str, ...] = QWEN_MARKS,
+    template: str = CHATML,
+    start: str | None = None,
+    **config: Any,
 ) -> Any:
     """A byte-level vocabulary without merges, hence a token for each byte, and special tokens.
 
@@ -107,6 +111,7 @@ def byte_tokenizer(
         kind: The class, of transformers.
         marks: Special tokens; the first is used for padding unless `config` says otherwise.
         template: What a conversation becomes, in Jinja.
+        start: The special token that every text starts with, if any.
         config: What else the tokenizer's config has.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -116,23 +121,109 @@ def byte_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    if start is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", special_tokens=[(start, tokenizer.token_to_id(start))]
+        )
+        config = {"bos_token": start, **config}
     settings = {"pad_token": marks[0], "eos_token": marks[0], "model_max_length": 2048, "chat_template": template}
     return _load(kind, tokenizer, **{"padding_side": "right", **settings, **config})
 
 
+_DECODER: dict[str, Any] = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 2 * TEXT_WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 4096,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
 def decoder_config(kind: str, tokenizer: Any = None, **changes: Any) -> Any:
     """The config of a decoder such as Llama, Qwen or Gemma, for `byte_tokenizer` or another one."""
-    config: dict[str, Any] = {
-        "vocab_size": len(tokenizer or byte_tokenizer()),
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": 2 * TEXT_WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "max_position_embeddings": 4096,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
+    vocabulary = len(byte_tokenizer() if tokenizer is None else tokenizer)
+    return getattr(transformers, kind)(**{**_DECODER, "vocab_size": vocabulary, **changes})
+
+
+def gemma_tokenizer(**config: Any) -> Any:
+    """For Gemma, in bytes; it starts each text with a mark and pads to the right."""
+    marks = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
+    return byte_tokenizer("PreTrainedTokenizerFast", marks, start="<bos>", **{"eos_token": "<eos>", **config})
+
+
+def gemma2(**changes: Any) -> Any:
+    """Gemma 2, `TEXT_WIDTH` features for each token."""
+    return transformers.Gemma2Model(decoder_config("Gemma2Config", gemma_tokenizer(), **changes))
+
+
+_POSITIONS = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+"""Of time, height and width, half as many as a head has features."""
+
+_IMAGE_TOKENS = {
+    "image_token_id": 256 + QWEN_MARKS.index("<|image_pad|>"),
+    "video_token_id": 256 + QWEN_MARKS.index("<|video_pad|>"),
+    "vision_start_token_id": 256 + QWEN_MARKS.index("<|vision_start|>"),
+    "vision_end_token_id": 256 + QWEN_MARKS.index("<|vision_end|>"),
+}
+
+
+def qwen2_5_vl(**changes: Any) -> Any:
+    """Qwen 2.5 VL for `byte_tokenizer`, `TEXT_WIDTH` features for each token."""
+    text = {**_DECODER, "vocab_size": len(byte_tokenizer()), "rope_scaling": dict(_POSITIONS), **changes}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": TEXT_WIDTH,
+        "fullatt_block_indexes": [0],
     }
-    return getattr(transformers, kind)(**{**config, **changes})
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_IMAGE_TOKENS)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+class SeeingProcessor:
+    """Texts and images for models that see, as a processor of transformers gives them; an image becomes four tokens.
+
+    Those of transformers cannot be made without torchvision, which their processors of videos need.
+    """
+
+    def __init__(self, patch_size: int = 14) -> None:
+        side = 4 * patch_size
+        self.tokenizer = byte_tokenizer()
+        self.image_processor = transformers.Qwen2VLImageProcessor(
+            min_pixels=side * side, max_pixels=side * side, patch_size=patch_size
+        )
+
+    def __call__(self, text: Any = None, images: Any = None, padding: Any = True, **options: Any) -> Any:
+        """Tokens of the texts, with as many for an image as it has features, and the patches of the images."""
+        options.pop("videos", None)
+        texts = [text] if isinstance(text, str) else list(text)
+        seen = {} if images is None else self.image_processor(images=images, return_tensors="pt")
+        if seen:
+            tokens = iter((seen["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist())
+            parts = [text.split("<|image_pad|>") for text in texts]
+            texts = [first + "".join("<|image_pad|>" * next(tokens) + part for part in rest) for first, *rest in parts]
+        inputs = self.tokenizer(texts, padding=padding, **options)
+        seeing = inputs["input_ids"] == _IMAGE_TOKENS["image_token_id"]
+        return transformers.BatchFeature({**inputs, **seen, "mm_token_type_ids": seeing.long()})
+
+    def apply_chat_template(self, conversation: Any, tokenize: bool = False, **options: Any) -> Any:
+        """A conversation as text, or as tokens, one list for each conversation."""
+        text = self.tokenizer.apply_chat_template(
+            conversation, tokenize=False, chat_template=CHATML, **_known(options)
+        )
+        return self.tokenizer([text] if isinstance(text, str) else text).input_ids if tokenize else text
+
+    def batch_decode(self, *arguments: Any, **options: Any) -> Any:
+        """Of the tokenizer."""
+        return self.tokenizer.batch_decode(*arguments, **options)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key in ("add_generation_prompt", "enable_thinking")}

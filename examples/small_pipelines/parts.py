@@ -51,9 +51,11 @@ class Small(NamedTuple):
     denoisers: tuple[str, ...] = ("unet",)
     """The components that denoise."""
     calls: int = 1
-    """How often they are called in each step, all of them together."""
+    """How often they are called for each step of the scheduler, all of them together."""
     guidance: str = "stacked"
     """`stacked`, both predictions of one call; `separate`, of calls of their own; `none`, a call does not guide."""
+    steps: Callable[[int], int] = int
+    """How often the scheduler steps in a call of so many steps."""
 
 
 def small(

@@ -1,0 +1,122 @@
+"""Cosmos 1 and 2, which look at the world, and Mochi: videos of single families."""
+
+from functools import partial
+from typing import Any
+
+import diffusers
+
+from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler
+from .language import TEXT_WIDTH, t5_encoder, t5_tokenizer
+from .parts import Small
+from .wan import wan_vae
+
+
+class NothingUnsafe:
+    """In place of Cosmos' own checker, which is a package of its own with networks that are large."""
+
+    def to(self, device: Any) -> "NothingUnsafe":
+        """Nothing to move."""
+        return self
+
+    def check_text_safety(self, prompt: str) -> bool:
+        """Any text is let through."""
+        return True
+
+    def check_video_safety(self, frames: Any) -> Any:
+        """Any video is left as it is."""
+        return frames
+
+
+def _transformer(channels: int) -> Any:
+    return diffusers.CosmosTransformer3DModel(
+        in_channels=channels,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        mlp_ratio=2,
+        text_embed_dim=TEXT_WIDTH,
+        adaln_lora_dim=4,
+        max_size=(4, 8, 8),
+        extra_pos_embed_type=None,
+        concat_padding_mask=False,  # of no use here, and resized by torchvision, which need not be there
+    )
+
+
+def _vae() -> Any:
+    return diffusers.AutoencoderKLCosmos(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decode_block_out_channels=(8, 8, 8, 8),
+        attention_resolutions=(8,),
+        resolution=32,
+        num_layers=1,
+        patch_size=2,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+    )
+
+
+_SECOND: dict[str, Any] = {
+    "transformer": partial(_transformer, 16),
+    "scheduler": partial(flow_scheduler, use_karras_sigmas=True),
+    "vae": wan_vae,
+    "text_encoder": t5_encoder,
+    "tokenizer": t5_tokenizer,
+    "safety_checker": NothingUnsafe,
+}
+
+_FIRST: dict[str, Any] = {
+    **_SECOND,
+    "vae": _vae,
+    "scheduler": lambda: diffusers.EDMEulerScheduler(
+        sigma_min=0.002, sigma_max=80, sigma_data=0.5, final_sigmas_type="sigma_min"
+    ),
+}
+
+# One more channel says which frames are given.
+_FROM_VIDEO: dict[str, Any] = {"transformer": partial(_transformer, 17)}
+
+
+def _mochi_transformer() -> Any:
+    return diffusers.MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        text_embed_dim=TEXT_WIDTH,
+        time_embed_dim=16,
+        max_sequence_length=32,
+    )
+
+
+def _mochi_vae() -> Any:
+    return diffusers.AutoencoderKLMochi(
+        encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4,
+        layers_per_block=(1,) * 5,
+    )
+
+
+_MOCHI: dict[str, Any] = {
+    "transformer": _mochi_transformer,
+    "scheduler": partial(flow_scheduler, invert_sigmas=True),
+    "vae": _mochi_vae,
+    "text_encoder": t5_encoder,
+    "tokenizer": t5_tokenizer,
+}
+
+_NEGATIVE: dict[str, Any] = {"negative_prompt": NEGATIVE_PROMPT}  # in place of a text that is hundreds of tokens long
+
+_world = partial(flow, output="frames", guidance="separate")
+
+# Each of two predictions goes through a step of its own, of which only the denoised sample is used.
+_first = partial(_world, calls=1, steps=lambda number: 2 * number)
+
+PIPELINES: dict[str, Small] = {
+    "Cosmos2TextToImagePipeline": flow("Cosmos2TextToImagePipeline", _SECOND, _NEGATIVE, guidance="separate"),
+    "Cosmos2VideoToWorldPipeline": _world("Cosmos2VideoToWorldPipeline", {**_SECOND, **_FROM_VIDEO}, _NEGATIVE),
+    "CosmosTextToWorldPipeline": _first("CosmosTextToWorldPipeline", _FIRST, _NEGATIVE),
+    "CosmosVideoToWorldPipeline": _first("CosmosVideoToWorldPipeline", {**_FIRST, **_FROM_VIDEO}, _NEGATIVE),
+    "MochiPipeline": flow("MochiPipeline", _MOCHI, output="frames"),
+}
+"""By the name of the class."""
