@@ -34,6 +34,7 @@ def flow(
     guidance: str = "stacked",
     calls: int | None = None,
     steps: Callable[[int], int] | None = None,
+    ask: Callable[[int], dict[str, Any]] | None = None,
     attributes: Mapping[str, Any] = _NOTHING,
 ) -> Small:
     """A pipeline whose denoiser is a transformer; see `small` for the first three.
@@ -47,6 +48,7 @@ def flow(
         guidance: As in `Small`.
         calls: As in `Small`; what follows from `guidance` if not given.
         steps: As in `Small`; what follows from the strength of a call if not given.
+        ask: As in `Small`.
         attributes: Of the pipeline, in place of what its `__init__` sets: lengths that are right for full size only.
     """
 
@@ -66,7 +68,8 @@ def flow(
         return int(number * make_arguments().get("strength", 1))
 
     calls = calls or (2 if guidance == "separate" else 1)
-    return Small(build, make_arguments, output, denoisers, calls, guidance, steps or steps_of_strength)
+    made = Small(build, make_arguments, output, denoisers, calls, guidance, steps or steps_of_strength)
+    return made if ask is None else made._replace(ask=ask)
 
 
 # Schedulers

@@ -7,9 +7,9 @@ import diffusers
 import torch
 import transformers
 
-from .flow_parts import FRAMES, NEGATIVE_PROMPT, flow, flow_scheduler
+from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler
 from .language import TEXT_WIDTH, byte_tokenizer, decoder_config, qwen2_5_vl, t5_config
-from .parts import SIZE, WIDTH, Small, normal, pil_picture, text_encoder, tokenizer
+from .parts import SIZE, WIDTH, Small, normal, text_encoder, tokenizer
 
 # HunyuanVideo: its guidance is an input of the transformer, and a second prediction is an option
 

@@ -227,3 +227,43 @@ class SeeingProcessor:
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in ("add_generation_prompt", "enable_thinking")}
+
+
+def qwen2_vl() -> Any:
+    """Qwen 2 VL for `byte_tokenizer`, `TEXT_WIDTH` features for each token."""
+    text = {**_DECODER, "vocab_size": len(byte_tokenizer()), "rope_scaling": dict(_POSITIONS)}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": TEXT_WIDTH, "num_heads": 2, "mlp_ratio": 2}
+    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **_IMAGE_TOKENS)
+    return transformers.Qwen2VLForConditionalGeneration(config)
+
+
+def qwen3_vl(**changes: Any) -> Any:
+    """Qwen 3 VL for `byte_tokenizer`, `TEXT_WIDTH` features for each token."""
+    text = {**_DECODER, "vocab_size": len(byte_tokenizer()), "rope_scaling": dict(_POSITIONS), **changes}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": TEXT_WIDTH,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_IMAGE_TOKENS)
+    return transformers.Qwen3VLForConditionalGeneration(config)
+
+
+def mistral3() -> Any:
+    """Mistral 3 for `byte_tokenizer`, `TEXT_WIDTH` features for each token."""
+    text = {**_DECODER, "vocab_size": len(byte_tokenizer()), "model_type": "mistral"}
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    config = transformers.Mistral3Config(text_config=text, vision_config=vision, image_token_index=0)
+    return transformers.Mistral3ForConditionalGeneration(config)

@@ -56,6 +56,8 @@ class Small(NamedTuple):
     """`stacked`, both predictions of one call; `separate`, of calls of their own; `none`, a call does not guide."""
     steps: Callable[[int], int] = int
     """How often the scheduler steps in a call of so many steps."""
+    ask: Callable[[int], dict[str, Any]] = lambda number: {"num_inference_steps": number}
+    """The arguments that ask for so many steps."""
 
 
 def small(

@@ -6,8 +6,8 @@ from typing import Any
 import diffusers
 
 from .flow_parts import NEGATIVE_PROMPT, flow, shifted_by_size
-from .language import TEXT_WIDTH, byte_tokenizer, qwen2_5_vl, SeeingProcessor
-from .parts import SIZE, Small, pil_picture, right_half
+from .language import TEXT_WIDTH, SeeingProcessor, byte_tokenizer, qwen2_5_vl
+from .parts import Small, pil_picture, right_half
 
 _SHAPE: dict[str, Any] = {
     "in_channels": 64,
@@ -39,9 +39,12 @@ def qwen_vae(levels: int = 3, **changes: Any) -> Any:
     return diffusers.AutoencoderKLQwenImage(**{**config, **changes})
 
 
+QWEN_SCHEDULER = partial(shifted_by_size, shift=1.0, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02)
+"""Shifted by the number of tokens, up to a last step before the end at 0.02."""
+
 _COMPONENTS: dict[str, Any] = {
     "transformer": _transformer,
-    "scheduler": partial(shifted_by_size, shift=1.0, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02),
+    "scheduler": QWEN_SCHEDULER,
     "vae": qwen_vae,
     "text_encoder": qwen2_5_vl,
     "tokenizer": byte_tokenizer,
@@ -51,7 +54,7 @@ _COMPONENTS: dict[str, Any] = {
 
 # What is edited is enlarged to a million pixels, whatever its size, so there must be few latents of so many.
 _SIDE = 1024
-_EDITING: dict[str, Any] = {**_COMPONENTS, "vae": partial(qwen_vae, levels=6, base_dim=1)}
+_EDITING: dict[str, Any] = {**_COMPONENTS, "vae": partial(qwen_vae, levels=6, base_dim=2, num_res_blocks=0)}
 
 _LAYERED: dict[str, Any] = {
     **_EDITING,

@@ -8,7 +8,7 @@ import transformers
 
 from .flow_parts import FRAMES, flow, flow_scheduler, pil_mask, unipc_scheduler, video
 from .language import TEXT_WIDTH, t5_tokenizer, umt5_encoder
-from .parts import SIZE, WIDTH, Small, feature_extractor, normal, pil_picture, right_half, vision_config
+from .parts import WIDTH, Small, feature_extractor, normal, vision_config
 
 WAN_SHAPE: dict[str, Any] = {
     "num_attention_heads": 2,
