@@ -7,9 +7,9 @@ import diffusers
 import torch
 import transformers
 
-from .flow_parts import FRAMES, NEGATIVE_PROMPT, flow, flow_scheduler, sixteen_channel_vae, video
+from .flow_parts import FRAMES, NEGATIVE_PROMPT, flow, flow_scheduler, sixteen_channel_vae
 from .language import TEXT_WIDTH, byte_tokenizer, decoder_config, qwen2_vl, t5_config
-from .parts import LATENT_SIZE, Small, normal, picture, pil_picture, right_half
+from .parts import LATENT_SIZE, Small, picture, pil_picture, right_half
 
 _LINEAR = partial(
     flow_scheduler,

@@ -261,7 +261,6 @@ def test_the_network_may_be_told_of_flow_times_before_the_shift():
         (lambda: FlowMatchMultistepScheduler().set_timesteps(0), "num_inference_steps=0 must be a whole number"),
         (lambda: FlowMatchMultistepScheduler().set_timesteps(3, sigmas=[1.0, 0.5]), "=3, but 2 flow times"),
         (lambda: FlowMatchMultistepScheduler().set_timesteps(sigmas=[0.5, 0.6]), "must decrease strictly"),
-        (lambda: FlowMatchMultistepScheduler().set_timesteps(4, mu=0.7), "mu=0.7 is the shift of dynamic shifting"),
         (
             lambda: FlowMatchEulerScheduler(use_dynamic_shifting=True).set_timesteps(4),
             "use_dynamic_shifting=True: pass mu",
@@ -279,6 +278,15 @@ def test_a_first_sigma_below_1_is_kept_with_a_warning(caplog):
         scheduler.set_timesteps(sigmas=[0.8, 0.4])
     assert scheduler.sigmas.tolist() == pytest.approx([0.8, 0.4, 0.0])
     assert "The first sigma is 0.8: sampling starts from a signal that noise does not have" in caplog.text
+
+
+def test_mu_without_dynamic_shifting_is_not_used_and_said_to_be(caplog):
+    """As in stock, since HiDreamImagePipeline passes it to every scheduler."""
+    scheduler = FlowMatchEulerScheduler()
+    with caplog.at_level("WARNING"):
+        scheduler.set_timesteps(4, mu=0.71)
+    assert scheduler.sigmas.tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+    assert "mu=0.71 is the shift of dynamic shifting, which the config does not have, and is not used" in caplog.text
 
 
 def test_mu_beside_a_pipelines_own_sigmas_is_left_unread_without_dynamic_shifting():

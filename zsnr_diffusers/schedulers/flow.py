@@ -154,12 +154,13 @@ class FlowMatchScheduler(PathSampler):
             num_inference_steps: n, at least 1.
             device: where `timesteps` shall lie.
             sigmas: flow times in (0, 1] before the shift, strictly decreasing; a 0 may end them.
-            mu: the shift of this size of image, as the config's `time_shift_type` says.
+            mu: the shift of this size of image, as the config's `time_shift_type` says; without dynamic shifting it is
+                not used, as in stock, whose pipelines pass it nonetheless.
             timesteps: the same as `sigmas`, times `num_train_timesteps`. With `sigmas`, the network is told of flow
                 times before the shift (CogView4).
 
         Raises:
-            ValueError: no number of steps, flow times that are none, `mu` missing with dynamic shifting, or without.
+            ValueError: no number of steps, flow times that are none, `mu` missing with dynamic shifting.
         """
         self._check_config()
         given = self._given_times(sigmas, timesteps)
@@ -198,10 +199,10 @@ class FlowMatchScheduler(PathSampler):
 
     def _shift(self, mu: float | None, given: list[float] | None) -> float:
         if not self.config["use_dynamic_shifting"]:
-            if mu is not None and (given is None or not is_stock_spacing(given)):  # pipelines pass it with their own
-                raise ValueError(
-                    f"mu={mu} is the shift of dynamic shifting, which the config does not have; leave it out, or pass "
-                    "use_dynamic_shifting=True to from_config."
+            if mu is not None and (given is None or not is_stock_spacing(given)):
+                logger.warning_once(
+                    f"mu={mu} is the shift of dynamic shifting, which the config does not have, and is not used. Pass "
+                    "use_dynamic_shifting=True to from_config if it is meant."
                 )
             return self.shift
         if mu is None:
