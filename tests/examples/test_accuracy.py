@@ -4,6 +4,7 @@ import json
 import math
 from itertools import pairwise
 
+import accuracy_flow
 import accuracy_sde
 import guided_accuracy
 import pytest
@@ -12,10 +13,16 @@ import torch
 from accuracy_bench import Bench
 from accuracy_study import STUDIED, constants, study
 from exact_denoisers import Gaussian, Guided, Mixture, integrated
-from samplers import DEFAULT, USUAL, USUAL_RIVALS, Sampler, sample, stock_samplers
+from rivals import FlowLMSScheduler
+from samplers import DEFAULT, FLOW_DEFAULT, USUAL, USUAL_RIVALS, Sampler, sample, stock_flow_samplers, stock_samplers
 from suites import Suite, guided_pairs, guided_suite, ode_suite
 
-from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRDDPMScheduler, ZeroSNRMultistepScheduler
+from zsnr_diffusers import (
+    FlowMatchEulerScheduler,
+    ZeroSNRDDIMScheduler,
+    ZeroSNRDDPMScheduler,
+    ZeroSNRMultistepScheduler,
+)
 
 pytestmark = pytest.mark.full
 
@@ -240,6 +247,46 @@ def test_energy_distance_tells_data_from_noise_and_samplers_are_near_data(schedu
     assert abs(report["sde"][accuracy_sde.NOTHING][0]) < 0.05 * noise
     assert report["sde"]["ZeroSNRMultistep kappa order 2 eta 1"][0] < 0.1 * noise
     assert "data against data" in accuracy_sde.summary(report)
+
+
+def test_flow_levels_are_those_of_the_exact_solution(tmp_path):
+    """Euler's method on a Gaussian, written out."""
+    suite = ode_suite(None, 0, 1)
+    std, sampler = suite.cases[0].std, Sampler(FlowMatchEulerScheduler, {"timestep_spacing": "trailing"}, {})
+    x = torch.ones_like(std)
+    for s, r in pairwise([1.0, 0.75, 0.5, 0.25, 0.0]):
+        clean = (1 - s) * std**2 * x / ((1 - s) ** 2 * std**2 + s**2)
+        x = x + (r - s) * (x - clean) / s
+    found = suite.split(sample(sampler.prepared(4), suite))[0][0]
+    torch.testing.assert_close(found, x, rtol=1e-6, atol=1e-6)
+
+
+def test_the_flow_table_compares_with_stock_and_others(tmp_path, monkeypatch, capsys):
+    few = [s for s in stock_flow_samplers() if s.options.get("shift") == 3.0 or "order 3" in s.label][:12]
+    monkeypatch.setattr(accuracy_flow, "stock_flow_samplers", lambda: few)
+    monkeypatch.setattr(accuracy_flow, "CURVE", (4, 5))
+    options = ["--flow", "--samples", "1", "--exact_steps", "120", "--steps", "5", "--output_dir", str(tmp_path)]
+    sampler_accuracy.main(options)
+    report = json.loads((tmp_path / "report.json").read_text())
+    ours, euler = (report["errors"][s.label]["5"] for s in (FLOW_DEFAULT, accuracy_flow.EULER))
+    ratio = report["ratios"][f"{accuracy_flow.EULER.label} (stock's default)"]["5"]
+    assert ratio == pytest.approx([a / b for a, b in zip(ours, euler, strict=True)])
+    assert ratio[0] < 0.5
+    assert (tmp_path / "flow.png").stat().st_size > 0
+    assert "below 1: closer" in capsys.readouterr().out
+
+
+def test_lms_of_other_programs_is_exact_where_the_flow_is_a_polynomial():
+    """dx / ds = 4 s^3 from 1 to 0 ends 1 lower; order 4 integrates what it has seen of it exactly from the 4th on."""
+    scheduler = FlowLMSScheduler(timestep_spacing="normal", solver_order=4)
+    scheduler.set_timesteps(8)
+    x, exact = torch.ones(1, dtype=torch.float64), scheduler.sigmas**4
+    for i, t in enumerate(scheduler.timesteps):
+        s = t.double() / 1000
+        before = x
+        x = scheduler.step(4 * s**3 * torch.ones_like(x), t, x).prev_sample
+        if i >= 3:
+            torch.testing.assert_close(x - before, (exact[i + 1] - exact[i]).reshape(1), rtol=1e-9, atol=1e-12)
 
 
 def test_what_stock_raises_is_noted_and_its_figure_infinite(schedule):
