@@ -14,7 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-CASES, MOST_CASES = 6, 12
+CASES, MOST_CASES = 5, 9
 """Of a parametrized test, how many cases a plain run has, and how many `.ci/run`; the others are slow."""
 
 
