@@ -1,4 +1,4 @@
-"""Every UNet pipeline of diffusers that has classifier-free guidance, from small components with random weights.
+"""Pipelines of diffusers from small components with random weights: UNets with guidance, and all of flow matching.
 
 What a fix does to one pipeline says little about the next: they stack, split and combine their predictions in ways of
 their own. So here each is the real class with real components of a few thousand weights, ready to be called.
@@ -8,17 +8,27 @@ import diffusers
 
 from . import (
     audio,
+    bria,
     chroma,
     controlnet,
     cosmos,
     deepfloyd,
+    dream_lite,
+    flow_audio,
     flux,
+    flux2,
+    glm,
     hunyuan,
     kandinsky,
+    kandinsky_5,
+    kandinsky_6,
     ltx,
+    ltx2,
     lumina,
     qwen_image,
+    read_by_qwen,
     sana,
+    sana_video,
     stable_diffusion,
     stable_diffusion_3,
     stable_diffusion_xl,
@@ -36,9 +46,38 @@ PIPELINES: dict[str, Small] = {
 }
 """By the name of the class; those that the installed diffusers has."""
 
-_FLOW_FAMILIES = (stable_diffusion_3, flux, qwen_image, sana, wan, ltx, lumina, chroma, z_image, hunyuan, cosmos)
+_FLOW_FAMILIES = (
+    stable_diffusion_3,
+    flux,
+    flux2,
+    qwen_image,
+    read_by_qwen,
+    z_image,
+    chroma,
+    lumina,
+    bria,
+    glm,
+    sana,
+    sana_video,
+    wan,
+    ltx,
+    ltx2,
+    hunyuan,
+    cosmos,
+    kandinsky_5,
+    kandinsky_6,
+    flow_audio,
+    dream_lite,
+)
 
 FLOW_PIPELINES: dict[str, Small] = {
     name: small for family in _FLOW_FAMILIES for name, small in family.PIPELINES.items() if hasattr(diffusers, name)
 }
-"""The same of pipelines whose scheduler is one of flow matching, and of others that denoise by a transformer."""
+"""The same of pipelines that sample along a flow, whether or not they guide; nearly all denoise by a transformer."""
+
+NOT_BUILT = {
+    "EasyAnimateControlPipeline": "a call fails: it gives `encode_prompt` an argument that this does not take",
+    "LTX2VideoDiffusionDecodePipeline": "its scheduler is never asked: the decoder takes steps of its own",
+    "OmniGenPipeline": "it needs torchvision to read images",
+}
+"""Pipelines of flow matching that are not among them, and why."""

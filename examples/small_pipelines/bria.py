@@ -85,11 +85,16 @@ def _prx_transformer(**changes: Any) -> Any:
     return diffusers.PRXTransformer2DModel(**{**config, **changes})
 
 
+def t5_gemma_config() -> Any:
+    """For `gemma_tokenizer`."""
+    return decoder_config("T5GemmaModuleConfig", gemma_tokenizer(), dropout_rate=0.0)
+
+
 def t5_gemma_encoder() -> Any:
     """The encoder of T5Gemma, `TEXT_WIDTH` features for each token."""
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
-    return T5GemmaEncoder(decoder_config("T5GemmaModuleConfig", gemma_tokenizer(), dropout_rate=0.0))
+    return T5GemmaEncoder(t5_gemma_config())
 
 
 _PRX: dict[str, Any] = {

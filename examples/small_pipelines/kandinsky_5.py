@@ -68,7 +68,7 @@ _image = partial(flow, output="image", guidance="separate", attributes={"resolut
 
 PIPELINES: dict[str, Small] = {
     "Kandinsky5T2VPipeline": _video("Kandinsky5T2VPipeline", _VIDEO, _TEXTS),
-    "Kandinsky5I2VPipeline": _video("Kandinsky5I2VPipeline", _VIDEO, {**_TEXTS, "num_frames": 13}),
+    "Kandinsky5I2VPipeline": _video("Kandinsky5I2VPipeline", _VIDEO, {**_TEXTS, "num_frames": 21}),
     "Kandinsky5T2IPipeline": _image("Kandinsky5T2IPipeline", _IMAGE, _TEXTS),
     "Kandinsky5I2IPipeline": _image("Kandinsky5I2IPipeline", _EDIT, _TEXTS),
 }

@@ -1,16 +1,16 @@
 """LTX-2: videos with sound, denoised together, and guided three times over."""
 
+import importlib
 from functools import partial
 from typing import Any
 
 import diffusers
 import transformers
-from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
-from .flow_parts import flow
+from .flow_parts import flow, flow_scheduler
 from .language import TEXT_WIDTH, decoder_config, gemma_tokenizer
 from .ltx import LTX_SCHEDULER
-from .parts import Small
+from .parts import Small, normal
 
 _CHANNELS = 8
 """Of latents, of the video as of a moment of its sound."""
@@ -69,6 +69,11 @@ def gemma3() -> Any:
     return transformers.Gemma3ForConditionalGeneration(config)
 
 
+def _part(name: str) -> Any:
+    """A class that is no part of diffusers' own names; older versions do not have its module."""
+    return getattr(importlib.import_module("diffusers.pipelines.ltx2"), name)
+
+
 def _connectors() -> Any:
     ends: dict[str, Any] = {}
     for end in ("video", "audio"):
@@ -76,11 +81,11 @@ def _connectors() -> Any:
         ends[f"{end}_connector_attention_head_dim"] = TEXT_WIDTH // 2
         ends[f"{end}_connector_num_layers"] = 1
         ends[f"{end}_connector_num_learnable_registers"] = 4
-    return LTX2TextConnectors(caption_channels=TEXT_WIDTH, text_proj_in_factor=3, **ends)
+    return _part("LTX2TextConnectors")(caption_channels=TEXT_WIDTH, text_proj_in_factor=3, **ends)
 
 
 def _vocoder() -> Any:
-    return LTX2Vocoder(
+    return _part("LTX2Vocoder")(
         in_channels=32,
         hidden_channels=8,
         upsample_kernel_sizes=[4, 4],
@@ -107,6 +112,39 @@ _CALL: dict[str, Any] = {"spatio_temporal_guidance_blocks": [0], "num_frames": 5
 _ltx2 = partial(flow, output="frames", calls=3)
 
 
+def _upsampler() -> Any:
+    return _part("LTX2LatentUpsamplerModel")(
+        in_channels=_CHANNELS,
+        mid_channels=32,
+        num_blocks_per_stage=1,
+        spatial_upsample=False,
+        temporal_upsample=True,
+        use_rational_resampler=False,
+    )
+
+
+_KEYFRAMES: dict[str, Any] = {
+    **_COMPONENTS,
+    "transformer": partial(_transformer, use_keyframes_abs_pos_embedding=True),
+    "scheduler": flow_scheduler,
+}
+
+_REFINING: dict[str, Any] = {
+    **_KEYFRAMES,
+    "scheduler": lambda: diffusers.LTXEulerAncestralRFScheduler(eta=0.5),
+    "temporal_latent_upsampler": _upsampler,
+}
+
+# What the pipeline for keyframes made, to have twice as many frames
+_MADE: dict[str, Any] = {
+    "latents": partial(normal, 1, _CHANNELS, 3, 4, 4),
+    "keyframes_latents": partial(normal, 1, _CHANNELS, 1, 4, 4, seed=3),
+    "keyframe_positions": [8],
+    "audio_latents": partial(normal, 1, 2, 9, 4, seed=4),
+    "num_frames": 9,
+}
+
+
 def _sigmas(number: int) -> dict[str, Any]:
     return {"sigmas": [1 - i / number for i in range(number)]}
 
@@ -119,11 +157,14 @@ PIPELINES: dict[str, Small] = {
     "LTX2HDRPipeline": _ltx2("LTX2HDRPipeline", _COMPONENTS, {"num_frames": 5}, calls=1),
     "LTX2DFRPipeline": _ltx2(
         "LTX2DFRPipeline",
-        {**_COMPONENTS, "transformer": partial(_transformer, use_keyframes_abs_pos_embedding=True)},
+        _KEYFRAMES,
         {"num_frames": 5},
         calls=1,
         guidance="none",
         ask=_sigmas,
+    ),
+    "LTX2DFRTemporalRefinePipeline": _ltx2(
+        "LTX2DFRTemporalRefinePipeline", _REFINING, _MADE, calls=1, guidance="none", ask=_sigmas
     ),
 }
 """By the name of the class."""

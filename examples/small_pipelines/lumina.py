@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 
 from .flow_parts import flow, flow_scheduler, sixteen_channel_vae
@@ -19,7 +20,7 @@ from .parts import LATENT_SIZE, Small
 
 
 def _next_transformer() -> Any:
-    return diffusers.LuminaNextDiT2DModel(
+    network = diffusers.LuminaNextDiT2DModel(
         sample_size=LATENT_SIZE,
         hidden_size=24,
         num_layers=2,
@@ -28,6 +29,8 @@ def _next_transformer() -> Any:
         multiple_of=8,
         cross_attention_dim=TEXT_WIDTH,
     )
+    torch.nn.init.normal_(network.pad_token)  # it is left as the memory was, since files will have it
+    return network
 
 
 def _transformer() -> Any:

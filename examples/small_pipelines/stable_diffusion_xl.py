@@ -44,7 +44,7 @@ def _tiny_vae() -> AutoencoderTiny:
 
 
 # The pipeline puts the prompt into a text of some hundred letters, of which it drops the first 34 tokens.
-_DREAMLITE: dict[str, Any] = {
+DREAMLITE: dict[str, Any] = {
     "text_encoder": partial(text_encoder, max_position_embeddings=512, initializer_factor=50.0),
     "tokenizer": partial(tokenizer, max_length=512),
     "processor": None,
@@ -67,6 +67,6 @@ PIPELINES: dict[str, Small] = {
     "StableDiffusionXLInstructPix2PixPipeline": small(
         "StableDiffusionXLInstructPix2PixPipeline", {"unet": partial(xl_unet, in_channels=8)}
     ),
-    "DreamLitePipeline": small("DreamLitePipeline", _DREAMLITE, {"image": None}),
+    "DreamLitePipeline": small("DreamLitePipeline", DREAMLITE, {"image": None}),
 }
 """By the name of the class."""
