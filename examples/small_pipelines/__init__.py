@@ -10,9 +10,11 @@ from . import (
     audio,
     bria,
     chroma,
+    cog_video,
     controlnet,
     cosmos,
     deepfloyd,
+    diffusion_transformers,
     dream_lite,
     flow_audio,
     flux,
@@ -25,6 +27,8 @@ from . import (
     ltx,
     ltx2,
     lumina,
+    made_of_wan,
+    motif,
     qwen_image,
     read_by_qwen,
     sana,
@@ -60,12 +64,14 @@ _FLOW_FAMILIES = (
     sana,
     sana_video,
     wan,
+    made_of_wan,
     ltx,
     ltx2,
     hunyuan,
     cosmos,
     kandinsky_5,
     kandinsky_6,
+    motif,
     flow_audio,
     dream_lite,
 )
@@ -75,9 +81,18 @@ FLOW_PIPELINES: dict[str, Small] = {
 }
 """The same of pipelines that sample along a flow, whether or not they guide; nearly all denoise by a transformer."""
 
+TRANSFORMER_PIPELINES: dict[str, Small] = {
+    name: small
+    for family in (diffusion_transformers, cog_video)
+    for name, small in family.PIPELINES.items()
+    if hasattr(diffusers, name)
+}
+"""The same of pipelines that denoise by a transformer along a schedule of betas, or of sigmas without a flow."""
+
 NOT_BUILT = {
+    "Cosmos2_5_TransferPipeline": "its ControlNet needs torchvision",
     "EasyAnimateControlPipeline": "a call fails: it gives `encode_prompt` an argument that this does not take",
     "LTX2VideoDiffusionDecodePipeline": "its scheduler is never asked: the decoder takes steps of its own",
     "OmniGenPipeline": "it needs torchvision to read images",
 }
-"""Pipelines of flow matching that are not among them, and why."""
+"""Pipelines that sample along a flow and are not among `FLOW_PIPELINES`, and why."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import diffusers
 
-from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler
-from .language import TEXT_WIDTH, t5_encoder, t5_tokenizer
+from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler, unipc_scheduler
+from .language import TEXT_WIDTH, byte_tokenizer, qwen2_5_vl, t5_encoder, t5_tokenizer
 from .parts import Small
 from .wan import wan_vae
 
@@ -27,20 +27,23 @@ class NothingUnsafe:
         return frames
 
 
+_SHAPE: dict[str, Any] = {
+    "out_channels": 16,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 2,
+    "mlp_ratio": 2,
+    "text_embed_dim": TEXT_WIDTH,
+    "adaln_lora_dim": 4,
+    "max_size": (4, 8, 8),
+    "extra_pos_embed_type": None,
+    # of no use here, and resized by torchvision, which need not be there
+    "concat_padding_mask": False,
+}
+
+
 def _transformer(channels: int) -> Any:
-    return diffusers.CosmosTransformer3DModel(
-        in_channels=channels,
-        out_channels=16,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=2,
-        mlp_ratio=2,
-        text_embed_dim=TEXT_WIDTH,
-        adaln_lora_dim=4,
-        max_size=(4, 8, 8),
-        extra_pos_embed_type=None,
-        concat_padding_mask=False,  # of no use here, and resized by torchvision, which need not be there
-    )
+    return diffusers.CosmosTransformer3DModel(**_SHAPE, in_channels=channels)
 
 
 def _vae() -> Any:
@@ -77,6 +80,54 @@ _FIRST: dict[str, Any] = {
 _FROM_VIDEO: dict[str, Any] = {"transformer": partial(_transformer, 17)}
 
 
+# Cosmos 2.5: one more channel, whether or not frames are given; it reads by all layers of Qwen
+
+
+def _predicting_transformer() -> Any:
+    return diffusers.CosmosTransformer3DModel(
+        **{**_SHAPE, "in_channels": 17, "text_embed_dim": TEXT_WIDTH, "use_crossattn_projection": True},
+        crossattn_proj_in_channels=2 * TEXT_WIDTH,
+        encoder_hidden_states_channels=TEXT_WIDTH,
+    )
+
+
+_THIRD: dict[str, Any] = {
+    **_SECOND,
+    "transformer": _predicting_transformer,
+    "scheduler": partial(unipc_scheduler, 1.0, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.01),
+    "text_encoder": qwen2_5_vl,
+    "tokenizer": byte_tokenizer,
+}
+
+
+# Cosmos 3: a language model that denoises
+
+
+def _omni_transformer() -> Any:
+    return diffusers.Cosmos3OmniTransformer(
+        head_dim=16,
+        hidden_size=32,
+        intermediate_size=64,
+        latent_channel=16,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        num_key_value_heads=1,
+        patch_latent_dim=64,
+        vocab_size=512,
+        rope_axes_dim=(4, 2, 2),
+    )
+
+
+_FOURTH: dict[str, Any] = {
+    "transformer": _omni_transformer,
+    "vae": wan_vae,
+    "text_tokenizer": byte_tokenizer,
+    "scheduler": partial(unipc_scheduler, 1.0, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.01),
+    "safety_checker": None,
+    "enable_safety_checker": False,
+}
+
+
 def _mochi_transformer() -> Any:
     return diffusers.MochiTransformer3DModel(
         num_attention_heads=2,
@@ -110,13 +161,21 @@ _NEGATIVE: dict[str, Any] = {"negative_prompt": NEGATIVE_PROMPT}  # in place of 
 _world = partial(flow, output="frames", guidance="separate")
 
 # Each of two predictions goes through a step of its own, of which only the denoised sample is used.
-_first = partial(_world, calls=1, steps=lambda number: 2 * number)
+_first = partial(_world, updates=2)
 
 PIPELINES: dict[str, Small] = {
     "Cosmos2TextToImagePipeline": flow("Cosmos2TextToImagePipeline", _SECOND, _NEGATIVE, guidance="separate"),
     "Cosmos2VideoToWorldPipeline": _world("Cosmos2VideoToWorldPipeline", {**_SECOND, **_FROM_VIDEO}, _NEGATIVE),
     "CosmosTextToWorldPipeline": _first("CosmosTextToWorldPipeline", _FIRST, _NEGATIVE),
     "CosmosVideoToWorldPipeline": _first("CosmosVideoToWorldPipeline", {**_FIRST, **_FROM_VIDEO}, _NEGATIVE),
+    "Cosmos2_5_PredictBasePipeline": _world("Cosmos2_5_PredictBasePipeline", _THIRD, {**_NEGATIVE, "image": None}),
+    "Cosmos3OmniPipeline": flow(
+        "Cosmos3OmniPipeline",
+        _FOURTH,
+        {**_NEGATIVE, "image": None},
+        output="video",
+        guidance="separate",
+    ),
     "MochiPipeline": flow("MochiPipeline", _MOCHI, output="frames"),
 }
 """By the name of the class."""

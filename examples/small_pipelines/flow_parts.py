@@ -33,6 +33,7 @@ def flow(
     denoisers: tuple[str, ...] = ("transformer",),
     guidance: str = "stacked",
     calls: int | None = None,
+    updates: int = 1,
     steps: Callable[[int], int] | None = None,
     ask: Callable[[int], dict[str, Any]] | None = None,
     attributes: Mapping[str, Any] = _NOTHING,
@@ -47,6 +48,7 @@ def flow(
         denoisers: As in `Small`.
         guidance: As in `Small`.
         calls: As in `Small`; what follows from `guidance` if not given.
+        updates: As in `Small`.
         steps: As in `Small`; what follows from the strength of a call if not given.
         ask: As in `Small`.
         attributes: Of the pipeline, in place of what its `__init__` sets: lengths that are right for full size only.
@@ -68,7 +70,7 @@ def flow(
         return int(number * make_arguments().get("strength", 1))
 
     calls = calls or (2 if guidance == "separate" else 1)
-    made = Small(build, make_arguments, output, denoisers, calls, guidance, steps or steps_of_strength)
+    made = Small(build, make_arguments, output, denoisers, calls, updates, guidance, steps or steps_of_strength)
     return made if ask is None else made._replace(ask=ask)
 
 

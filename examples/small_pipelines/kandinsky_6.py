@@ -111,7 +111,7 @@ _ENLARGING: dict[str, Any] = {
 
 PIPELINES: dict[str, Small] = {
     "Kandinsky6TI2VAPipeline": flow(
-        "Kandinsky6TI2VAPipeline", _COMPONENTS, _TEXTS, output="frames", guidance="separate"
+        "Kandinsky6TI2VAPipeline", _COMPONENTS, _TEXTS, output="frames", guidance="separate", updates=2
     ),
     "Kandinsky6SRPipeline": flow(
         "Kandinsky6SRPipeline",

@@ -108,8 +108,9 @@ _COMPONENTS: dict[str, Any] = {
 
 _CALL: dict[str, Any] = {"spatio_temporal_guidance_blocks": [0], "num_frames": 5}
 
-# Beside both predictions: without attention in a block, and without what sound and video know of each other
-_ltx2 = partial(flow, output="frames", calls=3)
+# Beside both predictions: without attention in a block, and without what sound and video know of each other. The
+# sound has a copy of the scheduler.
+_ltx2 = partial(flow, output="frames", calls=3, updates=2)
 
 
 def _upsampler() -> Any:
@@ -164,7 +165,7 @@ PIPELINES: dict[str, Small] = {
         ask=_sigmas,
     ),
     "LTX2DFRTemporalRefinePipeline": _ltx2(
-        "LTX2DFRTemporalRefinePipeline", _REFINING, _MADE, calls=1, guidance="none", ask=_sigmas
+        "LTX2DFRTemporalRefinePipeline", _REFINING, _MADE, calls=1, updates=1, guidance="none", ask=_sigmas
     ),
 }
 """By the name of the class."""

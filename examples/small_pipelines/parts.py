@@ -46,16 +46,20 @@ class Small(NamedTuple):
     """A new pipeline of the stock class, with weights from seed 0; torch's global generator is left as it was."""
     arguments: Callable[[], dict[str, Any]]
     """New arguments of a call that guides, of a few steps, with a generator of seed 0; latents where it can."""
+
+    # The rest is told of pipelines of transformers; those of UNets have the defaults, right or not.
     output: str = "images"
     """The attribute of what the call returns that holds the result."""
     denoisers: tuple[str, ...] = ("unet",)
     """The components that denoise."""
     calls: int = 1
-    """How often they are called for each step of the scheduler, all of them together."""
+    """How often they are called in each step, all of them together."""
+    updates: int = 1
+    """How often `step` of the scheduler, or of copies of it, is called in each step."""
     guidance: str = "stacked"
     """`stacked`, both predictions of one call; `separate`, of calls of their own; `none`, a call does not guide."""
     steps: Callable[[int], int] = int
-    """How often the scheduler steps in a call of so many steps."""
+    """How many steps are taken where so many are asked for."""
     ask: Callable[[int], dict[str, Any]] = lambda number: {"num_inference_steps": number}
     """The arguments that ask for so many steps."""
 

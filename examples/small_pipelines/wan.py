@@ -24,7 +24,8 @@ WAN_SHAPE: dict[str, Any] = {
 """Of a transformer of Wan's kind."""
 
 # Beside the latents: those of the image that a video starts with, and four of which frames are given; its features
-_FROM_IMAGE: dict[str, Any] = {"in_channels": 36, "image_dim": WIDTH, "added_kv_proj_dim": 24}
+FROM_IMAGE: dict[str, Any] = {"in_channels": 36, "image_dim": WIDTH, "added_kv_proj_dim": 24}
+"""What makes it one for videos that start with an image."""
 
 
 def _transformer(**changes: Any) -> Any:
@@ -74,14 +75,16 @@ WAN_TEXTS: dict[str, Any] = {
 """What calls are given for texts."""
 
 
-def wan(name: str, components: Any, /, guidance: str = "separate", **arguments: Any) -> Small:
+def wan(name: str, components: Any, /, **arguments: Any) -> Small:
     """A pipeline with what Wan's have."""
-    return flow(name, {**WAN_COMPONENTS, **components}, {**WAN_TEXTS, **arguments}, output="frames", guidance=guidance)
+    return flow(
+        name, {**WAN_COMPONENTS, **components}, {**WAN_TEXTS, **arguments}, output="frames", guidance="separate"
+    )
 
 
 PIPELINES: dict[str, Small] = {
     "WanPipeline": wan("WanPipeline", _TWO)._replace(denoisers=("transformer", "transformer_2")),
-    "WanImageToVideoPipeline": wan("WanImageToVideoPipeline", {"transformer": partial(_transformer, **_FROM_IMAGE)}),
+    "WanImageToVideoPipeline": wan("WanImageToVideoPipeline", {"transformer": partial(_transformer, **FROM_IMAGE)}),
     "WanVideoToVideoPipeline": wan("WanVideoToVideoPipeline", {}, video=video),
     "WanVACEPipeline": wan(
         "WanVACEPipeline", {"transformer": _vace_transformer}, video=video, mask=lambda: [pil_mask()] * FRAMES
@@ -90,7 +93,7 @@ PIPELINES: dict[str, Small] = {
     "ChronoEditPipeline": wan(
         "ChronoEditPipeline",
         {
-            "transformer": lambda: diffusers.ChronoEditTransformer3DModel(**{**WAN_SHAPE, **_FROM_IMAGE}),
+            "transformer": lambda: diffusers.ChronoEditTransformer3DModel(**{**WAN_SHAPE, **FROM_IMAGE}),
             "scheduler": partial(flow_scheduler, shift=2.0),
         },
     ),
