@@ -4,6 +4,8 @@ What a fix does to one pipeline says little about the next: they stack, split an
 their own. So here each is the real class with real components of a few thousand weights, ready to be called.
 """
 
+from types import ModuleType
+
 import diffusers
 
 from . import (
@@ -45,11 +47,6 @@ from .parts import Small
 
 _FAMILIES = (stable_diffusion, stable_diffusion_xl, controlnet, deepfloyd, kandinsky, unclip, video, audio)
 
-PIPELINES: dict[str, Small] = {
-    name: small for family in _FAMILIES for name, small in family.PIPELINES.items() if hasattr(diffusers, name)
-}
-"""By the name of the class; those that the installed diffusers has."""
-
 _FLOW_FAMILIES = (
     stable_diffusion_3,
     flux,
@@ -76,17 +73,25 @@ _FLOW_FAMILIES = (
     dream_lite,
 )
 
-FLOW_PIPELINES: dict[str, Small] = {
-    name: small for family in _FLOW_FAMILIES for name, small in family.PIPELINES.items() if hasattr(diffusers, name)
-}
+
+def _gathered(*families: ModuleType) -> dict[str, Small]:
+    return {name: small for family in families for name, small in family.PIPELINES.items() if _is_here(name)}
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return hasattr(diffusers, name)
+    except RuntimeError:  # its module needs a package that is not there
+        return False
+
+
+PIPELINES = _gathered(*_FAMILIES)
+"""By the name of the class; those that the installed diffusers has."""
+
+FLOW_PIPELINES: dict[str, Small]
 """The same of pipelines that sample along a flow, whether or not they guide; nearly all denoise by a transformer."""
 
-TRANSFORMER_PIPELINES: dict[str, Small] = {
-    name: small
-    for family in (diffusion_transformers, cog_video)
-    for name, small in family.PIPELINES.items()
-    if hasattr(diffusers, name)
-}
+TRANSFORMER_PIPELINES: dict[str, Small]
 """The same of pipelines that denoise by a transformer along a schedule of betas, or of sigmas without a flow."""
 
 NOT_BUILT = {
@@ -96,3 +101,13 @@ NOT_BUILT = {
     "OmniGenPipeline": "it needs torchvision to read images",
 }
 """Pipelines that sample along a flow and are not among `FLOW_PIPELINES`, and why."""
+
+_LATER = {"FLOW_PIPELINES": _FLOW_FAMILIES, "TRANSFORMER_PIPELINES": (diffusion_transformers, cog_video)}
+
+
+def __getattr__(name: str) -> dict[str, Small]:
+    """What is gathered when it is first asked for, since diffusers and transformers then import very much."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = _gathered(*_LATER[name])
+    return globals()[name]

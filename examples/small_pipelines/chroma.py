@@ -49,7 +49,10 @@ def _llama_tokenizer() -> Any:
 
 
 def _llama() -> Any:
-    return transformers.LlamaForCausalLM(decoder_config("LlamaConfig", _llama_tokenizer()))
+    # The pipeline asks it for its attention, which other implementations do not keep.
+    return transformers.LlamaForCausalLM(
+        decoder_config("LlamaConfig", _llama_tokenizer(), attn_implementation="eager")
+    )
 
 
 def _hidream_transformer() -> Any:
