@@ -12,15 +12,17 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
+    UniPCMultistepScheduler,
 )
 from guided_pipelines import doors, generate
 from published_models import in_memory
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional, watch
 
 from zsnr_diffusers import (
+    FlowMatchEulerScheduler,
+    FlowMatchMultistepScheduler,
     GuidanceRescaleMixin,
     ZeroSNRDDIMScheduler,
     ZeroSNRMultistepScheduler,
@@ -222,14 +224,47 @@ def test_in_another_space_the_scheduler_gets_algorithm_2_there(scheduler, space)
         torch.testing.assert_close(stepped, expected, rtol=1e-4, atol=1e-4)  # float32 levels near pure noise
 
 
-def test_another_space_needs_a_variance_preserving_scheduler():
-    flow = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
-    for scheduler in (flow, FlowMatchEulerDiscreteScheduler()):
-        pipe = enable_guidance_rescale(tiny_stable_diffusion(scheduler), 0.7, space="v")
-        called = watch(pipe.unet)
-        with pytest.raises(ValueError, match="has no variance-preserving schedule"):
-            generate(pipe)
-        assert not called
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+FLOW_SCHEDULERS = [
+    FlowMatchMultistepScheduler(),
+    FlowMatchEulerScheduler(shift=3.0),
+    UniPCMultistepScheduler(**FLOW, steps_offset=1),
+    DPMSolverMultistepScheduler(**FLOW, steps_offset=1),
+]
+
+
+def rescaled_by_definition(space, x_t, s, guided, conditional):
+    """Algorithm 2 on x_0 = x_s - s v, or on noise = x_s + (1 - s) v, and back."""
+    there = {"x_0": lambda v: x_t - s * v, "epsilon": lambda v: x_t + (1 - s) * v}[space]
+    g, c = there(guided), there(conditional)
+    g = g + 0.7 * (c.std((1, 2, 3), keepdim=True) / g.std((1, 2, 3), keepdim=True) - 1) * g
+    return (x_t - g) / s if space == "x_0" else (g - x_t) / (1 - s)
+
+
+@pytest.mark.parametrize("space", ["x_0", "epsilon"])
+@pytest.mark.parametrize("scheduler", FLOW_SCHEDULERS, ids=lambda s: type(s).__name__)
+def test_in_flow_time_other_spaces_are_those_of_its_levels(scheduler, space):
+    pipe = tiny_stable_diffusion(type(scheduler).from_config(scheduler.config))
+    seen = doors(enable_guidance_rescale(pipe, 0.7, space=space))
+    inputs = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: inputs.append(args[0].chunk(2)[1].double()))
+    generate(pipe)
+    levels = pipe.scheduler.sigmas.double().tolist()
+    for output, stepped, x_t, s in zip(seen["unet"], seen["scheduler"], inputs, levels, strict=False):
+        unconditional, conditional = output.double().chunk(2)
+        guided = classifier_free_guidance(unconditional, conditional, 7.5)
+        assert bool(stepped.isfinite().all())
+        if space == "x_0" or s < 0.99:  # at pure noise the other has a limit
+            expected = rescaled_by_definition(space, x_t, s, guided, conditional)
+            torch.testing.assert_close(stepped.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_space_needs_levels_that_are_known():
+    pipe = enable_guidance_rescale(tiny_stable_diffusion(FlowMatchEulerScheduler(invert_sigmas=True)), 0.7, space="v")
+    called = watch(pipe.unet)
+    with pytest.raises(ValueError, match="whose noise levels are not known here"):
+        generate(pipe)
+    assert not called
 
 
 # What is saved

@@ -94,8 +94,8 @@ def rescale_guidance_in_space(
         guidance_rescale: phi, from 0 to 1.
         space: one of `GUIDANCE_SPACES`.
         prediction_type: of both outputs.
-        x_t: the sample that they were made from, variance-preserving, same shape.
-        level: noise level of `x_t`.
+        x_t: the sample that they were made from, same shape.
+        level: noise level of `x_t`, variance-preserving or of flow matching.
 
     Returns:
         The rescaled output, of that shape and in the dtype of `guided`.

@@ -25,6 +25,7 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from ..core import NoiseLevel, noise_level
+from ..core.flow import flow_level
 from ..core.guidance import guidance_weights, rescale_guidance, rescale_guidance_in_space
 from ..core.noise import noise_level_of_ratio
 
@@ -207,7 +208,7 @@ class GuidanceInterceptor:
             conditional,
             settings.guidance_rescale,
             space=settings.space,
-            prediction_type=scheduler.config.prediction_type,
+            prediction_type=_predicted(scheduler),
             x_t=scheduler.scale_model_input(sample, timestep),
             level=level_at(scheduler, timestep),
         )
@@ -259,21 +260,30 @@ def denoisers(pipe: Any) -> list[nn.Module]:
 
 
 def level_at(scheduler: Any, timestep: Any) -> NoiseLevel:
-    """Noise level at a timestep of a scheduler of diffusers or of ours, whose schedule is variance-preserving."""
+    """Noise level at a timestep of a scheduler of diffusers or of ours, of betas or of flow matching."""
     if not hasattr(scheduler, "sigmas"):
         # Stock moves its table along with what it noises, and not every device has float64.
         return noise_level(scheduler.alphas_cumprod.cpu().double(), int(timestep))
     index = scheduler.step_index
-    return noise_level_of_ratio(
-        float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])
-    )
+    sigma = float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])
+    return flow_level(sigma) if _in_flow_time(scheduler) else noise_level_of_ratio(sigma)
+
+
+def _in_flow_time(scheduler: Any) -> bool:
+    """Whether `sigmas` are flow times: stock's flow schedulers name their noising after them, others have a switch."""
+    return hasattr(scheduler, "scale_noise") or bool(scheduler.config.get("use_flow_sigmas"))
+
+
+def _predicted(scheduler: Any) -> str:
+    """What the network predicts; stock's flow schedulers know one thing and do not say it."""
+    return str(scheduler.config.get("prediction_type", "flow_prediction"))
 
 
 def _check_levels(scheduler: Any) -> None:
-    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
+    if not (_in_flow_time(scheduler) or hasattr(scheduler, "alphas_cumprod")) or scheduler.config.get("invert_sigmas"):
         raise ValueError(
-            f"{type(scheduler).__name__} has no variance-preserving schedule, so guidance can be rescaled on its "
-            "network's output alone; leave out space."
+            f"{type(scheduler).__name__} has a schedule whose noise levels are not known here, so guidance can be "
+            "rescaled on its network's output alone; leave out space."
         )
 
 

@@ -221,7 +221,7 @@ def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     if not is_flow(config):
         raise ValueError(
             f"{_name(config)} is of no flow-matching model; ZeroSNRMultistepScheduler.from_config takes it if it has "
-            "betas."
+            "betas. Of a network that was trained on to flow matching, pass prediction_type='flow_prediction'."
         )
     filled = filled_config(config)
     kept = {key: filled[key] for key in FLOW_FACTS if key in filled}

@@ -104,14 +104,17 @@ class FlowMatchScheduler(PathSampler):
         Args:
             config: `other.config`, or the dictionary read from a `scheduler_config.json`.
             return_unused_kwargs: as in diffusers.
-            kwargs: parameters that override the config, for example `timestep_spacing="trailing"`.
+            kwargs: parameters that override the config, for example `timestep_spacing="trailing"`. With
+                `prediction_type="flow_prediction"` betas are taken for those of the model that was trained on to it,
+                and left out.
 
         Raises:
             ValueError: the config is of a model with betas.
         """
         if isinstance(config, Mapping):
             if config.get("_class_name") not in descendants(FlowMatchScheduler):
-                config = flow_facts(config)
+                told = {key: kwargs[key] for key in ("prediction_type",) if key in kwargs}
+                config = flow_facts({**config, **told})
             if "timestep_spacing" in kwargs:
                 config = {key: value for key, value in config.items() if key != OWN_SPACING}
         scheduler, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
