@@ -1,4 +1,4 @@
-"""Is a model set up right for zero terminal SNR, and if not, what makes it right?
+"""Is a model set up right for zero terminal SNR or flow matching, and if not, what makes it right?
 
 `audit` looks at a scheduler's config and, where that is the honest way, runs the scheduler that it describes on data
 whose right result is known. No weights are loaded unless asked for.

@@ -30,7 +30,8 @@ def audit(
     """Look whether a model is set up right, and say what makes it right.
 
     The scheduler is made as stock makes it and run on numbers whose right result is known, for 1 to 20 steps and some
-    more. Weights are not loaded, and of a Hub repo only its two config files are.
+    more. Of a flow-matching model, the flow times of 1 to 100 steps are looked at, too, as its pipeline asks for them.
+    Weights are not loaded, and of a Hub repo only its two config files are.
 
     Args:
         source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a Hub id, or a `.safetensors`
@@ -51,8 +52,8 @@ def audit(
     Raises:
         OSError: there is nothing, or no scheduler in it.
         TypeError: a source of another kind, or an unknown argument.
-        ValueError: no scheduler of a variance-preserving model, or one that cannot be made; a file of a Stable
-            Diffusion 2.x of which nothing says what it predicts.
+        ValueError: no scheduler of a variance-preserving or flow-matching model, or one that cannot be made; a file of
+            a Stable Diffusion 2.x of which nothing says what it predicts.
     """
     unknown = sorted(set(kwargs) - set(PLACES))
     if unknown:

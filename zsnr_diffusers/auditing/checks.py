@@ -1,10 +1,12 @@
 """All known faults, each looked for by a function of its own that returns a `Finding` or None."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from . import flow_checks as flow
 from . import model_checks as model
 from . import sampler_checks as sampler
 from .finding import Finding, Severity
+from .flow_subject import FlowSetup
 from .subject import Setup
 
 CHECKS: tuple[Callable[[Setup], Finding | None], ...] = (
@@ -34,10 +36,37 @@ CHECKS: tuple[Callable[[Setup], Finding | None], ...] = (
     sampler.not_run,
 )
 
-ORDER: tuple[Severity, ...] = ("error", "not zero-SNR", "note")
+OF_BOTH: tuple[Callable[[Setup], Finding | None], ...] = (
+    model.schedule_left_behind,
+    model.assigned,
+    model.class_mismatch,
+)
+"""Those that have to do with a model of flow matching, too."""
+
+OF_FLOW: tuple[Callable[[FlowSetup], Finding | None], ...] = (
+    flow.betas_for_flow,
+    flow.of_another_kind,
+    flow.not_offered,
+    flow.double_shift,
+    flow.first_step,
+    flow.wasted_last_step,
+    flow.broken_sigmas,
+    flow.leaves_noise,
+    flow.crashes,
+    flow.cut_timesteps,
+    flow.not_run,
+)
+"""Those of a model of flow matching alone."""
+
+ORDER: tuple[Severity, ...] = ("error", "not zero-SNR", "wasteful", "note")
 
 
 def faults(setup: Setup) -> tuple[Finding, ...]:
     """Everything that is found, errors first."""
-    found = [finding for check in CHECKS if (finding := check(setup)) is not None]
-    return tuple(sorted(found, key=lambda finding: ORDER.index(finding.severity)))
+    return tuple(sorted(_found(setup), key=lambda finding: ORDER.index(finding.severity)))
+
+
+def _found(setup: Setup) -> Iterator[Finding]:
+    yield from (finding for check in (OF_BOTH if setup.flow else CHECKS) if (finding := check(setup)) is not None)
+    if isinstance(setup, FlowSetup):
+        yield from (finding for check in OF_FLOW if (finding := check(setup)) is not None)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from ..utils.tables import Remark, Tone
 from .subject import SHOWN, Setup
 
-Severity = Literal["error", "not zero-SNR", "note"]
+Severity = Literal["error", "not zero-SNR", "wasteful", "note"]
 
-_TONES: dict[Severity, Tone] = {"error": "bad", "not zero-SNR": "warning", "note": "quiet"}
+_TONES: dict[Severity, Tone] = {"error": "bad", "not zero-SNR": "warning", "wasteful": "warning", "note": "quiet"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Finding:
     Attributes:
         name: of the kind of fault.
         severity: `error`, the images are wrong; `not zero-SNR`, as such models are published, but one of the
-            paper's fixes is missing; `note`, right at the numbers of steps that the report shows.
+            paper's fixes is missing; `wasteful`, right, but steps of the run are lost; `note`, right at the numbers of
+            steps that the report shows.
         what: what is wrong, with values.
         remedy: what to do, where possible a line of code or a command. If there are several, or if it is for a case
             only, each has a line of its own, and so has the case, with a colon at its end.
@@ -55,8 +56,11 @@ def code(setup: Setup, changes: Mapping[str, Any]) -> str:
     return f"pipe.scheduler = {name}.from_config({', '.join(['pipe.scheduler.config', *values])})"
 
 
-def ours(setup: Setup, name: str = "ZeroSNRMultistepScheduler") -> str:
-    """The line that puts a scheduler of this package in its place."""
+def ours(setup: Setup, name: str = "ZeroSNRMultistepScheduler", *, trailing: bool = False) -> str:
+    """The line that puts a scheduler of this package in its place; `trailing`, of a flow model that was distilled."""
+    if setup.flow:
+        kept = ", timestep_spacing='trailing', solver_order=1, corrector=False" if trailing else ""
+        return f"pipe.scheduler = zsnr_diffusers.FlowMatchMultistepScheduler.from_config(pipe.scheduler.config{kept})"
     kept = "" if setup.zero_snr else ", rescale_betas_zero_snr=False"
     name = "ZeroSNRLCMScheduler" if _distilled(setup) else name
     return f"pipe.scheduler = zsnr_diffusers.{name}.from_config(pipe.scheduler.config{kept})"
@@ -120,6 +124,13 @@ def to_euler(setup: Setup) -> tuple[str, dict[str, Any] | None]:
         return ours(setup), None
     told = {key: changes[key] for key in ("_class_name", "rescale_betas_zero_snr", "timestep_spacing")}
     return code(setup, told), changes
+
+
+def listed_numbers(numbers: Iterable[int]) -> str:
+    """A few numbers of steps, and how many there are."""
+    found = list(numbers)
+    more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+    return f"n = {', '.join(map(str, found[:6]))}{more}"
 
 
 def by_numbers(numbers: Iterable[int]) -> Severity:

@@ -1,17 +1,19 @@
 """What an audit says."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..core import alpha_bar_table, noise_level, snr
+from ..core.flow import trailing_times
 from ..utils.tables import Facts, Line, Part, Remarks, Report, Table, Tone, one_line
 from .checks import faults
 from .finding import Finding
+from .flow_subject import FlowSetup, of_flow_matching, set_up_flow
 from .sources import Source
-from .subject import Setup, set_up
+from .subject import SHOWN, Setup, accepted, set_up
 
 if TYPE_CHECKING:
     from ..evaluation import LuminanceSummary, TerminalInvariance
@@ -25,7 +27,8 @@ PAPER = {
 
 
 RIGHT, AS_PUBLISHED, WRONG = "OK", "works as published; not zero-SNR", "misconfigured"
-_TONES: dict[str, Tone] = {RIGHT: "good", AS_PUBLISHED: "warning", WRONG: "bad"}
+WASTEFUL = "works as published; wastes steps"
+_TONES: dict[str, Tone] = {RIGHT: "good", AS_PUBLISHED: "warning", WASTEFUL: "warning", WRONG: "bad"}
 
 
 _MAX_PASSES = 4
@@ -95,11 +98,14 @@ class Audit(Report):
 
     @property
     def verdict(self) -> str:
-        """`OK`, `misconfigured`, or `works as published; not zero-SNR`, as Stable Diffusion 1.x and 2.x are."""
+        """`OK`, `misconfigured`, or how it works as published.
+
+        That is `works as published; not zero-SNR`, as Stable Diffusion 1.x and 2.x are, or of a model of flow matching
+        `works as published; wastes steps`, as Stable Diffusion 3 does.
+        """
         severities = {finding.severity for finding in self.findings}
-        if "error" in severities:
-            return WRONG
-        return AS_PUBLISHED if "not zero-SNR" in severities else RIGHT
+        by_severity = {"error": WRONG, "not zero-SNR": AS_PUBLISHED, "wasteful": WASTEFUL}
+        return next((verdict for severity, verdict in by_severity.items() if severity in severities), RIGHT)
 
     def fixed_scheduler(self) -> Any:
         """A scheduler of stock's classes with what is wrong fixed, for `pipe.scheduler`.
@@ -128,6 +134,8 @@ class Audit(Report):
             if "scheduler" in index and "_class_name" in changes:
                 index["scheduler"] = ["diffusers", changes["_class_name"]]
             config = {**source.config, **changes}
+            if result.setup.flow and "_class_name" in changes:  # the two kinds share little
+                config = accepted(config)
             made = replace(source, config=config, index=index, assigned={}, live=None, published=False)
             result = audited(made, result.setup.numbers)
         return result
@@ -166,8 +174,11 @@ class Audit(Report):
             yield Remarks(tuple(finding.remark for finding in self.findings))
         yield Line(f"verdict: {self.verdict}", _TONES[self.verdict])
 
+    @property
+    def _visited(self) -> str:
+        return ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known"
+
     def _facts(self) -> Iterator[tuple[str, str, str]]:
-        visited = ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known"
         betas = ", trained_betas" if self.trained_betas else ""
         phi = "not recorded" if self.guidance_rescale is None else f"{self.guidance_rescale:g}"
         final = "not said" if self.final_alpha is None else f"{self.final_alpha:.6g}"
@@ -175,10 +186,46 @@ class Audit(Report):
         yield "scheduler", f"{self.scheduler}, rescale_betas_zero_snr={self.rescale_betas_zero_snr}{betas}", ""
         yield "prediction type", self.prediction_type, ""
         yield "timestep spacing", self.timestep_spacing or "of its own", ""
-        yield "first timesteps", visited, str(self.num_train_timesteps - 1)
+        yield "first timesteps", self._visited, str(self.num_train_timesteps - 1)
         yield "final sqrt(alpha_bar)", final, "1"
         yield "guidance rescale", phi, ""
         yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
+
+
+@dataclass(frozen=True)
+class FlowAudit(Audit):
+    """The same of a model of flow matching: its levels are (1 - s, s), so its first step is at zero SNR if s is 1.
+
+    `terminal_alpha` is 1 - s there, and `first_timesteps` should be T, which the network calls flow time 1.
+    """
+
+    def parts(self) -> Iterator[Part]:
+        """What was found, beside what is right; findings; the verdict."""
+        return (part for part in super().parts() if not isinstance(part, Table))
+
+    def _facts(self) -> Iterator[tuple[str, str, str]]:
+        setup = self.setup
+        assert isinstance(setup, FlowSetup)
+        first = "0" if self.config.get("invert_sigmas") else str(self.num_train_timesteps)
+        shift = "by the size of the image" if self.config.get("use_dynamic_shifting") else f"{setup.shift:g}"
+        yield "scheduler", f"{self.scheduler}, flow matching, shift {shift}", ""
+        yield "prediction type", self.prediction_type, ""
+        yield (
+            "first timesteps",
+            ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known",
+            first,
+        )
+        if path := setup.paths.get(SHOWN[0]):
+            even = [*trailing_times(SHOWN[0], setup.shift), 0.0]
+            right = "" if setup.distilled or setup.ours else _sigmas(even)
+            yield f"sigmas of {SHOWN[0]} steps", _sigmas(path), right
+        yield "passed by the pipeline", "sigmas" if setup.passes_sigmas else "the number of steps", ""
+        numbers = len(self.steps_tried) or "no"
+        yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
+
+
+def _sigmas(path: Iterable[float]) -> str:
+    return ", ".join(f"{s:.3g}" for s in path)
 
 
 def _plain(value: Any) -> Any:
@@ -196,10 +243,11 @@ def _plain(value: Any) -> Any:
 
 def audited(source: Source, numbers: Sequence[int] | None = None) -> Audit:
     """The audit of a source, run for these numbers of steps."""
-    setup = set_up(source, numbers)
+    flow = of_flow_matching(source)
+    setup = set_up_flow(source, numbers) if flow else set_up(source, numbers)
     config = setup.config
-    level = noise_level(setup.sampled, -1)
-    return Audit(
+    level = setup.terminal_level
+    return (FlowAudit if flow else Audit)(
         source=source.name,
         scheduler=setup.scheduler_class.__name__,
         pipeline=source.index.get("_class_name") if source.index else None,

@@ -1,11 +1,10 @@
 """Faults of samplers, told by running them."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 
-from .finding import LOG_SIGMA, Finding, Severity, by_numbers, code, ours, takes, to_euler
+from .finding import LOG_SIGMA, Finding, Severity, by_numbers, code, listed_numbers, ours, takes, to_euler
 from .model_checks import rescaled_betas
 from .simulate import TOLERANCE, diverges_at_eta_one, wrong_noise
 from .subject import Setup
@@ -13,13 +12,6 @@ from .subject import Setup
 _DDIM = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler")
 WRONG_STEP = 0.01
 """Relative error of the spread of brightness that is a wrong step and no rounding."""
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    """A few numbers of steps, and how many there are."""
-    found = list(numbers)
-    more = f" and {len(found) - 6} more" if len(found) > 6 else ""
-    return f"n = {', '.join(map(str, found[:6]))}{more}"
 
 
 def as_published(setup: Setup) -> Severity:
@@ -74,7 +66,7 @@ def log_sigma_spacing(setup: Setup) -> Finding | None:
     if not names or not setup.zero_snr:
         return None
     failing = sorted({*setup.missing, *(run.num_inference_steps for run in setup.runs if run.error is not None)})
-    where = f", and fails at {_listed(failing)}" if failing else ""
+    where = f", and fails at {listed_numbers(failing)}" if failing else ""
     fix = dict.fromkeys(names, False)
     what = f"{' and '.join(names)} spaces steps in log sigma, which is infinite at zero SNR{where}"
     return Finding("log-sigma-spacing", by_numbers(failing), what, code(setup, fix), fix, tuple(failing))
@@ -88,7 +80,7 @@ def extra_timestep(setup: Setup) -> Finding | None:
     numbers = [run.num_inference_steps for run in extra]
     worst = max((run.missed for run in extra if run.missed is not None), default=0.0)
     lost = ", which spoils the image" if worst > TOLERANCE else ""
-    what = f"stock's trailing spacing returns n + 1 timesteps, the last of them -1, at {_listed(numbers)}{lost}"
+    what = f"stock's trailing spacing returns n + 1 timesteps, the last of them -1, at {listed_numbers(numbers)}{lost}"
     remedy = f"use another n, or:\n{ours(setup)}"
     return Finding("extra-timestep", by_numbers(numbers), what, remedy, steps=tuple(numbers))
 
@@ -104,7 +96,7 @@ def step_size(setup: Setup) -> Finding | None:
     worst = max(off.values(), key=abs, default=0.0)
     what = (
         f"{setup.scheduler_class.__name__} steps to t - T // n, which is not its next timestep, and misses at "
-        f"{_listed(numbers)} (the spread of brightness by up to {worst:+.0%})"
+        f"{listed_numbers(numbers)} (the spread of brightness by up to {worst:+.0%})"
     )
     return Finding("step-size", by_numbers(numbers), what, *to_euler(setup), tuple(numbers))
 
@@ -116,7 +108,7 @@ def large_variance(setup: Setup) -> Finding | None:
     steps = tuple(setup.missing)
     what = (
         f"variance_type={setup.config['variance_type']!r} is for all T = {len(setup.trained)} steps; in fewer, the "
-        f"last one leaves noise of up to {max(setup.missing.values()):.2g}: {_listed(steps)}"
+        f"last one leaves noise of up to {max(setup.missing.values()):.2g}: {listed_numbers(steps)}"
     )
     return Finding("large-variance", "note", what, f"in fewer steps:\n{ours(setup)}", steps=steps)
 
@@ -129,10 +121,11 @@ def leaves_noise(setup: Setup) -> Finding | None:
         return None
     infinite = [n for n, missed in missing.items() if missed == math.inf]
     if infinite:
-        what = f"{setup.scheduler_class.__name__} returns NaN or infinity at {_listed(infinite)}"
+        what = f"{setup.scheduler_class.__name__} returns NaN or infinity at {listed_numbers(infinite)}"
         return Finding("not-finite", by_numbers(infinite), what, *to_euler(setup), tuple(infinite))
     worst = max(missing.values())
-    what = f"{setup.scheduler_class.__name__} misses data that is one point by up to {worst:.2g} at {_listed(missing)}"
+    name = setup.scheduler_class.__name__
+    what = f"{name} misses data that is one point by up to {worst:.2g} at {listed_numbers(missing)}"
     return Finding("leaves-noise", by_numbers(missing), what, *to_euler(setup), tuple(missing))
 
 
@@ -141,7 +134,7 @@ def crashes(setup: Setup) -> Finding | None:
     crashed = {run.num_inference_steps: run.error for run in setup.runs if run.error is not None}
     if not crashed or log_sigma_spacing(setup):
         return None
-    what = f"{setup.scheduler_class.__name__} crashes at {_listed(crashed)}: {next(iter(crashed.values()))}"
+    what = f"{setup.scheduler_class.__name__} crashes at {listed_numbers(crashed)}: {next(iter(crashed.values()))}"
     return Finding("crashes", by_numbers(crashed), what, *to_euler(setup), tuple(crashed))
 
 
@@ -152,7 +145,7 @@ def eta_one(setup: Setup) -> Finding | None:
     numbers = [n for n in setup.numbers if diverges_at_eta_one(setup.scheduler, setup.trained, n)]
     if not numbers:
         return None
-    what = f"with eta=1 the first step is NaN at {_listed(numbers)}"
+    what = f"with eta=1 the first step is NaN at {listed_numbers(numbers)}"
     remedy = f"for fresh noise at every step:\n{ours(setup, 'ZeroSNRDDPMScheduler')}"
     return Finding("eta-one", "note", what, remedy, steps=tuple(numbers))
 

@@ -8,7 +8,8 @@ brightness of latents; what the exact rule of DDIM makes of it on the same times
 import inspect
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,14 +69,42 @@ def run(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any 
         table: alpha_bar of training, shape [T].
         timesteps: the timesteps themselves instead of n.
     """
-    visited: tuple[float, ...] = ()
-    try:
+
+    def choose() -> None:
         if timesteps is None:
             scheduler.set_timesteps(num_inference_steps)
         else:
             scheduler.set_timesteps(timesteps=timesteps)
+
+    def levels() -> list[NoiseLevel]:
+        return [level_at(table, float(t)) for t in scheduler.timesteps]
+
+    return ideal_run(scheduler, num_inference_steps, choose, levels, scheduler.config.prediction_type)
+
+
+def ideal_run(
+    scheduler: Any,
+    num_inference_steps: int,
+    choose: Callable[[], None],
+    levels: Callable[[], Sequence[NoiseLevel]],
+    prediction_type: str,
+    sign: float = 1.0,
+) -> Run:
+    """Sample as a pipeline does, with an ideal network.
+
+    Args:
+        scheduler: it steps.
+        num_inference_steps: n.
+        choose: calls its `set_timesteps`.
+        levels: what the network is told at each of its timesteps then.
+        prediction_type: what the network predicts.
+        sign: -1 where it predicts the opposite.
+    """
+    visited: tuple[float, ...] = ()
+    try:
+        choose()
         visited = tuple(scheduler.timesteps.tolist())
-        x = _sampled(scheduler, table)
+        x = _sampled(scheduler, levels(), prediction_type, sign)
     except Exception as error:  # whatever a scheduler raises is what is looked for
         return Run(num_inference_steps, visited, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
     point, wide = x.flatten().tolist()
@@ -83,14 +112,13 @@ def run(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any 
     return Run(num_inference_steps, visited, missed if math.isfinite(missed) else math.inf, wide)
 
 
-def _sampled(scheduler: Any, table: Tensor) -> Tensor:
-    prediction_type = scheduler.config.prediction_type
+def _sampled(scheduler: Any, levels: Sequence[NoiseLevel], prediction_type: str, sign: float) -> Tensor:
     seeded = "generator" in inspect.signature(scheduler.step).parameters
     noise = {"generator": torch.Generator().manual_seed(0)} if seeded else {}
-    x = (_START * float(scheduler.init_noise_sigma)).reshape(1, 1, 1, 2)
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t)
-        output = ideal_output(prediction_type, seen, level_at(table, float(t)), _MEAN, _SPREAD)
+    x = (_START * float(getattr(scheduler, "init_noise_sigma", 1.0))).reshape(1, 1, 1, 2)
+    for t, level in zip(scheduler.timesteps, levels, strict=True):
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output = sign * ideal_output(prediction_type, seen, level, _MEAN, _SPREAD)
         x = scheduler.step(output, t, x, return_dict=False, **noise)[0]
     return x
 
@@ -102,9 +130,16 @@ def level_at(table: Tensor, timestep: float) -> NoiseLevel:
 
 def runs(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Run, ...]:
     """A run for each number of steps; what stock warns of on the way is no news here."""
+    with silently():
+        return tuple(run(scheduler, n, table) for n in numbers)
+
+
+@contextmanager
+def silently() -> Iterator[None]:
+    """Without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tuple(run(scheduler, n, table) for n in numbers)
+        yield
 
 
 def diverges_at_eta_one(scheduler: Any, table: Tensor, num_inference_steps: int) -> bool:

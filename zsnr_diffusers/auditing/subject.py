@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -54,6 +54,9 @@ class Setup:
     trained: Tensor
     numbers: tuple[int, ...]
 
+    flow: ClassVar[bool] = False
+    """Whether the model is of flow matching."""
+
     @cached_property
     def honours_flag(self) -> bool:
         """Whether the scheduler's schedule is the one that the config asks for."""
@@ -81,9 +84,14 @@ class Setup:
         return None if final is None else noise_level(torch.as_tensor(final).double().reshape(1), 0)
 
     @property
+    def terminal_level(self) -> NoiseLevel:
+        """The noise level at T of the schedule that the scheduler runs."""
+        return noise_level(self.sampled, -1)
+
+    @property
     def terminal_alpha(self) -> float:
         """sqrt(alpha_bar_T) of the schedule that the scheduler runs."""
-        return float(noise_level(self.sampled, -1).alpha)
+        return float(self.terminal_level.alpha)
 
     @property
     def zero_snr(self) -> bool:
@@ -143,13 +151,18 @@ class Setup:
     def visited(self) -> dict[int, tuple[float, ...]]:
         """The timesteps of each number of steps that the report shows."""
         found = {}
-        for n in _possible(self.config, SHOWN):
+        for n in possible(self.config, SHOWN):
             try:
                 self.scheduler.set_timesteps(n)
                 found[n] = tuple(self.scheduler.timesteps.tolist())
             except Exception:  # whatever it is, the runs tell
                 continue
         return found
+
+    @property
+    def places(self) -> dict[int, tuple[float, ...]]:
+        """The same as places in `trained`."""
+        return self.visited
 
 
 def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
@@ -162,7 +175,7 @@ def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
     Raises:
         ValueError: the config describes no scheduler of a variance-preserving model, or one that cannot be made.
     """
-    name, scheduler_class = _scheduler_class(source)
+    name, scheduler_class = scheduler_class_of(source)
     parameters = inspect.signature(scheduler_class.__init__).parameters
     defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
     config = {"prediction_type": "epsilon", **defaults, **source.config, **source.assigned, "_class_name": name}
@@ -177,17 +190,17 @@ def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
     if source.prediction_type is not None:
         check_prediction_type(source.prediction_type, zero_terminal_snr=False)
     scheduler = make(scheduler_class, {**config, "clip_sample": False, "thresholding": False})
-    return Setup(source, scheduler_class, config, scheduler, _table(config), _possible(config, numbers or TRIED))
+    return Setup(source, scheduler_class, config, scheduler, _table(config), possible(config, numbers or TRIED))
 
 
-def _possible(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
+def possible(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
     """Numbers of steps up to T, or up to those that a model was distilled at."""
     T, distilled = config["num_train_timesteps"], config.get("original_inference_steps")
     most = min(T, distilled) if isinstance(distilled, int) and distilled > 0 else T
     return tuple(n for n in numbers if 1 <= n <= most)
 
 
-def _scheduler_class(source: Source) -> tuple[str, Any]:
+def scheduler_class_of(source: Source) -> tuple[str, Any]:
     """The class that a pipeline's loader takes: `model_index.json` says it, and else the config."""
     if source.live is not None:
         return type(source.live).__name__, type(source.live)
@@ -207,11 +220,10 @@ def make(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: it refuses.
     """
-    accepted = inspect.signature(scheduler_class.__init__).parameters
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of algorithms that are to go
-            return scheduler_class(**{key: value for key, value in config.items() if key in accepted})
+            return scheduler_class(**_taken(scheduler_class, config))
     except ImportError:
         return None
     except Exception as error:  # stock raises whatever a wrong value leads to
@@ -219,6 +231,16 @@ def make(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"{scheduler_class.__name__} cannot be made from this config: {type(error).__name__}: {reason}"
         ) from error
+
+
+def _taken(scheduler_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(scheduler_class.__init__).parameters
+    return {key: value for key, value in config.items() if key in parameters}
+
+
+def accepted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of a class of diffusers, without what this class does not take."""
+    return {"_class_name": config["_class_name"], **_taken(getattr(diffusers, config["_class_name"]), config)}
 
 
 def _table(config: Mapping[str, Any]) -> Tensor:

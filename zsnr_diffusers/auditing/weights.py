@@ -16,7 +16,7 @@ PICTURES = 8
 
 
 def with_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, device: Any) -> Audit:
-    """The audit with what the weights tell, unless it is of a scheduler alone or of a single file.
+    """The audit with what the weights tell, unless it is of a scheduler alone, a single file or flow matching.
 
     Args:
         result: the audit of the config.
@@ -27,7 +27,7 @@ def with_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, d
         OSError, ValueError: no pipeline can be loaded, or prompts do not fit it.
     """
     found = result.setup.source
-    if not found.has_weights or _says_nothing(result):
+    if not found.has_weights or result.setup.flow or _says_nothing(result):
         return result
     pipe = found.pipeline
     if pipe is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..auditing import Audit, audit, fix
+from ..core.predictions import PREDICTION_TYPES
 from ..utils.extras import import_extra
 from ..utils.terminal import show
 from . import generation
@@ -40,7 +41,10 @@ examples:
   bright its images are:
     zsnr audit sd21-zsnr/ --deep --prompts "a night sky" "snow"
 
-verdicts: OK; misconfigured; works as published, but is not a zero-SNR model
+  flow matching, such as Stable Diffusion 3: what stock's scheduler makes of its shift, and which line is right:
+    zsnr audit stabilityai/stable-diffusion-3-medium-diffusers
+
+verdicts: OK; misconfigured; works as published, but is not a zero-SNR model, or wastes steps of a flow-matching one
 
 exit status: 0 OK, 1 either of the others, 2 wrong arguments or no such model
 """
@@ -61,7 +65,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw the SNR and the visited steps here (png, pdf, svg)")
     parser.add_argument("--revision", help="of a Hub repo: branch, tag or commit")
     known = parser.add_argument_group("what is known of the training, and goes before what the config says")
-    known.add_argument("--prediction_type", choices=("epsilon", "v_prediction", "sample"), help="what was predicted")
+    known.add_argument("--prediction_type", choices=PREDICTION_TYPES, help="what was predicted")
     known.add_argument("--zero_snr", choices=("yes", "no"), help="whether at zero terminal SNR")
     deep = parser.add_argument_group("with the weights")
     deep.add_argument("--deep", action="store_true", help="load them, and try every number of steps; takes minutes")
@@ -127,7 +131,7 @@ def _write_files(arguments: argparse.Namespace, result: Audit) -> None:
     if arguments.plot:
         from ..evaluation import plot_schedule
 
-        plot_schedule(arguments.plot, result.setup.sampled, result.setup.visited, title=result.source)
+        plot_schedule(arguments.plot, result.setup.sampled, result.setup.places, title=result.source)
     if arguments.json:
         text = json.dumps(result.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)

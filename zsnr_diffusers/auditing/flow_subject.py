@@ -1,0 +1,265 @@
+"""The scheduler of a flow-matching model, made and measured: flow times that it visits, and runs over them."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import schedulers
+from ..core import NoiseLevel
+from ..core.flow import flow_level, trailing_times
+from ..core.spacing import clean_position, position
+from ..schedulers.config import OWN_SPACING, check_types, filled_config, is_flow, own_spacing
+from ..schedulers.flow import FlowMatchScheduler
+from .simulate import Run, ideal_run, runnable, silently
+from .sources import Source
+from .subject import SHOWN, TRIED, Setup, make, possible, scheduler_class_of
+
+LOOKED_AT = range(1, 101)
+"""Numbers of steps whose flow times are looked at; that takes no run."""
+
+_OWN_SIGMAS = "np.linspace(1"
+"""How pipelines of diffusers make the sigmas 1, (n - 1) / n, ..., 1 / n that they pass on."""
+
+
+@dataclass(frozen=True)
+class FlowSetup(Setup):
+    """What the config of a flow-matching model makes.
+
+    `trained` is alpha_bar of flow times 1 / T, ..., 1, as variance-preserving levels of the same signal-to-noise
+    ratio, and `prediction_type` may be what the class knows alone.
+    """
+
+    flow = True
+
+    @property
+    def in_flow_time(self) -> bool:
+        """Whether the config is of flow matching, and not only the model."""
+        return is_flow(self.config)
+
+    @cached_property
+    def pipeline_class(self) -> Any:
+        """Of the pipeline; None for a scheduler alone, and where diffusers has no such class."""
+        name = self.source.index.get("_class_name")
+        return getattr(diffusers, name, None) if isinstance(name, str) else None
+
+    @cached_property
+    def asked_of(self) -> str:
+        """The code of the pipeline, to see what it asks of its scheduler."""
+        try:
+            return "" if self.pipeline_class is None else inspect.getsource(self.pipeline_class)
+        except (OSError, TypeError):  # no source beside it
+            return ""
+
+    @property
+    def passes_sigmas(self) -> bool:
+        """Whether the pipeline passes flow times of its own, evenly spaced; others pass their number alone."""
+        return _OWN_SIGMAS in self.asked_of
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the model was distilled at flow times of its own, as far as the config says."""
+        return bool(self.config.get("stochastic_sampling")) or "scale_factors" in self.config
+
+    @property
+    def may_be_distilled(self) -> bool:
+        """Whether it may have been: models such as Flux schnell have no shift, but others have none either."""
+        return self.distilled or (self.shift == 1 and not self.config.get("use_dynamic_shifting"))
+
+    @property
+    def shift(self) -> float:
+        """Of the flow times."""
+        return float(self.config.get("flow_shift", self.config.get("shift", 1.0)))
+
+    @property
+    def ours(self) -> bool:
+        """Whether the scheduler is of this package."""
+        return issubclass(self.scheduler_class, FlowMatchScheduler)
+
+    # -- what it visits
+
+    def choose_steps(self, num_inference_steps: int) -> None:
+        """Call `set_timesteps` as the pipeline does."""
+        dynamic = bool(self.config.get("use_dynamic_shifting"))
+        mu = {"mu": float(self.config.get("max_shift") or 1.0)} if dynamic else {}
+        if self.passes_sigmas:
+            self.scheduler.set_timesteps(sigmas=np.array(trailing_times(num_inference_steps)), **mu)
+        else:
+            self.scheduler.set_timesteps(num_inference_steps, **mu)
+
+    @property
+    def levels(self) -> list[float]:
+        """Flow times of the steps that are chosen, and where the last one ends."""
+        sigmas = self.scheduler.sigmas.double().tolist()
+        return [1 - s for s in sigmas] if self.config.get("invert_sigmas") else list(sigmas)
+
+    @property
+    def order(self) -> int:
+        """Calls of the network for each step."""
+        return int(getattr(self.scheduler, "order", 1))
+
+    @cached_property
+    def paths(self) -> dict[int, tuple[float, ...]]:
+        """The flow times of each of `LOOKED_AT`, with that where the last step ends; none where it raises."""
+        if self.not_run is not None:
+            return {}
+        found = {}
+        for n in possible(self.config, [*LOOKED_AT]):
+            try:
+                with silently():
+                    self.choose_steps(n)
+                    levels = self.levels
+            except Exception:  # whatever it is, the runs tell
+                continue
+            found[n] = tuple(levels if self.order == 1 else [levels[0], *levels[1 :: self.order]])
+        return found
+
+    @property
+    def sound(self) -> dict[int, tuple[float, ...]]:
+        """Those of them that decrease strictly, as many as were asked for."""
+        return {
+            n: path
+            for n, path in self.paths.items()
+            if len(path) == n + 1 and all(math.isfinite(s) for s in path) and all(a > b for a, b in pairwise(path))
+        }
+
+    @cached_property
+    def visited(self) -> dict[int, tuple[float, ...]]:
+        """The timesteps of each number of steps that the report shows."""
+        found = {}
+        for n in possible(self.config, SHOWN) if self.not_run is None else ():
+            if n in self.paths:
+                with silently():
+                    self.choose_steps(n)
+                found[n] = tuple(self.scheduler.timesteps.double().tolist())
+        return found
+
+    @property
+    def places(self) -> dict[int, tuple[float, ...]]:
+        """The same as places in `trained`."""
+        T, inverted = len(self.trained), self.config.get("invert_sigmas")
+        return {n: tuple((T - t if inverted else t) - 1 for t in timesteps) for n, timesteps in self.visited.items()}
+
+    @property
+    def first_timesteps(self) -> tuple[tuple[int, float], ...]:
+        """Pairs of a number of steps that the report shows and the noisiest timestep; of Mochi that is 0."""
+        noisiest = min if self.config.get("invert_sigmas") else max
+        return tuple((n, noisiest(timesteps)) for n, timesteps in self.visited.items())
+
+    # -- how it ends
+
+    @property
+    def sampled(self) -> Tensor:
+        """alpha_bar of training: sampling has the same levels."""
+        return self.trained
+
+    @property
+    def terminal_level(self) -> NoiseLevel:
+        """Where sampling begins."""
+        path = next((self.paths[n] for n in SHOWN if n in self.paths), (1.0,))
+        return flow_level(torch.tensor(path[0], dtype=torch.float64))
+
+    @property
+    def final_level(self) -> NoiseLevel | None:
+        """Where sampling ends; None where that is not known."""
+        path = next((self.paths[n] for n in SHOWN if n in self.paths), None)
+        return None if path is None else flow_level(torch.tensor(path[-1], dtype=torch.float64))
+
+    @property
+    def has_no_ideal(self) -> bool:
+        """There always is one."""
+        return False
+
+    @property
+    def not_run(self) -> str | None:
+        """Why the scheduler is not run; None if it is."""
+        if not self.in_flow_time:
+            return "it has betas, and the model is of flow matching"
+        if not (self.config.get("use_flow_sigmas") or self.scheduler_class.__name__.startswith("FlowMatch")):
+            return "it is for its own pipeline alone"
+        return runnable(self.scheduler)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """A run for each number of steps, with a network that is told the flow time of the sample itself."""
+        if self.not_run is not None:
+            return ()
+        with silently():
+            return tuple(self._run(n) for n in self.numbers)
+
+    def _run(self, num_inference_steps: int) -> Run:
+        sign = -1.0 if self.config.get("invert_sigmas") else 1.0
+
+        def levels() -> list[NoiseLevel]:
+            return [flow_level(s) for s in self.levels[:-1]]
+
+        return ideal_run(
+            self.scheduler,
+            num_inference_steps,
+            choose=lambda: self.choose_steps(num_inference_steps),
+            levels=levels,
+            prediction_type=self.config["prediction_type"],
+            sign=sign,
+        )
+
+    @property
+    def regular(self) -> tuple[Run, ...]:
+        """Runs that came to an end."""
+        return tuple(run for run in self.runs if run.missed is not None)
+
+
+def share_of_last_step(path: Sequence[float]) -> float:
+    """What the last step does of the way from noise to data, as a multiple of an even share of n steps.
+
+    Measured in `position`: what a network has yet to say there, averaged over Gaussian data of all scales.
+    """
+    s = path[-2]
+    come = float(position(torch.tensor((1 - s) / s, dtype=torch.float64))) / clean_position()
+    return (1 - come) * (len(path) - 1)
+
+
+def of_flow_matching(source: Source) -> bool:
+    """Whether a source is of a model of flow matching, by its scheduler or by what is known of it.
+
+    Raises:
+        ValueError: it names no scheduler.
+    """
+    config = {**source.config, "_class_name": scheduler_class_of(source)[0]}
+    return source.prediction_type == "flow_prediction" or is_flow(filled_config(config))
+
+
+def set_up_flow(source: Source, numbers: Sequence[int] | None = None) -> FlowSetup:
+    """Make the scheduler that a source describes, of a flow-matching model.
+
+    Args:
+        source: from `read_source`.
+        numbers: of steps, to run; those above T are left out.
+
+    Raises:
+        ValueError: the config describes no scheduler, or one that cannot be made.
+    """
+    name, cls = scheduler_class_of(source)
+    parameters = inspect.signature(cls.__init__).parameters
+    defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
+    config: dict[str, Any] = {
+        "prediction_type": "flow_prediction",
+        "num_train_timesteps": 1000,
+        **defaults,
+        **source.config,
+        **source.assigned,
+        "_class_name": name,
+    }
+    if OWN_SPACING in config or hasattr(schedulers, name):
+        config["timestep_spacing"] = own_spacing(config)
+    check_types(config, defaults)
+    s = torch.arange(1, config["num_train_timesteps"] + 1, dtype=torch.float64) / config["num_train_timesteps"]
+    trained = (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+    return FlowSetup(source, cls, config, make(cls, config), trained, possible(config, numbers or TRIED))
