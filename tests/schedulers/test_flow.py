@@ -223,6 +223,25 @@ def test_what_a_pipeline_passes_by_itself_is_a_number_of_steps():
     assert scheduler.sigmas[:-1].tolist() == pytest.approx(kappa_times(6))
 
 
+def test_a_rounded_timestep_is_the_nearest():
+    """SkyReelsV2DiffusionForcingPipeline keeps them as whole numbers."""
+    scheduler = FlowMatchMultistepScheduler()
+    scheduler.set_timesteps(6)
+    for index, t in enumerate(scheduler.timesteps):
+        assert scheduler.index_for_timestep(int(t)) == index
+    with pytest.raises(ValueError, match="timestep 3 is not among the 6"):
+        scheduler.index_for_timestep(3)
+
+
+def test_dynamic_shifting_needs_no_mu_where_the_spacing_needs_no_shift():
+    """BriaPipeline passes it to schedulers of stock's class alone."""
+    scheduler = FlowMatchMultistepScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=trailing_times(5))
+    assert scheduler.sigmas[:-1].tolist() == pytest.approx(kappa_times(5))
+    with pytest.raises(ValueError, match="use_dynamic_shifting=True: pass mu"):
+        scheduler.set_timesteps(sigmas=[1.0, 0.3])
+
+
 def test_what_a_caller_asks_for_is_taken_and_shifted_as_stock_does():
     scheduler = FlowMatchMultistepScheduler(shift=3.0)
     scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2])

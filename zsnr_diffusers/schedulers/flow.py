@@ -209,7 +209,7 @@ class FlowMatchScheduler(PathSampler):
                 )
             return self.shift
         if mu is None:
-            if own_spacing(self.config) == "kappa" and given is None:
+            if own_spacing(self.config) == "kappa" and (given is None or is_stock_spacing(given)):
                 return 1.0
             raise ValueError("The config has use_dynamic_shifting=True: pass mu, the shift of this size of image.")
         return shift_of_resolution(mu, self.config["time_shift_type"])
@@ -236,6 +236,16 @@ class FlowMatchScheduler(PathSampler):
         self.sigmas = (1 - sigmas if inverted else sigmas).float()
         if inverted:
             self._x_0_factors = [(a, -b) for a, b in self._x_0_factors]
+
+    def _index(self, timestep: float | Tensor) -> int:
+        """Place of a timestep; one that a pipeline has rounded to a whole number is taken for the nearest."""
+        try:
+            return super()._index(timestep)
+        except ValueError:
+            near = [index for told, index in self._index_of.items() if abs(told - float(timestep)) < 1]
+            if len(near) != 1:
+                raise
+            return near[0]
 
     def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
         """Place of a timestep in `timesteps`."""
