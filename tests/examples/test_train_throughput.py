@@ -1,6 +1,8 @@
 import re
 
 import pytest
+import throughput_loops as loops
+import throughput_models as models
 import torch
 import train_throughput as bench
 from landscapes import make_landscapes
@@ -13,7 +15,7 @@ TINY = ["--size", "tiny", "--images", "8", "--batch_size", "2", "--rounds", "1",
 def test_prints_speed_shares_and_memory_and_draws(tmp_path, capsys):
     contestants = bench.main([*TINY, "--peak_tflops", "0.001", "--plot", str(tmp_path / "shares.png")])
     text = capsys.readouterr().out
-    flops = bench.gigaflops(bench.MODELS["tiny"][1](), 16)["UNet forward + backward"]
+    flops = models.gigaflops(models.MODELS["tiny"][1](), 16)["UNet forward + backward"]
     assert [one.name for one in contestants] == [bench.PLAIN, bench.ONLINE, bench.CACHED]
     for one in contestants:
         speed, ratio, mfu = re.search(rf"{one.name} +([\d.]+) +([\d.]+)x .* ([\d.]+)%\n", text).groups()
@@ -34,18 +36,18 @@ def test_both_loops_compute_the_same_loss(tmp_path):
     """Of the same inputs; float32 keeps seven digits."""
     args = bench.parse_arguments(TINY)
     data, base = make_landscapes(tmp_path / "data", 8, 16), tmp_path / "base"
-    pipe = bench.MODELS["tiny"][1]()
+    pipe = models.MODELS["tiny"][1]()
     pipe.save_pretrained(base)
-    pixels, ids = next(bench.plain_batches(pipe.tokenizer, data, args))
-    plain = bench.plain_loss(
-        *(pipe.vae, pipe.text_encoder, pipe.unet.train(), bench.stock_scheduler(pipe), pixels, ids),
-        *(bench.Stopwatch(torch.device("cpu")), torch.Generator().manual_seed(0)),
+    pixels, ids = next(loops.plain_batches(pipe.tokenizer, data, args))
+    plain = loops.plain_loss(
+        *(pipe.vae, pipe.text_encoder, pipe.unet.train(), loops.stock_scheduler(pipe), pixels, ids),
+        *(loops.Stopwatch(torch.device("cpu")), torch.Generator().manual_seed(0)),
     )
     draw = torch.Generator().manual_seed(0)
     batch = {"pixel_values": pixels, "input_ids": ids}
     batch |= {name: torch.randn(2, 4, 4, 4, generator=draw) for name in ("posterior_noise", "noise")}
     batch["timestep"] = torch.randint(1000, (2,), generator=draw)
-    run = bench.our_run(base, data, args, "none")
+    run = loops.our_run(base, data, args, "none")
     assert run._losses(batch).mean().item() == pytest.approx(plain.item(), rel=1e-5)
     batch["timestep"] = batch["timestep"] // 2
     assert run._losses(batch).mean().item() != pytest.approx(plain.item(), rel=1e-5)
@@ -55,20 +57,20 @@ def test_both_loops_compute_the_same_loss(tmp_path):
 def test_the_shape_of_stable_diffusion_and_its_operations():
     """A layer of the text encoder: four projections, two of the perceptron, and the attention, each twice."""
     with torch.device("meta"):
-        pipe = bench.build_sd21()
+        pipe = models.build_sd21()
     assert sum(p.numel() for p in pipe.unet.parameters()) == 865_910_724  # as published
     tokens, width = 77, 1024
     layer = 2 * (tokens * (4 * width**2 + 2 * 4 * width**2) + 2 * tokens**2 * width)
-    assert bench.gigaflops(pipe, 64)["text encoder"] == pytest.approx(23 * layer / 1e9)
+    assert models.gigaflops(pipe, 64)["text encoder"] == pytest.approx(23 * layer / 1e9)
 
 
 def test_options_of_the_trainer_reach_it(tmp_path, monkeypatch):
     args = bench.parse_arguments([*TINY, "--channels_last"])
     data, base = make_landscapes(tmp_path / "data", 8, 16), tmp_path / "base"
-    bench.MODELS["tiny"][1]().save_pretrained(base)
-    run = bench.our_run(base, data, args, "none")
+    models.MODELS["tiny"][1]().save_pretrained(base)
+    run = loops.our_run(base, data, args, "none")
     assert run.task.config.channels_last
-    assert {name: getattr(run.task.config, name) for name in bench.SPEED[1:]} == {
+    assert {name: getattr(run.task.config, name) for name in loops.SPEED[1:]} == {
         "compile": "none",
         "use_8bit_adam": False,
         "allow_tf32": False,
