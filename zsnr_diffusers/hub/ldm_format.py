@@ -52,7 +52,7 @@ def original_checkpoint(pipe: Any) -> dict[str, Tensor]:
     checkpoint = {key: _as_convolution(key, tensor) for key, tensor in checkpoint.items()}
     for prefix, encoder in texts.items():
         weights = _text_weights(encoder)
-        checkpoint |= (_open_clip if prefix == layout.open_clip else _clip)(weights, prefix)
+        checkpoint |= (_open_clip_keys if prefix == layout.open_clip else _clip_keys)(weights, prefix)
 
     _check_led_back("unet", unet, stock.convert_ldm_unet_checkpoint(dict(checkpoint), pipe.unet.config))
     _check_led_back("vae", vae, stock.convert_ldm_vae_checkpoint(dict(checkpoint), pipe.vae.config))
@@ -181,11 +181,11 @@ def _as_convolution(key: str, tensor: Tensor) -> Tensor:
 # -- text encoders
 
 
-def _clip(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _clip_keys(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + key: tensor for key, tensor in weights.items()}
 
 
-def _open_clip(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _open_clip_keys(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """OpenCLIP's text encoder: queries, keys and values in one matrix, the projection transposed."""
     tables = stock.DIFFUSERS_TO_LDM_MAPPING["openclip"]
     checkpoint: dict[str, Tensor] = {}

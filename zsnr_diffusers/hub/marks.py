@@ -75,17 +75,17 @@ def _architecture(name: str) -> str | None:
 
 
 def _plain_claim(data: Mapping[str, str]) -> Claim:
-    switches = [value for key in _ZERO_SNR if (value := _switch(data.get(key))) is not None]
+    switches = [value for key in _ZERO_SNR if (value := _flag_of_metadata(data.get(key))) is not None]
     return Claim("metadata", prediction(data.get("prediction_type")), next(iter(switches), None))
 
 
-def _switch(value: Any) -> bool | None:
+def _flag_of_metadata(value: Any) -> bool | None:
     return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
 
 
 def _kohya_claim(data: Mapping[str, str]) -> Claim:
     """sd-scripts tell v by the version of the base, and in ModelSpec's metadata; others by a key of kohya's style."""
-    said = {key for key, value in data.items() if _switch(value)}
+    said = {key for key, value in data.items() if _flag_of_metadata(value)}
     v_prediction = data.get("ss_base_model_version", "").endswith("_v") or "ss_v_parameterization" in said
     return Claim(
         "kohya's metadata",
@@ -141,7 +141,7 @@ def original_config_claim(config: Any) -> Claim:
     scaling = _inside(denoiser, "scaling_config", "target")
     levels = str(_inside(denoiser, "discretization_config", "target"))
     said = prediction(parameters.get("parameterization")) or _SCALINGS.get(str(scaling).rpartition(".")[2])
-    switches = [value for key in _ZERO_SNR if (value := _switch(parameters.get(key))) is not None]
+    switches = [value for key in _ZERO_SNR if (value := _flag_of_metadata(parameters.get(key))) is not None]
     return Claim(name, said, True if "ZeroSNR" in levels else next(iter(switches), None))
 
 

@@ -170,7 +170,7 @@ def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
 
 
-def _name(config: Mapping[str, Any]) -> str:
+def _class_of(config: Mapping[str, Any]) -> str:
     return str(config.get("_class_name", "This config"))
 
 
@@ -180,7 +180,7 @@ def filled_config(config: Mapping[str, Any]) -> dict[str, Any]:
     A file may omit what its class has a default for, and stock's classes differ in theirs (LCM's betas are not
     DDIM's).
     """
-    stock = getattr(diffusers, _name(config), None)
+    stock = getattr(diffusers, _class_of(config), None)
     return dict(config) if stock is None else with_defaults(config, stock)
 
 
@@ -194,22 +194,24 @@ def check_variance_preserving(config: Mapping[str, Any]) -> None:
     foreign = {key for key in config if not key.startswith("_")} - {*MODEL_FACTS, *_OUR_CHOICES}
     if is_flow(config) and "beta_schedule" not in config:
         raise ValueError(
-            f"{_name(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler samples it."
+            f"{_class_of(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler samples "
+            "it."
         )
     if foreign and "beta_schedule" not in config:
         raise ValueError(
-            f"{_name(config)} has no betas: it is of no variance-preserving schedule, and only these reach zero SNR."
+            f"{_class_of(config)} has no betas: it is of no variance-preserving schedule, and only these reach zero "
+            "SNR."
         )
     for key, (values, reason) in _OTHER_MODELS.items():
         if config.get(key) in values:
-            raise ValueError(f"{_name(config)} has {key}={config[key]!r}: {reason}.")
+            raise ValueError(f"{_class_of(config)} has {key}={config[key]!r}: {reason}.")
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a config is of a flow-matching model; one in memory does not name its class."""
     shifted = "beta_schedule" not in config and "shift" in config
     said = bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
-    return shifted or said or "FlowMatch" in _name(config)
+    return shifted or said or "FlowMatch" in _class_of(config)
 
 
 def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,8 +222,8 @@ def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not is_flow(config):
         raise ValueError(
-            f"{_name(config)} is of no flow-matching model; ZeroSNRMultistepScheduler.from_config takes it if it has "
-            "betas. Of a network that was trained on to flow matching, pass prediction_type='flow_prediction'."
+            f"{_class_of(config)} is of no flow-matching model; ZeroSNRMultistepScheduler.from_config takes it if it "
+            "has betas. Of a network that was trained on to flow matching, pass prediction_type='flow_prediction'."
         )
     filled = filled_config(config)
     kept = {key: filled[key] for key in FLOW_FACTS if key in filled}
@@ -233,7 +235,7 @@ def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["timestep_spacing"] = "trailing"
     for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
         if filled.get(key):
-            logger.warning(f"{key}={filled[key]} of {_name(config)} is left out: steps are spaced as ours are.")
+            logger.warning(f"{key}={filled[key]} of {_class_of(config)} is left out: steps are spaced as ours are.")
     return kept
 
 
@@ -258,7 +260,7 @@ def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FAC
     kept = [key for key, values in _FACTS_OF_SOME.items() if key in accepted and config.get(key) in values]
     for key, (values, reason) in _OTHER_SAMPLERS.items():
         if config.get(key) in values and key not in kept:
-            logger.warning(f"{_name(config)}: {key}={config[key]!r} is not carried over: {reason}.")
+            logger.warning(f"{_class_of(config)}: {key}={config[key]!r} is not carried over: {reason}.")
     return {key: config[key] for key in (*MODEL_FACTS, *kept) if key in config and key in accepted}
 
 
@@ -284,7 +286,7 @@ def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         else:
             continue
         if not right:
-            raise ValueError(f"{_name(config)}: {key}={value!r} must be {wanted}.")
+            raise ValueError(f"{_class_of(config)}: {key}={value!r} must be {wanted}.")
     T, betas = config.get("num_train_timesteps", 1), config.get("trained_betas")
     if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
         raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")

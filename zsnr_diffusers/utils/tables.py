@@ -87,9 +87,9 @@ class Table:
         """Aligned columns."""
         lines = [self.head, *self.rows] if self.head else self.rows
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(self.indent + self._line(cells, widths).rstrip() for cells in lines)
+        return "\n".join(self.indent + self._row_as_text(cells, widths).rstrip() for cells in lines)
 
-    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+    def _row_as_text(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         return "  ".join(f"{cell:{side}{n}}" for cell, side, n in zip(cells, self.align, widths, strict=True))
 
 

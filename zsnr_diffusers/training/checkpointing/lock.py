@@ -59,7 +59,7 @@ def _lock(file: Path) -> Callable[[], None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _in_use(file, holder) from None
             return _claim(file)
-        if _is_at(stream, file):
+        if _is_the_lock_file(stream, file):
             break
         stream.close()  # the holder before us removed it between our two steps
     stream.truncate(0)
@@ -96,7 +96,7 @@ def _in_use(file: Path, holder: str) -> ValueError:
     )
 
 
-def _is_at(stream: IO[str], file: Path) -> bool:
+def _is_the_lock_file(stream: IO[str], file: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(stream.fileno()), file.stat())
     except FileNotFoundError:
