@@ -5,6 +5,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -13,6 +14,9 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of ours
+hypothesis.settings.load_profile("untimed")
 
 CASES, MOST_CASES = 5, 9
 """Of a parametrized test, how many cases a plain run has, and how many `.ci/run`; the others are slow."""

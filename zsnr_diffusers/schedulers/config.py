@@ -194,8 +194,8 @@ def check_variance_preserving(config: Mapping[str, Any]) -> None:
     foreign = {key for key in config if not key.startswith("_")} - {*MODEL_FACTS, *_OUR_CHOICES}
     if is_flow(config) and "beta_schedule" not in config:
         raise ValueError(
-            f"{_class_of(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler samples "
-            "it."
+            f"{_class_of(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler "
+            "samples it."
         )
     if foreign and "beta_schedule" not in config:
         raise ValueError(
