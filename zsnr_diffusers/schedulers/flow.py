@@ -297,9 +297,9 @@ class FlowMatchScheduler(PathSampler):
     def _with_cleaner_tokens(
         self, previous: Tensor, model_output: Tensor, timestep: float | Tensor, sample: Tensor, tokens: Tensor
     ) -> Tensor:
-        times = (tokens.double() / len(self)).to(sample.device)
+        times = tokens.to(sample.device, torch.float32) / len(self)  # MPS has no float64
         now = self.sigmas[self._index(timestep)].item()
-        levels = self.sigmas.double().to(sample.device)[:, None, None]
+        levels = self.sigmas.to(sample.device)[:, None, None]
         below = torch.where(levels < times - 1e-6, levels, 0.0).amax(dim=0)
         wide = compute_dtype(sample.dtype)
         moved = sample.to(wide) + (below - times)[..., None].to(wide) * model_output.to(wide)
