@@ -37,7 +37,6 @@ _COMPONENTS: dict[str, Any] = {
 
 # HiDream
 
-
 # All texts are padded to the same length.
 _clip = partial(projecting_text_encoder, max_position_embeddings=32)
 _clip_tokenizer = partial(tokenizer, max_length=32)

@@ -11,7 +11,6 @@ import numpy as np
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from .language import t5_encoder, t5_tokenizer
 from .parts import ARGUMENTS, SIZE, Small, given, pil_picture, right_half, small, vae
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -122,9 +121,6 @@ def pil_mask(size: int = SIZE) -> Image.Image:
     """The right half, for whoever wants a PIL image."""
     return Image.fromarray((right_half(size)[0, 0].numpy() * 255).astype(np.uint8))
 
-
-CLIP_AND_T5: dict[str, Any] = {"text_encoder_2": t5_encoder, "tokenizer_2": t5_tokenizer}
-"""Beside CLIP, as Flux has them."""
 
 FLOW_ARGUMENTS: dict[str, Any] = {
     **ARGUMENTS,

@@ -5,12 +5,12 @@ from typing import Any
 
 import diffusers
 
-from .flow_parts import CLIP_AND_T5, NEGATIVE_PROMPT, flow, shifted_by_size, sixteen_channel_vae
-from .language import TEXT_WIDTH
+from .flow_parts import NEGATIVE_PROMPT, flow, shifted_by_size, sixteen_channel_vae
+from .language import TEXT_WIDTH, t5_encoder, t5_tokenizer
 from .parts import SIZE, WIDTH, Small, pil_picture, text_encoder, tokenizer
 
 _SHAPE: dict[str, Any] = {
-    "in_channels": 64,
+    "in_channels": 64,  # 16 of latents, in patches of 2 x 2
     "num_layers": 1,
     "num_single_layers": 1,
     "attention_head_dim": 16,
@@ -22,8 +22,7 @@ _SHAPE: dict[str, Any] = {
 }
 
 
-def flux_transformer(**changes: Any) -> Any:
-    """Of latents in patches of 2 x 2."""
+def _transformer(**changes: Any) -> Any:
     return diffusers.FluxTransformer2DModel(**{**_SHAPE, **changes})
 
 
@@ -31,21 +30,23 @@ def _controlnet() -> Any:
     return diffusers.FluxControlNetModel(**_SHAPE)
 
 
-FLUX_COMPONENTS: dict[str, Any] = {
-    "transformer": flux_transformer,
+_COMPONENTS: dict[str, Any] = {
+    "transformer": _transformer,
     "scheduler": shifted_by_size,
     "vae": sixteen_channel_vae,
     "text_encoder": text_encoder,
     "tokenizer": tokenizer,
-    **CLIP_AND_T5,
+    "text_encoder_2": t5_encoder,
+    "tokenizer_2": t5_tokenizer,
     "image_encoder": None,
+    "controlnet": _controlnet,
+    "resolution": SIZE,
 }
-"""Of Flux.1 dev."""
 
 
 # Beside the latents: those of an image to follow; those of what is kept, with the pixels of a mask
-_CONTROLLED = partial(flux_transformer, in_channels=128, out_channels=64)
-_FILLING = partial(flux_transformer, in_channels=64 + 64 + 64, out_channels=64)
+_CONTROLLED = partial(_transformer, in_channels=128, out_channels=64)
+_FILLING = partial(_transformer, in_channels=64 + 64 + 64, out_channels=64)
 
 _NOTHING: dict[str, Any] = {}
 
@@ -63,14 +64,13 @@ _EXAMPLES: dict[str, Any] = {
 }
 
 
-def _plain(name: str, transformer: Any = flux_transformer, changes: Any = _NOTHING, /, **arguments: Any) -> Small:
-    components = {**FLUX_COMPONENTS, "transformer": transformer, "controlnet": _controlnet, "resolution": SIZE}
-    return flow(name, {**components, **changes}, arguments, guidance="none")
+def _plain(name: str, transformer: Any = _transformer, changes: Any = _NOTHING, /, **arguments: Any) -> Small:
+    return flow(name, {**_COMPONENTS, "transformer": transformer, **changes}, arguments, guidance="none")
 
 
 def _guided(name: str, /, **arguments: Any) -> Small:
     second = {"negative_prompt": NEGATIVE_PROMPT, "true_cfg_scale": 4.0}
-    return flow(name, {**FLUX_COMPONENTS, "controlnet": _controlnet}, {**second, **arguments}, guidance="separate")
+    return flow(name, _COMPONENTS, {**second, **arguments}, guidance="separate")
 
 
 PIPELINES: dict[str, Small] = {

@@ -9,7 +9,7 @@ import transformers
 
 from .flow_parts import FRAMES, NEGATIVE_PROMPT, flow, flow_scheduler, sixteen_channel_vae
 from .language import TEXT_WIDTH, byte_tokenizer, decoder_config, qwen2_vl, t5_config
-from .parts import LATENT_SIZE, Small, picture, pil_picture, right_half
+from .parts import LATENT_SIZE, Small, certain, picture, pil_picture, right_half
 
 _LINEAR = partial(
     flow_scheduler,
@@ -127,7 +127,7 @@ PIPELINES: dict[str, Small] = {
     "CogView4Pipeline": flow("CogView4Pipeline", _COGVIEW, guidance="separate"),
     "CogView4ControlPipeline": flow(
         "CogView4ControlPipeline",
-        {**_COGVIEW, "transformer": partial(_cog_transformer, 32)},
+        {**_COGVIEW, "transformer": partial(_cog_transformer, 32), "vae": lambda: certain(sixteen_channel_vae())},
         {"control_image": pil_picture},
         guidance="separate",
     ),
@@ -135,7 +135,7 @@ PIPELINES: dict[str, Small] = {
     "EasyAnimatePipeline": _animate("EasyAnimatePipeline", _ANIMATE, _NEGATIVE),
     "EasyAnimateInpaintPipeline": _animate(
         "EasyAnimateInpaintPipeline",
-        {**_ANIMATE, "transformer": partial(_animate_transformer, 33)},
+        {**_ANIMATE, "transformer": partial(_animate_transformer, 33), "vae": lambda: certain(_animate_vae())},
         {**_NEGATIVE, "video": _still, "mask_video": _still_mask},
     ),
 }

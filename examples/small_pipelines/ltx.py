@@ -1,4 +1,4 @@
-"""LTX-Video: latents of few pixels' number, and videos made from images, at any place, or longer than the network."""
+"""LTX-Video: one latent for many pixels; videos of images at any place, and longer ones than the network is for."""
 
 from functools import partial
 from typing import Any
@@ -10,13 +10,13 @@ from .flow_parts import flow, flow_scheduler
 from .language import TEXT_WIDTH, t5_encoder, t5_tokenizer
 from .parts import Small, pil_picture
 
-LATENT_CHANNELS = 8
+_CHANNELS = 8
 
 
 def _transformer() -> Any:
     return diffusers.LTXVideoTransformer3DModel(
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=_CHANNELS,
+        out_channels=_CHANNELS,
         num_attention_heads=2,
         attention_head_dim=8,
         cross_attention_dim=16,
@@ -27,7 +27,7 @@ def _transformer() -> Any:
 
 def _vae() -> Any:
     return diffusers.AutoencoderKLLTXVideo(
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=_CHANNELS,
         block_out_channels=(8, 8),
         down_block_types=("LTXVideoDownBlock3D",) * 2,
         decoder_block_out_channels=(8, 8),
@@ -52,7 +52,7 @@ LTX_SCHEDULER = partial(
     max_image_seq_len=4096,
     shift_terminal=0.1,
 )
-"""Shifted by the number of latents; its last step but the end is at 0.1."""
+"""Shifted by the number of latents; the last one before the end is 0.1."""
 
 _COMPONENTS: dict[str, Any] = {
     "transformer": _transformer,

@@ -57,7 +57,7 @@ class Small(NamedTuple):
     updates: int = 1
     """How often `step` of the scheduler, or of copies of it, is called in each step."""
     guidance: str = "stacked"
-    """`stacked`, both predictions of one call; `separate`, of calls of their own; `none`, a call does not guide."""
+    """`stacked`, the predictions of one call; `separate`, of calls of their own; `none`, a call does not guide."""
     steps: Callable[[int], int] = int
     """How many steps are taken where so many are asked for."""
     ask: Callable[[int], dict[str, Any]] = lambda number: {"num_inference_steps": number}
@@ -105,6 +105,20 @@ def given(
 def class_of(component: str, pipeline: str) -> Callable[..., Any]:
     """What a pipeline, given by its name, wants a component to be; for classes whose module moves between versions."""
     return inspect.signature(getattr(diffusers, pipeline)).parameters[component].annotation
+
+
+def certain(network: Any) -> Any:
+    """An autoencoder without chance, for pipelines that draw from what it encodes, but not by their generator."""
+    encode = network.encode
+
+    def encode_for_certain(pictures: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        encoded = encode(pictures, *args, **kwargs)
+        distribution = encoded[0] if isinstance(encoded, tuple) else encoded.latent_dist
+        distribution.sample = lambda generator=None: distribution.mode()
+        return encoded
+
+    network.encode = encode_for_certain
+    return network
 
 
 # What is random in them comes from torch's global generator, which `small` seeds.

@@ -53,15 +53,13 @@ _COMPONENTS: dict[str, Any] = {
 }
 
 # What is edited is enlarged to a million pixels, whatever its size, so there must be few latents of so many.
-_SIDE = 1024
 _EDITING: dict[str, Any] = {**_COMPONENTS, "vae": partial(qwen_vae, levels=6, base_dim=2, num_res_blocks=0)}
 
 _LAYERED: dict[str, Any] = {
     **_EDITING,
     "transformer": partial(_transformer, use_additional_t_cond=True, use_layer3d_rope=True),
-    "vae": partial(
-        qwen_vae, levels=6, base_dim=2, num_res_blocks=0, input_channels=4
-    ),  # the fourth is what shows through
+    # The fourth channel says what shows through.
+    "vae": partial(qwen_vae, levels=6, base_dim=2, num_res_blocks=0, input_channels=4),
 }
 
 _ARGUMENTS: dict[str, Any] = {
@@ -76,7 +74,7 @@ def _qwen(name: str, components: dict[str, Any] = _COMPONENTS, /, **arguments: A
     return flow(name, components, {**_ARGUMENTS, **arguments}, guidance="separate")
 
 
-_edit = partial(_qwen, height=_SIDE, width=_SIDE)
+_edit = partial(_qwen, height=1024, width=1024)
 
 PIPELINES: dict[str, Small] = {
     **{name: _qwen(name) for name in ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")},

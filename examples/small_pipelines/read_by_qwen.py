@@ -8,7 +8,7 @@ import torch
 
 from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler, shifted_by_size, sixteen_channel_vae
 from .language import TEXT_WIDTH, SeeingProcessor, byte_tokenizer, qwen2_5_vl, qwen3_vl
-from .parts import Small, pil_picture
+from .parts import Small, certain, pil_picture
 from .qwen_image import QWEN_SCHEDULER, qwen_vae
 from .wan import wan_vae
 from .z_image import qwen3
@@ -133,18 +133,21 @@ def _joy_transformer(plus: bool = False) -> Any:
     )
 
 
-_JOY: dict[str, Any] = {
-    "transformer": _joy_transformer,
-    "scheduler": partial(flow_scheduler, shift=4.0),
+def _joy_vae() -> Any:
     # What is edited is enlarged to a million pixels, as it is for LongCat.
-    "vae": partial(
-        wan_vae,
+    return wan_vae(
         base_dim=2,
         dim_mult=[1] * 7,
         num_res_blocks=0,
         temperal_downsample=[False] * 4 + [True] * 2,
         scale_factor_spatial=64,
-    ),
+    )
+
+
+_JOY: dict[str, Any] = {
+    "transformer": _joy_transformer,
+    "scheduler": partial(flow_scheduler, shift=4.0),
+    "vae": lambda: certain(_joy_vae()),
     "text_encoder": qwen3_vl,
     "tokenizer": byte_tokenizer,
     "processor": partial(SeeingProcessor, 16),

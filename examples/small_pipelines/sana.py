@@ -1,4 +1,4 @@
-"""Sana: attention of linear cost, and latents of few pixels' number; also its Sprint of few steps."""
+"""Sana: attention of linear cost, and one latent for many pixels; and Sprint, its version for few steps."""
 
 from functools import partial
 from typing import Any

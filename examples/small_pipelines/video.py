@@ -3,9 +3,7 @@
 from functools import partial
 from typing import Any
 
-import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
     I2VGenXLUNet,
@@ -21,6 +19,7 @@ from .parts import (
     LATENT_SIZE,
     WIDTH,
     Small,
+    certain,
     feature_extractor,
     image_encoder,
     pil_picture,
@@ -108,20 +107,6 @@ def _unet_3d(kind: type = UNet3DConditionModel) -> Any:
     )
 
 
-def _certain_vae() -> AutoencoderKL:
-    """Without chance: I2VGen-XL draws from what it encodes, but not by the generator of the call."""
-    network = vae()
-    encode = network.encode
-
-    def encode_for_certain(pictures: torch.Tensor) -> Any:
-        encoded = encode(pictures)
-        encoded.latent_dist.sample = encoded.latent_dist.mode
-        return encoded
-
-    network.encode = encode_for_certain
-    return network
-
-
 _STABLE_VIDEO: dict[str, Any] = {
     "vae": _stable_video_vae,
     "unet": _stable_video_unet,
@@ -131,7 +116,7 @@ _STABLE_VIDEO: dict[str, Any] = {
 }
 
 _I2VGEN_XL: dict[str, Any] = {
-    "vae": _certain_vae,
+    "vae": lambda: certain(vae()),
     "unet": partial(_unet_3d, I2VGenXLUNet),
     "image_encoder": image_encoder,
     "feature_extractor": feature_extractor,
