@@ -13,6 +13,7 @@ from .language import (
     decoder_config,
     gemma_tokenizer,
     t5_encoder,
+    t5_gemma_encoder,
     t5_tokenizer,
 )
 from .parts import Small, normal, pil_picture
@@ -83,18 +84,6 @@ def _prx_transformer(**changes: Any) -> Any:
         "axes_dim": [8, 8],
     }
     return diffusers.PRXTransformer2DModel(**{**config, **changes})
-
-
-def t5_gemma_config() -> Any:
-    """For `gemma_tokenizer`."""
-    return decoder_config("T5GemmaModuleConfig", gemma_tokenizer(), dropout_rate=0.0)
-
-
-def t5_gemma_encoder() -> Any:
-    """The encoder of T5Gemma, `TEXT_WIDTH` features for each token."""
-    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
-
-    return T5GemmaEncoder(t5_gemma_config())
 
 
 _PRX: dict[str, Any] = {

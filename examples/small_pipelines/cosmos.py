@@ -1,4 +1,4 @@
-"""Cosmos 1 and 2, which look at the world, and Mochi: videos of single families."""
+"""Cosmos 1 to 3, and Mochi: videos."""
 
 from functools import partial
 from typing import Any
@@ -37,8 +37,7 @@ _SHAPE: dict[str, Any] = {
     "adaln_lora_dim": 4,
     "max_size": (4, 8, 8),
     "extra_pos_embed_type": None,
-    # of no use here, and resized by torchvision, which need not be there
-    "concat_padding_mask": False,
+    "concat_padding_mask": False,  # it would be resized by torchvision, which need not be there
 }
 
 
@@ -79,13 +78,16 @@ _FIRST: dict[str, Any] = {
 # One more channel says which frames are given.
 _FROM_VIDEO: dict[str, Any] = {"transformer": partial(_transformer, 17)}
 
+_UNIPC = partial(unipc_scheduler, 1.0, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.01)
 
-# Cosmos 2.5: one more channel, whether or not frames are given; it reads by all layers of Qwen
+# Cosmos 2.5: always with that channel, and it reads all layers of Qwen
 
 
 def _predicting_transformer() -> Any:
     return diffusers.CosmosTransformer3DModel(
-        **{**_SHAPE, "in_channels": 17, "text_embed_dim": TEXT_WIDTH, "use_crossattn_projection": True},
+        **_SHAPE,
+        in_channels=17,
+        use_crossattn_projection=True,
         crossattn_proj_in_channels=2 * TEXT_WIDTH,
         encoder_hidden_states_channels=TEXT_WIDTH,
     )
@@ -94,11 +96,10 @@ def _predicting_transformer() -> Any:
 _THIRD: dict[str, Any] = {
     **_SECOND,
     "transformer": _predicting_transformer,
-    "scheduler": partial(unipc_scheduler, 1.0, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.01),
+    "scheduler": _UNIPC,
     "text_encoder": qwen2_5_vl,
     "tokenizer": byte_tokenizer,
 }
-
 
 # Cosmos 3: a language model that denoises
 
@@ -122,10 +123,12 @@ _FOURTH: dict[str, Any] = {
     "transformer": _omni_transformer,
     "vae": wan_vae,
     "text_tokenizer": byte_tokenizer,
-    "scheduler": partial(unipc_scheduler, 1.0, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.01),
+    "scheduler": _UNIPC,
     "safety_checker": None,
     "enable_safety_checker": False,
 }
+
+# Mochi
 
 
 def _mochi_transformer() -> Any:

@@ -7,6 +7,7 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
+from .flow_audio import oobleck
 from .flow_parts import flow
 from .language import TEXT_WIDTH, t5_encoder, t5_tokenizer
 from .parts import LATENT_SIZE, WIDTH, Small, class_of, normal, picture, text_encoder, tokenizer, vae
@@ -210,23 +211,12 @@ def _projection() -> Any:
     )
 
 
-def _oobleck() -> Any:
-    return diffusers.AutoencoderOobleck(
-        encoder_hidden_size=16,
-        downsampling_ratios=[2, 4],
-        channel_multiples=[1, 2],
-        decoder_channels=8,
-        decoder_input_channels=8,
-        sampling_rate=64,
-    )
-
-
 _AUDIO: dict[str, Any] = {
     **_TEXT,
     "tokenizer": partial(t5_tokenizer, max_length=32),
     "transformer": _audio_transformer,
     "projection_model": _projection,
-    "vae": _oobleck,
+    "vae": oobleck,
     "scheduler": lambda: diffusers.EDMDPMSolverMultistepScheduler(
         sigma_min=0.3, sigma_max=500, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction"
     ),

@@ -6,11 +6,9 @@ from typing import Any
 import diffusers
 import transformers
 
-from .bria import t5_gemma_config
 from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler
-from .language import TEXT_WIDTH, byte_tokenizer, gemma_tokenizer, t5_tokenizer, umt5_encoder
+from .language import TEXT_WIDTH, byte_tokenizer, gemma_tokenizer, qwen3, t5_gemma_config, t5_tokenizer, umt5_encoder
 from .parts import Small, class_of, normal
-from .z_image import qwen3
 
 _CHANNELS = 8
 """Of latents."""
@@ -103,7 +101,8 @@ def _condition_encoder() -> Any:
     )
 
 
-def _oobleck() -> Any:
+def oobleck() -> Any:
+    """With latents of 8 channels, 8 samples of two channels to each."""
     return diffusers.AutoencoderOobleck(
         encoder_hidden_size=2 * _CHANNELS,
         downsampling_ratios=[2, 4],
@@ -118,7 +117,7 @@ _ACE: dict[str, Any] = {
     "transformer": _ace_transformer,
     "condition_encoder": _condition_encoder,
     "scheduler": partial(flow_scheduler, num_train_timesteps=1),
-    "vae": _oobleck,
+    "vae": oobleck,
     "text_encoder": qwen3,
     "tokenizer": byte_tokenizer,
 }

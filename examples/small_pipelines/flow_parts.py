@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
@@ -76,7 +77,7 @@ def flow(
 # Schedulers
 
 flow_scheduler = FlowMatchEulerDiscreteScheduler
-"""The plain one; its arguments are what a family's published config has."""
+"""The plain one; families differ in its arguments."""
 
 shifted_by_size = partial(
     FlowMatchEulerDiscreteScheduler,
@@ -110,6 +111,25 @@ def sixteen_channel_vae(**changes: Any) -> AutoencoderKL:
         "use_post_quant_conv": False,
     }
     return vae(**{**config, **changes})
+
+
+def siglip_encoder() -> Any:
+    """SigLIP's vision model, 16 features for each of four patches."""
+    return transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=SIZE,
+            patch_size=SIZE // 2,
+        )
+    )
+
+
+def siglip_processor() -> Any:
+    """What `siglip_encoder` reads images through."""
+    return transformers.SiglipImageProcessor(size={"height": SIZE, "width": SIZE})
 
 
 def video() -> list[Image.Image]:

@@ -7,7 +7,7 @@ import diffusers
 import torch
 import transformers
 
-from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler
+from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler, siglip_encoder, siglip_processor
 from .language import TEXT_WIDTH, byte_tokenizer, decoder_config, qwen2_5_vl, t5_config
 from .parts import SIZE, WIDTH, Small, normal, text_encoder, tokenizer
 
@@ -58,25 +58,6 @@ def hunyuan_video_vae(**changes: Any) -> Any:
     return diffusers.AutoencoderKLHunyuanVideo(**{**config, **changes})
 
 
-def siglip_encoder() -> Any:
-    """SigLIP's vision model, 16 features for each of four patches."""
-    return transformers.SiglipVisionModel(
-        transformers.SiglipVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=SIZE,
-            patch_size=SIZE // 2,
-        )
-    )
-
-
-def siglip_processor() -> Any:
-    """What `siglip_encoder` reads images through."""
-    return transformers.SiglipImageProcessor(size={"height": SIZE, "width": SIZE})
-
-
 _VIDEO: dict[str, Any] = {
     "transformer": _transformer,
     "scheduler": partial(flow_scheduler, shift=7.0),
@@ -108,7 +89,7 @@ _EMBEDDINGS: dict[str, Any] = {
     "negative_pooled_prompt_embeds": partial(normal, 1, WIDTH, seed=3),
 }
 
-# HunyuanVideo 1.5 and HunyuanImage 2.1
+# HunyuanVideo 1.5
 
 
 def _by_t5() -> Any:

@@ -161,6 +161,25 @@ def gemma2(**changes: Any) -> Any:
     return transformers.Gemma2Model(decoder_config("Gemma2Config", gemma_tokenizer(), **changes))
 
 
+def qwen3() -> Any:
+    """Qwen 3, `TEXT_WIDTH` features for each token."""
+    return transformers.Qwen3Model(decoder_config("Qwen3Config"))
+
+
+def t5_gemma_config() -> Any:
+    """Of T5Gemma, for `gemma_tokenizer`."""
+    return decoder_config("T5GemmaModuleConfig", gemma_tokenizer(), dropout_rate=0.0)
+
+
+def t5_gemma_encoder() -> Any:
+    """The encoder of T5Gemma, `TEXT_WIDTH` features for each token."""
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    return T5GemmaEncoder(t5_gemma_config())
+
+
+# Those that see
+
 _POSITIONS = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
 """Of time, height and width, half as many as a head has features."""
 

@@ -36,9 +36,8 @@ def _any_flow_transformer() -> Any:
 
 
 def _far_transformer() -> Any:
-    return diffusers.AnyFlowFARTransformer3DModel(
-        **WAN_SHAPE, full_chunk_limit=1, chunk_partition=(2,)
-    )  # between pieces there would be calls of another kind
+    # All in one piece: between pieces there are calls of another kind.
+    return diffusers.AnyFlowFARTransformer3DModel(**WAN_SHAPE, full_chunk_limit=1, chunk_partition=(2,))
 
 
 def _any_flow_scheduler() -> Any:

@@ -6,8 +6,7 @@ from typing import Any
 import diffusers
 import transformers
 
-from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler
-from .hunyuan import siglip_processor
+from .flow_parts import NEGATIVE_PROMPT, flow, shifted_by_size, siglip_processor
 from .language import TEXT_WIDTH, decoder_config, gemma_tokenizer
 from .parts import Small, class_of
 from .wan import wan_vae
@@ -36,7 +35,7 @@ def _text_encoder() -> Any:
 
 _COMPONENTS: dict[str, Any] = {
     "transformer": _transformer,
-    "scheduler": partial(flow_scheduler, shift=15.0),
+    "scheduler": shifted_by_size,
     "vae": wan_vae,
     "text_encoder": _text_encoder,
     "tokenizer": gemma_tokenizer,

@@ -7,11 +7,10 @@ import diffusers
 import torch
 
 from .flow_parts import NEGATIVE_PROMPT, flow, flow_scheduler, shifted_by_size, sixteen_channel_vae
-from .language import TEXT_WIDTH, SeeingProcessor, byte_tokenizer, qwen2_5_vl, qwen3_vl
+from .language import TEXT_WIDTH, SeeingProcessor, byte_tokenizer, qwen2_5_vl, qwen3, qwen3_vl
 from .parts import Small, certain, pil_picture
 from .qwen_image import QWEN_SCHEDULER, qwen_vae
 from .wan import wan_vae
-from .z_image import qwen3
 
 _HEADS: dict[str, Any] = {"attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 6, 6)}
 
@@ -67,7 +66,7 @@ def _krea_transformer() -> Any:
 
 _KREA: dict[str, Any] = {
     "transformer": _krea_transformer,
-    "scheduler": shifted_by_size,
+    "scheduler": partial(shifted_by_size, max_image_seq_len=6400),
     "vae": qwen_vae,
     "text_encoder": lambda: qwen3_vl().model,
     "tokenizer": byte_tokenizer,
@@ -96,7 +95,7 @@ def _nucleus_transformer() -> Any:
 
 _NUCLEUS: dict[str, Any] = {
     "transformer": _nucleus_transformer,
-    "scheduler": QWEN_SCHEDULER,
+    "scheduler": shifted_by_size,
     "vae": qwen_vae,
     "text_encoder": qwen3_vl,
     "processor": partial(SeeingProcessor, 16),
@@ -117,6 +116,7 @@ def _second_qwen_transformer() -> Any:
 _SECOND_QWEN: dict[str, Any] = {
     **_NUCLEUS,
     "transformer": _second_qwen_transformer,
+    "scheduler": QWEN_SCHEDULER,
     "vae": _second_qwen_vae,
 }
 
@@ -146,7 +146,7 @@ def _joy_vae() -> Any:
 
 _JOY: dict[str, Any] = {
     "transformer": _joy_transformer,
-    "scheduler": partial(flow_scheduler, shift=4.0),
+    "scheduler": partial(flow_scheduler, shift=1.5),
     "vae": lambda: certain(_joy_vae()),
     "text_encoder": qwen3_vl,
     "tokenizer": byte_tokenizer,

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from .flow_parts import flow, flow_scheduler, sixteen_channel_vae
-from .language import TEXT_WIDTH, byte_tokenizer, decoder_config
+from .language import TEXT_WIDTH, byte_tokenizer, qwen3
 from .parts import SIZE, Small, pil_picture
 
 _SHAPE: dict[str, Any] = {"dim": 32, "n_refiner_layers": 2, "n_heads": 2, "n_kv_heads": 2}
@@ -28,11 +28,6 @@ def _controlnet(channels: int) -> Any:
         control_in_dim=channels,
         add_control_noise_refiner="control_layers",
     )
-
-
-def qwen3() -> Any:
-    """Qwen 3, `TEXT_WIDTH` features for each token."""
-    return transformers.Qwen3Model(decoder_config("Qwen3Config"))
 
 
 def _siglip() -> Any:
