@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import diffusers
+from PIL import Image
 
 from .flow_parts import flow, flow_scheduler, video
 from .hunyuan import hunyuan_video_vae
@@ -102,6 +103,10 @@ def _enlarging_vae() -> Any:
     )
 
 
+def _two_tiles() -> list[Image.Image]:
+    return [frame.resize((24, 16)) for frame in video()]
+
+
 _ENLARGING: dict[str, Any] = {
     "transformer": _enlarging_transformer,
     "vae": _enlarging_vae,
@@ -116,10 +121,10 @@ PIPELINES: dict[str, Small] = {
     "Kandinsky6SRPipeline": flow(
         "Kandinsky6SRPipeline",
         _ENLARGING,
-        {"video": video, "resolution_scale": 2, "output_type": "np"},
+        {"video": _two_tiles, "resolution_scale": 2, "output_type": "np"},
         output="frames",
         guidance="none",
-        steps=lambda number: 9 * number,  # for each tile
+        steps=lambda number: 2 * number,  # for each tile
     ),
 }
 """By the name of the class."""
