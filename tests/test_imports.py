@@ -30,6 +30,7 @@ ROOMS = {
         "utils",
         "unet",
         "schedulers",
+        "bridges",
         "guidance",
         "evaluation",
         "pipelines",

@@ -59,7 +59,7 @@ class Bridge:
         wide = compute_dtype(sample.dtype)
         times = torch.as_tensor(timestep, device="cpu").double().flatten()
         of_caller, asked, of_network = self._ask(times)
-        here, there = (_beside(level, sample, wide) for level in (of_caller, of_network))
+        here, there = (beside(level, sample, wide) for level in (of_caller, of_network))
         x = sample.to(wide) * (there.sigma / here.sigma)
         self._seen.append((x, there, here, sample.dtype))
         asked = asked.to(sample.device, wide).reshape(torch.as_tensor(timestep).shape)
@@ -80,7 +80,7 @@ class Bridge:
         return output
 
 
-def _beside(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> NoiseLevel:
+def beside(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> NoiseLevel:
     """A level of numbers or of shape [B], placed to multiply a batch of samples."""
     shape = (-1, *[1] * (sample.ndim - 1))
     alpha, sigma = (torch.as_tensor(each).to(sample.device, wide).reshape(shape) for each in level)
@@ -104,6 +104,19 @@ def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
     Raises:
         ValueError: the schedule does not end at an SNR of zero, so its samples of pure noise are none.
     """
+    ask = asked_as_flow(scheduler)
+    return Bridge(network, ask, scheduler.config["prediction_type"], "flow_prediction")
+
+
+def asked_as_flow(scheduler: ZeroSNRScheduler) -> Ask:
+    """What the timesteps 1000 s of a flow model stand for in a network of betas.
+
+    Args:
+        scheduler: with the betas, at zero terminal SNR.
+
+    Raises:
+        ValueError: the schedule does not end at an SNR of zero.
+    """
     levels = _levels(scheduler)
     places = position(torch.as_tensor(kappa(levels)))
 
@@ -111,7 +124,7 @@ def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
         level = flow_level(timesteps / 1000)
         return level, _between(position(torch.as_tensor(kappa(level))), places), variance_preserving(level)
 
-    return Bridge(network, ask, scheduler.config["prediction_type"], "flow_prediction")
+    return ask
 
 
 def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:

@@ -10,6 +10,7 @@ from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, parse_c
 from zsnr_diffusers.training.config import (
     ComputeConfig,
     DataConfig,
+    FlowConfig,
     ObjectiveConfig,
     OptimizationConfig,
     OutputConfig,
@@ -24,12 +25,13 @@ from zsnr_diffusers.training.stable_diffusion.config import (
 )
 
 PARTS = {
-    RunConfig: {OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, DataConfig},
+    RunConfig: {OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, FlowConfig, DataConfig},
     TrainingConfig: {GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig},
     PixelTrainingConfig: {PixelOutputConfig, ClassDataConfig, NetworkConfig},
 }
 EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"
 LEAST = {"pretrained_model_name_or_path": "base", "train_data_dir": "photos"}
+FLOW = {"prediction_type": "flow_prediction"}
 LEAST_ARGUMENTS = ["--pretrained_model_name_or_path", "base", "--train_data_dir", "photos"]
 
 
@@ -115,6 +117,16 @@ def test_help_teaches(capsys):
         ({"timestep_sampling": "even"}, "--timestep_sampling='even' is not known; choose one of uniform, strat"),
         ({"noise_offset": 0.1}, r"--noise_offset=0.1 cannot be used at zero .* N\(0, I\).* leave it out"),
         ({"noise_offset": -0.1}, "--noise_offset=-0.1 must not be negative"),
+        ({**FLOW, "rescale_betas_zero_snr": False}, "--rescale_betas_zero_snr=False is of betas, and flow matching"),
+        ({**FLOW, "loss_weighting": "min_snr"}, r"min_snr gives flow time 1.* constant, min_snr_floored, soft_min"),
+        ({**FLOW, "noise_offset": 0.1}, r"--noise_offset=0.1 cannot be used with flow matching.* Leave it out"),
+        ({**FLOW, "flow_shift": 0.0}, "--flow_shift=0.0 must be above 0"),
+        ({**FLOW, "flow_shift": float("inf")}, "shift=inf must be above 0"),
+        ({**FLOW, "logit_std": 0.0}, "--logit_std=0.0 must be above 0"),
+        ({**FLOW, "flow_time_sampling": "mode"}, "--flow_time_sampling='mode' is not known; choose one of logit_no"),
+        ({**FLOW, "flow_time_sampling": "uniform", "logit_mean": 1.0}, "--logit_mean=1.0: of --flow_time_sampling lo"),
+        ({"flow_shift": 3.0}, "--flow_shift=3.0: of flow matching alone; pass --prediction_type flow_prediction"),
+        ({"flow_through_bridge": True}, "--flow_through_bridge=True: of flow matching alone"),
         ({"logging_steps": 0}, "--logging_steps=0 must be above 0"),
         (
             {"train_data_dir": None, "train_shards": "a.tar", "aspect_ratio_buckets": True},

@@ -5,6 +5,7 @@ level, never a timestep or a table.
 """
 
 from .flow import flow_level, flow_time, kappa_times, scale, shifted_time, trailing_times, variance_preserving
+from .flow_times import FLOW_TIME_SAMPLINGS, flow_times
 from .guidance import classifier_free_guidance, rescale_guidance
 from .likelihood import (
     StepKL,
@@ -54,6 +55,7 @@ from .weightings import LOSS_WEIGHTINGS, check_loss_weighting, level_features, l
 
 __all__ = [
     "CLEAN",
+    "FLOW_TIME_SAMPLINGS",
     "LOSS_WEIGHTINGS",
     "PREDICTION_TYPES",
     "SCHEDULE_NAMES",
@@ -79,6 +81,7 @@ __all__ = [
     "enforce_zero_terminal_snr",
     "flow_level",
     "flow_time",
+    "flow_times",
     "ideal_output",
     "inversion_updates",
     "kappa",

@@ -3,7 +3,15 @@
 import inspect
 from typing import Any
 
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from .flow import FlowMatchScheduler
 
 
 def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
@@ -38,3 +46,35 @@ def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
         config |= {"steps_offset": 1, "set_alpha_to_one": True}
     known = {name for each in (cls, DDIMScheduler) for name in inspect.signature(each).parameters}
     return cls.from_config({name: value for name, value in config.items() if name in known})
+
+
+def stock_flow_scheduler(scheduler: FlowMatchScheduler, takes_generator: bool = False) -> Any:
+    """The scheduler of stock that samples a flow-matching model in pipelines that were written for betas.
+
+    Stock's own flow schedulers have no `init_noise_sigma` and end such a pipeline's call. UniPC over flow times runs
+    there and starts from pure noise. It takes no `generator`, which some pipelines pass (`DDPMPipeline`): these get
+    DPM++ 2M, which starts at flow time 0.999. Both tell the network 1000 s rounded down to a whole number, so data
+    that is one point is missed by up to two thousandths.
+
+    Args:
+        scheduler: of the model; its `shift` becomes `flow_shift`.
+        takes_generator: whether its step has to take `generator`.
+
+    Raises:
+        ValueError: the model counts time from noise to data, or predicts something else than noise - x_0.
+    """
+    config = scheduler.config
+    if config["invert_sigmas"] or config["prediction_type"] != "flow_prediction":
+        raise ValueError(
+            f"invert_sigmas={config['invert_sigmas']}, prediction_type={config['prediction_type']!r}: no stock "
+            "scheduler samples such a flow model in a pipeline written for betas."
+        )
+    cls: Any = DPMSolverMultistepScheduler if takes_generator else UniPCMultistepScheduler
+    return cls(
+        num_train_timesteps=len(scheduler),
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=scheduler.shift,
+        timestep_spacing="trailing",  # read of betas alone, as is the offset, of which pipelines warn if it is not 1
+        steps_offset=1,
+    )

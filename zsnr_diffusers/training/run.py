@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..core import flow_times
+from ..schedulers.config import is_flow
 from ..utils.distributed import Processes
 from ..utils.tables import Facts, Part, Report
 from ..utils.terminal import show
@@ -17,7 +20,7 @@ from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_c
 from .checkpointing.fingerprint import Fingerprint, fingerprint
 from .checkpointing.lock import locked
 from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
-from .config import OptimizationConfig, OutputConfig, RunConfig
+from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig
 from .data.dataset import check_images
 from .data.loader import TrainingDataset
 from .data.tar_shards import index_shards
@@ -29,10 +32,11 @@ from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
 from .reporting.upload import create_repo, repo_name
 from .reporting.validation import ValidationLogger
+from .schedule import table_of
 from .speed import check_speed, matmul_precision
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
-from .timesteps import SampledTimesteps
+from .timesteps import SampledFlowTimes, SampledTimesteps
 from .trainer import Trainer
 
 TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
@@ -105,12 +109,26 @@ def prepare(
         samples: of the task, after `Task.plan_cache`.
         checkpoint: to go on from.
     """
-    batch, schedule = config.global_batch(accelerator.num_processes), task.schedule
-    ready = task.prepare(accelerator, samples)
-    timed = SampledTimesteps(ready, config.timestep_sampling, len(schedule), batch)
-    weighting = LossWeighting(config, schedule, accelerator.device)
+    batch = config.global_batch(accelerator.num_processes)
+    timed = _timed(config, task, task.prepare(accelerator, samples), batch)
+    weighting = LossWeighting(config, task.schedule, accelerator.device)
     network = TrainedNetwork(task.unet, config, accelerator, config.ema_decay, config.ema_warmup)
     return Trainer(config, task, timed, network, weighting, processes, checkpoint)
+
+
+def _timed(config: ObjectiveConfig, task: Task, samples: TrainingDataset, batch: int) -> SampledTimesteps:
+    """Samples at the timesteps that a configuration wants."""
+    if not config.is_flow:
+        return SampledTimesteps(samples, config.timestep_sampling, len(task.schedule), batch)
+    density = functools.partial(
+        flow_times,
+        sampling=config.flow_time_sampling,
+        shift=config.flow_shift,
+        logit_mean=config.logit_mean,
+        logit_std=config.logit_std,
+        alphas_cumprod=table_of(task.betas) if config.flow_time_sampling == "snr" else None,
+    )
+    return SampledFlowTimes(samples, config.timestep_sampling, density, batch)
 
 
 def _open_folder(
@@ -157,6 +175,8 @@ class Plan(Report):
 
 def _ships(task: Task) -> str:
     scheduler = task.output.export_scheduler()
+    if is_flow(scheduler.config):
+        return f"{type(scheduler).__name__} over flow times, shift {scheduler.config.flow_shift:g}"
     return f"{type(scheduler).__name__}, {scheduler.config.timestep_spacing} spacing"
 
 

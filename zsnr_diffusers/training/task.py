@@ -13,14 +13,17 @@ from ..schedulers.base import ZeroSNRScheduler
 from .config import DataConfig
 from .data.dataset import Images, Rows
 from .data.loader import Batch, TrainingDataset
+from .objective import Objective
 from .output import Output
+from .schedule import Schedule
 
 
 class Task(ABC):
     """Opens model and data as a configuration says, and knows what a training step is of them.
 
-    `unet` is the network that is trained, `schedule` what it is trained on, `rows` are the data, as `data` names
-    them, and `output` is what comes out.
+    `unet` is the network that is trained, `schedule` what it is told of noise, `betas` are those of the base at zero
+    terminal SNR, the schedule itself unless it is of flow times, and None of a flow-matching base. `objective` is what
+    the network is asked, `rows` are the data, as `data` names them, and `output` is what comes out.
 
     Raises:
         ValueError: model or data cannot be used.
@@ -29,7 +32,9 @@ class Task(ABC):
 
     data: DataConfig
     unet: ModelMixin
-    schedule: ZeroSNRScheduler
+    schedule: Schedule
+    betas: ZeroSNRScheduler | None
+    objective: Objective
     rows: Rows
     output: Output
 

@@ -1,5 +1,6 @@
 """Which timestep each sample is trained at, and what the loss is there."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -65,8 +66,53 @@ class SampledTimesteps(Dataset[Batch]):
         return drawn
 
 
+class SampledFlowTimes(SampledTimesteps):
+    """Samples at flow times of a density, as timesteps 1000 s, float32.
+
+    Each is the quantile of a uniform number, which is drawn as whole timesteps are: independently, in strata of the
+    global batch, or in pairs u and 1 - u. Where the sample's own timestep would be plays no part.
+
+    Args:
+        samples: whose timesteps are replaced.
+        sampling: uniform, stratified or antithetic.
+        density: the quantile, from float64 in (0, 1) to flow times.
+        global_batch: samples per optimizer step.
+    """
+
+    def __init__(
+        self, samples: TrainingDataset, sampling: str, density: Callable[[Tensor], Tensor], global_batch: int
+    ) -> None:
+        super().__init__(samples, sampling, 1000, global_batch)
+        self.density = density
+
+    def __getitem__(self, position: int) -> Batch:
+        """The sample at a position, at its flow time."""
+        s = self.density(torch.tensor(self._uniform(position), dtype=torch.float64))
+        return {**self.samples[position], "timestep": (1000 * s).float()}
+
+    def _uniform(self, position: int) -> float:
+        if self.sampling == "antithetic":
+            pair, second = divmod(position, 2)
+            shared = self._drawn(7, pair)
+            return 1 - shared if second else shared
+        drawn = self._drawn(6, position)
+        if self.sampling == "stratified":
+            step, place = divmod(position, self.global_batch)
+            rotated = (place + derive_seed(self.seed, 3, step)) % self.global_batch
+            return (rotated + drawn) / self.global_batch
+        return drawn
+
+    def _drawn(self, purpose: int, place: int) -> float:
+        """Uniform in (0, 1): the middle of one of 2^40 parts, so never an end, where a quantile may be infinite."""
+        parts = 2**40
+        draw = torch.randint(parts, (), generator=generator(self.seed, purpose, place))
+        return (int(draw) + 0.5) / parts
+
+
 class LossByTimestep:
     """Mean loss over bins of timesteps, and at the last one alone, since it was last asked for.
+
+    Of timesteps between whole numbers the whole part counts; T itself, which flow matching has, belongs to the last.
 
     Args:
         num_train_timesteps: T.
@@ -83,6 +129,8 @@ class LossByTimestep:
         """
         losses = losses.detach()
         finite = losses.isfinite()
+        if timesteps.is_floating_point():
+            timesteps = timesteps.long().clamp(max=self._sums.shape[1] - 1)
         self._sums.index_add_(1, timesteps, torch.stack([losses.where(finite, 0), finite.to(losses)]))
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:

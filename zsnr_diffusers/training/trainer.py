@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core import add_noise, training_target, v_loss
+from ..core import v_loss
 from ..utils.distributed import Processes
 from .checkpointing.checkpoint import checkpoint_step, read_checkpoint, write_checkpoint
 from .checkpointing.signals import StopSignals
@@ -58,7 +58,7 @@ class Trainer:
         self.config, self.task, self.samples = config, task, samples
         self.network, self.weighting, self.processes = network, weighting, processes
         self.accelerator, self.checkpoint = network.accelerator, checkpoint
-        self.loss_by_timestep = LossByTimestep(len(task.schedule), self.accelerator.device)
+        self.loss_by_timestep = LossByTimestep(task.objective.num_train_timesteps, self.accelerator.device)
         self.signals, self.stop = StopSignals(verbose=processes.is_main), False
         groups = [{"params": network.parameters()}, *weighting.parameter_groups()]
         self.optimization = Optimization(groups, config, self.accelerator)
@@ -121,12 +121,11 @@ class Trainer:
         """What is minimized, for each sample of a batch, shape [B]."""
         task, device = self.task, self.accelerator.device
         noise, x_0 = batch["noise"].to(device), task.x_0(batch, device)
-        level = task.schedule.noise_level(batch["timestep"], like=x_0)
-        output = task.predict(self.network.unet, add_noise(x_0, noise, level), batch)
-        losses = v_loss(output, training_target(self.weighting.prediction_type, x_0, noise, level))
-        timesteps = batch["timestep"].to(device, non_blocking=True)
-        self.loss_by_timestep.add(losses, timesteps)
-        return self.weighting(losses, timesteps)
+        asked = task.objective.ask(x_0, noise, batch["timestep"])
+        output = task.predict(self.network.unet, asked.x_t, {**batch, "timestep": asked.timestep})
+        losses = v_loss(asked.answer(output), asked.target)
+        self.loss_by_timestep.add(losses, batch["timestep"].to(device, non_blocking=True))
+        return self.weighting(losses, batch["timestep"])
 
     def _reduce_metrics(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
         """Average loss and gradient norm over all processes and, on the same way, find out whether one has to stop.

@@ -23,7 +23,7 @@ def fingerprint(task: Task, usable_rows: Sequence[int]) -> Fingerprint:
         task: before training.
         usable_rows: indices of the rows that are used.
     """
-    facts = task.schedule.config
+    facts = (task.schedule if task.betas is None else task.betas).config
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
     return {
         "data": {"rows": len(usable_rows), "sha256": _data_sha256(task.rows, usable_rows, task.data.image_column)},

@@ -1,10 +1,11 @@
 """The configuration of a run: options, its parts by concern, and the whole, which is the command line and the YAML."""
 
 from .data import Captions, DataConfig, FolderConfig
+from .objective import FlowConfig, ObjectiveConfig
 from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, Options, option
 from .output import OutputConfig
 from .run import RunConfig
-from .steps import ComputeConfig, ObjectiveConfig, OptimizationConfig
+from .steps import ComputeConfig, OptimizationConfig
 
 __all__ = [
     "IDENTITY",
@@ -14,6 +15,7 @@ __all__ = [
     "Captions",
     "ComputeConfig",
     "DataConfig",
+    "FlowConfig",
     "FolderConfig",
     "ObjectiveConfig",
     "OptimizationConfig",

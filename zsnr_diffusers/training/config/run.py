@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .data import ONE_SOURCE, DataConfig
+from .objective import ObjectiveConfig
 from .output import OutputConfig
-from .steps import ComputeConfig, ObjectiveConfig, OptimizationConfig
+from .steps import ComputeConfig, OptimizationConfig
 
 
 @dataclass

@@ -1,78 +1,11 @@
-"""What a step of a run is: its objective, its update of the weights, and how it is computed."""
+"""What a step of a run is: its update of the weights, and how it is computed."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ...core import check_loss_weighting
-from ...core.predictions import check_prediction_type
-from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, Options, option
+from .options import NOT_NEGATIVE, POSITIVE, SHARE, Options, option
 
 _WARMUP_STEPS = 500
-
-
-@dataclass
-class ObjectiveConfig(Options):
-    """What the network learns: prediction, schedule, weights of timesteps."""
-
-    prediction_type: Annotated[str, IDENTITY] = option(
-        "v_prediction",
-        "What the UNet learns: v_prediction, or epsilon or sample to compare.",
-    )
-    rescale_betas_zero_snr: Annotated[bool, IDENTITY] = option(
-        True,
-        "Train on zero terminal SNR. False keeps the schedule as it is, to compare.",
-    )
-    loss_weighting: Annotated[
-        Literal["constant", "min_snr_floored", "soft_min_snr_floored", "learned_uncertainty", "min_snr"], IDENTITY
-    ] = option(
-        "constant",
-        "Weight of each timestep in the loss. constant: 1 (the paper). min_snr_floored, soft_min_snr_floored: less "
-        "for timesteps of little noise, and still 1 for the last one under v-loss. learned_uncertainty: each loss "
-        "over its expected size, learned on the way (EDM2); what is then logged as loss may be negative. min_snr: "
-        "refused on zero terminal SNR, where the last timestep would have weight 0 and stay untrained.",
-    )
-    snr_gamma: Annotated[float, POSITIVE, IDENTITY] = option(
-        5.0, "SNR above which timesteps weigh less in the min_snr weightings."
-    )
-    timestep_sampling: Annotated[Literal["uniform", "stratified", "antithetic"], IDENTITY] = option(
-        "uniform",
-        "How timesteps are drawn; each is uniform over all of them. uniform: independently. stratified: one from "
-        "each part of an even division, over the global batch of a step. antithetic: in pairs t and T - 1 - t. The "
-        "last two make the loss of a step vary less.",
-    )
-    noise_offset: Annotated[float, NOT_NEGATIVE, IDENTITY] = option(
-        0.0,
-        "Standard deviation of noise that each channel gets as a whole, to compare: another remedy for images of "
-        "medium brightness, refused on zero terminal SNR, which replaces it: there the last timestep must be N(0, I).",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_prediction_type(self.prediction_type, zero_terminal_snr=self.rescale_betas_zero_snr)
-        self.check_schedule(zero_terminal_snr=self.rescale_betas_zero_snr)
-
-    def check_schedule(self, zero_terminal_snr: bool) -> None:
-        """Refuse what would leave the last timestep of zero SNR untrained, or not pure noise.
-
-        Raises:
-            ValueError: with the value and what to do instead.
-        """
-        check_loss_weighting(self.loss_weighting, zero_terminal_snr, self.snr_gamma)
-        if self.noise_offset and zero_terminal_snr:
-            raise ValueError(
-                f"--noise_offset={self.noise_offset} cannot be used at zero terminal SNR: the last timestep would be "
-                "noise of another distribution than N(0, I), from which sampling starts. Zero terminal SNR does what "
-                "the offset is for: leave it out; to compare, pass --rescale_betas_zero_snr=False."
-            )
-
-    def loss_in_words(self) -> str:
-        """The loss as a model card has it."""
-        weight = "weight 1 at every timestep"
-        if self.loss_weighting != "constant":
-            gamma = f" with gamma {self.snr_gamma:g}" if "min_snr" in self.loss_weighting else ""
-            weight = f"weights `{self.loss_weighting}`{gamma}"
-        offset = f", noise offset {self.noise_offset:g}" if self.noise_offset else ""
-        return f"mean squared error of `{self.prediction_type}`, {weight}{offset}"
 
 
 @dataclass

@@ -31,6 +31,10 @@ examples:
   accelerate launch -m zsnr_diffusers.training.pixels --unet small-32 \\
       --train_data_dir animals --class_column label --output_dir animals-zsnr
 
+  # a rectified flow
+  accelerate launch -m zsnr_diffusers.training.pixels --unet small-32 --prediction_type flow_prediction \\
+      --train_data_dir animals --class_column label --output_dir animals-flow
+
   # how fast it would be here, without data
   accelerate launch -m zsnr_diffusers.training.pixels --recipe cifar10-ddpm --dry_run --measure
 
@@ -126,11 +130,17 @@ class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, Run
     program: ClassVar[str] = "python -m zsnr_diffusers.training.pixels"
     description: ClassVar[str] = (
         "Train a network of pixels from scratch, with classes or without, by the recipe of DDPM (Ho et al. 2020,\n"
-        "arXiv:2006.11239) or with v-loss and zero terminal SNR (Lin et al. 2023, arXiv:2305.08891). The result is a\n"
-        "diffusers pipeline in --output_dir: DDPMPipeline, or ClassConditionalPipeline of this package."
+        "arXiv:2006.11239), with v-loss and zero terminal SNR (Lin et al. 2023, arXiv:2305.08891), or as a rectified\n"
+        "flow. The result is a diffusers pipeline in --output_dir: DDPMPipeline, or ClassConditionalPipeline of this\n"
+        "package."
     )
     examples: ClassVar[str] = EXAMPLES
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = RECIPES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flow_through_bridge and self.pretrained_model_name_or_path is None:
+            raise ValueError("--flow_through_bridge converts a base, and a new network has none: leave it out.")
 
     @classmethod
     def from_recipe(cls, name: str, **options: Any) -> "PixelTrainingConfig":

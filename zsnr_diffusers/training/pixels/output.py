@@ -7,15 +7,16 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline, SchedulerMixin
 from PIL import Image
 
 from ...class_conditional import ClassConditionalPipeline
 from ...hub.custom_pipeline import write_custom_pipeline
-from ...schedulers import ZeroSNRDDPMScheduler
-from ...schedulers.stock import stock_scheduler
+from ...schedulers.flow import FlowMatchScheduler
+from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
 from ..output import Output
 from ..reporting.model_card import TrainingRecord, model_card
+from ..schedule import Schedule, as_sampled
 from .classes import Classes
 from .config import PixelOutputConfig
 
@@ -27,7 +28,7 @@ class PixelOutput(Output):
     """A pipeline around the trained network, of classes or not."""
 
     config: PixelOutputConfig
-    schedule: ZeroSNRDDPMScheduler
+    schedule: Schedule
     base: Any
     """The pipeline that the run starts from; None for a new network."""
     classes: Classes | None
@@ -36,18 +37,24 @@ class PixelOutput(Output):
     dataset_name: str | None
     record: TrainingRecord
 
-    def export_scheduler(self) -> DDPMScheduler:
-        """Stock's `DDPMScheduler`, the paper's sampler in its thousand steps; see `stock_scheduler` for fewer."""
+    def export_scheduler(self) -> SchedulerMixin:
+        """Stock's `DDPMScheduler`, the paper's sampler in its thousand steps; see `stock_scheduler` for fewer.
+
+        Of a flow model DPM++ 2M over flow times, see `stock_flow_scheduler`.
+        """
+        if isinstance(self.schedule, FlowMatchScheduler):
+            return stock_flow_scheduler(self.schedule, takes_generator=True)
         spacing = "trailing" if self.schedule.config["rescale_betas_zero_snr"] else "leading"
         return stock_scheduler(self.schedule, timestep_spacing=spacing)
 
     def pipeline(self, unet: Any) -> ClassConditionalPipeline:
-        """With the scheduler that is saved."""
-        return ClassConditionalPipeline(unet, self.export_scheduler())
+        """With the scheduler that is saved; of a flow model with ours."""
+        flow = isinstance(self.schedule, FlowMatchScheduler)
+        return ClassConditionalPipeline(unet, self.schedule if flow else self.export_scheduler())
 
     def initial_pipeline(self, unet: Any) -> ClassConditionalPipeline | None:
         """With its own scheduler."""
-        return ClassConditionalPipeline(unet, self.base.scheduler) if self.base else None
+        return ClassConditionalPipeline(unet, as_sampled(self.base.scheduler)) if self.base else None
 
     def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
         """A row per class, a column per seed."""
@@ -87,14 +94,19 @@ class PixelOutput(Output):
         write_custom_pipeline(pipe, folder)
         pipe.save_pretrained(folder)
 
-    def _card(self, scheduler: DDPMScheduler) -> str:
+    def _card(self, scheduler: SchedulerMixin) -> str:
         datasets = [self.dataset_name] if self.dataset_name and not Path(self.dataset_name).exists() else None
         data = huggingface_hub.ModelCardData(pipeline_tag="unconditional-image-generation", datasets=datasets)
-        rows, classes = {"variance": f"`{self.config.variance_type}`"}, self.classes
+        flow, classes = isinstance(self.schedule, FlowMatchScheduler), self.classes
+        rows = {} if flow else {"variance": f"`{self.config.variance_type}`"}
         if classes is not None:
             named = ", ".join(f"{label} {name}" for label, name in enumerate(classes.names or ()))
             rows["classes"] = named or f"0 to {classes.count - 1}"
-        usage = (_UNCONDITIONAL if classes is None else _CONDITIONAL).format(name=self.record.folder.name)
+        usage = (_UNCONDITIONAL if classes is None else _CONDITIONAL).format(
+            name=self.record.folder.name,
+            steps=30 if flow else 1000,
+            sampler="FlowMatchMultistepScheduler" if flow else "ZeroSNRMultistepScheduler",
+        )
         return model_card(self.record, self.schedule, scheduler, data, self.subject, rows, usage)
 
 
@@ -103,19 +115,19 @@ _UNCONDITIONAL = """\
 from diffusers import DDPMPipeline
 
 pipe = DDPMPipeline.from_pretrained("{name}")
-image = pipe(num_inference_steps=1000).images[0]
+image = pipe(num_inference_steps={steps}).images[0]
 ```
 
-In fewer steps: `pipe.scheduler = zsnr_diffusers.ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config)`.
+In fewer steps: `pipe.scheduler = zsnr_diffusers.{sampler}.from_config(pipe.scheduler.config)`.
 """
 
 _CONDITIONAL = """\
 ```python
-from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRMultistepScheduler
+from zsnr_diffusers import ClassConditionalPipeline, {sampler}
 
 pipe = ClassConditionalPipeline.from_pretrained("{name}")
-image = pipe(class_labels=0, num_inference_steps=1000).images[0]
-pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config)
+image = pipe(class_labels=0, num_inference_steps={steps}).images[0]
+pipe.scheduler = {sampler}.from_config(pipe.scheduler.config)
 image = pipe(class_labels=0, num_inference_steps=20, guidance_scale=1.5).images[0]
 ```
 

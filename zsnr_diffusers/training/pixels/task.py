@@ -8,11 +8,14 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from ...hub.model_card import terminal_snr
-from ...schedulers import ZeroSNRDDPMScheduler
+from ...schedulers import FlowMatchMultistepScheduler, ZeroSNRDDPMScheduler
+from ...schedulers.config import is_flow
+from ..config.objective import FLOW
 from ..data.dataset import Images, noise_rows, open_rows
 from ..data.loader import Batch
+from ..objective import objective_of
 from ..reporting.model_card import TrainingRecord
+from ..schedule import Schedule, check_base, check_bridge, snr_at_the_end
 from ..task import Task
 from .base import load_base, new_unet
 from .classes import read_classes
@@ -38,22 +41,37 @@ class PixelTask(Task):
         self.classes = None if column is None else read_classes(self.rows, column, count)
         classes = None if self.classes is None else self.classes.count
         self.unet = base.unet if base else new_unet(config, classes, config.resolution, config.seed)
-        self.schedule = self._schedule()
-        config.check_schedule(terminal_snr(self.schedule) == 0)
+        self.schedule, self.betas = self._schedules()
+        config.check_schedule(snr_at_the_end(self.schedule) == 0)
+        self.objective = objective_of(config, self.schedule, self.betas)
         record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.loss_in_words())
         subject = f"A new `{config.unet}`" if name is None else Path(name).name
         self.output = PixelOutput(config, self.schedule, base, self.classes, subject, config.dataset_name, record)
 
-    def _schedule(self) -> ZeroSNRDDPMScheduler:
+    def _schedules(self) -> tuple[Schedule, ZeroSNRDDPMScheduler | None]:
+        """That of the network, and the betas."""
+        config, base = self.config, self.base
+        if base is not None:
+            name = str(config.pretrained_model_name_or_path)
+            check_base(base.scheduler, name, config.network_prediction)
+            if config.flow_through_bridge:
+                check_bridge(base.scheduler, name)
+        betas = None if base and is_flow(base.scheduler.config) else self._betas()
+        if betas is not None and config.network_prediction != FLOW:
+            return betas, betas
+        return FlowMatchMultistepScheduler(shift=config.flow_shift), betas
+
+    def _betas(self) -> ZeroSNRDDPMScheduler:
         config, base = self.config, self.base
         betas = {
             "beta_schedule": config.beta_schedule,
             "beta_start": config.beta_start,
             "beta_end": config.beta_end,
         }
+        kind = config.network_prediction
         return ZeroSNRDDPMScheduler.from_config(
             betas if base is None else base.scheduler.config,
-            prediction_type=config.prediction_type,
+            prediction_type="v_prediction" if kind == FLOW else kind,  # what flow matching takes of betas has no other
             rescale_betas_zero_snr=config.rescale_betas_zero_snr,
             variance_type=config.variance_type,
             clip_sample=True,
@@ -73,7 +91,8 @@ class PixelTask(Task):
         return {
             "network": f"{name}, {parameters:,} parameters, {unet.in_channels} channels",
             "prediction": config.prediction_type,
-            "SNR at the last timestep": f"{terminal_snr(self.schedule):.4g}",
+            **({"flow times": config.flow_in_words()} if config.is_flow else {}),
+            "SNR at the last timestep": f"{snr_at_the_end(self.schedule):.4g}",
             "data": f"{len(samples.usable_rows):,} images{classes} at {side} x {side}",
         }
 

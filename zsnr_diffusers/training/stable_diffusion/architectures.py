@@ -58,7 +58,7 @@ class Architecture(ABC):
         Args:
             unet: that is trained.
             x_t: noisy latents [B, C, h, w].
-            timestep: int64 [B].
+            timestep: int64 [B], or float32 in flow matching.
             text: from `text_encoder`, or what is stored of it; in any dtype and on any device.
             batch: what `conditioning` gives.
         """

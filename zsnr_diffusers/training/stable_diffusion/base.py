@@ -17,9 +17,12 @@ from ...hub.load import load_pipeline
 from ...hub.save import save_pipeline
 from ...hub.saved_model import SavedModel
 from ...hub.weight_files import in_one_dtype, variants
-from ...schedulers import ZeroSNRDDIMScheduler
+from ...schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler
+from ...schedulers.config import is_flow
+from ..config.objective import FLOW
 from ..data.buckets import bucket_sizes
 from ..data.transforms import Size
+from ..schedule import Schedule, check_base
 from .architectures import ARCHITECTURES, Architecture
 from .config import BaseConfig, CaptionedDataConfig
 
@@ -33,7 +36,8 @@ class Base:
     """A folder or a single file."""
     variant: str | None
     """Of the weights of a folder."""
-    schedule: ZeroSNRDDIMScheduler
+    schedule: Schedule
+    """Of the network that is trained."""
     config: BaseConfig
     """By which it was loaded."""
 
@@ -41,6 +45,14 @@ class Base:
     def pipeline(self) -> Any:
         """Of stock's class."""
         return self.architecture.pipeline
+
+    @property
+    def betas(self) -> ZeroSNRDDIMScheduler | None:
+        """What it was trained on, at zero terminal SNR; None of a flow-matching model."""
+        if isinstance(self.schedule, ZeroSNRDDIMScheduler):
+            return self.schedule
+        own = self.pipeline.scheduler.config
+        return None if is_flow(own) else _betas(own, "v_prediction", rescale_betas_zero_snr=True)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -80,13 +92,14 @@ class Base:
         return sizes
 
 
-def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: bool) -> Base:
+def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: bool, flow_shift: float = 1.0) -> Base:
     """Load the pipeline that a configuration names, from a folder or the Hub, and check that it can be trained here.
 
     Args:
         config: with the pipeline's name.
-        prediction_type: to be trained.
+        prediction_type: that the network is trained to.
         rescale_betas_zero_snr: whether it is trained on zero terminal SNR.
+        flow_shift: of a flow model.
 
     Raises:
         ValueError: it is of no architecture that can.
@@ -103,13 +116,23 @@ def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: 
         _check_no_adapter(name, check_folder_weights(name, folder))
         architecture = _load_architecture(name, saved, variant)
     _check_pipeline(name, architecture)
-    schedule = ZeroSNRDDIMScheduler.from_config(
-        architecture.pipeline.scheduler.config,
+    check_base(architecture.pipeline.scheduler, name, prediction_type)
+    schedule: Schedule
+    if prediction_type == FLOW:
+        schedule = FlowMatchMultistepScheduler(shift=flow_shift)
+    else:
+        schedule = _betas(architecture.pipeline.scheduler.config, prediction_type, rescale_betas_zero_snr)
+    return Base(architecture, saved, variant, schedule, config)
+
+
+def _betas(config: Any, prediction_type: str, rescale_betas_zero_snr: bool) -> ZeroSNRDDIMScheduler:
+    scheduler: ZeroSNRDDIMScheduler = ZeroSNRDDIMScheduler.from_config(
+        config,
         prediction_type=prediction_type,
         rescale_betas_zero_snr=rescale_betas_zero_snr,
         clip_sample=False,  # latents have no range
     )
-    return Base(architecture, saved, variant, schedule, config)
+    return scheduler
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from ...guidance.mixin import guidance_record
 from ...hub.custom_pipeline import custom_pipeline
 from ...hub.model_card import base_name
 from ...hub.weight_files import copy_in_float32
-from ...schedulers.stock import stock_scheduler
+from ...schedulers.flow import FlowMatchScheduler
+from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
 from ..reporting.model_card import TrainingRecord, model_card
 from .base import Base, base_folder
 from .config import GuidedOutputConfig
@@ -23,7 +24,10 @@ def export_scheduler(base: Base) -> SchedulerMixin:
     """The stock scheduler that the pipeline is saved with.
 
     For zero terminal SNR it is that of `stock_scheduler`. Without, it is the base's own with the new prediction type.
+    Of a flow model it is that of `stock_flow_scheduler`.
     """
+    if isinstance(base.schedule, FlowMatchScheduler):
+        return stock_flow_scheduler(base.schedule)
     schedule, own = base.schedule.config, base.pipeline.scheduler
     if schedule["rescale_betas_zero_snr"]:
         return stock_scheduler(base.schedule)
@@ -50,7 +54,8 @@ def save_pipeline_folder(
     scheduler.save_pretrained(folder / "scheduler")
     subject = base_name(base.config.pretrained_model_name_or_path)
     rows = {"recommended guidance rescale": str(config.guidance_rescale)}
-    write_card(base, scheduler, record, subject, rows, _usage(config))
+    flow = isinstance(base.schedule, FlowMatchScheduler)
+    write_card(base, scheduler, record, subject, rows, _usage(config, _FLOW_SAMPLERS if flow else _SAMPLERS))
     changes = {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
@@ -92,7 +97,18 @@ def write_card(
     (record.folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _usage(config: GuidedOutputConfig) -> str:
+_SAMPLERS = """\
+With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
+"""
+
+_FLOW_SAMPLERS = """\
+It is a rectified flow around a UNet: samplers for betas do not fit it. `FlowMatchMultistepScheduler` of zsnr_diffusers
+does, `FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`, and stock's UniPC and DPM++ with
+`use_flow_sigmas=True`. In ComfyUI the UNet goes through the node ModelSamplingSD3, with the shift of the table.
+"""
+
+
+def _usage(config: GuidedOutputConfig, samplers: str) -> str:
     return f"""```python
 from diffusers import DiffusionPipeline
 
@@ -101,5 +117,4 @@ image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={co
 ```
 
 `zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, applies the rescale by itself.
-With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
-"""
+{samplers}"""

@@ -9,9 +9,11 @@ from diffusers import SchedulerMixin
 from PIL import Image
 
 from ...evaluation.generation import generate_images
+from ...schedulers.flow import FlowMatchScheduler
 from ..data.dataset import Rows
 from ..output import Output
 from ..reporting.model_card import TrainingRecord
+from ..schedule import as_sampled
 from .base import Base
 from .config import AdapterConfig, GuidedOutputConfig
 from .embedding_cache import EmbeddingCache
@@ -42,14 +44,17 @@ class StableDiffusionOutput(Output):
         return export_scheduler(self.base)
 
     def pipeline(self, unet: Any) -> Any:
-        """With the scheduler that is saved and the guidance rescale that is recommended."""
-        pipe = self._build(self.base.architecture.rescaled_class, unet=unet, scheduler=self.export_scheduler())
+        """With the scheduler that is saved, of a flow model ours, and the guidance rescale that is recommended."""
+        flow = isinstance(self.base.schedule, FlowMatchScheduler)
+        scheduler = self.base.schedule if flow else self.export_scheduler()
+        pipe = self._build(self.base.architecture.rescaled_class, unet=unet, scheduler=scheduler)
         pipe.default_guidance_rescale = self.config.guidance_rescale
         return pipe
 
     def initial_pipeline(self, unet: Any) -> Any:
         """With its own scheduler, without guidance rescale."""
-        return self._build(self.base.architecture.pipeline_class, unet=unet)
+        own = as_sampled(self.base.pipeline.scheduler)
+        return self._build(self.base.architecture.pipeline_class, unet=unet, scheduler=own)
 
     def _build(self, cls: Any, **components: Any) -> Any:
         return cls(**{**self.base.pipeline.components, **components}, **self.base.architecture.pipeline_kwargs())

@@ -9,12 +9,14 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ...hub.model_card import terminal_snr
+from ..config.objective import FLOW
 from ..data.buckets import filled_up
 from ..data.dataset import Images, noise_rows, open_rows
 from ..data.loader import Batch
+from ..objective import objective_of
 from ..parameters import base_state_dict
 from ..reporting.model_card import TrainingRecord
+from ..schedule import check_bridge, snr_at_the_end
 from ..task import Task
 from .base import load_base
 from .config import TrainingConfig
@@ -34,11 +36,16 @@ class StableDiffusionTask(Task):
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = self.data = config
-        self.base = load_base(config, config.prediction_type, config.rescale_betas_zero_snr)
+        kind, zero = config.network_prediction, config.rescale_betas_zero_snr
+        self.base = load_base(config, kind, zero, config.flow_shift)
+        if config.flow_through_bridge:
+            check_bridge(self.base.pipeline.scheduler, config.pretrained_model_name_or_path)
         self.unet, self.schedule = self.base.pipeline.unet, self.base.schedule
+        self.betas = self.base.betas
+        self.objective = objective_of(config, self.schedule, self.betas)
         if config.trains_adapter:
             give_adapter(self.base.pipeline, config, config.seed)
-        config.check_schedule(terminal_snr(self.schedule) == 0)
+        config.check_schedule(snr_at_the_end(self.schedule) == 0)
         self.resolution = self.base.resolution(config.resolution)
         self.buckets = self.base.buckets(config)
         self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.architecture.uses_force_upcast)
@@ -71,11 +78,16 @@ class StableDiffusionTask(Task):
         return {
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
             **({"adapter": described(self.unet, self.config)} if self.config.trains_adapter else {}),
-            "prediction": f"{before.config.prediction_type} -> {self.config.prediction_type}",
-            "SNR at the last timestep": f"{terminal_snr(before):.4g} -> {terminal_snr(self.schedule):.4g}",
+            "prediction": f"{before.config.get('prediction_type', FLOW)} -> {self._prediction()}",
+            "SNR at the last timestep": f"{snr_at_the_end(before):.4g} -> {snr_at_the_end(self.schedule):.4g}",
+            **({"flow times": self.config.flow_in_words()} if self.config.is_flow else {}),
             **self._data(samples),
             **{f"cached {name}": str(status) for name, status in self.embedding_cache.statuses.items()},
         }
+
+    def _prediction(self) -> str:
+        config = self.config
+        return f"{FLOW} of {config.network_prediction}" if config.flow_through_bridge else config.prediction_type
 
     def _data(self, samples: CaptionedDataset) -> dict[str, str]:
         count, side = len(samples.usable_rows), self.resolution

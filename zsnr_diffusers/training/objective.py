@@ -1,0 +1,94 @@
+"""What a network is asked at a step, and what it should have answered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..bridges import asked_as_flow, beside
+from ..core import NoiseLevel, add_noise, converted_prediction, training_target
+from ..schedulers.base import ZeroSNRScheduler
+from ..schedulers.sampling import compute_dtype
+from .config import ObjectiveConfig
+from .schedule import Schedule, table_of
+
+
+@dataclass(frozen=True)
+class Question:
+    """A noised batch, and how the network's output is compared."""
+
+    x_t: Tensor
+    """Shape [B, ...]."""
+    timestep: Tensor
+    """What the network is told, shape [B]."""
+    target: Tensor
+    answer: Callable[[Tensor], Tensor]
+    """From the network's output to what `target` is of."""
+
+
+class Objective:
+    """A network that predicts what it is trained for, on its own levels.
+
+    Args:
+        schedule: whose timesteps are drawn; its prediction type is the target.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule, self.prediction_type = schedule, str(schedule.config["prediction_type"])
+        self.num_train_timesteps = len(schedule)
+
+    def ask(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Question:
+        """What is asked of samples.
+
+        Args:
+            x_0: clean samples, shape [B, ...], float32.
+            noise: N(0, 1), same shape.
+            timesteps: as they were drawn, shape [B].
+        """
+        level = self.schedule.noise_level(timesteps, like=x_0)
+        target = training_target(self.prediction_type, x_0, noise, level)
+        return Question(add_noise(x_0, noise, level), timesteps, target, lambda output: output)
+
+
+class BridgedObjective(Objective):
+    """A network of betas that is trained as the flow model that it is by an exact conversion; see `bridges`.
+
+    Timesteps are 1000 s. The network sees the level of the same SNR of its own, and its output is converted.
+
+    Args:
+        betas: of the network, at zero terminal SNR.
+    """
+
+    def __init__(self, betas: ZeroSNRScheduler) -> None:
+        super().__init__(betas)
+        self._ask, self.num_train_timesteps = asked_as_flow(betas), 1000
+
+    def ask(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Question:
+        """See `Objective.ask`."""
+        of_flow, asked, of_network = self._ask(timesteps.double().cpu())
+        wide = compute_dtype(x_0.dtype)
+        here, there = (beside(level, x_0, wide) for level in (of_flow, of_network))
+        x_t = add_noise(x_0, noise, there)
+        target = training_target("flow_prediction", x_0, noise, here)
+        return Question(x_t, asked.float(), target, lambda output: self._as_flow(output, x_t, there, here))
+
+    def _as_flow(self, output: Tensor, x_t: Tensor, there: NoiseLevel, here: NoiseLevel) -> Tensor:
+        return converted_prediction(output.to(x_t.dtype), x_t, there, self.prediction_type, "flow_prediction", here)
+
+
+def objective_of(config: ObjectiveConfig, schedule: Schedule, betas: ZeroSNRScheduler | None) -> Objective:
+    """What a configuration wants the network to be asked.
+
+    Args:
+        config: that says it.
+        schedule: of the network.
+        betas: of the base, at zero terminal SNR; None of a flow-matching one.
+
+    Raises:
+        ValueError: flow times are to be those of betas, and there are none.
+    """
+    if config.flow_time_sampling == "snr":
+        table_of(betas)
+    if config.flow_through_bridge and isinstance(schedule, ZeroSNRScheduler):
+        return BridgedObjective(schedule)
+    return Objective(schedule)

@@ -1,0 +1,82 @@
+"""The two kinds of noise schedules that a network is trained on, betas and flow times, as far as they differ."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..core import SCHEDULE_NAMES, schedule_table
+from ..hub.model_card import terminal_snr
+from ..schedulers import FlowMatchMultistepScheduler
+from ..schedulers.base import ZeroSNRScheduler
+from ..schedulers.config import is_flow
+from ..schedulers.flow import FlowMatchScheduler
+
+Schedule = ZeroSNRScheduler | FlowMatchScheduler
+
+
+def snr_at_the_end(scheduler: Any) -> float:
+    """SNR of the noisiest level of a model, by any scheduler of it; 0 of a flow-matching one."""
+    return 0.0 if is_flow(scheduler.config) else terminal_snr(scheduler)
+
+
+def table_of(betas: ZeroSNRScheduler | None) -> Tensor:
+    """alpha_bar of the betas whose SNRs are to be trained, float64 [T].
+
+    Args:
+        betas: at zero terminal SNR; None of a flow-matching base.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if betas is None:
+        raise ValueError(
+            "--flow_time_sampling=snr is the density of betas, and the base is a flow-matching model, which has none: "
+            "pass logit_normal or uniform."
+        )
+    return schedule_table(**{key: betas.config[key] for key in SCHEDULE_NAMES})
+
+
+def as_sampled(scheduler: Any) -> Any:
+    """A scheduler for previews of a base: its own, or of a flow-matching one ours, which runs in every pipeline."""
+    return FlowMatchMultistepScheduler.from_config(scheduler.config) if is_flow(scheduler.config) else scheduler
+
+
+def check_base(scheduler: Any, name: str, prediction_type: str) -> None:
+    """Refuse a base that cannot be trained to a prediction.
+
+    Args:
+        scheduler: of the base.
+        name: of the base.
+        prediction_type: that the network is trained to.
+
+    Raises:
+        ValueError: with what the base is and what to pass.
+    """
+    config = scheduler.config
+    if not is_flow(config):
+        return
+    if prediction_type != "flow_prediction":
+        raise ValueError(
+            f"{name} is a flow-matching model, which has no betas to predict {prediction_type} on: pass "
+            "--prediction_type flow_prediction, and no --flow_through_bridge."
+        )
+    if config.get("invert_sigmas") or config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        raise ValueError(f"{name} is a flow model of another kind: only noise - x_0, told 1000 s, is trained.")
+
+
+def check_bridge(scheduler: Any, name: str) -> None:
+    """Refuse a base that no exact conversion makes a flow model.
+
+    Args:
+        scheduler: of the base.
+        name: of the base.
+
+    Raises:
+        ValueError: it does not predict v at zero terminal SNR.
+    """
+    kind, end = scheduler.config.get("prediction_type", "epsilon"), snr_at_the_end(scheduler)
+    if kind != "v_prediction" or end > 0:
+        raise ValueError(
+            f"--flow_through_bridge needs a base that predicts v at zero terminal SNR; {name} predicts {kind} on a "
+            f"schedule that ends at an SNR of {end:.4g}. Leave it out, or train the base with v_prediction first."
+        )
