@@ -44,6 +44,11 @@ examples:
   accelerate launch --config_file examples/configs/accelerate/several_machines.yaml -m zsnr_diffusers.training \\
       --config examples/configs/sd21.yaml --train_shards "s3://bucket/{0000..0999}.tar" --cache_dir /shared/cache
 
+  # a rectified flow, as Stable Diffusion 3 is one, in the base's own UNet: it runs in stock pipelines, and in ComfyUI
+  # through the node ModelSamplingSD3; a base that predicts v or epsilon has more to learn than for v
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
+      --output_dir sd21-flow --prediction_type flow_prediction --flow_shift 1.5
+
   # go on after an interruption
   accelerate launch -m zsnr_diffusers.training --config sd21-zsnr/training_config.yaml --resume
 
@@ -82,7 +87,8 @@ class BaseConfig(Options):
 
     pretrained_model_name_or_path: Annotated[str, IDENTITY] = option(
         "",
-        "Stable Diffusion 1.x, 2.x or XL to start from, epsilon or v: a Hub id, a folder, or a .safetensors file.",
+        "Stable Diffusion 1.x, 2.x or XL to start from, epsilon or v, or a flow model of --prediction_type "
+        "flow_prediction: a Hub id, a folder, or a .safetensors file.",
     )
     base_config: str | None = option(
         None,
@@ -257,8 +263,9 @@ class TrainingConfig(GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, Bas
     program: ClassVar[str] = "python -m zsnr_diffusers.training"
     description: ClassVar[str] = (
         "Retrain Stable Diffusion 1.x, 2.x or XL so that it can generate truly dark and truly bright images: v-loss\n"
-        "on a schedule that ends at zero signal-to-noise ratio (Lin et al. 2023, arXiv:2305.08891). The result is an\n"
-        "ordinary diffusers pipeline in --output_dir, or with --lora_rank a LoRA of the base.\n"
+        "on a schedule that ends at zero signal-to-noise ratio (Lin et al. 2023, arXiv:2305.08891), or a rectified\n"
+        "flow, which begins at pure noise as well. The result is an ordinary diffusers pipeline in --output_dir, or\n"
+        "with --lora_rank a LoRA of the base.\n"
         "For networks of pixels: python -m zsnr_diffusers.training.pixels"
     )
     examples: ClassVar[str] = EXAMPLES

@@ -18,6 +18,7 @@ from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
 from ..reporting.model_card import TrainingRecord, model_card
 from .base import Base, base_folder
 from .config import GuidedOutputConfig
+from .flow_lora import FLOW_SAMPLERS
 
 
 def export_scheduler(base: Base) -> SchedulerMixin:
@@ -55,7 +56,7 @@ def save_pipeline_folder(
     subject = base_name(base.config.pretrained_model_name_or_path)
     rows = {"recommended guidance rescale": str(config.guidance_rescale)}
     flow = isinstance(base.schedule, FlowMatchScheduler)
-    write_card(base, scheduler, record, subject, rows, _usage(config, _FLOW_SAMPLERS if flow else _SAMPLERS))
+    write_card(base, scheduler, record, subject, rows, _usage(config, FLOW_SAMPLERS if flow else _SAMPLERS))
     changes = {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
@@ -99,12 +100,6 @@ def write_card(
 
 _SAMPLERS = """\
 With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
-"""
-
-_FLOW_SAMPLERS = """\
-It is a rectified flow around a UNet: samplers for betas do not fit it. `FlowMatchMultistepScheduler` of zsnr_diffusers
-does, `FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`, and stock's UniPC and DPM++ with
-`use_flow_sigmas=True`. In ComfyUI the UNet goes through the node ModelSamplingSD3, with the shift of the table.
 """
 
 

@@ -65,6 +65,7 @@ class StableDiffusionTask(Task):
             rows=self.rows.select_columns([config.caption_column]),
             caption_column=config.caption_column,
             record=record,
+            flow=config,
         )
 
     def initial_networks(self) -> Mapping[str, torch.nn.Module]:
