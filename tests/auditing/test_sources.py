@@ -12,8 +12,8 @@ from audited import config_of, found, misses, names
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
 )
 from hub_server import COMMIT, serve
@@ -151,7 +151,7 @@ def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
         (config_of(DDIMScheduler, num_train_timesteps=10**9), ValueError, "num_train_timesteps=1000000000 must be"),
         (config_of(DDIMScheduler, beta_schedule="sideways"), ValueError, "sideways"),
         (config_of(DDIMScheduler, prediction_type="flow"), ValueError, "'flow' is not known; choose one of epsilon"),
-        (FlowMatchEulerDiscreteScheduler(), ValueError, "FlowMatchEulerDiscreteScheduler has no betas"),
+        (EDMEulerScheduler(), ValueError, "EDMEulerScheduler has no betas"),
         (config_of(DDPMScheduler, variance_type="learned"), ValueError, "predict a variance"),
         ("/no/such/folder", OSError, "does not exist"),
         ("no such id", OSError, "no local folder"),

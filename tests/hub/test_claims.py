@@ -1,9 +1,16 @@
 """What the config of a scheduler says of a model."""
 
-from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+import pytest
+from diffusers import (
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from tiny_checkpoints import V, sd_scheduler
 
-from zsnr_diffusers import ZeroSNRMultistepScheduler
+from zsnr_diffusers import FlowMatchMultistepScheduler, ZeroSNRMultistepScheduler
 from zsnr_diffusers.hub.claims import SCHEDULER, Claim, scheduler_claim
 
 
@@ -19,7 +26,20 @@ def test_a_flag_that_the_class_ignores_still_says_it_of_the_model():
     assert scheduler_claim(config).rescale_betas_zero_snr is True
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        FlowMatchEulerDiscreteScheduler().config,
+        {"_class_name": "FlowMatchHeunDiscreteScheduler"},
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction").config,
+        FlowMatchMultistepScheduler(shift=3.0).config,
+    ],
+)
+def test_flow_matching_is_known_by_its_scheduler(config):
+    assert scheduler_claim(config) == Claim(SCHEDULER, "flow_prediction")
+
+
 def test_other_models_say_nothing():
-    assert scheduler_claim(FlowMatchEulerDiscreteScheduler().config) == Claim(SCHEDULER)
+    assert scheduler_claim(EDMEulerScheduler().config) == Claim(SCHEDULER)
     assert scheduler_claim({}) == Claim(SCHEDULER)
     assert scheduler_claim({"_class_name": "NoSuchScheduler", "prediction_type": V}) == Claim(SCHEDULER)

@@ -31,6 +31,7 @@ from zsnr_diffusers.hub.header import is_single_file, read_header
 from zsnr_diffusers.hub.lora_files import LORA_FILE
 from zsnr_diffusers.hub.saved_model import SCHEDULER_FILE, SavedModel
 
+FLOW = "flow_prediction"
 PACKAGE = Path(zsnr_diffusers.__file__).parent
 
 
@@ -63,6 +64,18 @@ MARKS = {
     "modelspec 2-v": ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, (V, None)),
     "modelspec 2": ({"modelspec.architecture": "stable-diffusion-v2-512"}, (EPSILON, None)),
     "modelspec 2-v LoRA": ({"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, (V, None)),
+    "modelspec flow": ({"modelspec.prediction_type": "flow_prediction"}, (FLOW, None)),
+    "velocity of a flow": (
+        {"modelspec.noise_process": "flow", "modelspec.prediction_type": "velocity"},
+        (FLOW, None),
+    ),
+    "velocity of another process": (
+        {"modelspec.noise_process": "ddpm", "modelspec.prediction_type": "velocity"},
+        (V, None),
+    ),
+    "noise of a flow": ({"modelspec.noise_process": "flow", "modelspec.prediction_type": "epsilon"}, (None, None)),
+    "plain flow_prediction": ({"prediction_type": "flow_prediction"}, (FLOW, None)),
+    "our flow": ({"zsnr_diffusers": json.dumps({"prediction_type": "flow_prediction", "shift": 3.0})}, (FLOW, None)),
     "ComfyUI v": ({"modelspec.predict_key": "v"}, (V, None)),
     "ComfyUI epsilon": ({"modelspec.predict_key": "epsilon"}, (EPSILON, None)),
     "plain v": ({"prediction_type": "v"}, (V, None)),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionInpaintPipeline
+from diffusers import DDIMScheduler, EDMEulerScheduler, StableDiffusionInpaintPipeline
 from published_models import in_memory
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -204,7 +204,7 @@ def test_half_precision_stays_half(configs, tmp_path):
     [
         (sd_scheduler("sample"), "predict epsilon or v_prediction, not prediction_type='sample'"),
         (sd_scheduler(EPSILON, zero_snr=True), "cannot be used at zero signal-to-noise ratio"),
-        (FlowMatchEulerDiscreteScheduler(), "not prediction_type=None"),
+        (EDMEulerScheduler(), "not prediction_type=None"),
     ],
 )
 def test_what_a_single_file_cannot_say_is_refused(scheduler, message, tmp_path):

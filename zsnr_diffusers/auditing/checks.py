@@ -46,7 +46,7 @@ OF_BOTH: tuple[Callable[[Setup], Finding | None], ...] = (
 OF_FLOW: tuple[Callable[[FlowSetup], Finding | None], ...] = (
     flow.betas_for_flow,
     flow.of_another_kind,
-    flow.not_offered,
+    flow.lacks_what_is_asked,
     flow.double_shift,
     flow.first_step,
     flow.wasted_last_step,

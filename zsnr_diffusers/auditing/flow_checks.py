@@ -1,11 +1,12 @@
 """Faults of the schedulers of flow-matching models, told by what they visit and by running them."""
 
 import math
-import re
 from itertools import pairwise
 from typing import Any
 
 from ..core.flow import shifted_time, unshifted_time
+from ..hub.flow_models import asked_of_scheduler, not_offered
+from ..schedulers.stock import flow_settings
 from .finding import Finding, Severity, by_numbers, code, listed_numbers, ours
 from .flow_subject import FlowSetup, share_of_last_step
 from .simulate import TOLERANCE
@@ -21,21 +22,10 @@ LEAK = 0.01
 CUT = 0.01
 """Of a timestep; a rounding in float32 is below 1e-4."""
 
-_ASKED = ("init_noise_sigma", "scale_model_input", "add_noise", "scale_noise")
-"""What pipelines ask of a scheduler without looking whether it is there, beside timesteps and steps."""
-
 
 def as_stock(setup: FlowSetup) -> dict[str, Any]:
     """Changes that make it stock's `UniPCMultistepScheduler` over flow times, which does all its steps."""
-    return {
-        "_class_name": "UniPCMultistepScheduler",
-        "use_flow_sigmas": True,
-        "prediction_type": "flow_prediction",
-        "flow_shift": setup.shift,
-        "final_sigmas_type": "zero",
-        "num_train_timesteps": len(setup.trained),
-        "steps_offset": 1,  # not read in flow time; pipelines of Stable Diffusion warn of another
-    }
+    return {"_class_name": "UniPCMultistepScheduler", **flow_settings(setup.shift, len(setup.trained))}
 
 
 def _to_stock(setup: FlowSetup) -> dict[str, Any] | None:
@@ -71,19 +61,18 @@ def of_another_kind(setup: FlowSetup) -> Finding | None:
     return Finding("prediction-type", "error", what, remedy)
 
 
-def not_offered(setup: FlowSetup) -> Finding | None:
+def lacks_what_is_asked(setup: FlowSetup) -> Finding | None:
     """What the pipeline asks of its scheduler, and this class does not have: it raises at the first call."""
     if setup.scheduler is None:
         return None
-    asked = {name for name in _ASKED if re.search(rf"self\.scheduler\.{name}\b", setup.asked_of)}
-    lacking = sorted(name for name in asked if not hasattr(setup.scheduler, name))
+    lacking = not_offered(setup.asked_of, setup.scheduler)
     if not lacking:
         return None
     what = (
         f"{setup.source.index['_class_name']} asks its scheduler for {' and '.join(lacking)}, which "
         f"{setup.scheduler_class.__name__} does not have: it raises AttributeError"
     )
-    fix = as_stock(setup) if "scale_noise" not in asked and not setup.distilled else None
+    fix = as_stock(setup) if "scale_noise" not in asked_of_scheduler(setup.asked_of) and not setup.distilled else None
     return Finding("not-offered", "error", what, ours(setup), fix)
 
 

@@ -17,6 +17,7 @@ from .. import schedulers
 from ..core import NoiseLevel
 from ..core.flow import flow_level, trailing_times
 from ..core.spacing import clean_position, position
+from ..hub.flow_models import source_code
 from ..schedulers.config import OWN_SPACING, check_types, filled_config, is_flow, own_spacing
 from ..schedulers.flow import FlowMatchScheduler
 from .simulate import Run, ideal_run, runnable, silently
@@ -54,10 +55,7 @@ class FlowSetup(Setup):
     @cached_property
     def asked_of(self) -> str:
         """The code of the pipeline, to see what it asks of its scheduler."""
-        try:
-            return "" if self.pipeline_class is None else inspect.getsource(self.pipeline_class)
-        except (OSError, TypeError):  # no source beside it
-            return ""
+        return source_code(self.pipeline_class)
 
     @property
     def passes_sigmas(self) -> bool:

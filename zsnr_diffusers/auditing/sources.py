@@ -13,7 +13,7 @@ from ..hub.files import SCHEDULER_CONFIG
 from ..hub.layouts import SD_1, SD_2, SDXL, Layout, in_channels, layout_of
 from ..hub.saved_model import SCHEDULER_FILE, SavedModel
 from ..hub.single_file import SD_BETAS
-from ..schedulers import ZeroSNRDDIMScheduler
+from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler
 from ..schedulers.config import OWN_SPACING
 
 _BETAS = {key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
@@ -195,7 +195,7 @@ def _of_saved(saved: SavedModel) -> Source:
         saved=said,
         path=None if saved.folder is None else saved.folder / saved.scheduler_file,
         prediction_type=known.prediction_type,
-        zero_snr=known.rescale_betas_zero_snr,
+        zero_snr=None if known.prediction_type == "flow_prediction" else known.rescale_betas_zero_snr,
         guidance_rescale=saved.guidance.get("guidance_rescale"),
         lora=saved.is_lora,
         published=published,
@@ -208,12 +208,18 @@ def _check_one_kind(known: SavedModel, layout: Layout) -> None:
         raise ValueError(
             f"{known.name} does not say what it predicts, and of Stable Diffusion 2.x there are both kinds: "
             "pass prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or prediction_type='epsilon' (2-base and "
-            "2.1-base)."
+            "2.1-base), or prediction_type='flow_prediction' if it was trained on to flow matching."
         )
 
 
 def _made_of(said: SavedModel, layout: Layout) -> dict[str, Any]:
     """The scheduler's config that `load_pipeline` and `load_lora` make of the marks in a file."""
+    if said.prediction_type == "flow_prediction":
+        return {
+            **said.schedule,
+            "prediction_type": "flow_prediction",
+            "_class_name": FlowMatchMultistepScheduler.__name__,
+        }
     facts = {fact: value for fact in FACTS if (value := getattr(said, fact)) is not None}
     if not said.rescale_betas_zero_snr:
         return {**_PUBLISHED[layout.name], **said.schedule, **facts}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.predictions import PREDICTION_TYPES
 from ..utils.tables import Facts, Part, Report
 from ..utils.terminal import show
 from .arguments import in_options, new_parser
@@ -49,6 +50,9 @@ examples:
   from a file that does not say what it is, where the Hub cannot be reached:
     zsnr convert old.safetensors folder --prediction_type v_prediction --zero_snr --config sdxl-folder
 
+  a Stable Diffusion that was trained on to flow matching, which no key in a file says:
+    zsnr convert rf.safetensors folder --prediction_type flow_prediction --config sdxl-folder
+
 exit status: 0 done, 2 wrong arguments or data
 """
 
@@ -66,7 +70,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("target", metavar="TARGET", help="folder, or a name that ends in .safetensors")
     parser.add_argument(
         "--prediction_type",
-        choices=("epsilon", "v_prediction", "sample"),
+        choices=PREDICTION_TYPES,
         help="what the network predicts (default: what is found)",
     )
     schedule = parser.add_mutually_exclusive_group()
@@ -176,7 +180,8 @@ def _check_says_it(saved: SavedModel) -> None:
     if saved.prediction_type is None:
         raise ValueError(
             f"{saved.name} does not say what it predicts, and what is written would say it for good: pass "
-            "--prediction_type epsilon, as most models of 1.x and XL do, or --prediction_type v_prediction."
+            "--prediction_type epsilon, as most models of 1.x and XL do, --prediction_type v_prediction, or "
+            "--prediction_type flow_prediction."
         )
 
 

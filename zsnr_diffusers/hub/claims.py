@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import schedulers
 from ..core import alpha_bar_table
-from ..schedulers.config import listed, with_defaults
+from ..core.predictions import PREDICTION_TYPES
+from ..schedulers.config import is_flow, listed, with_defaults
 from .known_models import known_model, repo_of
 
 FACTS = ("prediction_type", "rescale_betas_zero_snr")
@@ -27,6 +28,18 @@ class Claim:
     rescale_betas_zero_snr: bool | None = None
 
 
+def check_predicted(prediction_type: str) -> None:
+    """Refuse what no network here predicts.
+
+    Raises:
+        ValueError: with the value and what is known.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"prediction_type={prediction_type!r} is not known; choose one of {', '.join(PREDICTION_TYPES)}."
+        )
+
+
 def claim_of(source: str, facts: Mapping[str, Any]) -> Claim:
     """The claim of a place that says it by the names of diffusers."""
     zero_snr = facts.get("rescale_betas_zero_snr")
@@ -40,8 +53,10 @@ def known_claim(source: Any) -> Claim:
 
 
 def scheduler_claim(config: Mapping[str, Any], source: str = SCHEDULER) -> Claim:
-    """What a scheduler's config says, in memory or read from its file; a flow-matching or EDM one says nothing."""
+    """What a scheduler's config says, in memory or read from its file; an EDM one says nothing."""
     filled = with_defaults(config, cls) if (cls := scheduler_class(config)) else dict(config)
+    if is_flow(filled) and filled.get("prediction_type", "flow_prediction") == "flow_prediction":
+        return Claim(source, "flow_prediction")
     if "beta_schedule" not in filled:
         return Claim(source)
     zero_snr = filled.get("rescale_betas_zero_snr") or _betas_end_in_noise(filled)

@@ -17,10 +17,12 @@ from ..core.predictions import EPSILON_AT_ZERO_SNR
 from ..guidance.mixin import with_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
-from .claims import ARCHITECTURE, FACTS, ends_in_noise, scheduler_claim
+from ..schedulers.config import is_flow
+from .claims import ARCHITECTURE, ARGUMENTS, FACTS, ends_in_noise, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
 from .errors import explain_hub_errors
 from .files import INDEX, named, only_variant
+from .flow_models import flow_scheduler_for
 from .saved_model import SavedModel
 from .single_file_pipeline import from_single_file
 from .weight_files import in_one_dtype
@@ -42,14 +44,17 @@ def load_pipeline(
     scheduler that does this correctly stays. A zero-SNR model with any other gets `ZeroSNRDDIMScheduler`, the paper's
     sampler, which makes the images of diffusers' scheduler that `save_pipeline` writes; for fewer steps,
     `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
-    without zero SNR keeps its scheduler, with its prediction type. Where two places disagree, there is a warning, and
-    where a file of 1.x or XL says nothing and the config of its architecture decides.
+    without zero SNR keeps its scheduler, with its prediction type. A Stable Diffusion that was trained on to flow
+    matching (`flow_prediction`) gets `FlowMatchMultistepScheduler`; pipelines made for flow matching keep theirs.
+    Where two places disagree, there is a warning, and where a file of 1.x or XL says nothing and the config of its
+    architecture decides.
 
     Args:
         source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL; or one of
             them as a `SavedModel`, whose files are not read again, and whose options go on.
         guidance_rescale: phi instead of what is recorded; 0 for none.
-        prediction_type: instead of what is found.
+        prediction_type: instead of what is found; `flow_prediction` of a Stable Diffusion that was trained on to flow
+            matching, which files seldom say.
         rescale_betas_zero_snr: likewise.
         kwargs: as in `DiffusionPipeline.from_pretrained`, or for a file as in `from_single_file`: `config`, a folder
             or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached, and if it is a
@@ -107,10 +112,18 @@ def check_zero_snr(saved: SavedModel) -> None:
     """Refuse facts that no model can have.
 
     Raises:
-        ValueError: zero SNR of a model that predicts epsilon.
+        ValueError: zero SNR of a model that predicts epsilon; asked for of flow matching, which has no flag for it.
+            Marks of the base that it was trained on from may stay in a file.
     """
     if saved.rescale_betas_zero_snr and saved.prediction_type == "epsilon":
         raise ValueError(f"{saved.name}: {saved.facts}. {EPSILON_AT_ZERO_SNR}")
+    claim = saved.authority("rescale_betas_zero_snr")
+    asked = claim is not None and claim.source == ARGUMENTS and bool(claim.rescale_betas_zero_snr)
+    if asked and saved.prediction_type == "flow_prediction":
+        raise ValueError(
+            f"{saved.name}: {saved.facts}. Flow matching starts from zero SNR and has no betas to rescale: leave out "
+            "rescale_betas_zero_snr, or pass prediction_type= if it is another."
+        )
 
 
 def _from_pretrained(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
@@ -175,8 +188,10 @@ def scheduler_for(pipe: Any, saved: SavedModel) -> Any:
 
 
 def _merged_scheduler(pipe: Any, saved: SavedModel) -> Any:
+    if saved.prediction_type == "flow_prediction":
+        return flow_scheduler_for(pipe, saved)
     scheduler = getattr(pipe, "scheduler", None)
-    if scheduler is None or "beta_schedule" not in scheduler.config:
+    if scheduler is None or "beta_schedule" not in scheduler.config or is_flow(scheduler.config):
         raise ValueError(
             f"{type(pipe).__name__} has no scheduler with betas, so {', '.join(FACTS)} mean nothing to it."
         )

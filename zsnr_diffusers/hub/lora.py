@@ -11,6 +11,7 @@ from diffusers.utils import logging
 
 from ..core.guidance import check_guidance_rescale
 from ..guidance.mixin import with_guidance
+from ..schedulers.config import is_flow
 from ..schedulers.stock import stock_scheduler
 from ..utils.extras import import_extra
 from .files import PLACES, SCHEDULER_CONFIG, named, places_in
@@ -131,6 +132,11 @@ def save_lora(
     """
     path = Path(path)
     check_file_name(path)
+    if is_flow(pipe.scheduler.config):
+        raise ValueError(
+            f"{type(pipe.scheduler).__name__} is of flow matching, of which a LoRA says nothing here: save it by "
+            f"{type(pipe).__name__}.save_lora_weights, and load it into a pipeline of its base."
+        )
     adapters = adapters_of(pipe)
     one_file, dora, scheduler = path.suffix == ".safetensors", is_dora(pipe, adapters), stock_scheduler(pipe.scheduler)
     if one_file and dora:

@@ -17,7 +17,10 @@ from .header import Header
 _PREDICTIONS = {
     **dict.fromkeys(("epsilon", "eps"), "epsilon"),
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "velocity"), "v_prediction"),
+    "flow_prediction": "flow_prediction",
 }
+"""No program has a key among the weights for flow matching, nor one name for it; this is that of diffusers."""
+
 _ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
 _SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
 
@@ -56,13 +59,21 @@ def key_claim(path: Any, header: Header) -> Claim:
 def metadata_claims(header: Header) -> tuple[Claim, ...]:
     """By ModelSpec's keys, by ComfyUI's, by those without a prefix, and by kohya's."""
     data = {key: value.strip() for key, value in header.metadata.items()}
-    spec = (prediction(data.get("modelspec.prediction_type")), _architecture(data.get("modelspec.architecture", "")))
+    spec = (_specified(data), _architecture(data.get("modelspec.architecture", "")))
     return (
         Claim("modelspec metadata", next(filter(None, spec), None)),
         Claim("metadata modelspec.predict_key", prediction(data.get("modelspec.predict_key"))),
         _plain_claim(data),
         _kohya_claim(data),
     )
+
+
+def _specified(data: Mapping[str, str]) -> str | None:
+    """ModelSpec's prediction type; in a noise process that some programs write beside it, velocity is the flow's."""
+    said = prediction(data.get("modelspec.prediction_type"))
+    if data.get("modelspec.noise_process", "").lower() != "flow":
+        return said
+    return "flow_prediction" if said in (None, "v_prediction", "flow_prediction") else None
 
 
 def prediction(name: Any) -> str | None:

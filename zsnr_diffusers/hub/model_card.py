@@ -8,6 +8,7 @@ import huggingface_hub
 
 from ..core import SCHEDULE_NAMES, noise_level, schedule_table, snr
 from ..guidance.mixin import stock_class
+from ..schedulers.config import is_flow
 from ..schedulers.stock import stock_scheduler
 from .custom_pipeline import bundled_scheduler
 from .lora_files import KOHYA_FILE, LORA_FILE
@@ -82,7 +83,10 @@ def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
         data.pipeline_tag = "text-to-image"
     rows = {"pipeline": f"`{stock.__name__}`"}
     scheduler = getattr(pipe, "scheduler", None)
-    if scheduler is not None and "beta_schedule" in scheduler.config:
+    if scheduler is not None and is_flow(scheduler.config):
+        rows |= {"prediction type": "`flow_prediction`", "schedule": "flow matching, (1 - s) x_0 + s noise"}
+        data.tags = ["flow-matching"]
+    elif scheduler is not None and "beta_schedule" in scheduler.config:
         rows |= schedule_rows(scheduler, stock_scheduler(scheduler))
         data.tags = schedule_tags(scheduler)
     rows |= _phi_row(phi)

@@ -12,15 +12,15 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ..core.predictions import check_prediction_type
 from ..guidance.mixin import recorded_guidance
-from ..schedulers.config import MODEL_FACTS, check_types, with_defaults
+from ..schedulers.config import FLOW_FACTS, MODEL_FACTS, check_types, with_defaults
 from .claims import (
     ARCHITECTURE,
     ARGUMENTS,
     FACTS,
     SCHEDULER,
     Claim,
+    check_predicted,
     claim_of,
     known_claim,
     scheduler_claim,
@@ -92,7 +92,7 @@ class SavedModel:
         Args:
             source: Hub id, folder, or the path of a `.safetensors` file; or what was opened, to which the arguments
                 are added.
-            prediction_type: what the caller knows better.
+            prediction_type: what the caller knows better; `flow_prediction` is of flow matching.
             rescale_betas_zero_snr: likewise.
             only_pipelines: refuse a folder or repo without a pipeline or without its scheduler's config.
             weight_name: of the file of a LoRA in a folder or repo, which is opened by itself then, out of the Hub if
@@ -106,7 +106,7 @@ class SavedModel:
                 variance-preserving schedule though its keys say that it predicts v.
         """
         if prediction_type is not None:
-            check_prediction_type(prediction_type, zero_terminal_snr=False)
+            check_predicted(prediction_type)
         if isinstance(source, SavedModel):
             opened = source
             if only_pipelines and not opened.is_single_file:
@@ -132,7 +132,7 @@ class SavedModel:
 
     @property
     def prediction_type(self) -> str | None:
-        """`epsilon`, `v_prediction` or `sample`, None where no place says it; other models have others."""
+        """`epsilon`, `v_prediction`, `sample` or `flow_prediction`, None where no place says it."""
         return claim.prediction_type if (claim := self.authority("prediction_type")) else None
 
     @property
@@ -218,13 +218,14 @@ def _of_weights(name: str, header: Header, file: Path | None) -> SavedModel:
     with named(source):
         guidance = recorded_guidance(record)
         check_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
-        check_prediction_type(record.get("prediction_type", "epsilon"), zero_terminal_snr=False)
+        check_predicted(record.get("prediction_type", "epsilon"))
     claims = [claim_of(f"metadata {RECORD}", record), key_claim(name, header), *metadata_claims(header)]
     if file is not None:
         beside = config_beside(file)
         claims += [original_config_claim(beside)] if beside.is_file() else []
         claims += [buffer_claim(file, header), known_claim(file)]
-    schedule = {key: record[key] for key in MODEL_FACTS if key in record and key not in FACTS}
+    known = dict.fromkeys((*MODEL_FACTS, *FLOW_FACTS))
+    schedule = {key: record[key] for key in known if key in record and key not in FACTS}
     return SavedModel(
         name,
         header=header,

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from ..core.predictions import check_prediction_type
 from ..guidance.mixin import guidance_record
-from ..schedulers.config import model_facts
+from ..schedulers import FlowMatchMultistepScheduler
+from ..schedulers.config import FLOW_FACTS, flow_facts, is_flow, model_facts
 from .weight_files import savable
 
 logger = logging.get_logger(__name__)
@@ -50,13 +51,19 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
     # Over diffusers' conversions, which pull in transformers; who reads a header does not wait for it.
     from .ldm_format import layout_of_pipeline, original_checkpoint
 
-    layout = layout_of_pipeline(pipe)
-    if prediction_type is None or prediction_type not in layout.architectures:
+    layout, flow = layout_of_pipeline(pipe), prediction_type == "flow_prediction"
+    if not flow and (prediction_type is None or prediction_type not in layout.architectures):
         raise ValueError(
             f"Readers of single files know models that predict {' or '.join(layout.architectures)}, not "
             f"prediction_type={prediction_type!r}; save a folder instead."
         )
-    check_prediction_type(prediction_type, zero_snr)
+    if flow:
+        logger.warning(
+            "load_pipeline finds in the file that it is of flow matching; other programs take it for a model of "
+            "epsilon, until they are told: in ComfyUI by the node ModelSamplingSD3."
+        )
+    else:
+        check_prediction_type(str(prediction_type), zero_snr)
     record = model_record(pipe, zero_snr)
     foreign = [f"{key}={record[key]!r}" for key, value in SD_BETAS.items() if record.get(key, value) != value]
     if foreign:
@@ -68,7 +75,7 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
     save_file(
         savable(original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked}),
         path,
-        file_metadata(pipe, record, layout.architectures[prediction_type], path.stem),
+        file_metadata(pipe, record, layout.architectures["epsilon" if flow else str(prediction_type)], path.stem),
     )
 
 
@@ -76,14 +83,28 @@ def model_record(pipe: Any, zero_snr: bool) -> dict[str, Any]:
     """What is to be known of a pipeline's model beside its weights: schedule, prediction type, guidance rescale.
 
     Raises:
-        ValueError: its scheduler is of no variance-preserving schedule.
+        ValueError: its scheduler is of neither a variance-preserving schedule nor flow matching.
     """
+    if is_flow(pipe.scheduler.config):
+        return flow_record(pipe.scheduler.config) | _guidance(pipe)
     facts = model_facts(pipe.scheduler.config)
     idle = {detail for switch, details in _DETAILS.items() if not facts.get(switch) for detail in details}
     record = {key: value for key, value in facts.items() if key not in idle} | {"rescale_betas_zero_snr": zero_snr}
-    if getattr(pipe, "default_guidance_rescale", 0.0) > 0:
-        record |= guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
-    return record
+    return record | _guidance(pipe)
+
+
+def flow_record(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a flow-matching scheduler's config is the model's, and is not what every such model has."""
+    facts = {"prediction_type": "flow_prediction", **flow_facts(config)}
+    usual = FlowMatchMultistepScheduler().config
+    said = [key for key in FLOW_FACTS if key in facts and (key == "prediction_type" or facts[key] != usual[key])]
+    return {key: facts[key] for key in said}
+
+
+def _guidance(pipe: Any) -> dict[str, Any]:
+    if getattr(pipe, "default_guidance_rescale", 0.0) <= 0:
+        return {}
+    return guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
 
 
 def file_metadata(pipe: Any, record: Mapping[str, Any], architecture: str, title: str) -> dict[str, str]:

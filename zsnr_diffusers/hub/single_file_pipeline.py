@@ -48,7 +48,8 @@ def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
     if layout is SD_2 and saved.prediction_type is None:
         raise ValueError(
             f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
-            "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base)."
+            "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base), or "
+            "'flow_prediction' if it was trained on to flow matching."
         )
     config, options = kwargs.get("config"), {key: value for key, value in kwargs.items() if key != "original_config"}
     with explain_load_errors(source):

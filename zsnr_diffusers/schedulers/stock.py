@@ -14,6 +14,23 @@ from diffusers import (
 from .flow import FlowMatchScheduler
 
 
+def flow_settings(shift: float, num_train_timesteps: int, prediction_type: str = "flow_prediction") -> dict[str, Any]:
+    """The settings of stock's `UniPCMultistepScheduler` for a flow-matching model, in pipelines made for betas.
+
+    Of stock's schedulers that these pipelines can run, it is the one that starts at pure noise but for 1e-6, visits
+    flow times that are even before the shift, and ends at the data. The network is told of timesteps that are cut to
+    whole numbers.
+    """
+    return {
+        "num_train_timesteps": num_train_timesteps,
+        "prediction_type": prediction_type,
+        "use_flow_sigmas": True,
+        "flow_shift": float(shift),
+        "final_sigmas_type": "zero",
+        "steps_offset": 1,  # not read in flow time; pipelines of Stable Diffusion warn of another
+    }
+
+
 def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
     """The scheduler of stock that stands in for one of ours; a scheduler of stock stays what it is.
 
