@@ -237,6 +237,16 @@ def test_a_model_of_v_in_flow_time_is_an_error():
     assert "ZeroSNRMultistepScheduler(prediction_type='v_prediction'" in finding.remedy
 
 
+def test_noise_is_no_prediction_where_the_sample_is_the_noise():
+    scheduler = UniPCMultistepScheduler(use_flow_sigmas=True)  # whose default is epsilon
+    finding = found(audit(scheduler), "epsilon-in-flow-time")
+    assert finding.remedy.endswith("from_config(pipe.scheduler.config, prediction_type='flow_prediction')")
+    assert finding.fix is None  # no config tells what a network was trained for
+    told = audit(scheduler, prediction_type="flow_prediction")
+    assert found(told, "prediction-type").fix == {"prediction_type": "flow_prediction"}
+    assert told.fixed().ok
+
+
 def test_schedulers_of_one_pipeline_are_said_not_to_be_run():
     result = audit({"_class_name": "HeliosScheduler"})
     assert names(result) == {"not-run"}

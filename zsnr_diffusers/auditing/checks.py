@@ -46,6 +46,7 @@ OF_BOTH: tuple[Callable[[Setup], Finding | None], ...] = (
 OF_FLOW: tuple[Callable[[FlowSetup], Finding | None], ...] = (
     flow.betas_for_flow,
     flow.of_another_kind,
+    flow.epsilon_in_flow_time,
     flow.lacks_what_is_asked,
     flow.double_shift,
     flow.first_step,

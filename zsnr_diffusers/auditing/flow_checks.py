@@ -49,16 +49,32 @@ def betas_for_flow(setup: FlowSetup) -> Finding | None:
 
 
 def of_another_kind(setup: FlowSetup) -> Finding | None:
-    """Flow time for a network that is known to predict something else."""
-    known = setup.source.prediction_type
-    if known in (None, "flow_prediction", setup.config["prediction_type"]) or not setup.in_flow_time:
+    """Another prediction type than the network was trained for, where that is known from elsewhere."""
+    known, said = setup.source.prediction_type, setup.config["prediction_type"]
+    if known in (None, said) or not setup.in_flow_time:
         return None
+    if known == "flow_prediction":
+        fix = {"prediction_type": known}
+        what = f"the network predicts {known}, but is sampled as prediction_type={said!r}"
+        return Finding("prediction-type", "error", what, code(setup, fix), fix)
     what = f"the network predicts {known}, but is sampled in flow time by {setup.scheduler_class.__name__}"
     remedy = "give it the betas that it was trained on:\n" + (
         f"pipe.scheduler = zsnr_diffusers.ZeroSNRMultistepScheduler(prediction_type={known!r}, beta_start=..., "
         "beta_end=..., beta_schedule=...)"
     )
     return Finding("prediction-type", "error", what, remedy)
+
+
+def epsilon_in_flow_time(setup: FlowSetup) -> Finding | None:
+    """Noise predicted where the sample is the noise; most often what a config that says nothing is taken for."""
+    if not setup.in_flow_time or setup.config["prediction_type"] != "epsilon" or setup.source.prediction_type:
+        return None
+    what = (
+        "prediction_type='epsilon' in flow time: at its first step the sample is the noise, and predicting it says "
+        "nothing of the image"
+    )
+    remedy = f"a model of flow matching:\n{code(setup, {'prediction_type': 'flow_prediction'})}"
+    return Finding("epsilon-in-flow-time", "error", what, remedy)
 
 
 def lacks_what_is_asked(setup: FlowSetup) -> Finding | None:
