@@ -29,7 +29,7 @@ from zsnr_diffusers import (
 from zsnr_diffusers.cli import main
 from zsnr_diffusers.core import ideal_output
 from zsnr_diffusers.core.flow import flow_level
-from zsnr_diffusers.hub.flow_models import asked_of_scheduler, source_code, stock_flow_scheduler
+from zsnr_diffusers.hub.flow_models import asked_of_scheduler, source_code, stock_flow_scheduler_for
 from zsnr_diffusers.hub.header import read_header
 from zsnr_diffusers.hub.saved_model import SavedModel
 from zsnr_diffusers.schedulers.stock import flow_settings
@@ -184,7 +184,7 @@ def test_pipelines_made_for_flow_matching_get_stock_s_own_scheduler():
     assert asked_of_scheduler(code) == set()
     pipe = PIPELINES["DreamLitePipeline"].build()
     pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config, shift=3.0)
-    stock = stock_flow_scheduler(pipe)
+    stock = stock_flow_scheduler_for(pipe)
     assert type(stock) is FlowMatchEulerDiscreteScheduler
     assert (stock.config.shift, stock.config.use_dynamic_shifting) == (3.0, True)
 

@@ -63,7 +63,7 @@ def flow_scheduler_for(pipe: Any, saved: SavedModel) -> Any:
     return FlowMatchMultistepScheduler.from_config(scheduler.config, **facts)
 
 
-def stock_flow_scheduler(pipe: Any) -> Any:
+def stock_flow_scheduler_for(pipe: Any) -> Any:
     """The scheduler of stock that stands in for ours in a pipeline, so that it opens without this package.
 
     `FlowMatchEulerDiscreteScheduler` of the same shift where the pipeline can run it, and in those of Stable

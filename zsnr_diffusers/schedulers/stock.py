@@ -87,11 +87,4 @@ def stock_flow_scheduler(scheduler: FlowMatchScheduler, takes_generator: bool = 
             "scheduler samples such a flow model in a pipeline written for betas."
         )
     cls: Any = DPMSolverMultistepScheduler if takes_generator else UniPCMultistepScheduler
-    return cls(
-        num_train_timesteps=len(scheduler),
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        flow_shift=scheduler.shift,
-        timestep_spacing="trailing",  # read of betas alone, as is the offset, of which pipelines warn if it is not 1
-        steps_offset=1,
-    )
+    return cls(**flow_settings(scheduler.shift, len(scheduler)))
