@@ -186,7 +186,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path):
     assert same(run(options, resume=True), whole)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_three_hundred_steps_lower_the_loss_and_brightness_comes_to_the_data_s(options, base_folder, tmp_path):
     data = make_landscapes(tmp_path / "data", count=10, image_size=64)
     pipe = DiffusionPipeline.from_pretrained(base_folder)
@@ -245,7 +245,7 @@ def test_stock_pipelines_sample_it(flow_folder):
     pipe = DiffusionPipeline.from_pretrained(folder)
     assert type(pipe) is PIPELINES[name][0]
     assert type(pipe.scheduler) is UniPCMultistepScheduler
-    assert type(load_pipeline(folder).scheduler) is UniPCMultistepScheduler
+    assert type(load_pipeline(folder).scheduler) is FlowMatchMultistepScheduler
     picture, mask = Image.new("RGB", (64, 64), "teal"), np.zeros((64, 64), dtype=np.uint8)
     mask[:, 32:] = 255
     more = {} if name == "xl" else {"requires_safety_checker": False}
@@ -285,7 +285,7 @@ assert images.isfinite().all() and images.std() > 0
 """
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("flow_folder", PIPELINES, indirect=True)
 def test_people_without_this_package_sample_it(flow_folder):
     result = subprocess.run([sys.executable, "-c", STOCK_ALONE, flow_folder[1]], capture_output=True, text=True)
@@ -341,7 +341,7 @@ def test_a_lora_says_that_it_is_of_a_flow_model(options, base_folder, tmp_path, 
     assert names["image"].size == (64, 64)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_lora_of_xl_lowers_the_loss_and_goes_on_from_its_file(xl_options, tmp_path):
     options = {**xl_options, **FLOW, "lora_rank": 8, "learning_rate": 1e-2, "max_train_steps": 40}
     options |= {"checkpointing_steps": 40, "train_batch_size": 4, "lr_scheduler": "constant"}
