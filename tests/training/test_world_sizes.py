@@ -10,7 +10,7 @@ import pytest
 from child_processes import arguments, exit_code, start_ranks
 from training_runs import logged
 
-from zsnr_diffusers.training import TrainingConfig, train, trainer
+from zsnr_diffusers.training import TrainingConfig, objective, train
 
 GLOBAL_BATCH = 4
 DIVISIONS = [(1, 4), (2, 2), (4, 1)]
@@ -49,13 +49,13 @@ def same_losses(folder, other, tag="loss"):
 
 def print_noise():
     """Let a process print a number of the noise of each of its samples."""
-    add_noise = trainer.add_noise
+    add_noise = objective.add_noise
 
     def printing(x_0, noise, level):
         print(*(f"noise {one:.8f}\n" for one in noise.flatten(1)[:, 0].tolist()), sep="", end="", flush=True)
         return add_noise(x_0, noise, level)
 
-    trainer.add_noise = printing
+    objective.add_noise = printing
 
 
 def noise_of(text):

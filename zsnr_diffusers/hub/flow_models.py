@@ -4,8 +4,6 @@ import inspect
 import re
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-
 from ..guidance.mixin import stock_class
 from ..schedulers import FlowMatchMultistepScheduler
 from ..schedulers.config import FLOW_FACTS, is_flow
@@ -72,6 +70,8 @@ def stock_flow_scheduler_for(pipe: Any) -> Any:
     Raises:
         ValueError: neither is the same model's.
     """
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler  # these import scipy
+
     ours = pipe.scheduler
     config, code = ours.config, source_code(stock_class(type(pipe)))
     euler = not not_offered(code, FlowMatchEulerDiscreteScheduler())

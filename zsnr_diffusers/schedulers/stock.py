@@ -3,13 +3,7 @@
 import inspect
 from typing import Any
 
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
+import diffusers
 
 from .flow import FlowMatchScheduler
 
@@ -56,12 +50,12 @@ def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
             "set the pipeline's scheduler to one of stock first."
         )
     if config.get("clip_sample") or config.get("thresholding"):
-        cls: Any = DDPMScheduler
+        cls: Any = diffusers.DDPMScheduler
     else:
-        cls = EulerDiscreteScheduler if config.get("rescale_betas_zero_snr") else DDIMScheduler
+        cls = diffusers.EulerDiscreteScheduler if config.get("rescale_betas_zero_snr") else diffusers.DDIMScheduler
         # Euler reads neither; DDIM does when somebody swaps it in, and pipelines warn of an offset other than 1.
         config |= {"steps_offset": 1, "set_alpha_to_one": True}
-    known = {name for each in (cls, DDIMScheduler) for name in inspect.signature(each).parameters}
+    known = {name for each in (cls, diffusers.DDIMScheduler) for name in inspect.signature(each).parameters}
     return cls.from_config({name: value for name, value in config.items() if name in known})
 
 
@@ -86,5 +80,5 @@ def stock_flow_scheduler(scheduler: FlowMatchScheduler, takes_generator: bool = 
             f"invert_sigmas={config['invert_sigmas']}, prediction_type={config['prediction_type']!r}: no stock "
             "scheduler samples such a flow model in a pipeline written for betas."
         )
-    cls: Any = DPMSolverMultistepScheduler if takes_generator else UniPCMultistepScheduler
+    cls: Any = diffusers.DPMSolverMultistepScheduler if takes_generator else diffusers.UniPCMultistepScheduler
     return cls(**flow_settings(scheduler.shift, len(scheduler)))

@@ -194,10 +194,10 @@ def test_people_without_this_package_sample_it(options, tmp_path):
 def test_it_opens_again_with_what_a_sampler_needs(options, column):
     run(options, class_column=column, max_train_steps=1, flow_shift=2.5, flow_time_sampling="uniform")
     pipe = load_pipeline(options["output_dir"])
-    assert type(pipe.scheduler) is DPMSolverMultistepScheduler
-    facts = pipe.scheduler.config
-    assert (facts.prediction_type, facts.use_flow_sigmas, facts.flow_shift) == ("flow_prediction", True, 2.5)
-    assert FlowMatchMultistepScheduler.from_config(facts).shift == 2.5
+    assert FlowMatchMultistepScheduler.from_config(pipe.scheduler.config).shift == 2.5
+    facts = DPMSolverMultistepScheduler.load_config(options["output_dir"], subfolder="scheduler")
+    assert facts["_class_name"] == "DPMSolverMultistepScheduler"
+    assert (facts["prediction_type"], facts["use_flow_sigmas"], facts["flow_shift"]) == ("flow_prediction", True, 2.5)
     card = ModelCard.load(f"{options['output_dir']}/README.md")
     assert {"flow-matching", "flow_prediction"} <= set(card.data.tags)
     assert "zero-terminal-snr" not in card.data.tags
