@@ -65,6 +65,7 @@ def test_what_a_last_step_does_is_measured_on_the_way_that_a_network_leads(n):
     assert share_of_last_step([*trailing_times(n)[:-1], 1e-3, 0.0]) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [FlowMatchMultistepScheduler, FlowMatchEulerScheduler])
 @pytest.mark.parametrize(
     "config",
@@ -167,6 +168,7 @@ def test_a_first_step_far_from_noise_is_an_error():
     assert finding.severity == "error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheduler",
     [
