@@ -92,7 +92,7 @@ def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
 
     From then on it takes samples (1 - s) x_0 + s noise and timesteps 1000 s, and returns noise - x_0, so that
     `FlowMatchMultistepScheduler` samples it, guiders and trainers of flow models take it. A flow time between two
-    timesteps is told as a timestep between them.
+    timesteps becomes a timestep between them.
 
     Args:
         network: a UNet or transformer of diffusers.

@@ -101,7 +101,7 @@ class Sampler(NamedTuple):
         unbounded = {key: value for key, value in UNBOUNDED.items() if key in accepted}
         scheduler = self.cls(**self.model, **unbounded, **self.options)
         # Heun's method calls the network twice in all steps but the last.
-        scheduler.set_timesteps(n if "Heun" not in self.cls.__name__ or self.model is MODEL else n // 2 + 1)
+        scheduler.set_timesteps(n // 2 + 1 if "Heun" in self.cls.__name__ else n)
         return scheduler
 
 

@@ -47,7 +47,7 @@ class Small(NamedTuple):
     arguments: Callable[[], dict[str, Any]]
     """New arguments of a call that guides, of a few steps, with a generator of seed 0; latents where it can."""
 
-    # The rest is told of pipelines of transformers; those of UNets have the defaults, right or not.
+    # The rest is filled in for pipelines of transformers; those of UNets have the defaults, right or not.
     output: str = "images"
     """The attribute of what the call returns that holds the result."""
     denoisers: tuple[str, ...] = ("unet",)

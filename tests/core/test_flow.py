@@ -15,7 +15,7 @@ from zsnr_diffusers.core.flow import (
     flow_time,
     is_stock_spacing,
     kappa_times,
-    scale,
+    sample_scale,
     shift_of_resolution,
     shifted_time,
     stretched,
@@ -40,14 +40,14 @@ def test_a_variance_preserving_level_has_the_same_snr_and_leads_back(s):
 def test_pure_noise_is_pure_noise_on_both_sides():
     assert variance_preserving(flow_level(1.0)) == NoiseLevel(0.0, 1.0)
     assert flow_time(NoiseLevel(0.0, 1.0)) == 1.0
-    assert scale(flow_level(1.0)) == 1.0
+    assert sample_scale(flow_level(1.0)) == 1.0
 
 
 @given(times, st.floats(-5, 5), st.floats(-5, 5))
 def test_samples_of_one_snr_differ_by_the_scale(s, x_0, noise):
     flow, kept = flow_level(s), variance_preserving(flow_level(s))
     of_flow, of_kept = (level.alpha * x_0 + level.sigma * noise for level in (flow, kept))
-    assert of_flow == pytest.approx(of_kept * scale(flow), abs=1e-13)
+    assert of_flow == pytest.approx(of_kept * sample_scale(flow), abs=1e-13)
 
 
 def test_levels_may_be_tensors():

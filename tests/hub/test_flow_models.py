@@ -12,9 +12,11 @@ from diffusers import (
     StableDiffusion3Pipeline,
     UniPCMultistepScheduler,
 )
+from huggingface_hub import ModelCard
 from published_models import in_memory
 from small_pipelines import PIPELINES
 from third_parties import PIPELINE_WARNINGS
+from tiny_adapters import PHI, adapted, assert_paints_alike
 from tiny_checkpoints import V, assert_same_weights, checkpoint, paint, settings, tiny_pipeline, write_file
 
 from zsnr_diffusers import (
@@ -22,6 +24,7 @@ from zsnr_diffusers import (
     FlowMatchMultistepScheduler,
     audit,
     enable_guidance_rescale,
+    load_lora,
     load_pipeline,
     save_lora,
     save_pipeline,
@@ -29,8 +32,10 @@ from zsnr_diffusers import (
 from zsnr_diffusers.cli import main
 from zsnr_diffusers.core import ideal_output
 from zsnr_diffusers.core.flow import flow_level
-from zsnr_diffusers.hub.flow_models import asked_of_scheduler, source_code, stock_flow_scheduler_for
+from zsnr_diffusers.hub.flow_models import asked_of_scheduler, source_code, stock_scheduler_for
 from zsnr_diffusers.hub.header import read_header
+from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
+from zsnr_diffusers.hub.model_card import FLOW_TAGS, lora_card, pipeline_card
 from zsnr_diffusers.hub.saved_model import SavedModel
 from zsnr_diffusers.schedulers.stock import flow_settings
 
@@ -184,7 +189,7 @@ def test_pipelines_made_for_flow_matching_get_stock_s_own_scheduler():
     assert asked_of_scheduler(code) == set()
     pipe = PIPELINES["DreamLitePipeline"].build()
     pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config, shift=3.0)
-    stock = stock_flow_scheduler_for(pipe)
+    stock = stock_scheduler_for(pipe)
     assert type(stock) is FlowMatchEulerDiscreteScheduler
     assert (stock.config.shift, stock.config.use_dynamic_shifting) == (3.0, True)
 
@@ -197,9 +202,33 @@ def test_what_no_stock_scheduler_there_does_is_refused(change, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_lora_of_flow_matching_is_left_to_diffusers(tmp_path):
-    with pytest.raises(ValueError, match="save_lora_weights"):
-        save_lora(tiny_pipeline("1", FlowMatchMultistepScheduler()), tmp_path / "lora")
+@pytest.mark.parametrize("file", [LORA_FILE, KOHYA_FILE])
+def test_a_lora_brings_its_flow_matching_to_a_base_of_betas(tmp_path, file):
+    pipe = adapted()
+    pipe.scheduler = FlowMatchMultistepScheduler(shift=2.5)
+    folder = save_lora(pipe, tmp_path / "lora")
+    facts = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert (facts["_class_name"], facts["use_flow_sigmas"], facts["flow_shift"]) == (
+        "UniPCMultistepScheduler",
+        True,
+        2.5,
+    )
+    base = tiny_pipeline("1")
+    loaded = load_lora(base, folder, weight_name=file)
+    assert type(loaded.scheduler) is FlowMatchMultistepScheduler
+    assert loaded.scheduler.shift == 2.5
+    assert loaded.default_guidance_rescale == PHI
+    assert_paints_alike(loaded, pipe)
+
+
+def test_cards_of_flow_matching_say_what_a_sampler_needs(tmp_path):
+    pipe = adapted()
+    pipe.scheduler = FlowMatchMultistepScheduler(shift=2.5)
+    for card in (pipeline_card(pipe, tmp_path, "me/flow"), lora_card(pipe, tmp_path, "me/lora", dora=False)):
+        assert {*FLOW_TAGS} <= {*ModelCard(card).data.tags}
+        for fact in ("noise - x_0", "1000 s", "| shift | `2.5` |", "`UniPCMultistepScheduler`", "ModelSamplingSD3"):
+            assert fact in card
+        assert "rescale_betas_zero_snr`" not in card
 
 
 # -- that stock's stand-in runs correctly

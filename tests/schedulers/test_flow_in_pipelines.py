@@ -1,5 +1,7 @@
 """One line swapped in every pipeline of flow matching."""
 
+from pathlib import Path
+
 import diffusers
 import numpy as np
 import pytest
@@ -68,7 +70,7 @@ def test_one_swapped_line_runs_as_many_steps_as_stock(name, n):
     assert calls == stock_calls
 
 
-def test_ours_are_what_a_pipeline_that_is_named_here_does_not_take():
+def test_pipelines_that_are_named_here_do_not_take_it():
     for name in NOT_FLOW_MATCHING:
         if name not in FLOW_PIPELINES:
             assert hasattr(diffusers, name)
@@ -82,3 +84,10 @@ def outcome(name):
         return run(name, 4, ours=True)
     except ValueError as refused:  # of the config
         return refused, 0
+
+
+@pytest.mark.skipif(not diffusers.__version__.startswith("0.42."), reason="README counts those of diffusers 0.42")
+def test_readme_counts_them():
+    text = " ".join(Path(__file__).parents[2].joinpath("README.md").read_text().split())
+    assert f"Of the {len(FLOW_PIPELINES)} pipelines of diffusers 0.42.1" in text
+    assert f"it runs in {len(SWAPPED)} (" in text

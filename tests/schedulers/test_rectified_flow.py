@@ -40,7 +40,7 @@ def build(name, scheduler):
     return pipe
 
 
-def paint(name, pipe, n, **changes):
+def generate(name, pipe, n, **changes):
     return pipe(**{**PIPELINES[name].arguments(), "num_inference_steps": n, **changes}).images
 
 
@@ -68,7 +68,7 @@ def test_stock_pipelines_call_the_network_once_for_each_step(name, cls):
     strength = {"strength": 1.0} if name in FROM_IMAGES else {}
     for n in (1, 4, 10):
         seen.clear()
-        images = paint(name, pipe, n, **strength)
+        images = generate(name, pipe, n, **strength)
         assert bool(images.isfinite().all())
         assert seen == pipe.scheduler.timesteps.tolist()
         assert (len(seen), seen[0]) == (n, 1000)
@@ -80,7 +80,7 @@ def test_the_exact_denoiser_of_a_point_leads_to_it(name, cls):
     pipe = build(name, cls())
     know_the_point(pipe)
     for n in (1, 4, 10):
-        latents = paint(name, pipe, n)
+        latents = generate(name, pipe, n)
         torch.testing.assert_close(latents, torch.full_like(latents, POINT), rtol=0, atol=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_and_from_the_middle_of_an_image(name, cls):
     know_the_point(pipe)
     for n, strength in ((4, 0.5), (10, 0.7), (10, 1.0)):
         seen = watch(pipe)
-        latents = paint(name, pipe, n, strength=strength)
+        latents = generate(name, pipe, n, strength=strength)
         assert seen == pipe.scheduler.timesteps[n - int(n * strength) :].tolist()
         found = latents[..., latents.shape[-1] // 2 :] if "Inpaint" in name else latents
         torch.testing.assert_close(found, torch.full_like(found, POINT), rtol=0, atol=1e-4)
@@ -103,7 +103,7 @@ def test_an_image_is_noised_to_the_level_that_the_network_is_told(name):
     pipe, inputs = build(name, FlowMatchMultistepScheduler()), []
     pipe.unet.register_forward_pre_hook(lambda module, args: inputs.append((args[0].chunk(2)[1], float(args[1]))))
     latents = torch.full((1, 4, 8, 8), 3.0)
-    paint(name, pipe, 10, strength=0.5, image=latents)
+    generate(name, pipe, 10, strength=0.5, image=latents)
     x, timestep = inputs[0]
     s = timestep / 1000
     noise = (x - (1 - s) * 3.0) / s
@@ -115,8 +115,8 @@ def test_xl_hands_over_from_base_to_refiner_at_a_share_of_the_flow_times():
     base = build("StableDiffusionXLPipeline", FlowMatchMultistepScheduler())
     refiner = build("StableDiffusionXLImg2ImgPipeline", FlowMatchMultistepScheduler())
     first, second = watch(base), watch(refiner)
-    half = paint("StableDiffusionXLPipeline", base, 10, denoising_end=0.5)
-    paint("StableDiffusionXLImg2ImgPipeline", refiner, 10, denoising_start=0.5, image=half)
+    half = generate("StableDiffusionXLPipeline", base, 10, denoising_end=0.5)
+    generate("StableDiffusionXLImg2ImgPipeline", refiner, 10, denoising_start=0.5, image=half)
     assert [*first, *second] == base.scheduler.timesteps.tolist()
     assert min(first) >= 500 > max(second)
 
@@ -125,24 +125,24 @@ def test_xl_hands_over_from_base_to_refiner_at_a_share_of_the_flow_times():
 @pytest.mark.parametrize("name", [*FROM_NOISE, *FROM_IMAGES])
 def test_guidance_is_rescaled_in_every_space(name, space):
     pipe = build(name, FlowMatchMultistepScheduler())
-    plain = paint(name, pipe, 4)
-    rescaled = paint(name, enable_guidance_rescale(pipe, 0.7, space=space, strict=True), 4)
+    plain = generate(name, pipe, 4)
+    rescaled = generate(name, enable_guidance_rescale(pipe, 0.7, space=space, strict=True), 4)
     assert bool(rescaled.isfinite().all())
     assert not torch.equal(rescaled, plain)
-    assert torch.equal(paint(name, disable_guidance_rescale(pipe), 4), plain)
+    assert torch.equal(generate(name, disable_guidance_rescale(pipe), 4), plain)
 
 
 def test_output_space_is_the_rescale_of_stock():
     stock = build("StableDiffusionPipeline", FlowMatchMultistepScheduler())
     ours = enable_guidance_rescale(build("StableDiffusionPipeline", FlowMatchMultistepScheduler()), 0.7)
-    expected = paint("StableDiffusionPipeline", stock, 4, guidance_rescale=0.7)
-    torch.testing.assert_close(paint("StableDiffusionPipeline", ours, 4), expected, rtol=1e-4, atol=1e-4)
+    expected = generate("StableDiffusionPipeline", stock, 4, guidance_rescale=0.7)
+    torch.testing.assert_close(generate("StableDiffusionPipeline", ours, 4), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_stocks_own_flow_scheduler_cannot_be_run_there():
     pipe = build("StableDiffusionPipeline", FlowMatchEulerDiscreteScheduler())
     with pytest.raises(AttributeError, match="init_noise_sigma"):
-        paint("StableDiffusionPipeline", pipe, 4)
+        generate("StableDiffusionPipeline", pipe, 4)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

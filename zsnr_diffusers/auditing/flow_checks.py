@@ -198,7 +198,7 @@ def crashes(setup: FlowSetup) -> Finding | None:
 
 
 def cut_timesteps(setup: FlowSetup) -> Finding | None:
-    """Timesteps that are whole numbers where flow times are not: the network is told of less noise than there is."""
+    """Timesteps that are whole numbers where flow times are not: the network is asked at less noise than there is."""
     if setup.config.get("invert_sigmas"):
         return None
     T, off = len(setup.trained), {}
@@ -209,7 +209,7 @@ def cut_timesteps(setup: FlowSetup) -> Finding | None:
     cut = {n: error for n, error in off.items() if error > CUT}
     if not cut:
         return None
-    what = f"timesteps are cut to whole numbers, by up to {max(cut.values()):.2g}, and the network is told of these"
+    what = f"timesteps are cut to whole numbers, by up to {max(cut.values()):.2g}, and the network gets these"
     return Finding("cut-timesteps", "note", what, ours(setup), steps=tuple(cut))
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import schedulers
-from ..core import NoiseLevel
-from ..core.flow import flow_level, trailing_times
+from ..core import NoiseLevel, flow_level, kappa, trailing_times, variance_preserving
 from ..core.spacing import clean_position, position
 from ..hub.flow_models import source_code
 from ..schedulers.config import OWN_SPACING, check_types, filled_config, is_flow, own_spacing
@@ -219,8 +218,8 @@ def share_of_last_step(path: Sequence[float]) -> float:
 
     Measured in `position`: what a network has yet to say there, averaged over Gaussian data of all scales.
     """
-    s = path[-2]
-    come = float(position(torch.tensor((1 - s) / s, dtype=torch.float64))) / clean_position()
+    level = flow_level(torch.tensor(path[-2], dtype=torch.float64))
+    come = float(position(torch.as_tensor(kappa(level)))) / clean_position()
     return (1 - come) * (len(path) - 1)
 
 
@@ -259,5 +258,5 @@ def set_up_flow(source: Source, numbers: Sequence[int] | None = None) -> FlowSet
         config["timestep_spacing"] = own_spacing(config)
     check_types(config, defaults)
     s = torch.arange(1, config["num_train_timesteps"] + 1, dtype=torch.float64) / config["num_train_timesteps"]
-    trained = (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+    trained = torch.as_tensor(variance_preserving(flow_level(s)).alpha) ** 2
     return FlowSetup(source, cls, config, make(cls, config), trained, possible(config, numbers or TRIED))

@@ -210,11 +210,7 @@ class FlowAudit(Audit):
         shift = "by the size of the image" if self.config.get("use_dynamic_shifting") else f"{setup.shift:g}"
         yield "scheduler", f"{self.scheduler}, flow matching, shift {shift}", ""
         yield "prediction type", self.prediction_type, ""
-        yield (
-            "first timesteps",
-            ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known",
-            first,
-        )
+        yield "first timesteps", self._visited, first
         if path := setup.paths.get(SHOWN[0]):
             even = [*trailing_times(SHOWN[0], setup.shift), 0.0]
             right = "" if setup.distilled or setup.ours else _sigmas(even)

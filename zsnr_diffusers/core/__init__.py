@@ -4,7 +4,7 @@ Imports torch and the standard library only. `NoiseLevel` is the currency: whate
 level, never a timestep or a table.
 """
 
-from .flow import flow_level, flow_time, kappa_times, scale, shifted_time, trailing_times, variance_preserving
+from .flow import flow_level, flow_time, kappa_times, sample_scale, shifted_time, trailing_times, variance_preserving
 from .flow_times import FLOW_TIME_SAMPLINGS, flow_times
 from .guidance import classifier_free_guidance, rescale_guidance
 from .likelihood import (
@@ -93,7 +93,7 @@ __all__ = [
     "pndm_updates",
     "prior_kl",
     "rescale_guidance",
-    "scale",
+    "sample_scale",
     "schedule_table",
     "shift_snr",
     "shifted_time",

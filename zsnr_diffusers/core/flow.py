@@ -38,16 +38,28 @@ def flow_time(level: NoiseLevel) -> Scalar:
 
 def variance_preserving(level: NoiseLevel) -> NoiseLevel:
     """The level of the same signal-to-noise ratio with alpha^2 + sigma^2 = 1."""
-    norm = scale(level)
+    norm = sample_scale(level)
     return NoiseLevel(level.alpha / norm, level.sigma / norm)
 
 
-def scale(level: NoiseLevel) -> Scalar:
+def sample_scale(level: NoiseLevel) -> Scalar:
     """How many times larger a sample of this level is than one of the same SNR with alpha^2 + sigma^2 = 1."""
     alpha, sigma = level
     if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
         return torch.hypot(torch.as_tensor(alpha), torch.as_tensor(sigma))
     return math.hypot(alpha, sigma)
+
+
+def euler_step(x_s: Tensor, velocity: Tensor, s: Scalar, r: Scalar) -> Tensor:
+    """x_r = x_s + (r - s) velocity, where velocity is noise - x_0: exact for data that is one point.
+
+    Args:
+        x_s: samples, any shape.
+        velocity: what the network returns for them, same shape.
+        s: their flow times, which broadcast to them.
+        r: where to, likewise.
+    """
+    return x_s + (r - s) * velocity
 
 
 def shifted_time(s: Scalar, shift: float) -> Scalar:

@@ -28,14 +28,23 @@ def _unknown(prediction_type: str) -> ValueError:
     )
 
 
+def check_known_prediction(prediction_type: str) -> None:
+    """Refuse what no network here predicts.
+
+    Raises:
+        ValueError: with the value and what is known.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise _unknown(prediction_type)
+
+
 def check_prediction_type(prediction_type: str, zero_terminal_snr: bool) -> None:
     """Refuse what no variance-preserving schedule has, and epsilon on one that ends at zero SNR.
 
     Raises:
         ValueError: with the value and what to do instead.
     """
-    if prediction_type not in PREDICTION_TYPES:
-        raise _unknown(prediction_type)
+    check_known_prediction(prediction_type)
     if prediction_type == "flow_prediction":
         raise ValueError(
             "prediction_type='flow_prediction' is of flow matching, which has no betas; FlowMatchMultistepScheduler "

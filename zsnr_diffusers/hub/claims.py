@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import schedulers
 from ..core import alpha_bar_table
-from ..core.predictions import PREDICTION_TYPES
 from ..schedulers.config import is_flow, listed, with_defaults
 from .known_models import known_model, repo_of
 
@@ -26,18 +25,6 @@ class Claim:
     source: str
     prediction_type: str | None = None
     rescale_betas_zero_snr: bool | None = None
-
-
-def check_predicted(prediction_type: str) -> None:
-    """Refuse what no network here predicts.
-
-    Raises:
-        ValueError: with the value and what is known.
-    """
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"prediction_type={prediction_type!r} is not known; choose one of {', '.join(PREDICTION_TYPES)}."
-        )
 
 
 def claim_of(source: str, facts: Mapping[str, Any]) -> Claim:

@@ -8,7 +8,7 @@ from ..guidance.mixin import stock_class
 from ..schedulers import FlowMatchMultistepScheduler
 from ..schedulers.config import FLOW_FACTS, is_flow
 from ..schedulers.flow import FlowMatchScheduler
-from ..schedulers.stock import flow_settings
+from ..schedulers.stock import flow_settings, stock_scheduler
 from .saved_model import SavedModel
 
 _ASKED, _ASKED_BESIDE_A_UNET = ("init_noise_sigma", "scale_noise"), ("scale_model_input", "add_noise")
@@ -61,18 +61,21 @@ def flow_scheduler_for(pipe: Any, saved: SavedModel) -> Any:
     return FlowMatchMultistepScheduler.from_config(scheduler.config, **facts)
 
 
-def stock_flow_scheduler_for(pipe: Any) -> Any:
-    """The scheduler of stock that stands in for ours in a pipeline, so that it opens without this package.
+def stock_scheduler_for(pipe: Any) -> Any:
+    """The scheduler of stock that stands in for that of a pipeline, so that it opens without this package.
 
-    `FlowMatchEulerDiscreteScheduler` of the same shift where the pipeline can run it, and in those of Stable
-    Diffusion, which cannot, `UniPCMultistepScheduler` over flow times.
+    Of betas see `stock_scheduler`; one of stock stays. Of flow matching it is `FlowMatchEulerDiscreteScheduler` of the
+    same shift where the pipeline can run it, and in those of Stable Diffusion, which cannot, `UniPCMultistepScheduler`
+    over flow times.
 
     Raises:
-        ValueError: neither is the same model's.
+        ValueError: none is the same model's.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler  # these import scipy
 
     ours = pipe.scheduler
+    if not isinstance(ours, FlowMatchScheduler):
+        return stock_scheduler(ours)
     config, code = ours.config, source_code(stock_class(type(pipe)))
     euler = not not_offered(code, FlowMatchEulerDiscreteScheduler())
     needed = (

@@ -11,10 +11,9 @@ from diffusers.utils import logging
 
 from ..core.guidance import check_guidance_rescale
 from ..guidance.mixin import with_guidance
-from ..schedulers.config import is_flow
-from ..schedulers.stock import stock_scheduler
 from ..utils.extras import import_extra
 from .files import PLACES, SCHEDULER_CONFIG, named, places_in
+from .flow_models import stock_scheduler_for
 from .load import check_zero_snr, scheduler_for
 from .lora_export import adapter_weights, adapters_of, is_dora, lora_metadata, write_kohya_file, write_stock_file
 from .lora_files import KOHYA_FILE, LORA_FILE, lora_file
@@ -127,18 +126,13 @@ def save_lora(
 
     Raises:
         OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
-        ValueError: the pipeline has no adapter, or several; a DoRA for a file of kohya's names; its scheduler is of no
-            variance-preserving schedule, or no scheduler of stock stands in for it.
+        ValueError: the pipeline has no adapter, or several; a DoRA for a file of kohya's names; its scheduler is of
+            neither a variance-preserving schedule nor flow matching, or no scheduler of stock stands in for it.
     """
     path = Path(path)
     check_file_name(path)
-    if is_flow(pipe.scheduler.config):
-        raise ValueError(
-            f"{type(pipe.scheduler).__name__} is of flow matching, of which a LoRA says nothing here: save it by "
-            f"{type(pipe).__name__}.save_lora_weights, and load it into a pipeline of its base."
-        )
     adapters = adapters_of(pipe)
-    one_file, dora, scheduler = path.suffix == ".safetensors", is_dora(pipe, adapters), stock_scheduler(pipe.scheduler)
+    one_file, dora, scheduler = path.suffix == ".safetensors", is_dora(pipe, adapters), stock_scheduler_for(pipe)
     if one_file and dora:
         raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")
     weights = {part: adapter_weights(pipe, part, adapter) for part, adapter in adapters.items()}

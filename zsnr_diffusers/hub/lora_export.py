@@ -9,6 +9,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..schedulers.config import is_flow
 from ..utils.extras import import_extra
 from ..utils.files import atomic_path
 from .claims import scheduler_claim
@@ -82,7 +83,8 @@ def lora_metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
         title: of the LoRA.
     """
     record = model_record(pipe, bool(scheduler_claim(pipe.scheduler.config).rescale_betas_zero_snr))
-    record["timestep_spacing"] = scheduler.config.get("timestep_spacing")
+    if not is_flow(pipe.scheduler.config):
+        record["timestep_spacing"] = scheduler.config.get("timestep_spacing")
     layout = layout_of_pipeline(pipe)
     architecture = layout.architectures.get(record["prediction_type"], layout.architectures["epsilon"])
     return file_metadata(pipe, record, f"{architecture}/lora", title) | _kohya_metadata(layout, record)
@@ -94,9 +96,12 @@ def _kohya_metadata(layout: Layout, record: Mapping[str, Any]) -> dict[str, str]
     said = {
         "ss_base_model_version": layout.bases.get(predicts, layout.bases["epsilon"]),
         "ss_v2": layout is SD_2,
-        "ss_v_parameterization": predicts == "v_prediction",
-        "ss_zero_terminal_snr": record["rescale_betas_zero_snr"],
     }
+    if predicts == "flow_prediction":
+        said["ss_discrete_flow_shift"] = record.get("shift", 1.0)
+    else:
+        said["ss_v_parameterization"] = predicts == "v_prediction"
+        said["ss_zero_terminal_snr"] = record["rescale_betas_zero_snr"]
     return {key: str(value) for key, value in said.items()}
 
 

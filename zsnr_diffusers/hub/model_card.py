@@ -9,22 +9,39 @@ import huggingface_hub
 from ..core import SCHEDULE_NAMES, noise_level, schedule_table, snr
 from ..guidance.mixin import stock_class
 from ..schedulers.config import is_flow
-from ..schedulers.stock import stock_scheduler
 from .custom_pipeline import bundled_scheduler
+from .flow_models import stock_scheduler_for
 from .lora_files import KOHYA_FILE, LORA_FILE
 from .weight_files import DTYPE_ARGUMENT
 
 SUBJECT = "Saved by zsnr_diffusers."
 
+FLOW_TAGS = ["flow-matching", "rectified-flow", "flow_prediction"]
+"""By which a flow-matching model is found at the Hub."""
+
+SAMPLERS_OF_BETAS = """\
+With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
+"""
+SAMPLERS_OF_FLOW = """\
+Samplers for betas do not fit a flow-matching model. `FlowMatchMultistepScheduler` of zsnr_diffusers does,
+`FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`, and of stock those for flow matching, and UniPC and
+DPM++ with `use_flow_sigmas=True`. In ComfyUI a Stable Diffusion of this kind goes through the node ModelSamplingSD3,
+with the shift of the table.
+"""
+
 
 def terminal_snr(scheduler: Any) -> float:
-    """SNR at the last timestep of the schedule that a scheduler's config describes."""
+    """SNR at the last timestep of the schedule that a scheduler's config describes; 0 of flow matching."""
+    if is_flow(scheduler.config):
+        return 0.0
     facts = {name: scheduler.config[name] for name in SCHEDULE_NAMES if name in scheduler.config}
     return float(snr(noise_level(schedule_table(**facts), -1)))
 
 
 def schedule_tags(schedule: Any) -> list[str]:
     """By which a model of this schedule is found at the Hub."""
+    if is_flow(schedule.config):
+        return FLOW_TAGS
     zero = ["zero-terminal-snr"] if terminal_snr(schedule) == 0 else []
     return [*zero, str(schedule.config["prediction_type"])]
 
@@ -36,7 +53,15 @@ def schedule_rows(schedule: Any, scheduler: Any) -> dict[str, str]:
         schedule: scheduler of the schedule that the model was trained on.
         scheduler: the one that is shipped.
     """
-    facts = {"rescale_betas_zero_snr": False, **schedule.config}
+    if is_flow(config := schedule.config):
+        dynamic = "by the size of the image" if config.get("use_dynamic_shifting") else None
+        return {
+            "prediction type": "`flow_prediction`: noise - x_0 at x_s = (1 - s) x_0 + s noise, s from 0 to 1",
+            "timestep of the network": "s - 1, from noise on" if config.get("invert_sigmas") else "1000 s",
+            "shift": dynamic or f"`{config.get('flow_shift', config.get('shift', 1.0)):g}`",
+            "scheduler": f"`{type(scheduler).__name__}`",
+        }
+    facts = {"rescale_betas_zero_snr": False, **config}
     spacing = scheduler.config.get("timestep_spacing", "of its own")
     return {
         "prediction type": f"`{facts['prediction_type']}`",
@@ -83,11 +108,8 @@ def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
         data.pipeline_tag = "text-to-image"
     rows = {"pipeline": f"`{stock.__name__}`"}
     scheduler = getattr(pipe, "scheduler", None)
-    if scheduler is not None and is_flow(scheduler.config):
-        rows |= {"prediction type": "`flow_prediction`", "schedule": "flow matching, (1 - s) x_0 + s noise"}
-        data.tags = ["flow-matching"]
-    elif scheduler is not None and "beta_schedule" in scheduler.config:
-        rows |= schedule_rows(scheduler, stock_scheduler(scheduler))
+    if scheduler is not None and (is_flow(scheduler.config) or "beta_schedule" in scheduler.config):
+        rows |= schedule_rows(scheduler, stock_scheduler_for(pipe))
         data.tags = schedule_tags(scheduler)
     rows |= _phi_row(phi)
     return card_text(data, repo.split("/")[-1], SUBJECT, rows, _pipeline_usage(pipe, path, repo, phi))
@@ -110,8 +132,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{repo}")
 ```
 
-With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
-"""
+{samplers_of(getattr(pipe, "scheduler", None))}"""
     brought = [*(["the guidance rescale"] if phi else []), *(["its own sampler"] if bundled_scheduler(pipe) else [])]
     if brought:
         code += f"""\
@@ -119,6 +140,11 @@ With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `time
 `DiffusionPipeline.from_pretrained("{repo}", custom_pipeline="{repo}", trust_remote_code=True)`.
 """
     return code
+
+
+def samplers_of(scheduler: Any) -> str:
+    """What holds of other samplers than the one that is shipped."""
+    return SAMPLERS_OF_FLOW if scheduler is not None and is_flow(scheduler.config) else SAMPLERS_OF_BETAS
 
 
 def base_name(source: str) -> str:
@@ -130,7 +156,7 @@ def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
     """The model card of a LoRA: for which base and schedule it is, and how to load both."""
     name = str(pipe.config.get("_name_or_path") or "")
     base = base_name(name) if name else "the base"
-    scheduler, phi = stock_scheduler(pipe.scheduler), _phi(pipe)
+    scheduler, phi = stock_scheduler_for(pipe), _phi(pipe)
     data = huggingface_hub.ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -165,11 +191,13 @@ pipe = load_lora(load_pipeline("{base}"), "{source}"{name})
 image = pipe({_arguments({key: value for key, value in guidance.items() if key != "guidance_rescale"})}).images[0]
 ```
 """
-    told = "There, too, the sampler has to be told: prediction type, zero terminal SNR and spacing as in the table."
+    needs = "There, too, the sampler needs prediction type, zero terminal SNR and spacing as in the table."
+    if is_flow(scheduler.config):
+        needs = f"With it the base is a flow-matching model.\n{SAMPLERS_OF_FLOW.rstrip()}"
     if file is not None:
         return f"""{ours}
 That installs the scheduler and the guidance rescale that the file names. ComfyUI, Forge, InvokeAI and kohya's
-scripts read its weights. {told}
+scripts read its weights. {needs}
 """
     others = (
         "Other programs read a DoRA each in its own way; merge it into the base for them: `pipe.fuse_lora()`."
@@ -189,7 +217,7 @@ image = pipe({_arguments(guidance)}).images[0]
 The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance rescale:
 
 {ours}
-{others} {told}
+{others} {needs}
 """
 
 

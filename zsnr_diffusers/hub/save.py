@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..schedulers.base import ZeroSNRScheduler
-from ..schedulers.flow import FlowMatchScheduler
-from ..schedulers.stock import stock_scheduler
+from ..schedulers.sampling import PathSampler
 from ..utils.files import atomic_path
 from .claims import scheduler_claim
 from .custom_pipeline import bundled_scheduler, write_custom_pipeline
 from .files import INDEX
-from .flow_models import stock_flow_scheduler_for
+from .flow_models import stock_scheduler_for
 from .model_card import pipeline_card
 from .single_file import write_single_file
 from .upload import open_repo, push
@@ -35,12 +33,11 @@ def save_pipeline(
     """Save a pipeline for people who do not have this package, and push it to the Hub if asked to.
 
     As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
-    `stock_scheduler` and, of flow matching, `stock_flow_scheduler_for`. The guidance rescale is recorded in it, and
-    there is a `pipeline.py` that applies it, and that brings a sampler of ours where it is another than DDIM; see
-    `write_custom_pipeline`. As a single file, it has the original names of Stable Diffusion 1.x, 2.x or XL, the keys
-    `v_pred` and `ztsnr` where the model predicts v and ends in pure noise, and ModelSpec metadata; `load_pipeline`
-    finds betas, flow matching and guidance rescale in it too. Weights keep their dtype. What is there is whole: it is
-    written under another name first.
+    `stock_scheduler_for`. The guidance rescale is recorded in it, and there is a `pipeline.py` that applies it, and
+    that brings a sampler of ours where it is another than DDIM; see `write_custom_pipeline`. As a single file, it has
+    the original names of Stable Diffusion 1.x, 2.x or XL, the keys `v_pred` and `ztsnr` where the model predicts v
+    and ends in pure noise, and ModelSpec metadata; `load_pipeline` finds betas, flow matching and guidance rescale in
+    it too. Weights keep their dtype. What is there is whole: it is written under another name first.
 
     Args:
         pipe: the pipeline.
@@ -116,11 +113,7 @@ def check_file_name(path: Path) -> None:
 
 def _write_folder(pipe: Any, folder: Path) -> None:
     scheduler = getattr(pipe, "scheduler", None)
-    stock = None
-    if isinstance(scheduler, ZeroSNRScheduler):
-        stock = stock_scheduler(scheduler)
-    elif isinstance(scheduler, FlowMatchScheduler):
-        stock = stock_flow_scheduler_for(pipe)
+    stock = stock_scheduler_for(pipe) if isinstance(scheduler, PathSampler) else None
     pipe.save_pretrained(folder)
     for config in folder.glob("*/config.json"):
         ask_for_float32(config)

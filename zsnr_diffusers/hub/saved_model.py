@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
+from ..core.predictions import check_known_prediction
 from ..guidance.mixin import recorded_guidance
 from ..schedulers.config import FLOW_FACTS, MODEL_FACTS, check_types, with_defaults
 from .claims import (
@@ -20,7 +21,6 @@ from .claims import (
     FACTS,
     SCHEDULER,
     Claim,
-    check_predicted,
     claim_of,
     known_claim,
     scheduler_claim,
@@ -106,7 +106,7 @@ class SavedModel:
                 variance-preserving schedule though its keys say that it predicts v.
         """
         if prediction_type is not None:
-            check_predicted(prediction_type)
+            check_known_prediction(prediction_type)
         if isinstance(source, SavedModel):
             opened = source
             if only_pipelines and not opened.is_single_file:
@@ -218,7 +218,7 @@ def _of_weights(name: str, header: Header, file: Path | None) -> SavedModel:
     with named(source):
         guidance = recorded_guidance(record)
         check_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
-        check_predicted(record.get("prediction_type", "epsilon"))
+        check_known_prediction(record.get("prediction_type", "epsilon"))
     claims = [claim_of(f"metadata {RECORD}", record), key_claim(name, header), *metadata_claims(header)]
     if file is not None:
         beside = config_beside(file)

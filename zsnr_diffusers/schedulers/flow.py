@@ -1,6 +1,6 @@
 """What the schedulers of flow-matching models share: the contract of diffusers' flow pipelines.
 
-Flow time s runs from 1, pure noise, to 0, clean data; `sigmas` holds it, `timesteps` what the network is told of it.
+Flow time s runs from 1, pure noise, to 0, clean data; `sigmas` are flow times, `timesteps` what the network gets.
 There is no formula here: levels and spacings come from `zsnr_diffusers.core.flow`, the step from `sampling.py`.
 """
 
@@ -17,6 +17,7 @@ from ..core import NoiseLevel, add_noise
 from ..core.flow import (
     check_flow_times,
     check_shift,
+    euler_step,
     flow_level,
     is_stock_spacing,
     kappa_times,
@@ -113,8 +114,8 @@ class FlowMatchScheduler(PathSampler):
         """
         if isinstance(config, Mapping):
             if config.get("_class_name") not in descendants(FlowMatchScheduler):
-                told = {key: kwargs[key] for key in ("prediction_type",) if key in kwargs}
-                config = flow_facts({**config, **told})
+                prediction = {"prediction_type": kwargs["prediction_type"]} if "prediction_type" in kwargs else {}
+                config = flow_facts({**config, **prediction})
             if "timestep_spacing" in kwargs:
                 config = {key: value for key, value in config.items() if key != OWN_SPACING}
         scheduler, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
@@ -159,8 +160,8 @@ class FlowMatchScheduler(PathSampler):
             sigmas: flow times in (0, 1] before the shift, strictly decreasing; a 0 may end them.
             mu: the shift of this size of image, as the config's `time_shift_type` says; without dynamic shifting it is
                 not used, as in stock, whose pipelines pass it nonetheless.
-            timesteps: the same as `sigmas`, times `num_train_timesteps`. With `sigmas`, the network is told of flow
-                times before the shift (CogView4).
+            timesteps: the same as `sigmas`, times `num_train_timesteps`. With `sigmas`, the network's timesteps are
+                flow times before the shift (CogView4).
 
         Raises:
             ValueError: no number of steps, flow times that are none, `mu` missing with dynamic shifting.
@@ -172,17 +173,24 @@ class FlowMatchScheduler(PathSampler):
             raise ValueError("Pass either num_inference_steps or sigmas or timesteps to set_timesteps.")
         if num_inference_steps not in (None, n):
             raise ValueError(f"num_inference_steps={num_inference_steps}, but {n} flow times are given.")
-        shift = self._shift(mu, given)
-        if given is None or is_stock_spacing(given):
-            terminal = self.config["shift_terminal"]
-            times = kappa_times(n) if own_spacing(self.config) == "kappa" else trailing_times(n, shift, terminal)
-        else:
-            times = stretched([float(shifted_time(s, shift)) for s in given], self.config["shift_terminal"])
+        of_pipeline = given is not None and is_stock_spacing(given)
+        own = None if of_pipeline else given
+        if mu is not None and not (of_pipeline or self.config["use_dynamic_shifting"]):
+            logger.warning_once(
+                f"mu={mu} is the shift of dynamic shifting, which the config does not have, and is not used. Pass "
+                "use_dynamic_shifting=True to from_config if it is meant."
+            )
+        kappa = own is None and own_spacing(self.config) == "kappa"
+        shift, terminal = self._shift(mu, kappa), self.config["shift_terminal"]
+        if own is not None:
+            times = stretched([float(shifted_time(s, shift)) for s in own], terminal)
             if times[0] < 1:
                 logger.warning(
                     f"The first sigma is {times[0]:g}: sampling starts from a signal that noise does not have. Begin "
                     "with 1, unless the sample is a noised image."
                 )
+        else:
+            times = kappa_times(n) if kappa else trailing_times(n, shift, terminal)
         self.num_inference_steps = n
         self._begin_index = None
         both = sigmas is not None and timesteps is not None
@@ -200,19 +208,15 @@ class FlowMatchScheduler(PathSampler):
             return None
         return check_flow_times([float(t) / len(self) for t in timesteps])
 
-    def _shift(self, mu: float | None, given: list[float] | None) -> float:
+    def _shift(self, mu: float | None, asks_for_kappa: bool) -> float:
+        """The shift of flow times; any number will do where these are spaced by kappa."""
         if not self.config["use_dynamic_shifting"]:
-            if mu is not None and (given is None or not is_stock_spacing(given)):
-                logger.warning_once(
-                    f"mu={mu} is the shift of dynamic shifting, which the config does not have, and is not used. Pass "
-                    "use_dynamic_shifting=True to from_config if it is meant."
-                )
             return self.shift
-        if mu is None:
-            if own_spacing(self.config) == "kappa" and (given is None or is_stock_spacing(given)):
-                return 1.0
-            raise ValueError("The config has use_dynamic_shifting=True: pass mu, the shift of this size of image.")
-        return shift_of_resolution(mu, self.config["time_shift_type"])
+        if mu is not None:
+            return shift_of_resolution(mu, self.config["time_shift_type"])
+        if asks_for_kappa:
+            return 1.0
+        raise ValueError("The config has use_dynamic_shifting=True: pass mu, the shift of this size of image.")
 
     def _visit(
         self, times: Sequence[float], device: str | torch.device | None, unshifted: bool, shift: float = 1.0
@@ -222,13 +226,13 @@ class FlowMatchScheduler(PathSampler):
         Args:
             times: of the samples.
             device: where `timesteps` shall lie.
-            unshifted: whether the network is told of flow times before `shift`.
+            unshifted: whether the network's timesteps are flow times before `shift`.
             shift: see `shifted_time`.
         """
-        told = torch.tensor([float(unshifted_time(s, shift)) if unshifted else s for s in times], dtype=torch.float64)
+        inputs = torch.tensor([unshifted_time(s, shift) if unshifted else s for s in times], dtype=torch.float64)
         if inverted := self.config["invert_sigmas"]:
-            told = 1 - told
-        timesteps = (told * len(self)).float().tolist()
+            inputs = 1 - inputs
+        timesteps = (inputs * len(self)).float().tolist()
         if not unshifted:  # the level is what the network reads in float32
             times = [1 - t / len(self) if inverted else t / len(self) for t in timesteps]
         self._set_path(timesteps, [flow_level(s) for s in times], device)
@@ -242,7 +246,7 @@ class FlowMatchScheduler(PathSampler):
         try:
             return super()._index(timestep)
         except ValueError:
-            near = [index for told, index in self._index_of.items() if abs(told - float(timestep)) < 1]
+            near = [index for known, index in self._index_of.items() if abs(known - float(timestep)) < 1]
             if len(near) != 1:
                 raise
             return near[0]
@@ -284,25 +288,25 @@ class FlowMatchScheduler(PathSampler):
         Raises:
             ValueError: before `set_timesteps`, at a timestep not chosen, both noise sources.
         """
-        if per_token_timesteps is not None:
-            model_output = -model_output
-        done = self._step(model_output, timestep, sample, self._eta, generator, variance_noise, return_dict=False)
-        previous, x_0 = done[0], done[1]
-        if per_token_timesteps is not None:
-            previous = self._with_cleaner_tokens(previous, model_output, timestep, sample, per_token_timesteps)
+        if per_token_timesteps is None:
+            return self._step(model_output, timestep, sample, self._eta, generator, variance_noise, return_dict)
+        velocity = -model_output
+        done = self._step(velocity, timestep, sample, self._eta, generator, variance_noise, return_dict=False)
+        previous = self._with_cleaner_tokens(done[0], velocity, timestep, sample, per_token_timesteps)
         if not return_dict:
-            return previous, x_0
-        return DDIMSchedulerOutput(prev_sample=previous, pred_original_sample=x_0.clone())
+            return previous, done[1]
+        return DDIMSchedulerOutput(prev_sample=previous, pred_original_sample=done[1].clone())
 
     def _with_cleaner_tokens(
-        self, previous: Tensor, model_output: Tensor, timestep: float | Tensor, sample: Tensor, tokens: Tensor
+        self, previous: Tensor, velocity: Tensor, timestep: float | Tensor, sample: Tensor, tokens: Tensor
     ) -> Tensor:
         times = tokens.to(sample.device, torch.float32) / len(self)  # MPS has no float64
         now = self.sigmas[self._index(timestep)].item()
         levels = self.sigmas.to(sample.device)[:, None, None]
         below = torch.where(levels < times - 1e-6, levels, 0.0).amax(dim=0)
         wide = compute_dtype(sample.dtype)
-        moved = sample.to(wide) + (below - times)[..., None].to(wide) * model_output.to(wide)
+        s, r = (each[..., None].to(wide) for each in (times, below))
+        moved = euler_step(sample.to(wide), velocity.to(wide), s, r)
         return torch.where((times < now - 1e-6)[..., None], to_dtype(moved, sample.dtype), previous)
 
     # -- noising
@@ -311,15 +315,14 @@ class FlowMatchScheduler(PathSampler):
         """The level (1 - s, s) of timesteps in [0, T], shaped and placed to multiply a batch of samples.
 
         Args:
-            timesteps: shape [B] or [1]; of a network that is told of flow time before a shift, those of `timesteps`.
+            timesteps: shape [B] or [1]. Those of `timesteps` have their own level, which differs from t / T where the
+                network's timesteps are flow times before a shift.
             like: the samples, shape [B, ...]; gives device and dtype (float32 or better).
         """
         shape, wide = (-1, *[1] * (like.ndim - 1)), compute_dtype(like.dtype)
-        places = [self._index_of.get(float(t)) for t in timesteps.flatten()]
-        s = [
-            float(t) / len(self) if place is None else float(self._path[place].sigma)
-            for t, place in zip(timesteps.flatten(), places, strict=True)
-        ]
+        given = timesteps.flatten().tolist()
+        places = [self._index_of.get(t) for t in given]
+        s = [t / len(self) if i is None else float(self._path[i].sigma) for t, i in zip(given, places, strict=True)]
         return flow_level(torch.tensor(s, dtype=wide, device=like.device).reshape(shape))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
         if variance_noise is not None and generator is not None:
             raise ValueError("Pass either generator or variance_noise, not both.")
         index = self._index(timestep)
-        if self._memory and index != self._next:  # a run that starts here, or anew
+        if self._memory and index != self._next:  # a run that starts here, or again
             self._start, self._outputs, self._held = index, [], None
         updates, safeguards = self._prepared(self._start, eta)
         update = updates[index - self._start]

@@ -12,8 +12,8 @@ def flow_settings(shift: float, num_train_timesteps: int, prediction_type: str =
     """The settings of stock's `UniPCMultistepScheduler` for a flow-matching model, in pipelines made for betas.
 
     Of stock's schedulers that these pipelines can run, it is the one that starts at pure noise but for 1e-6, visits
-    flow times that are even before the shift, and ends at the data. The network is told of timesteps that are cut to
-    whole numbers.
+    flow times that are even before the shift, and ends at the data. The network gets timesteps that are cut to whole
+    numbers.
     """
     return {
         "num_train_timesteps": num_train_timesteps,

@@ -43,30 +43,28 @@ class LossWeighting:
     """
 
     def __init__(self, config: ObjectiveConfig, schedule: Schedule, device: torch.device) -> None:
-        self._config, self._is_flow, self._device = config, config.is_flow, device
+        self._config, self._device = config, device
         learned = config.loss_weighting == "learned_uncertainty"
         self.log_variance: nn.Module | None = LogVariance() if learned else None
         self.networks = {} if self.log_variance is None else {"log_variance": self.log_variance}
-        if not self._is_flow:
+        self._table: Tensor | None = None
+        if not config.is_flow:
             level = schedule.noise_level(torch.arange(len(schedule)), like=torch.empty(0, dtype=torch.float64))
-            self._features = self._features_of(level).to(device)
-            self._weights = self._weights_of(level).to(device)
+            self._table = self._of_levels(level).to(device)
 
-    def _features_of(self, level: NoiseLevel) -> Tensor:
-        return level_features(level, _FEATURES).float()
+    def _of_levels(self, level: NoiseLevel) -> Tensor:
+        """What a loss is weighed by: weights, shape [B], or where they are learned features, shape [B, features]."""
+        if self._config.loss_weighting == "learned_uncertainty":
+            return level_features(level, _FEATURES).float()
+        config = self._config
+        return loss_weights(config.loss_weighting, level, config.prediction_type, config.snr_gamma).float()
 
-    def _weights_of(self, level: NoiseLevel) -> Tensor:
-        name = "constant" if self.log_variance is not None else self._config.loss_weighting
-        return loss_weights(name, level, self._config.prediction_type, self._config.snr_gamma).float()
-
-    def _at(self, timesteps: Tensor, table: str) -> Tensor:
-        """Features or weights at timesteps, on the device."""
-        if not self._is_flow:
-            found: Tensor = getattr(self, table)[timesteps.to(self._device, non_blocking=True)]
-            return found
+    def _at(self, timesteps: Tensor) -> Tensor:
+        """The same at timesteps, on the device."""
+        if self._table is not None:
+            return self._table[timesteps.to(self._device, non_blocking=True)]
         level = variance_preserving(flow_level(timesteps.double() / 1000))
-        of = self._features_of if table == "_features" else self._weights_of
-        return of(level).to(self._device, non_blocking=True)
+        return self._of_levels(level).to(self._device, non_blocking=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained beside the network, as the optimizer takes it."""
@@ -87,6 +85,5 @@ class LossWeighting:
             losses: of each sample, shape [B].
             timesteps: of each sample, shape [B], best on the CPU, where nobody waits for them.
         """
-        if self.log_variance is None:
-            return losses * self._at(timesteps, "_weights")
-        return uncertainty_loss(losses, self.log_variance(self._at(timesteps, "_features")))
+        found = self._at(timesteps)
+        return losses * found if self.log_variance is None else uncertainty_loss(losses, self.log_variance(found))

@@ -14,11 +14,6 @@ from ..schedulers.flow import FlowMatchScheduler
 Schedule = ZeroSNRScheduler | FlowMatchScheduler
 
 
-def snr_at_the_end(scheduler: Any) -> float:
-    """SNR of the noisiest level of a model, by any scheduler of it; 0 of a flow-matching one."""
-    return 0.0 if is_flow(scheduler.config) else terminal_snr(scheduler)
-
-
 def table_of(betas: ZeroSNRScheduler | None) -> Tensor:
     """alpha_bar of the betas whose SNRs are to be trained, float64 [T].
 
@@ -74,7 +69,7 @@ def check_bridge(scheduler: Any, name: str) -> None:
     Raises:
         ValueError: it does not predict v at zero terminal SNR.
     """
-    kind, end = scheduler.config.get("prediction_type", "epsilon"), snr_at_the_end(scheduler)
+    kind, end = scheduler.config.get("prediction_type", "epsilon"), terminal_snr(scheduler)
     if kind != "v_prediction" or end > 0:
         raise ValueError(
             f"--flow_through_bridge needs a base that predicts v at zero terminal SNR; {name} predicts {kind} on a "

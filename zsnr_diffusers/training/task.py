@@ -21,7 +21,7 @@ from .schedule import Schedule
 class Task(ABC):
     """Opens model and data as a configuration says, and knows what a training step is of them.
 
-    `unet` is the network that is trained, `schedule` what it is told of noise, `betas` are those of the base at zero
+    `unet` is the network that is trained, `schedule` its noise levels, `betas` are those of the base at zero
     terminal SNR, the schedule itself unless it is of flow times, and None of a flow-matching base. `objective` is what
     the network is asked, `rows` are the data, as `data` names them, and `output` is what comes out.
 

@@ -69,8 +69,8 @@ class SampledTimesteps(Dataset[Batch]):
 class SampledFlowTimes(SampledTimesteps):
     """Samples at flow times of a density, as timesteps 1000 s, float32.
 
-    Each is the quantile of a uniform number, which is drawn as whole timesteps are: independently, in strata of the
-    global batch, or in pairs u and 1 - u. Where the sample's own timestep would be plays no part.
+    Each is the quantile of a uniform number, of which there are `PARTS`, drawn as timesteps are: independently, in
+    strata of the global batch, or in pairs u and 1 - u.
 
     Args:
         samples: whose timesteps are replaced.
@@ -79,34 +79,21 @@ class SampledFlowTimes(SampledTimesteps):
         global_batch: samples per optimizer step.
     """
 
+    PARTS = 2**40
+    """Of (0, 1); a draw is the middle of one, so never an end, where a quantile may be infinite."""
+
     def __init__(
         self, samples: TrainingDataset, sampling: str, density: Callable[[Tensor], Tensor], global_batch: int
     ) -> None:
-        super().__init__(samples, sampling, 1000, global_batch)
+        super().__init__(samples, sampling, self.PARTS, global_batch)
         self.density = density
 
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position, at its flow time."""
-        s = self.density(torch.tensor(self._uniform(position), dtype=torch.float64))
+        drawn = int(torch.randint(self.PARTS, (), generator=generator(self.seed, 6, position)))
+        u = (self._timestep(position, drawn) + 0.5) / self.PARTS
+        s = self.density(torch.tensor(u, dtype=torch.float64))
         return {**self.samples[position], "timestep": (1000 * s).float()}
-
-    def _uniform(self, position: int) -> float:
-        if self.sampling == "antithetic":
-            pair, second = divmod(position, 2)
-            shared = self._drawn(7, pair)
-            return 1 - shared if second else shared
-        drawn = self._drawn(6, position)
-        if self.sampling == "stratified":
-            step, place = divmod(position, self.global_batch)
-            rotated = (place + derive_seed(self.seed, 3, step)) % self.global_batch
-            return (rotated + drawn) / self.global_batch
-        return drawn
-
-    def _drawn(self, purpose: int, place: int) -> float:
-        """Uniform in (0, 1): the middle of one of 2^40 parts, so never an end, where a quantile may be infinite."""
-        parts = 2**40
-        draw = torch.randint(parts, (), generator=generator(self.seed, purpose, place))
-        return (int(draw) + 0.5) / parts
 
 
 class LossByTimestep:

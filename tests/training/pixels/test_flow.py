@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_the_flow_it_began_with(options, changes, message):
 
 @pytest.mark.slow
 def test_three_hundred_steps_lower_the_loss_and_samples_come_near(options, tmp_path):
-    """Three classes of one grey each; a new network paints noise, the trained one the grey that is asked for."""
+    """Three classes of one grey each; a new network generates noise, the trained one the grey that is asked for."""
     greys = [20, 128, 235]
     for i, grey in enumerate(greys):
         (tmp_path / "greys" / str(i)).mkdir(parents=True)

@@ -251,7 +251,7 @@ def test_stock_pipelines_sample_it(flow_folder):
     more = {} if name == "xl" else {"requires_safety_checker": False}
     calls = [{}, {"image": picture, "strength": 0.6}, {"image": picture, "mask_image": Image.fromarray(mask)}]
 
-    def paint(cls, call, **others):
+    def generate(cls, call, **others):
         parts = {key: value for key, value in pipe.components.items() if key not in ("image_encoder",) or value}
         made = cls(**parts, **more)
         made.set_progress_bar_config(disable=True)
@@ -260,14 +260,14 @@ def test_stock_pipelines_sample_it(flow_folder):
         return made("snow", num_inference_steps=7, generator=generator, **sides, **call, **others).images
 
     for cls, call in zip(PIPELINES[name], calls, strict=True):
-        assert np.isfinite(paint(cls, call, output_type="np", guidance_scale=3.0)).all()
+        assert np.isfinite(generate(cls, call, output_type="np", guidance_scale=3.0)).all()
 
     def exact(sample, timestep, *args, return_dict=True, **kwargs):
         return ((sample - POINT) / (torch.as_tensor(timestep) / 1000),)
 
     pipe.unet.forward = exact
     for cls, call in zip(PIPELINES[name], calls, strict=True):
-        latents = paint(cls, call, output_type="latent", guidance_scale=1.0)
+        latents = generate(cls, call, output_type="latent", guidance_scale=1.0)
         if "mask_image" in call:
             latents = latents[..., 4:]  # right of the mask's edge
         assert (latents - POINT).abs().max() < 1.5 * ROUNDED, cls
@@ -328,17 +328,20 @@ def test_a_lora_says_that_it_is_of_a_flow_model(options, base_folder, tmp_path, 
             metadata = file.metadata()
         record = json.loads(metadata["zsnr_diffusers"])
         assert FlowMatchMultistepScheduler.from_config(record).shift == 2.0
-        assert (metadata["ss_weighting_scheme"], metadata["ss_discrete_flow_shift"]) == ("none", "2.0")
+        assert metadata["ss_discrete_flow_shift"] == "2.0"
+        assert not {"ss_v_parameterization", "ss_zero_terminal_snr"} & {*metadata}
         assert metadata["modelspec.prediction_type"] == "flow_prediction"
     card = (folder / "README.md").read_text()
     assert "base_model_relation: adapter" in card
     (tmp_path / base_folder.name).symlink_to(base_folder)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    names = {}
-    exec(code, names)
-    assert names["pipe"].scheduler.config.flow_shift == 2.0
-    assert names["image"].size == (64, 64)
+    stock, ours = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    for code, cls in ((stock, UniPCMultistepScheduler), (ours, FlowMatchMultistepScheduler)):
+        names = {}
+        exec(code, names)
+        assert type(names["pipe"].scheduler) is cls
+        assert FlowMatchMultistepScheduler.from_config(names["pipe"].scheduler.config).shift == 2.0
+        assert names["image"].size == (64, 64)
 
 
 @pytest.mark.slow

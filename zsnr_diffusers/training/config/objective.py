@@ -37,8 +37,9 @@ class FlowConfig(Options):
         "For a base that predicts v at zero terminal SNR: train it as the flow model that it is by an exact "
         "conversion. The network stays a v model on its betas, so it starts where the base is, only the loss and "
         "the times are those of a flow model, and what is saved is a v pipeline. Default: the network becomes a flow "
-        "model itself, told x_s and 1000 s. Then a base that is one already starts where it is; one that predicts v "
-        "or epsilon starts from its weights, has new inputs to learn, and paints noise for the first steps.",
+        "model itself, with the inputs x_s and 1000 s. Then a base that is one already starts where it is; one that "
+        "predicts v or epsilon starts from its weights, has new inputs to learn, and generates noise for the first "
+        "steps.",
     )
 
     def flow_in_words(self) -> str:

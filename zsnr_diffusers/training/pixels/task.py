@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from ...hub.model_card import terminal_snr
 from ...schedulers import FlowMatchMultistepScheduler, ZeroSNRDDPMScheduler
 from ...schedulers.config import is_flow
 from ..config.objective import FLOW
@@ -15,7 +16,7 @@ from ..data.dataset import Images, noise_rows, open_rows
 from ..data.loader import Batch
 from ..objective import objective_of
 from ..reporting.model_card import TrainingRecord
-from ..schedule import Schedule, check_base, check_bridge, snr_at_the_end
+from ..schedule import Schedule, check_base, check_bridge
 from ..task import Task
 from .base import load_base, new_unet
 from .classes import read_classes
@@ -42,7 +43,7 @@ class PixelTask(Task):
         classes = None if self.classes is None else self.classes.count
         self.unet = base.unet if base else new_unet(config, classes, config.resolution, config.seed)
         self.schedule, self.betas = self._schedules()
-        config.check_schedule(snr_at_the_end(self.schedule) == 0)
+        config.check_schedule(terminal_snr(self.schedule) == 0)
         self.objective = objective_of(config, self.schedule, self.betas)
         record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.loss_in_words())
         subject = f"A new `{config.unet}`" if name is None else Path(name).name
@@ -92,7 +93,7 @@ class PixelTask(Task):
             "network": f"{name}, {parameters:,} parameters, {unet.in_channels} channels",
             "prediction": config.prediction_type,
             **({"flow times": config.flow_in_words()} if config.is_flow else {}),
-            "SNR at the last timestep": f"{snr_at_the_end(self.schedule):.4g}",
+            "SNR at the last timestep": f"{terminal_snr(self.schedule):.4g}",
             "data": f"{len(samples.usable_rows):,} images{classes} at {side} x {side}",
         }
 

@@ -7,12 +7,9 @@ from pathlib import Path
 import huggingface_hub
 from diffusers import SchedulerMixin
 
-from ...hub.model_card import card_text, schedule_rows, schedule_tags
+from ...hub.model_card import card_text, schedule_rows, schedule_tags, terminal_snr
 from ...schedulers.flow import FlowMatchScheduler
-from ..schedule import Schedule, snr_at_the_end
-
-FLOW_TAGS = ("flow-matching", "rectified-flow", "flow_prediction")
-"""By which such a model is found at the Hub."""
+from ..schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -44,32 +41,15 @@ def model_card(
         rows: more of the table, by name.
         usage: Markdown, from the code on.
     """
-    flow = isinstance(schedule, FlowMatchScheduler)
     data.library_name = "diffusers"
-    data.tags = [*(data.tags or []), *(FLOW_TAGS if flow else schedule_tags(schedule))]
+    data.tags = [*(data.tags or []), *schedule_tags(schedule)]
     text = f"{subject}, trained for {record.steps:,} steps with zsnr_diffusers on\n{_ending(schedule)}."
-    facts = flow_rows(schedule, scheduler) if flow else schedule_rows(schedule, scheduler)
-    table = {**facts, **rows, "loss": record.loss}
+    table = {**schedule_rows(schedule, scheduler), **rows, "loss": record.loss}
     return card_text(data, record.folder.resolve().name, text, table, usage)
 
 
 def _ending(schedule: Schedule) -> str:
     if isinstance(schedule, FlowMatchScheduler):
         return "flow times (rectified flow, arXiv:2209.03003), which begin at pure noise"
-    zero = snr_at_the_end(schedule) == 0
+    zero = terminal_snr(schedule) == 0
     return "the schedule of Lin et al. 2023 (arXiv:2305.08891), ending at pure noise" if zero else "its own schedule"
-
-
-def flow_rows(schedule: FlowMatchScheduler, scheduler: SchedulerMixin) -> dict[str, str]:
-    """Of the card's table, by name: what a sampler needs to know of a flow model.
-
-    Args:
-        schedule: trained on.
-        scheduler: shipped.
-    """
-    return {
-        "prediction type": "`flow_prediction`: noise - x_0 at x_s = (1 - s) x_0 + s noise, s from 0 to 1",
-        "the network is told": "1000 s",
-        "shift": f"`flow_shift={schedule.shift:g}`",
-        "scheduler": f"`{type(scheduler).__name__}`, `use_flow_sigmas=True`",
-    }

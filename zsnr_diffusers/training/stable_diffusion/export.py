@@ -11,14 +11,13 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 
 from ...guidance.mixin import guidance_record
 from ...hub.custom_pipeline import custom_pipeline
-from ...hub.model_card import base_name
+from ...hub.model_card import base_name, samplers_of
 from ...hub.weight_files import copy_in_float32
 from ...schedulers.flow import FlowMatchScheduler
 from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
 from ..reporting.model_card import TrainingRecord, model_card
 from .base import Base, base_folder
 from .config import GuidedOutputConfig
-from .flow_lora import FLOW_SAMPLERS
 
 
 def export_scheduler(base: Base) -> SchedulerMixin:
@@ -55,8 +54,7 @@ def save_pipeline_folder(
     scheduler.save_pretrained(folder / "scheduler")
     subject = base_name(base.config.pretrained_model_name_or_path)
     rows = {"recommended guidance rescale": str(config.guidance_rescale)}
-    flow = isinstance(base.schedule, FlowMatchScheduler)
-    write_card(base, scheduler, record, subject, rows, _usage(config, FLOW_SAMPLERS if flow else _SAMPLERS))
+    write_card(base, scheduler, record, subject, rows, _usage(config, scheduler))
     changes = {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
@@ -98,12 +96,7 @@ def write_card(
     (record.folder / "README.md").write_text(text, encoding="utf-8")
 
 
-_SAMPLERS = """\
-With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
-"""
-
-
-def _usage(config: GuidedOutputConfig, samplers: str) -> str:
+def _usage(config: GuidedOutputConfig, scheduler: SchedulerMixin) -> str:
     return f"""```python
 from diffusers import DiffusionPipeline
 
@@ -112,4 +105,4 @@ image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={co
 ```
 
 `zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, applies the rescale by itself.
-{samplers}"""
+{samplers_of(scheduler)}"""

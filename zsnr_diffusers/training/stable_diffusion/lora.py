@@ -13,15 +13,12 @@ from ...hub.lora import save_lora
 from ...hub.lora_files import lora_file
 from ...hub.lora_fit import load_weights, rehearse
 from ...hub.model_card import base_name, lora_usage
-from ...schedulers.flow import FlowMatchScheduler
 from ...utils.extras import import_extra
-from ..config import FlowConfig
 from ..parameters import trainable_parameters
 from ..reporting.model_card import TrainingRecord
 from .base import Base
 from .config import AdapterConfig, GuidedOutputConfig
 from .export import export_scheduler, write_card
-from .flow_lora import flow_lora_usage, save_flow_lora
 
 _ADAPTER = "default"
 
@@ -101,9 +98,7 @@ def _kind(unet: Any) -> str:
     return "DoRA" if _is_dora(unet) else "LoRA"
 
 
-def save_lora_folder(
-    base: Base, pipe: Any, config: GuidedOutputConfig, adapter: str, record: TrainingRecord, flow: FlowConfig
-) -> None:
+def save_lora_folder(base: Base, pipe: Any, config: GuidedOutputConfig, adapter: str, record: TrainingRecord) -> None:
     """Write the trained adapter into the run's folder, with scheduler and model card.
 
     Args:
@@ -112,21 +107,14 @@ def save_lora_folder(
         config: with the folder and the guidance to recommend.
         adapter: in words.
         record: of its training.
-        flow: by which flow times were drawn, if the schedule is of them.
     """
     of = base_name(base.config.pretrained_model_name_or_path)
     data = {"tags": [base.architecture.tag, "lora"], "base_model_relation": "adapter"}
     guidance = {"guidance_scale": config.guidance_scale, "guidance_rescale": config.guidance_rescale}
     folder, dora = Path(config.output_dir).resolve().name, _is_dora(pipe.unet)
-    scheduler, is_flow = export_scheduler(base), isinstance(base.schedule, FlowMatchScheduler)
-    if is_flow:
-        usage = flow_lora_usage(of, folder, scheduler, config, dora)
-    else:
-        usage = lora_usage(of, folder, scheduler, guidance, dora)
+    scheduler = export_scheduler(base)
+    usage = lora_usage(of, folder, scheduler, guidance, dora)
     rows = {"adapter": adapter, "recommended guidance rescale": str(config.guidance_rescale)}
     write_card(base, scheduler, record, f"{_kind(pipe.unet)} of {of}", rows, usage, **data)
     # Last: a folder without it is not taken for a result.
-    if is_flow:
-        save_flow_lora(pipe, scheduler, flow, Path(config.output_dir))
-    else:
-        save_lora(pipe, config.output_dir)
+    save_lora(pipe, config.output_dir)

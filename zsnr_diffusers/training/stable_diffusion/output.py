@@ -10,7 +10,6 @@ from PIL import Image
 
 from ...evaluation.generation import generate_images
 from ...schedulers.flow import FlowMatchScheduler
-from ..config import FlowConfig
 from ..data.dataset import Rows
 from ..output import Output
 from ..reporting.model_card import TrainingRecord
@@ -39,7 +38,6 @@ class StableDiffusionOutput(Output):
     """Of the data, with their captions."""
     caption_column: str
     record: TrainingRecord
-    flow: FlowConfig
 
     def export_scheduler(self) -> SchedulerMixin:
         """See `export.export_scheduler`."""
@@ -101,6 +99,6 @@ class StableDiffusionOutput(Output):
         """See `export.save_pipeline_folder` and `lora.save_lora_folder`."""
         if self.adapter.trains_adapter:
             adapter = described(unet, self.adapter)
-            save_lora_folder(self.base, self.pipeline(unet), self.config, adapter, self.record, self.flow)
+            save_lora_folder(self.base, self.pipeline(unet), self.config, adapter, self.record)
         else:
             save_pipeline_folder(self.base, unet, self.config, self.record)

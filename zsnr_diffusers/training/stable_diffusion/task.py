@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from ...hub.model_card import terminal_snr
 from ..config.objective import FLOW
 from ..data.buckets import filled_up
 from ..data.dataset import Images, noise_rows, open_rows
@@ -16,7 +17,7 @@ from ..data.loader import Batch
 from ..objective import objective_of
 from ..parameters import base_state_dict
 from ..reporting.model_card import TrainingRecord
-from ..schedule import check_bridge, snr_at_the_end
+from ..schedule import check_bridge
 from ..task import Task
 from .base import load_base
 from .config import TrainingConfig
@@ -45,7 +46,7 @@ class StableDiffusionTask(Task):
         self.objective = objective_of(config, self.schedule, self.betas)
         if config.trains_adapter:
             give_adapter(self.base.pipeline, config, config.seed)
-        config.check_schedule(snr_at_the_end(self.schedule) == 0)
+        config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config.resolution)
         self.buckets = self.base.buckets(config)
         self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.architecture.uses_force_upcast)
@@ -65,7 +66,6 @@ class StableDiffusionTask(Task):
             rows=self.rows.select_columns([config.caption_column]),
             caption_column=config.caption_column,
             record=record,
-            flow=config,
         )
 
     def initial_networks(self) -> Mapping[str, torch.nn.Module]:
@@ -80,7 +80,7 @@ class StableDiffusionTask(Task):
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
             **({"adapter": described(self.unet, self.config)} if self.config.trains_adapter else {}),
             "prediction": f"{before.config.get('prediction_type', FLOW)} -> {self._prediction()}",
-            "SNR at the last timestep": f"{snr_at_the_end(before):.4g} -> {snr_at_the_end(self.schedule):.4g}",
+            "SNR at the last timestep": f"{terminal_snr(before):.4g} -> {terminal_snr(self.schedule):.4g}",
             **({"flow times": self.config.flow_in_words()} if self.config.is_flow else {}),
             **self._data(samples),
             **{f"cached {name}": str(status) for name, status in self.embedding_cache.statuses.items()},
