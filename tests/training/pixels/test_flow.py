@@ -201,7 +201,7 @@ def test_it_opens_again_with_what_a_sampler_needs(options, column):
     card = ModelCard.load(f"{options['output_dir']}/README.md")
     assert {"flow-matching", "flow_prediction"} <= set(card.data.tags)
     assert "zero-terminal-snr" not in card.data.tags
-    for fact in ("noise - x_0", "1000 s", "`flow_shift=2.5`", "flow times uniform, shift 2.5", "FlowMatchMultistep"):
+    for fact in ("noise - x_0", "1000 s", "| shift | `2.5` |", "flow times uniform, shift 2.5", "FlowMatchMultistep"):
         assert fact in card.text
 
 

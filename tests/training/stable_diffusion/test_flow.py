@@ -308,7 +308,7 @@ def test_the_card_and_the_scheduler_say_what_it_is(options):
     card = ModelCard.load(folder / "README.md")
     assert {"flow-matching", "rectified-flow", "stable-diffusion"} <= set(card.data.tags)
     assert "zero-terminal-snr" not in card.data.tags
-    for fact in ("logit-normal(0.5, 1), shift 1.5", "`flow_shift=1.5`", "1000 s", "ModelSamplingSD3", "noise - x_0"):
+    for fact in ("logit-normal(0.5, 1), shift 1.5", "| shift | `1.5` |", "1000 s", "ModelSamplingSD3", "noise - x_0"):
         assert fact in card.text
     assert "rescale_betas_zero_snr`" not in card.text
 
