@@ -1,19 +1,16 @@
-"""Guidance rescale in every UNet pipeline of diffusers, checked at the scheduler's door.
+"""Guidance rescale in every pipeline of diffusers that guides, checked at the scheduler's door.
 
     python examples/benchmarks/guidance_pipelines.py
 
-Each pipeline is the real class with small random components (`small_pipelines`). It runs with our rescale while what
-its denoiser returns and what reaches `scheduler.step` is written down. A second, untouched pipeline is then fed the
-same predictions, which tells how stock combines them; Algorithm 2 of Lin et al. 2023 on that, in float64 and by
-nothing of ours, is what ought to have reached the scheduler. Prints the README's table; 40 seconds on one CPU core.
+Each pipeline is the real class with small random components (`small_pipelines`), and what reaches `scheduler.step` is
+compared with Algorithm 2 of Lin et al. 2023 (`guidance_oracle`). Prints the README's two tables, of pipelines with a
+UNet and with a transformer; 5 minutes on one CPU core.
 """
 
 import argparse
-import functools
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +21,64 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from small_pipelines import PIPELINES
+from guidance_oracle import build, errors, recorded
+from small_pipelines import FLOW_PIPELINES, PIPELINES, TRANSFORMER_PIPELINES
+from small_pipelines.parts import Small
 
 from zsnr_diffusers import GuidanceError, disable_guidance_rescale, enable_guidance_rescale
-from zsnr_diffusers.guidance.intercept import denoisers
+from zsnr_diffusers.guidance.layout import denoisers
 
 PHI = 0.7
-CONDITIONAL = {
-    "StableDiffusionInstructPix2PixPipeline": 0,  # [text and image, image, neither]
-    "StableDiffusionXLInstructPix2PixPipeline": 0,
-    "StableCascadePriorPipeline": 0,
-    "StableCascadeDecoderPipeline": 0,
-    "StableCascadeCombinedPipeline": 0,
-    "CycleDiffusionPipeline": 3,  # [source, target] without and with text
+
+# Texts that are told apart: in so few tokens as these take otherwise, their own template leaves no room for a prompt.
+_TOKENS = {
+    "OvisImagePipeline": 256,
+    "Krea2Pipeline": 512,
+    "NucleusMoEImagePipeline": 512,
+    "Cosmos2_5_PredictBasePipeline": 512,
 }
-"""Which of its stacked predictions a pipeline's classifier-free guidance leads to; the second unless said here."""
+
+
+def _told_apart(name: str, small: Small) -> Small:
+    tokens = {"max_sequence_length": _TOKENS[name]} if name in _TOKENS else {}
+    return small._replace(arguments=lambda: {**small.arguments(), **tokens})
+
+
+TRANSFORMERS: Mapping[str, Small] = {
+    name: _told_apart(name, small)
+    for name, small in {**FLOW_PIPELINES, **TRANSFORMER_PIPELINES}.items()
+    if small.guidance != "none" and name not in PIPELINES
+}
+"""Those that guide with a transformer."""
+
+NOT_HERE = {
+    "StableDiffusionParadigmsPipeline": "steps many timesteps at once",
+    "AceStepPipeline": "guides by a projection, so it has a guider of its own",
+    "Cosmos2VideoToWorldPipeline": "replaces predictions by given frames before it combines them",
+    "CosmosTextToWorldPipeline": "combines what two steps of its scheduler return",
+    "CosmosVideoToWorldPipeline": "combines what two steps of its scheduler return",
+    "DiTPipeline": "hands both halves of its batch to the scheduler",
+    "SkyReelsV2DiffusionForcingPipeline": "steps every frame by a scheduler of its own",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": "steps every frame by a scheduler of its own",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "steps every frame by a scheduler of its own",
+}
+"""Where nothing can be done, and why."""
+
+_FIRST = 0
+CONDITIONAL = {
+    "StableDiffusionInstructPix2PixPipeline": _FIRST,  # [text and image, image, neither]
+    "StableDiffusionXLInstructPix2PixPipeline": _FIRST,
+    "StableCascadePriorPipeline": _FIRST,
+    "StableCascadeDecoderPipeline": _FIRST,
+    "StableCascadeCombinedPipeline": _FIRST,
+    "CycleDiffusionPipeline": 3,  # [source, target] without and with text
+    "StableDiffusionAttendAndExcitePipeline": 2,  # after a call with text alone, for its attention
+    "StableDiffusionPix2PixZeroPipeline": 3,  # the second of two calls, likewise
+    "LuminaPipeline": _FIRST,
+    **dict.fromkeys([name for name in TRANSFORMERS if name.startswith("ZImage")], _FIRST),
+}
+"""Which of the predictions of a step classifier-free guidance leads to; unless said here the second of those that are
+stacked, and the first of separate calls."""
 
 
 @dataclass
@@ -56,122 +96,51 @@ class Finding:
     """The largest change that the rescale makes there, likewise."""
     same_at_zero: bool = False
     same_after_disable: bool = False
+    same_calls: bool = True
+    """Whether the denoisers were called as often as without rescale."""
 
 
 def examine(name: str) -> Finding:
     """Run a pipeline with and without rescale and compare."""
-    small = PIPELINES[name]
+    small = PIPELINES[name] if name in PIPELINES else TRANSFORMERS[name]
     finding = Finding(name, "guidance_rescale" in inspect.signature(getattr(diffusers, name).__call__).parameters)
-    untouched = small.build()
-    stock = result(untouched(**small.arguments()))
+    untouched = build(small)
+    attributes = set(vars(untouched))
+    with recorded(untouched) as plain:
+        stock = called(untouched, small)
 
-    pipe = enable_guidance_rescale(small.build(), PHI, strict=True)
+    pipe = enable_guidance_rescale(build(small), PHI, strict=True)
     try:
-        with _watched(pipe) as seen:
-            rescaled = result(pipe(**small.arguments()))
+        with recorded(pipe) as run:
+            rescaled = called(pipe, small)
     except GuidanceError as error:
         finding.reason = str(error).split(": ", 1)[1].rstrip(".")
     else:
-        finding.error, finding.change = _compare(name, seen)
+        finding.error, finding.change = errors(small, run, PHI, CONDITIONAL.get(name))
         finding.change *= not torch.equal(rescaled, stock)
+        finding.same_calls = len(run.outputs) == len(plain.outputs)
     enable_guidance_rescale(pipe, 0.0)
-    finding.same_at_zero = torch.equal(result(pipe(**small.arguments())), stock)
+    finding.same_at_zero = torch.equal(called(pipe, small), stock)
     enable_guidance_rescale(pipe, PHI)
     disable_guidance_rescale(pipe)
     schedulers = [part for part in vars(pipe).values() if isinstance(part, diffusers.SchedulerMixin)]
-    restored = type(pipe) is type(untouched) and set(vars(pipe)) == set(vars(untouched))
+    restored = type(pipe) is type(untouched) and set(vars(pipe)) <= attributes | set(vars(untouched))
     restored &= not any("step" in vars(scheduler) for scheduler in schedulers)
     restored &= not any(denoiser._forward_hooks for denoiser in denoisers(pipe))
-    finding.same_after_disable = restored and torch.equal(result(pipe(**small.arguments())), stock)
+    finding.same_after_disable = restored and torch.equal(called(pipe, small), stock)
     return finding
 
 
-@dataclass
-class Seen:
-    """What went through the two doors in a run."""
-
-    outputs: list[Tensor]
-    """Of every call of a denoiser."""
-    steps: list[tuple[Tensor | None, Tensor, Tensor]]
-    """At every step: the denoiser's last output since the step before, what the scheduler got, and its sample."""
-
-
-@contextmanager
-def _watched(pipe: Any, replay: list[Tensor] | None = None) -> Iterator[Seen]:
-    """Write down what goes through; with `replay`, denoisers return those tensors one after another."""
-    seen, last, given = Seen([], []), [None], iter(replay or ())
-
-    def returned(module: Any, inputs: Any, output: Any) -> Any:
-        value = next(given) if replay is not None else (output if isinstance(output, Tensor) else output[0]).detach()
-        seen.outputs.append(value)
-        last[0] = value
-        if replay is None or isinstance(output, Tensor):
-            return value if replay is not None else None
-        return (value, *output[1:]) if isinstance(output, tuple) else type(output)(value)
-
-    handles = [denoiser.register_forward_hook(returned) for denoiser in denoisers(pipe)]
-    schedulers = [part for part in vars(pipe).values() if isinstance(part, diffusers.SchedulerMixin)]
-    for scheduler in schedulers:
-        _note_steps(scheduler, seen, last)
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        for scheduler in schedulers:
-            del scheduler.step
-
-
-def _note_steps(scheduler: Any, seen: Seen, last: list[Any]) -> None:
-    original = scheduler.step
-
-    @functools.wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
-        seen.steps.append((last[0], given["model_output"].detach().clone(), given["sample"].detach()))
-        last[0] = None
-        return original(*args, **kwargs)
-
-    scheduler.step = step
-
-
-def _compare(name: str, seen: Seen) -> tuple[float, float]:
-    """Largest error and largest change over the steps whose denoiser guided."""
-    small = PIPELINES[name]
-    pipe = small.build()
-    with _watched(pipe, replay=seen.outputs) as stock:
-        pipe(**small.arguments())
-    error = change = 0.0
-    for (stacked, got, sample), (_, guided, _) in zip(seen.steps, stock.steps, strict=True):
-        if stacked is None or len(stacked) == len(sample):  # a prior, or a second stage that does not guide
-            continue
-        channels = sample.shape[1]
-        expected = guided.double()
-        expected[:, :channels] = _algorithm_2(guided[:, :channels], _conditional(name, stacked, guided, channels))
-        scale = max(1.0, expected.abs().max().item())
-        error = max(error, (got - expected).abs().max().item() / scale)
-        change = max(change, (got - guided).abs().max().item() / scale)
-    return error, change
-
-
-def _conditional(name: str, stacked: Tensor, guided: Tensor, channels: int) -> Tensor:
-    video = stacked.ndim == 5 and guided.ndim == 4  # frames reach the scheduler as a batch
-    copies = len(stacked) * (stacked.shape[2] if video else 1) // len(guided)
-    part = stacked.chunk(copies)[CONDITIONAL.get(name, 1)]
-    return part.transpose(1, 2)[:, :, :channels] if video else part[:, :channels]
-
-
-def _algorithm_2(guided: Tensor, conditional: Tensor) -> Tensor:
-    """Listing 2 of the paper, per image or video, in float64."""
-    g, c = guided.double().reshape(conditional.shape), conditional.double()
-    dims = tuple(range(1, c.ndim))
-    rescaled = g * (c.std(dims, keepdim=True) / g.std(dims, keepdim=True))
-    return (PHI * rescaled + (1 - PHI) * g).reshape(guided.shape)
+def called(pipe: Any, small: Small) -> Tensor:
+    """What a call makes; some draw noise from torch's own generator as well."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return result(pipe(**small.arguments()))
 
 
 def result(output: Any) -> Tensor:
     """What a pipeline made: images, frames, sound or embeddings."""
-    fields = ("images", "frames", "audios", "image_embeddings", "rgb")
+    fields = ("images", "frames", "audios", "image_embeddings", "rgb", "videos", "video")
     value = next((getattr(output, name) for name in fields if hasattr(output, name)), None)
     value = output[0] if value is None else value
     return torch.as_tensor(value if not isinstance(value, list) or not value else value[0])
@@ -179,28 +148,30 @@ def result(output: Any) -> Tensor:
 
 def finding_row(found: Finding) -> str:
     """A row of the table."""
-    ours = "yes" if found.reason is None else f"no: {found.reason}"
+    ours = "yes" if found.reason is None else f"no: {NOT_HERE.get(found.name, found.reason)}"
     return f"| `{found.name}` | {'yes' if found.in_stock else 'no'} | {ours} |"
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     formatter = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    findings = [examine(name) for name in sorted(PIPELINES)]
-    print("| pipeline | stock | here |")
-    print("|---|---|---|")
-    for found in findings:
-        print(finding_row(found))
-    acting = [found for found in findings if found.reason is None]
-    print(
-        f"\ndiffusers {diffusers.__version__}: {len(findings)} pipelines, {sum(f.in_stock for f in findings)} with "
-        f"guidance_rescale in stock, {len(acting)} here, the largest error {max(f.error for f in acting):.0e}; as "
-        f"before at 0: {sum(f.same_at_zero for f in findings)}, after disable: "
-        f"{sum(f.same_after_disable for f in findings)}."
-    )
+    for names in (PIPELINES, TRANSFORMERS):
+        findings = [examine(name) for name in sorted(names)]
+        print("| pipeline | stock | here |")
+        print("|---|---|---|")
+        for found in findings:
+            print(finding_row(found))
+        acting = [found for found in findings if found.reason is None]
+        worst = max(found.error for found in acting)
+        same = [f"{sum(getattr(f, name) for f in findings)}" for name in ("same_at_zero", "same_after_disable")]
+        print(
+            f"\ndiffusers {diffusers.__version__}: {len(findings)} pipelines, {sum(f.in_stock for f in findings)} "
+            f"with guidance_rescale in stock, {len(acting)} here, the largest error {worst:.0e}; "
+            f"as before at 0: {same[0]}, after disable: {same[1]}.\n"
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zsnr_diffusers.core import NoiseLevel, classifier_free_guidance, rescale_guidance
-from zsnr_diffusers.core.guidance import check_space, guidance_weights, rescale_guidance_in_space
+from zsnr_diffusers.core.guidance import check_space, rescale_guidance_in_space
 
 
 def pair(dtype=torch.float32):
@@ -182,68 +182,3 @@ def test_half_precision_in_another_space():
     half = rescale_guidance_in_space(outputs[1].half(), outputs[0].half(), 0.7, x_t=x_t.half(), **kwargs)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.double(), exact, rtol=3e-3, atol=3e-3)  # inputs and result rounded to 11 bits
-
-
-# How a pipeline guides, read off its result
-
-
-@given(
-    weights=st.lists(st.floats(-8, 8), min_size=1, max_size=3),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
-    seed=st.integers(0, 99),
-)
-def test_weights_are_found(weights, dtype, seed):
-    generator = torch.Generator().manual_seed(seed)
-    predictions = torch.randn(len(weights) + 1, 2, 4, 8, 8, generator=generator).to(dtype)
-    weights = [1 - sum(weights), *weights]
-    guided = sum(w * p.double() for w, p in zip(weights, predictions, strict=True)).to(dtype)
-    found, explained = guidance_weights(guided, list(predictions))
-    assert explained
-    assert sum(found) == pytest.approx(1)
-    tolerance = 4 * torch.finfo(dtype).eps * max(1, *map(abs, weights))
-    assert found == pytest.approx(weights, abs=max(tolerance, 1e-6))
-
-
-@pytest.mark.parametrize("shape", [(1, 5, 4, 8, 8), (2, 5, 8, 8), (3, 4, 7), (2, 40)])
-def test_a_scale_of_its_own_for_each_frame(shape):
-    u, c = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    scales = torch.linspace(1, 7, shape[1] if len(shape) > 2 else 1).reshape(1, -1, *[1] * (len(shape) - 2))
-    (first, second), explained = guidance_weights(u + scales * (c - u), [u, c])
-    assert explained
-    assert second == pytest.approx(float(scales.mean()), abs=1e-4)
-    assert first == pytest.approx(1 - second)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_what_is_no_weighted_sum_is_not_explained(dtype):
-    u, c = torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    masked = u + 7.5 * (c - u) * (c > 0)
-    assert guidance_weights(masked, [u, c])[1] is False
-    assert guidance_weights(u + 7.5 * (c - u) + 0.5 * c.roll(1, -1), [u, c])[1] is False
-
-
-def test_equal_predictions_tell_nothing():
-    c = torch.randn(1, 4, 8, 8)
-    assert guidance_weights(c, [c, c]) is None
-    assert guidance_weights(c, [c * (1 + 1e-7), c]) is None
-    assert guidance_weights(torch.zeros(1, 4, 8, 8), [torch.zeros(1, 4, 8, 8)] * 3) is None
-
-
-def test_two_equal_predictions_beside_a_third_do_not_hide_the_conditional():
-    """InstructPix2Pix where the image changes nothing."""
-    u, c = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    for image in (u, u * (1 + 1e-7), u + 1e-9):
-        guided = u + 7.5 * (c - image) + 1.5 * (image - u)
-        weights, explained = guidance_weights(guided, [c, image, u])
-        assert explained
-        assert weights[0] == pytest.approx(7.5, abs=1e-4)
-        assert max(weights) == weights[0]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_predictions_that_were_mixed_with_the_sample_are_no_explanation(dtype):
-    """As in the latent upscaler, which preconditions its predictions before it combines them."""
-    u, c, x = torch.randn(3, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    guided = u + 7.5 * (c - u)
-    assert guidance_weights(guided, [u, c], 100 * x)[1] is True
-    assert guidance_weights(guided + 0.07 * x, [u, c], 100 * x)[1] is False

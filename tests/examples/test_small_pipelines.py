@@ -3,7 +3,7 @@ import torch
 from small_pipelines import PIPELINES
 from third_parties import PIPELINE_WARNINGS
 
-from zsnr_diffusers.guidance.intercept import denoisers
+from zsnr_diffusers.guidance.layout import denoisers
 
 pytestmark = PIPELINE_WARNINGS
 

@@ -11,6 +11,7 @@ from diffusers import (
     DDPMPipeline,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
@@ -163,7 +164,7 @@ def test_pipelines_without_guidance_or_without_a_unet_are_refused():
         class Unguided(GuidanceRescaleMixin, DDPMPipeline):
             pass
 
-    with pytest.raises(TypeError, match="object has no UNet"):
+    with pytest.raises(TypeError, match="object has neither a UNet"):
         enable_guidance_rescale(object())
 
 
@@ -259,10 +260,10 @@ def test_in_flow_time_other_spaces_are_those_of_its_levels(scheduler, space):
             torch.testing.assert_close(stepped.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_another_space_needs_levels_that_are_known():
-    pipe = enable_guidance_rescale(tiny_stable_diffusion(FlowMatchEulerScheduler(invert_sigmas=True)), 0.7, space="v")
+def test_another_space_needs_a_scheduler_that_tells_noise_levels():
+    pipe = enable_guidance_rescale(tiny_stable_diffusion(EDMEulerScheduler()), 0.7, space="v")
     called = watch(pipe.unet)
-    with pytest.raises(ValueError, match="whose noise levels are not known here"):
+    with pytest.raises(ValueError, match="has neither a variance-preserving schedule nor flow times"):
         generate(pipe)
     assert not called
 

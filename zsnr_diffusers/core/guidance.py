@@ -1,6 +1,5 @@
 """Classifier-free guidance and its rescale."""
 
-from collections.abc import Sequence
 from numbers import Real
 
 import torch
@@ -126,66 +125,6 @@ def _slope(x: Tensor, y: Tensor) -> Tensor:
     centred = x - x.mean(dim=dims, keepdim=True)
     variance = (centred * centred).sum(dim=dims, keepdim=True)
     return (centred * y).sum(dim=dims, keepdim=True) / torch.where(variance == 0, 1.0, variance)
-
-
-def guidance_weights(
-    guided: Tensor, predictions: Sequence[Tensor], sample: Tensor | None = None
-) -> tuple[list[float], bool] | None:
-    """The weights with which a guided prediction was combined from others: how a pipeline guides, read off its result.
-
-    Every guidance of the classifier-free kind is affine, `guided = sum_i w_i prediction_i` with `sum_i w_i = 1`:
-    u + w (c - u), the three terms of InstructPix2Pix (Brooks et al. 2023, arXiv:2211.09800, eq. 3), perturbed
-    attention guidance. The w_i are found by least squares: first as the same numbers everywhere, then for each sample
-    and each entry of its first dimension, since some pipelines guide every frame of a video with a scale of its own.
-
-    Args:
-        guided: shape [B, ...].
-        predictions: at least two tensors of that shape.
-        sample: what they were made from, same shape. Where some of it is in `guided`, predictions were changed before
-            they were combined, and are no explanation.
-
-    Returns:
-        The mean of each weight, and whether they explain `guided` to within the rounding of the least precise dtype;
-        None where the predictions are equal, so that nothing can be told apart.
-    """
-    # The fit itself has float64's rounding, so no tensor counts as more exact than float32.
-    eps = max(torch.finfo(dtype).eps for dtype in (torch.float32, guided.dtype, predictions[0].dtype))
-    shape = (len(guided), guided.shape[1] if guided.ndim > 2 else 1, -1)
-    tensors = (guided, *predictions) if sample is None else (guided, *predictions, sample)
-    every = max(1, guided.numel() // (shape[0] * shape[1] * 256))  # a thousand values tell as much as all
-    rows = torch.stack([x.detach().reshape(shape)[..., ::every] for x in tensors]).cpu().double()
-    target, first, differences = rows[0] - rows[1], rows[1], rows[2 : len(predictions) + 1] - rows[1]
-    spread = _rms(differences)
-    scale = (_rms(first) ** 2 + spread**2) ** 0.5
-    if not spread > 4 * eps * scale:
-        return None
-    columns = differences
-    if sample is not None:  # as large as the others, whatever its units
-        columns = torch.cat([differences, rows[-1:] * (spread / (_rms(rows[-1]) or 1.0))])
-    for parts in (1, shape[0] * shape[1]):
-        matrix = columns.reshape(len(columns), parts, -1).permute(1, 2, 0)
-        right = target.reshape(parts, -1, 1)
-        weights = _least_squares(matrix, right, rcond=4 * eps).squeeze(-1)
-        left = _rms(right - matrix @ weights.unsqueeze(-1))
-        of_predictions, of_sample = weights[:, : len(differences)], weights[:, len(differences) :]
-        rounding = eps * scale * (1 + 2 * float(of_predictions.abs().sum(dim=1).max()))
-        means = of_predictions.mean(dim=0).tolist()
-        if left <= rounding and (sample is None or float(of_sample.abs().max()) * spread <= rounding / 8):
-            return [1 - sum(means), *means], True
-    return [1 - sum(means), *means], False
-
-
-def _least_squares(matrix: Tensor, right: Tensor, rcond: float) -> Tensor:
-    """The solution of each system, shape [parts, columns, 1]."""
-    if matrix.shape[-1] == 1:  # by far the most pipelines, and a tenth of the time
-        return ((matrix.mT @ right) / (matrix.mT @ matrix)).nan_to_num()
-    # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank that
-    # `rcond` allows leaves it out.
-    return torch.linalg.lstsq(matrix, right, rcond=rcond, driver="gelsd").solution
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.square().mean()) ** 0.5
 
 
 def check_guidance_rescale(guidance_rescale: float) -> None:

@@ -1,4 +1,4 @@
-"""Guidance rescale, and any guider of diffusers, in any pipeline that guides with a UNet; no `__call__` is copied.
+"""Guidance rescale, and any guider of diffusers, in any pipeline that guides; no `__call__` is copied.
 
 The mixin wraps a pipeline's call. While it runs, `intercept` watches what the denoiser predicts and changes what goes
 into the scheduler's step.
@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ..core.guidance import check_guidance_rescale, check_space
-from .intercept import GuidanceInterceptor, GuidanceSettings, denoisers, warn_once
+from .intercept import GuidanceInterceptor, GuidanceSettings, warn_once
+from .layout import denoisers
 
 Pipeline = TypeVar("Pipeline")
 
@@ -79,6 +80,12 @@ class GuidanceRescaleMixin:
 
 def _guided_call(call: Callable[..., Any]) -> Callable[..., Any]:
     """`call` with `guidance_rescale` and `guider` taken out of its arguments and seen to here."""
+    stock_on = [
+        name
+        for name, parameter in inspect.signature(call).parameters.items()
+        if name.endswith("guidance_rescale") and isinstance(parameter.default, float) and parameter.default > 0
+    ]
+    off = dict.fromkeys(stock_on, 0.0)  # what stock does unless it is told not to
 
     @functools.wraps(call)
     def __call__(  # noqa: N807
@@ -91,9 +98,9 @@ def _guided_call(call: Callable[..., Any]) -> Callable[..., Any]:
             check_guider(guider, phi)
             warn_of_zero_init(guider, self)
         if phi == 0 and guider is None:
-            return call(self, *args, **kwargs)
+            return call(self, *args, **(kwargs if guidance_rescale is None else off | kwargs))
         with GuidanceInterceptor(self, GuidanceSettings(phi, self.guidance_space, guider, self.strict_guidance)):
-            return call(self, *args, **kwargs)
+            return call(self, *args, **off | kwargs)
 
     __call__.__signature__ = _with_ours(inspect.signature(call))  # type: ignore[attr-defined]
     return __call__
@@ -155,13 +162,20 @@ def with_guidance(pipe: Pipeline, recorded: Mapping[str, Any], guidance_rescale:
     return enable_guidance_rescale(pipe, **settings) if settings else pipe
 
 
+def guides(pipeline_class: type) -> bool:
+    """Whether a pipeline has classifier-free guidance: a scale in its call, or a guider among its components."""
+    call = inspect.signature(pipeline_class.__call__).parameters
+    components = inspect.signature(pipeline_class).parameters
+    return "guider" in components or any("guidance_scale" in name or "cfg_scale" in name for name in call)
+
+
 def check_guides(pipeline_class: type) -> None:
     """Refuse a pipeline without classifier-free guidance.
 
     Raises:
         TypeError: with the reason.
     """
-    if not any("guidance_scale" in name for name in inspect.signature(pipeline_class.__call__).parameters):
+    if not guides(pipeline_class):
         raise TypeError(f"{pipeline_class.__name__} has no classifier-free guidance that could be rescaled.")
 
 
@@ -214,11 +228,12 @@ def enable_guidance_rescale(
     The pipeline keeps its identity: components, hooks, class name on disk. In a call, `guidance_rescale=` and
     `guider=` override what is given here; the first replaces that of pipelines which have an argument of this name.
 
-    Works where the pipeline's UNet is called once per step on one batch that stacks all predictions, [unconditional,
-    conditional] or more. Where that turns out not to be so, this is said once and nothing is changed.
+    Works where what the pipeline hands to its scheduler is a weighted sum of what its UNet or transformer predicted
+    for the step, in one batch or in calls of their own, whatever sign and length the sum is given. Where that turns
+    out not to be so, this is said once and nothing is changed.
 
     Args:
-        pipe: a diffusers pipeline with classifier-free guidance and a UNet.
+        pipe: a diffusers pipeline with classifier-free guidance.
         guidance_rescale: the paper's phi, 0 to 1 (Lin et al. 2023, arXiv:2305.08891, Algorithm 2); 0.7 unless given,
             0 with a guider.
         space: what is rescaled: the network's `output` (the paper, and stock), or what it says of `v`, of the noise
@@ -231,7 +246,7 @@ def enable_guidance_rescale(
         The same pipeline.
 
     Raises:
-        TypeError: the pipeline has no UNet or no guidance; the guider needs more than two predictions.
+        TypeError: the pipeline has no denoiser or no guidance; the guider needs more than two predictions.
         ValueError: phi outside [0, 1], unknown space, or phi both here and in the guider.
     """
     phi = (0.0 if guider is not None else DEFAULT_GUIDANCE_RESCALE) if guidance_rescale is None else guidance_rescale
@@ -240,7 +255,9 @@ def enable_guidance_rescale(
     if guider is not None:
         check_guider(guider, phi)
     if not hasattr(pipe, "__dict__") or not denoisers(pipe):
-        raise TypeError(f"{type(pipe).__name__} has no UNet whose predictions could be rescaled.")
+        raise TypeError(
+            f"{type(pipe).__name__} has neither a UNet nor a transformer whose predictions could be rescaled."
+        )
     if not isinstance(pipe, GuidanceRescaleMixin):
         stock = type(pipe)
         # Named like its base: the name is what diffusers writes to model_index.json and shows in messages.

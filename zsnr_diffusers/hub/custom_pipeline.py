@@ -13,18 +13,19 @@ from typing import Any
 
 from .. import class_conditional, schedulers
 from ..class_conditional import ClassConditionalPipeline
-from ..core import calibrated, flow, multistep, noise, predictions, safeguard, solvers, spacing
+from ..core import calibrated, combination, flow, multistep, noise, predictions, safeguard, solvers, spacing
 from ..core import guidance as core_guidance
-from ..guidance import intercept, mixin
-from ..guidance.mixin import GuidanceRescaleMixin, check_guides, stock_class
+from ..guidance import doors, intercept, layout, levels, mixin
+from ..guidance.mixin import GuidanceRescaleMixin, check_guides, guides, stock_class
 from ..schedulers import ZeroSNRDDIMScheduler, base, config, sampling
 from ..schedulers import flow as flow_schedulers
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import own_spacing
 
 _PARTS: tuple[ModuleType, ...] = (
-    *(noise, predictions, core_guidance, spacing, flow, solvers, safeguard, multistep, calibrated),
-    *(config, sampling, base, flow_schedulers, schedulers, intercept, mixin, class_conditional),
+    *(noise, predictions, core_guidance, combination, spacing, flow, solvers, safeguard, multistep, calibrated),
+    *(config, sampling, base, flow_schedulers, schedulers),
+    *(doors, layout, levels, intercept, mixin, class_conditional),
 )
 """What such a pipeline is made of, each after what it needs."""
 
@@ -72,8 +73,7 @@ def bundled_scheduler(pipe: Any) -> ZeroSNRScheduler | None:
     if not isinstance(scheduler, ZeroSNRScheduler) or isinstance(scheduler, ZeroSNRDDIMScheduler):
         return None
     ours = type(scheduler).__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
-    guides = any("guidance_scale" in name for name in inspect.signature(stock.__call__).parameters)
-    return scheduler if ours and guides else None
+    return scheduler if ours and guides(stock) else None
 
 
 def custom_pipeline(

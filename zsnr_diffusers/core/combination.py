@@ -1,0 +1,216 @@
+"""How a pipeline combined predictions under guidance, read off its result."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ROWS, _VALUES = 256, 256
+"""How much of a sample is looked at, entries of its first dimension and values of each: they tell as much as all."""
+
+
+class Combination(NamedTuple):
+    """guided = factor * sum_i w_i prediction_i + of_sample * sample, with sum_i w_i = 1."""
+
+    weights: tuple[float, ...]
+    """The w_i; where they differ between parts, their mean."""
+    factor: float = 1.0
+    """-1 where the result is negated, since the network's time runs the other way. Where the length of the result is
+    set to that of a prediction, only the sign."""
+    of_sample: float = 0.0
+    """Other than 0 where predictions are first turned into x_0, and the result into noise."""
+
+    @property
+    def conditional(self) -> int:
+        """Which prediction guidance leads to."""
+        return self.weights.index(max(self.weights))
+
+    @property
+    def used(self) -> list[int]:
+        """The predictions that the result has anything of; a pipeline may make others for other ends."""
+        return [i for i, weight in enumerate(self.weights) if abs(weight) > _NOTHING]
+
+    def of(self, prediction: Tensor, sample: Tensor) -> Tensor:
+        """What a pipeline would hand on if all predictions were this one; and so what is made of a guider's result."""
+        if (self.factor, self.of_sample) == (1.0, 0.0):
+            return prediction
+        if self.of_sample == 0:
+            return self.factor * prediction
+        wide = torch.promote_types(prediction.dtype, torch.float32)
+        return (self.factor * prediction.to(wide) + self.of_sample * sample.to(wide)).to(sample.dtype)
+
+    def at(self, guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> "Combination | None":
+        """The same weights at another step, where factor and sample have shares of their own; None if they have none.
+
+        What a pipeline turns into x_0 and back is rounded the more the nearer to the end, so that less is asked of it
+        than when a combination is found.
+        """
+        rows = _thinned((guided, *predictions, sample), (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
+        combined = sum(weight * row for weight, row in zip(self.weights, rows[1:-1], strict=True))
+        columns = torch.stack([torch.as_tensor(combined), rows[-1]]).flatten(1)
+        found, _ = _fit(columns.T[None], rows[0].reshape(1, -1, 1), 1e-3, 0.0)
+        return None if found is None else self._replace(factor=float(found[0, 0]), of_sample=float(found[0, 1]))
+
+
+_NOTHING = 1e-3
+"""A weight that is rounding."""
+
+
+def find_combination(guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> Combination | None:
+    """The combination that explains a guided prediction, None if none does.
+
+    First `guidance_weights`; then the same with the other sign; with some of the sample; and with any positive factor
+    for each entry of the first dimension, since some pipelines set the length of the result to that of the conditional
+    prediction, token by token, row by row, or for all of it.
+
+    Args:
+        guided: shape [B, ...].
+        predictions: at least two tensors of that shape, not all equal.
+        sample: what they were made from, same shape.
+    """
+    # In single precision, predictions that were mixed with the sample are told by their residual alone.
+    seen = sample if guided.dtype.itemsize < 4 else None
+    for sign in (1.0, -1.0):
+        found = guidance_weights(sign * guided, predictions, seen)
+        if found is not None and found[1]:
+            return Combination(tuple(found[0]), sign)
+    return _with_sample(guided, predictions, sample) or _of_any_length(guided, predictions)
+
+
+def equal_combination(guided: Tensor, prediction: Tensor) -> Combination | None:
+    """That of predictions which are all equal; None if the result is neither their value nor its negative."""
+    g, p = (x[0, 0] for x in _thinned((guided, prediction), (1, 1)))
+    most = min(0.5, 128 * _rounding(guided, prediction))  # a large scale multiplies the rounding by which they differ
+    for sign in (1.0, -1.0):
+        if _rms(g - sign * p) <= most * _rms(p):
+            return Combination((1.0,), sign)
+    return None
+
+
+def _with_sample(guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> Combination | None:
+    """The combination by one factor and some of the sample."""
+    rows = _thinned((guided, *predictions, sample), (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
+    target, first, differences, x = rows[0], rows[1], rows[2:-1] - rows[1], rows[-1:]
+    columns = torch.cat([first[None], differences, x]).flatten(1)
+    size = _rms(first) + _rms(x)
+    found, rounding = _fit(columns.T[None], target.reshape(1, -1, 1), _rounding(guided, predictions[0]), size)
+    if found is None:
+        return None
+    factor, *weights, of_sample = found[0].tolist()
+    # Without the sample, a factor is that of a length which was set.
+    if not abs(factor) > _NOTHING or abs(of_sample) * _rms(x) <= rounding:
+        return None
+    weights = [weight / factor for weight in weights]
+    return Combination((1 - sum(weights), *weights), factor, of_sample)
+
+
+def _of_any_length(guided: Tensor, predictions: Sequence[Tensor]) -> Combination | None:
+    """The combination by a factor for each sample, or for each row along some dimension of it."""
+    tensors = (guided, *predictions)
+    for dim in (None, -1, *range(1, guided.ndim - 1)):
+        if dim is None:
+            rows = _thinned(tensors, (len(guided), 1))
+        else:
+            turned = [x.movedim(dim, -1) for x in tensors]
+            rows = _thinned(turned, (1, turned[0].shape[:-1].numel()))
+        rows = rows.flatten(1, 2)
+        parts, values = rows.shape[1:]
+        if parts * (values - len(predictions)) < _EVIDENCE:
+            continue
+        columns = torch.cat([rows[1:2], rows[2:] - rows[1:2]]).permute(1, 2, 0)
+        found, _ = _fit(columns, rows[0].unsqueeze(-1), _rounding(guided, predictions[0]), _rms(rows[1]))
+        if found is None:
+            continue
+        factors = found[:, 0]
+        if bool((factors > 0).all()) or bool((factors < 0).all()):
+            weights = (found[:, 1:] / factors[:, None]).median(dim=0).values.tolist()
+            return Combination((1 - sum(weights), *weights), float(factors[0].sign()))
+    return None
+
+
+_EVIDENCE = 64
+"""By how many values rows have to outnumber what is fitted to them, before their agreement counts as no chance."""
+
+
+def _fit(matrix: Tensor, right: Tensor, eps: float, size: float) -> tuple[Tensor | None, float]:
+    """The coefficients of each part [parts, columns], None if they leave more than rounding; and how much that is.
+
+    Differences of predictions, in the columns but the first, carry the rounding of what is as large as `size`.
+    """
+    sizes = matrix.square().mean(dim=(0, 1)).sqrt().clamp_min(torch.finfo(matrix.dtype).tiny)
+    scaled = _least_squares(matrix / sizes, right, rcond=4 * eps)
+    left = _rms(right - matrix / sizes @ scaled)
+    found = scaled.squeeze(-1) / sizes
+    terms = scaled.squeeze(-1).abs().sum(dim=1) + size * found[:, 1:].abs().sum(dim=1)
+    rounding = eps * (_rms(right) + 2 * _rms(terms))
+    return found if left <= rounding else None, rounding
+
+
+def _thinned(tensors: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+    """Tensors in rows, in float64, of shape [tensors, *shape, values], each of the last two thinned out."""
+    first = tensors[0].reshape(*shape, -1)
+    every = [max(1, first.shape[1] // _ROWS), max(1, first.shape[2] // _VALUES)]
+    return torch.stack([x.detach().reshape(*shape, -1)[:, :: every[0], :: every[1]] for x in tensors]).cpu().double()
+
+
+def _rounding(*tensors: Tensor) -> float:
+    # The fit itself has float64's rounding, so no tensor counts as more exact than float32.
+    return max(torch.finfo(dtype).eps for dtype in (torch.float32, *(x.dtype for x in tensors)))
+
+
+def guidance_weights(
+    guided: Tensor, predictions: Sequence[Tensor], sample: Tensor | None = None
+) -> tuple[list[float], bool] | None:
+    """The weights with which a guided prediction was combined from others: how a pipeline guides, read off its result.
+
+    Every guidance of the classifier-free kind is affine, `guided = sum_i w_i prediction_i` with `sum_i w_i = 1`:
+    u + w (c - u), the three terms of InstructPix2Pix (Brooks et al. 2023, arXiv:2211.09800, eq. 3), perturbed
+    attention guidance. The w_i are found by least squares: first as the same numbers everywhere, then for each sample
+    and each entry of its first dimension, since some pipelines guide every frame of a video with a scale of its own.
+
+    Args:
+        guided: shape [B, ...].
+        predictions: at least two tensors of that shape.
+        sample: what they were made from, same shape. Where some of it is in `guided`, predictions were changed before
+            they were combined, and are no explanation.
+
+    Returns:
+        The mean of each weight, and whether they explain `guided` to within the rounding of the least precise dtype;
+        None where the predictions are equal, so that nothing can be told apart.
+    """
+    eps = _rounding(guided, predictions[0])
+    tensors = (guided, *predictions) if sample is None else (guided, *predictions, sample)
+    rows = _thinned(tensors, (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
+    target, first, differences = rows[0] - rows[1], rows[1], rows[2 : len(predictions) + 1] - rows[1]
+    spread = _rms(differences)
+    scale = (_rms(first) ** 2 + spread**2) ** 0.5
+    if not spread > 4 * eps * scale:
+        return None
+    columns = differences
+    if sample is not None:  # as large as the others, whatever its units
+        columns = torch.cat([differences, rows[-1:] * (spread / (_rms(rows[-1]) or 1.0))])
+    for parts in (1, rows.shape[1] * rows.shape[2]):
+        matrix = columns.reshape(len(columns), parts, -1).permute(1, 2, 0)
+        right = target.reshape(parts, -1, 1)
+        weights = _least_squares(matrix, right, rcond=4 * eps).squeeze(-1)
+        left = _rms(right - matrix @ weights.unsqueeze(-1))
+        of_predictions, of_sample = weights[:, : len(differences)], weights[:, len(differences) :]
+        rounding = eps * scale * (1 + 2 * float(of_predictions.abs().sum(dim=1).max()))
+        means = of_predictions.mean(dim=0).tolist()
+        if left <= rounding and (sample is None or float(of_sample.abs().max()) * spread <= rounding / 8):
+            return [1 - sum(means), *means], True
+    return [1 - sum(means), *means], False
+
+
+def _least_squares(matrix: Tensor, right: Tensor, rcond: float) -> Tensor:
+    """The solution of each system, shape [parts, columns, 1]."""
+    if matrix.shape[-1] == 1:  # by far the most pipelines, and a tenth of the time
+        return ((matrix.mT @ right) / (matrix.mT @ matrix)).nan_to_num()
+    # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank that
+    # `rcond` allows leaves it out.
+    return torch.linalg.lstsq(matrix, right, rcond=rcond, driver="gelsd").solution
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean()) ** 0.5

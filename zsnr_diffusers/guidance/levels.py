@@ -1,0 +1,76 @@
+"""What a scheduler of diffusers, or of ours, knows of a sample: its noise level, and what the network says of it."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..core import NoiseLevel, noise_level
+from ..core.flow import flow_level
+from ..core.guidance import rescale_guidance_in_space
+from ..core.noise import noise_level_of_ratio
+
+
+def check_levels(scheduler: Any) -> None:
+    """Refuse schedulers of networks whose output means something only together with their own factors.
+
+    Raises:
+        ValueError: with what can be done.
+    """
+    # Those of EDM and of trigonometric flow have a `sigma_data`, by which a network's output is weighed.
+    if not hasattr(scheduler, "alphas_cumprod") and not _is_flow(scheduler):
+        raise ValueError(
+            f"{type(scheduler).__name__} has neither a variance-preserving schedule nor flow times, so guidance can "
+            "be rescaled on its network's output alone; leave out space."
+        )
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = scheduler.config
+    if config.get("use_flow_sigmas"):
+        return True
+    return hasattr(scheduler, "sigmas") and not hasattr(scheduler, "alphas_cumprod") and "sigma_data" not in config
+
+
+def level_at(scheduler: Any, timestep: Any) -> NoiseLevel:
+    """Noise level of what the network sees at a timestep."""
+    if not hasattr(scheduler, "sigmas"):
+        # Stock moves its table along with what it noises, and not every device has float64.
+        return noise_level(scheduler.alphas_cumprod.cpu().double(), int(timestep))
+    index = scheduler.step_index
+    sigma = float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])
+    if not _is_flow(scheduler):
+        return noise_level_of_ratio(sigma)
+    if _counts_as_edm(scheduler):
+        return NoiseLevel(1.0, sigma)
+    return flow_level(1 - sigma if scheduler.config.get("invert_sigmas") else sigma)
+
+
+def _counts_as_edm(scheduler: Any) -> bool:
+    """Whether the sigmas of a scheduler of flow matching are those of x_0 + sigma noise (Cosmos)."""
+    return float(scheduler.sigmas.max()) > 1.001  # flow times, whatever their rounding, end at 1
+
+
+def _prediction_type(scheduler: Any) -> str:
+    # A step of flow matching follows d x / d sigma, which is the noise where x = x_0 + sigma noise.
+    if _is_flow(scheduler) and _counts_as_edm(scheduler):
+        return "epsilon"
+    found: str = scheduler.config.get("prediction_type", "flow_prediction")
+    return found
+
+
+def rescaled_in_space(
+    guided: Tensor, conditional: Tensor, phi: float, space: str, sample: Tensor, timestep: Any, scheduler: Any
+) -> Tensor:
+    """`rescale_guidance_in_space` on what is handed to a scheduler's step."""
+    # Where time is counted from noise to data, the network predicts x_0 - noise.
+    sign = -1 if scheduler.config.get("invert_sigmas") else 1
+    scaled = getattr(scheduler, "scale_model_input", None)
+    return sign * rescale_guidance_in_space(
+        sign * guided,
+        sign * conditional,
+        phi,
+        space=space,
+        prediction_type=_prediction_type(scheduler),
+        x_t=sample if scaled is None else scaled(sample, timestep),
+        level=level_at(scheduler, timestep),
+    )
