@@ -131,6 +131,13 @@ def test_what_no_form_of_a_sum_explains_is_left(dtype):
         assert find_combination(changed, [u, c], x) is None
 
 
+def test_predictions_that_hardly_differ_do_not_explain_all():
+    """Of which the part that a pipeline hands on is not looked at: weights without a meaning, however large."""
+    p, one, other, rest, x = torch.randn(5, 1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    alike = [p, p + 1e-5 * one, p + 1e-5 * other]
+    assert find_combination(p + 0.05 * rest, alike, x) is None
+
+
 def test_equal_predictions_have_a_sign():
     c = three(torch.float32)[1]
     assert equal_combination(c * (1 + 1e-7), c).factor == 1

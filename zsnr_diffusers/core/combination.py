@@ -56,6 +56,10 @@ class Combination(NamedTuple):
 _NOTHING = 1e-3
 """A weight that is rounding."""
 
+_LARGEST = 256.0
+"""What weights add up to at most, as far as rounding grows with them; of predictions that hardly differ, those without
+a meaning are larger, and would explain anything."""
+
 
 def find_combination(guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> Combination | None:
     """The combination that explains a guided prediction, None if none does.
@@ -143,7 +147,7 @@ def _fit(matrix: Tensor, right: Tensor, eps: float, size: float) -> tuple[Tensor
     left = _rms(right - matrix / sizes @ scaled)
     found = scaled.squeeze(-1) / sizes
     terms = scaled.squeeze(-1).abs().sum(dim=1) + size * found[:, 1:].abs().sum(dim=1)
-    rounding = eps * (_rms(right) + 2 * _rms(terms))
+    rounding = eps * (_rms(right) + 2 * min(_rms(terms), _LARGEST * (size + _rms(right))))
     return found if left <= rounding else None, rounding
 
 
@@ -196,7 +200,7 @@ def guidance_weights(
         weights = _least_squares(matrix, right, rcond=4 * eps).squeeze(-1)
         left = _rms(right - matrix @ weights.unsqueeze(-1))
         of_predictions, of_sample = weights[:, : len(differences)], weights[:, len(differences) :]
-        rounding = eps * scale * (1 + 2 * float(of_predictions.abs().sum(dim=1).max()))
+        rounding = eps * scale * (1 + 2 * min(_LARGEST, float(of_predictions.abs().sum(dim=1).max())))
         means = of_predictions.mean(dim=0).tolist()
         if left <= rounding and (sample is None or float(of_sample.abs().max()) * spread <= rounding / 8):
             return [1 - sum(means), *means], True
