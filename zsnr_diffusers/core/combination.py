@@ -26,11 +26,6 @@ class Combination(NamedTuple):
         """Which prediction guidance leads to."""
         return self.weights.index(max(self.weights))
 
-    @property
-    def used(self) -> list[int]:
-        """The predictions that the result has anything of; a pipeline may make others for other ends."""
-        return [i for i, weight in enumerate(self.weights) if abs(weight) > _NOTHING]
-
     def of(self, prediction: Tensor, sample: Tensor) -> Tensor:
         """What a pipeline would hand on if all predictions were this one; and so what is made of a guider's result."""
         if (self.factor, self.of_sample) == (1.0, 0.0):
@@ -54,7 +49,7 @@ class Combination(NamedTuple):
 
 
 _NOTHING = 1e-3
-"""A weight that is rounding."""
+"""A factor that is rounding."""
 
 _LARGEST = 256.0
 """What weights add up to at most, as far as rounding grows with them; of predictions that hardly differ, those without

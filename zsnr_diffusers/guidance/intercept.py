@@ -143,11 +143,11 @@ class GuidanceInterceptor:
         predictions = layout.predictions(outputs, guided.shape)
         conditional = how.of(predictions[how.conditional], sample)
         if self._settings.guider is not None:
-            others = [i for i in how.used if i != how.conditional] or [how.conditional - 1]
-            if len(others) > 1:
-                self._cannot(MANY.format(len(others) + 1))
+            if len(predictions) != 2:  # also where one has no weight yet: safety guidance begins after some steps
+                self._cannot(MANY.format(len(predictions)))
                 return None
-            combined = self._by_guider(predictions[how.conditional], predictions[others[0]], timestep, scheduler)
+            unconditional = predictions[1 - how.conditional]
+            combined = self._by_guider(predictions[how.conditional], unconditional, timestep, scheduler)
             guided = how.of(combined, sample)
         number = frames(outputs[-1], guided.shape)
         if number > 1:  # a video's spread is that of all its frames
