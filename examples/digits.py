@@ -110,7 +110,7 @@ def main(output_dir: Path = Path("digits"), seed: int = 0, sizes: Sizes | None =
     real, unseen = read_digits(data / "train"), read_digits(data / "test")
     judge = Judge(real, sizes.classifier_epochs, seed)
     asked = [i % CLASSES for i in range(sizes.samples)]
-    rows, painted = {"real digits, not trained on": judge(*unseen)}, {"real": in_turn(*unseen)}
+    rows, generated = {"real digits, not trained on": judge(*unseen)}, {"real": in_turn(*unseen)}
     for arm in ARMS:
         print(f"\n== {arm.name}")
         pipe = trained(arm, output_dir / arm.folder, data / "train", sizes, seed)
@@ -122,9 +122,9 @@ def main(output_dir: Path = Path("digits"), seed: int = 0, sizes: Sizes | None =
             num_inference_steps=sizes.num_inference_steps,
             guidance_scale=GUIDANCE_SCALE,
         )
-        rows[arm.name], painted[arm.name] = judge(images, asked), images
+        rows[arm.name], generated[arm.name] = judge(images, asked), images
     print_table(rows, sizes)
-    pictures = draw(output_dir, painted, in_turn(*real), seed)
+    pictures = draw(output_dir, generated, in_turn(*real), seed)
     print(f"Images: {', '.join(map(str, pictures))}. The pipelines: {', '.join(arm.folder for arm in ARMS)}")
     return rows
 
@@ -261,12 +261,13 @@ def print_table(rows: dict[str, Row], sizes: Sizes) -> None:
         print(f"{name:28} {row.n:5} {figures}")
 
 
-def draw(output_dir: Path, painted: dict[str, list[Image.Image]], real: list[Image.Image], seed: int) -> list[Path]:
+def draw(output_dir: Path, generated: dict[str, list[Image.Image]], real: list[Image.Image], seed: int) -> list[Path]:
     """The digits of each set, and both Markov chains of the first arm."""
     rows = [
-        [image.resize((CELL, CELL), Image.Resampling.NEAREST) for image in i[: 2 * CLASSES]] for i in painted.values()
+        [image.resize((CELL, CELL), Image.Resampling.NEAREST) for image in i[: 2 * CLASSES]]
+        for i in generated.values()
     ]
-    sample_grid(rows, list(painted), output_dir / "digits.png")
+    sample_grid(rows, list(generated), output_dir / "digits.png")
     pipe = ClassConditionalPipeline.from_pretrained(output_dir / ARMS[0].folder)
     pictures = torch.stack([as_tensors(image, 0)[0] for image in real[:4]]).float() / 127.5 - 1
     chain_picture(noising_chain(pipe.scheduler, pictures, seed=seed), output_dir / "noising.png", CELL)

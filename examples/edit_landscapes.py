@@ -90,14 +90,14 @@ def main(
     instructed.save_pretrained(pipeline.parent / "instruct-pix2pix")
 
     task = make_task(sizes.scenes, base.unet.config.sample_size * base.vae_scale_factor, seed)
-    painted = paint(base, instructed, task, sizes, seed) | {"data: the same scene": task.same_scene}
+    generated = generate(base, instructed, task, sizes, seed) | {"data: the same scene": task.same_scene}
     bounds = {
         "the same, through the autoencoder": through_autoencoder(base, task.same_scene),
         "data: another scene": task.other_scene,
     }
-    figures = print_table(painted | bounds, task)
+    figures = print_table(generated | bounds, task)
     path = pipeline.parent / "editing.png"
-    draw(path, painted, task)
+    draw(path, generated, task)
     print(f"\nPicture: {path}")
     return figures
 
@@ -226,7 +226,7 @@ def embed(base: ZeroSNRStableDiffusionPipeline, text: str) -> Tensor:
 # Painting, measuring, drawing
 
 
-def paint(
+def generate(
     base: ZeroSNRStableDiffusionPipeline,
     instructed: ZeroSNRStableDiffusionInstructPix2PixPipeline,
     task: Task,
@@ -245,19 +245,19 @@ def paint(
             **arguments,
         ).images
 
-    painted = {"text to image": call("text to image", base, prompt=task.prompts)}
+    generated = {"text to image": call("text to image", base, prompt=task.prompts)}
     from_image = ZeroSNRStableDiffusionImg2ImgPipeline(**base.components, requires_safety_checker=False)
     for strength in STRENGTHS:
         name = f"image to image, strength {strength}"
-        painted[name] = call(name, from_image, prompt=task.prompts, image=task.sources, strength=strength)
-    painted["InstructPix2Pix"] = call(
+        generated[name] = call(name, from_image, prompt=task.prompts, image=task.sources, strength=strength)
+    generated["InstructPix2Pix"] = call(
         "InstructPix2Pix",
         instructed,
         prompt=[instruction(prompt) for prompt in task.prompts],
         image=task.sources,
         image_guidance_scale=IMAGE_GUIDANCE_SCALE,
     )
-    return painted
+    return generated
 
 
 def outlines(picture: Image.Image) -> NDArray[np.float64]:
@@ -273,14 +273,14 @@ def kept(pictures: list[Image.Image], sources: list[Image.Image]) -> float:
     return float(np.mean([np.corrcoef(*(outlines(p).ravel() for p in pair))[0, 1] for pair in pairs]))
 
 
-def print_table(painted: dict[str, list[Image.Image]], task: Task) -> dict[str, dict[str, float]]:
+def print_table(generated: dict[str, list[Image.Image]], task: Task) -> dict[str, dict[str, float]]:
     """One row per setting: the mean luminance by what was asked, its error, and what is left of the image."""
     figures = {}
     print("\nMean luminance (-1 black, 1 white) of what was asked for, and of what was generated")
     print("| | " + " | ".join(BRIGHTNESS_WORDS) + " | error | outlines kept |")
     print("|---" * (len(BRIGHTNESS_WORDS) + 3) + "|")
     print("| asked | " + " | ".join(f"{value:.2f}" for value in np.unique(task.asked)) + " | | |")
-    for name, pictures in painted.items():
+    for name, pictures in generated.items():
         luminance = mean_luminance(pictures)
         error, share = float(np.abs(luminance - task.asked).mean()), kept(pictures, task.sources)
         figures[name] = {"error": error, "kept": share}
@@ -291,12 +291,12 @@ def print_table(painted: dict[str, list[Image.Image]], task: Task) -> dict[str, 
     return figures
 
 
-def draw(path: Path, painted: dict[str, list[Image.Image]], task: Task) -> None:
+def draw(path: Path, generated: dict[str, list[Image.Image]], task: Task) -> None:
     """A row per setting for the first scene: its source, then a column per brightness."""
     scenes = len(task.sources) // len(BRIGHTNESS_WORDS)
     blank = Image.new("RGB", task.sources[0].size, "white")
-    rows = [[blank if name == "text to image" else task.sources[0], *painted[name][::scenes]] for name in painted]
-    labels = [name.replace("Pix2Pix", " Pix2Pix") for name in painted]  # too long for a line
+    rows = [[blank if name == "text to image" else task.sources[0], *generated[name][::scenes]] for name in generated]
+    labels = [name.replace("Pix2Pix", " Pix2Pix") for name in generated]  # too long for a line
     sheet = sample_grid(rows, labels, column_labels=["source", *BRIGHTNESS_WORDS])
     sheet.quantize(256, kmeans=3).save(path, optimize=True)  # a third of the size
 

@@ -27,7 +27,7 @@ REMEDIES = {
 }
 
 
-def paint(pipe, seeds: int, guidance_rescale: float = 0.0, thresholding: bool = False) -> torch.Tensor:
+def generate(pipe, seeds: int, guidance_rescale: float = 0.0, thresholding: bool = False) -> torch.Tensor:
     """Images `[prompts x seeds, 3, height, width]` as decoded: in [-1, 1], and beyond where they will be clipped."""
     pipe.scheduler = ZeroSNRDDIMScheduler.from_config(
         pipe.scheduler.config, thresholding=thresholding, sample_max_value=float("inf")
@@ -66,7 +66,7 @@ def main(quickstart_dir: Path = Path("quickstart"), seeds: int = 16) -> dict[str
     print("|---|---|---|")
     shares, pictures = {}, {}
     for name, settings in REMEDIES.items():
-        decoded = paint(pipe, seeds, **settings)
+        decoded = generate(pipe, seeds, **settings)
         shares[name] = float((decoded.abs() > 1).float().mean())
         pictures[name] = pipe.image_processor.postprocess(decoded, "pil")
         w1 = luminance_coverage(mean_luminance(pictures[name]), real).w1

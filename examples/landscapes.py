@@ -79,8 +79,8 @@ def make_landscapes(folder: str | Path, count: int = 1000, image_size: int = 64,
 
 def read_landscapes(folder: str | Path) -> torch.Tensor:
     """The images of a folder of `make_landscapes`, in order: `[count, 3, image_size, image_size]` in [-1, 1]."""
-    pictures = np.stack([np.asarray(Image.open(path)) for path in sorted(Path(folder).glob("*.png"))])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(Path(folder).glob("*.png"))])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def _mix(a: Array, b: Array, share: Array | float) -> Array:

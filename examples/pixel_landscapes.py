@@ -75,7 +75,7 @@ def main(output_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> dict[st
     )
 
     real = mean_luminance(images)
-    painted = {
+    generated = {
         name: generate_images(
             DDPMPipeline(unet, scheduler),
             None,
@@ -85,7 +85,7 @@ def main(output_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> dict[st
         )
         for name, (unet, scheduler) in networks.items()
     }
-    luminance = {name: mean_luminance(pictures) for name, pictures in painted.items()}
+    luminance = {name: mean_luminance(pictures) for name, pictures in generated.items()}
     coverages = {name: luminance_coverage(values, real) for name, values in luminance.items()}
     print(f"\nMean luminance per image (-1 black, 1 white), {sizes.samples} images each")
     print(f"{'':24} {'W1':>6} {'floor':>6} {'p5':>6} {'p95':>6}")
@@ -94,7 +94,7 @@ def main(output_dir: Path, seed: int = 0, sizes: Sizes | None = None) -> dict[st
         print(f"{name:24} {coverage.w1:6.3f} {coverage.floor:6.3f} {ours.p5:6.2f} {ours.p95:6.2f}")
     print(f"{'data':24} {'':6} {'':6} {coverage.real.p5:6.2f} {coverage.real.p95:6.2f}")
     plot_luminance(output_dir / "brightness-pixels.png", luminance, real)
-    sample_grid([p[:10] for p in painted.values()], list(painted), output_dir / "samples-pixels.png", cell=64)
+    sample_grid([p[:10] for p in generated.values()], list(generated), output_dir / "samples-pixels.png", cell=64)
     print(f"Images: {output_dir / 'brightness-pixels.png'}, {output_dir / 'samples-pixels.png'}")
     return coverages
 

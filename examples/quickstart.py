@@ -145,12 +145,12 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
     real = mean_luminance(rows["image"])
     real_prompts = list(rows["text"])
     prompts = [prompt for prompt in captions() for _ in range(sizes.seeds)]
-    painted: dict[str, list[Image.Image]] = {}
+    generated: dict[str, list[Image.Image]] = {}
     for arm in arms:
         pipe = DiffusionPipeline.from_pretrained(arm.folder)
         for guidance_scale, how in ((1.0, ""), (GUIDANCE_SCALE, f", guidance {GUIDANCE_SCALE:g}")):
             print(f"generating with {arm.name}{how}")
-            painted[arm.name + how] = generate_images(
+            generated[arm.name + how] = generate_images(
                 pipe,
                 prompts,
                 [*range(sizes.seeds)] * len(captions()),
@@ -159,11 +159,11 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
                 guidance_scale=guidance_scale,
                 guidance_rescale=arm.guidance_rescale if guidance_scale > 1 else 0.0,
             )
-    luminance = {name: mean_luminance(images) for name, images in painted.items()}
+    luminance = {name: mean_luminance(images) for name, images in generated.items()}
     figures = print_overall(real, real_prompts, luminance, prompts)
     print_per_prompt(real, real_prompts, {arm.name: luminance[arm.name] for arm in arms}, prompts)
     plot_luminance(output_dir / "brightness.png", {arm.name: luminance[arm.name] for arm in arms}, real)
-    draw_samples(output_dir / "samples.png", {arm.name: painted[arm.name] for arm in arms}, sizes.seeds)
+    draw_samples(output_dir / "samples.png", {arm.name: generated[arm.name] for arm in arms}, sizes.seeds)
     print_verdict(figures, [arm.name for arm in arms], output_dir)
     return figures
 
@@ -223,10 +223,10 @@ def print_verdict(figures, names, output_dir) -> None:
     )
 
 
-def draw_samples(path: Path, painted: dict[str, list[Image.Image]], seeds: int) -> None:
+def draw_samples(path: Path, generated: dict[str, list[Image.Image]], seeds: int) -> None:
     """One block per arm: rows are prompts, columns are seeds."""
     blocks = []
-    for name, images in painted.items():
+    for name, images in generated.items():
         rows = [images[i : i + min(SEEDS_SHOWN, seeds)] for i in range(0, len(images), seeds)]
         blocks.append((name, sample_grid(rows, captions() if not blocks else None)))
     title = 16

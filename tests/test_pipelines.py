@@ -17,7 +17,7 @@ from diffusers import (
 )
 from published_models import in_memory
 from small_stable_diffusion import flawed_scheduler
-from tiny_pipelines import PICTURE, tiny_stable_diffusion
+from tiny_pipelines import IMAGE, tiny_stable_diffusion
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRDDPMScheduler
 
@@ -25,7 +25,7 @@ OURS = [ZeroSNRDDIMScheduler, ZeroSNRDDPMScheduler]
 V = {"prediction_type": "v_prediction"}
 
 
-def paint(pipe, n=5, **kwargs):
+def generate(pipe, n=5, **kwargs):
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         "a dark landscape",
@@ -45,7 +45,7 @@ def test_swapped_in_by_one_line_without_a_warning(cls):
         pipe = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     assert pipe.scheduler.alphas_cumprod[-1] == 0
     assert "steps_offset" not in pipe.scheduler.config  # what stock pipelines rewrite
-    assert bool(paint(pipe).isfinite().all())
+    assert bool(generate(pipe).isfinite().all())
 
 
 @pytest.mark.full
@@ -53,12 +53,12 @@ def test_swapped_in_by_one_line_without_a_warning(cls):
 def test_equals_stock_ddim_and_euler_on_a_real_network(n):
     """At n that divide T, with stock's own zero-SNR flags. Euler stands in for SNR 0 with 2^-24."""
     pipe = tiny_stable_diffusion(ZeroSNRDDIMScheduler(**V))
-    ours = paint(pipe, n)
+    ours = generate(pipe, n)
     flags = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 1, **V}
     for stock in (DDIMScheduler(clip_sample=False, **flags), EulerDiscreteScheduler(**flags)):
         pipe.scheduler = stock
         # 2^-12 of signal at the start that ought to be none
-        torch.testing.assert_close(ours, paint(pipe, n), rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(ours, generate(pipe, n), rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.full
@@ -67,7 +67,7 @@ def test_equals_stock_ddim_and_euler_on_a_real_network(n):
 @pytest.mark.parametrize("n", [1, 7, 13])
 def test_half_precision_and_odd_numbers_of_steps(cls, dtype, n):
     pipe = tiny_stable_diffusion(cls(**V)).to(dtype)
-    latents = paint(pipe, n, guidance_scale=3.0)
+    latents = generate(pipe, n, guidance_scale=3.0)
     assert latents.dtype == dtype
     assert bool(latents.isfinite().all())
 
@@ -82,7 +82,7 @@ def test_image_to_image_starts_at_the_timestep_that_it_noised_to(cls, strength):
     pipe.unet.register_forward_pre_hook(lambda module, args: seen.append((args[0].clone(), int(args[1]))))
     add_noise = pipe.scheduler.add_noise
     pipe.scheduler.add_noise = lambda x, noise, t: noised.append((x, noise, int(t))) or add_noise(x, noise, t)
-    paint(pipe, n, image=PICTURE, strength=strength, guidance_scale=1.0)
+    generate(pipe, n, image=IMAGE, strength=strength, guidance_scale=1.0)
 
     steps = min(int(n * strength), n)
     assert [t for _, t in seen] == pipe.scheduler.timesteps[-steps:].tolist()
@@ -100,7 +100,7 @@ def test_own_timesteps_through_a_pipeline():
     pipe = tiny_stable_diffusion(ZeroSNRDDIMScheduler(**V))
     seen = []
     pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(int(args[1])))
-    paint(pipe, timesteps=[999, 700, 20])
+    generate(pipe, timesteps=[999, 700, 20])
     assert seen == [999, 700, 20]
 
 
@@ -109,13 +109,13 @@ def test_own_timesteps_through_a_pipeline():
 def test_saved_in_a_pipeline_by_module_path_and_loaded_again(cls, tmp_path):
     """`model_index.json` names the module: it is a file format."""
     pipe = tiny_stable_diffusion(cls(**V))
-    expected = paint(pipe)
+    expected = generate(pipe)
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["scheduler"] == ["zsnr_diffusers.schedulers", cls.__name__]
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     assert type(loaded.scheduler) is cls
-    assert torch.equal(paint(in_memory(loaded)), expected)
+    assert torch.equal(generate(in_memory(loaded)), expected)
 
 
 @pytest.mark.parametrize("cls", OURS)

@@ -7,7 +7,7 @@ from audited import files, found, misses, names
 from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from tiny_adapters import PHI, adapted
-from tiny_checkpoints import V, paint, sd_scheduler, tiny_pipeline
+from tiny_checkpoints import V, generate, sd_scheduler, tiny_pipeline
 
 from zsnr_diffusers import audit, save_lora
 from zsnr_diffusers.auditing import fix
@@ -58,9 +58,9 @@ def test_a_folder_without_a_scheduler_gets_one(folder):
     base = tiny_pipeline("1")
     base.load_lora_weights(folder, weight_name=LORA_FILE)
     base.scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-    ours = paint(adapted(), guidance_rescale=0.0)
+    ours = generate(adapted(), guidance_rescale=0.0)
     # stock stands in for SNR 0 with 2^-24, so 2^-12 of the amplitude
-    assert (paint(base) - ours).abs().max() < 1e-3 * ours.abs().max()
+    assert (generate(base) - ours).abs().max() < 1e-3 * ours.abs().max()
 
 
 @pytest.mark.full

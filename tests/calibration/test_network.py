@@ -11,7 +11,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     UNet2DConditionModel,
 )
-from tiny_pipelines import PICTURE, RIGHT_HALF
+from tiny_pipelines import IMAGE, RIGHT_HALF
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler, enable_guidance_rescale
 from zsnr_diffusers.calibration import calibrate
@@ -79,7 +79,7 @@ def test_a_controlnet_is_refused():
     )
     controlled.set_progress_bar_config(disable=True)
     message = "passes down_block_additional_residuals to its UNet.*calibrate the text-to-image pipeline"
-    refused(controlled, message, image=PICTURE)
+    refused(controlled, message, image=IMAGE)
 
 
 def test_an_inpainting_network_is_refused():
@@ -87,7 +87,7 @@ def test_an_inpainting_network_is_refused():
     pipe.unet = UNet2DConditionModel.from_config({**pipe.unet.config, "in_channels": 9})
     inpainting = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
     inpainting.set_progress_bar_config(disable=True)
-    call = {"image": PICTURE, "mask_image": RIGHT_HALF, "height": 64, "width": 64}
+    call = {"image": IMAGE, "mask_image": RIGHT_HALF, "height": 64, "width": 64}
     refused(inpainting, "passes 9 channels to its UNet", **call)
 
 

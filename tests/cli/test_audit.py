@@ -91,8 +91,8 @@ def test_json_and_plot(right, tmp_path, capsys):
     assert run(right, "--json", text, "--plot", plot) == 0
     assert json.loads(text.read_text()) == audit(right).to_dict()
     assert json.loads(text.read_text())["ok"] is True
-    with Image.open(plot) as picture:
-        assert picture.size == (1050, 675)
+    with Image.open(plot) as image:
+        assert image.size == (1050, 675)
 
 
 def test_deep_tries_every_number_of_steps_and_loads_the_weights(tmp_path, capsys):

@@ -84,8 +84,8 @@ def test_what_is_broken_is_named_fixed_and_sampled(name, folder, capsys):
     assert ("verdict: OK" if zero_snr else "verdict: works as published; not zero-SNR") in report
     assert [*misses(pipe.scheduler, zero_snr=zero_snr)] == []
     pipe.set_progress_bar_config(disable=True)
-    picture = pipe("a dark landscape", num_inference_steps=5, generator=torch.manual_seed(0), output_type="pt").images
-    assert picture.isfinite().all()
+    image = pipe("a dark landscape", num_inference_steps=5, generator=torch.manual_seed(0), output_type="pt").images
+    assert image.isfinite().all()
 
 
 def test_the_config_of_the_weights_that_the_paper_released_passes(folder, capsys):

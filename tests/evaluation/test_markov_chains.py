@@ -221,23 +221,23 @@ def solid_chain(times, estimates=False):
 
 @pytest.mark.parametrize("times", [(0, 500, 1000), (1000, 500, 0)], ids=["noising", "denoising"])
 def test_columns_go_from_clean_to_noise_whichever_way_the_chain_ran(times, tmp_path):
-    picture = chain_picture(solid_chain(times, estimates=times[0] == 1000), tmp_path / "chain.png")
+    image = chain_picture(solid_chain(times, estimates=times[0] == 1000), tmp_path / "chain.png")
     expected = [[Image.new("RGB", (64, 64), COLOURS[t]) for t in sorted(times)]] * 2
     labels = ["x_t", ""]
     if times[0] == 1000:
         expected += [[Image.new("RGB", (64, 64), tuple(255 - c for c in COLOURS[t])) for t in sorted(times)]] * 2
         labels += ["x_0 as predicted from x_t", ""]
     headed = sample_grid(expected, labels, column_labels=["t = 0", "t = 500", "t = 1000"])
-    assert np.array_equal(picture, headed)
+    assert np.array_equal(image, headed)
     assert np.array_equal(Image.open(tmp_path / "chain.png"), headed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_grey_pixels_are_enlarged_without_smoothing(dtype):
     board = torch.tensor([[-1.0, 1.0], [3.0, -3.0]], dtype=dtype).reshape(1, 1, 1, 2, 2)
-    picture = chain_picture(Chain((0,), board), cell=9).crop((104, 22, 112, 30))  # right of labels, below headings
+    image = chain_picture(Chain((0,), board), cell=9).crop((104, 22, 112, 30))  # right of labels, below headings
     black, white = np.zeros((4, 4, 3)), np.full((4, 4, 3), 255)
-    assert np.array_equal(picture, np.block([[[black], [white]], [[white], [black]]]))
+    assert np.array_equal(image, np.block([[[black], [white]], [[white], [black]]]))
 
 
 def test_large_images_keep_their_size():

@@ -20,8 +20,8 @@ RNG = np.random.default_rng(0)
 
 def draw(path, **arguments):
     plot_luminance(path, **arguments)
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def test_picture_grows_with_its_rows(tmp_path):
@@ -31,9 +31,9 @@ def test_picture_grows_with_its_rows(tmp_path):
     assert three.height > 1.5 * one.height
 
 
-def has_blue(picture, left, right):
+def has_blue(image, left, right):
     """Whether the part between two fractions of the width shows the colour of the generated images."""
-    part = picture.crop((int(left * picture.width), 0, int(right * picture.width), picture.height))
+    part = image.crop((int(left * image.width), 0, int(right * image.width), image.height))
     pixels = np.asarray(part).astype(int)
     return bool((pixels[..., 2] - pixels[..., 0] > 60).any())
 
@@ -74,8 +74,8 @@ def test_luminance_over_steps_rises_with_what_is_painted(tmp_path):
     def blue_rows(*shifts):
         real = RNG.uniform(-0.9, 0.9, 50)
         coverages = {step: luminance_coverage(real / 9 + shift, real) for step, shift in enumerate(shifts)}
-        with Image.open(plot_luminance_over_steps(tmp_path / "a.png", coverages)) as picture:
-            pixels = np.asarray(picture.convert("RGB")).astype(int)[:400, :, :]  # the upper part
+        with Image.open(plot_luminance_over_steps(tmp_path / "a.png", coverages)) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)[:400, :, :]  # the upper part
         left, right = np.array_split(pixels[:, 150:600], 2, axis=1)
         return [float(np.nonzero((half[..., 2] - half[..., 0] > 60).any(axis=1))[0].mean()) for half in (left, right)]
 
@@ -93,8 +93,8 @@ def bits(terms):
 
 def draw_bits(path, **results):
     plot_bits_per_dim(path, results)
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 @pytest.mark.full
@@ -105,12 +105,12 @@ def test_terms_by_timestep(tmp_path):
     assert ImageChops.difference(alone, beside).getbbox() is not None
     # where terms fall the line is above at the left, where the decoder is
     falls, rises = (draw_bits(tmp_path / "c.png", **{"": bits(part)}) for part in (terms, terms[::-1]))
-    assert [begins_above(picture) for picture in (falls, rises)] == [True, False]
+    assert [begins_above(image) for image in (falls, rises)] == [True, False]
 
 
-def begins_above(picture):
+def begins_above(image):
     """Whether a line is seen in the upper left, right of the axis."""
-    part = picture.crop((100, 100, 250, picture.height // 2))
+    part = image.crop((100, 100, 250, image.height // 2))
     return has_blue(part, 0, 1)
 
 
@@ -179,8 +179,8 @@ def test_wrong_grids():
 
 
 def draw_schedule(path, table, visited):
-    with Image.open(plot_schedule(path, table, visited)) as picture:
-        return picture.convert("RGB")
+    with Image.open(plot_schedule(path, table, visited)) as image:
+        return image.convert("RGB")
 
 
 def test_zero_snr_is_drawn_on_a_line_of_its_own(tmp_path):

@@ -39,10 +39,10 @@ def test_trains_paints_in_all_settings_and_draws(tmp_path, capsys):
 def test_a_widened_network_predicts_what_it_did_and_can_learn_from_the_picture():
     unet = tiny_stable_diffusion().unet
     wide = widen(unet)
-    x, picture = torch.randn(2, 2, 4, 8, 8, generator=seeded())
+    x, image = torch.randn(2, 2, 4, 8, 8, generator=seeded())
     text = torch.randn(2, 77, 32, generator=seeded())
     before = unet(x, 500, text).sample
-    predicted = wide(torch.cat([x, picture], dim=1), 500, text).sample
+    predicted = wide(torch.cat([x, image], dim=1), 500, text).sample
     # the kernel may add eight channels up in another order than four
     torch.testing.assert_close(predicted, before, rtol=1e-5, atol=1e-5)
     predicted.square().mean().backward()
@@ -84,9 +84,9 @@ def test_words_and_their_brightness():
 
 
 def test_conditions_are_dropped_as_often_as_the_paper_does():
-    text, picture = dropped(100_000, seeded())
+    text, image = dropped(100_000, seeded())
     # five standard errors of a share of 5 %
-    for both in (text & ~picture, picture & ~text, text & picture):
+    for both in (text & ~image, image & ~text, text & image):
         assert both.float().mean() == pytest.approx(0.05, abs=5 * (0.05 * 0.95 / 1e5) ** 0.5)
 
 

@@ -8,8 +8,8 @@ from zsnr_diffusers.evaluation import mean_luminance
 
 @pytest.mark.parametrize("brightness", [-0.95, -0.5, 0.0, 0.3, 0.95])
 def test_a_landscape_is_as_bright_as_asked(brightness):
-    picture = landscape(brightness, np.random.default_rng(0))
-    assert mean_luminance([picture])[0] == pytest.approx(brightness, abs=0.01)  # grey levels are 1 / 127.5 apart
+    image = landscape(brightness, np.random.default_rng(0))
+    assert mean_luminance([image])[0] == pytest.approx(brightness, abs=0.01)  # grey levels are 1 / 127.5 apart
 
 
 def test_landscapes_are_deterministic_even_and_captioned_by_their_brightness(tmp_path):

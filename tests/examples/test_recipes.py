@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny_adapters import FINDS_ALL_TARGETS, adapted
-from tiny_checkpoints import KINDS, V, paint, says, sd_scheduler, tiny_pipeline, write_file
+from tiny_checkpoints import KINDS, V, generate, says, sd_scheduler, tiny_pipeline, write_file
 from torch import nn
 
 from zsnr_diffusers import (
@@ -114,13 +114,13 @@ def test_diffusers_alone_paints_what_we_paint(room, monkeypatch, capsys):
     pipe = enable_guidance_rescale(load_pipeline("sd21-zsnr"), PHI)
     pipe.scheduler = ZeroSNRDDIMScheduler.from_config(pipe.scheduler.config)
     for _, _, latents, _ in (folder, single):
-        assert_close(latents, paint(pipe, 5))
+        assert_close(latents, generate(pipe, 5))
     pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")
-    assert_close(brought[2], paint(pipe, 5))
+    assert_close(brought[2], generate(pipe, 5))
     assert folder[3].size == brought[3].size
     pipe = enable_guidance_rescale(adapted("2", target_modules=LORA_TARGETS), PHI)
     for _, _, latents, _ in (lora, merged):
-        assert_close(latents, paint(pipe, 5))
+        assert_close(latents, generate(pipe, 5))
 
 
 def assert_close(latents, expected):

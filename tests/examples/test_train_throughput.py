@@ -28,8 +28,8 @@ def test_prints_speed_shares_and_memory_and_draws(tmp_path, capsys):
         )
     assert contestants[2].shares["VAE"] == contestants[2].shares["text"] == 0
     assert "peak memory" in text
-    with Image.open(tmp_path / "shares.png") as picture:
-        assert picture.width > 1000
+    with Image.open(tmp_path / "shares.png") as image:
+        assert image.width > 1000
 
 
 def test_both_loops_compute_the_same_loss(tmp_path):

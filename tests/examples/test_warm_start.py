@@ -88,8 +88,8 @@ def test_prints_and_draws(flawed, tmp_path, capsys):
     for name, (values, seconds) in figures.items():
         assert f"{name:12}{values[0]:7.3f}{values[1]:7.3f}" in text
         assert seconds[0] <= seconds[1]
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert picture.width > 1000
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 1000
     assert len(captions()) == 6
 
 

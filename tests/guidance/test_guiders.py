@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import diffusers.guiders as guiders
 import pytest
 import torch
-from guided_pipelines import doors, generate
+from guided_pipelines import generate, watched_calls
 from small_pipelines import PIPELINES
 from tiny_pipelines import tiny_stable_diffusion
 
@@ -54,7 +54,7 @@ def by_hand(guider, step, steps, t, conditional, unconditional):
 def test_equals_the_guider_called_by_hand(name, task):
     small = PIPELINES[TASKS[task]]
     pipe = enable_guidance_rescale(small.build(), guider=make(name), strict=True)
-    seen, timesteps = doors(pipe), []
+    seen, timesteps = watched_calls(pipe), []
     pipe.unet.register_forward_pre_hook(lambda module, args: timesteps.append(args[1]))
     pipe(**small.arguments())
     reference, own = make(name), 0
@@ -95,7 +95,7 @@ def test_a_guider_for_one_call():
 def test_an_interval():
     """Guidance off at the first and the last quarter of the steps: there the scheduler gets the conditional."""
     pipe = tiny_stable_diffusion_with(make("ClassifierFreeGuidance", start=0.25, stop=0.75))
-    seen = doors(pipe)
+    seen = watched_calls(pipe)
     generate(pipe, num_inference_steps=8)
     conditional = [torch.equal(g, o.chunk(2)[1]) for g, o in zip(seen["scheduler"], seen["unet"], strict=True)]
     assert conditional == [True, True, False, False, False, False, True, True]
@@ -103,7 +103,7 @@ def test_an_interval():
 
 def test_rescale_acts_on_what_the_guider_made():
     pipe = tiny_stable_diffusion_with(make("ClassifierFreeGuidance"), 0.7)
-    seen = doors(pipe)
+    seen = watched_calls(pipe)
     generate(pipe)
     for got, output in zip(seen["scheduler"], seen["unet"], strict=True):
         u, c = output.chunk(2)
@@ -179,7 +179,7 @@ def test_half_precision():
 def test_equal_predictions_go_through_the_guider_too():
     """With the prompt as its own negative, nothing tells the two apart; CFG-Zero* still begins with zero."""
     pipe = tiny_stable_diffusion_with(make("ClassifierFreeZeroStarGuidance", zero_init_steps=1), strict=True)
-    seen = doors(pipe)
+    seen = watched_calls(pipe)
     generate(pipe, negative_prompt="a dark landscape")
     assert not seen["scheduler"][0].any()
     assert seen["scheduler"][1].any()

@@ -270,7 +270,7 @@ def test_pipelines_in_threads_that_share_a_network_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_runs_that_share_a_scheduler_and_a_network_share_their_doors(in_place):
+def test_runs_that_share_a_scheduler_and_a_network_share_their_patches(in_place):
     """Each thread takes its steps while the other's run is open; who comes first is the first to go."""
     base = tiny_stable_diffusion(ZeroSNRDDIMScheduler(prediction_type="v_prediction"))
     if in_place:  # what `unet.compile()` does, without the compilation

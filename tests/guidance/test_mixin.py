@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
-from guided_pipelines import doors, generate
+from guided_pipelines import generate, watched_calls
 from published_models import in_memory
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional, watch
 
@@ -62,7 +62,7 @@ def test_at_zero_and_after_disabling_the_pipeline_is_stock_bit_for_bit(cls):
 @pytest.mark.parametrize("cls", [StableDiffusionPipeline, StableDiffusionImg2ImgPipeline])
 def test_what_reaches_the_scheduler_is_algorithm_2(cls):
     pipe = cls(**tiny_stable_diffusion().components, requires_safety_checker=False)
-    seen = doors(enable_guidance_rescale(pipe, 0.7))
+    seen = watched_calls(enable_guidance_rescale(pipe, 0.7))
     generate(pipe)
     assert len(seen["unet"]) == len(seen["scheduler"]) == 4
     for output, stepped in zip(seen["unet"], seen["scheduler"], strict=True):
@@ -199,7 +199,7 @@ SCHEDULERS = [
 def test_in_another_space_the_scheduler_gets_algorithm_2_there(scheduler, space):
     """x_t and its level are read off the network's input and the scheduler's betas here, not off the scheduler."""
     pipe = tiny_stable_diffusion(type(scheduler).from_config(scheduler.config))
-    seen = doors(enable_guidance_rescale(pipe, 0.7, space=space))
+    seen = watched_calls(enable_guidance_rescale(pipe, 0.7, space=space))
     inputs = []
     pipe.unet.register_forward_pre_hook(lambda module, args: inputs.append((args[0].chunk(2)[1], float(args[1]))))
     generate(pipe)
@@ -246,7 +246,7 @@ def rescaled_by_definition(space, x_t, s, guided, conditional):
 @pytest.mark.parametrize("scheduler", FLOW_SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_in_flow_time_other_spaces_are_those_of_its_levels(scheduler, space):
     pipe = tiny_stable_diffusion(type(scheduler).from_config(scheduler.config))
-    seen = doors(enable_guidance_rescale(pipe, 0.7, space=space))
+    seen = watched_calls(enable_guidance_rescale(pipe, 0.7, space=space))
     inputs = []
     pipe.unet.register_forward_pre_hook(lambda module, args: inputs.append(args[0].chunk(2)[1].double()))
     generate(pipe)

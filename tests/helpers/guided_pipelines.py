@@ -1,8 +1,8 @@
-"""Pipelines under guidance: what they generate, and what goes through the doors of their denoiser and scheduler."""
+"""Pipelines under guidance: what they generate, and what goes through their denoiser and scheduler."""
 
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
-from tiny_pipelines import PICTURE
+from tiny_pipelines import IMAGE
 
 
 def generate(pipe, **kwargs):
@@ -15,12 +15,12 @@ def generate(pipe, **kwargs):
         "generator": [torch.Generator().manual_seed(seed) for seed in (1, 2)],
     }
     if isinstance(pipe, StableDiffusionImg2ImgPipeline):
-        arguments |= {"image": PICTURE, "strength": 1.0}
+        arguments |= {"image": IMAGE, "strength": 1.0}
     return pipe("a dark landscape", **(arguments | kwargs)).images
 
 
-def doors(pipe):
-    """What goes through the doors of denoiser and scheduler while the pipeline runs."""
+def watched_calls(pipe):
+    """What goes through denoiser and scheduler while the pipeline runs."""
     seen = {"unet": [], "scheduler": []}
     pipe.unet.register_forward_hook(lambda module, args, output: seen["unet"].append(output[0]), prepend=True)
     step = pipe.scheduler.step

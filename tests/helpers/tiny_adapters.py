@@ -7,7 +7,7 @@ import torch
 from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key
 from packaging.version import Version
 from peft import LoraConfig
-from tiny_checkpoints import paint, sd_scheduler, tiny_pipeline
+from tiny_checkpoints import generate, sd_scheduler, tiny_pipeline
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, enable_guidance_rescale
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
@@ -59,4 +59,4 @@ def adapted(kind="1", texts=False, **changes):
 
 def assert_paints_alike(pipe, other):
     # The strength stands in the weights rather than behind the product: float32 rounds elsewhere.
-    torch.testing.assert_close(paint(pipe), paint(other), rtol=0, atol=1e-4)
+    torch.testing.assert_close(generate(pipe), generate(other), rtol=0, atol=1e-4)

@@ -75,7 +75,7 @@ def write_file(path, kind, keys=(), metadata=None):
     return path
 
 
-def paint(pipe, n=3, **changes):
+def generate(pipe, n=3, **changes):
     call = {"num_inference_steps": n, "guidance_scale": 4.0, "output_type": "latent"}
     call |= dict.fromkeys(("height", "width"), RESOLUTION)
     generator = torch.Generator().manual_seed(0)

@@ -64,11 +64,11 @@ def tiny_stable_diffusion_xl(**changes) -> StableDiffusionXLPipeline:
     return pipe
 
 
-PICTURE = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+IMAGE = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
 RIGHT_HALF = (torch.arange(64) >= 32).float().expand(1, 1, 64, 64)
 
 
-def tiny_painter(kind):
+def tiny_generation(kind):
     """A stock pipeline by what it makes images from, and a function (n, **changes) that calls it for n steps.
 
     The function returns latents, or pixels for `unconditional`, made with a generator of seed 0. The network has few
@@ -87,21 +87,21 @@ def tiny_painter(kind):
         pipe.unet = shallow_unet(pipe.unet.config)
     if kind == "inpaint":
         pipe = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
-        call |= {"image": PICTURE, "mask_image": RIGHT_HALF, "height": 64, "width": 64}
+        call |= {"image": IMAGE, "mask_image": RIGHT_HALF, "height": 64, "width": 64}
     elif kind == "image":
         pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-        call |= {"image": PICTURE, "strength": 1.0}
+        call |= {"image": IMAGE, "strength": 1.0}
     elif kind == "xl-image":
         pipe = StableDiffusionXLImg2ImgPipeline(
             **pipe.components, requires_aesthetics_score=False, add_watermarker=False
         )
-        call |= {"image": PICTURE, "strength": 1.0}
+        call |= {"image": IMAGE, "strength": 1.0}
     pipe.set_progress_bar_config(disable=True)
 
-    def paint(n, **changes):
+    def generate(n, **changes):
         return torch.as_tensor(pipe(num_inference_steps=n, **{**call, "generator": seeded(), **changes}).images)
 
-    return pipe, paint
+    return pipe, generate
 
 
 def seeded(seed=0):

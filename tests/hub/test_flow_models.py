@@ -17,7 +17,7 @@ from published_models import in_memory
 from small_pipelines import PIPELINES
 from third_parties import PIPELINE_WARNINGS
 from tiny_adapters import PHI, adapted, assert_paints_alike
-from tiny_checkpoints import V, assert_same_weights, checkpoint, paint, settings, tiny_pipeline, write_file
+from tiny_checkpoints import V, assert_same_weights, checkpoint, generate, settings, tiny_pipeline, write_file
 
 from zsnr_diffusers import (
     FlowMatchEulerScheduler,
@@ -59,7 +59,7 @@ def test_a_file_of_which_the_caller_knows_it(kind, configs, tmp_path):
     pipe = load_pipeline(file, config=configs[kind], prediction_type=FLOW)
     assert type(pipe.scheduler) is FlowMatchMultistepScheduler
     assert pipe.scheduler.config == FlowMatchMultistepScheduler().config
-    assert bool(paint(pipe).isfinite().all())
+    assert bool(generate(pipe).isfinite().all())
     assert pipe.scheduler.timesteps[0] == 1000
 
 
@@ -96,7 +96,7 @@ def test_a_folder_whose_scheduler_says_it(scheduler, config_of):
     pipe = load_pipeline(config_of("1", scheduler))
     assert type(pipe.scheduler) is FlowMatchMultistepScheduler
     assert pipe.scheduler.shift == 2.5
-    assert bool(paint(pipe).isfinite().all())
+    assert bool(generate(pipe).isfinite().all())
 
 
 def test_a_folder_of_which_the_caller_knows_it(configs):
@@ -153,12 +153,12 @@ def test_a_folder_opens_without_this_package_and_with_it_as_it_was(kind, tmp_pat
     stock = DiffusionPipeline.from_pretrained(folder)
     assert type(stock.scheduler) is UniPCMultistepScheduler
     assert (stock.scheduler.config.flow_shift, stock.scheduler.config.prediction_type) == (2.5, FLOW)
-    assert bool(paint(stock).isfinite().all())
+    assert bool(generate(stock).isfinite().all())
     back = load_pipeline(folder)
     assert type(back.scheduler) is FlowMatchMultistepScheduler
     assert settings(back.scheduler) == settings(pipe.scheduler)
     assert_same_weights(pipe, back)
-    assert torch.equal(paint(in_memory(back)), paint(pipe))
+    assert torch.equal(generate(in_memory(back)), generate(pipe))
     assert "zsnr" not in (folder / "model_index.json").read_text()
 
 
@@ -166,7 +166,7 @@ def test_guidance_rescale_is_recorded_beside_it(tmp_path):
     pipe = enable_guidance_rescale(tiny_pipeline("1", FlowMatchMultistepScheduler()), 0.4, space="x_0")
     back = load_pipeline(save_pipeline(pipe, tmp_path / "pipe"))
     assert (back.default_guidance_rescale, back.guidance_space) == (0.4, "x_0")
-    assert torch.equal(paint(in_memory(back)), paint(pipe))
+    assert torch.equal(generate(in_memory(back)), generate(pipe))
 
 
 @pytest.mark.parametrize("kind", ["1", "2", "xl"])
@@ -294,7 +294,7 @@ def test_audits_of_what_is_saved_and_loaded(tmp_path):
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
     assert found(audit(pipe), "not-offered").severity == "error"
     pipe.scheduler = audit(pipe).fixed_scheduler()
-    assert bool(paint(pipe).isfinite().all())
+    assert bool(generate(pipe).isfinite().all())
 
 
 # -- the command

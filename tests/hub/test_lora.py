@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, EulerDiscreteScheduler
 from hub_server import serve
 from safetensors.torch import load_file, save_file
 from tiny_adapters import PHI, adapted, add_adapter, assert_paints_alike, needs_text_adapters
-from tiny_checkpoints import paint, sd_scheduler, tiny_pipeline
+from tiny_checkpoints import generate, sd_scheduler, tiny_pipeline
 from tiny_pipelines import tiny_unconditional
 
 from zsnr_diffusers import (
@@ -81,12 +81,14 @@ def test_stock_alone_opens_it_and_paints_our_pictures(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "are not expected" not in result.stderr
     assert "unexpected keys" not in result.stderr
-    for (kind, name, _), picture in torch.load(tmp_path / "images.pt").items():
+    for (kind, name, _), image in torch.load(tmp_path / "images.pt").items():
         pipe = pipes[kind, name]
-        ours = paint(pipe, guidance_rescale=0.0)
+        ours = generate(pipe, guidance_rescale=0.0)
         # stock stands in for SNR 0 with 2^-24, so 2^-12 of the amplitude
-        torch.testing.assert_close(ours, picture, rtol=0, atol=1e-3 * ours.abs().max().item())
-    assert (paint(tiny_pipeline("1", pipes["1", "lora"].scheduler)) - paint(pipes["1", "lora"])).abs().max() > 0.1
+        torch.testing.assert_close(ours, image, rtol=0, atol=1e-3 * ours.abs().max().item())
+    assert (
+        generate(tiny_pipeline("1", pipes["1", "lora"].scheduler)) - generate(pipes["1", "lora"])
+    ).abs().max() > 0.1
 
 
 @pytest.mark.full
@@ -251,7 +253,7 @@ def test_adapters_of_text_encoders_go_with_it(kind, tmp_path):
         assert base.get_list_adapters().keys() == pipe.get_list_adapters().keys()
         assert_paints_alike(base, pipe)
     unet_alone = load_lora(tiny_pipeline(kind), save_lora(adapted(kind), tmp_path / "unet"))
-    assert (paint(unet_alone) - paint(pipe)).abs().max() > 0.01
+    assert (generate(unet_alone) - generate(pipe)).abs().max() > 0.01
 
 
 @pytest.mark.full
@@ -296,7 +298,7 @@ def test_a_strength_that_was_set_is_saved(tmp_path):
     base = load_lora(tiny_pipeline("1"), save_lora(pipe, tmp_path))
     assert_paints_alike(base, pipe)
     pipe.set_adapters("default", 1.0)
-    assert (paint(base) - paint(pipe)).abs().max() > 0.01
+    assert (generate(base) - generate(pipe)).abs().max() > 0.01
 
 
 def test_what_is_loaded_can_be_saved_again(saved, tmp_path):

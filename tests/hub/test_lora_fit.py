@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from tiny_adapters import adapted, add_adapter, assert_paints_alike, needs_text_adapters
-from tiny_checkpoints import EPSILON, V, paint, sd_scheduler, tiny_pipeline
+from tiny_checkpoints import EPSILON, V, generate, sd_scheduler, tiny_pipeline
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, load_lora, save_lora
 from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
@@ -89,10 +89,10 @@ def test_a_part_that_the_pipeline_has_not_is_named(tmp_path):
 def test_another_adapter_stays_as_it_is(write):
     pipe = tiny_pipeline("1")
     add_adapter(pipe.unet, "mine", target_modules=["to_k", "to_q"])
-    before = paint(pipe)
+    before = generate(pipe)
     assert_refused(pipe, write(LORA_FILE, renamed("unet.", "base_model.model.")), "peft")
     assert pipe.get_active_adapters() == ["mine"]
-    assert torch.equal(paint(pipe), before)
+    assert torch.equal(generate(pipe), before)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_epsilon_never_comes_to_a_schedule_of_zero_snr(scheduler, write):
     assert_refused(tiny_pipeline("1", scheduler), file, "theirs.safetensors.*cannot be used at zero signal-to-noise")
     pipe = load_lora(tiny_pipeline("1", scheduler), file, rescale_betas_zero_snr=False)
     assert (pipe.scheduler.config.prediction_type, pipe.scheduler.config.rescale_betas_zero_snr) == (EPSILON, False)
-    assert paint(pipe).isfinite().all()
+    assert generate(pipe).isfinite().all()
 
 
 def test_zero_snr_never_comes_to_an_epsilon_model(write):

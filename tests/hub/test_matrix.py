@@ -17,7 +17,7 @@ from tiny_checkpoints import (
     KINDS,
     V,
     assert_same_weights,
-    paint,
+    generate,
     says,
     sd_scheduler,
     settings,
@@ -26,7 +26,7 @@ from tiny_checkpoints import (
 )
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, enable_guidance_rescale, load_pipeline, save_pipeline
-from zsnr_diffusers.hub.claims import FACTS
+from zsnr_diffusers.hub.claims import RESOLVED_FIELDS
 from zsnr_diffusers.schedulers.stock import stock_scheduler
 
 CLASSES = {"1": StableDiffusionPipeline, "2": StableDiffusionPipeline, "xl": StableDiffusionXLPipeline}
@@ -53,7 +53,7 @@ def silence(folder):
     """Leave out of a config what the model is, as the first ones that were published did."""
     file = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps({key: value for key, value in config.items() if key not in FACTS}))
+    file.write_text(json.dumps({key: value for key, value in config.items() if key not in RESOLVED_FIELDS}))
 
 
 def label(value):
@@ -200,18 +200,18 @@ def test_a_folder_opens_and_paints_the_same_where_this_package_is_not(saved, tmp
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "are not expected" not in result.stderr  # what stock says of a config that it does not understand
-    painted = torch.load(tmp_path / "generated.pt")
-    for ((kind, model), folder), (name, images) in zip(saved.items(), painted, strict=True):
+    generated = torch.load(tmp_path / "generated.pt")
+    for ((kind, model), folder), (name, images) in zip(saved.items(), generated, strict=True):
         zero_snr = model[1]
         assert name == ("EulerDiscreteScheduler" if zero_snr else "DDIMScheduler")
         assert ("_guidance_rescale" in json.loads((folder / "model_index.json").read_text())) == zero_snr
         assert (folder / "pipeline.py").exists() == zero_snr
         pipe = tiny_pipeline(kind, ours(model))
-        expected = paint(pipe, STEPS, guidance_rescale=0.4)
+        expected = generate(pipe, STEPS, guidance_rescale=0.4)
         # stock stands in for SNR 0 with 2^-24, so 2^-12 of the amplitude; guidance adds 4 and 3 times the error
         assert_close(images, expected, 7 * 2**-12 if zero_snr else 1e-5)
         pipe.scheduler = stock_scheduler(pipe.scheduler)
-        assert_close(images, paint(pipe, STEPS, guidance_rescale=0.4), 1e-5)
+        assert_close(images, generate(pipe, STEPS, guidance_rescale=0.4), 1e-5)
 
 
 def assert_close(images, expected, tolerance):

@@ -8,7 +8,7 @@ import torch
 from audited import misses
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from published_models import in_memory
-from tiny_checkpoints import V, assert_same_weights, paint, says, sd_scheduler, settings, tiny_pipeline
+from tiny_checkpoints import V, assert_same_weights, generate, says, sd_scheduler, settings, tiny_pipeline
 from tiny_class_conditional import build as class_conditional
 
 from zsnr_diffusers import (
@@ -31,7 +31,7 @@ def test_folders_keep_what_is_stock_s(tmp_path):
     assert settings(back.scheduler) == settings(scheduler)
     assert_same_weights(pipe, back)
     assert not (folder / "pipeline.py").exists()
-    assert torch.equal(paint(in_memory(back)), paint(pipe))
+    assert torch.equal(generate(in_memory(back)), generate(pipe))
 
 
 def test_models_of_pixels_keep_their_clipping(tmp_path):

@@ -15,7 +15,7 @@ from tiny_checkpoints import (
     V,
     assert_same_weights,
     checkpoint,
-    paint,
+    generate,
     says,
     sd_scheduler,
     tiny_pipeline,
@@ -134,7 +134,7 @@ def test_single_files_round_trip(kind, scheduler, configs, tmp_path):
     if zero_snr:
         assert back.guidance_space == "v"
         back.scheduler = scheduler  # the sampler is not the model's
-    assert torch.equal(paint(in_memory(back)), paint(pipe))
+    assert torch.equal(generate(in_memory(back)), generate(pipe))
     again = save_pipeline(back, tmp_path / "two" / "model.safetensors")
     assert content(again) == content(file)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["model.safetensors"] * 2 + ["one", "two"]

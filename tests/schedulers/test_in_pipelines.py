@@ -19,7 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from small_stable_diffusion import flawed_scheduler
-from tiny_pipelines import PICTURE, seeded, tiny_painter, tiny_stable_diffusion, tiny_unconditional, watch
+from tiny_pipelines import IMAGE, seeded, tiny_generation, tiny_stable_diffusion, tiny_unconditional, watch
 
 from zsnr_diffusers import (
     ZeroSNRDDIMInverseScheduler,
@@ -44,9 +44,9 @@ def scheduler_for(config, sampler, **changes):
 
 def build(kind, sampler):
     """`tiny_painter` with the scheduler replaced as the README says."""
-    pipe, paint = tiny_painter(kind)
+    pipe, generate = tiny_generation(kind)
     pipe.scheduler = scheduler_for(pipe.scheduler.config, sampler)
-    return pipe, paint
+    return pipe, generate
 
 
 def know_the_data(unet):
@@ -59,7 +59,7 @@ def know_the_data(unet):
     unet.forward = forward
 
 
-def trace(paint, n, **changes):
+def trace(generate, n, **changes):
     """What is generated, and the latents after each step."""
     latents = []
 
@@ -67,7 +67,7 @@ def trace(paint, n, **changes):
         latents.append(tensors["latents"].clone())
         return tensors
 
-    return paint(n, callback_on_step_end=record, **changes), latents
+    return generate(n, callback_on_step_end=record, **changes), latents
 
 
 # -- every pipeline
@@ -76,12 +76,12 @@ def trace(paint, n, **changes):
 @pytest.mark.full
 @thirds(("kind", "sampler"), ["text", "image", "inpaint", "xl", "xl-image", "unconditional"], SAMPLERS)
 def test_n_steps_are_n_calls_of_the_network_from_the_last_timestep_on(kind, sampler):
-    pipe, paint = build(kind, sampler)
+    pipe, generate = build(kind, sampler)
     seen = watch(pipe.unet)
     know_the_data(pipe.unet)  # at once: it is its calls that are counted
     for n in EVEN_AND_ODD:
         seen.clear()
-        images = paint(n)
+        images = generate(n)
         assert seen == pipe.scheduler.timesteps.tolist() == sorted(set(seen), reverse=True)
         assert (len(seen), seen[0]) == (n, 999)
         assert getattr(pipe, "num_timesteps", n) == n
@@ -91,10 +91,10 @@ def test_n_steps_are_n_calls_of_the_network_from_the_last_timestep_on(kind, samp
 @thirds(("sampler", "n"), SAMPLERS, EVEN_AND_ODD)
 def test_the_data_is_reached_and_each_sample_on_the_way_has_its_noise(sampler, n):
     """Of data that is one point, x_t is alpha x_0 + sigma noise: the noise of the start, unless it is made afresh."""
-    pipe, paint = build("text", sampler)
+    pipe, generate = build("text", sampler)
     know_the_data(pipe.unet)
     noise = torch.randn(16, 4, 4, 4, generator=seeded())
-    result, on_the_way = trace(paint, n, latents=noise, num_images_per_prompt=16)
+    result, on_the_way = trace(generate, n, latents=noise, num_images_per_prompt=16)
     torch.testing.assert_close(result, torch.full_like(result, POINT), rtol=0, atol=NEAR)
     for latents, t in zip(on_the_way, pipe.scheduler.timesteps[1:], strict=False):
         left = (latents - ALPHA[t] * POINT) / SIGMA[t]
@@ -128,36 +128,36 @@ def test_half_precision_reaches_the_data_too(sampler, dtype):
 @thirds(("sampler", "strength_and_n"), SAMPLERS, [(0.01, 100), (0.1, 20), (0.5, 20), (0.9, 10), (1.0, 10)])
 def test_image_to_image(sampler, strength_and_n):
     strength, n = strength_and_n
-    pipe, paint = build("image", sampler)
+    pipe, generate = build("image", sampler)
     seen = watch(pipe.unet)
-    result, other = (paint(n, image=image, strength=strength) for image in (PICTURE, 1 - PICTURE))
+    result, other = (generate(n, image=image, strength=strength) for image in (IMAGE, 1 - IMAGE))
     steps = round(n * strength)
     assert len(seen) == 2 * steps == 2 * pipe.num_timesteps
     assert seen[:steps] == pipe.scheduler.timesteps[-steps:].tolist()
     assert bool(result.isfinite().all())
     assert torch.equal(result, other) == (strength == 1.0)  # from pure noise nothing is left of the image
     with torch.no_grad():
-        start = pipe.vae.encode(2 * PICTURE - 1).latent_dist.sample(seeded()) * pipe.vae.config.scaling_factor
+        start = pipe.vae.encode(2 * IMAGE - 1).latent_dist.sample(seeded()) * pipe.vae.config.scaling_factor
     distance = (result - start).std().item()
     if strength == 0.01:
         assert distance < 0.15  # the noise of the last timesteps
     elif strength > 0.8:
         assert distance > 0.5
     know_the_data(pipe.unet)
-    torch.testing.assert_close(paint(n, strength=strength), torch.full_like(result, POINT), rtol=0, atol=NEAR)
+    torch.testing.assert_close(generate(n, strength=strength), torch.full_like(result, POINT), rtol=0, atol=NEAR)
 
 
 @pytest.mark.full
 @every_sampler
 @pytest.mark.parametrize("known", [False, True])
 def test_inpainting_keeps_what_is_not_masked(sampler, known):
-    pipe, paint = build("inpaint", sampler)
+    pipe, generate = build("inpaint", sampler)
     if known:
         know_the_data(pipe.unet)
     encode, originals = pipe._encode_vae_image, []
     pipe._encode_vae_image = lambda *args, **kwargs: originals.append(encode(*args, **kwargs)) or originals[-1]
     noise = torch.randn(1, 4, 8, 8, generator=seeded())
-    result, on_the_way = trace(paint, 7, latents=noise)
+    result, on_the_way = trace(generate, 7, latents=noise)
     original = originals[0]
     assert torch.equal(result[..., :4], original[..., :4])
     assert not bool(torch.isclose(result[..., 4:], original[..., 4:]).any())
@@ -206,10 +206,10 @@ def test_diffusers_ddim_pipeline_makes_ddim_of_a_scheduler_and_keeps_zero_snr(sa
 # -- no step is left
 
 
-def outcome(paint, n, **changes):
+def outcome(generate, n, **changes):
     """The shape of what is made, or why nothing is."""
     try:
-        return paint(n, **changes).shape
+        return generate(n, **changes).shape
     except ValueError as error:
         return str(error)
 
@@ -227,25 +227,25 @@ def outcome(paint, n, **changes):
 def test_a_share_of_the_steps_that_is_none_is_what_it_is_with_diffusers_schedulers(n, kind_and_changes):
     """Each pipeline has its own answer: an empty batch, the image as it came, or a refusal."""
     kind, changes = kind_and_changes
-    pipe, paint = tiny_painter(kind)
+    pipe, generate = tiny_generation(kind)
     config = pipe.scheduler.config
     theirs = []
     for cls in (DDIMScheduler, UniPCMultistepScheduler, DPMSolverMultistepScheduler):
         pipe.scheduler = cls.from_config(config, timestep_spacing="trailing")
-        theirs.append(outcome(paint, n, **changes))
+        theirs.append(outcome(generate, n, **changes))
     assert theirs == theirs[:1] * 3
     for sampler in SAMPLERS:
         pipe.scheduler = scheduler_for(config, sampler)
-        assert outcome(paint, n, **changes) == theirs[0], sampler
+        assert outcome(generate, n, **changes) == theirs[0], sampler
 
 
 @pytest.mark.full
 @every_sampler
 def test_a_run_without_steps_leaves_nothing_behind(sampler):
-    paint = build("image", sampler)[1]
-    before = paint(4, strength=0.5)
-    paint(4, strength=0.0)
-    assert torch.equal(paint(4, strength=0.5), before)
+    generate = build("image", sampler)[1]
+    before = generate(4, strength=0.5)
+    generate(4, strength=0.0)
+    assert torch.equal(generate(4, strength=0.5), before)
 
 
 # -- noise levels in place of timesteps
@@ -254,11 +254,11 @@ def test_a_run_without_steps_leaves_nothing_behind(sampler):
 @pytest.mark.full
 @thirds(("kind", "sampler"), ["text", "image", "inpaint", "xl", "xl-image"], SAMPLERS)
 def test_sigmas_are_what_the_network_is_called_at(kind, sampler):
-    pipe, paint = build(kind, sampler)
+    pipe, generate = build(kind, sampler)
     seen = watch(pipe.unet)
     wanted = [999, 700, 400, 100]
     sigmas = [float("inf"), *(SIGMA[wanted[1:]] / ALPHA[wanted[1:]]).tolist(), 0.0]
-    results = [paint(4, sigmas=sigmas), paint(4, timesteps=wanted)]
+    results = [generate(4, sigmas=sigmas), generate(4, timesteps=wanted)]
     assert seen == 2 * wanted
     assert torch.equal(*results)
 
@@ -268,7 +268,7 @@ def test_sigmas_are_what_the_network_is_called_at(kind, sampler):
 
 @pytest.mark.full
 def test_an_inverted_image_comes_back_out_of_the_pipeline():
-    pipe, paint = build("text", "ddim")
+    pipe, generate = build("text", "ddim")
     seen = watch(pipe.unet)
     image, errors = torch.randn(1, 4, 4, 4, generator=seeded()), []
     embeds = pipe.encode_prompt("a cat", "cpu", 1, False)[0]
@@ -281,7 +281,7 @@ def test_an_inverted_image_comes_back_out_of_the_pipeline():
             with torch.no_grad():
                 for t in inverse.timesteps:
                     x = inverse.step(pipe.unet(x, t, embeds).sample, t, x).prev_sample
-            back = paint(n, prompt=None, prompt_embeds=embeds, latents=x, guidance_scale=1.0)
+            back = generate(n, prompt=None, prompt_embeds=embeds, latents=x, guidance_scale=1.0)
             errors.append((back - image).abs().max().item())
         assert seen[:n] == inverse.timesteps.tolist() == seen[n:][::-1]
         assert seen[n - 1] == 999
@@ -297,14 +297,14 @@ def test_an_inverted_image_comes_back_out_of_the_pipeline():
 @pytest.mark.full
 @thirds(("sampler", "where"), SAMPLERS, [0, 3, 6])
 def test_latents_changed_in_a_callback_are_what_sampling_goes_on_from(sampler, where):
-    pipe, paint = build("text", sampler)
+    pipe, generate = build("text", sampler)
     noise, new = torch.randn(2, 1, 4, 4, 4, generator=seeded())
 
     def change(pipe, i, t, tensors):
         return {"latents": new if i == where else tensors["latents"]}
 
     once = {"latents": noise, "guidance_scale": 1.0}
-    changed = paint(8, callback_on_step_end=change, **once, generator=seeded(1))
+    changed = generate(8, callback_on_step_end=change, **once, generator=seeded(1))
     x, scheduler = noise, scheduler_for(flawed_scheduler().config, sampler)
     embeds, generator = pipe.encode_prompt("a dark landscape", "cpu", 1, False)[0], seeded(1)
     scheduler.set_timesteps(8)
@@ -313,7 +313,7 @@ def test_latents_changed_in_a_callback_are_what_sampling_goes_on_from(sampler, w
             x = scheduler.step(pipe.unet(x, t, embeds).sample, t, x, generator=generator).prev_sample
             x = new if i == where else x
     assert torch.equal(changed, x)
-    assert not torch.equal(changed, paint(8, **once, generator=seeded(1)))
+    assert not torch.equal(changed, generate(8, **once, generator=seeded(1)))
 
 
 @every_sampler
@@ -346,8 +346,8 @@ class StopError(Exception):
 @thirds(("sampler", "how"), SAMPLERS, ["to the end", "by an error", "by interrupting"])
 def test_a_run_leaves_nothing_behind_however_it_ended(sampler, how):
     """Nor for an image-to-image pipeline of the same parts that starts at the step after the last one taken."""
-    pipe, paint = build("text", sampler)
-    before, taken = paint(8), []
+    pipe, generate = build("text", sampler)
+    before, taken = generate(8), []
 
     def stop(pipe, i, t, tensors):
         taken.append(i)
@@ -358,13 +358,13 @@ def test_a_run_leaves_nothing_behind_however_it_ended(sampler, how):
 
     def disturb():
         try:
-            paint(8, prompt=["a cat", "snow"], generator=seeded(5), callback_on_step_end=stop)
+            generate(8, prompt=["a cat", "snow"], generator=seeded(5), callback_on_step_end=stop)
         except StopError:
             assert how == "by an error"
         assert taken[-1] == (7 if how == "to the end" else 3)
 
     disturb()
-    assert torch.equal(paint(8), before)
+    assert torch.equal(generate(8), before)
     image_pipe, paint_over = build("image", sampler)
     fresh = paint_over(8, strength=0.5)
     image_pipe.scheduler = pipe.scheduler
@@ -375,28 +375,28 @@ def test_a_run_leaves_nothing_behind_however_it_ended(sampler, how):
 @pytest.mark.full
 @every_sampler
 def test_generators_decide_the_noise_and_only_where_there_is_some(sampler):
-    _, paint = build("text", sampler)
+    _, generate = build("text", sampler)
     noise = torch.randn(1, 4, 4, 4, generator=seeded())
-    one, same, other = (paint(5, latents=noise, generator=seeded(seed)) for seed in (1, 1, 2))
+    one, same, other = (generate(5, latents=noise, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert torch.equal(one, other) == (sampler not in NOISY)
-    pair = paint(5, num_images_per_prompt=2, generator=[seeded(1), seeded(2)])
-    torch.testing.assert_close(pair[:1], paint(5, generator=seeded(1)), rtol=1e-4, atol=1e-4)
+    pair = generate(5, num_images_per_prompt=2, generator=[seeded(1), seeded(2)])
+    torch.testing.assert_close(pair[:1], generate(5, generator=seeded(1)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.full
 @every_sampler
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["copy", "pickle"])
 def test_a_copy_made_in_the_middle_goes_on_alike(sampler, copied):
-    pipe, paint = build("text", sampler)
-    whole, original = paint(8), pipe.scheduler
+    pipe, generate = build("text", sampler)
+    whole, original = generate(8), pipe.scheduler
 
     def replace(pipe, i, t, tensors):
         if i == 3:
             pipe.scheduler = copied(pipe.scheduler)
         return tensors
 
-    assert torch.equal(paint(8, callback_on_step_end=replace), whole)
+    assert torch.equal(generate(8, callback_on_step_end=replace), whole)
     assert pipe.scheduler is not original
 
 

@@ -82,7 +82,7 @@ def test_a_run_from_the_middle_is_the_run_over_the_timesteps_from_there(name):
     whole.set_timesteps(12)
     if name == "inverse":
         part = copy.deepcopy(whole)  # it takes no increasing `timesteps`, see below
-        part._visit(whole.timesteps[5:].tolist(), None)
+        part._set_steps(whole.timesteps[5:].tolist(), None)
     else:
         part.set_timesteps(timesteps=whole.timesteps[5:].tolist())
     whole.set_begin_index(5)

@@ -47,17 +47,17 @@ def test_the_same_run_twice_is_bitwise_the_same(options, tmp_path):
 def test_training_lowers_the_loss_at_the_last_timestep_too(options, base_folder, tmp_path):
     """At T the sample is pure noise and v is -x_0: a weighting that is 0 there would leave the network as it is."""
     data = make_landscapes(tmp_path / "data", count=10, image_size=64)
-    pictures = read_landscapes(data)
+    images = read_landscapes(data)
     pipe = DiffusionPipeline.from_pretrained(base_folder)
-    train_vae(pipe.vae, pictures, steps=60)
+    train_vae(pipe.vae, images, steps=60)
     pipe.save_pretrained(tmp_path / "base")
     captions = [json.loads(line)["text"] for line in (data / "metadata.jsonl").read_text().splitlines()]
 
     def loss_at_the_end(folder):
         pipe = DiffusionPipeline.from_pretrained(folder)
-        noise = torch.randn(len(pictures), 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(len(images), 4, 8, 8, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            x_0 = pipe.vae.encode(pictures).latent_dist.mean * pipe.vae.config.scaling_factor
+            x_0 = pipe.vae.encode(images).latent_dist.mean * pipe.vae.config.scaling_factor
             text = pipe.encode_prompt(captions, "cpu", 1, False)[0]
             return v_loss(pipe.unet(noise, 999, text).sample, -x_0).mean().item()
 

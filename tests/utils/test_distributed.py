@@ -8,7 +8,7 @@ from zsnr_diffusers.utils.distributed import ProcessError, Processes, launched_p
 
 @given(st.integers(0, 50), st.integers(1, 9))
 def test_shares_are_all_of_it_in_order_and_even(n, size):
-    shares = [ThreadProcesses(rank, size, None, None).share(range(n)) for rank in range(size)]
+    shares = [ThreadProcesses(rank, size, None, None).split(range(n)) for rank in range(size)]
     assert [item for share in shares for item in share] == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -18,9 +18,9 @@ def test_one_process_has_everything(monkeypatch):
     processes = launched_processes()
     assert type(processes) is Processes
     assert processes.is_main
-    assert processes.share([1, 2]) == [1, 2]
+    assert processes.split([1, 2]) == [1, 2]
     assert processes.gather("a") == ["a"]
-    with pytest.raises(KeyError), processes.together():
+    with pytest.raises(KeyError), processes.sync_errors():
         raise KeyError
     processes.close()
 
@@ -31,7 +31,7 @@ def test_every_process_gets_all_values_in_order():
 
 def test_an_error_in_one_process_stops_all_with_its_message():
     def fail_in_the_middle(processes):
-        with processes.together():
+        with processes.sync_errors():
             if processes.rank == 1:
                 raise ZeroDivisionError("no bread")
         raise AssertionError("nobody gets here")
@@ -45,7 +45,7 @@ def test_an_error_in_one_process_stops_all_with_its_message():
 
 def test_an_error_without_words_is_called_by_its_name():
     def fail(processes):
-        with processes.together():
+        with processes.sync_errors():
             if processes.rank == 0:
                 raise MemoryError
 
@@ -54,7 +54,7 @@ def test_an_error_without_words_is_called_by_its_name():
 
 def test_going_on_together():
     def work(processes):
-        with processes.together():
+        with processes.sync_errors():
             value = processes.rank
         return processes.gather(value)
 
@@ -65,11 +65,11 @@ def test_what_the_main_process_alone_does_is_known_to_all():
     calls = []
 
     def work(processes):
-        return processes.from_main(lambda: calls.append(processes.rank) or [processes.rank, None])
+        return processes.run_on_main(lambda: calls.append(processes.rank) or [processes.rank, None])
 
     assert in_threads(3, work) == [[0, None]] * 3
     assert calls == [0]
-    assert Processes().from_main(lambda: None) is None
+    assert Processes().run_on_main(lambda: None) is None
 
 
 def test_the_main_process_goes_first():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from zsnr_diffusers.utils import image_formats
 from zsnr_diffusers.utils.image_formats import IMAGE_SUFFIXES, OPTIONAL_FORMATS, missing_package, missing_packages
-from zsnr_diffusers.utils.images import ImageError, find_images, load_rgb, upright_size
+from zsnr_diffusers.utils.images import ImageError, find_images, load_rgb, oriented_size
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40
 HEIF = b"\0\0\0\x1cftypmif1\0\0\0\0mif1miafheic" + b"\0" * 40
@@ -121,7 +121,7 @@ def test_plugins_themselves(tmp_path, module, suffix):
     wide.save(path, exif=exif.tobytes())
     shown = np.asarray(load_rgb(path)).astype(int)
     assert shown.shape == (64, 32, 3)  # upright, once
-    assert upright_size(path) == (64, 32)
+    assert oriented_size(path) == (64, 32)
     # Lossy, over an even color by a few grey levels.
     assert np.abs(shown[:24].mean((0, 1)) - (255, 0, 0)).max() <= 5
     assert np.abs(shown[-24:].mean((0, 1)) - (0, 0, 255)).max() <= 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zsnr_diffusers.utils import images
-from zsnr_diffusers.utils.images import ImageError, find_images, load_rgb, upright_size
+from zsnr_diffusers.utils.images import ImageError, find_images, load_rgb, oriented_size
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -143,7 +143,7 @@ def test_orientation_is_applied_once(tmp_path, suffix, orientation):
     stored_with_orientation(upright, orientation).save(
         path, exif=exif, **({"lossless": True} if suffix == "webp" else {})
     )
-    assert upright_size(path) == upright_size(path.read_bytes()) == (upright.height, upright.width)
+    assert oriented_size(path) == oriented_size(path.read_bytes()) == (upright.height, upright.width)
     loaded = load_rgb(path)
     assert pixels(loaded) == pixels(upright)
     assert pixels(load_rgb(loaded)) == pixels(upright)
@@ -212,7 +212,7 @@ def test_damage_anywhere_is_an_image_error_or_a_picture(damage, position, kind):
 
 def test_missing_file(tmp_path):
     with pytest.raises(ImageError, match=r"cannot read image .*nowhere\.png: the file does not exist"):
-        upright_size(tmp_path / "nowhere.png")
+        oriented_size(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match=r"gone\.png: the file does not exist"):
         load_rgb(tmp_path / "gone.png")
 

@@ -1,16 +1,16 @@
 import pytest
 
-from zsnr_diffusers.utils.tables import Facts, Line, Remark, Remarks, Report, Table, one_line
+from zsnr_diffusers.utils.tables import KeyValues, Note, Remarks, Report, Table, Text, one_line
 
 
 class Weather(Report):
     def parts(self):
-        yield Line("today", "title")
-        yield Facts(("", "here", "right"), (("sun", "no", "yes"), ("clouds", "all", "")), " (right: {})", indent="  ")
-        yield Table(("", "hours", "where"), (("rain", "12", "here"), ("snow", "0", "there, {}")), align="<><")
-        yield Remarks(
-            (Remark("bad", "wet", "outside:\nput on a hat", "bad"), Remark("note", "it dries", "wait", "quiet"))
+        yield Text("today", "title")
+        yield KeyValues(
+            ("", "here", "right"), (("sun", "no", "yes"), ("clouds", "all", "")), " (right: {})", indent="  "
         )
+        yield Table(("", "hours", "where"), (("rain", "12", "here"), ("snow", "0", "there, {}")), align="<><")
+        yield Remarks((Note("bad", "wet", "outside:\nput on a hat", "bad"), Note("note", "it dries", "wait", "quiet")))
 
 
 def test_text_of_a_report():
@@ -31,8 +31,8 @@ def test_text_of_a_report():
 
 
 def test_a_sentence_is_a_report():
-    assert str(Line("dark")) == "dark"
-    assert list(Line("dark").parts()) == [Line("dark")]
+    assert str(Text("dark")) == "dark"
+    assert list(Text("dark").parts()) == [Text("dark")]
 
 
 @pytest.mark.parametrize(

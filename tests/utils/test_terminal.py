@@ -15,7 +15,7 @@ from zsnr_diffusers import audit
 from zsnr_diffusers.cli import main
 from zsnr_diffusers.evaluation.feature_statistics import FeatureOrigin
 from zsnr_diffusers.evaluation.metrics import Figure, Figures
-from zsnr_diffusers.utils.tables import Facts, Line, Remark, Remarks, Report, Table
+from zsnr_diffusers.utils.tables import KeyValues, Note, Remarks, Report, Table, Text
 from zsnr_diffusers.utils.terminal import show
 
 NAME = "[red]model[/red] :cat: [0]"
@@ -107,7 +107,7 @@ def test_colours_say_how_bad_it_is(inside, monkeypatch):
 
 class Right(Report):
     def parts(self):
-        return [Line("verdict: OK", "good")]
+        return [Text("verdict: OK", "good")]
 
 
 def test_without_colours(inside, monkeypatch):
@@ -171,8 +171,8 @@ def test_figures_stand_in_one_table_with_what_they_depend_on(monkeypatch):
 def test_a_column_without_anything_in_it_is_left_out(monkeypatch):
     class One(Report):
         def parts(self):
-            yield Facts(("made", "a", "right"), (("b", "c", ""),))
-            yield Remarks((Remark("note", "d", "f(x)", "quiet"),))
+            yield KeyValues(("made", "a", "right"), (("b", "c", ""),))
+            yield Remarks((Note("note", "d", "f(x)", "quiet"),))
 
     screen = on_terminal(monkeypatch, 40, lambda: show(One()))
     assert screen.lines[0].split() == ["made", "a"]
@@ -185,9 +185,9 @@ def test_what_is_longer_than_its_column_goes_on_below(monkeypatch):
 
     class Long(Report):
         def parts(self):
-            yield Facts(("", "this model"), (("path", long),))
+            yield KeyValues(("", "this model"), (("path", long),))
             yield Table((), (("path", long),), align="<<")
-            yield Remarks((Remark("note", long, "f(x)", "quiet"),))
+            yield Remarks((Note("note", long, "f(x)", "quiet"),))
 
     screen = on_terminal(monkeypatch, 40, lambda: show(Long()))
     drawn = "".join(screen.lines).replace(BOX, "").replace(" ", "")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..hub.files import INDEX, PLACES, named
+from ..hub.files import HUB_KWARGS, INDEX, error_context
 from ..schedulers.config import LARGEST_T
 from ..utils.files import write_text
 from .report import Audit, audited
@@ -55,18 +55,18 @@ def audit(
         ValueError: no scheduler of a variance-preserving or flow-matching model, or one that cannot be made; a file of
             a Stable Diffusion 2.x of which nothing says what it predicts.
     """
-    unknown = sorted(set(kwargs) - set(PLACES))
+    unknown = sorted(set(kwargs) - set(HUB_KWARGS))
     if unknown:
-        raise TypeError(f"audit takes no {', '.join(unknown)}; for a Hub id it takes {', '.join(PLACES)}.")
+        raise TypeError(f"audit takes no {', '.join(unknown)}; for a Hub id it takes {', '.join(HUB_KWARGS)}.")
     found = read_source(source, prediction_type, zero_snr, **kwargs)
     numbers = ALL_STEPS if deep and steps is None else steps
-    with named(found.name):
+    with error_context(found.name):
         result = audited(found, None if numbers is None else tuple(numbers))
     if not deep:
         return result
-    from .weights import with_weights
+    from .weights import audit_weights
 
-    return with_weights(result, prompts, device)
+    return audit_weights(result, prompts, device)
 
 
 def fix(

@@ -6,10 +6,10 @@ from . import flow_checks as flow
 from . import model_checks as model
 from . import sampler_checks as sampler
 from .finding import Finding, Severity
-from .flow_subject import FlowSetup
-from .subject import Setup
+from .flow_subject import FlowSchedulerUnderTest
+from .subject import SchedulerUnderTest
 
-CHECKS: tuple[Callable[[Setup], Finding | None], ...] = (
+CHECKS: tuple[Callable[[SchedulerUnderTest], Finding | None], ...] = (
     model.schedule_left_behind,
     model.prediction_type,
     model.epsilon_at_zero_snr,
@@ -36,14 +36,14 @@ CHECKS: tuple[Callable[[Setup], Finding | None], ...] = (
     sampler.not_run,
 )
 
-OF_BOTH: tuple[Callable[[Setup], Finding | None], ...] = (
+OF_BOTH: tuple[Callable[[SchedulerUnderTest], Finding | None], ...] = (
     model.schedule_left_behind,
     model.assigned,
     model.class_mismatch,
 )
 """Those that have to do with a model of flow matching, too."""
 
-OF_FLOW: tuple[Callable[[FlowSetup], Finding | None], ...] = (
+OF_FLOW: tuple[Callable[[FlowSchedulerUnderTest], Finding | None], ...] = (
     flow.betas_for_flow,
     flow.of_another_kind,
     flow.epsilon_in_flow_time,
@@ -62,12 +62,12 @@ OF_FLOW: tuple[Callable[[FlowSetup], Finding | None], ...] = (
 ORDER: tuple[Severity, ...] = ("error", "not zero-SNR", "wasteful", "note")
 
 
-def faults(setup: Setup) -> tuple[Finding, ...]:
+def faults(setup: SchedulerUnderTest) -> tuple[Finding, ...]:
     """Everything that is found, errors first."""
     return tuple(sorted(_found(setup), key=lambda finding: ORDER.index(finding.severity)))
 
 
-def _found(setup: Setup) -> Iterator[Finding]:
+def _found(setup: SchedulerUnderTest) -> Iterator[Finding]:
     yield from (finding for check in (OF_BOTH if setup.flow else CHECKS) if (finding := check(setup)) is not None)
-    if isinstance(setup, FlowSetup):
+    if isinstance(setup, FlowSchedulerUnderTest):
         yield from (finding for check in OF_FLOW if (finding := check(setup)) is not None)

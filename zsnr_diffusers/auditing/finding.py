@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..utils.tables import Remark, Tone
-from .subject import SHOWN, Setup
+from ..utils.tables import Note, Style
+from .subject import REPORTED_STEPS, SchedulerUnderTest
 
 Severity = Literal["error", "not zero-SNR", "wasteful", "note"]
 
-_TONES: dict[Severity, Tone] = {"error": "bad", "not zero-SNR": "warning", "wasteful": "warning", "note": "quiet"}
+_TONES: dict[Severity, Style] = {"error": "bad", "not zero-SNR": "warning", "wasteful": "warning", "note": "quiet"}
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Finding:
     steps: tuple[int, ...] = ()
 
     @property
-    def remark(self) -> Remark:
+    def remark(self) -> Note:
         """What a report says of it."""
-        return Remark(self.severity, f"{self.name}: {self.what}", self.remedy, _TONES[self.severity])
+        return Note(self.severity, f"{self.name}: {self.what}", self.remedy, _TONES[self.severity])
 
 
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -49,14 +49,14 @@ _OF_EULER = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _CLIPS = ("clip_sample", "thresholding")
 
 
-def code(setup: Setup, changes: Mapping[str, Any]) -> str:
+def code(setup: SchedulerUnderTest, changes: Mapping[str, Any]) -> str:
     """The line that makes the scheduler of a pipeline in memory anew."""
     name = changes.get("_class_name", setup.scheduler_class.__name__)
     values = [f"{key}={value!r}" for key, value in changes.items() if key != "_class_name"]
     return f"pipe.scheduler = {name}.from_config({', '.join(['pipe.scheduler.config', *values])})"
 
 
-def ours(setup: Setup, name: str = "ZeroSNRMultistepScheduler", *, trailing: bool = False) -> str:
+def ours(setup: SchedulerUnderTest, name: str = "ZeroSNRMultistepScheduler", *, trailing: bool = False) -> str:
     """The line that puts a scheduler of this package in its place; `trailing`, of a flow model that was distilled."""
     if setup.flow:
         kept = ", timestep_spacing='trailing', solver_order=1, corrector=False" if trailing else ""
@@ -66,11 +66,11 @@ def ours(setup: Setup, name: str = "ZeroSNRMultistepScheduler", *, trailing: boo
     return f"pipe.scheduler = zsnr_diffusers.{name}.from_config(pipe.scheduler.config{kept})"
 
 
-def _distilled(setup: Setup) -> bool:
+def _distilled(setup: SchedulerUnderTest) -> bool:
     return setup.config.get("original_inference_steps") is not None
 
 
-def retrain(setup: Setup) -> str:
+def retrain(setup: SchedulerUnderTest) -> str:
     """The command that trains the model on, to v-prediction at zero terminal SNR."""
     if setup.source.lora:
         return (
@@ -85,18 +85,18 @@ def retrain(setup: Setup) -> str:
     )
 
 
-def clips(setup: Setup) -> list[str]:
+def clips(setup: SchedulerUnderTest) -> list[str]:
     """What is switched on of the scheduler's ways to bound x_0."""
     accepted = [name for name in _CLIPS if name in setup.config and takes(setup, name)]
     return [name for name in accepted if setup.config[name]]
 
 
-def takes(setup: Setup, parameter: str) -> bool:
+def takes(setup: SchedulerUnderTest, parameter: str) -> bool:
     """Whether the scheduler's class has such a parameter."""
     return parameter in inspect.signature(setup.scheduler_class.__init__).parameters
 
 
-def _euler(setup: Setup) -> dict[str, Any] | None:
+def _euler(setup: SchedulerUnderTest) -> dict[str, Any] | None:
     """Changes that make it `EulerDiscreteScheduler`, which takes each next level from its own timesteps.
 
     None where Euler cannot have the schedule, would not clip what is clipped, or the model is a distilled one.
@@ -117,7 +117,7 @@ def _euler(setup: Setup) -> dict[str, Any] | None:
     }
 
 
-def to_euler(setup: Setup) -> tuple[str, dict[str, Any] | None]:
+def to_euler(setup: SchedulerUnderTest) -> tuple[str, dict[str, Any] | None]:
     """Remedy and fix of what only another sampler fixes."""
     changes = _euler(setup)
     if changes is None:
@@ -133,6 +133,6 @@ def listed_numbers(numbers: Iterable[int]) -> str:
     return f"n = {', '.join(map(str, found[:6]))}{more}"
 
 
-def by_numbers(numbers: Iterable[int]) -> Severity:
+def severity_for(numbers: Iterable[int]) -> Severity:
     """How bad it is to fail at these numbers of steps."""
-    return "error" if set(numbers) & set(SHOWN) else "note"
+    return "error" if set(numbers) & set(REPORTED_STEPS) else "note"

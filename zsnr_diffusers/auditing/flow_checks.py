@@ -7,10 +7,10 @@ from typing import Any
 from ..core.flow import shifted_time, unshifted_time
 from ..hub.flow_models import asked_of_scheduler, not_offered
 from ..schedulers.stock import flow_settings
-from .finding import Finding, Severity, by_numbers, code, listed_numbers, ours
-from .flow_subject import FlowSetup, share_of_last_step
+from .finding import Finding, Severity, code, listed_numbers, ours, severity_for
+from .flow_subject import FlowSchedulerUnderTest, share_of_last_step
 from .simulate import TOLERANCE
-from .subject import SHOWN
+from .subject import REPORTED_STEPS
 
 WASTED = 0.1
 """Shares of an even step below which the last one is wasted: stock's own last sigma gives 0.00 to 0.06 at 5 steps, and
@@ -23,17 +23,17 @@ CUT = 0.01
 """Of a timestep; a rounding in float32 is below 1e-4."""
 
 
-def as_stock(setup: FlowSetup) -> dict[str, Any]:
+def as_stock(setup: FlowSchedulerUnderTest) -> dict[str, Any]:
     """Changes that make it stock's `UniPCMultistepScheduler` over flow times, which does all its steps."""
     return {"_class_name": "UniPCMultistepScheduler", **flow_settings(setup.shift, len(setup.trained))}
 
 
-def _to_stock(setup: FlowSetup) -> dict[str, Any] | None:
+def _to_stock(setup: FlowSchedulerUnderTest) -> dict[str, Any] | None:
     """The same where the scheduler is one that such a one stands in for, in a pipeline that can run it."""
     return as_stock(setup) if "flow_shift" in setup.config and not setup.distilled else None
 
 
-def betas_for_flow(setup: FlowSetup) -> Finding | None:
+def betas_for_flow(setup: FlowSchedulerUnderTest) -> Finding | None:
     """A scheduler with betas under a model of flow matching."""
     if setup.in_flow_time:
         return None
@@ -48,7 +48,7 @@ def betas_for_flow(setup: FlowSetup) -> Finding | None:
     return Finding("betas-for-flow", "error", what, line, as_stock(setup))
 
 
-def of_another_kind(setup: FlowSetup) -> Finding | None:
+def of_another_kind(setup: FlowSchedulerUnderTest) -> Finding | None:
     """Another prediction type than the network was trained for, where that is known from elsewhere."""
     known, said = setup.source.prediction_type, setup.config["prediction_type"]
     if known in (None, said) or not setup.in_flow_time:
@@ -65,7 +65,7 @@ def of_another_kind(setup: FlowSetup) -> Finding | None:
     return Finding("prediction-type", "error", what, remedy)
 
 
-def epsilon_in_flow_time(setup: FlowSetup) -> Finding | None:
+def epsilon_in_flow_time(setup: FlowSchedulerUnderTest) -> Finding | None:
     """Noise predicted where the sample is the noise; most often what a config that says nothing is taken for."""
     if not setup.in_flow_time or setup.config["prediction_type"] != "epsilon" or setup.source.prediction_type:
         return None
@@ -77,7 +77,7 @@ def epsilon_in_flow_time(setup: FlowSetup) -> Finding | None:
     return Finding("epsilon-in-flow-time", "error", what, remedy)
 
 
-def lacks_what_is_asked(setup: FlowSetup) -> Finding | None:
+def lacks_what_is_asked(setup: FlowSchedulerUnderTest) -> Finding | None:
     """What the pipeline asks of its scheduler, and this class does not have: it raises at the first call."""
     if setup.scheduler is None:
         return None
@@ -92,7 +92,7 @@ def lacks_what_is_asked(setup: FlowSetup) -> Finding | None:
     return Finding("not-offered", "error", what, ours(setup), fix)
 
 
-def double_shift(setup: FlowSetup) -> Finding | None:
+def double_shift(setup: FlowSchedulerUnderTest) -> Finding | None:
     """The end of the range shifted when the scheduler is made, and again with all the rest."""
     steps, path = max(setup.sound.items(), default=(0, ()))
     if setup.distilled or setup.shift == 1 or not path:
@@ -109,7 +109,7 @@ def double_shift(setup: FlowSetup) -> Finding | None:
     return Finding("double-shift", "wasteful", what, ours(setup), _to_stock(setup), tuple(setup.sound))
 
 
-def first_step(setup: FlowSetup) -> Finding | None:
+def first_step(setup: FlowSchedulerUnderTest) -> Finding | None:
     """A first step that takes the noise for a sample with some signal."""
     leaks = {n: 1 - path[0] for n, path in setup.paths.items() if 1 - path[0] > TOLERANCE / 10}
     if not leaks:
@@ -119,11 +119,11 @@ def first_step(setup: FlowSetup) -> Finding | None:
         f"the first sigma is {1 - worst:.6g} and not 1 at {listed_numbers(leaks)}: pure noise is taken for a sample "
         "with some of the image in it"
     )
-    severity: Severity = "error" if any(leaks.get(n, 0) > LEAK for n in SHOWN) else "note"
+    severity: Severity = "error" if any(leaks.get(n, 0) > LEAK for n in REPORTED_STEPS) else "note"
     return Finding("first-step-below-noise", severity, what, ours(setup), _to_stock(setup), tuple(leaks))
 
 
-def wasted_last_step(setup: FlowSetup) -> Finding | None:
+def wasted_last_step(setup: FlowSchedulerUnderTest) -> Finding | None:
     """A last step from where there is nothing left to do."""
     if setup.distilled or setup.ours:
         return None
@@ -131,7 +131,7 @@ def wasted_last_step(setup: FlowSetup) -> Finding | None:
     wasted = {n: share for n, share in shares.items() if share < WASTED}
     if not wasted:
         return None
-    n = next((n for n in SHOWN if n in wasted), next(iter(wasted)))
+    n = next((n for n in REPORTED_STEPS if n in wasted), next(iter(wasted)))
     what = (
         f"the last of {n} steps starts at sigma {setup.sound[n][-2]:.4g} and does {wasted[n]:.2g} of an even share of "
         f"the way, so it is wasted: {listed_numbers(wasted)}"
@@ -139,11 +139,11 @@ def wasted_last_step(setup: FlowSetup) -> Finding | None:
     if setup.may_be_distilled:
         remedy = f"if the model was not distilled:\n{ours(setup)}\nif it was:\n{ours(setup, trailing=True)}"
         return Finding("wasted-last-step", "note", what, remedy, steps=tuple(wasted))
-    severity: Severity = "wasteful" if set(wasted) & set(SHOWN) else "note"
+    severity: Severity = "wasteful" if set(wasted) & set(REPORTED_STEPS) else "note"
     return Finding("wasted-last-step", severity, what, ours(setup), _to_stock(setup), tuple(wasted))
 
 
-def broken_sigmas(setup: FlowSetup) -> Finding | None:
+def broken_sigmas(setup: FlowSchedulerUnderTest) -> Finding | None:
     """Flow times that repeat, go back, are too few or not a number."""
     broken = {n: path for n, path in setup.paths.items() if n not in setup.sound}
     # One that ends where its last step started is told by what it leaves.
@@ -157,7 +157,7 @@ def broken_sigmas(setup: FlowSetup) -> Finding | None:
     told = [n for numbers in kinds.values() for n in numbers]
     kinds["repeat or go back"] = [n for n in broken if n not in told]
     what = "; ".join(f"sigmas: {kind} at {listed_numbers(numbers)}" for kind, numbers in kinds.items() if numbers)
-    return Finding("broken-sigmas", by_numbers(broken), what, ours(setup), _to_stock(setup), tuple(broken))
+    return Finding("broken-sigmas", severity_for(broken), what, ours(setup), _to_stock(setup), tuple(broken))
 
 
 def _only_ends_early(path: tuple[float, ...], n: int) -> bool:
@@ -165,7 +165,7 @@ def _only_ends_early(path: tuple[float, ...], n: int) -> bool:
     return len(path) == n + 1 and path[-1] == path[-2] and all(a > b for a, b in pairwise(steps))
 
 
-def leaves_noise(setup: FlowSetup) -> Finding | None:
+def leaves_noise(setup: FlowSchedulerUnderTest) -> Finding | None:
     """A miss of data that is one point, by an exact network."""
     missing = {n: missed for n, missed in setup.missing.items() if n not in broken_numbers(setup)}
     if not missing:
@@ -173,31 +173,31 @@ def leaves_noise(setup: FlowSetup) -> Finding | None:
     name = setup.scheduler_class.__name__
     if infinite := [n for n, missed in missing.items() if missed == math.inf]:
         what = f"{name} returns NaN or infinity at {listed_numbers(infinite)}"
-        return Finding("not-finite", by_numbers(infinite), what, ours(setup), _to_stock(setup), tuple(infinite))
+        return Finding("not-finite", severity_for(infinite), what, ours(setup), _to_stock(setup), tuple(infinite))
     what = f"{name} misses data that is one point by up to {max(missing.values()):.2g} at {listed_numbers(missing)}"
     if setup.config.get("final_sigmas_type") == "sigma_min":
         fix: dict[str, Any] | None = {"final_sigmas_type": "zero"}
         what += ": final_sigmas_type='sigma_min' ends before the data"
-        return Finding("leaves-noise", by_numbers(missing), what, code(setup, fix or {}), fix, tuple(missing))
-    return Finding("leaves-noise", by_numbers(missing), what, ours(setup), _to_stock(setup), tuple(missing))
+        return Finding("leaves-noise", severity_for(missing), what, code(setup, fix or {}), fix, tuple(missing))
+    return Finding("leaves-noise", severity_for(missing), what, ours(setup), _to_stock(setup), tuple(missing))
 
 
-def broken_numbers(setup: FlowSetup) -> tuple[int, ...]:
+def broken_numbers(setup: FlowSchedulerUnderTest) -> tuple[int, ...]:
     """Numbers of steps whose flow times are a finding of their own."""
     found = broken_sigmas(setup)
     return () if found is None else found.steps
 
 
-def crashes(setup: FlowSetup) -> Finding | None:
+def crashes(setup: FlowSchedulerUnderTest) -> Finding | None:
     """Any exception."""
     crashed = {run.num_inference_steps: run.error for run in setup.runs if run.error is not None}
     if not crashed:
         return None
     what = f"{setup.scheduler_class.__name__} crashes at {listed_numbers(crashed)}: {next(iter(crashed.values()))}"
-    return Finding("crashes", by_numbers(crashed), what, ours(setup), _to_stock(setup), tuple(crashed))
+    return Finding("crashes", severity_for(crashed), what, ours(setup), _to_stock(setup), tuple(crashed))
 
 
-def cut_timesteps(setup: FlowSetup) -> Finding | None:
+def cut_timesteps(setup: FlowSchedulerUnderTest) -> Finding | None:
     """Timesteps that are whole numbers where flow times are not: the network is asked at less noise than there is."""
     if setup.config.get("invert_sigmas"):
         return None
@@ -213,7 +213,7 @@ def cut_timesteps(setup: FlowSetup) -> Finding | None:
     return Finding("cut-timesteps", "note", what, ours(setup), steps=tuple(cut))
 
 
-def not_run(setup: FlowSetup) -> Finding | None:
+def not_run(setup: FlowSchedulerUnderTest) -> Finding | None:
     """A scheduler that cannot be run here."""
     if setup.not_run is None or not setup.in_flow_time:  # which is a finding of its own
         return None

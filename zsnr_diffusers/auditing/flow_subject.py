@@ -17,13 +17,13 @@ from .. import schedulers
 from ..core import NoiseLevel, flow_level, kappa, trailing_times, variance_preserving
 from ..core.spacing import clean_position, position
 from ..hub.flow_models import source_code
-from ..schedulers.config import OWN_SPACING, check_types, filled_config, is_flow, own_spacing
+from ..schedulers.config import OWN_SPACING, check_types, is_flow, own_spacing, with_class_defaults
 from ..schedulers.flow import FlowMatchScheduler
-from .simulate import Run, ideal_run, runnable, silently
+from .simulate import Simulation, exact_simulation, why_not_runnable, without_warnings
 from .sources import Source
-from .subject import SHOWN, TRIED, Setup, make, possible, scheduler_class_of
+from .subject import REPORTED_STEPS, TESTED_STEPS, SchedulerUnderTest, make, possible, scheduler_class_of
 
-LOOKED_AT = range(1, 101)
+SPACING_STEPS = range(1, 101)
 """Numbers of steps whose flow times are looked at; that takes no run."""
 
 _OWN_SIGMAS = "np.linspace(1"
@@ -31,7 +31,7 @@ _OWN_SIGMAS = "np.linspace(1"
 
 
 @dataclass(frozen=True)
-class FlowSetup(Setup):
+class FlowSchedulerUnderTest(SchedulerUnderTest):
     """What the config of a flow-matching model makes.
 
     `trained` is alpha_bar of flow times 1 / T, ..., 1, as variance-preserving levels of the same signal-to-noise
@@ -105,13 +105,13 @@ class FlowSetup(Setup):
 
     @cached_property
     def paths(self) -> dict[int, tuple[float, ...]]:
-        """The flow times of each of `LOOKED_AT`, with that where the last step ends; none where it raises."""
+        """The flow times of each of `SPACING_STEPS`, with that where the last step ends; none where it raises."""
         if self.not_run is not None:
             return {}
         found = {}
-        for n in possible(self.config, [*LOOKED_AT]):
+        for n in possible(self.config, [*SPACING_STEPS]):
             try:
-                with silently():
+                with without_warnings():
                     self.choose_steps(n)
                     levels = self.levels
             except Exception:  # whatever it is, the runs tell
@@ -132,9 +132,9 @@ class FlowSetup(Setup):
     def visited(self) -> dict[int, tuple[float, ...]]:
         """The timesteps of each number of steps that the report shows."""
         found = {}
-        for n in possible(self.config, SHOWN) if self.not_run is None else ():
+        for n in possible(self.config, REPORTED_STEPS) if self.not_run is None else ():
             if n in self.paths:
-                with silently():
+                with without_warnings():
                     self.choose_steps(n)
                 found[n] = tuple(self.scheduler.timesteps.double().tolist())
         return found
@@ -161,13 +161,13 @@ class FlowSetup(Setup):
     @property
     def terminal_level(self) -> NoiseLevel:
         """Where sampling begins."""
-        path = next((self.paths[n] for n in SHOWN if n in self.paths), (1.0,))
+        path = next((self.paths[n] for n in REPORTED_STEPS if n in self.paths), (1.0,))
         return flow_level(torch.tensor(path[0], dtype=torch.float64))
 
     @property
     def final_level(self) -> NoiseLevel | None:
         """Where sampling ends; None where that is not known."""
-        path = next((self.paths[n] for n in SHOWN if n in self.paths), None)
+        path = next((self.paths[n] for n in REPORTED_STEPS if n in self.paths), None)
         return None if path is None else flow_level(torch.tensor(path[-1], dtype=torch.float64))
 
     @property
@@ -182,23 +182,23 @@ class FlowSetup(Setup):
             return "it has betas, and the model is of flow matching"
         if not (self.config.get("use_flow_sigmas") or self.scheduler_class.__name__.startswith("FlowMatch")):
             return "it is for its own pipeline alone"
-        return runnable(self.scheduler)
+        return why_not_runnable(self.scheduler)
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[Simulation, ...]:
         """A run for each number of steps, with a network that is told the flow time of the sample itself."""
         if self.not_run is not None:
             return ()
-        with silently():
+        with without_warnings():
             return tuple(self._run(n) for n in self.numbers)
 
-    def _run(self, num_inference_steps: int) -> Run:
+    def _run(self, num_inference_steps: int) -> Simulation:
         sign = -1.0 if self.config.get("invert_sigmas") else 1.0
 
         def levels() -> list[NoiseLevel]:
             return [flow_level(s) for s in self.levels[:-1]]
 
-        return ideal_run(
+        return exact_simulation(
             self.scheduler,
             num_inference_steps,
             choose=lambda: self.choose_steps(num_inference_steps),
@@ -208,7 +208,7 @@ class FlowSetup(Setup):
         )
 
     @property
-    def regular(self) -> tuple[Run, ...]:
+    def regular(self) -> tuple[Simulation, ...]:
         """Runs that came to an end."""
         return tuple(run for run in self.runs if run.missed is not None)
 
@@ -230,10 +230,10 @@ def of_flow_matching(source: Source) -> bool:
         ValueError: it names no scheduler.
     """
     config = {**source.config, "_class_name": scheduler_class_of(source)[0]}
-    return source.prediction_type == "flow_prediction" or is_flow(filled_config(config))
+    return source.prediction_type == "flow_prediction" or is_flow(with_class_defaults(config))
 
 
-def set_up_flow(source: Source, numbers: Sequence[int] | None = None) -> FlowSetup:
+def set_up_flow(source: Source, numbers: Sequence[int] | None = None) -> FlowSchedulerUnderTest:
     """Make the scheduler that a source describes, of a flow-matching model.
 
     Args:
@@ -259,4 +259,6 @@ def set_up_flow(source: Source, numbers: Sequence[int] | None = None) -> FlowSet
     check_types(config, defaults)
     s = torch.arange(1, config["num_train_timesteps"] + 1, dtype=torch.float64) / config["num_train_timesteps"]
     trained = torch.as_tensor(variance_preserving(flow_level(s)).alpha) ** 2
-    return FlowSetup(source, cls, config, make(cls, config), trained, possible(config, numbers or TRIED))
+    return FlowSchedulerUnderTest(
+        source, cls, config, make(cls, config), trained, possible(config, numbers or TESTED_STEPS)
+    )

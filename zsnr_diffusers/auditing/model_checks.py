@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from ..core import noise_level
-from .finding import Finding, by_numbers, clips, code, retrain
-from .subject import Setup, rescaled_by_flag
+from .finding import Finding, clips, code, retrain, severity_for
+from .subject import SchedulerUnderTest, rescaled_by_flag
 
 
-def prediction_type(setup: Setup) -> Finding | None:
+def prediction_type(setup: SchedulerUnderTest) -> Finding | None:
     """Another prediction type than the network was trained for, where that is known from elsewhere."""
     known, said = setup.source.prediction_type, setup.config["prediction_type"]
     if known in (None, said):
@@ -19,7 +19,7 @@ def prediction_type(setup: Setup) -> Finding | None:
     return Finding("prediction-type", "error", what, code(setup, fix), fix)
 
 
-def schedule_left_behind(setup: Setup) -> Finding | None:
+def schedule_left_behind(setup: SchedulerUnderTest) -> Finding | None:
     """Weights without a scheduler beside them: stock takes another one than theirs, whatever the file says."""
     source = setup.source
     if not source.published or source.prediction_type == "epsilon":
@@ -46,7 +46,7 @@ def schedule_left_behind(setup: Setup) -> Finding | None:
     )
 
 
-def _schedule_not_said(setup: Setup) -> Finding | None:
+def _schedule_not_said(setup: SchedulerUnderTest) -> Finding | None:
     """Of a LoRA it is to be known; a checkpoint that says nothing is taken for one of epsilon by all who read it."""
     if not setup.source.lora:
         return None
@@ -55,7 +55,7 @@ def _schedule_not_said(setup: Setup) -> Finding | None:
     return Finding("schedule-not-said", "note", what, f"if it is for another:\n{told}")
 
 
-def epsilon_at_zero_snr(setup: Setup) -> Finding | None:
+def epsilon_at_zero_snr(setup: SchedulerUnderTest) -> Finding | None:
     """Epsilon on a schedule that ends at zero SNR. No config tells which of the two is wrong; a caller may."""
     if not setup.zero_snr or setup.config["prediction_type"] != "epsilon":
         return None
@@ -73,7 +73,7 @@ def epsilon_at_zero_snr(setup: Setup) -> Finding | None:
     )
 
 
-def terminal_snr(setup: Setup) -> Finding | None:
+def terminal_snr(setup: SchedulerUnderTest) -> Finding | None:
     """A schedule that never reaches pure noise. Whether the network was trained on it no config tells."""
     if setup.zero_snr:
         return None
@@ -91,7 +91,7 @@ def terminal_snr(setup: Setup) -> Finding | None:
     return Finding("terminal-snr", "not zero-SNR", what, retrain(setup))
 
 
-def flag_without_training(setup: Setup) -> Finding | None:
+def flag_without_training(setup: SchedulerUnderTest) -> Finding | None:
     """Zero SNR switched on for a model that was not trained there, where that is known."""
     if setup.source.zero_snr is not False or not setup.config.get("rescale_betas_zero_snr"):
         return None
@@ -100,7 +100,7 @@ def flag_without_training(setup: Setup) -> Finding | None:
     return Finding("flag-without-training", "error", what, f"{code(setup, fix)}\nor:\n{retrain(setup)}", fix)
 
 
-def rescaled_betas(setup: Setup) -> Finding | None:
+def rescaled_betas(setup: SchedulerUnderTest) -> Finding | None:
     """Zero SNR written as betas in place of the flag."""
     flag = setup.config.get("rescale_betas_zero_snr")
     if setup.config.get("trained_betas") is None or flag or not setup.zero_snr:
@@ -110,7 +110,7 @@ def rescaled_betas(setup: Setup) -> Finding | None:
         fix["trained_betas"] = None
     return Finding(
         "rescaled-betas",
-        by_numbers(setup.missing),
+        severity_for(setup.missing),
         "zero SNR is saved as trained_betas in place of the flag, so what looks at the flag does not know of it, and "
         "samplers in sigma divide by zero and return NaN",
         code(setup, fix),
@@ -118,7 +118,7 @@ def rescaled_betas(setup: Setup) -> Finding | None:
     )
 
 
-def clip_in_latents(setup: Setup) -> Finding | None:
+def clip_in_latents(setup: SchedulerUnderTest) -> Finding | None:
     """x_0 cut to the range of pixels in a model of latents; stock's DDIM and DDPM do it unless told otherwise."""
     names, latent = clips(setup), setup.source.latent
     if not names or latent is False or (latent is None and setup.config["beta_schedule"] != "scaled_linear"):
@@ -130,7 +130,7 @@ def clip_in_latents(setup: Setup) -> Finding | None:
     return Finding("clip-in-latents", "error", what, code(setup, fix), fix)
 
 
-def no_guidance_rescale(setup: Setup) -> Finding | None:
+def no_guidance_rescale(setup: SchedulerUnderTest) -> Finding | None:
     """No phi recorded, where the paper has 0.7."""
     source = setup.source
     if not (setup.zero_snr and setup.config["prediction_type"] == "v_prediction" and source.guided):
@@ -146,7 +146,7 @@ def no_guidance_rescale(setup: Setup) -> Finding | None:
     )
 
 
-def assigned(setup: Setup) -> Finding | None:
+def assigned(setup: SchedulerUnderTest) -> Finding | None:
     """What was assigned on `scheduler.config`: an attribute that the running scheduler reads and nobody saves."""
     assigned = setup.source.assigned
     if not assigned:
@@ -156,7 +156,7 @@ def assigned(setup: Setup) -> Finding | None:
     return Finding("assigned-config", "error", what, code(setup, assigned), assigned)
 
 
-def patched_schedule(setup: Setup) -> Finding | None:
+def patched_schedule(setup: SchedulerUnderTest) -> Finding | None:
     """A schedule that was replaced on the object."""
     live = getattr(setup.source.live, "alphas_cumprod", None)
     made = getattr(setup.scheduler, "alphas_cumprod", None)
@@ -172,7 +172,7 @@ def patched_schedule(setup: Setup) -> Finding | None:
     return Finding("patched-schedule", "error", what, remedy, fix)
 
 
-def class_mismatch(setup: Setup) -> Finding | None:
+def class_mismatch(setup: SchedulerUnderTest) -> Finding | None:
     """Two files that name two classes; the loader takes that of `model_index.json`."""
     said, loaded = setup.source.config.get("_class_name"), setup.config["_class_name"]
     if said in (None, loaded):

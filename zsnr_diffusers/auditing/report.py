@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import alpha_bar_table, noise_level, snr
 from ..core.flow import trailing_times
-from ..utils.tables import Facts, Line, Part, Remarks, Report, Table, Tone, one_line
+from ..utils.tables import KeyValues, Part, Remarks, Report, Style, Table, Text, one_line
 from .checks import faults
 from .finding import Finding
-from .flow_subject import FlowSetup, of_flow_matching, set_up_flow
+from .flow_subject import FlowSchedulerUnderTest, of_flow_matching, set_up_flow
 from .sources import Source
-from .subject import SHOWN, Setup, accepted, set_up
+from .subject import REPORTED_STEPS, SchedulerUnderTest, accepted, scheduler_under_test
 
 if TYPE_CHECKING:
     from ..evaluation import LuminanceSummary, TerminalInvariance
@@ -28,7 +28,7 @@ PAPER = {
 
 RIGHT, AS_PUBLISHED, WRONG = "OK", "works as published; not zero-SNR", "misconfigured"
 WASTEFUL = "works as published; wastes steps"
-_TONES: dict[str, Tone] = {RIGHT: "good", AS_PUBLISHED: "warning", WASTEFUL: "warning", WRONG: "bad"}
+_TONES: dict[str, Style] = {RIGHT: "good", AS_PUBLISHED: "warning", WASTEFUL: "warning", WRONG: "bad"}
 
 
 _MAX_PASSES = 4
@@ -87,7 +87,7 @@ class Audit(Report):
     steps_tried: tuple[int, ...]
     findings: tuple[Finding, ...]
     config: dict[str, Any]
-    setup: Setup = field(repr=False, compare=False)
+    setup: SchedulerUnderTest = field(repr=False, compare=False)
     invariance: "TerminalInvariance | None" = None
     luminance: "LuminanceSummary | None" = None
 
@@ -154,8 +154,8 @@ class Audit(Report):
 
     def parts(self) -> Iterator[Part]:
         """What was found, beside what is right and what the paper has; findings; the verdict."""
-        yield Line(self.source + (f", {self.pipeline}" if self.pipeline not in (None, self.source) else ""), "title")
-        yield Facts(("", "this model", "right"), tuple(self._facts()), aside=" (right: {})", indent="  ")
+        yield Text(self.source + (f", {self.pipeline}" if self.pipeline not in (None, self.source) else ""), "title")
+        yield KeyValues(("", "this model", "right"), tuple(self._facts()), aside=" (right: {})", indent="  ")
         rows = [("this model", self.terminal_snr, self.terminal_alpha)]
         rows += [(name, ratio, alpha) for name, (ratio, alpha) in paper_schedules().items()]
         yield Table(
@@ -169,10 +169,10 @@ class Audit(Report):
             yield from self.invariance.parts()
         if self.luminance is not None:
             part = self.luminance
-            yield Line(f"luminance of {part.n} images: mean {part.mean:.3f}, {part.p5:.3f} to {part.p95:.3f}")
+            yield Text(f"luminance of {part.n} images: mean {part.mean:.3f}, {part.p5:.3f} to {part.p95:.3f}")
         if self.findings:
             yield Remarks(tuple(finding.remark for finding in self.findings))
-        yield Line(f"verdict: {self.verdict}", _TONES[self.verdict])
+        yield Text(f"verdict: {self.verdict}", _TONES[self.verdict])
 
     @property
     def _visited(self) -> str:
@@ -205,16 +205,16 @@ class FlowAudit(Audit):
 
     def _facts(self) -> Iterator[tuple[str, str, str]]:
         setup = self.setup
-        assert isinstance(setup, FlowSetup)
+        assert isinstance(setup, FlowSchedulerUnderTest)
         first = "0" if self.config.get("invert_sigmas") else str(self.num_train_timesteps)
         shift = "by the size of the image" if self.config.get("use_dynamic_shifting") else f"{setup.shift:g}"
         yield "scheduler", f"{self.scheduler}, flow matching, shift {shift}", ""
         yield "prediction type", self.prediction_type, ""
         yield "first timesteps", self._visited, first
-        if path := setup.paths.get(SHOWN[0]):
-            even = [*trailing_times(SHOWN[0], setup.shift), 0.0]
+        if path := setup.paths.get(REPORTED_STEPS[0]):
+            even = [*trailing_times(REPORTED_STEPS[0], setup.shift), 0.0]
             right = "" if setup.distilled or setup.ours else _sigmas(even)
-            yield f"sigmas of {SHOWN[0]} steps", _sigmas(path), right
+            yield f"sigmas of {REPORTED_STEPS[0]} steps", _sigmas(path), right
         yield "passed by the pipeline", "sigmas" if setup.passes_sigmas else "the number of steps", ""
         numbers = len(self.steps_tried) or "no"
         yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
@@ -240,7 +240,7 @@ def _plain(value: Any) -> Any:
 def audited(source: Source, numbers: Sequence[int] | None = None) -> Audit:
     """The audit of a source, run for these numbers of steps."""
     flow = of_flow_matching(source)
-    setup = set_up_flow(source, numbers) if flow else set_up(source, numbers)
+    setup = set_up_flow(source, numbers) if flow else scheduler_under_test(source, numbers)
     config = setup.config
     level = setup.terminal_level
     return (FlowAudit if flow else Audit)(

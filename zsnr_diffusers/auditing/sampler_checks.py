@@ -4,22 +4,22 @@ import math
 
 import torch
 
-from .finding import LOG_SIGMA, Finding, Severity, by_numbers, code, listed_numbers, ours, takes, to_euler
+from .finding import LOG_SIGMA, Finding, Severity, code, listed_numbers, ours, severity_for, takes, to_euler
 from .model_checks import rescaled_betas
 from .simulate import TOLERANCE, diverges_at_eta_one, wrong_noise
-from .subject import Setup
+from .subject import SchedulerUnderTest
 
 _DDIM = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler")
 WRONG_STEP = 0.01
 """Relative error of the spread of brightness that is a wrong step and no rounding."""
 
 
-def as_published(setup: Setup) -> Severity:
+def as_published(setup: SchedulerUnderTest) -> Severity:
     """How bad it is where Stable Diffusion's own configs have it: at zero SNR an error, for others how they work."""
     return "error" if setup.zero_snr else "not zero-SNR"
 
 
-def flag_ignored(setup: Setup) -> Finding | None:
+def flag_ignored(setup: SchedulerUnderTest) -> Finding | None:
     """A class that keeps the flag in its config and has the schedule without it."""
     if setup.honours_flag:
         return None
@@ -28,7 +28,7 @@ def flag_ignored(setup: Setup) -> Finding | None:
     return Finding("flag-ignored", "error", what, *to_euler(setup))
 
 
-def last_timestep_missed(setup: Setup) -> Finding | None:
+def last_timestep_missed(setup: SchedulerUnderTest) -> Finding | None:
     """A spacing that does not start at T - 1."""
     last = len(setup.trained) - 1
     missed = {n: t for n, t in setup.first_timesteps if round(t) != last}
@@ -41,7 +41,7 @@ def last_timestep_missed(setup: Setup) -> Finding | None:
     return Finding("last-timestep-missed", as_published(setup), what, code(setup, fix) if fix else ours(setup), fix)
 
 
-def final_alpha(setup: Setup) -> Finding | None:
+def final_alpha(setup: SchedulerUnderTest) -> Finding | None:
     """A last step that stops at the level of the first timestep, as configs of Stable Diffusion ship it."""
     final = setup.final_level
     if setup.config.get("set_alpha_to_one", True) or final is None or final.sigma == 0:
@@ -51,7 +51,7 @@ def final_alpha(setup: Setup) -> Finding | None:
     return Finding("final-alpha", as_published(setup), what, code(setup, fix), fix)
 
 
-def final_sigma(setup: Setup) -> Finding | None:
+def final_sigma(setup: SchedulerUnderTest) -> Finding | None:
     """The same for samplers in sigma."""
     if setup.config.get("final_sigmas_type") != "sigma_min":
         return None
@@ -60,7 +60,7 @@ def final_sigma(setup: Setup) -> Finding | None:
     return Finding("final-sigma", "error", what, code(setup, fix), fix)
 
 
-def log_sigma_spacing(setup: Setup) -> Finding | None:
+def log_sigma_spacing(setup: SchedulerUnderTest) -> Finding | None:
     """Spacings in log sigma (Karras, exponential, beta, Lu), of which zero SNR has no end."""
     names = [name for name in LOG_SIGMA if setup.config.get(name)]
     if not names or not setup.zero_snr:
@@ -69,10 +69,10 @@ def log_sigma_spacing(setup: Setup) -> Finding | None:
     where = f", and fails at {listed_numbers(failing)}" if failing else ""
     fix = dict.fromkeys(names, False)
     what = f"{' and '.join(names)} spaces steps in log sigma, which is infinite at zero SNR{where}"
-    return Finding("log-sigma-spacing", by_numbers(failing), what, code(setup, fix), fix, tuple(failing))
+    return Finding("log-sigma-spacing", severity_for(failing), what, code(setup, fix), fix, tuple(failing))
 
 
-def extra_timestep(setup: Setup) -> Finding | None:
+def extra_timestep(setup: SchedulerUnderTest) -> Finding | None:
     """One timestep too many: an integer too far in a floating-point range."""
     extra = [run for run in setup.runs if run.timesteps and min(run.timesteps) < 0]
     if not extra:
@@ -82,10 +82,10 @@ def extra_timestep(setup: Setup) -> Finding | None:
     lost = ", which spoils the image" if worst > TOLERANCE else ""
     what = f"stock's trailing spacing returns n + 1 timesteps, the last of them -1, at {listed_numbers(numbers)}{lost}"
     remedy = f"use another n, or:\n{ours(setup)}"
-    return Finding("extra-timestep", by_numbers(numbers), what, remedy, steps=tuple(numbers))
+    return Finding("extra-timestep", severity_for(numbers), what, remedy, steps=tuple(numbers))
 
 
-def step_size(setup: Setup) -> Finding | None:
+def step_size(setup: SchedulerUnderTest) -> Finding | None:
     """Steps of DDIM that are not between its own timesteps."""
     if setup.scheduler_class.__name__ not in _DDIM:
         return None
@@ -98,10 +98,10 @@ def step_size(setup: Setup) -> Finding | None:
         f"{setup.scheduler_class.__name__} steps to t - T // n, which is not its next timestep, and misses at "
         f"{listed_numbers(numbers)} (the spread of brightness by up to {worst:+.0%})"
     )
-    return Finding("step-size", by_numbers(numbers), what, *to_euler(setup), tuple(numbers))
+    return Finding("step-size", severity_for(numbers), what, *to_euler(setup), tuple(numbers))
 
 
-def large_variance(setup: Setup) -> Finding | None:
+def large_variance(setup: SchedulerUnderTest) -> Finding | None:
     """The larger of DDPM's variances, which is for all T steps (Ho et al. 2020): stock adds it in the last one too."""
     if setup.config.get("variance_type") not in ("fixed_large", "fixed_large_log") or not setup.missing:
         return None
@@ -113,7 +113,7 @@ def large_variance(setup: Setup) -> Finding | None:
     return Finding("large-variance", "note", what, f"in fewer steps:\n{ours(setup)}", steps=steps)
 
 
-def leaves_noise(setup: Setup) -> Finding | None:
+def leaves_noise(setup: SchedulerUnderTest) -> Finding | None:
     """Any other miss of data that is one point."""
     named = (final_alpha, final_sigma, log_sigma_spacing, step_size, large_variance, rescaled_betas)
     missing = setup.missing
@@ -122,23 +122,23 @@ def leaves_noise(setup: Setup) -> Finding | None:
     infinite = [n for n, missed in missing.items() if missed == math.inf]
     if infinite:
         what = f"{setup.scheduler_class.__name__} returns NaN or infinity at {listed_numbers(infinite)}"
-        return Finding("not-finite", by_numbers(infinite), what, *to_euler(setup), tuple(infinite))
+        return Finding("not-finite", severity_for(infinite), what, *to_euler(setup), tuple(infinite))
     worst = max(missing.values())
     name = setup.scheduler_class.__name__
     what = f"{name} misses data that is one point by up to {worst:.2g} at {listed_numbers(missing)}"
-    return Finding("leaves-noise", by_numbers(missing), what, *to_euler(setup), tuple(missing))
+    return Finding("leaves-noise", severity_for(missing), what, *to_euler(setup), tuple(missing))
 
 
-def crashes(setup: Setup) -> Finding | None:
+def crashes(setup: SchedulerUnderTest) -> Finding | None:
     """Any other exception."""
     crashed = {run.num_inference_steps: run.error for run in setup.runs if run.error is not None}
     if not crashed or log_sigma_spacing(setup):
         return None
     what = f"{setup.scheduler_class.__name__} crashes at {listed_numbers(crashed)}: {next(iter(crashed.values()))}"
-    return Finding("crashes", by_numbers(crashed), what, *to_euler(setup), tuple(crashed))
+    return Finding("crashes", severity_for(crashed), what, *to_euler(setup), tuple(crashed))
 
 
-def eta_one(setup: Setup) -> Finding | None:
+def eta_one(setup: SchedulerUnderTest) -> Finding | None:
     """NaN in DDIM's step with fresh noise: a rounding error below zero under a root."""
     if setup.scheduler_class.__name__ not in _DDIM or not setup.runs or not setup.zero_snr:
         return None
@@ -150,7 +150,7 @@ def eta_one(setup: Setup) -> Finding | None:
     return Finding("eta-one", "note", what, remedy, steps=tuple(numbers))
 
 
-def half_precision_noise(setup: Setup) -> Finding | None:
+def half_precision_noise(setup: SchedulerUnderTest) -> Finding | None:
     """Noising in half precision that adds too little, or nothing."""
     # Samplers in sigma keep samples of another scale; steps in log sigma are of no timestep.
     in_sigma = setup.runs and float(setup.scheduler.init_noise_sigma) != 1
@@ -172,7 +172,7 @@ def half_precision_noise(setup: Setup) -> Finding | None:
     return Finding("half-precision-noise", "note", what, f"in half precision:\n{ours(setup)}")
 
 
-def not_run(setup: Setup) -> Finding | None:
+def not_run(setup: SchedulerUnderTest) -> Finding | None:
     """A scheduler that cannot be run here."""
     if setup.not_run is None or setup.has_no_ideal:  # which is a finding of its own
         return None

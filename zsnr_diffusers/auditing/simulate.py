@@ -29,7 +29,7 @@ _START = torch.tensor([2.0, 1.0]).double()
 
 
 @dataclass(frozen=True)
-class Run:
+class Simulation:
     """One number of steps.
 
     Attributes:
@@ -47,7 +47,7 @@ class Run:
     error: str | None = None
 
 
-def runnable(scheduler: Any) -> str | None:
+def why_not_runnable(scheduler: Any) -> str | None:
     """Why a scheduler cannot be run here; None if it can."""
     if not isinstance(scheduler, SchedulerMixin):
         return "what it needs is not installed"
@@ -60,7 +60,7 @@ def runnable(scheduler: Any) -> str | None:
     return None
 
 
-def run(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any = None) -> Run:
+def run(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any = None) -> Simulation:
     """Sample as a pipeline does, with the ideal network of the schedule that it was trained on.
 
     Args:
@@ -79,17 +79,17 @@ def run(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any 
     def levels() -> list[NoiseLevel]:
         return [level_at(table, float(t)) for t in scheduler.timesteps]
 
-    return ideal_run(scheduler, num_inference_steps, choose, levels, scheduler.config.prediction_type)
+    return exact_simulation(scheduler, num_inference_steps, choose, levels, scheduler.config.prediction_type)
 
 
-def ideal_run(
+def exact_simulation(
     scheduler: Any,
     num_inference_steps: int,
     choose: Callable[[], None],
     levels: Callable[[], Sequence[NoiseLevel]],
     prediction_type: str,
     sign: float = 1.0,
-) -> Run:
+) -> Simulation:
     """Sample as a pipeline does, with an ideal network.
 
     Args:
@@ -106,10 +106,12 @@ def ideal_run(
         visited = tuple(scheduler.timesteps.tolist())
         x = _sampled(scheduler, levels(), prediction_type, sign)
     except Exception as error:  # whatever a scheduler raises is what is looked for
-        return Run(num_inference_steps, visited, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Simulation(
+            num_inference_steps, visited, error=f"{type(error).__name__}: {' '.join(str(error).split())}"
+        )
     point, wide = x.flatten().tolist()
     missed = abs(point - POINT)
-    return Run(num_inference_steps, visited, missed if math.isfinite(missed) else math.inf, wide)
+    return Simulation(num_inference_steps, visited, missed if math.isfinite(missed) else math.inf, wide)
 
 
 def _sampled(scheduler: Any, levels: Sequence[NoiseLevel], prediction_type: str, sign: float) -> Tensor:
@@ -128,14 +130,14 @@ def level_at(table: Tensor, timestep: float) -> NoiseLevel:
     return noise_level(table, min(max(round(timestep), 0), len(table) - 1))
 
 
-def runs(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Run, ...]:
+def runs(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Simulation, ...]:
     """A run for each number of steps; what stock warns of on the way is no news here."""
-    with silently():
+    with without_warnings():
         return tuple(run(scheduler, n, table) for n in numbers)
 
 
 @contextmanager
-def silently() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

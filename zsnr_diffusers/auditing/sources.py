@@ -8,9 +8,9 @@ from typing import Any
 from diffusers import SchedulerMixin
 
 from ..guidance.mixin import stock_class
-from ..hub.claims import ARGUMENTS, FACTS, SCHEDULER
+from ..hub.claims import ARGUMENTS, RESOLVED_FIELDS, SCHEDULER
 from ..hub.files import SCHEDULER_CONFIG
-from ..hub.layouts import SD_1, SD_2, SDXL, Layout, in_channels, layout_of
+from ..hub.layouts import SD_1, SD_2, SDXL, OriginalFormat, in_channels, layout_of
 from ..hub.saved_model import SCHEDULER_FILE, SavedModel
 from ..hub.single_file import SD_BETAS
 from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler
@@ -117,7 +117,7 @@ def read_source(
             or one of the last three as a `SavedModel`.
         prediction_type: what the caller knows, which goes before what a file says.
         zero_snr: likewise.
-        places: `PLACES`, for a Hub id.
+        places: `HUB_KWARGS`, for a Hub id.
 
     Raises:
         OSError: there is nothing, or no scheduler in it.
@@ -203,7 +203,7 @@ def _of_saved(saved: SavedModel) -> Source:
     )
 
 
-def _check_one_kind(known: SavedModel, layout: Layout) -> None:
+def _check_one_kind(known: SavedModel, layout: OriginalFormat) -> None:
     if layout is SD_2 and known.prediction_type is None:
         raise ValueError(
             f"{known.name} does not say what it predicts, and of Stable Diffusion 2.x there are both kinds: "
@@ -212,7 +212,7 @@ def _check_one_kind(known: SavedModel, layout: Layout) -> None:
         )
 
 
-def _made_of(said: SavedModel, layout: Layout) -> dict[str, Any]:
+def _made_of(said: SavedModel, layout: OriginalFormat) -> dict[str, Any]:
     """The scheduler's config that `load_pipeline` and `load_lora` make of the marks in a file."""
     if said.prediction_type == "flow_prediction":
         return {
@@ -220,7 +220,7 @@ def _made_of(said: SavedModel, layout: Layout) -> dict[str, Any]:
             "prediction_type": "flow_prediction",
             "_class_name": FlowMatchMultistepScheduler.__name__,
         }
-    facts = {fact: value for fact in FACTS if (value := getattr(said, fact)) is not None}
+    facts = {fact: value for fact in RESOLVED_FIELDS if (value := getattr(said, fact)) is not None}
     if not said.rescale_betas_zero_snr:
         return {**_PUBLISHED[layout.name], **said.schedule, **facts}
     return {**_BETAS, **said.schedule, **facts, "_class_name": ZeroSNRDDIMScheduler.__name__}

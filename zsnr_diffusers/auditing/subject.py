@@ -15,15 +15,15 @@ from torch import Tensor
 from .. import schedulers
 from ..core import SCHEDULE_NAMES, NoiseLevel, noise_level, schedule_table
 from ..core.predictions import check_prediction_type
-from ..schedulers.config import check_types, check_variance_preserving, listed, own_spacing
-from .simulate import TOLERANCE, Run, run, runnable, runs
+from ..schedulers.config import betas_list, check_types, check_variance_preserving, own_spacing
+from .simulate import TOLERANCE, Simulation, run, runs, why_not_runnable
 from .sources import Source
 
-SHOWN = (5, 20, 50)
+REPORTED_STEPS = (5, 20, 50)
 """Numbers of steps that the report shows. A sampler that fails at one of these fails the audit; failing at others is a
 note."""
 
-TRIED = (*range(1, 21), 25, 28, 30, 40, 50, 60, 61, 75, 100)
+TESTED_STEPS = (*range(1, 21), 25, 28, 30, 40, 50, 60, 61, 75, 100)
 """Numbers of steps that are run unless asked for others: all small ones, those that people use, and two (28 and 61)
 that stock is known to fail at."""
 
@@ -35,7 +35,7 @@ STAND_IN = 2.0**-24
 
 
 @dataclass(frozen=True)
-class Setup:
+class SchedulerUnderTest:
     """What a config makes.
 
     Attributes:
@@ -108,17 +108,17 @@ class Setup:
         """Why the scheduler is not run; None if it is."""
         if self.has_no_ideal:
             return "an epsilon model has no ideal at zero SNR"
-        return runnable(self.scheduler)
+        return why_not_runnable(self.scheduler)
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[Simulation, ...]:
         """A run for each number of steps; none where it cannot be run, or samples another schedule."""
         if self.not_run is not None or not self.honours_flag:
             return ()
         return runs(self.scheduler, self.trained, self.numbers)
 
     @property
-    def regular(self) -> tuple[Run, ...]:
+    def regular(self) -> tuple[Simulation, ...]:
         """Runs that came to an end and visited timesteps of the model only."""
         return tuple(run for run in self.runs if run.missed is not None and min(run.timesteps) >= 0)
 
@@ -136,7 +136,7 @@ class Setup:
         made = {run.num_inference_steps: (run.wide or 0.0, self._by_rule(run)) for run in whole}
         return {n: wide / exact - 1 for n, (wide, exact) in made.items() if exact}  # one step from zero SNR makes 0
 
-    def _by_rule(self, run_of_stock: Run) -> float:
+    def _by_rule(self, run_of_stock: Simulation) -> float:
         facts = {key: self.config[key] for key in (*SCHEDULE_NAMES, "prediction_type") if key in self.config}
         ddim = schedulers.ZeroSNRDDIMScheduler(**{"rescale_betas_zero_snr": False, **facts})
         timesteps = [int(t) for t in run_of_stock.timesteps]
@@ -151,7 +151,7 @@ class Setup:
     def visited(self) -> dict[int, tuple[float, ...]]:
         """The timesteps of each number of steps that the report shows."""
         found = {}
-        for n in possible(self.config, SHOWN):
+        for n in possible(self.config, REPORTED_STEPS):
             try:
                 self.scheduler.set_timesteps(n)
                 found[n] = tuple(self.scheduler.timesteps.tolist())
@@ -165,7 +165,7 @@ class Setup:
         return self.visited
 
 
-def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
+def scheduler_under_test(source: Source, numbers: Sequence[int] | None = None) -> SchedulerUnderTest:
     """Make the scheduler that a source describes.
 
     Args:
@@ -190,7 +190,9 @@ def set_up(source: Source, numbers: Sequence[int] | None = None) -> Setup:
     if source.prediction_type is not None:
         check_prediction_type(source.prediction_type, zero_terminal_snr=False)
     scheduler = make(scheduler_class, {**config, "clip_sample": False, "thresholding": False})
-    return Setup(source, scheduler_class, config, scheduler, _table(config), possible(config, numbers or TRIED))
+    return SchedulerUnderTest(
+        source, scheduler_class, config, scheduler, _table(config), possible(config, numbers or TESTED_STEPS)
+    )
 
 
 def possible(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
@@ -251,7 +253,7 @@ def _table(config: Mapping[str, Any]) -> Tensor:
     """
     facts = {key: config[key] for key in SCHEDULE_NAMES if key in config}
     if facts.get("trained_betas") is not None:
-        facts["trained_betas"] = listed(facts["trained_betas"])
+        facts["trained_betas"] = betas_list(facts["trained_betas"])
     try:
         return schedule_table(**facts)
     except (TypeError, RuntimeError, ArithmeticError) as error:

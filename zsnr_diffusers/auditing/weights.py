@@ -1,21 +1,24 @@
 """What only the weights tell: whether the network ignores the terminal noise, and how bright its images are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .finding import Finding
 from .report import Audit
 
-CHANGING = 0.5
+if TYPE_CHECKING:
+    from ..evaluation import TerminalInvariance
+
+MAX_NOISE_SHARE = 0.5
 """Share of the x_0 prediction at T that changes with the noise, from which on a network was not trained there: at zero
 SNR an ideal one has 0, and a flawed model that the quickstart makes 0.92."""
 
-PICTURES = 8
+NUM_IMAGES = 8
 """Per prompt."""
 
 
-def with_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, device: Any) -> Audit:
+def audit_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, device: Any) -> Audit:
     """The audit with what the weights tell, unless it is of a scheduler alone, a single file or flow matching.
 
     Args:
@@ -27,7 +30,7 @@ def with_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, d
         OSError, ValueError: no pipeline can be loaded, or prompts do not fit it.
     """
     found = result.setup.source
-    if not found.has_weights or result.setup.flow or _says_nothing(result):
+    if not found.has_weights or result.setup.flow or _not_applicable(result):
         return result
     pipe = found.pipeline
     if pipe is None:
@@ -35,33 +38,36 @@ def with_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, d
 
         pipe = load_pipeline(found.saved)  # without what the caller knows: it is the config that is looked at
         pipe = pipe if device is None else pipe.to(device)
-    return look(result, pipe, prompts)
+    return check_weights(result, pipe, prompts)
 
 
-def _says_nothing(result: Audit) -> bool:
+def _not_applicable(result: Audit) -> bool:
     """Whether there is no prediction of x_0 at T to look at; the findings say why."""
     return bool(result.prediction_type == "epsilon" and result.terminal_snr == 0)
 
 
-def look(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[int] | None, **call: Any) -> Audit:
+def check_weights(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[int] | None, **call: Any) -> Audit:
     """The same for a pipeline that is loaded; `call` goes to `evaluation.iter_images`."""
     from ..evaluation import LuminanceSummary, iter_images, mean_luminance, terminal_invariance
 
-    if _says_nothing(result):
+    if _not_applicable(result):
         return result
     text = hasattr(pipe, "encode_prompt")
     invariance = terminal_invariance(pipe, [""] if prompts is None and text else prompts)
-    findings = result.findings
-    if invariance.alpha == 0 and invariance.share > CHANGING:
+    luminance = None
+    if prompts:
+        asked: Any = [prompt for prompt in prompts for _ in range(NUM_IMAGES)]
+        images = iter_images(pipe, asked, range(len(asked)), **call)
+        luminance = LuminanceSummary.of(mean_luminance(images))
+    findings = (*_untrained_at_the_last_timestep(invariance), *result.findings)
+    return replace(result, findings=findings, invariance=invariance, luminance=luminance)
+
+
+def _untrained_at_the_last_timestep(invariance: "TerminalInvariance") -> Iterator[Finding]:
+    if invariance.alpha == 0 and invariance.share > MAX_NOISE_SHARE:
         what = (
             f"{invariance.share:.2f} of what the network predicts at T changes with the noise: it was not trained at "
             "zero terminal SNR"
         )
         remedy = "retrain it:\naccelerate launch -m zsnr_diffusers.training --help"
-        findings = (Finding("not-trained-there", "error", what, remedy), *findings)
-    luminance = None
-    if prompts:
-        asked: Any = [prompt for prompt in prompts for _ in range(PICTURES)]
-        pictures = iter_images(pipe, asked, range(len(asked)), **call)
-        luminance = LuminanceSummary.of(mean_luminance(pictures))
-    return replace(result, findings=findings, invariance=invariance, luminance=luminance)
+        yield Finding("not-trained-there", "error", what, remedy)

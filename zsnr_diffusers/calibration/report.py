@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..utils.tables import Line, Part, Report, Table
+from ..utils.tables import Part, Report, Table, Text
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Calibration(Report):
     def parts(self) -> Iterator[Part]:
         """A row for each number of steps."""
         fitted, held_out = self.images
-        yield Line(
+        yield Text(
             f"error to {self.teacher_steps} steps at guidance {self.guidance_scale:g} "
             f"(guidance_rescale {self.guidance_rescale:g}): {fitted} images fitted, {held_out} held out"
         )

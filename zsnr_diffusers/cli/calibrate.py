@@ -12,7 +12,7 @@ from typing import Any
 
 from ..utils.extras import import_extra
 from ..utils.files import atomic_path, write_text
-from ..utils.tables import Line
+from ..utils.tables import Text
 from ..utils.terminal import show
 from . import generation
 from .arguments import new_parser
@@ -113,7 +113,7 @@ def _call_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _calibrate(calibrator: Any, folder: Path) -> int:
-    show(Line(f"at most {calibrator.network_calls} network calls, of a batch each"))
+    show(Text(f"at most {calibrator.network_calls} network calls, of a batch each"))
     numbers: list[Any] = []
     with _progress(calibrator):
         for number in calibrator.numbers():
@@ -123,10 +123,10 @@ def _calibrate(calibrator: Any, folder: Path) -> int:
     report = calibrator.report(numbers)
     show(report)
     if not report.config():
-        show(Line("nothing got better, so the scheduler that was written is the default"))
+        show(Text("nothing got better, so the scheduler that was written is the default"))
         return 1
     used = f'pipe.scheduler = ZeroSNRMultistepScheduler.from_pretrained("{(folder / "scheduler").as_posix()}")'
-    show(Line(f"use it:\n{used}"))
+    show(Text(f"use it:\n{used}"))
     return 0
 
 

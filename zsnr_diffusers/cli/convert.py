@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.predictions import PREDICTION_TYPES
-from ..utils.tables import Facts, Part, Report
+from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
 from .arguments import in_options, new_parser
 
@@ -149,7 +149,7 @@ class Converted(Report):
     def parts(self) -> Iterator[Part]:
         """A row for each."""
         rows = {"model": self.what, **self.found} | ({"pushed to": self.pushed_to} if self.pushed_to else {})
-        yield Facts(("written", self.target), tuple((name, str(value)) for name, value in rows.items()))
+        yield KeyValues(("written", self.target), tuple((name, str(value)) for name, value in rows.items()))
 
 
 def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any, str]:

@@ -31,9 +31,9 @@ from ..evaluation import (
     terminal_invariance,
 )
 from ..evaluation.image_stream import check_save_folder, images_in
-from ..evaluation.metrics import SUBSET_SIZE, SUBSETS, WHOLE_SETS, Figures
+from ..evaluation.metrics import MAX_FULL_KID, NUM_SUBSETS, SUBSET_SIZE, Figures
 from ..utils.extras import import_extra
-from ..utils.tables import Line
+from ..utils.tables import Text
 from ..utils.terminal import show
 from . import feature_networks
 from . import generation as pipelines
@@ -124,8 +124,8 @@ def add_parser(commands: Any) -> None:
         "--kid_subsets",
         type=int,
         metavar="N",
-        help=f"random subsets of {SUBSET_SIZE}; 0 for all images at once (default: 0 up to {WHOLE_SETS} images in "
-        f"all, else {SUBSETS})",
+        help=f"random subsets of {SUBSET_SIZE}; 0 for all images at once (default: 0 up to {MAX_FULL_KID} images in "
+        f"all, else {NUM_SUBSETS})",
     )
     feature_networks.add_arguments(figures)
     generation = parser.add_argument_group("with --pipeline")
@@ -203,11 +203,11 @@ def _check_number(number: int, kind: str, arguments: argparse.Namespace) -> None
 
 def _evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
     """From cheap to expensive, so that what is wrong is found early: files, networks, real images, generation."""
-    with processes.together():
+    with processes.sync_errors():
         reference = _check_files(arguments, processes)
     device = arguments.device or processes.device or pipelines.default_device()
     network = feature_networks.load(arguments, device, processes) if _wants_figures(arguments) else None
-    with processes.together():
+    with processes.sync_errors():
         if reference is not None and network is not None:
             check_reference(reference, network)
         pipe, prompts = _load_pipeline(arguments, device)
@@ -260,7 +260,7 @@ def _measure_real(
         return None, reference
     needed = arguments.kid or (arguments.fid and reference is None)
     real = measure_folder(arguments.real, network if needed else None, arguments.on_bad_image, processes)
-    with processes.together():
+    with processes.sync_errors():
         _check_number(len(real.luminance), "real", arguments)
         if arguments.fid and reference is None and processes.is_main:
             reference = _real_statistics(arguments, real.features)
@@ -299,7 +299,7 @@ def _report(
     n, k = len(groups or ()), len(set(groups or ()))
     if groups and n > k > 1:
         share, noise = prompt_share(generated.luminance, groups), (k - 1) / (n - 1)
-        show(Line(f"prompt share {share:.4f} of the variance; noise alone: {noise:.4f}"))
+        show(Text(f"prompt share {share:.4f} of the variance; noise alone: {noise:.4f}"))
         result["prompt_share"] = {"share": share, "noise_alone": noise}
     return result
 

@@ -40,10 +40,10 @@ def load(arguments: argparse.Namespace, device: Any, processes: Processes) -> Fe
     """
     weights, sha256 = arguments.feature_weights, arguments.feature_sha256
     if arguments.features == "dinov2":
-        with processes.together():
+        with processes.sync_errors():
             return DinoV2Features(weights or "facebook/dinov2-large", sha256, device=device)
-    with processes.together():
+    with processes.sync_errors():
         if weights is None and processes.is_main:  # fetched by one, before the others look for it
             inception_file()
-    with processes.together():
+    with processes.sync_errors():
         return InceptionFeatures(weights or inception_file(), sha256 or INCEPTION_SHA256, device)

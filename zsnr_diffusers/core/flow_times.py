@@ -62,12 +62,10 @@ def flow_times(
         raise ValueError(
             f"flow_time_sampling={sampling!r} is not known; choose one of {', '.join(FLOW_TIME_SAMPLINGS)}."
         )
-    if sampling == "logit_normal":
-        times = logit_normal_times(u, logit_mean, logit_std)
-    elif sampling == "uniform":
-        times = u
-    elif alphas_cumprod is None:
+    if sampling == "snr" and alphas_cumprod is None:
         raise ValueError("flow_time_sampling='snr' is the density of a schedule with betas; pass alphas_cumprod.")
-    else:
-        times = schedule_times(u, alphas_cumprod)
-    return torch.as_tensor(shifted_time(times, shift))
+    if sampling == "logit_normal":
+        u = logit_normal_times(u, logit_mean, logit_std)
+    elif alphas_cumprod is not None and sampling == "snr":
+        u = schedule_times(u, alphas_cumprod)
+    return torch.as_tensor(shifted_time(u, shift))

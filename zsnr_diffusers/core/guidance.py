@@ -48,19 +48,19 @@ def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: floa
     wide = torch.promote_types(guided.dtype, torch.float32)
     if guided.dtype != wide:
         return rescale_guidance(guided.to(wide), conditional.to(wide), guidance_rescale).to(guided.dtype)
-    return torch.addcmul(guided, guided, _excess(guided, conditional), value=guidance_rescale)
+    return torch.addcmul(guided, guided, _std_ratio_minus_one(guided, conditional), value=guidance_rescale)
 
 
-def _excess(guided: Tensor, conditional: Tensor) -> Tensor:
+def _std_ratio_minus_one(guided: Tensor, conditional: Tensor) -> Tensor:
     """std(conditional) / std(guided) - 1 of each sample, shape [B, 1, ...]; 0 where either is flat."""
-    sharpness = _inverse_spread(guided)
-    other = _inverse_spread(conditional)
+    sharpness = _inverse_std(guided)
+    other = _inverse_std(conditional)
     # infinite where flat, so that the quotient is infinite or not a number in all three cases
     excess = (sharpness - other).div_(other).nan_to_num_(0.0, 0.0)
     return excess.view(-1, *[1] * (guided.ndim - 1))
 
 
-def _inverse_spread(x: Tensor) -> Tensor:
+def _inverse_std(x: Tensor) -> Tensor:
     """1 / std of each sample, shape [B, 1]; infinite for a constant.
 
     The kernel of group normalisation goes through the values once, by Welford's recurrence, which gives exactly 0 for
@@ -116,7 +116,7 @@ def rescale_guidance_in_space(
         return (g + guidance_rescale * _slope(x, c - g) * x).to(guided.dtype)
     offset = (a_output - x_0_factors(target, level)[0]) / b_output * x
     there = g + offset
-    return torch.addcmul(g, there, _excess(there, c + offset), value=guidance_rescale).to(guided.dtype)
+    return torch.addcmul(g, there, _std_ratio_minus_one(there, c + offset), value=guidance_rescale).to(guided.dtype)
 
 
 def _slope(x: Tensor, y: Tensor) -> Tensor:

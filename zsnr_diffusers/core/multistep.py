@@ -19,15 +19,15 @@ from .solvers import Update, check_eta
 from .spacing import LARGEST_SCALE, clean_position, position
 
 MAX_ORDER = 3
-FAR = 2.0
+MAX_STEP_RATIO = 2.0
 """Steps are even if no interval is so many times longer than the one before."""
-DETAIL = 0.05
+SMALLEST_END_SCALE = 0.05
 """The smallest scale that the last step looks for behind the last output of even steps."""
 SPECTRUM = (0.1, 64.0)
 """Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
 FEW_STEPS = 64
 """More of them need no fit: their polynomials are nearly exact, and it takes a third of a millisecond a step."""
-TRUST = 0.4
+RIDGE = 0.4
 """Relative error, over a run, that moving the weights by a whole step each must save, for the fit to move them."""
 
 
@@ -84,13 +84,13 @@ def _ending(kappas: Tensor, most: int, even: bool) -> Tensor:
 
     Towards clean data x_0 runs in powers of 1 / kappa^2 on every Gaussian, once its scale is resolved; so its limit is
     the value at 0 of the polynomial in that variable through the last outputs. Even steps end where details are not
-    resolved yet; there the variable is `position` down to the scale `DETAIL`.
+    resolved yet; there the variable is `position` down to the scale `SMALLEST_END_SCALE`.
     """
     if len(kappas) == 1:
         return torch.ones(1, dtype=torch.float64)
     last = kappas[-most:].flip(0)
     last = last[last > 0]  # pure noise knows nothing of the end
-    nodes, end = (position(last, DETAIL), clean_position(DETAIL)) if even else (last**-2, 0.0)
+    nodes, end = (position(last, SMALLEST_END_SCALE), clean_position(SMALLEST_END_SCALE)) if even else (last**-2, 0.0)
     return _lagrange(nodes[None], torch.tensor([[end]], dtype=torch.float64))[0, :, 0]
 
 
@@ -102,7 +102,7 @@ def _intervals(kappas: Tensor) -> Tensor:
 def _even(kappas: Tensor) -> bool:
     """Whether no interval, up to clean data, is much longer in `position` than the one before."""
     intervals = _intervals(kappas)
-    return bool((intervals[1:] <= FAR * intervals[:-1]).all())
+    return bool((intervals[1:] <= MAX_STEP_RATIO * intervals[:-1]).all())
 
 
 def multistep_updates(
@@ -210,7 +210,7 @@ def _fit_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
 
     For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
     Row by row the sampler is run on all s at once, and the row is moved by the least squares of the relative error
-    after it, errors of earlier steps included, with `TRUST` / n for a ridge; the sum of a row, which makes a constant
+    after it, errors of earlier steps included, with `RIDGE` / n for a ridge; the sum of a row, which makes a constant
     output exact, stays.
     """
     smallest, largest = map(math.log10, SPECTRUM)
@@ -218,7 +218,7 @@ def _fit_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
     growth = (1 + (s * kappas[:, None]) ** 2).sqrt()
     slopes = s**2 * kappas[:, None] / growth**2  # x_0 = slope * x / sigma
     wanted = torch.cat([growth[1:], s[None]])
-    ridge = (TRUST / len(rows)) ** 2 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
+    ridge = (RIDGE / len(rows)) ** 2 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
     y, outputs = growth[0], torch.empty(len(rows), len(s), dtype=torch.float64)
     for i, row in enumerate(rows):
         outputs[i] = slopes[i] * y

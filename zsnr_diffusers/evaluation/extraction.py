@@ -32,7 +32,7 @@ class ImageFeatures:
     origin: FeatureOrigin
 
     @classmethod
-    def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+    def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """The features of all images of one network in one, from at least one part."""
         logits = [part.logits for part in parts if part.logits is not None]
         features = np.concatenate([part.features for part in parts])
@@ -63,7 +63,7 @@ def image_features(
         ImageError: a file that cannot be read.
     """
     batches = _network_batches(network, images, batch_size, progress)
-    return ImageFeatures.joined([ImageFeatures(*batch, network.origin) for batch in batches])
+    return ImageFeatures.concatenate([ImageFeatures(*batch, network.origin) for batch in batches])
 
 
 def image_statistics(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..utils.tables import Line, Part, Report, Table
+from ..utils.tables import Part, Report, Table, Text
 from .luminance import mean_luminance
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TerminalInvariance(Report):
         )
         if self.luminance_std is not None:
             head += f"; its luminance by {self.luminance_std:.4f}"
-        yield Line(head)
+        yield Text(head)
         shares = zip(self.shares, self.prompts, strict=True)
         if rows := tuple((f"{share:.4f}", str(prompt)) for share, prompt in shares if prompt is not None):
             yield Table((), rows, align="><", indent="  ")

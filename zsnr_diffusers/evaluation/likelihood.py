@@ -110,7 +110,7 @@ def bits_per_dim(
             f"batch_size must be at least 1 and seed at least 0, got batch_size={batch_size}, seed={seed}"
         )
     strata = bound_strata(levels, _checked_count(timesteps_per_image, len(levels)))
-    pictures = _pictures(unet, images, batch_size)
+    pictures = _images(unet, images, batch_size)
     labels = _labels(unet, class_labels, len(pictures))
     bound = _Bound(unet, scheduler, levels)
 
@@ -240,7 +240,7 @@ def _checked_count(timesteps_per_image: int | None, num_train_timesteps: int) ->
     return timesteps_per_image
 
 
-def _pictures(unet: Any, images: Images, batch_size: int) -> Tensor:
+def _images(unet: Any, images: Images, batch_size: int) -> Tensor:
     """All images, uint8 [n, C, H, W] on the CPU, so that whatever is wrong with them is found before work starts."""
     import torch
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..utils.extras import import_extra
 from ..utils.images import load_rgb
-from ..utils.tables import Line, Part, Report, Table
+from ..utils.tables import Part, Report, Table, Text
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ class LuminanceCoverage(Report):
         summaries = (("generated", self.generated), ("real", self.real))
         rows = [(name, str(s.n), *(f"{getattr(s, c):.4f}" for c in _COLUMNS)) for name, s in summaries]
         yield Table(("luminance", "n", *_COLUMNS), tuple(rows), align="<" + ">" * (1 + len(_COLUMNS)))
-        yield Line(
+        yield Text(
             f"Wasserstein-1 {self.w1:.4f}; a perfect generator with as many images: {self.floor:.4f} on average, "
             f"below {self.floor_p95:.4f} in 95 %",
             "warning" if self.w1 > self.floor_p95 else "good",

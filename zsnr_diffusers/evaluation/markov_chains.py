@@ -89,7 +89,7 @@ def denoising_chain(pipe: Any, num_frames: int = 9, **call_kwargs: Any) -> Chain
     """
     import torch
 
-    watch = _Watch(pipe.scheduler, num_frames)
+    watch = _StepRecorder(pipe.scheduler, num_frames)
     with _watched_step(pipe.scheduler, watch):
         pipe(**call_kwargs)
     if watch.times[-1:] != [0]:
@@ -114,7 +114,7 @@ def chain_picture(chain: Chain, path: str | PathLike[str] | None = None, cell: i
     rows, labels = [], []
     for name, frames in (("x_t", chain.samples), ("x_0 as predicted from x_t", chain.estimates)):
         if frames is not None:
-            block = [_pictures(frames[frame], cell) for frame in order]
+            block = [_images(frames[frame], cell) for frame in order]
             rows += [list(row) for row in zip(*block, strict=True)]
             labels += [name] + [""] * (len(block[0]) - 1)
     return sample_grid(rows, labels, path, column_labels=[f"t = {chain.times[frame]}" for frame in order])
@@ -149,7 +149,7 @@ def _evenly_spread(last: int, num_frames: int, of: str) -> tuple[int, ...]:
     return tuple(round(last * frame / (num_frames - 1)) for frame in range(num_frames))
 
 
-class _Watch:
+class _StepRecorder:
     """What `scheduler.step` is given and returns, at the steps that become frames."""
 
     def __init__(self, scheduler: Any, num_frames: int) -> None:
@@ -212,11 +212,11 @@ def _watched_step(scheduler: Any, watch: Callable[[Any, Any, Any], None]) -> Ite
             scheduler.step = own
 
 
-def _pictures(images: Tensor, cell: int) -> list[Image.Image]:
+def _images(images: Tensor, cell: int) -> list[Image.Image]:
     """[n, C, H, W] as images of about `cell` pixels or more."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"an image has 1 or 3 channels, these images have {images.shape[1]}; decode latents first.")
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     factor = max(1, round(cell / max(images.shape[2:])))
-    pictures = [Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture) for picture in levels]
+    pictures = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in levels]
     return [p.resize((p.width * factor, p.height * factor), Image.Resampling.NEAREST) for p in pictures]

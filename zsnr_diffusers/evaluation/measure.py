@@ -55,7 +55,7 @@ class Measurements:
     first: NamedSize | None
 
     @classmethod
-    def joined(cls, parts: Sequence[Measurements]) -> Measurements:
+    def concatenate(cls, parts: Sequence[Measurements]) -> Measurements:
         """All parts in one.
 
         Raises:
@@ -68,7 +68,7 @@ class Measurements:
                 check_same_size(other, first[0])
         return cls(
             np.concatenate([part.luminance for part in parts]),
-            ImageFeatures.joined(features) if features else None,
+            ImageFeatures.concatenate(features) if features else None,
             [name for part in parts for name in part.skipped],
             first[0] if first else None,
         )
@@ -140,10 +140,10 @@ def measure_folder(
         OSError: the folder does not exist or is none.
     """
     processes = processes or Processes()
-    with processes.together():
+    with processes.sync_errors():
         paths = images_in(folder, on_bad_image)
-        own = measure_images(processes.share(paths), network, on_bad_image=on_bad_image, progress=processes.is_main)
-    measured = Measurements.joined(processes.gather(own))
+        own = measure_images(processes.split(paths), network, on_bad_image=on_bad_image, progress=processes.is_main)
+    measured = Measurements.concatenate(processes.gather(own))
     if measured.skipped and processes.is_main:
         print(f"skipped {len(measured.skipped)} of {len(paths)} images in {folder}", file=sys.stderr)
     if not len(measured.luminance):
@@ -191,14 +191,14 @@ def measure_pipeline(
     processes = processes or Processes()
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
-    with processes.together():
+    with processes.sync_errors():
         check_save_folder(save_images if processes.is_main else None)
     distinct = [None] if prompts is None else list(dict.fromkeys(prompts))
     groups = [distinct[i % len(distinct)] for i in range(num_images)]
     seeds = [seed + i // len(distinct) for i in range(num_images)]
     thumbnails: dict[int, Image.Image] = {}
-    with processes.together():
-        numbers = processes.share(range(num_images))
+    with processes.sync_errors():
+        numbers = processes.split(range(num_images))
         conditions: Any = None if prompts is None else [groups[i] for i in numbers]
         progress = kwargs.pop("progress", True) and processes.is_main
         images = iter_images(pipe, conditions, [seeds[i] for i in numbers], progress=progress, **kwargs)
@@ -208,9 +208,9 @@ def measure_pipeline(
             wanted = {number for row in _grid_numbers(num_images, len(distinct)) for number in row}
             images = keeping_thumbnails(images, numbers, GRID_CELL, wanted, thumbnails)
         own = measure_images(images, network, progress=False)
-    measured = Measurements.joined(processes.gather(own))
+    measured = Measurements.concatenate(processes.gather(own))
     shown = {number: image for part in processes.gather(thumbnails) for number, image in part.items()}
-    with processes.together():
+    with processes.sync_errors():
         if save_images is not None and processes.is_main:
             _write_metadata(Path(save_images), groups, seeds)
         if grid is not None and processes.is_main:

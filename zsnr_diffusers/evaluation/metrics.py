@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..utils.tables import Facts, Part, Report
+from ..utils.tables import KeyValues, Part, Report
 from .distances import KernelDistance, frechet_distance, inception_score, kernel_distance, kernel_distance_of_subsets
 from .extraction import ImageFeatures
 from .feature_statistics import FeatureOrigin, check_same_origin
@@ -18,9 +18,9 @@ from .reference import Reference
 SUBSET_SIZE = 1000
 """Images in each subset of a kernel distance, as in most papers."""
 
-SUBSETS = 100
-WHOLE_SETS = 20_000
-"""Images in both sets together up to which the kernel distance is of all: about the work of `SUBSETS` subsets."""
+NUM_SUBSETS = 100
+MAX_FULL_KID = 20_000
+"""Images in both sets together up to which the kernel distance is of all: about the work of `NUM_SUBSETS` subsets."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class Figures(Report):
 
     def parts(self) -> Iterator[Part]:
         """A line for each."""
-        yield Facts(("figure", "value", "depends on"), tuple(figure.row for figure in self.figures), aside="  ({})")
+        yield KeyValues(
+            ("figure", "value", "depends on"), tuple(figure.row for figure in self.figures), aside="  ({})"
+        )
 
 
 def frechet_figure(generated: ImageFeatures, reference: Reference) -> Figure:
@@ -125,7 +127,7 @@ def kernel_figure(
         real: features of real ones, by the same network.
         name: of the real images.
         num_subsets: how many random subsets of `SUBSET_SIZE`; 0 for all images at once; None for all, unless there
-            are more than `WHOLE_SETS` and subsets are possible.
+            are more than `MAX_FULL_KID` and subsets are possible.
         seed: of the subsets.
 
     Raises:
@@ -134,7 +136,7 @@ def kernel_figure(
     check_same_origin(generated.origin, real.origin)
     n, m = len(generated.features), len(real.features)
     if num_subsets is None:
-        num_subsets = SUBSETS if n + m > WHOLE_SETS and min(n, m) >= SUBSET_SIZE else 0
+        num_subsets = NUM_SUBSETS if n + m > MAX_FULL_KID and min(n, m) >= SUBSET_SIZE else 0
     distance, method = _kernel_distance(generated, real, num_subsets, seed)
     return Figure(
         name=_names(generated.origin)[2],

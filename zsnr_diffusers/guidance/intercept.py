@@ -1,4 +1,4 @@
-"""One call of a pipeline, watched at two doors: what its denoiser predicts, and what it hands to `scheduler.step`.
+"""One call of a pipeline, watched at two places: what its denoiser predicts, and what it hands to `scheduler.step`.
 
 Pipelines stack, split and combine predictions each in a way of its own. All of them call denoisers once or more per
 step and then a scheduler, so how a pipeline guides can be read off the two: its guided prediction is a weighted sum of
@@ -21,9 +21,9 @@ from torch import Tensor, cat
 
 from ..core.combination import Combination, equal_combination, find_combination, guidance_weights
 from ..core.guidance import rescale_guidance
-from .doors import active_run, open_door, watch_denoiser
 from .layout import Layout, denoisers, frames, layouts, tensors
 from .levels import check_levels, rescaled_in_space
+from .method_patch import active_run, patch_method, watch_denoiser
 
 logger = logging.get_logger(__name__)
 
@@ -83,7 +83,7 @@ class GuidanceInterceptor:
             for denoiser in denoisers(self._pipe):
                 watch_denoiser(denoiser, self)
             for scheduler in self._schedulers:
-                open_door(scheduler, "step", GuidanceInterceptor.through_scheduler, self)
+                patch_method(scheduler, "step", GuidanceInterceptor.through_scheduler, self)
         except BaseException:
             self.stack.close()
             raise

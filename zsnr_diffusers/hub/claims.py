@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import schedulers
 from ..core import alpha_bar_table
-from ..schedulers.config import is_flow, listed, with_defaults
+from ..schedulers.config import betas_list, is_flow, with_defaults
 from .known_models import known_model, repo_of
 
-FACTS = ("prediction_type", "rescale_betas_zero_snr")
+RESOLVED_FIELDS = ("prediction_type", "rescale_betas_zero_snr")
 
 ARGUMENTS = "the arguments"
 SCHEDULER, ARCHITECTURE = "the scheduler's config", "the config of this architecture"
@@ -58,7 +58,7 @@ def _betas_end_in_noise(config: Mapping[str, Any]) -> bool:
     betas = config.get("trained_betas")
     if betas is None or config.get("prediction_type", "epsilon") == "epsilon":
         return False
-    return ends_in_noise(alpha_bar_table(trained_betas=listed(betas)))
+    return ends_in_noise(alpha_bar_table(trained_betas=betas_list(betas)))
 
 
 def ends_in_noise(alphas_cumprod: Tensor) -> bool:

@@ -15,7 +15,7 @@ from .. import class_conditional, schedulers
 from ..class_conditional import ClassConditionalPipeline
 from ..core import calibrated, combination, flow, multistep, noise, predictions, safeguard, solvers, spacing
 from ..core import guidance as core_guidance
-from ..guidance import doors, intercept, layout, levels, mixin
+from ..guidance import intercept, layout, levels, method_patch, mixin
 from ..guidance.mixin import GuidanceRescaleMixin, check_guides, guides, stock_class
 from ..schedulers import ZeroSNRDDIMScheduler, base, config, sampling
 from ..schedulers import flow as flow_schedulers
@@ -25,7 +25,7 @@ from ..schedulers.config import own_spacing
 _PARTS: tuple[ModuleType, ...] = (
     *(noise, predictions, core_guidance, combination, spacing, flow, solvers, safeguard, multistep, calibrated),
     *(config, sampling, base, flow_schedulers, schedulers),
-    *(doors, layout, levels, intercept, mixin, class_conditional),
+    *(method_patch, layout, levels, intercept, mixin, class_conditional),
 )
 """What such a pipeline is made of, each after what it needs."""
 

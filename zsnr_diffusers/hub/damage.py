@@ -12,7 +12,7 @@ from .files import read_json
 from .header import Header, read_header
 from .layouts import check_weights
 
-_WHATEVER = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+_LOAD_ERRORS = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 """What a wrong value in a network's config leads to."""
 
 
@@ -25,7 +25,7 @@ def explain_load_errors(source: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, SafetensorError, *_WHATEVER) as error:
+    except (OSError, ValueError, SafetensorError, *_LOAD_ERRORS) as error:
         if isinstance(error, torch.OutOfMemoryError) or (
             isinstance(error, OSError | ValueError) and str(source) in str(error)
         ):

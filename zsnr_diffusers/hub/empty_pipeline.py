@@ -10,7 +10,7 @@ from torch import nn
 
 from .claims import scheduler_class
 from .damage import explain_load_errors
-from .files import INDEX, saved_json
+from .files import INDEX, load_json
 from .saved_model import SCHEDULER_FILE, SavedModel
 
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -73,7 +73,7 @@ def _network(saved: SavedModel, name: str, dtype: torch.dtype) -> nn.Module | No
         raise ValueError(
             f"{INDEX} of {saved.name} has {entry} as its {name}, which is no class of a library known here."
         )
-    config = saved_json(saved.name, file := f"{name}/config.json", saved.options)
+    config = load_json(saved.name, file := f"{name}/config.json", saved.options)
     if config is None:
         raise OSError(f"{saved.name} has no {file}.")
     with torch.device("meta"):

@@ -41,13 +41,13 @@ def explain_hub_errors(source: Any) -> Iterator[None]:
     except (*TRANSPORT, ValueError) as error:
         if Path(os.fspath(source)).exists():
             raise
-        reason = hub_reason(error, str(source))
+        reason = explain(error, str(source))
         if reason is None:
-            raise ValueError(f"{source}: {_words(error)}.") from error
+            raise ValueError(f"{source}: {_one_line(error)}.") from error
         raise OSError(f"{source} is no local folder or file, and cannot be read from the Hub: {reason}.") from error
 
 
-def hub_reason(error: BaseException, repo: str) -> str | None:
+def explain(error: BaseException, repo: str) -> str | None:
     """What lies behind an error of the Hub's client, or one of diffusers over it; None if it is of another kind.
 
     Args:
@@ -66,14 +66,16 @@ def hub_reason(error: BaseException, repo: str) -> str | None:
             return reason
     for one in chain:
         if isinstance(one, EntryNotFoundError) and not isinstance(one, LocalEntryNotFoundError):
-            return f"it has no file {_asked_for(one) or 'of that name'}"
+            return f"it has no file {_requested_file(one) or 'of that name'}"
         if hasattr(getattr(one, "response", None), "status_code"):
             return _refused(one)
     failed = [one for one in chain if _is_transport(one) or isinstance(one, LocalEntryNotFoundError)]
     if failed:
         cause = next(filter(_is_transport, failed), failed[0])
-        return f"the connection failed{_over(cause)} ({_words(cause)}); ask again, files that have come are kept"
-    return _words(error) if isinstance(error, OSError) else None
+        return (
+            f"the connection failed{_for_file(cause)} ({_one_line(cause)}); ask again, files that have come are kept"
+        )
+    return _one_line(error) if isinstance(error, OSError) else None
 
 
 def _gone(repo: str) -> str:
@@ -97,7 +99,7 @@ def _is_transport(error: BaseException) -> bool:
 
 def _refused(error: Any) -> str:
     status = error.response.status_code
-    over = _over(error)
+    over = _for_file(error)
     if status == 401:
         return f"it answers 401, not authorized{over}: {_LOG_IN}"
     if status == 403:
@@ -106,12 +108,12 @@ def _refused(error: Any) -> str:
     return f"it answers {status}{over}{later}"
 
 
-def _over(error: Any) -> str:
-    name = _asked_for(error)
+def _for_file(error: Any) -> str:
+    name = _requested_file(error)
     return f" over {name}" if name else ""
 
 
-def _asked_for(error: Any) -> str | None:
+def _requested_file(error: Any) -> str | None:
     """The file that a request was for."""
     for holder in ("response", "request"):
         with contextlib.suppress(RuntimeError):  # a request that the library did not note
@@ -121,5 +123,5 @@ def _asked_for(error: Any) -> str | None:
     return None
 
 
-def _words(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".")

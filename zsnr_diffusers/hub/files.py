@@ -15,16 +15,16 @@ from .weight_files import variants
 
 INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
 
-PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 """Arguments of `from_pretrained` that say where to look."""
 
 
-def places_in(kwargs: Mapping[str, Any], *more: str) -> dict[str, Any]:
+def hub_kwargs_of(kwargs: Mapping[str, Any], *more: str) -> dict[str, Any]:
     """Those arguments of `from_pretrained` that say where to look, and `more` of them."""
-    return {key: kwargs[key] for key in (*PLACES, *more) if key in kwargs}
+    return {key: kwargs[key] for key in (*HUB_KWARGS, *more) if key in kwargs}
 
 
-def saved_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
+def load_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
     """One of the JSON files of a folder or repo; None if there is none of this name.
 
     Args:
@@ -41,7 +41,7 @@ def saved_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, A
         return read_json(folder / name) if (folder / name).exists() else None
     with explain_hub_errors(source):
         try:
-            path = hf_hub_download(str(source), name, **places_in(places))
+            path = hf_hub_download(str(source), name, **hub_kwargs_of(places))
         except LocalEntryNotFoundError:
             if _is_known_to_be_missing(str(source), name, places):
                 return None
@@ -89,7 +89,7 @@ def only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def named(source: Any) -> Iterator[None]:
+def error_context(source: Any) -> Iterator[None]:
     """Name what holds a value in the error that refuses it.
 
     Raises:

@@ -32,7 +32,7 @@ _SCALES = (
 """Names of what stands beside quantized weights, which are no weights without it."""
 
 
-class Layout(NamedTuple):
+class OriginalFormat(NamedTuple):
     """One of the three layouts."""
 
     name: str
@@ -60,7 +60,7 @@ def _pipelines(kind: str) -> dict[int, str]:
     return {4: f"StableDiffusion{kind}Pipeline", 9: f"StableDiffusion{kind}InpaintPipeline"}
 
 
-SD_1 = Layout(
+SD_1 = OriginalFormat(
     "Stable Diffusion 1.x",
     "cond_stage_model.transformer.",
     None,
@@ -69,7 +69,7 @@ SD_1 = Layout(
     dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-v1"),
     {"epsilon": "sd_v1", "v_prediction": "sd_v1_v"},
 )
-SD_2 = Layout(
+SD_2 = OriginalFormat(
     "Stable Diffusion 2.x",
     None,
     "cond_stage_model.model.",
@@ -78,7 +78,7 @@ SD_2 = Layout(
     {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
     {"epsilon": "sd_v2", "v_prediction": "sd_v2_v"},
 )
-SDXL = Layout(
+SDXL = OriginalFormat(
     "Stable Diffusion XL",
     "conditioner.embedders.0.transformer.",
     "conditioner.embedders.1.model.",
@@ -89,7 +89,7 @@ SDXL = Layout(
 )
 
 
-def layout_of(shapes: Mapping[str, list[int]]) -> Layout | None:
+def layout_of(shapes: Mapping[str, list[int]]) -> OriginalFormat | None:
     """The layout of a checkpoint by its UNet, whether or not it has the other parts; None where it is another model's.
 
     Args:
@@ -110,7 +110,7 @@ def _first(shapes: Mapping[str, list[int]], end: str) -> list[int]:
     return next((shape for key, shape in shapes.items() if key.startswith(UNET) and key.endswith(end)), [])
 
 
-def _foreign_encoders(layout: Layout) -> tuple[str, ...]:
+def _foreign_encoders(layout: OriginalFormat) -> tuple[str, ...]:
     """Prefixes of text encoders that this layout has not."""
     if layout is SDXL:
         return ("cond_stage_model.", "conditioner.embedders.0.model.")
@@ -123,7 +123,7 @@ def in_channels(shapes: Mapping[str, list[int]]) -> int | None:
     return shape[1] if len(shape) == 4 else None
 
 
-def missing_parts(shapes: Iterable[str], layout: Layout) -> list[str]:
+def missing_parts(shapes: Iterable[str], layout: OriginalFormat) -> list[str]:
     """The parts of the pipeline that a file has no weights of, by their names in the pipeline."""
     keys = list(shapes)
     parts: dict[str, tuple[str, ...]] = {"vae": _VAES, **{name: (one,) for name, one in layout.encoders.items()}}
@@ -163,6 +163,6 @@ def check_weights(name: Any, header: Header, prefixes: tuple[str, ...] = ("",)) 
             )
 
 
-def weight_prefixes(layout: Layout) -> tuple[str, ...]:
+def weight_prefixes(layout: OriginalFormat) -> tuple[str, ...]:
     """Beginnings of the keys of a layout's weights."""
     return (UNET, *_VAES, *layout.encoders.values())

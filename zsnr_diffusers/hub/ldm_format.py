@@ -12,10 +12,10 @@ import torch
 from diffusers.loaders import single_file_utils as stock
 from torch import Tensor, nn
 
-from .layouts import SD_1, SD_2, SDXL, UNET, VAE, Layout
+from .layouts import SD_1, SD_2, SDXL, UNET, VAE, OriginalFormat
 
 
-def layout_of_pipeline(pipe: Any) -> Layout:
+def layout_of_pipeline(pipe: Any) -> OriginalFormat:
     """The layout that a pipeline's parts fit into.
 
     Raises:
@@ -47,33 +47,33 @@ def original_checkpoint(pipe: Any) -> dict[str, Tensor]:
     """
     layout = layout_of_pipeline(pipe)
     unet, vae, texts = _weights(pipe.unet), _weights(pipe.vae), _text_encoders(pipe, layout)
-    checkpoint = _renamed(unet, UNET, _unet_name(pipe.unet.config["layers_per_block"], unet))
-    checkpoint |= _renamed(vae, VAE, _vae_name(len(pipe.vae.config["block_out_channels"])))
+    checkpoint = _rename(unet, UNET, _unet_name(pipe.unet.config["layers_per_block"], unet))
+    checkpoint |= _rename(vae, VAE, _vae_name(len(pipe.vae.config["block_out_channels"])))
     checkpoint = {key: _as_convolution(key, tensor) for key, tensor in checkpoint.items()}
     for prefix, encoder in texts.items():
         weights = _text_weights(encoder)
         checkpoint |= (_open_clip_keys if prefix == layout.open_clip else _clip_keys)(weights, prefix)
 
-    _check_led_back("unet", unet, stock.convert_ldm_unet_checkpoint(dict(checkpoint), pipe.unet.config))
-    _check_led_back("vae", vae, stock.convert_ldm_vae_checkpoint(dict(checkpoint), pipe.vae.config))
+    _check_round_trip("unet", unet, stock.convert_ldm_unet_checkpoint(dict(checkpoint), pipe.unet.config))
+    _check_round_trip("vae", vae, stock.convert_ldm_vae_checkpoint(dict(checkpoint), pipe.vae.config))
     for prefix, encoder in texts.items():
         back = (
             stock.convert_open_clip_checkpoint(encoder, dict(checkpoint), prefix=prefix)
             if prefix == layout.open_clip
             else stock.convert_ldm_clip_checkpoint(dict(checkpoint))
         )
-        _check_led_back(type(encoder).__name__, _text_weights(encoder), back)
+        _check_round_trip(type(encoder).__name__, _text_weights(encoder), back)
     return checkpoint
 
 
-def _check_led_back(part: str, weights: Mapping[str, Tensor], back: Mapping[str, Tensor]) -> None:
+def _check_round_trip(part: str, weights: Mapping[str, Tensor], back: Mapping[str, Tensor]) -> None:
     """Diffusers' conversion must find every weight again; what is written and cannot be read is lost."""
     lost = [key for key, tensor in weights.items() if key not in back or not torch.equal(back[key], tensor)]
     if lost or len(back) != len(weights):
         raise ValueError(f"diffusers would not read {(lost or [*back])[0]!r} of {part} back; save a folder instead.")
 
 
-def _text_encoders(pipe: Any, layout: Layout) -> dict[str, nn.Module]:
+def _text_encoders(pipe: Any, layout: OriginalFormat) -> dict[str, nn.Module]:
     """A pipeline's text encoders by their prefix in the checkpoint."""
     encoders = [pipe.text_encoder, *([pipe.text_encoder_2] if layout is SDXL else [])]
     if len({encoder.config.hidden_size for encoder in encoders}) < len(encoders):
@@ -98,7 +98,7 @@ def _text_weights(encoder: nn.Module) -> dict[str, Tensor]:
     return weights if wrapped else {prefix + key: tensor for key, tensor in weights.items()}
 
 
-def _renamed(weights: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+def _rename(weights: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
     names = {key: rename(key) for key in weights}
     for key, name in names.items():
         if name is None:

@@ -18,10 +18,10 @@ from ..guidance.mixin import with_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import is_flow
-from .claims import ARCHITECTURE, ARGUMENTS, FACTS, ends_in_noise, scheduler_claim
+from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, ends_in_noise, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
 from .errors import explain_hub_errors
-from .files import INDEX, named, only_variant
+from .files import INDEX, error_context, only_variant
 from .flow_models import flow_scheduler_for
 from .saved_model import SavedModel
 from .single_file_pipeline import from_single_file
@@ -81,7 +81,7 @@ def load_pipeline(
     told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
     saved = SavedModel.open(source, only_pipelines=True, **told, **kwargs)
     kwargs = dict(saved.options)
-    check_zero_snr(saved)
+    check_epsilon(saved)
     for conflict in saved.conflicts:
         logger.warning(f"{saved.name}: {conflict}")
     if saved.is_single_file:
@@ -89,12 +89,12 @@ def load_pipeline(
         if kwargs.get("config") is None:  # whatever is of this architecture has the same
             claim = scheduler_claim(pipe.scheduler.config, ARCHITECTURE)
             saved = replace(saved, claims=(*saved.claims, claim))
-            check_zero_snr(saved)
+            check_epsilon(saved)
         _warn_of_a_guess(saved)
     else:
         pipe = _from_pretrained(saved, kwargs)
-    if any(saved.authority(fact) for fact in FACTS) and "scheduler" not in kwargs:
-        with named(saved.name):
+    if any(saved.authority(fact) for fact in RESOLVED_FIELDS) and "scheduler" not in kwargs:
+        with error_context(saved.name):
             pipe.scheduler = scheduler_for(pipe, saved)
         logger.info(f"{saved.name}: {saved.facts}; sampled by {type(pipe.scheduler).__name__}.")
     return with_guidance(pipe, saved.guidance, guidance_rescale)
@@ -108,7 +108,7 @@ def _warn_of_a_guess(saved: SavedModel) -> None:
         logger.warning(f"{saved.name} does not say what it predicts; {what}. Pass prediction_type= if it is another.")
 
 
-def check_zero_snr(saved: SavedModel) -> None:
+def check_epsilon(saved: SavedModel) -> None:
     """Refuse facts that no model can have.
 
     Raises:
@@ -193,12 +193,14 @@ def _merged_scheduler(pipe: Any, saved: SavedModel) -> Any:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or "beta_schedule" not in scheduler.config or is_flow(scheduler.config):
         raise ValueError(
-            f"{type(pipe).__name__} has no scheduler with betas, so {', '.join(FACTS)} mean nothing to it."
+            f"{type(pipe).__name__} has no scheduler with betas, so {', '.join(RESOLVED_FIELDS)} mean nothing to it."
         )
     config, zero_snr = scheduler.config, saved.rescale_betas_zero_snr
-    wanted = dict(saved.schedule) | {fact: value for fact in FACTS if (value := getattr(saved, fact)) is not None}
+    wanted = dict(saved.schedule) | {
+        fact: value for fact in RESOLVED_FIELDS if (value := getattr(saved, fact)) is not None
+    }
     own = scheduler_claim(config)
-    found = {**config, **{fact: getattr(own, fact) for fact in FACTS}}
+    found = {**config, **{fact: getattr(own, fact) for fact in RESOLVED_FIELDS}}
     agrees = all(found.get(key, False) == value for key, value in wanted.items())
     if agrees and (not zero_snr or _starts_from_noise(scheduler)):
         return scheduler

@@ -12,16 +12,16 @@ from diffusers.utils import logging
 from ..core.guidance import check_guidance_rescale
 from ..guidance.mixin import with_guidance
 from ..utils.extras import import_extra
-from .files import PLACES, SCHEDULER_CONFIG, named, places_in
+from .files import HUB_KWARGS, SCHEDULER_CONFIG, error_context, hub_kwargs_of
 from .flow_models import stock_scheduler_for
-from .load import check_zero_snr, scheduler_for
+from .load import check_epsilon, scheduler_for
 from .lora_export import adapter_weights, adapters_of, is_dora, lora_metadata, write_kohya_file, write_stock_file
 from .lora_files import KOHYA_FILE, LORA_FILE, lora_file
-from .lora_fit import load_weights, rehearse
+from .lora_fit import check_loads, load_weights
 from .model_card import lora_card
 from .save import check_file_name
 from .saved_model import SavedModel
-from .upload import open_repo, push
+from .upload import create_repo, upload
 
 logger = logging.get_logger(__name__)
 
@@ -67,23 +67,23 @@ def load_lora(
     import_extra("peft", "lora")
     if not hasattr(pipe, "load_lora_weights"):
         raise TypeError(f"{type(pipe).__name__} has no load_lora_weights.")
-    places = {key: kwargs.pop(key) for key in (*PLACES, "subfolder") if key in kwargs}
+    places = {key: kwargs.pop(key) for key in (*HUB_KWARGS, "subfolder") if key in kwargs}
     told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
     saved = SavedModel.open(source, weight_name=weight_name, **told, **places)
-    file = saved.weights or lora_file(saved.name, **places_in(saved.options, "subfolder"))
+    file = saved.weights or lora_file(saved.name, **hub_kwargs_of(saved.options, "subfolder"))
     if saved.prediction_type is None:
         raise ValueError(
             f"{file} does not say what the network predicts with it: pass prediction_type= and "
             "rescale_betas_zero_snr= as it was trained. If it is for the schedule that the pipeline has, "
             "pipe.load_lora_weights leaves that alone."
         )
-    check_zero_snr(saved)
+    check_epsilon(saved)
     for conflict in saved.conflicts:
         logger.warning(f"{file}: {conflict}")
-    with named(file):
+    with error_context(file):
         scheduler = scheduler_for(pipe, saved)
     # What fails, fails here, where the pipeline is as it was.
-    with_guidance(rehearse(pipe, file, saved.header, **kwargs), saved.guidance, guidance_rescale)
+    with_guidance(check_loads(pipe, file, saved.header, **kwargs), saved.guidance, guidance_rescale)
     load_weights(pipe, file, **kwargs)
     pipe.scheduler = scheduler
     pipe = with_guidance(pipe, saved.guidance, guidance_rescale)
@@ -137,7 +137,7 @@ def save_lora(
         raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")
     weights = {part: adapter_weights(pipe, part, adapter) for part, adapter in adapters.items()}
     metadata = lora_metadata(pipe, scheduler, path.stem if one_file else path.resolve().name)
-    repo = None if push_to_hub is None else open_repo(push_to_hub, private, token)
+    repo = None if push_to_hub is None else create_repo(push_to_hub, private, token)
     if one_file:
         written = [write_kohya_file(path, pipe, weights, metadata)]
     else:
@@ -148,5 +148,5 @@ def save_lora(
         # Last: a folder without it is not taken for a LoRA.
         written.append(write_stock_file(path / LORA_FILE, pipe, adapters, weights, metadata))
     if repo is not None:
-        push(path, repo, lora_card(pipe, path, repo, dora), token, commit_message, written)
+        upload(path, repo, lora_card(pipe, path, repo, dora), token, commit_message, written)
     return path

@@ -14,7 +14,7 @@ from ..utils.extras import import_extra
 from ..utils.files import atomic_path
 from .claims import scheduler_claim
 from .header import read_header
-from .layouts import SD_2, SDXL, Layout
+from .layouts import SD_2, SDXL, OriginalFormat
 from .ldm_format import layout_of_pipeline
 from .single_file import file_metadata, model_record
 from .weight_files import savable
@@ -90,7 +90,7 @@ def lora_metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
     return file_metadata(pipe, record, f"{architecture}/lora", title) | _kohya_metadata(layout, record)
 
 
-def _kohya_metadata(layout: Layout, record: Mapping[str, Any]) -> dict[str, str]:
+def _kohya_metadata(layout: OriginalFormat, record: Mapping[str, Any]) -> dict[str, str]:
     """By which sd-scripts and Forge tell what a LoRA is for."""
     predicts = record["prediction_type"]
     said = {

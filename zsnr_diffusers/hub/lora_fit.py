@@ -25,7 +25,7 @@ _FOREIGN = {
 """Beginnings of names that mean nothing to a pipeline of a UNet, and whose they are."""
 
 
-def rehearse(pipe: Any, file: Path, header: Header, **kwargs: Any) -> Any:
+def check_loads(pipe: Any, file: Path, header: Header, **kwargs: Any) -> Any:
     """Load a LoRA into a copy of a pipeline without its weights, so that a failure leaves the pipeline as it is.
 
     Args:

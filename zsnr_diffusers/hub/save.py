@@ -12,7 +12,7 @@ from .files import INDEX
 from .flow_models import stock_scheduler_for
 from .model_card import pipeline_card
 from .single_file import write_single_file
-from .upload import open_repo, push
+from .upload import create_repo, upload
 from .weight_files import ask_for_float32, name_as_published
 
 _OTHER_FILES = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".st", ".sft", ".safetensor", ".pkl", ".onnx", ".zip")
@@ -67,14 +67,14 @@ def save_pipeline(
         raise ValueError(f"format={format!r} does not go with {path}: a name in .safetensors is a single file.")
     check_target(path, overwrite)
     claim = scheduler_claim(getattr(getattr(pipe, "scheduler", None), "config", {}))
-    repo = None if push_to_hub is None else open_repo(push_to_hub, private, token)
+    repo = None if push_to_hub is None else create_repo(push_to_hub, private, token)
     with atomic_path(path) as new:
         if by_name == "single_file":
             write_single_file(pipe, new, claim.prediction_type, bool(claim.rescale_betas_zero_snr))
         else:
             _write_folder(pipe, new)
     if repo is not None:
-        push(path, repo, pipeline_card(pipe, path, repo), token, commit_message)
+        upload(path, repo, pipeline_card(pipe, path, repo), token, commit_message)
     return path
 
 

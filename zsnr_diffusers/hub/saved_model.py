@@ -14,11 +14,11 @@ from diffusers import DDIMScheduler
 
 from ..core.predictions import check_known_prediction
 from ..guidance.mixin import recorded_guidance
-from ..schedulers.config import FLOW_FACTS, MODEL_FACTS, check_types, with_defaults
+from ..schedulers.config import FLOW_FACTS, MODEL_KEYS, check_types, with_defaults
 from .claims import (
     ARCHITECTURE,
     ARGUMENTS,
-    FACTS,
+    RESOLVED_FIELDS,
     SCHEDULER,
     Claim,
     claim_of,
@@ -26,7 +26,7 @@ from .claims import (
     scheduler_claim,
     scheduler_class,
 )
-from .files import INDEX, SCHEDULER_CONFIG, json_object, named, places_in, saved_json
+from .files import INDEX, SCHEDULER_CONFIG, error_context, hub_kwargs_of, json_object, load_json
 from .header import Header, is_single_file, read_header
 from .lora_files import LORA_FILE, holds_lora, lora_file, saved_header
 from .marks import buffer_claim, config_beside, key_claim, metadata_claims, original_config_claim
@@ -114,7 +114,7 @@ class SavedModel:
         elif weight_name is None:
             opened = _read(source, kwargs, only_pipelines)
         else:
-            opened = _read(lora_file(source, weight_name, **places_in(kwargs, "subfolder")), {}, False)
+            opened = _read(lora_file(source, weight_name, **hub_kwargs_of(kwargs, "subfolder")), {}, False)
         first, last = [Claim(ARGUMENTS, prediction_type, rescale_betas_zero_snr)], []
         if "scheduler" in kwargs:
             first.append(scheduler_claim(kwargs["scheduler"].config, ARGUMENTS))
@@ -141,7 +141,7 @@ class SavedModel:
         return claim.rescale_betas_zero_snr if (claim := self.authority("rescale_betas_zero_snr")) else None
 
     def authority(self, fact: str) -> Claim | None:
-        """The claim that counts for one of `FACTS`, None where no place says it."""
+        """The claim that counts for one of `RESOLVED_FIELDS`, None where no place says it."""
         return next((claim for claim in self.claims if getattr(claim, fact) is not None), None)
 
     def without(self, *sources: str) -> "SavedModel":
@@ -159,7 +159,7 @@ class SavedModel:
         return [
             f"{fact} is {getattr(first, fact)!r} by {first.source}, which counts, and {getattr(other, fact)!r} by "
             f"{other.source}. Pass {fact}= to decide."
-            for fact in FACTS
+            for fact in RESOLVED_FIELDS
             if (first := self.authority(fact)) and first.source != ARGUMENTS
             for other in self.claims
             if getattr(other, fact) not in (None, getattr(first, fact))
@@ -167,10 +167,10 @@ class SavedModel:
 
     @property
     def facts(self) -> str:
-        """`FACTS`, each with who says it."""
+        """`RESOLVED_FIELDS`, each with who says it."""
         return ", ".join(
             f"{fact}={getattr(claim, fact)!r} by {claim.source}" if claim else f"{fact} is not said"
-            for fact, claim in ((fact, self.authority(fact)) for fact in FACTS)
+            for fact, claim in ((fact, self.authority(fact)) for fact in RESOLVED_FIELDS)
         )
 
 
@@ -190,13 +190,13 @@ def _read(source: Any, places: Mapping[str, Any], only_pipelines: bool) -> Saved
     name = os.fspath(source)
     if is_single_file(source):
         return _of_weights(name, read_header(source), Path(source))
-    index = saved_json(source, INDEX, places)
+    index = load_json(source, INDEX, places)
     if only_pipelines:
         _check_pipeline(source, index)  # before anything else is asked for
     folder = Path(source) if Path(source).is_dir() else None
     header = None if index else saved_header(source, LORA_FILE, places)
     if header is None:
-        with named(source):
+        with error_context(source):
             guidance = recorded_guidance(index or {})
         opened = SavedModel(name, index or {}, guidance=guidance, claims=(known_claim(source),))
     else:
@@ -215,7 +215,7 @@ def _read(source: Any, places: Mapping[str, Any], only_pipelines: bool) -> Saved
 def _of_weights(name: str, header: Header, file: Path | None) -> SavedModel:
     """Of a file of weights, and of what lies beside it or in its tensors if the file is here."""
     record = json_object(header.metadata.get(RECORD, "{}"), source := f"{name}: its metadata {RECORD!r}")
-    with named(source):
+    with error_context(source):
         guidance = recorded_guidance(record)
         check_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
         check_known_prediction(record.get("prediction_type", "epsilon"))
@@ -224,8 +224,8 @@ def _of_weights(name: str, header: Header, file: Path | None) -> SavedModel:
         beside = config_beside(file)
         claims += [original_config_claim(beside)] if beside.is_file() else []
         claims += [buffer_claim(file, header), known_claim(file)]
-    known = dict.fromkeys((*MODEL_FACTS, *FLOW_FACTS))
-    schedule = {key: record[key] for key in known if key in record and key not in FACTS}
+    known = dict.fromkeys((*MODEL_KEYS, *FLOW_FACTS))
+    schedule = {key: record[key] for key in known if key in record and key not in RESOLVED_FIELDS}
     return SavedModel(
         name,
         header=header,
@@ -239,9 +239,9 @@ def _of_weights(name: str, header: Header, file: Path | None) -> SavedModel:
 
 def _scheduler_config(source: Any, name: str, places: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:
     """Which class reads it does not matter: the file has one name for all."""
-    config = saved_json(source, name, places)
+    config = load_json(source, name, places)
     if config is not None:
-        with named(f"{name} of {source}"):
+        with error_context(f"{name} of {source}"):
             cls = scheduler_class(config)
             check_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if cls else {})
     elif needed:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from ..core.predictions import check_prediction_type
 from ..guidance.mixin import guidance_record
 from ..schedulers import FlowMatchMultistepScheduler
-from ..schedulers.config import FLOW_FACTS, flow_facts, is_flow, model_facts
+from ..schedulers.config import FLOW_FACTS, flow_facts, is_flow, model_config
 from .weight_files import savable
 
 logger = logging.get_logger(__name__)
@@ -87,7 +87,7 @@ def model_record(pipe: Any, zero_snr: bool) -> dict[str, Any]:
     """
     if is_flow(pipe.scheduler.config):
         return flow_record(pipe.scheduler.config) | _guidance(pipe)
-    facts = model_facts(pipe.scheduler.config)
+    facts = model_config(pipe.scheduler.config)
     idle = {detail for switch, details in _DETAILS.items() if not facts.get(switch) for detail in details}
     record = {key: value for key, value in facts.items() if key not in idle} | {"rescale_betas_zero_snr": zero_snr}
     return record | _guidance(pipe)

@@ -12,12 +12,12 @@ from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from
 from safetensors import safe_open
 
 from .damage import explain_load_errors
-from .files import INDEX, saved_json
+from .files import INDEX, load_json
 from .header import Header, is_single_file, read_header
 from .layouts import (
     SD_2,
     SDXL,
-    Layout,
+    OriginalFormat,
     check_weights,
     in_channels,
     layout_of,
@@ -75,7 +75,7 @@ def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _recognized(source: Any, header: Header) -> tuple[Layout, Any, str]:
+def _recognized(source: Any, header: Header) -> tuple[OriginalFormat, Any, str]:
     """The layout of a file, the class of its pipeline and the Hub id of its config."""
     layout, channels = layout_of(header.shapes), in_channels(header.shapes)
     if layout is None or channels is None or channels not in layout.pipelines:
@@ -100,7 +100,7 @@ def _autoencoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
         place = {"config": os.fspath(config), "subfolder": "vae"}
         with explain_load_errors(source), without_empty_warnings():
             return diffusers.AutoencoderKL.from_single_file(os.fspath(source), **place, **options)
-    place = {} if saved_json(source, INDEX, {}) is None else {"subfolder": "vae"}
+    place = {} if load_json(source, INDEX, {}) is None else {"subfolder": "vae"}
     return diffusers.AutoencoderKL.from_pretrained(source, **place, **options)
 
 
@@ -118,7 +118,7 @@ def _parts_of(config: Any, parts: Iterable[str], dtype: torch.dtype) -> dict[str
     folder = None if config is None else Path(os.fspath(config))
     if folder is None or not folder.is_dir():
         return {}
-    index, found = saved_json(folder, INDEX, {}) or {}, {}
+    index, found = load_json(folder, INDEX, {}) or {}, {}
     for part in parts:
         there = variants(file.name for file in (folder / part).glob("*"))
         if there and isinstance(entry := index.get(part), list):
@@ -135,7 +135,7 @@ _CALLED = {
 }
 
 
-def _without(source: Any, layout: Layout, missing: list[str]) -> str:
+def _without(source: Any, layout: OriginalFormat, missing: list[str]) -> str:
     names = " and ".join(f"no {_CALLED[part][0]}" for part in missing)
     passed = ", ".join(f"{part}={_CALLED[part][1]}.from_pretrained(...)" for part in missing)
     return (

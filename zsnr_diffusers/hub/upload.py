@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from .errors import TRANSPORT, hub_reason
+from .errors import TRANSPORT, explain
 
 CARD = "README.md"
 
@@ -14,7 +14,7 @@ _FAILURES = (*TRANSPORT, ValueError, RuntimeError)
 """What the client raises; an upload's errors come as the cause of a RuntimeError."""
 
 
-def open_repo(repo_id: str, private: bool | None, token: str | None) -> str:
+def create_repo(repo_id: str, private: bool | None, token: str | None) -> str:
     """Make a repo if it is not there, and find out whether it can be written.
 
     Args:
@@ -41,7 +41,7 @@ def open_repo(repo_id: str, private: bool | None, token: str | None) -> str:
     return repo
 
 
-def push(
+def upload(
     path: Path,
     repo: str,
     card: str,
@@ -78,11 +78,11 @@ def push(
     except _FAILURES as error:
         raise OSError(
             f"{path} is whole, but could not be pushed to {repo}: {reason(error, repo)}. To push it as it is: "
-            f"huggingface_hub.HfApi().{_by_hand(path, repo, names)}"
+            f"huggingface_hub.HfApi().{_manual_command(path, repo, names)}"
         ) from error
 
 
-def _by_hand(path: Path, repo: str, names: Sequence[str]) -> str:
+def _manual_command(path: Path, repo: str, names: Sequence[str]) -> str:
     if not path.is_dir():
         return f"upload_file(path_or_fileobj={str(path)!r}, path_in_repo={path.name!r}, repo_id={repo!r})"
     some = "" if len(names) == sum(file.is_file() for file in path.rglob("*")) else f", allow_patterns={names!r}"
@@ -91,4 +91,4 @@ def _by_hand(path: Path, repo: str, names: Sequence[str]) -> str:
 
 def reason(error: BaseException, repo: str) -> str:
     """Why a repo could not be written, in words."""
-    return hub_reason(error, repo) or " ".join(str(error).split()).rstrip(".")
+    return explain(error, repo) or " ".join(str(error).split()).rstrip(".")

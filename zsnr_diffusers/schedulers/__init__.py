@@ -55,7 +55,7 @@ class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
     Equal to stock's `DDIMScheduler` wherever stock steps to its own next timestep, and to `EulerDiscreteScheduler`.
     """
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         return ddim_updates(path, eta)
 
     def step(
@@ -128,7 +128,7 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
         check_variance_type(variance_type)
         self._set_up()
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         return ddpm_updates(path, self.config["variance_type"])
 
 
@@ -204,7 +204,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         steps = self._calibrations.get(len(path))
         return steps if steps is not None and steps.timesteps == [*self._index_of] else None
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         if (steps := self._steps(path)) is not None:
             return steps.updates(path)
         order, corrector = self.config["solver_order"], self.config["corrector"]
@@ -225,7 +225,7 @@ class ZeroSNRPNDMScheduler(_SimpleStep):
 
     _memory = True
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         return pndm_updates(path)
 
 
@@ -302,7 +302,7 @@ class ZeroSNRLCMScheduler(_SimpleStep):
             )
         return original_inference_steps
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         return consistency_updates(path)
 
 
@@ -322,7 +322,7 @@ class ZeroSNRDDIMInverseScheduler(_SimpleStep):
     def _spaced(self, num_inference_steps: int) -> list[int]:
         return super()._spaced(num_inference_steps)[::-1]
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         return inversion_updates(path)
 
 
@@ -361,7 +361,7 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
         self._eta = eta
         self._set_up()
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         if self.config["stochastic_sampling"]:
             return consistency_updates(path)
         return multistep_updates(path, self.config["solver_order"], self.config["corrector"], eta)
@@ -385,5 +385,5 @@ class FlowMatchEulerScheduler(FlowMatchScheduler):
     def __init__(self, timestep_spacing: str = "trailing") -> None:
         self._set_up()
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         return consistency_updates(path) if self.config["stochastic_sampling"] else ddim_updates(path)

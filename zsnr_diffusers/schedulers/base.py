@@ -28,7 +28,7 @@ from ..core import (
 )
 from ..core.predictions import check_prediction_type
 from ..core.spacing import check_spacing
-from .config import DEFAULTS, OWN_SPACING, model_facts, normalized, own_spacing
+from .config import DEFAULTS, OWN_SPACING, model_config, normalized, own_spacing
 from .sampling import PathSampler, compute_dtype, descendants
 
 _Tables = tuple[Tensor, Tensor]
@@ -120,7 +120,7 @@ class ZeroSNRScheduler(PathSampler):
         self._tables_on: dict[tuple[torch.device, torch.dtype], _Tables] = {}
         self._begin_index: int | None = None
         self.num_inference_steps: int | None = None
-        self._visit(range(num_train_timesteps - 1, -1, -1), None)
+        self._set_steps(range(num_train_timesteps - 1, -1, -1), None)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -139,7 +139,7 @@ class ZeroSNRScheduler(PathSampler):
             if config.get("_class_name") not in descendants(ZeroSNRScheduler):
                 accepted = inspect.signature(cls.__init__).parameters
                 passed_on = {key: config[key] for key in config if key == OWN_SPACING}
-                config = {**model_facts(config, accepted), **passed_on}
+                config = {**model_config(config, accepted), **passed_on}
             overridden = {OWN_SPACING} if "timestep_spacing" in kwargs else set()
             config = {key: value for key, value in config.items() if key not in overridden}
         scheduler, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
@@ -183,14 +183,14 @@ class ZeroSNRScheduler(PathSampler):
             visited = timesteps_of_sigmas(sigmas, self._table, self._increasing)
         self.num_inference_steps = len(visited)
         self._begin_index = None
-        self._visit(visited, device)
+        self._set_steps(visited, device)
         self._updates(0, self._eta)
 
     def _spaced(self, num_inference_steps: int) -> list[int]:
         """The timesteps of so many steps."""
         return spaced_timesteps(own_spacing(self.config), num_inference_steps, self._table)
 
-    def _visit(self, visited: Sequence[int], device: str | torch.device | None) -> None:
+    def _set_steps(self, visited: Sequence[int], device: str | torch.device | None) -> None:
         alphas, sigmas = (table[list(visited)].tolist() for table in self._tables)
         self._set_path(visited, [*map(NoiseLevel, alphas, sigmas)], device)
 
@@ -211,9 +211,9 @@ class ZeroSNRScheduler(PathSampler):
         """
         level, wide = self.noise_level(timesteps, sample), compute_dtype(sample.dtype)
         a, b = x_0_factors(self.config["prediction_type"], level)
-        return self._bounded(a * sample.to(wide) + b * model_output.to(wide)).to(sample.dtype)
+        return self._clip_x_0(a * sample.to(wide) + b * model_output.to(wide)).to(sample.dtype)
 
-    def _bounded(self, x_0: Tensor) -> Tensor:
+    def _clip_x_0(self, x_0: Tensor) -> Tensor:
         if self.config["thresholding"]:
             return dynamic_threshold(x_0, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])
         if self.config["clip_sample"]:

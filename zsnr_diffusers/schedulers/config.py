@@ -13,7 +13,7 @@ from diffusers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-MODEL_FACTS = (
+MODEL_KEYS = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -153,7 +153,7 @@ def left_out_calibration(config: Mapping[str, Any], overrides: Mapping[str, Any]
         key: overrides[key] == before[key] for key in _CALIBRATED_FOR if key in overrides.keys() - {"trained_betas"}
     }
     if "trained_betas" in overrides:
-        same["trained_betas"] = listed(overrides["trained_betas"]) == listed(before["trained_betas"])
+        same["trained_betas"] = betas_list(overrides["trained_betas"]) == betas_list(before["trained_betas"])
     changed = [key for key, kept in same.items() if not kept]
     if not changed:
         return {}
@@ -174,7 +174,7 @@ def _class_of(config: Mapping[str, Any]) -> str:
     return str(config.get("_class_name", "This config"))
 
 
-def filled_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_class_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with its gaps filled.
 
     A file may omit what its class has a default for, and stock's classes differ in theirs (LCM's betas are not
@@ -191,7 +191,7 @@ def check_variance_preserving(config: Mapping[str, Any]) -> None:
         ValueError: a config of a flow-matching or EDM scheduler, of continuous timesteps, or of a model that predicts
             its variance.
     """
-    foreign = {key for key in config if not key.startswith("_")} - {*MODEL_FACTS, *_OUR_CHOICES}
+    foreign = {key for key in config if not key.startswith("_")} - {*MODEL_KEYS, *_OUR_CHOICES}
     if is_flow(config) and "beta_schedule" not in config:
         raise ValueError(
             f"{_class_of(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler "
@@ -225,7 +225,7 @@ def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{_class_of(config)} is of no flow-matching model; ZeroSNRMultistepScheduler.from_config takes it if it "
             "has betas. Of a network that was trained on to flow matching, pass prediction_type='flow_prediction'."
         )
-    filled = filled_config(config)
+    filled = with_class_defaults(config)
     kept = {key: filled[key] for key in FLOW_FACTS if key in filled}
     if "flow_shift" in filled:
         kept["shift"] = filled["flow_shift"]
@@ -239,7 +239,7 @@ def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FACTS) -> dict[str, Any]:
+def model_config(config: Mapping[str, Any], accepted: Collection[str] = MODEL_KEYS) -> dict[str, Any]:
     """The model's facts in the config of any stock scheduler.
 
     A config in memory marks the values that stock left at its own defaults; they mean what they say, and the marks are
@@ -255,13 +255,29 @@ def model_facts(config: Mapping[str, Any], accepted: Collection[str] = MODEL_FAC
     Raises:
         ValueError: as `check_variance_preserving`.
     """
-    config = {"prediction_type": "epsilon", **filled_config(config)}  # of a class that has no other, or is not known
+    config = {
+        "prediction_type": "epsilon",
+        **with_class_defaults(config),
+    }  # of a class that has no other, or is not known
     check_variance_preserving(config)
     kept = [key for key, values in _FACTS_OF_SOME.items() if key in accepted and config.get(key) in values]
     for key, (values, reason) in _OTHER_SAMPLERS.items():
         if config.get(key) in values and key not in kept:
             logger.warning(f"{_class_of(config)}: {key}={config[key]!r} is not carried over: {reason}.")
-    return {key: config[key] for key in (*MODEL_FACTS, *kept) if key in config and key in accepted}
+    return {key: config[key] for key in (*MODEL_KEYS, *kept) if key in config and key in accepted}
+
+
+def _unmet_type(value: Any, default: Any) -> str | None:
+    """What a value must be, in words; None if it is of the type of its default."""
+    if isinstance(default, bool):
+        right, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(default, int | float):
+        right, wanted = value == default or _is_number(value), "a number"  # some defaults are infinite
+    elif isinstance(default, str):
+        right, wanted = isinstance(value, str), "a text"
+    else:
+        return None
+    return None if right else wanted
 
 
 def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -276,21 +292,13 @@ def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """
     kinds = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon", **defaults}
     for key in kinds.keys() & config.keys():
-        value, default = config[key], kinds[key]
-        if isinstance(default, bool):
-            right, wanted = isinstance(value, bool), "true or false"
-        elif isinstance(default, int | float):
-            right, wanted = value == default or _is_number(value), "a number"  # some defaults are infinite
-        elif isinstance(default, str):
-            right, wanted = isinstance(value, str), "a text"
-        else:
-            continue
-        if not right:
-            raise ValueError(f"{_class_of(config)}: {key}={value!r} must be {wanted}.")
+        wanted = _unmet_type(config[key], kinds[key])
+        if wanted is not None:
+            raise ValueError(f"{_class_of(config)}: {key}={config[key]!r} must be {wanted}.")
     T, betas = config.get("num_train_timesteps", 1), config.get("trained_betas")
     if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
         raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
-    if betas is not None and not all(_is_number(value) for value in listed(betas)):
+    if betas is not None and not all(_is_number(value) for value in betas_list(betas)):
         raise ValueError("trained_betas must be numbers.")
     if not isinstance(distilled := config.get("original_inference_steps"), int | None):
         raise ValueError(f"original_inference_steps={distilled!r} must be a whole number.")
@@ -305,7 +313,7 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def listed(betas: Any) -> list[Any]:
+def betas_list(betas: Any) -> list[Any]:
     """Betas as a list; [None] for what is none."""
     found = betas.tolist() if hasattr(betas, "tolist") else betas
     return list(found) if isinstance(found, list | tuple) else [None]

@@ -96,7 +96,7 @@ class FlowMatchScheduler(PathSampler):
             raise ValueError(
                 f"timestep_spacing={spacing!r} is not known for flow matching; choose {' or '.join(FLOW_SPACINGS)}."
             )
-        self._visit(trailing_times(len(self), config["shift"]), None, unshifted=False)
+        self._set_steps(trailing_times(len(self), config["shift"]), None, unshifted=False)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -194,7 +194,7 @@ class FlowMatchScheduler(PathSampler):
         self.num_inference_steps = n
         self._begin_index = None
         both = sigmas is not None and timesteps is not None
-        self._visit(times, device, unshifted=both, shift=shift)
+        self._set_steps(times, device, unshifted=both, shift=shift)
         self._updates(0, self._eta)
 
     def _given_times(self, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None) -> list[float] | None:
@@ -218,7 +218,7 @@ class FlowMatchScheduler(PathSampler):
             return 1.0
         raise ValueError("The config has use_dynamic_shifting=True: pass mu, the shift of this size of image.")
 
-    def _visit(
+    def _set_steps(
         self, times: Sequence[float], device: str | torch.device | None, unshifted: bool, shift: float = 1.0
     ) -> None:
         """Prepare runs over flow times.

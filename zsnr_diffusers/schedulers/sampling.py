@@ -92,7 +92,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
         self._outputs: list[Tensor] = []
         self._held: Tensor | None = None
 
-    def _plan(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+    def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
         """The updates of a run over these levels: what tells one sampler from another."""
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
     def _prepared(self, start: int, eta: float) -> tuple[list[Update], list[Safeguard]]:
         if (start, eta) not in self._plans:
             path = self._path[start:]
-            updates = self._plan(path, eta)
+            updates = self._make_updates(path, eta)
             self._plans[start, eta] = updates, self._guard(path, updates, eta)
         return self._plans[start, eta]
 
@@ -185,7 +185,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
             x_s.add_(to_dtype(variance_noise, wide), alpha=update.noise)
         elif len(outputs) > 1 and index + 1 == len(self._path):
-            x_s = self._bounded(x_s)
+            x_s = self._clip_x_0(x_s)
         self._next = index + 1
         if not self._memory or self._next == len(self._path):
             self._outputs = []
@@ -206,8 +206,8 @@ class PathSampler(SchedulerMixin, ConfigMixin):
     def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
         a, b = self._x_0_factors[index]
         x_0 = (x_t * a).add_(model_output, alpha=float(b))
-        return self._bounded(x_0)
+        return self._clip_x_0(x_0)
 
-    def _bounded(self, x_0: Tensor) -> Tensor:
+    def _clip_x_0(self, x_0: Tensor) -> Tensor:
         """A prediction within what the data can be, where the config says what that is."""
         return x_0

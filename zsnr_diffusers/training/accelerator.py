@@ -12,7 +12,7 @@ from ..utils.distributed import Processes, launched_processes
 from .config import ComputeConfig
 from .fsdp import CAN_SHARD_ON_CPU
 
-PATIENCE = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others within a step. It does not take so long to notice a dead one, whose
 connections close; and while the main process works alone, others wait for it as long as it takes."""
 
@@ -39,7 +39,7 @@ def launch(
         mixed_precision=config.mixed_precision,
         log_with=None if report_to == "none" else report_to,
         project_dir=output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     _check_processes(accelerator.num_processes)
     if accelerator.distributed_type in _OTHERS:

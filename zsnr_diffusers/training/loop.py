@@ -12,7 +12,7 @@ from ..utils.images import ImageError
 from .config import OutputConfig
 from .data.remote import ShardError
 from .errors import TrainingError, TrainingInterrupted
-from .reporting.results import add_results
+from .reporting.results import add_results_section
 from .reporting.upload import upload
 from .reporting.validation import ValidationLogger
 from .trainer import Trainer
@@ -88,13 +88,13 @@ class TrainingLoop:
                 loss = trainer.train_step(batches)
                 self._log(progress, loss, time.perf_counter() - started)
                 self._after_step()
-            with self.processes.together(), trainer.shipped() as unet:
+            with self.processes.sync_errors(), trainer.shipped() as unet:
                 if self.processes.is_main:
                     trainer.task.output.save(unet)
-                    add_results(Path(output_dir), self.last_step, trainer.losses, self.options)
+                    add_results_section(Path(output_dir), self.last_step, trainer.losses, self.options)
         accelerator.print(f"Saved the result in {output_dir}")
         if (repo := self.repo) is not None:
-            url = self.processes.from_main(lambda: upload(self.config, repo, self.last_step))
+            url = self.processes.run_on_main(lambda: upload(self.config, repo, self.last_step))
             accelerator.print(f"Pushed it to {url}")
         self._finish()
 
@@ -122,10 +122,10 @@ class TrainingLoop:
             self._validate()
 
     def _validate(self) -> None:
-        with self.processes.together(), self.trainer.shipped() as unet:
+        with self.processes.sync_errors(), self.trainer.shipped() as unet:
             if self.processes.is_main:
                 self.validation.save(unet, self.trainer.step)
 
     def _finish(self) -> None:
-        self.processes.settle()
+        self.processes.drain()
         self.accelerator.end_training()

@@ -90,14 +90,22 @@ class TrainedNetwork:
         if not is_main:
             yield None
             return
-        if self.ema is not None:
-            self.ema.store(self.parameters())
-            self.ema.copy_to(self.parameters())
         self.module.eval()
         try:
-            with no_compile(self._config):
+            with self._averaged(), no_compile(self._config):
                 yield self.module
         finally:
             self.module.train()
-            if self.ema is not None:
-                self.ema.restore(self.parameters())
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The moving average in place of the weights, where there is one."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters())
+        self.ema.copy_to(self.parameters())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters())

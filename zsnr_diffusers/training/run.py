@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from ..core import flow_times
 from ..schedulers.config import is_flow
 from ..utils.distributed import Processes
-from ..utils.tables import Facts, Part, Report
+from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
 from .accelerator import launch
 from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_checkpoints
@@ -64,16 +64,16 @@ def train(config: RunConfig) -> None:
     )
     options, identity = dataclasses.asdict(config), config.identity_values()
     with matmul_precision(config.allow_tf32), contextlib.ExitStack() as folder:
-        checkpoint, damaged = processes.from_main(lambda: _open_folder(config, identity, folder))
+        checkpoint, damaged = processes.run_on_main(lambda: _open_folder(config, identity, folder))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
-        images = processes.from_main(lambda: check_images(task.rows, config))
+        images = processes.run_on_main(lambda: check_images(task.rows, config))
         samples = task.samples(images, config.global_batch(processes.size))
         task.plan_cache(accelerator, samples)
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
             ships = f"{_ships(task)}, in {config.output_dir}"
-            show(_plan(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
+            show(_summary(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
             repo_name(config)
         if config.dry_run and not config.measure:
@@ -83,10 +83,12 @@ def train(config: RunConfig) -> None:
             batch = config.global_batch(processes.size)
             accelerator.print(measure(trainer, accelerator, batch, config.max_train_steps))
             return
-        found = processes.from_main(lambda: _check_folder(config, task, samples.usable_rows, config.checkpoint_bytes))
-        repo = processes.from_main(lambda: create_repo(config)) if config.push_to_hub else None
+        found = processes.run_on_main(
+            lambda: _check_folder(config, task, samples.usable_rows, config.checkpoint_bytes)
+        )
+        repo = processes.run_on_main(lambda: create_repo(config)) if config.push_to_hub else None
         trainer = prepare(config, accelerator, processes, task, samples, checkpoint)
-        processes.from_main(lambda: write_run(Path(config.output_dir), options, found))
+        processes.run_on_main(lambda: write_run(Path(config.output_dir), options, found))
         validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
         TrainingLoop(config, trainer, validation, options, repo).run()
 
@@ -170,7 +172,7 @@ class Plan(Report):
 
     def parts(self) -> Iterator[Part]:
         """A row for each."""
-        yield Facts(("training", ""), tuple(self.lines.items()))
+        yield KeyValues(("training", ""), tuple(self.lines.items()))
 
 
 def _ships(task: Task) -> str:
@@ -191,7 +193,7 @@ def _short_warmup(config: OptimizationConfig) -> dict[str, str]:
     }
 
 
-def _plan(
+def _summary(
     config: OptimizationConfig,
     summary: Mapping[str, str],
     epoch_length: int,

@@ -171,7 +171,7 @@ class Trainer:
         """Write a checkpoint into the run's folder, where only so many are left; all processes have to ask."""
         tensors = gather(self.state.tensors(), keep=self.processes.is_main)
         numbers = {**self.state.numbers(), "left_out": self.skipped_steps, "losses": list(self.losses)}
-        self.checkpoint = self.processes.from_main(
+        self.checkpoint = self.processes.run_on_main(
             lambda: write_checkpoint(folder, self.step, tensors, numbers, limit)
         )
 

@@ -16,7 +16,7 @@ from .extras import import_extra
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=30)
+TIMEOUT = timedelta(days=30)
 """How long a process waits for the others, who may be generating; the launcher ends those that wait for a dead one."""
 
 
@@ -36,7 +36,7 @@ class Processes:
         """Whether this process writes and prints."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    def split(self, items: Sequence[T]) -> Sequence[T]:
         """The part of `items` that this process has to do; the parts of all, in the order of ranks, are `items`."""
         n = len(items)
         return items[n * self.rank // self.size : n * (self.rank + 1) // self.size]
@@ -46,7 +46,7 @@ class Processes:
         return [value]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def sync_errors(self) -> Iterator[None]:
         """Wait at the end until all processes are there, and stop all of them if one of them failed inside.
 
         Raises:
@@ -56,17 +56,17 @@ class Processes:
 
     def main_first(self, work: Callable[[], T]) -> T:
         """What `work` returns in this process, where others call it once the main process is done with it."""
-        with self.together():
+        with self.sync_errors():
             result = [work()] if self.is_main else []
         return result[0] if self.is_main else work()
 
-    def from_main(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns in the main process, which alone calls it, in each of them."""
-        with self.together():
+        with self.sync_errors():
             result = [work()] if self.is_main else []
         return self.gather(result)[0][0]
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """To be called before the process group is taken down."""
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class LaunchedProcesses(Processes):
         # Where there is no GPU and nobody asked for the CPU, accelerate joins the group and says that it is alone.
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         # NCCL would take GPU memory for objects, and gives up on a process that is late by ten minutes.
-        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self._group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     def gather(self, value: T) -> list[T]:
         """The value of every process in the order of ranks, in each of them; values are pickled."""
@@ -94,8 +94,8 @@ class LaunchedProcesses(Processes):
         return values
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """See `Processes.together`."""
+    def sync_errors(self) -> Iterator[None]:
+        """See `Processes.sync_errors`."""
         failure = None
         try:
             yield
@@ -108,7 +108,7 @@ class LaunchedProcesses(Processes):
             if message is not None:
                 raise ProcessError(f"process {rank}: {message}")
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Let the group's threads free what was exchanged last.
 
         They need Python's lock for it. torch 2.6 takes a group down with the lock held, and waits for its threads:
@@ -118,7 +118,7 @@ class LaunchedProcesses(Processes):
 
     def close(self) -> None:
         """Leave the process group."""
-        self.settle()
+        self.drain()
         self._distributed.destroy_process_group()
 
 

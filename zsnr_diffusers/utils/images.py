@@ -28,7 +28,7 @@ MAX_PIXELS = 2**29
 """Largest image that is read, in pixels: 537 Mpx, 1.6 GB as RGB. Camera files reach 200 Mpx, so Pillow's own limit
 (a warning from 89 Mpx, a refusal from 179 Mpx) is lifted up to here."""
 
-_UPRIGHT = {  # EXIF 2.32, tag 0x0112: what turns each stored orientation upright
+_EXIF_TRANSPOSE = {  # EXIF 2.32, tag 0x0112: what turns each stored orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,7 +37,7 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: what turns each stored orientation uprigh
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LYING = (5, 6, 7, 8)
+_ROTATED = (5, 6, 7, 8)
 """Those of them that exchange width and height."""
 _PILLOW_LIMIT = threading.Lock()
 
@@ -123,7 +123,7 @@ def load_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
         raise ImageError(f"cannot read image {label}: {_reason(error, source)}") from error
 
 
-def upright_size(source: str | PathLike[str] | bytes, name: str | None = None) -> tuple[int, int]:
+def oriented_size(source: str | PathLike[str] | bytes, name: str | None = None) -> tuple[int, int]:
     """Height and width of what `load_rgb` returns of a file, by its header alone.
 
     Args:
@@ -138,7 +138,7 @@ def upright_size(source: str | PathLike[str] | bytes, name: str | None = None) -
             width, height = image.size
             if isinstance(image, TiffImageFile):  # whose size may or may not be turned already, by version
                 width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
-            return (width, height) if _orientation(image) in _LYING else (height, width)
+            return (width, height) if _orientation(image) in _ROTATED else (height, width)
     except Exception as error:
         raise ImageError(f"cannot read image {name or _label(source)}: {_reason(error, source)}") from error
 
@@ -198,7 +198,7 @@ def _decode(image: Image.Image) -> Image.Image:
         )
     from_file = image.format is not None
     image.load()  # before the orientation is read: Pillow turns TIFF files itself while it loads them
-    return _flatten(_eight_bit(_upright(image), from_file))
+    return _composite_on_white(_eight_bit(_upright(image), from_file))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -209,7 +209,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _EXIF_TRANSPOSE.get(_orientation(image))
     if turn is None:
         return image
     upright = image.transpose(turn)
@@ -246,7 +246,7 @@ def _full_range(mode: str, low: float, high: float, from_file: bool) -> float:
     raise ValueError(f"pixel values up to {high:g} in mode {mode!r} have no known full range; rescale the file")
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _composite_on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     coloured = image.convert("RGBA")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Tone = Literal["plain", "title", "good", "warning", "bad", "quiet"]
+Style = Literal["plain", "title", "good", "warning", "bad", "quiet"]
 """What a colour says."""
 
 
@@ -25,11 +25,11 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Line(Report):
+class Text(Report):
     """A sentence, which may be all that a report says."""
 
     content: str
-    tone: Tone = "plain"
+    tone: Style = "plain"
 
     def parts(self) -> Iterable[Part]:
         """Itself."""
@@ -41,7 +41,7 @@ class Line(Report):
 
 
 @dataclass(frozen=True)
-class Facts:
+class KeyValues:
     """Names and their values.
 
     Attributes:
@@ -94,7 +94,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Remark:
+class Note:
     """Something to know, and what to do about it.
 
     Attributes:
@@ -107,14 +107,14 @@ class Remark:
     label: str
     content: str
     advice: str
-    tone: Tone
+    tone: Style
 
 
 @dataclass(frozen=True)
 class Remarks:
     """Remarks under each other."""
 
-    remarks: tuple[Remark, ...]
+    remarks: tuple[Note, ...]
 
     @property
     def width(self) -> int:
@@ -129,7 +129,7 @@ class Remarks:
         )
 
 
-Part: TypeAlias = Line | Facts | Table | Remarks
+Part: TypeAlias = Text | KeyValues | Table | Remarks
 
 
 def one_line(advice: str) -> str:

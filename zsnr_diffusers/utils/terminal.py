@@ -9,13 +9,13 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from .tables import Facts, Line, Part, Remark, Remarks, Report, Table, Tone
+from .tables import KeyValues, Note, Part, Remarks, Report, Style, Table, Text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Drawing
 
-_STYLES: dict[Tone, str] = {
+_STYLES: dict[Style, str] = {
     "plain": "",
     "title": "bold",
     "good": "bold green",
@@ -41,23 +41,23 @@ def show(report: Report) -> None:
 
 def _draw(console: Console, part: Part) -> None:
     match part:
-        case Line():
+        case Text():
             console.print(part.content, style=_STYLES[part.tone])
-        case Facts():
+        case KeyValues():
             console.print(_facts(part))
         case Table():
-            console.print(_table(_turned(part) if _too_wide(console, part) else part))
+            console.print(_table(_transposed(part) if _too_wide(console, part) else part))
         case Remarks():
             for i, remark in enumerate(part.remarks):
                 if i:
                     console.print()
-                _remark(console, remark, part.width)
+                _note(console, remark, part.width)
 
 
-def _facts(part: Facts) -> Drawing:
+def _facts(part: KeyValues) -> Drawing:
     """A column that no row has something in is left out."""
     columns = [column for column in zip(part.head, *part.rows, strict=True) if any(column[1:])]
-    drawing = _drawing()
+    drawing = _new_table()
     for (head, *_), style in zip(columns, ("bold", "", "dim"), strict=False):
         drawing.add_column(head, style=style, overflow="fold")
     for row in list(zip(*columns, strict=True))[1:]:
@@ -66,7 +66,7 @@ def _facts(part: Facts) -> Drawing:
 
 
 def _table(part: Table) -> Drawing:
-    drawing = _drawing()
+    drawing = _new_table()
     drawing.show_header = bool(part.head)
     for head, side in zip(part.head or [""] * len(part.align), part.align, strict=True):
         drawing.add_column(head, justify="right" if side == ">" else "left", overflow="fold")
@@ -76,7 +76,7 @@ def _table(part: Table) -> Drawing:
     return drawing
 
 
-def _drawing() -> Drawing:
+def _new_table() -> Drawing:
     """As narrow as a table can be that has a line under its head."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Drawing
@@ -90,13 +90,13 @@ def _too_wide(console: Console, part: Table) -> bool:
     return bool(part.head) and console.measure(_table(part), options=unbounded).maximum > console.width
 
 
-def _turned(part: Table) -> Table:
+def _transposed(part: Table) -> Table:
     """Columns as rows."""
     head, *rows = zip(part.head, *part.rows, strict=True)
     return Table(head, tuple(rows), "<" + ">" * len(part.rows))
 
 
-def _remark(console: Console, remark: Remark, width: int) -> None:
+def _note(console: Console, remark: Note, width: int) -> None:
     """Code stands at the left margin and is broken by nobody but the terminal, so it can be copied and pasted."""
     from rich.table import Table as Drawing
 

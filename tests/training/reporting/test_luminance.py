@@ -23,8 +23,8 @@ def run(options, **changes):
 
 def test_what_a_step_adds_is_the_evaluation_s_figures_and_reads_back(tmp_path):
     first, later = np.linspace(-0.1, 0.1, 11), DATA
-    for step, painted in ((0, first), (500, later)):
-        assert add_luminance(tmp_path, step, painted, DATA) == luminance_coverage(painted, DATA)
+    for step, generated in ((0, first), (500, later)):
+        assert add_luminance(tmp_path, step, generated, DATA) == luminance_coverage(generated, DATA)
     assert read_luminance(tmp_path) == {
         0: luminance_coverage(first, DATA),
         500: luminance_coverage(later, DATA),
@@ -89,11 +89,11 @@ def test_step_0_is_the_base_and_the_last_step_what_is_shipped(options, base_fold
 def test_pictures(options):
     run(options, luminance_images=6, validation_prompts=["snow"], max_train_steps=1)
     folder = Path(options["output_dir"])
-    with Image.open(folder / "luminance.png") as picture:
-        assert picture.width > 500
-    with Image.open(folder / "previews" / "step-000001.png") as picture:
-        left = picture.crop((0, 0, 4 + 96 + 4 + 4 * (64 + 4), 72)).convert("L")
-        right = np.asarray(picture.convert("L"))[:, left.width :]
+    with Image.open(folder / "luminance.png") as image:
+        assert image.width > 500
+    with Image.open(folder / "previews" / "step-000001.png") as image:
+        left = image.crop((0, 0, 4 + 96 + 4 + 4 * (64 + 4), 72)).convert("L")
+        right = np.asarray(image.convert("L"))[:, left.width :]
     assert right.shape[1] == 700
     assert right.min() < 50 < 250 < right.max()
 

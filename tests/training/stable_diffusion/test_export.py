@@ -36,7 +36,7 @@ def saved(config):
     return base, config.output_dir
 
 
-def paint(pipe, n):
+def generate(pipe, n):
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         "a dark landscape", num_inference_steps=n, generator=torch.Generator().manual_seed(0), output_type="pt"
@@ -73,10 +73,10 @@ def test_stock_alone_opens_it_and_paints_our_pictures(saved, tmp_path):
     shipped, ours = pipe.scheduler, ZeroSNRDDIMScheduler.from_config(pipe.scheduler.config)
     for n, images in torch.load(tmp_path / "images.pt").items():
         pipe.scheduler = shipped
-        torch.testing.assert_close(paint(pipe, n), images, rtol=0, atol=1e-5)  # processes may have other threads
+        torch.testing.assert_close(generate(pipe, n), images, rtol=0, atol=1e-5)  # processes may have other threads
         pipe.scheduler = ours
         # diffusers has 2^-24 for SNR 0, so 2^-12 of the amplitude; guidance adds 7.5 and 6.5 times the error
-        torch.testing.assert_close(paint(pipe, n), images, rtol=0, atol=14 * 2**-12)
+        torch.testing.assert_close(generate(pipe, n), images, rtol=0, atol=14 * 2**-12)
 
 
 def test_export_scheduler_reaches_the_data_at_every_number_of_steps(config):

@@ -246,10 +246,10 @@ def test_stock_pipelines_sample_it(flow_folder):
     assert type(pipe) is PIPELINES[name][0]
     assert type(pipe.scheduler) is UniPCMultistepScheduler
     assert type(load_pipeline(folder).scheduler) is FlowMatchMultistepScheduler
-    picture, mask = Image.new("RGB", (64, 64), "teal"), np.zeros((64, 64), dtype=np.uint8)
+    image, mask = Image.new("RGB", (64, 64), "teal"), np.zeros((64, 64), dtype=np.uint8)
     mask[:, 32:] = 255
     more = {} if name == "xl" else {"requires_safety_checker": False}
-    calls = [{}, {"image": picture, "strength": 0.6}, {"image": picture, "mask_image": Image.fromarray(mask)}]
+    calls = [{}, {"image": image, "strength": 0.6}, {"image": image, "mask_image": Image.fromarray(mask)}]
 
     def generate(cls, call, **others):
         parts = {key: value for key, value in pipe.components.items() if key not in ("image_encoder",) or value}

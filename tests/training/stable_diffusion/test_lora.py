@@ -253,18 +253,18 @@ def test_it_paints_what_the_run_would_have_painted(options, base_folder, shippin
     run(options, learning_rate=0.1, ema_decay=0.0, validation_prompts=["snow"])
     call = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
 
-    def paint(pipe):
+    def generate(pipe):
         pipe.set_progress_bar_config(disable=True)
         return pipe("snow", generator=torch.Generator().manual_seed(0), **call).images
 
     base = DiffusionPipeline.from_pretrained(base_folder)
     base.scheduler = type(shipping[0].scheduler).from_config(shipping[0].scheduler.config)
-    bare, picture = paint(base), paint(shipping[0])
+    bare, image = generate(base), generate(shipping[0])
     assert load_lora(base, options["output_dir"]).scheduler.config.rescale_betas_zero_snr
     assert base.default_guidance_rescale == shipping[0].default_guidance_rescale == 0.7
     # the strength, 3 / 2, stands in the weights rather than behind the product
-    torch.testing.assert_close(paint(base), picture, rtol=0, atol=1e-5 * picture.abs().max().item())
-    assert (bare - picture).abs().max() > 0.1
+    torch.testing.assert_close(generate(base), image, rtol=0, atol=1e-5 * image.abs().max().item())
+    assert (bare - image).abs().max() > 0.1
     assert Path(options["output_dir"], "previews", "step-000004.png").is_file()
 
 

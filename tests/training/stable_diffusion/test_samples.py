@@ -30,15 +30,15 @@ def samples(config, good=None, size=16):
     return CaptionedDataset(rows, good, config, Conditioning([TOKENIZER]), [(size, size)], (4, 4), 1000)
 
 
-def folder_of(path, pictures, captions=None):
+def folder_of(path, images, captions=None):
     """An image folder of the given images, `{name: image or bytes}`."""
     path.mkdir(parents=True)
-    for name, picture in pictures.items():
-        if isinstance(picture, bytes):
-            (path / name).write_bytes(picture)
+    for name, image in images.items():
+        if isinstance(image, bytes):
+            (path / name).write_bytes(image)
         else:
-            picture.save(path / name)
-    lines = [{"file_name": name, "text": (captions or {}).get(name, "a cat")} for name in pictures]
+            image.save(path / name)
+    lines = [{"file_name": name, "text": (captions or {}).get(name, "a cat")} for name in images]
     (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     return str(path)
 
@@ -110,8 +110,8 @@ def test_draws_are_what_they_are_said_to_be(options):
     empty = TOKENIZER("", max_length=77, padding="max_length").input_ids
     dropped = sum(one["input_ids"].tolist() == empty for one in drawn) / 2000
     assert dropped == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
-    pictures = Counter(one["pixel_values"].numpy().tobytes() for one in drawn)
-    assert len(pictures) == 20  # ten images and their mirror images
+    images = Counter(one["pixel_values"].numpy().tobytes() for one in drawn)
+    assert len(images) == 20  # ten images and their mirror images
 
 
 def test_pixels_are_the_file_s_and_the_caption_is_the_row_s(config, image_folder):
@@ -157,31 +157,31 @@ def test_odd_images_become_the_rgb_that_they_show(options, tmp_path):
 
 def quarters():
     """An image of the model's size, a colour in each corner."""
-    picture = Image.new("RGB", (16, 16), "white")
+    image = Image.new("RGB", (16, 16), "white")
     for place, colour in (((0, 0), "red"), ((8, 0), "lime"), ((0, 8), "blue")):
-        picture.paste(colour, (*place, place[0] + 8, place[1] + 8))
-    return picture
+        image.paste(colour, (*place, place[0] + 8, place[1] + 8))
+    return image
 
 
 def half_clear():
     """Black, of which the left half is transparent."""
-    picture = Image.new("LA", (16, 16), (0, 255))
-    picture.paste((0, 0), (0, 0, 8, 16))
-    return picture
+    image = Image.new("LA", (16, 16), (0, 255))
+    image.paste((0, 0), (0, 0, 8, 16))
+    return image
 
 
 def wide():
     """Ten times as wide as high, with the corners in its middle."""
-    picture = Image.new("RGB", (160, 16))
-    picture.paste(quarters(), (72, 0))
-    return picture
+    image = Image.new("RGB", (160, 16))
+    image.paste(quarters(), (72, 0))
+    return image
 
 
 def white_and_black():
     """What `half_clear` shows."""
-    picture = Image.new("RGB", (16, 16), "white")
-    picture.paste("black", (8, 0, 16, 16))
-    return picture
+    image = Image.new("RGB", (16, 16), "white")
+    image.paste("black", (8, 0, 16, 16))
+    return image
 
 
 @pytest.mark.parametrize(
@@ -195,21 +195,21 @@ def white_and_black():
     ],
     ids=["palette", "CMYK", "LA", "10:1", "1x1"],
 )
-def test_odd_images_are_exact_to_the_pixel(options, tmp_path, name, picture, shown):
-    data = samples(with_data(options, folder_of(tmp_path / "odd", {name: picture}), caption_dropout=0.0))
+def test_odd_images_are_exact_to_the_pixel(options, tmp_path, name, image, shown):
+    data = samples(with_data(options, folder_of(tmp_path / "odd", {name: image}), caption_dropout=0.0))
     read = ((data[0]["pixel_values"] + 1) * 127.5).round().byte().permute(1, 2, 0)
     assert np.array_equal(read, shown)
 
 
 def test_captions_may_be_lists_or_missing(options, tmp_path):
-    picture = Image.new("RGB", (16, 16))
+    image = Image.new("RGB", (16, 16))
     folder = tmp_path / "lists"
-    folder_of(folder, {"1.png": picture})
+    folder_of(folder, {"1.png": image})
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "text": ["a cat", "snow"]}) + "\n")
     data = samples(with_data(options, folder, caption_dropout=0.0))
     texts = {TOKENIZER.decode(data[p]["input_ids"], skip_special_tokens=True).strip() for p in range(20)}
     assert texts == {"a cat", "snow"}
-    nothing = folder_of(tmp_path / "nothing", {"1.png": picture, "2.png": picture}, {"1.png": None})
+    nothing = folder_of(tmp_path / "nothing", {"1.png": image, "2.png": image}, {"1.png": None})
     data = samples(with_data(options, nothing, caption_dropout=0.0))
     texts = Counter(TOKENIZER.decode(data[p]["input_ids"], skip_special_tokens=True).strip() for p in range(2))
     assert texts == {"": 1, "a cat": 1}

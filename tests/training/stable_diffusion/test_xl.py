@@ -183,11 +183,11 @@ def test_the_result_is_a_stock_pipeline_and_previews_show_what_it_paints(xl_opti
     pipe = load_pipeline(folder)
     assert pipe.default_guidance_rescale == 0.7
     pipe.scheduler = ZeroSNRDDIMScheduler.from_config(pipe.scheduler.config)
-    painted = pipe(
+    generated = pipe(
         "a dark landscape", num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="pt"
     ).images
     # stock stands in for SNR 0 with 2^-24, so 2^-12 of the amplitude; this is half a grey level
-    torch.testing.assert_close(painted, torch.load(tmp_path / "images.pt"), rtol=0, atol=0.5 / 255)
+    torch.testing.assert_close(generated, torch.load(tmp_path / "images.pt"), rtol=0, atol=0.5 / 255)
     assert audit(folder).verdict == "OK"
     assert "stable-diffusion-xl" in (folder / "README.md").read_text()
     assert "default_guidance_rescale = 0.7" in (folder / "pipeline.py").read_text()

@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _lock(file: Path) -> Callable[[], None]:
     if fcntl is None:
-        return _claim(file)
+        return _acquire(file)
     while True:
         # Not "w": what the holder wrote must stay.
         stream = file.open("a+")
@@ -58,12 +58,12 @@ def _lock(file: Path) -> Callable[[], None]:
             stream.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _in_use(file, holder) from None
-            return _claim(file)
+            return _acquire(file)
         if _is_the_lock_file(stream, file):
             break
         stream.close()  # the holder before us removed it between our two steps
     stream.truncate(0)
-    stream.write(_myself())
+    stream.write(_own_record())
     stream.flush()
 
     def release() -> None:
@@ -73,19 +73,19 @@ def _lock(file: Path) -> Callable[[], None]:
     return release
 
 
-def _claim(file: Path) -> Callable[[], None]:
+def _acquire(file: Path) -> Callable[[], None]:
     """Hold by the existence of a file."""
     while True:
         try:
             stream = file.open("x")
         except FileExistsError:
             holder = file.read_text()
-            if _may_live(holder):
+            if _may_be_running(holder):
                 raise _in_use(file, holder) from None
             file.unlink(missing_ok=True)
             continue
         with stream:
-            stream.write(_myself())
+            stream.write(_own_record())
         return lambda: file.unlink(missing_ok=True)
 
 
@@ -103,11 +103,11 @@ def _is_the_lock_file(stream: IO[str], file: Path) -> bool:
         return False
 
 
-def _myself() -> str:
+def _own_record() -> str:
     return f"{os.getpid()} on {socket.gethostname()}"
 
 
-def _may_live(holder: str) -> bool:
+def _may_be_running(holder: str) -> bool:
     """Whether a holder's process may still be there; of another machine's, and on Windows, it may."""
     number, _, host = holder.partition(" on ")
     if not number.isdecimal():

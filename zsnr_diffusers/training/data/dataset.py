@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...utils.images import ImageError, load_rgb, upright_size
+from ...utils.images import ImageError, load_rgb, oriented_size
 from ..config import DataConfig
 from .folder_rows import read_folder
 from .notices import notify, report_bad
@@ -141,7 +141,7 @@ def image_size(rows: Rows, column: str, index: int) -> Size:
         ImageError: it cannot be read.
     """
     source, path = _source(rows, column, index)
-    return upright_size(source, name=path or f"of row {index}")
+    return oriented_size(source, name=path or f"of row {index}")
 
 
 def image_sha256(rows: Rows, column: str, index: int) -> bytes:

@@ -239,7 +239,7 @@ def index_shards(config: DataConfig, processes: Processes) -> None:
     """
     if not config.train_shards:
         return
-    with processes.together():
+    with processes.sync_errors():
         shards = TarShards(config)
         if shards.folder is not None:
-            shards.scan(processes.share(shards.urls))
+            shards.scan(processes.split(shards.urls))

@@ -14,7 +14,7 @@ _PROCESS_OPTIONS = ("resume", "force", "dry_run", "measure", "report_to", "push_
 _MAY_BE_FOLDERS = ("pretrained_model_name_or_path", "dataset_name")
 
 
-def add_results(folder: Path, steps: int, losses: Sequence[float], options: Mapping[str, Any]) -> None:
+def add_results_section(folder: Path, steps: int, losses: Sequence[float], options: Mapping[str, Any]) -> None:
     """Write them.
 
     Args:

@@ -45,7 +45,7 @@ def create_repo(config: OutputConfig) -> str:
         ValueError: it cannot; the message has the answer of the Hub.
     """
     try:
-        return hub_upload.open_repo(repo_name(config), config.hub_private_repo or None, None)
+        return hub_upload.create_repo(repo_name(config), config.hub_private_repo or None, None)
     except OSError as error:
         raise ValueError(
             f"--push_to_hub: {error} Check the token with `hf auth whoami`, or name a repo that it may write with "

@@ -11,7 +11,7 @@ from torch import nn
 from ...hub.header import read_header
 from ...hub.lora import save_lora
 from ...hub.lora_files import lora_file
-from ...hub.lora_fit import load_weights, rehearse
+from ...hub.lora_fit import check_loads, load_weights
 from ...hub.model_card import base_name, lora_usage
 from ...utils.extras import import_extra
 from ..parameters import trainable_parameters
@@ -45,7 +45,7 @@ def give_adapter(pipe: Any, config: AdapterConfig, seed: int) -> None:
 
 def _load_adapter(pipe: Any, source: str) -> None:
     file = lora_file(source)
-    adapted = rehearse(pipe, file, read_header(file), adapter_name=_ADAPTER).get_list_adapters()
+    adapted = check_loads(pipe, file, read_header(file), adapter_name=_ADAPTER).get_list_adapters()
     if others := sorted(set(adapted) - {"unet"}):
         raise ValueError(
             f"--lora_weights={source} changes {' and '.join(others)} too, and only the UNet is trained here: pass "

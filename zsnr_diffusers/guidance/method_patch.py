@@ -1,4 +1,4 @@
-"""Two doors of a pipeline's parts, hung for one call: what a denoiser returns, and a method that is replaced.
+"""Two ways to watch a pipeline for one call: a hook on what its denoiser returns, and a method that is replaced.
 
 Nothing stays behind on denoiser or scheduler, and threads that share them do not see each other.
 """
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class Run(Protocol):
-    """One call of a pipeline, as its doors know it."""
+    """One call of a pipeline, as hooks and patches know it."""
 
     stack: ExitStack
 
@@ -30,7 +30,7 @@ def watch_denoiser(denoiser: nn.Module, run: Run) -> None:
     """Until the run's stack closes, it notes what the denoiser returns."""
     if getattr(denoiser, "_compiled_call_impl", None) is not None:
         # `module.compile()` would trace a hook into the graph, and compile anew for every call of the pipeline.
-        open_door(denoiser, "_compiled_call_impl", _through_denoiser, run)
+        patch_method(denoiser, "_compiled_call_impl", _through_denoiser, run)
         return
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -46,11 +46,11 @@ def _through_denoiser(run: Run, denoiser: nn.Module, call: Callable[..., Any], a
     return output
 
 
-class _Door:
+class PatchedMethod:
     """A method that is replaced on an object while runs use it: theirs go `through(run, owner, method, args, kwargs)`.
 
-    Runs in several threads may share an owner, and then share its door: who comes first hangs it, who goes last takes
-    it away.
+    Runs in several threads may share an owner, and then share its patch: the first sets it, the last one
+    removes it.
     """
 
     def __init__(self, owner: Any, name: str, through: Callable[..., Any], method: Callable[..., Any]) -> None:
@@ -60,52 +60,53 @@ class _Door:
         functools.update_wrapper(self, method)  # pipelines ask for its signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The method; inside a guided call what its interceptor makes of it."""
         run = active_run.get()
         if run in self.runs:
             return self.through(run, self.owner, self.method, args, kwargs)
         return self.method(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Door":
-        """Some pipelines copy their scheduler in the middle; the copy has a door of its own, for the same runs."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PatchedMethod":
+        """Some pipelines copy their scheduler in the middle; the copy has a patch of its own, for the same runs."""
         owner = memo.get(id(self.owner))
         if owner is None:  # only the owner's attributes are copied, to be given back to it
             return self
-        door = _Door(owner, self.name, self.through, copy.deepcopy(self.method, memo))
+        patch = PatchedMethod(owner, self.name, self.through, copy.deepcopy(self.method, memo))
         for run in self.runs:
-            _enter(door, run)
-        return door
+            _use(patch, run)
+        return patch
 
 
-_doors: dict[tuple[int, str], _Door] = {}
+_patches: dict[tuple[int, str], PatchedMethod] = {}
 _lock = threading.RLock()
 
 
-def open_door(owner: Any, name: str, through: Callable[..., Any], run: Run) -> None:
+def patch_method(owner: Any, name: str, through: Callable[..., Any], run: Run) -> None:
     """Let a run through a method of an object in its own way, until its stack closes."""
     with _lock:
-        door = _doors.get((id(owner), name))
-        if door is None:
-            door = _Door(owner, name, through, getattr(owner, name))
-            setattr(owner, name, door)
-        _enter(door, run)
+        patch = _patches.get((id(owner), name))
+        if patch is None:
+            patch = PatchedMethod(owner, name, through, getattr(owner, name))
+            setattr(owner, name, patch)
+        _use(patch, run)
 
 
-def _enter(door: _Door, run: Run) -> None:
-    """Let a run through a door until its stack closes; who is the last takes the door away."""
+def _use(patch: PatchedMethod, run: Run) -> None:
+    """Use a patch in a run until its stack closes; the last run removes the patch."""
 
     def leave() -> None:
         with _lock:
-            door.runs.remove(run)
-            if door.runs:
+            patch.runs.remove(run)
+            if patch.runs:
                 return
-            del _doors[id(door.owner), door.name]
-            if vars(door.owner).get(door.name) is door:
-                if door.found is None:
-                    delattr(door.owner, door.name)
+            del _patches[id(patch.owner), patch.name]
+            if vars(patch.owner).get(patch.name) is patch:
+                if patch.found is None:
+                    delattr(patch.owner, patch.name)
                 else:
-                    setattr(door.owner, door.name, door.found)
+                    setattr(patch.owner, patch.name, patch.found)
 
     with _lock:
-        _doors[id(door.owner), door.name] = door
-        door.runs.append(run)
+        _patches[id(patch.owner), patch.name] = patch
+        patch.runs.append(run)
     run.stack.callback(leave)
