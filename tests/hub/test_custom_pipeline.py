@@ -1,29 +1,45 @@
 """The file with which people who do not have this package load a repo with its rescale."""
 
 import ast
+import builtins
+import json
 import os
 import subprocess
+import symtable
 import sys
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UniPCMultistepScheduler
 from guided_pipelines import generate
 from hub_server import serve
 from published_models import IN_MEMORY, in_memory
+from small_pipelines import FLOW_PIPELINES, PIPELINES
 from tiny_checkpoints import settings
 from tiny_class_conditional import build, generate_classes
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
-from zsnr_diffusers import disable_guidance_rescale, enable_guidance_rescale, save_pipeline, write_custom_pipeline
-from zsnr_diffusers.hub.custom_pipeline import bundled_scheduler
+from zsnr_diffusers import (
+    disable_guidance_rescale,
+    enable_guidance_rescale,
+    load_pipeline,
+    save_pipeline,
+    write_custom_pipeline,
+)
+from zsnr_diffusers.hub.custom_pipeline import _PARTS, _defined, bundled_scheduler, custom_pipeline
+from zsnr_diffusers.hub.model_card import pipeline_card
 from zsnr_diffusers.schedulers import (
+    FlowMatchEulerScheduler,
+    FlowMatchMultistepScheduler,
     ZeroSNRDDIMScheduler,
     ZeroSNRDDPMScheduler,
     ZeroSNRLCMScheduler,
     ZeroSNRMultistepScheduler,
     ZeroSNRPNDMScheduler,
 )
+from zsnr_diffusers.schedulers.stock import flow_settings
 
 # A process in which the package does not exist; what it generates goes to a file.
 WITHOUT_US = """
@@ -40,19 +56,22 @@ for more in CALLS:
     call = {"num_inference_steps": 4, "guidance_scale": 7.5, "output_type": "latent", "generator": generator}
     images.append(pipe("a dark landscape", num_images_per_prompt=2, **call, **more).images)
 torch.save([type(pipe).__name__, *images], target)
-"""
+""".replace("IN_MEMORY", IN_MEMORY)
 
 
 def in_a_process_without_us(repo, tmp_path, calls="[{}]", **environment):
-    code = WITHOUT_US.replace("CALLS", calls).replace("IN_MEMORY", IN_MEMORY)
+    run_alone(WITHOUT_US.replace("CALLS", calls), tmp_path, repo, tmp_path / "generated.pt", **environment)
+    return torch.load(tmp_path / "generated.pt")
+
+
+def run_alone(code, tmp_path, *arguments, **environment):
     result = subprocess.run(
-        [sys.executable, "-c", code, repo, tmp_path / "generated.pt"],
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, "HF_HOME": str(tmp_path / "cache"), **environment},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    return torch.load(tmp_path / "generated.pt")
 
 
 @pytest.mark.full
@@ -109,6 +128,123 @@ def test_every_sampler_is_the_same_in_a_file(scheduler, tmp_path):
     assert torch.equal(generate(other), generate(pipe))
 
 
+# The same of several pipelines of flow matching, each folder with its call beside it.
+FLOWS_WITHOUT_US = """
+import json, sys
+from pathlib import Path
+sys.modules["zsnr_diffusers"] = None
+import torch
+from diffusers import DiffusionPipeline
+for repo in Path(sys.argv[1]).glob("*Pipeline"):
+    pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=str(repo), trust_remote_code=True)
+    IN_MEMORY
+    torch.manual_seed(0)
+    call = json.loads(repo.with_suffix(".json").read_text())
+    images = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    torch.save([type(pipe).__name__, images], repo.with_suffix(".pt"))
+    sys.modules.pop("diffusers_modules.local.pipeline")  # the one module that diffusers has for all local folders
+""".replace("IN_MEMORY", IN_MEMORY.replace("\n", "\n    "))
+
+FLOW_SAMPLERS = [
+    FlowMatchMultistepScheduler(shift=2.5),
+    FlowMatchMultistepScheduler(solver_order=3, corrector=False, eta=0.5, timestep_spacing="trailing", shift=3.0),
+    FlowMatchMultistepScheduler(use_dynamic_shifting=True, base_shift=0.6, time_shift_type="linear"),
+    FlowMatchEulerScheduler(shift=2.0, num_train_timesteps=500),
+]
+
+
+def flow_pipeline(name, scheduler=None, **changes):
+    """A small pipeline, and a function that calls it; its own scheduler of stock becomes ours."""
+    small = {**PIPELINES, **FLOW_PIPELINES}[name]
+    pipe = small.build()
+    pipe.scheduler = scheduler or FlowMatchMultistepScheduler.from_config(pipe.scheduler.config, **changes)
+    return pipe, {key: value for key, value in small.arguments().items() if key != "generator"}
+
+
+def generate_flow(pipe, call):
+    torch.manual_seed(0)  # some do not hand their generator on to the scheduler
+    return pipe(**call, generator=torch.Generator().manual_seed(0)).images
+
+
+def opened_with_its_code(folder):
+    """The pipeline as its file makes it, in this process; the scheduler's class is the file's."""
+    names = {}
+    exec(compile((folder / "pipeline.py").read_text(), "pipeline.py", "exec"), names)
+    cls = next(value for name, value in names.items() if name.startswith("Rescaled"))
+    pipe = in_memory(cls.from_pretrained(folder))
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe.scheduler).__module__ == "builtins"
+    return pipe
+
+
+@pytest.mark.full
+def test_flow_pipelines_bring_their_sampler_where_this_package_is_not(tmp_path):
+    own = {"prediction_type": "flow_prediction"}
+    cases = [
+        flow_pipeline("StableDiffusionPipeline", eta=0.5, **own),
+        flow_pipeline("StableDiffusionXLPipeline", shift=2.5, solver_order=3, timestep_spacing="trailing", **own),
+        flow_pipeline("StableDiffusion3Pipeline"),
+        flow_pipeline("FluxPipeline", timestep_spacing="trailing", eta=1.0),
+    ]
+    enable_guidance_rescale(cases[0][0], 0.4, space="x_0")
+    expected = {}
+    for pipe, call in cases:
+        folder = save_pipeline(pipe, tmp_path / type(pipe).__name__)
+        folder.with_suffix(".json").write_text(json.dumps(call))
+        expected[folder] = generate_flow(pipe, call)
+    run_alone(FLOWS_WITHOUT_US, tmp_path, tmp_path)
+    for folder, images in expected.items():
+        name, generated = torch.load(folder.with_suffix(".pt"))
+        assert name == f"Rescaled{folder.name}"
+        assert torch.equal(generated, images), name
+
+
+@pytest.mark.parametrize("scheduler", FLOW_SAMPLERS, ids=["shift", "sde", "dynamic", "euler"])
+def test_every_sampler_of_flow_matching_is_the_same_in_a_file(scheduler, tmp_path):
+    """Of the model's facts UniPC, which stands in, says three; the file says the others."""
+    pipe, call = flow_pipeline("StableDiffusionPipeline", scheduler)
+    folder = save_pipeline(pipe, tmp_path / "repo")
+    assert type(DiffusionPipeline.from_pretrained(folder).scheduler) is UniPCMultistepScheduler
+    other = opened_with_its_code(folder)
+    assert settings(other.scheduler) == settings(scheduler)
+    assert torch.equal(generate_flow(other, call), generate_flow(pipe, call))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("StableDiffusion3Pipeline", {"stochastic_sampling": True}),
+        ("FluxPipeline", {"timestep_spacing": "trailing"}),
+        ("StableDiffusionXLPipeline", {"prediction_type": "flow_prediction"}),
+    ],
+)
+def test_pipelines_made_for_flow_matching_bring_it_too(name, changes, tmp_path):
+    pipe, call = flow_pipeline(name, **changes)
+    other = opened_with_its_code(save_pipeline(pipe, tmp_path / "repo"))
+    assert settings(other.scheduler) == settings(pipe.scheduler)
+    assert torch.equal(generate_flow(other, call), generate_flow(pipe, call))
+
+
+def test_where_stock_stands_in_the_file_brings_what_load_pipeline_takes(tmp_path):
+    pipe, call = flow_pipeline("StableDiffusionPipeline", UniPCMultistepScheduler(**flow_settings(2.5, 1000)))
+    folder = save_pipeline(pipe, tmp_path / "repo")
+    loaded, other = in_memory(load_pipeline(folder)), opened_with_its_code(folder)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.scheduler) is FlowMatchMultistepScheduler
+    assert torch.equal(generate_flow(other, call), generate_flow(loaded, call))
+    assert "`pipeline.py` here brings its own sampler:" in pipeline_card(pipe, folder, "acme/flow")
+
+
+def test_a_sampler_of_stock_that_somebody_chose_stays(tmp_path):
+    chosen = UniPCMultistepScheduler(**{**flow_settings(1.0, 1000), "solver_order": 3})
+    pipe, _ = flow_pipeline("StableDiffusionPipeline", chosen)
+    assert bundled_scheduler(pipe) is None
+    assert not (save_pipeline(pipe, tmp_path / "repo") / "pipeline.py").exists()
+    # and one that stands in for none of ours: it is what such pipelines are published with
+    pipe, _ = flow_pipeline("WanPipeline", UniPCMultistepScheduler(**flow_settings(3.0, 1000)))
+    assert bundled_scheduler(pipe) is None
+
+
 def test_our_ddim_needs_no_code(tmp_path):
     """Stock's Euler stands in for it."""
     pipe = tiny_stable_diffusion(ZeroSNRDDIMScheduler(prediction_type="v_prediction"))
@@ -157,17 +293,48 @@ def test_a_class_conditional_pipeline(tmp_path):
     assert torch.equal(generate_classes(other), expected)
 
 
-def test_the_file_imports_nothing_but_torch_and_diffusers(tmp_path):
-    source = write_custom_pipeline(tiny_stable_diffusion(), tmp_path).read_text()
+@pytest.mark.parametrize(
+    "sampler", [None, *SAMPLERS[1:], *FLOW_SAMPLERS[2:]], ids=lambda sampler: type(sampler).__name__
+)
+def test_a_file_has_what_it_needs_and_nothing_else(sampler):
+    source = custom_pipeline(StableDiffusionPipeline, 0.7, sampler=sampler)
+    tree = ast.parse(source)
     modules = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert modules - set(sys.stdlib_module_names) == {"torch", "diffusers"}
     # a file that defines a name twice would keep the later of the two
-    names = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names = [name for node in tree.body for name in _defined(node)]
     assert len(names) == len(set(names))
+    used = {name for node in tree.body for name in globals_of(node) - {*_defined(node)}}
+    assert used <= {*names, "__name__"} | set(dir(builtins))
+    assert set(names) - used == {"RescaledStableDiffusionPipeline"}
+
+
+def globals_of(node):
+    """Names that a statement of a module takes from it."""
+    tables, found = [symtable.symtable(ast.unparse(node), "", "exec")], set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        found |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+    return found
+
+
+def test_no_name_means_two_things_in_what_files_are_made_of():
+    """They share one namespace, whichever of them a file needs."""
+    meanings = defaultdict(set)
+    for part in _PARTS:
+        for node in ast.parse(Path(part.__file__).read_text()).body:
+            for name in _defined(node):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    alias = next(each for each in node.names if (each.asname or each.name.split(".")[0]) == name)
+                    meanings[name].add((getattr(node, "module", None), alias.name))
+                elif name != "__all__":
+                    meanings[name].add(ast.unparse(node))
+    assert {name: found for name, found in meanings.items() if len(found) > 1} == {}
 
 
 def test_a_pipeline_that_does_not_rescale_gets_a_file_that_does_not(tmp_path):

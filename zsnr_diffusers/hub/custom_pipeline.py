@@ -6,6 +6,7 @@ The file is put together from this package's source: the class that is wanted an
 import ast
 import functools
 import inspect
+import symtable
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +18,13 @@ from ..core import calibrated, combination, flow, multistep, noise, predictions,
 from ..core import guidance as core_guidance
 from ..guidance import intercept, layout, levels, method_patch, mixin
 from ..guidance.mixin import GuidanceRescaleMixin, check_guides, guides, stock_class
-from ..schedulers import ZeroSNRDDIMScheduler, base, config, sampling
+from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler, base, config, sampling
 from ..schedulers import flow as flow_schedulers
-from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import own_spacing
+from ..schedulers.flow import FlowMatchScheduler
+from ..schedulers.sampling import PathSampler
+from ..schedulers.stock import is_flow_stand_in
+from .flow_models import is_made_for_betas
 
 _PARTS: tuple[ModuleType, ...] = (
     *(noise, predictions, core_guidance, combination, spacing, flow, solvers, safeguard, multistep, calibrated),
@@ -34,6 +38,9 @@ _OF_EVERY_SCHEDULER = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
 )
 """What the config of the stock scheduler says that is saved."""
+
+_OF_EVERY_FLOW_SCHEDULER = ("num_train_timesteps", "shift", "prediction_type")
+"""The same of flow matching."""
 
 
 def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
@@ -63,14 +70,19 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     return path
 
 
-def bundled_scheduler(pipe: Any) -> ZeroSNRScheduler | None:
-    """A pipeline's scheduler, if it is one of ours that no stock scheduler stands in for and that a file can bring.
+def bundled_scheduler(pipe: Any) -> PathSampler | None:
+    """A pipeline's scheduler, if it is one of ours that no stock scheduler equals and that a file can bring.
 
-    Euler stands in for our DDIM; and a file brings none for a pipeline without guidance, or of a class that is not
-    diffusers'.
+    Stock's Euler equals our DDIM. Of flow matching none equals ours: the UniPC that stands in for them in pipelines of
+    Stable Diffusion gives the network whole timesteps. Where a pipeline has that UniPC already, the file brings
+    `FlowMatchMultistepScheduler`, which `load_pipeline` puts in its place. A file brings none for a pipeline without
+    guidance, or of a class that is not diffusers'.
     """
-    scheduler, stock = getattr(pipe, "scheduler", None), stock_class(type(pipe))
-    if not isinstance(scheduler, ZeroSNRScheduler) or isinstance(scheduler, ZeroSNRDDIMScheduler):
+    stock = stock_class(type(pipe))
+    scheduler: Any = getattr(pipe, "scheduler", None)
+    if is_flow_stand_in(scheduler) and is_made_for_betas(pipe):
+        scheduler = FlowMatchMultistepScheduler.from_config(scheduler.config)
+    if not isinstance(scheduler, PathSampler) or isinstance(scheduler, ZeroSNRDDIMScheduler):
         return None
     ours = type(scheduler).__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
     return scheduler if ours and guides(stock) else None
@@ -80,7 +92,7 @@ def custom_pipeline(
     stock: type,
     default_guidance_rescale: float,
     guidance_space: str = "output",
-    sampler: ZeroSNRScheduler | None = None,
+    sampler: PathSampler | None = None,
 ) -> str:
     """The source of that file for a pipeline of class `stock`, with a sampler in place of the one that is saved."""
     check_guides(stock)
@@ -111,11 +123,12 @@ Put together from zsnr_diffusers, licence Apache-2.0.
     return head + "\n\n" + "\n\n\n".join(blocks) + "\n"
 
 
-def _with_sampler(sampler: ZeroSNRScheduler) -> list[str]:
+def _with_sampler(sampler: PathSampler) -> list[str]:
     """Lines of a pipeline's class that put a sampler in place of the scheduler that it is given."""
     name, parameters = type(sampler).__name__, inspect.signature(type(sampler).__init__).parameters
     config = {**sampler.config, "timestep_spacing": own_spacing(sampler.config)}
-    own = {key: config[key] for key in parameters if key in config and key not in _OF_EVERY_SCHEDULER}
+    saved = _OF_EVERY_FLOW_SCHEDULER if isinstance(sampler, FlowMatchScheduler) else _OF_EVERY_SCHEDULER
+    own = {key: config[key] for key in parameters if key in config and key not in saved}
     settings = ", ".join(f"{key}={value!r}" for key, value in own.items())
     return [
         "",
@@ -134,17 +147,27 @@ def _self_contained(roots: set[str]) -> tuple[list[str], list[str]]:
         name = open_names.pop()
         needed.add(name)
         if name in definitions:
-            used = {node.id for node in ast.walk(definitions[name][0]) if isinstance(node, ast.Name)}
-            open_names |= used - needed
+            open_names |= _globals_of(definitions[name]) - needed
     lines = {imports[name] for name in needed & set(imports)}
-    return [*lines], [*dict.fromkeys(text for name, (_, text) in definitions.items() if name in needed)]
+    return [*lines], [*dict.fromkeys(text for name, text in definitions.items() if name in needed)]
 
 
 @functools.cache
-def _source() -> tuple[dict[str, str], dict[str, tuple[ast.stmt, str]]]:
+def _globals_of(text: str) -> set[str]:
+    """Names that a definition takes from its module; a local variable may have the name of a function."""
+
+    def found(table: symtable.SymbolTable) -> set[str]:
+        own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        return own.union(*map(found, table.get_children()))
+
+    return found(symtable.symtable(text, "pipeline.py", "exec"))
+
+
+@functools.cache
+def _source() -> tuple[dict[str, str], dict[str, str]]:
     """Imports and definitions of all parts, by name; what is loaded does not change."""
     imports: dict[str, str] = {}
-    definitions: dict[str, tuple[ast.stmt, str]] = {}
+    definitions: dict[str, str] = {}
     for part in _PARTS:
         source = Path(str(part.__file__)).read_text(encoding="utf-8")
         for node in ast.parse(source).body:
@@ -152,7 +175,7 @@ def _source() -> tuple[dict[str, str], dict[str, tuple[ast.stmt, str]]]:
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     imports.setdefault(name, _import_of(node, name))
                 else:
-                    definitions[name] = node, _segment(source, node)
+                    definitions[name] = _segment(source, node)
     return imports, definitions
 
 

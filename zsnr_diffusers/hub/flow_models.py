@@ -35,7 +35,7 @@ def not_offered(code: str, scheduler: Any) -> list[str]:
     return sorted(name for name in asked_of_scheduler(code) if not hasattr(scheduler, name))
 
 
-def _made_for_betas(pipe: Any) -> bool:
+def is_made_for_betas(pipe: Any) -> bool:
     """Whether a pipeline is one of Stable Diffusion's kind, which scales what its network sees."""
     return "scale_model_input" in asked_of_scheduler(source_code(stock_class(type(pipe))))
 
@@ -52,7 +52,7 @@ def flow_scheduler_for(pipe: Any, saved: SavedModel) -> Any:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
         raise ValueError(f"{type(pipe).__name__} has no scheduler, so prediction_type means nothing to it.")
-    keeps = isinstance(scheduler, FlowMatchScheduler) or not _made_for_betas(pipe)
+    keeps = isinstance(scheduler, FlowMatchScheduler) or not is_made_for_betas(pipe)
     if is_flow(scheduler.config) and keeps:
         return scheduler
     facts: dict[str, Any] = {key: saved.schedule[key] for key in FLOW_FACTS if key in saved.schedule}

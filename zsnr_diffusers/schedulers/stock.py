@@ -25,6 +25,15 @@ def flow_settings(shift: float, num_train_timesteps: int, prediction_type: str =
     }
 
 
+def is_flow_stand_in(scheduler: Any) -> bool:
+    """Whether a scheduler is stock's UniPC with `flow_settings` and no other, so that nobody chose it for itself."""
+    if type(scheduler).__name__ != "UniPCMultistepScheduler":  # the class itself would import scipy
+        return False
+    config = scheduler.config
+    stand_in = type(scheduler)(**flow_settings(config["flow_shift"], config["num_train_timesteps"]))
+    return all(config.get(key) == value for key, value in stand_in.config.items() if not key.startswith("_"))
+
+
 def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
     """The scheduler of stock that stands in for one of ours; a scheduler of stock stays what it is.
 
