@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from huggingface_hub import ModelCard
+from published_models import in_memory
 from tiny_pipelines import tiny_stable_diffusion
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, load_pipeline
@@ -208,6 +209,23 @@ def test_guidance_rescale_is_recorded_for_our_loader_and_written_out_for_others(
     assert json.loads((folder / "model_index.json").read_text()).get("_guidance_rescale", 0.0) == phi
     assert getattr(load_pipeline(folder), "default_guidance_rescale", 0.0) == phi
     assert (folder / "pipeline.py").exists() == (phi > 0)
+    assert ("custom_pipeline" in (folder / "README.md").read_text()) == (phi > 0)
     if phi:
         assert f"default_guidance_rescale = {phi}" in (folder / "pipeline.py").read_text()
-        assert "custom_pipeline" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.4])
+def test_a_flow_brings_the_sampler_of_our_loader_for_others(options, phi):
+    """Stock's, which is saved, gives the network whole timesteps."""
+    changes = {"guidance_rescale": phi, "prediction_type": "flow_prediction", "flow_shift": 1.5}
+    config = TrainingConfig(**{**options, **changes})
+    base = load_base(config, config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift)
+    save(base, config)
+    folder = Path(config.output_dir)
+    names = {}
+    exec(compile((folder / "pipeline.py").read_text(), "pipeline.py", "exec"), names)
+    other = in_memory(names["RescaledStableDiffusionPipeline"].from_pretrained(folder))
+    assert other.default_guidance_rescale == phi
+    assert torch.equal(paint(other, 3), paint(in_memory(load_pipeline(folder)), 3))
+    does = "samples by `FlowMatchMultistepScheduler`" + (" and applies the rescale" if phi else "")
+    assert f"`custom_pipeline=` with the `pipeline.py` here, {does} by itself." in (folder / "README.md").read_text()

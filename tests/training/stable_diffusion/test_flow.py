@@ -26,6 +26,7 @@ from diffusers import (
 from huggingface_hub import ModelCard
 from landscapes import make_landscapes, read_landscapes
 from PIL import Image
+from published_models import IN_MEMORY, in_memory
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_stable_diffusion import train_vae
@@ -282,14 +283,26 @@ pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
 assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler" and pipe.scheduler.config.flow_shift == 1.5
 images = pipe("snow", num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="pt").images
 assert images.isfinite().all() and images.std() > 0
+ours = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[1], trust_remote_code=True)
+assert type(ours.scheduler).__name__ == "FlowMatchMultistepScheduler" and ours.scheduler.shift == 1.5
+pipe = ours
+IN_MEMORY
+images = ours("snow", num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="pt").images
+torch.save(images, sys.argv[2])
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flow_folder", PIPELINES, indirect=True)
-def test_people_without_this_package_sample_it(flow_folder):
-    result = subprocess.run([sys.executable, "-c", STOCK_ALONE, flow_folder[1]], capture_output=True, text=True)
+def test_people_without_this_package_sample_it(flow_folder, tmp_path):
+    """By the scheduler that is saved, and by the code beside it as we do."""
+    folder, generated = flow_folder[1], tmp_path / "generated.pt"
+    code = STOCK_ALONE.replace("IN_MEMORY", IN_MEMORY)
+    result = subprocess.run([sys.executable, "-c", code, folder, generated], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    pipe = in_memory(load_pipeline(folder))
+    call = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+    assert torch.equal(torch.load(generated), pipe("snow", **call).images)
     assert "not expected" not in result.stderr  # what stock says of a config that it does not understand
     assert "deprecat" not in result.stderr
 

@@ -13,7 +13,9 @@ from ...guidance.mixin import guidance_record
 from ...hub.custom_pipeline import custom_pipeline
 from ...hub.model_card import base_name, samplers_of
 from ...hub.weight_files import copy_in_float32
+from ...schedulers import FlowMatchMultistepScheduler
 from ...schedulers.flow import FlowMatchScheduler
+from ...schedulers.sampling import PathSampler
 from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
 from ..reporting.model_card import TrainingRecord, model_card
 from .base import Base, base_folder
@@ -42,10 +44,13 @@ def save_pipeline_folder(
 
     Only the UNet and the scheduler are new. The frozen parts are copied byte for byte, since a tokenizer that one
     version of transformers saves may not open in another; weights in half precision become float32, which the UNet
-    is in, so that the pipeline opens in one dtype.
+    is in, so that the pipeline opens in one dtype. `pipeline.py`, for people who do not have this package, applies the
+    guidance rescale that is recommended, and of a flow model brings the sampler that `load_pipeline` takes.
     """
     folder = Path(config.output_dir)
     scheduler = export_scheduler(base)
+    flow = isinstance(base.schedule, FlowMatchScheduler)
+    sampler = FlowMatchMultistepScheduler.from_config(scheduler.config) if flow else None
     with base_folder(base, folder) as (source, index):
         for part, entry in index.items():
             if part not in ("unet", "scheduler") and isinstance(entry, list) and (source / part).is_dir():
@@ -54,7 +59,7 @@ def save_pipeline_folder(
     scheduler.save_pretrained(folder / "scheduler")
     subject = base_name(base.config.pretrained_model_name_or_path)
     rows = {"recommended guidance rescale": str(config.guidance_rescale)}
-    write_card(base, scheduler, record, subject, rows, _usage(config, scheduler))
+    write_card(base, scheduler, record, subject, rows, _usage(config, scheduler, sampler))
     changes = {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
@@ -62,8 +67,8 @@ def save_pipeline_folder(
         **guidance_record(config.guidance_rescale),
     }
     index = {key: value for key, value in index.items() if key != "_name_or_path"} | changes
-    if config.guidance_rescale > 0:
-        code = custom_pipeline(type(base.pipeline), config.guidance_rescale)
+    if config.guidance_rescale > 0 or sampler is not None:
+        code = custom_pipeline(type(base.pipeline), config.guidance_rescale, sampler=sampler)
         (folder / "pipeline.py").write_text(code, encoding="utf-8")
     # Last: a folder without it is not taken for a pipeline.
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -96,13 +101,19 @@ def write_card(
     (record.folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _usage(config: GuidedOutputConfig, scheduler: SchedulerMixin) -> str:
-    return f"""```python
+def _usage(config: GuidedOutputConfig, scheduler: SchedulerMixin, sampler: PathSampler | None) -> str:
+    usage = f"""```python
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{Path(config.output_dir).name}")
 image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={config.guidance_rescale}).images[0]
 ```
 
-`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, applies the rescale by itself.
-{samplers_of(scheduler)}"""
+"""
+    does = [] if sampler is None else [f"samples by `{type(sampler).__name__}`"]
+    does += ["applies the rescale"] if config.guidance_rescale > 0 else []
+    if does:
+        usage += f"""\
+`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, {" and ".join(does)} by itself.
+"""
+    return usage + samplers_of(scheduler)
