@@ -226,6 +226,6 @@ def test_a_flow_brings_the_sampler_of_our_loader_for_others(options, phi):
     exec(compile((folder / "pipeline.py").read_text(), "pipeline.py", "exec"), names)
     other = in_memory(names["RescaledStableDiffusionPipeline"].from_pretrained(folder))
     assert other.default_guidance_rescale == phi
-    assert torch.equal(paint(other, 3), paint(in_memory(load_pipeline(folder)), 3))
+    assert torch.equal(generate(other, 3), generate(in_memory(load_pipeline(folder)), 3))
     does = "samples by `FlowMatchMultistepScheduler`" + (" and applies the rescale" if phi else "")
     assert f"`custom_pipeline=` with the `pipeline.py` here, {does} by itself." in (folder / "README.md").read_text()
