@@ -12,12 +12,12 @@ from samplers import DEFAULT, Sampler, multistep_options
 from zsnr_diffusers import ZeroSNRMultistepScheduler
 from zsnr_diffusers.core import multistep, safeguard, spacing
 
-NO_FIT = {"TRUST": 1e6}
+NO_FIT = {"RIDGE": 1e6}
 STUDIED: dict[str, Sequence[float]] = {
     "LARGEST_SCALE": (8, 16, 32, 64, 128),
     "SMALLEST_SCALE": (0.005, 0.01, 0.02, 0.05, 0.1),
-    "DETAIL": (0.02, 0.05, 0.1, 0.2),
-    "TRUST": (0.1, 0.2, 0.4, 0.8, 1.6, NO_FIT["TRUST"]),
+    "SMALLEST_END_SCALE": (0.02, 0.05, 0.1, 0.2),
+    "RIDGE": (0.1, 0.2, 0.4, 0.8, 1.6, NO_FIT["RIDGE"]),
 }
 STEPS = (4, 5, 7, 10, 15, 20, 30, 50)
 
@@ -59,7 +59,7 @@ def _varied() -> dict[str, Rows]:
     tables = {}
     for name, values in STUDIED.items():
         default = getattr(multistep, name, None) or getattr(spacing, name)
-        marks = {v: " (default)" if v == default else " (no fit)" if v == NO_FIT["TRUST"] else "" for v in values}
+        marks = {v: " (default)" if v == default else " (no fit)" if v == NO_FIT["RIDGE"] else "" for v in values}
         tables[name] = {f"{v:g}{marks[v]}": ({name: v}, DEFAULT) for v in values}
     return tables
 

@@ -122,7 +122,7 @@ def test_fit_to_the_spectrum_reduces_the_error_over_it(n, monkeypatch):
         return math.exp(sum(math.log(abs(end - 1)) for end in ends) / len(ends))
 
     fitted = geometric_mean()
-    monkeypatch.setattr(module, "TRUST", 1e6)
+    monkeypatch.setattr(module, "RIDGE", 1e6)
     assert fitted < 0.5 * geometric_mean()
 
 
@@ -130,7 +130,7 @@ def test_uneven_steps_are_not_fitted(monkeypatch):
     """Trailing steps are too coarse for brightness; weights that make up for it would be wrong for all else."""
     path = [level(kappa) for kappa in (0.0, 0.1, 0.3, 0.7, 1.4, 3.6)]
     updates = multistep_updates(path)
-    monkeypatch.setattr(module, "TRUST", 1e6)
+    monkeypatch.setattr(module, "RIDGE", 1e6)
     assert multistep_updates(path) == updates
 
 

@@ -91,7 +91,7 @@ def test_kid_of_all_images_or_of_subsets(monkeypatch):
 @pytest.mark.parametrize(("n", "m", "whole"), [(20, 20, True), (20, 21, False), (9, 100, True)])
 def test_kid_takes_subsets_where_all_images_would_take_longer(monkeypatch, n, m, whole):
     monkeypatch.setattr(metrics, "SUBSET_SIZE", 10)
-    monkeypatch.setattr(metrics, "WHOLE_SETS", 40)
+    monkeypatch.setattr(metrics, "MAX_FULL_KID", 40)
     figure = kernel_figure(features(0, n), features(1, m), "test")
     assert ("all images" in figure.method) == whole
     assert kernel_figure(features(0, n), features(1, m), "test", num_subsets=0).method.startswith("unbiased over all")

@@ -232,8 +232,8 @@ def test_the_study_finds_the_default_at_the_default(schedule, capsys):
         assert default == [{4: bench.figures(bench.errors(DEFAULT, 4))}]
         assert len({row[4] for row in report["study"][name].values()}) > 1
     assert "order 2 + corrector + fit" in capsys.readouterr().out
-    with constants(TRUST=1e6):
-        assert bench.figures(bench.errors(DEFAULT, 4)) == report["study"]["TRUST"]["1e+06 (no fit)"][4]
+    with constants(RIDGE=1e6):
+        assert bench.figures(bench.errors(DEFAULT, 4)) == report["study"]["RIDGE"]["1e+06 (no fit)"][4]
 
 
 def test_energy_distance_tells_data_from_noise_and_samplers_are_near_data(schedule, monkeypatch):

@@ -185,7 +185,7 @@ def white_and_black():
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "shown"),
+    ("name", "image", "shown"),
     [
         ("palette.png", quarters().quantize(4), quarters()),
         ("print.tif", quarters().convert("CMYK"), quarters()),
