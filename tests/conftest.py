@@ -18,13 +18,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of ours
 hypothesis.settings.load_profile("untimed")
 
-CASES, MOST_CASES = 5, 7
-"""Of a parametrized test, how many cases a plain run has, and how many `.ci/run`; the others are slow."""
+CASES, MORE_CASES = 5, 2
+"""Of a parametrized test, how many cases a plain run has, and how many `.ci/run` adds; the others are slow."""
+
+ALL_CASES = Path(__file__).parent / "core"
+"""Tests of the numbers take milliseconds, and most cases are of a branch of their own: a plain run has them all."""
 
 
 def _spread(among, number):
     """So many of them from the first to the last, or all."""
-    return {id(among[round(place * (len(among) - 1) / (number - 1))]) for place in range(number)}
+    return {id(among[round(place * (len(among) - 1) / (number - 1))]) for place in range(number) if among}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -32,13 +35,14 @@ def pytest_collection_modifyitems(items):
     """Mark `full` or `slow` what a test's other cases are, so that every run has some of each test."""
     cases = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("slow") is None and item.get_closest_marker("gpu") is None:
+        if not any(map(item.get_closest_marker, ("slow", "gpu"))) and ALL_CASES not in item.path.parents:
             cases[item.path, item.parent.nodeid, getattr(item, "originalname", item.name)].append(item)
     for alike in cases.values():
-        plain, more = _spread(alike, CASES), _spread(alike, MOST_CASES)
-        for item in alike:
-            if id(item) not in plain:
-                item.add_marker(pytest.mark.full if id(item) in more else pytest.mark.slow)
+        plain = _spread(alike, CASES)
+        others = [item for item in alike if id(item) not in plain]
+        more = _spread(others, MORE_CASES)
+        for item in others:
+            item.add_marker(pytest.mark.full if id(item) in more else pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -116,7 +116,9 @@ def assert_same_tensors(file, other, dtype=torch.float32):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(half, marks=pytest.mark.slow) for half in ("float16", "bfloat16"))]
+)
 def test_a_lora_there_and_back_is_the_same_bit_for_bit(dtype, lora, folder, tmp_path, capsys):
     file, back = tmp_path / "dark.safetensors", tmp_path / "back"
     assert convert(lora, file, "--config", folder, "--dtype", dtype) == 0

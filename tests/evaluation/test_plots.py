@@ -183,6 +183,7 @@ def draw_schedule(path, table, visited):
         return image.convert("RGB")
 
 
+@pytest.mark.full
 def test_zero_snr_is_drawn_on_a_line_of_its_own(tmp_path):
     """Red and dashed, below all that is not zero; and where there is no zero, there is no such line."""
     table = alpha_bar_table("scaled_linear", 100, 0.00085, 0.012)

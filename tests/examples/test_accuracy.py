@@ -149,6 +149,7 @@ def test_the_figure_over_all_is_the_mean_of_both_kinds(unguided):
     assert unguided["exact to"] < 1e-3
 
 
+@pytest.mark.slow
 def test_without_guidance_gaussians_have_a_closed_form(guided, schedule):
     """Both for where the exact ODE leads, mean + std noise, and for DDIM."""
     suite, errors = guided_suite(schedule, 0, 1, 1.0), []

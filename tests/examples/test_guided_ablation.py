@@ -4,7 +4,7 @@ import guided_ablation
 import pytest
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_each_part_is_taken_out_and_put_back(schedule, capsys):
     guided_ablation.main(["--guidance_scales", "7.5", "--steps", "5", "--samples", "2"])
     printed = capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_default_size_is_about_a_million_parameters():
     assert 0.8e6 < sum(p.numel() for p in build_stable_diffusion().unet.parameters()) < 1.2e6
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_autoencoder_learns_and_its_scaling_factor_is_saved(tmp_path):
     pipe = tiny_stable_diffusion()
     images = read_landscapes(make_landscapes(tmp_path / "data", 16, 16))

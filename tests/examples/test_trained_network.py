@@ -21,6 +21,7 @@ def classes():
     return pipe
 
 
+@pytest.mark.full
 def test_classes_take_the_place_of_prompts_and_figures_are_those_of_plain_calls(classes):
     sampled = trained_network.FewStepImages(classes, None, 2, 3.0)
     assert sampled.conditions == [0, 0, 1, 1, 2, 2]
@@ -52,6 +53,7 @@ def test_errors_of_a_shift_and_of_noise_without_a_mean():
     assert brightness < 1e-5
 
 
+@pytest.mark.full
 def test_the_command_prints_a_row_for_each_sampler_of_a_folder(classes, tmp_path, capsys):
     classes.save_pretrained(tmp_path)
     options = ["--seeds", "1", "--steps", "2", "3", "--reference_steps", "6", "--guidance_scale", "1.1"]

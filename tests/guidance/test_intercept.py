@@ -96,6 +96,7 @@ def test_neither_the_order_of_the_stack_nor_whether_there_is_one_matters():
     assert not torch.allclose(plain, looped(stacked)())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("guide", [stacked, separate, negated, of_one_length, by_x_0])
 def test_the_conditional_prediction_is_what_the_pipeline_hands_on_at_scale_1(guide):
     """A guider of scale 1 returns the conditional prediction."""
@@ -302,6 +303,7 @@ def test_runs_that_share_a_scheduler_and_a_network_share_their_patches(in_place)
         assert base.unet._compiled_call_impl == base.unet._call_impl
 
 
+@pytest.mark.full
 def test_a_pipeline_inside_another_one_s_call_is_its_own():
     inner = enable_guidance_rescale(tiny_stable_diffusion(), 1.0, strict=True)
     expected = generate(inner)
@@ -319,7 +321,7 @@ def test_a_pipeline_inside_another_one_s_call_is_its_own():
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile itself imports
-@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("in_place", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_compiled_denoiser_is_neither_broken_nor_compiled_again(in_place):
     expected = generate(enable_guidance_rescale(tiny_stable_diffusion()))
     pipe = enable_guidance_rescale(tiny_stable_diffusion(), strict=True)
@@ -370,6 +372,7 @@ def test_lora():
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full
 def test_ip_adapter():
     generator, embeds = torch.Generator().manual_seed(0), torch.randn(2, 1, 6)
 

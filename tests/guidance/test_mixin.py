@@ -242,6 +242,7 @@ def rescaled_by_definition(space, x_t, s, guided, conditional):
     return (x_t - g) / s if space == "x_0" else (g - x_t) / (1 - s)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("space", ["x_0", "epsilon"])
 @pytest.mark.parametrize("scheduler", FLOW_SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_in_flow_time_other_spaces_are_those_of_its_levels(scheduler, space):

@@ -28,6 +28,7 @@ ACTING = [name for name in NAMES if name not in NOT_HERE]
 found_of = functools.cache(examine)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_at_zero_and_after_disabling_it_is_stock_s_bit_for_bit(name):
     found = found_of(name)

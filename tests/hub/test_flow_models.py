@@ -53,6 +53,7 @@ MARKS = {
 # -- loading
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["1", "xl"])
 def test_a_file_of_which_the_caller_knows_it(kind, configs, tmp_path):
     file = write_file(tmp_path / "model.safetensors", kind)
@@ -169,6 +170,7 @@ def test_guidance_rescale_is_recorded_beside_it(tmp_path):
     assert torch.equal(generate(in_memory(back)), generate(pipe))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["1", "2", "xl"])
 def test_a_single_file_says_it(kind, configs, tmp_path, said):
     pipe = tiny_pipeline(kind, FlowMatchMultistepScheduler(shift=2.5))
@@ -202,6 +204,7 @@ def test_what_no_stock_scheduler_there_does_is_refused(change, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("file", [LORA_FILE, KOHYA_FILE])
 def test_a_lora_brings_its_flow_matching_to_a_base_of_betas(tmp_path, file):
     pipe = adapted()
@@ -271,6 +274,7 @@ def test_and_follows_the_exact_path_of_a_gaussian():
 # -- audits
 
 
+@pytest.mark.full
 def test_an_audit_of_a_file_that_says_it(tmp_path):
     file = write_file(tmp_path / "model.safetensors", "xl", metadata=MARKS["ModelSpec"])
     result = audit(file)
@@ -287,6 +291,7 @@ def test_an_audit_of_a_file_that_says_nothing(tmp_path):
     assert f"--prediction_type {FLOW}" in found(result, "schedule-left-behind").remedy
 
 
+@pytest.mark.full
 def test_audits_of_what_is_saved_and_loaded(tmp_path):
     pipe = tiny_pipeline("1", FlowMatchMultistepScheduler())
     assert audit(pipe).findings == ()
@@ -300,6 +305,7 @@ def test_audits_of_what_is_saved_and_loaded(tmp_path):
 # -- the command
 
 
+@pytest.mark.full
 def test_convert_takes_it_and_says_what_to_pass(configs, tmp_path, capsys):
     file = write_file(tmp_path / "model.safetensors", "xl")
     arguments = ["convert", str(file), str(tmp_path / "folder"), "--config", str(configs["xl"])]

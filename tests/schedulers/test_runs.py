@@ -192,7 +192,7 @@ def test_point_mass_at_every_number_of_steps(name, dtype):
     assert not [*misses(name, dtype, range(1, 1001))]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "lcm", "inverse"])  # the three ways to choose timesteps
 def test_n_timesteps_for_every_n(name):
     scheduler = make(name)

@@ -74,7 +74,7 @@ def call_at(monkeypatch, numbers, function):
 # -- stopped
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "stops"), [(0, (1, 2, 3, 4)), (2, (2,))])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_resumed_after_any_step_is_bitwise_the_uninterrupted_run(
@@ -403,6 +403,7 @@ def test_the_command_ends_with_an_error_after_nan(options, monkeypatch):
         main(arguments(options))
 
 
+@pytest.mark.full
 def test_steps_of_nan_are_left_out_up_to_a_number_in_a_row(options, monkeypatch, capsys):
     options |= {"max_train_steps": 8, "nan_skip": 2, "checkpointing_steps": 1, "checkpoints_total_limit": 8}
     with monkeypatch.context() as patch:
@@ -414,6 +415,7 @@ def test_steps_of_nan_are_left_out_up_to_a_number_in_a_row(options, monkeypatch,
     assert same == [True, True, False, True, False, False, False]
 
 
+@pytest.mark.full
 def test_too_many_steps_of_nan_in_a_row_stop_the_run_also_across_an_interruption(options, monkeypatch):
     options |= {"max_train_steps": 8, "nan_skip": 2, "checkpointing_steps": 1}
     with monkeypatch.context() as patch:

@@ -192,6 +192,7 @@ def test_the_folder_of_the_base_or_of_the_data_is_not_written_into(options, tmp_
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("changes", "share"),
     [

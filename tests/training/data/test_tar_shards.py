@@ -221,6 +221,7 @@ def damaged(shard_options, image_folder, tmp_path):
     return {**shard_options, "max_train_steps": 5}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_ends_the_run_with_its_name_and_the_checkpoint(damaged, workers):
     damaged |= {"checkpointing_steps": 1, "dataloader_num_workers": workers}
@@ -249,6 +250,7 @@ def test_a_bad_image_is_named_and_the_next_row_shown(damaged, shard_options, cap
     assert same(run(damaged, on_bad_image="skip", resume=True), weights(damaged["output_dir"]))
 
 
+@pytest.mark.full
 def test_bad_images_are_not_measured_either(damaged):
     changes = {"on_bad_image": "skip", "luminance_images": 10, "num_inference_steps": 1, "max_train_steps": 1}
     train(TrainingConfig(**{**damaged, **changes}))
@@ -299,6 +301,7 @@ def test_a_shard_that_changed_is_not_resumed(shard_options, image_folder, tmp_pa
         run(shard_options, resume=True)
 
 
+@pytest.mark.full
 def test_a_dry_run_stores_nothing_unless_told_where(shard_options, tmp_path, capsys):
     train(TrainingConfig(**{**shard_options, "dry_run": True}))
     assert "10 images at 64 x 64" in capsys.readouterr().out
@@ -308,6 +311,7 @@ def test_a_dry_run_stores_nothing_unless_told_where(shard_options, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_nothing_is_cached_of_shards_unless_asked(shard_options, tmp_path):
     run(shard_options)
     assert {path.name for path in (tmp_path / "run" / "cache").iterdir()} == {"shards"}

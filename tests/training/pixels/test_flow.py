@@ -108,6 +108,7 @@ def test_snr_sampling_takes_the_betas_of_the_run(options):
 # -- runs
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("changes", [{}, {"timestep_sampling": "stratified", "loss_weighting": "learned_uncertainty"}])
 def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path, changes):
     whole = run(options, output_dir=str(tmp_path / "whole"), **changes)
@@ -149,6 +150,7 @@ def test_three_hundred_steps_lower_the_loss_and_samples_come_near(options, tmp_p
         assert [float(np.asarray(image).mean()) for image in images] == pytest.approx(greys, abs=30)
 
 
+@pytest.mark.full
 def test_previews_are_sampled_by_the_multistep_sampler(options, monkeypatch):
     seen, choose = [], ClassConditionalPipeline._labels
 
@@ -208,6 +210,7 @@ def test_it_opens_again_with_what_a_sampler_needs(options, column):
 # -- bases
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchMultistepScheduler()])
 def test_a_flow_base_is_asked_as_it_was(options, tmp_path, scheduler):
     unet = tiny_unet()

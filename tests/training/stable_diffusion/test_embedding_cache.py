@@ -128,6 +128,7 @@ def test_a_run_with_caches_has_the_losses_of_one_without(options, tmp_path):
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "none"), rel=1e-6)
 
 
+@pytest.mark.full
 def test_half_precision_is_stored_as_such(options):
     """bfloat16 keeps 8 bits; what it computes depends on the batch's size within that."""
     online = inputs_of_unet(prepare(options, mixed_precision="bf16", cache="none"), range(4))
@@ -420,6 +421,7 @@ def test_dry_run_counts_and_writes_nothing(own, capsys):
     assert not Path(own["output_dir"]).exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("free", "stored"), [(200_000, {"latents", "text"}), (60_000, {"latents"}), (8_000, set())])
 def test_auto_stores_what_fits_and_says_so(own, monkeypatch, free, stored, capsys):
     """20,480 bytes of latents and 68,992 of text in half of what is free."""
@@ -439,6 +441,7 @@ def test_what_is_asked_for_and_does_not_fit_is_an_error(own, monkeypatch):
     assert prepare(own, cache="latents").samples.caches.keys() == {"latents"}
 
 
+@pytest.mark.full
 def test_measuring_stores_nothing_where_it_stays(own, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # a run of one step shows two images, the measurement of its speed all of them

@@ -80,6 +80,7 @@ def test_stock_alone_opens_it_and_paints_our_pictures(saved, tmp_path):
         torch.testing.assert_close(generate(pipe, n), images, rtol=0, atol=14 * 2**-12)
 
 
+@pytest.mark.full
 def test_export_scheduler_reaches_the_data_at_every_number_of_steps(config):
     """Stock's DDIM with the same flags does not, at 372 of 1000."""
     base = loaded(config)
@@ -155,6 +156,7 @@ def test_without_zero_snr_the_base_s_own_scheduler_is_shipped(options):
     assert torch.equal(scheduler.alphas_cumprod, base.pipeline.scheduler.alphas_cumprod)
 
 
+@pytest.mark.full
 def test_a_base_with_our_scheduler_ships_a_stock_one(options, tmp_path):
     pipe = tiny_stable_diffusion(ZeroSNRDDIMScheduler(prediction_type="v_prediction"))
     pipe.save_pretrained(tmp_path / "ours")

@@ -77,6 +77,7 @@ def sampled(scheduler, n, mean, std):
     return x, mean + std * noise
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("takes_generator", [False, True])
 def test_stock_reaches_a_point_mass_at_every_number_of_steps(shift, takes_generator):
@@ -126,6 +127,7 @@ def first_loss(options):
     return loss
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scheduler", ["epsilon", "stock flow", "shipped flow", "ours"])
 def test_a_base_is_asked_with_its_own_weights_at_x_s(options, base_folder, tmp_path, scheduler):
     """So one that is a flow model already has its own loss at step 0, whatever scheduler it came with."""
@@ -180,6 +182,7 @@ def test_through_a_bridge_a_v_base_has_the_loss_of_its_prediction_converted(opti
         run(options)
 
 
+@pytest.mark.full
 def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path):
     options |= {"timestep_sampling": "stratified", "flow_time_sampling": "snr"}
     whole = run(options, output_dir=str(tmp_path / "whole"))
@@ -203,6 +206,7 @@ def test_three_hundred_steps_lower_the_loss_and_brightness_comes_to_the_data_s(o
     assert luminance[300].w1 < luminance[0].w1
 
 
+@pytest.mark.full
 def test_previews_are_sampled_by_the_multistep_sampler(options, monkeypatch):
     seen, call = [], ZeroSNRStableDiffusionPipeline.__call__
 
@@ -329,6 +333,7 @@ def test_the_card_and_the_scheduler_say_what_it_is(options):
 # -- LoRA
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("use_dora", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_lora_says_that_it_is_of_a_flow_model(options, base_folder, tmp_path, monkeypatch, use_dora):
     options |= {"lora_rank": 2, "use_dora": use_dora, "flow_time_sampling": "uniform", "flow_shift": 2.0}

@@ -176,6 +176,7 @@ def test_checkpoints_hold_the_adapter_alone(options):
     assert kept == {f"unet.{name}" for name in adapter}
 
 
+@pytest.mark.full
 def test_the_average_is_what_is_shipped(options):
     shipped, averaged = run(options), last_checkpoint(options, "ema")
     assert not same(averaged, last_checkpoint(options))
@@ -188,6 +189,7 @@ def test_the_average_is_what_is_shipped(options):
 Disk = namedtuple("Disk", "total used free")
 
 
+@pytest.mark.full
 def test_disk_space_is_that_of_the_adapter(options, monkeypatch):
     adapter = sum(value.numel() for value in trainable_parameters(task_of(options).unet).values())
     for missing in (1, 0):
@@ -249,6 +251,7 @@ def test_two_processes_checkpointing_and_accumulation_give_what_one_gives(option
 # -- what is shipped
 
 
+@pytest.mark.full
 def test_it_paints_what_the_run_would_have_painted(options, base_folder, shipping):
     run(options, learning_rate=0.1, ema_decay=0.0, validation_prompts=["snow"])
     call = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}

@@ -223,6 +223,7 @@ def test_an_autoencoder_that_overflows_in_float16_computes_in_float32(asked):
         assert part.precision(None) is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("asked", [True, False])
 def test_previews_decode_in_that_precision_too(xl_options, monkeypatch, asked):
     task = task_of(xl_options, validation_prompts=["snow"], num_inference_steps=1)
@@ -250,6 +251,7 @@ def with_unet(xl_folder, path, **changes):
     return str(path)
 
 
+@pytest.mark.full
 def test_variants_of_sdxl_are_refused_with_the_reason(xl_options, xl_folder, tmp_path):
     def refused(path, message):
         with pytest.raises(ValueError, match=message):
