@@ -21,7 +21,7 @@ from .schedulers import (
     ZeroSNRPNDMScheduler,
 )
 from .utils.lazy import lazy_names
-from .utils.versions import warn_of_untested
+from .utils.versions import warn_of_untested_versions
 
 if TYPE_CHECKING:
     from .auditing import audit
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-warn_of_untested()
+warn_of_untested_versions()
 
 # Pipelines pull in transformers, and networks the models of diffusers, which takes seconds; who only wants a scheduler
 # does not wait for it.

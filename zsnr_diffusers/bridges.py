@@ -36,12 +36,12 @@ class Bridge:
         self._ask, self._types = ask, (prediction_type, wanted)
         self._seen: list[tuple[Tensor, NoiseLevel, NoiseLevel, torch.dtype]] = []
         self._hooks = [
-            network.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
-            network.register_forward_hook(self._after),
+            network.register_forward_pre_hook(self._convert_inputs, with_kwargs=True, prepend=True),
+            network.register_forward_hook(self._convert_output),
         ]
 
     def remove(self) -> None:
-        """Take the conversion off: the network is itself again."""
+        """Remove the hooks: the network is itself again."""
         for hook in self._hooks:
             hook.remove()
 
@@ -51,7 +51,8 @@ class Bridge:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def _before(self, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _convert_inputs(self, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Forward pre-hook: scale the sample and look up the timestep that the network knows."""
         args, kwargs = list(args), dict(kwargs)
         name = "sample" if "sample" in kwargs else "hidden_states"
         sample = args[0] if args else kwargs[name]
@@ -59,7 +60,7 @@ class Bridge:
         wide = compute_dtype(sample.dtype)
         times = torch.as_tensor(timestep, device="cpu").double().flatten()
         of_caller, asked, of_network = self._ask(times)
-        here, there = (beside(level, sample, wide) for level in (of_caller, of_network))
+        here, there = (broadcast_level(level, sample, wide) for level in (of_caller, of_network))
         x = sample.to(wide) * (there.sigma / here.sigma)
         self._seen.append((x, there, here, sample.dtype))
         asked = asked.to(sample.device, wide).reshape(torch.as_tensor(timestep).shape)
@@ -70,7 +71,8 @@ class Bridge:
                 kwargs[key] = value
         return tuple(args), kwargs
 
-    def _after(self, network: nn.Module, args: Any, output: Any) -> Any:
+    def _convert_output(self, network: nn.Module, args: Any, output: Any) -> Any:
+        """Forward hook: convert the network's prediction to the caller's prediction type."""
         x, there, here, dtype = self._seen.pop()
         raw = output[0] if isinstance(output, tuple) else output.sample
         found = converted_prediction(raw.to(x.dtype), x, there, self._types[0], self._types[1], here).to(dtype)
@@ -80,8 +82,8 @@ class Bridge:
         return output
 
 
-def beside(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> NoiseLevel:
-    """A level of numbers or of shape [B], placed to multiply a batch of samples."""
+def broadcast_level(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> NoiseLevel:
+    """A noise level of numbers or of shape [B], on the sample's device and shaped to multiply a batch of samples."""
     shape = (-1, *[1] * (sample.ndim - 1))
     alpha, sigma = (torch.as_tensor(each).to(sample.device, wide).reshape(shape) for each in level)
     return NoiseLevel(alpha, sigma)
@@ -104,12 +106,12 @@ def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
     Raises:
         ValueError: the schedule does not end at an SNR of zero, so its samples of pure noise are none.
     """
-    ask = asked_as_flow(scheduler)
+    ask = flow_timestep_lookup(scheduler)
     return Bridge(network, ask, scheduler.config["prediction_type"], "flow_prediction")
 
 
-def asked_as_flow(scheduler: ZeroSNRScheduler) -> Ask:
-    """What the timesteps 1000 s of a flow model stand for in a network of betas.
+def flow_timestep_lookup(scheduler: ZeroSNRScheduler) -> Ask:
+    """The function by which a bridge looks up what timesteps 1000 s of a flow model are in a network of betas.
 
     Args:
         scheduler: with the betas, at zero terminal SNR.
@@ -117,12 +119,16 @@ def asked_as_flow(scheduler: ZeroSNRScheduler) -> Ask:
     Raises:
         ValueError: the schedule does not end at an SNR of zero.
     """
-    levels = _levels(scheduler)
+    levels = _zero_snr_levels(scheduler)
     places = position(torch.as_tensor(kappa(levels)))
 
     def ask(timesteps: Tensor) -> tuple[NoiseLevel, Tensor, NoiseLevel]:
         level = flow_level(timesteps / 1000)
-        return level, _between(position(torch.as_tensor(kappa(level))), places), variance_preserving(level)
+        return (
+            level,
+            _interpolate_timesteps(position(torch.as_tensor(kappa(level))), places),
+            variance_preserving(level),
+        )
 
     return ask
 
@@ -145,7 +151,7 @@ def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
     """
     if (kind := scheduler.config["prediction_type"]) != "v_prediction":
         raise ValueError(f"The scheduler has prediction_type={kind!r}; as_v_model needs one with 'v_prediction'.")
-    _levels(scheduler)
+    _zero_snr_levels(scheduler)
 
     def ask(timesteps: Tensor) -> tuple[NoiseLevel, Tensor, NoiseLevel]:
         level = scheduler.noise_level(timesteps.long(), timesteps)
@@ -155,7 +161,8 @@ def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
     return Bridge(network, ask, "flow_prediction", "v_prediction")
 
 
-def _levels(scheduler: ZeroSNRScheduler) -> NoiseLevel:
+def _zero_snr_levels(scheduler: ZeroSNRScheduler) -> NoiseLevel:
+    """Noise levels of all timesteps, float64 [T]; refuses a schedule that does not end at zero SNR."""
     if not scheduler.config["rescale_betas_zero_snr"]:
         raise ValueError(
             "A bridge is exact only where the schedule ends at a signal-to-noise ratio of zero, and this scheduler "
@@ -164,7 +171,7 @@ def _levels(scheduler: ZeroSNRScheduler) -> NoiseLevel:
     return scheduler.noise_level(torch.arange(len(scheduler)), torch.empty(1, dtype=torch.float64))
 
 
-def _between(wanted: Tensor, places: Tensor) -> Tensor:
+def _interpolate_timesteps(wanted: Tensor, places: Tensor) -> Tensor:
     """Timesteps, whole or between, at given places; `places` decreases over the timesteps."""
     rising = places.flip(0)
     above = torch.searchsorted(rising, wanted).clamp(1, len(rising) - 1)

@@ -38,17 +38,17 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """w of the running call, or the last."""
+        """Guidance scale w of the running call, or of the last one."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the running call guides."""
+        """Whether the running call uses classifier-free guidance, as it does above a scale of 1."""
         return self._guidance_scale > 1
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` in a callback to leave out the remaining steps."""
+        """Whether the remaining steps are left out; a callback sets `_interrupt` for that."""
         return self._interrupt
 
     @torch.no_grad()
@@ -89,23 +89,26 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
             ValueError: labels out of range or for a network without classes, guidance without classes, or sizes that
                 contradict each other.
         """
-        labels = self._labels(class_labels, batch_size, guidance_scale)
-        shape = (len(labels), self.unet.config.in_channels, *self._size())
+        labels = self._resolve_labels(class_labels, batch_size, guidance_scale)
+        shape = (len(labels), self.unet.config.in_channels, *self._sample_size())
         if latents is not None and latents.shape != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}; these labels need {shape}.")
         self._guidance_scale, self._interrupt = guidance_scale, False
         device, dtype = self._execution_device, self.unet.dtype
         x = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device, dtype)
-        conditions = labels.to(device) if self._classes else None
+        conditions = labels.to(device) if self._num_classes else None
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         x = x * self.scheduler.init_noise_sigma
         extra = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         self._num_timesteps = len(self.scheduler.timesteps)
-        with self._thresholding(dynamic_thresholding_ratio), self.progress_bar(total=self._num_timesteps) as bar:
+        with (
+            self._dynamic_thresholding(dynamic_thresholding_ratio),
+            self.progress_bar(total=self._num_timesteps) as bar,
+        ):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
-                prediction = self._predict(x, timestep, conditions)
+                prediction = self._predict_guided(x, timestep, conditions)
                 x = self.scheduler.step(prediction, timestep, x, **extra, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     x = (callback_on_step_end(self, step, timestep, {"latents": x}) or {}).get("latents", x)
@@ -114,29 +117,30 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
         images = x if output_type == "latent" else VaeImageProcessor().postprocess(x, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _predict(self, x: Tensor, timestep: Any, labels: Tensor | None) -> Tensor:
-        """The prediction, guided where there is guidance."""
+    def _predict_guided(self, x: Tensor, timestep: Any, labels: Tensor | None) -> Tensor:
+        """The network's prediction for x at a timestep, guided away from no class if the call guides."""
         x = self.scheduler.scale_model_input(x, timestep)
         if not self.do_classifier_free_guidance or labels is None:
             prediction: Tensor = self.unet(x, timestep, labels).sample
             return prediction
-        both = torch.cat([torch.full_like(labels, self._classes), labels])
+        both = torch.cat([torch.full_like(labels, self._num_classes), labels])
         unconditional, conditional = self.unet(torch.cat([x, x]), timestep, both).sample.chunk(2)
         return classifier_free_guidance(unconditional, conditional, self._guidance_scale)
 
     @property
-    def _classes(self) -> int:
-        """How many classes there are, which is also the label of none; 0 without class embeddings."""
+    def _num_classes(self) -> int:
+        """Number of classes of the UNet, which is also the label of no class; 0 without class embeddings."""
         embeddings = self.unet.config.num_class_embeds
         return embeddings - 1 if embeddings else 0
 
-    def _size(self) -> tuple[int, int]:
+    def _sample_size(self) -> tuple[int, int]:
+        """Height and width of the UNet's images, in pixels."""
         size = self.unet.config.sample_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
-    def _labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> Tensor:
-        """One label per image, shape [B]; `_classes` for none."""
-        classes = self._classes
+    def _resolve_labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> Tensor:
+        """One class label per image, shape [B]; `_num_classes` stands for no class."""
+        classes = self._num_classes
         if classes == 0 and (class_labels is not None or guidance_scale > 1):
             raise ValueError(
                 "This network has no class embeddings (num_class_embeds), so it takes no class_labels and cannot be "
@@ -161,8 +165,8 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
         return labels
 
     @contextmanager
-    def _thresholding(self, ratio: float | None) -> Iterator[None]:
-        """Imagen's thresholding for one call, by the scheduler's own."""
+    def _dynamic_thresholding(self, ratio: float | None) -> Iterator[None]:
+        """Switch on the scheduler's dynamic thresholding (Imagen) for one call of the pipeline."""
         if ratio is None:
             yield
             return

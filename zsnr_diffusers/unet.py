@@ -29,10 +29,10 @@ from diffusers import UNet2DModel
 from torch import nn
 
 
-def _network(
+def _ddpm_unet_config(
     sample_size: int, channels: tuple[int, ...], groups: int, attention: int, dropout: float
 ) -> dict[str, Any]:
-    """Config of the paper's network, with self-attention where images have become `attention` pixels wide."""
+    """Config of DDPM's UNet, with self-attention where images have become `attention` pixels wide."""
     attends = [sample_size >> level == attention for level in range(len(channels))]
     return {
         "sample_size": sample_size,
@@ -51,17 +51,17 @@ def _network(
     }
 
 
-_LSUN = _network(256, (128, 128, 256, 256, 512, 512), groups=32, attention=16, dropout=0.0)
+_LSUN = _ddpm_unet_config(256, (128, 128, 256, 256, 512, 512), groups=32, attention=16, dropout=0.0)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "ddpm-cifar10": _network(32, (128, 256, 256, 256), groups=32, attention=16, dropout=0.1),
+    "ddpm-cifar10": _ddpm_unet_config(32, (128, 256, 256, 256), groups=32, attention=16, dropout=0.1),
     "ddpm-lsun": _LSUN,
     "ddpm-celebahq": _LSUN,
-    "ddpm-lsun-large": _network(256, (192, 192, 384, 384, 768, 768), groups=32, attention=16, dropout=0.0),
+    "ddpm-lsun-large": _ddpm_unet_config(256, (192, 192, 384, 384, 768, 768), groups=32, attention=16, dropout=0.0),
     # Four channels or more to a group, as in the paper: fewer leave little of an image that is small.
-    "small-8": _network(8, (32, 64), groups=8, attention=4, dropout=0.1),
-    "small-16": _network(16, (32, 64, 64), groups=8, attention=8, dropout=0.1),
-    "small-32": _network(32, (32, 64, 64, 64), groups=8, attention=16, dropout=0.1),
+    "small-8": _ddpm_unet_config(8, (32, 64), groups=8, attention=4, dropout=0.1),
+    "small-16": _ddpm_unet_config(16, (32, 64, 64), groups=8, attention=8, dropout=0.1),
+    "small-32": _ddpm_unet_config(32, (32, 64, 64, 64), groups=8, attention=16, dropout=0.1),
 }
 """Configs of `UNet2DModel` by name: the paper's networks, and small ones for 8, 16 and 32 pixels."""
 
@@ -98,14 +98,14 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
             f"class_labels={class_labels} must be at least 1; leave it out for a network without classes."
         )
     config = {**PRESETS[name], **changes}
-    _check_size(config["sample_size"], len(config["block_out_channels"]))
+    _check_sample_size(config["sample_size"], len(config["block_out_channels"]))
     unet = UNet2DModel(**config, num_class_embeds=None if class_labels is None else class_labels + 1)
-    _initialise(unet)
+    _initialize_weights(unet)
     return unet
 
 
-def _check_size(sample_size: int | tuple[int, int], levels: int) -> None:
-    """Refuse images that lose a row or column on the way down, and so do not fit on the way up."""
+def _check_sample_size(sample_size: int | tuple[int, int], levels: int) -> None:
+    """Refuse a size of images that the UNet's levels cannot halve: up and down would not fit together."""
     unit = 2 ** (levels - 1)
     for side in (sample_size,) if isinstance(sample_size, int) else sample_size:
         if side < unit or side % unit:
@@ -127,7 +127,7 @@ The sinusoid has 1/2 for a mean square whatever t is; Xavier's variance makes it
 
 
 @torch.no_grad()
-def _initialise(unet: UNet2DModel) -> None:
+def _initialize_weights(unet: UNet2DModel) -> None:
     """Set the first weights of Ho et al. 2020; those of group normalisation are PyTorch's own, 1 and 0."""
     for name, module in unet.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

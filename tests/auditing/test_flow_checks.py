@@ -54,8 +54,8 @@ def test_the_numbers_are_those_that_stock_returns():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     result = audit(scheduler)
     scheduler.set_timesteps(4)
-    assert result.setup.paths[4] == pytest.approx(scheduler.sigmas.tolist())
-    assert result.setup.paths[4] == pytest.approx([1, 0.8577, 0.6022, 0.0089, 0], abs=1e-4)
+    assert result.setup.flow_times_by_steps[4] == pytest.approx(scheduler.sigmas.tolist())
+    assert result.setup.flow_times_by_steps[4] == pytest.approx([1, 0.8577, 0.6022, 0.0089, 0], abs=1e-4)
 
 
 @pytest.mark.parametrize("n", [2, 5, 20, 50])
@@ -255,7 +255,7 @@ def test_schedulers_of_one_pipeline_are_said_not_to_be_run():
 
 
 def test_the_exact_network_of_a_wide_gaussian_is_run_too():
-    runs = audit(FlowMatchMultistepScheduler()).setup.runs
+    runs = audit(FlowMatchMultistepScheduler()).setup.simulations
     assert all(run.wide is not None and torch.tensor(run.wide).isfinite() for run in runs)
 
 

@@ -8,7 +8,7 @@ from calibrations import pipeline
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler
 from zsnr_diffusers.calibration import CalibratedNumber, Calibration, Calibrator, calibrate
-from zsnr_diffusers.calibration.calibrator import divided
+from zsnr_diffusers.calibration.calibrator import split_prompts
 
 PROMPTS = [f"a landscape of {i} hills" for i in range(8)]
 SMALL = {"steps": (3, 2, 3), "guidance_scale": 3.0, "num_prompts": 8, "teacher_steps": 16}
@@ -69,11 +69,11 @@ def test_what_is_no_better_on_what_was_held_out_is_dropped_and_said_to_be():
 @pytest.mark.parametrize(("count", "num_prompts"), [(8, 8), (12, 64), (100, 64), (64, 64), (9, 10)])
 def test_no_prompt_and_no_seed_is_fitted_and_held_out(count, num_prompts):
     prompts = [f"prompt {i}" for i in range(count)]
-    (fitted, seeds), (held_out, others) = divided(prompts, num_prompts, seed=7)
+    (fitted, seeds), (held_out, others) = split_prompts(prompts, num_prompts, seed=7)
     assert not {*fitted} & {*held_out}
     assert sorted([*seeds, *others]) == [*range(7, 7 + num_prompts)]
     assert len(others) == pytest.approx(num_prompts / 4, abs=num_prompts / 10)
-    assert divided(None, num_prompts, 7)[0][0] is None
+    assert split_prompts(None, num_prompts, 7)[0][0] is None
 
 
 @pytest.mark.full

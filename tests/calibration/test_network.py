@@ -15,8 +15,8 @@ from tiny_pipelines import IMAGE, RIGHT_HALF
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler, enable_guidance_rescale
 from zsnr_diffusers.calibration import calibrate
-from zsnr_diffusers.calibration.network import guided_network
-from zsnr_diffusers.calibration.trajectory import run_in_steps
+from zsnr_diffusers.calibration.network import record_guided_network
+from zsnr_diffusers.calibration.trajectory import sample_in_steps
 
 SEEDS = [3, 4, 5]
 
@@ -27,9 +27,9 @@ SEEDS = [3, 4, 5]
 def test_it_leads_to_the_latents_of_the_pipeline(kind, guidance_scale, guidance_rescale):
     pipe, conditions = pipeline(kind)
     guidance = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
-    network = guided_network(pipe, conditions, SEEDS, batch_size=2, **guidance)
-    assert (len(network), network.batches) == (3, 2)
-    found = run_in_steps(network, ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config), 4)
+    network = record_guided_network(pipe, conditions, SEEDS, batch_size=2, **guidance)
+    assert (len(network), network.num_batches) == (3, 2)
+    found = sample_in_steps(network, ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config), 4)
     name = "class_labels" if kind == "classes" else "prompt"
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     call = {name: conditions, "generator": generators, "num_inference_steps": 4, "output_type": "latent", **guidance}
@@ -39,7 +39,7 @@ def test_it_leads_to_the_latents_of_the_pipeline(kind, guidance_scale, guidance_
 def test_the_pipeline_is_left_as_it_was():
     pipe, conditions = pipeline("sd")
     scheduler, before = pipe.scheduler, dict(vars(pipe.unet))
-    guided_network(pipe, conditions, SEEDS, guidance_scale=2.0)
+    record_guided_network(pipe, conditions, SEEDS, guidance_scale=2.0)
     assert pipe.scheduler is scheduler
     assert not pipe.unet._forward_pre_hooks
     assert vars(pipe.unet).keys() == before.keys()
@@ -47,18 +47,18 @@ def test_the_pipeline_is_left_as_it_was():
 
 def test_what_the_pipeline_rescales_by_default_does_not_stand_in_for_0():
     pipe, conditions = pipeline("sd")
-    plain = guided_network(pipe, conditions, SEEDS, guidance_scale=6.0)
+    plain = record_guided_network(pipe, conditions, SEEDS, guidance_scale=6.0)
     enable_guidance_rescale(pipe, 0.7)
-    again = guided_network(pipe, conditions, SEEDS, guidance_scale=6.0)
+    again = record_guided_network(pipe, conditions, SEEDS, guidance_scale=6.0)
     assert torch.equal(plain(plain.noise, 500), again(again.noise, 500))
-    rescaled = guided_network(pipe, conditions, SEEDS, guidance_scale=6.0, guidance_rescale=0.7)
+    rescaled = record_guided_network(pipe, conditions, SEEDS, guidance_scale=6.0, guidance_rescale=0.7)
     assert not torch.allclose(plain(plain.noise, 500), rescaled(plain.noise, 500), rtol=1e-2)
 
 
 def test_negative_prompts_and_sizes_are_those_of_the_call():
     pipe, conditions = pipeline("sd")
     networks = [
-        guided_network(pipe, conditions, SEEDS, guidance_scale=6.0, **call)
+        record_guided_network(pipe, conditions, SEEDS, guidance_scale=6.0, **call)
         for call in ({}, {"negative_prompt": "fog"}, {"height": 128, "width": 64})
     ]
     plain, negative, tall = networks
@@ -68,7 +68,7 @@ def test_negative_prompts_and_sizes_are_those_of_the_call():
 
 def refused(pipe, message, conditions=("a", "b"), **call):
     with pytest.raises(ValueError, match=message):
-        guided_network(pipe, [*conditions], [0, 1], **{"guidance_scale": 3.0, **call})
+        record_guided_network(pipe, [*conditions], [0, 1], **{"guidance_scale": 3.0, **call})
 
 
 def test_a_controlnet_is_refused():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from oracles import levels, make, posterior_mean, start
 
-from zsnr_diffusers.calibration.search import CALLS, most_calls, search
+from zsnr_diffusers.calibration.search import CALLS, max_network_calls, search_timesteps
 from zsnr_diffusers.calibration.student import Student
-from zsnr_diffusers.calibration.trajectory import run, run_in_steps, run_teacher, teacher_timesteps
+from zsnr_diffusers.calibration.trajectory import run_sampler, run_teacher, sample_in_steps, teacher_timesteps
 
 ALPHAS, SIGMAS = levels()
 HELD = {"solver_order": 1, "corrector": False}
@@ -16,7 +16,7 @@ HELD = {"solver_order": 1, "corrector": False}
 class Network:
     """v of Gaussian data with mean 0, in the place of a pipeline's network; `spreads` of the samples."""
 
-    batches, dtype = 1, torch.float32
+    num_batches, dtype = 1, torch.float32
 
     def __init__(self, spreads, n=16, width=8):
         self.spreads = torch.tensor(spreads).repeat_interleave(n // len(spreads))[:, None]
@@ -78,8 +78,8 @@ def test_data_of_one_scale_is_fitted_exactly(n, spread):
     """All samples then run in one direction, so that one weight of each step is enough; the ridge leaves a little."""
     network = Network([spread])
     student, scheduler, _, teacher = student_of(network, [n])
-    fit = student.refined(student.fit(spaced(scheduler, n)))
-    default = teacher.error(run_in_steps(network, scheduler, n))
+    fit = student.refine_weights(student.fit(spaced(scheduler, n)))
+    default = teacher.error(sample_in_steps(network, scheduler, n))
     assert teacher.error(fit.clean) < max(default / 50, 1e-5)
 
 
@@ -88,9 +88,9 @@ def test_data_of_one_scale_is_fitted_exactly(n, spread):
 def test_a_fit_is_what_a_scheduler_with_it_does(config):
     network = Modes([0.2, 1.0])
     student, scheduler, among, _ = student_of(network, [5], **config)
-    fit = student.refined(search(student, spaced(scheduler, 5), among))
+    fit = student.refine_weights(search_timesteps(student, spaced(scheduler, 5), among))
     entry = {"timesteps": fit.timesteps, "weights": [row.tolist() for row in fit.weights]}
-    found = run_in_steps(network, make("multistep", calibration={"5": entry}, **config), 5)
+    found = sample_in_steps(network, make("multistep", calibration={"5": entry}, **config), 5)
     torch.testing.assert_close(found, fit.clean, rtol=1e-4, atol=1e-5)
 
 
@@ -100,12 +100,12 @@ def test_a_fit_is_what_a_scheduler_with_it_does(config):
 def test_each_stage_is_nearer_to_the_teacher_than_the_one_before(kind, n):
     network = kind([0.1, 0.5, 2.0, 8.0])
     student, scheduler, among, teacher = student_of(network, [n])
-    default = run_in_steps(network, scheduler, n)
+    default = sample_in_steps(network, scheduler, n)
     fitted = student.fit(spaced(scheduler, n))
     before = network.calls
-    searched = search(student, fitted.timesteps, among)
-    refined = student.refined(searched)
-    assert network.calls - before <= most_calls(n)
+    searched = search_timesteps(student, fitted.timesteps, among)
+    refined = student.refine_weights(searched)
+    assert network.calls - before <= max_network_calls(n)
     errors = [teacher.error(result) for result in (refined.clean, searched.clean, fitted.clean)]
     assert errors == sorted(errors)
     assert errors[0] < 0.7 * teacher.error(default)
@@ -130,7 +130,7 @@ def test_the_search_ends_when_its_calls_are_spent():
     student, scheduler, among, _ = student_of(network, [4])
     timesteps = spaced(scheduler, 4)
     before = network.calls
-    search(student, timesteps, among)
+    search_timesteps(student, timesteps, among)
     assert network.calls - before <= CALLS * 4 * 3 + 2 * 4
 
 
@@ -139,6 +139,6 @@ def test_samples_are_kept_as_the_network_has_them():
     network.dtype = torch.float16
     scheduler = make("multistep")
     scheduler.set_timesteps(5)
-    trajectory = run(network, scheduler)
+    trajectory = run_sampler(network, scheduler)
     assert {x.dtype for x in trajectory.samples.values()} == {torch.float16}
     assert trajectory.clean.dtype == torch.float32

@@ -64,14 +64,14 @@ def test_from_a_folder_to_a_scheduler_that_is_used(model, prompts, tmp_path, cap
 
 @pytest.mark.full
 def test_an_interrupted_run_keeps_what_it_has(model, prompts, tmp_path, monkeypatch):
-    search = module.search
+    search = module.search_timesteps
 
     def interrupted(student, start, among):
         if len(start) == 4:
             raise KeyboardInterrupt
         return search(student, start, among)
 
-    monkeypatch.setattr(module, "search", interrupted)
+    monkeypatch.setattr(module, "search_timesteps", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, prompts, tmp_path, steps=("4", "3"))
     scheduler = ZeroSNRMultistepScheduler.from_pretrained(tmp_path / "fast" / "scheduler")

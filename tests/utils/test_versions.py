@@ -6,7 +6,7 @@ from importlib.metadata import requires, version
 import pytest
 from packaging.requirements import Requirement
 
-from zsnr_diffusers.utils.versions import TESTED, untested, warn_of_untested
+from zsnr_diffusers.utils.versions import TESTED, untested_versions, warn_of_untested_versions
 
 
 @pytest.fixture
@@ -24,23 +24,23 @@ def said(caplog):
 )
 def test_a_minor_version_beyond_what_was_tested(monkeypatch, said, installed, new):
     monkeypatch.setattr("zsnr_diffusers.utils.versions.version", {**TESTED, "torch": installed}.__getitem__)
-    assert untested() == ({"torch": installed} if new else {})
-    warn_of_untested()
+    assert untested_versions() == ({"torch": installed} if new else {})
+    warn_of_untested_versions()
     assert [f"torch {installed} (tested up to {TESTED['torch']})" in line for line in said()] == [True] * new
 
 
 def test_one_warning_names_all_of_them_in_one_process_of_several(monkeypatch, said):
     monkeypatch.setattr("zsnr_diffusers.utils.versions.version", lambda package: "99.0")
-    warn_of_untested()
+    warn_of_untested_versions()
     assert len(said()) == 1
     assert all(f"{package} 99.0" in said()[0] for package in TESTED)
     monkeypatch.setenv("RANK", "1")
-    warn_of_untested()
+    warn_of_untested_versions()
     assert len(said()) == 1
 
 
 def test_what_is_not_installed_is_not_missed():
-    assert untested({"a_package_that_does_not_exist": "1.0"}) == {}
+    assert untested_versions({"a_package_that_does_not_exist": "1.0"}) == {}
 
 
 @pytest.mark.full

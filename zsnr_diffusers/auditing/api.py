@@ -9,7 +9,7 @@ from typing import Any
 from ..hub.files import HUB_KWARGS, INDEX, error_context
 from ..schedulers.config import LARGEST_T
 from ..utils.files import write_text
-from .report import Audit, audited
+from .report import Audit, audit_source
 from .sources import Source, read_source
 
 ALL_STEPS = range(1, LARGEST_T + 1)
@@ -27,7 +27,7 @@ def audit(
     steps: Iterable[int] | None = None,
     **kwargs: Any,
 ) -> Audit:
-    """Look whether a model is set up right, and say what makes it right.
+    """Check whether a model is set up right for zero terminal SNR or flow matching, and say what fixes it.
 
     The scheduler is made as stock makes it and run on numbers whose right result is known, for 1 to 20 steps and some
     more. Of a flow-matching model, the flow times of 1 to 100 steps are looked at, too, as its pipeline asks for them.
@@ -61,7 +61,7 @@ def audit(
     found = read_source(source, prediction_type, zero_snr, **kwargs)
     numbers = ALL_STEPS if deep and steps is None else steps
     with error_context(found.name):
-        result = audited(found, None if numbers is None else tuple(numbers))
+        result = audit_source(found, None if numbers is None else tuple(numbers))
     if not deep:
         return result
     from .weights import audit_weights
@@ -104,18 +104,20 @@ def fix(
     after = before.fixed()
     if after is before or any(finding.severity == "error" for finding in after.findings):
         return before
-    _write(before.setup.source, after.setup.source, Path(folder))
+    _write_fixed_configs(before.setup.source, after.setup.source, Path(folder))
     return audit(folder, prediction_type=prediction_type, zero_snr=zero_snr, steps=before.setup.numbers)
 
 
-def _write(old: Source, new: Source, folder: Path) -> None:
+def _write_fixed_configs(old: Source, new: Source, folder: Path) -> None:
+    """Write the fixed scheduler's config, and `model_index.json` if the class changed, into a pipeline's folder."""
     if old.path is not None:  # as for every folder
-        _replace_file(old.path, new.config)
+        _replace_json(old.path, new.config)
     if new.index != old.index:
-        _replace_file(folder / INDEX, new.index)
+        _replace_json(folder / INDEX, new.index)
 
 
-def _replace_file(path: Path, content: dict[str, Any]) -> None:
+def _replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Overwrite a JSON file; the former one stays beside it as `.bak`, unless there is a backup already."""
     path.parent.mkdir(exist_ok=True)  # of a LoRA that has no scheduler yet
     backup = path.with_name(path.name + ".bak")
     if path.exists() and not backup.exists():

@@ -10,64 +10,67 @@ from .flow_subject import FlowSchedulerUnderTest
 from .subject import SchedulerUnderTest
 
 CHECKS: tuple[Callable[[SchedulerUnderTest], Finding | None], ...] = (
-    model.schedule_left_behind,
-    model.prediction_type,
-    model.epsilon_at_zero_snr,
-    model.terminal_snr,
-    model.flag_without_training,
-    sampler.flag_ignored,
-    sampler.last_timestep_missed,
-    model.rescaled_betas,
-    model.clip_in_latents,
-    model.assigned,
-    model.patched_schedule,
-    model.class_mismatch,
-    sampler.final_alpha,
-    sampler.final_sigma,
-    sampler.log_sigma_spacing,
-    sampler.step_size,
-    sampler.large_variance,
-    sampler.leaves_noise,
-    sampler.crashes,
-    sampler.extra_timestep,
-    sampler.eta_one,
-    sampler.half_precision_noise,
-    model.no_guidance_rescale,
-    sampler.not_run,
+    model.check_schedule_left_behind,
+    model.check_prediction_type_mismatch,
+    model.check_epsilon_at_zero_snr,
+    model.check_terminal_snr,
+    model.check_flag_without_training,
+    sampler.check_flag_ignored,
+    sampler.check_last_timestep_missed,
+    model.check_rescaled_betas,
+    model.check_clip_in_latents,
+    model.check_assigned_config,
+    model.check_patched_schedule,
+    model.check_class_mismatch,
+    sampler.check_final_alpha,
+    sampler.check_final_sigma,
+    sampler.check_log_sigma_spacing,
+    sampler.check_step_size,
+    sampler.check_large_variance,
+    sampler.check_leaves_noise,
+    sampler.check_crashes,
+    sampler.check_extra_timestep,
+    sampler.check_eta_one,
+    sampler.check_half_precision_noise,
+    model.check_guidance_rescale_missing,
+    sampler.check_not_run,
 )
 
-OF_BOTH: tuple[Callable[[SchedulerUnderTest], Finding | None], ...] = (
-    model.schedule_left_behind,
-    model.assigned,
-    model.class_mismatch,
+SHARED_CHECKS: tuple[Callable[[SchedulerUnderTest], Finding | None], ...] = (
+    model.check_schedule_left_behind,
+    model.check_assigned_config,
+    model.check_class_mismatch,
 )
 """Those that have to do with a model of flow matching, too."""
 
-OF_FLOW: tuple[Callable[[FlowSchedulerUnderTest], Finding | None], ...] = (
-    flow.betas_for_flow,
-    flow.of_another_kind,
-    flow.epsilon_in_flow_time,
-    flow.lacks_what_is_asked,
-    flow.double_shift,
-    flow.first_step,
-    flow.wasted_last_step,
-    flow.broken_sigmas,
-    flow.leaves_noise,
-    flow.crashes,
-    flow.cut_timesteps,
-    flow.not_run,
+FLOW_CHECKS: tuple[Callable[[FlowSchedulerUnderTest], Finding | None], ...] = (
+    flow.check_betas_for_flow,
+    flow.check_prediction_type_mismatch,
+    flow.check_epsilon_in_flow_time,
+    flow.check_missing_scheduler_attributes,
+    flow.check_double_shift,
+    flow.check_first_step,
+    flow.check_wasted_last_step,
+    flow.check_broken_sigmas,
+    flow.check_leaves_noise,
+    flow.check_crashes,
+    flow.check_cut_timesteps,
+    flow.check_not_run,
 )
 """Those of a model of flow matching alone."""
 
 ORDER: tuple[Severity, ...] = ("error", "not zero-SNR", "wasteful", "note")
 
 
-def faults(setup: SchedulerUnderTest) -> tuple[Finding, ...]:
-    """Everything that is found, errors first."""
-    return tuple(sorted(_found(setup), key=lambda finding: ORDER.index(finding.severity)))
+def run_checks(setup: SchedulerUnderTest) -> tuple[Finding, ...]:
+    """Run every audit check on a scheduler and return what they find, errors first."""
+    return tuple(sorted(_iter_findings(setup), key=lambda finding: ORDER.index(finding.severity)))
 
 
-def _found(setup: SchedulerUnderTest) -> Iterator[Finding]:
-    yield from (finding for check in (OF_BOTH if setup.flow else CHECKS) if (finding := check(setup)) is not None)
+def _iter_findings(setup: SchedulerUnderTest) -> Iterator[Finding]:
+    """Findings of the checks for models with betas, or of those for flow matching."""
+    yield from (
+        finding for check in (SHARED_CHECKS if setup.flow else CHECKS) if (finding := check(setup)) is not None
+    )
     if isinstance(setup, FlowSchedulerUnderTest):
-        yield from (finding for check in OF_FLOW if (finding := check(setup)) is not None)
+        yield from (finding for check in FLOW_CHECKS if (finding := check(setup)) is not None)

@@ -39,7 +39,7 @@ class Finding:
 
     @property
     def remark(self) -> Note:
-        """What a report says of it."""
+        """What a printed audit report shows of the finding."""
         return Note(self.severity, f"{self.name}: {self.what}", self.remedy, _TONES[self.severity])
 
 
@@ -49,29 +49,32 @@ _OF_EULER = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _CLIPS = ("clip_sample", "thresholding")
 
 
-def code(setup: SchedulerUnderTest, changes: Mapping[str, Any]) -> str:
-    """The line that makes the scheduler of a pipeline in memory anew."""
+def from_config_line(setup: SchedulerUnderTest, changes: Mapping[str, Any]) -> str:
+    """Line of code that remakes the scheduler of a pipeline in memory with these changes to its config."""
     name = changes.get("_class_name", setup.scheduler_class.__name__)
     values = [f"{key}={value!r}" for key, value in changes.items() if key != "_class_name"]
     return f"pipe.scheduler = {name}.from_config({', '.join(['pipe.scheduler.config', *values])})"
 
 
-def ours(setup: SchedulerUnderTest, name: str = "ZeroSNRMultistepScheduler", *, trailing: bool = False) -> str:
-    """The line that puts a scheduler of this package in its place; `trailing`, of a flow model that was distilled."""
+def replacement_line(
+    setup: SchedulerUnderTest, name: str = "ZeroSNRMultistepScheduler", *, trailing: bool = False
+) -> str:
+    """Line of code that puts our scheduler in its place; `trailing` is for a flow model that was distilled."""
     if setup.flow:
         kept = ", timestep_spacing='trailing', solver_order=1, corrector=False" if trailing else ""
         return f"pipe.scheduler = zsnr_diffusers.FlowMatchMultistepScheduler.from_config(pipe.scheduler.config{kept})"
     kept = "" if setup.zero_snr else ", rescale_betas_zero_snr=False"
-    name = "ZeroSNRLCMScheduler" if _distilled(setup) else name
+    name = "ZeroSNRLCMScheduler" if _is_distilled(setup) else name
     return f"pipe.scheduler = zsnr_diffusers.{name}.from_config(pipe.scheduler.config{kept})"
 
 
-def _distilled(setup: SchedulerUnderTest) -> bool:
+def _is_distilled(setup: SchedulerUnderTest) -> bool:
+    """Whether the audited config is of a distilled model, as those of LCM are."""
     return setup.config.get("original_inference_steps") is not None
 
 
-def retrain(setup: SchedulerUnderTest) -> str:
-    """The command that trains the model on, to v-prediction at zero terminal SNR."""
+def retrain_command(setup: SchedulerUnderTest) -> str:
+    """Command line that trains the model on, to v-prediction at zero terminal SNR."""
     if setup.source.lora:
         return (
             "accelerate launch -m zsnr_diffusers.training --pretrained_model_name_or_path BASE --lora_rank 64 "
@@ -85,25 +88,25 @@ def retrain(setup: SchedulerUnderTest) -> str:
     )
 
 
-def clips(setup: SchedulerUnderTest) -> list[str]:
-    """What is switched on of the scheduler's ways to bound x_0."""
-    accepted = [name for name in _CLIPS if name in setup.config and takes(setup, name)]
+def enabled_clipping(setup: SchedulerUnderTest) -> list[str]:
+    """Which of `clip_sample` and `thresholding` are switched on in the scheduler's config."""
+    accepted = [name for name in _CLIPS if name in setup.config and accepts_argument(setup, name)]
     return [name for name in accepted if setup.config[name]]
 
 
-def takes(setup: SchedulerUnderTest, parameter: str) -> bool:
-    """Whether the scheduler's class has such a parameter."""
+def accepts_argument(setup: SchedulerUnderTest, parameter: str) -> bool:
+    """Whether the constructor of the scheduler's class has such a parameter."""
     return parameter in inspect.signature(setup.scheduler_class.__init__).parameters
 
 
-def _euler(setup: SchedulerUnderTest) -> dict[str, Any] | None:
-    """Changes that make it `EulerDiscreteScheduler`, which takes each next level from its own timesteps.
+def _euler_config_changes(setup: SchedulerUnderTest) -> dict[str, Any] | None:
+    """Config changes that make it `EulerDiscreteScheduler`, which takes each next level from its own timesteps.
 
     None where Euler cannot have the schedule, would not clip what is clipped, or the model is a distilled one.
     """
     config = setup.config
     known = config.get("trained_betas") is not None or config["beta_schedule"] in _OF_EULER
-    if not known or _distilled(setup) or clips(setup) or config.get("snr_shift_scale", 1) != 1:
+    if not known or _is_distilled(setup) or enabled_clipping(setup) or config.get("snr_shift_scale", 1) != 1:
         return None
     others = dict.fromkeys((key for key in LOG_SIGMA if config.get(key)), False)
     return {
@@ -117,22 +120,22 @@ def _euler(setup: SchedulerUnderTest) -> dict[str, Any] | None:
     }
 
 
-def to_euler(setup: SchedulerUnderTest) -> tuple[str, dict[str, Any] | None]:
-    """Remedy and fix of what only another sampler fixes."""
-    changes = _euler(setup)
+def euler_advice_and_fix(setup: SchedulerUnderTest) -> tuple[str, dict[str, Any] | None]:
+    """Advice and config changes of a finding that only another sampler fixes."""
+    changes = _euler_config_changes(setup)
     if changes is None:
-        return ours(setup), None
+        return replacement_line(setup), None
     told = {key: changes[key] for key in ("_class_name", "rescale_betas_zero_snr", "timestep_spacing")}
-    return code(setup, told), changes
+    return from_config_line(setup, told), changes
 
 
-def listed_numbers(numbers: Iterable[int]) -> str:
-    """A few numbers of steps, and how many there are."""
+def format_step_numbers(numbers: Iterable[int]) -> str:
+    """The first six numbers of steps, and how many more there are, for a finding's text."""
     found = list(numbers)
     more = f" and {len(found) - 6} more" if len(found) > 6 else ""
     return f"n = {', '.join(map(str, found[:6]))}{more}"
 
 
-def severity_for(numbers: Iterable[int]) -> Severity:
-    """How bad it is to fail at these numbers of steps."""
+def severity_at_steps(numbers: Iterable[int]) -> Severity:
+    """`error` if one of these numbers of steps is in `REPORTED_STEPS`, else `note`."""
     return "error" if set(numbers) & set(REPORTED_STEPS) else "note"

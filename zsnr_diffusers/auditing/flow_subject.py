@@ -19,9 +19,16 @@ from ..core.spacing import clean_position, position
 from ..hub.flow_models import source_code
 from ..schedulers.config import OWN_SPACING, check_types, is_flow, own_spacing, with_class_defaults
 from ..schedulers.flow import FlowMatchScheduler
-from .simulate import Simulation, exact_simulation, why_not_runnable, without_warnings
+from .simulate import Simulation, simulate_with_ideal_network, suppress_warnings, why_not_runnable
 from .sources import Source
-from .subject import REPORTED_STEPS, TESTED_STEPS, SchedulerUnderTest, make, possible, scheduler_class_of
+from .subject import (
+    REPORTED_STEPS,
+    TESTED_STEPS,
+    SchedulerUnderTest,
+    make_scheduler,
+    resolve_scheduler_class,
+    runnable_step_numbers,
+)
 
 SPACING_STEPS = range(1, 101)
 """Numbers of steps whose flow times are looked at; that takes no run."""
@@ -41,50 +48,50 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
     flow = True
 
     @property
-    def in_flow_time(self) -> bool:
-        """Whether the config is of flow matching, and not only the model."""
+    def has_flow_config(self) -> bool:
+        """Whether the scheduler's config is of flow matching, and not only the network."""
         return is_flow(self.config)
 
     @cached_property
     def pipeline_class(self) -> Any:
-        """Of the pipeline; None for a scheduler alone, and where diffusers has no such class."""
+        """Class of the pipeline; None for a scheduler alone, and where diffusers has no such class."""
         name = self.source.index.get("_class_name")
         return getattr(diffusers, name, None) if isinstance(name, str) else None
 
     @cached_property
-    def asked_of(self) -> str:
-        """The code of the pipeline, to see what it asks of its scheduler."""
+    def pipeline_source_code(self) -> str:
+        """Python source of the pipeline, from which the audit tells what it asks of its scheduler."""
         return source_code(self.pipeline_class)
 
     @property
     def passes_sigmas(self) -> bool:
         """Whether the pipeline passes flow times of its own, evenly spaced; others pass their number alone."""
-        return _OWN_SIGMAS in self.asked_of
+        return _OWN_SIGMAS in self.pipeline_source_code
 
     @property
-    def distilled(self) -> bool:
+    def is_distilled(self) -> bool:
         """Whether the model was distilled at flow times of its own, as far as the config says."""
         return bool(self.config.get("stochastic_sampling")) or "scale_factors" in self.config
 
     @property
     def may_be_distilled(self) -> bool:
         """Whether it may have been: models such as Flux schnell have no shift, but others have none either."""
-        return self.distilled or (self.shift == 1 and not self.config.get("use_dynamic_shifting"))
+        return self.is_distilled or (self.shift == 1 and not self.config.get("use_dynamic_shifting"))
 
     @property
     def shift(self) -> float:
-        """Of the flow times."""
+        """Shift of the flow times, as configured; 1 is none."""
         return float(self.config.get("flow_shift", self.config.get("shift", 1.0)))
 
     @property
-    def ours(self) -> bool:
-        """Whether the scheduler is of this package."""
+    def is_from_this_package(self) -> bool:
+        """Whether the audited scheduler is one of this package's for flow matching."""
         return issubclass(self.scheduler_class, FlowMatchScheduler)
 
     # -- what it visits
 
-    def choose_steps(self, num_inference_steps: int) -> None:
-        """Call `set_timesteps` as the pipeline does."""
+    def set_timesteps_like_pipeline(self, num_inference_steps: int) -> None:
+        """Call the scheduler's `set_timesteps` with the arguments that the audited pipeline passes."""
         dynamic = bool(self.config.get("use_dynamic_shifting"))
         mu = {"mu": float(self.config.get("max_shift") or 1.0)} if dynamic else {}
         if self.passes_sigmas:
@@ -93,124 +100,128 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
             self.scheduler.set_timesteps(num_inference_steps, **mu)
 
     @property
-    def levels(self) -> list[float]:
-        """Flow times of the steps that are chosen, and where the last one ends."""
+    def flow_times(self) -> list[float]:
+        """Flow times of the steps that are set on the scheduler, 1 to 0, with that where the last one ends."""
         sigmas = self.scheduler.sigmas.double().tolist()
         return [1 - s for s in sigmas] if self.config.get("invert_sigmas") else list(sigmas)
 
     @property
     def order(self) -> int:
-        """Calls of the network for each step."""
+        """Network calls per step of the audited scheduler."""
         return int(getattr(self.scheduler, "order", 1))
 
     @cached_property
-    def paths(self) -> dict[int, tuple[float, ...]]:
-        """The flow times of each of `SPACING_STEPS`, with that where the last step ends; none where it raises."""
-        if self.not_run is not None:
+    def flow_times_by_steps(self) -> dict[int, tuple[float, ...]]:
+        """Flow times visited in each of `SPACING_STEPS`, with that where the last step ends; none where it raises."""
+        if self.skip_reason is not None:
             return {}
         found = {}
-        for n in possible(self.config, [*SPACING_STEPS]):
+        for n in runnable_step_numbers(self.config, [*SPACING_STEPS]):
             try:
-                with without_warnings():
-                    self.choose_steps(n)
-                    levels = self.levels
+                with suppress_warnings():
+                    self.set_timesteps_like_pipeline(n)
+                    levels = self.flow_times
             except Exception:  # whatever it is, the runs tell
                 continue
             found[n] = tuple(levels if self.order == 1 else [levels[0], *levels[1 :: self.order]])
         return found
 
     @property
-    def sound(self) -> dict[int, tuple[float, ...]]:
-        """Those of them that decrease strictly, as many as were asked for."""
+    def valid_flow_times(self) -> dict[int, tuple[float, ...]]:
+        """Those of `flow_times_by_steps` that decrease strictly, as many as were asked for."""
         return {
             n: path
-            for n, path in self.paths.items()
+            for n, path in self.flow_times_by_steps.items()
             if len(path) == n + 1 and all(math.isfinite(s) for s in path) and all(a > b for a, b in pairwise(path))
         }
 
     @cached_property
-    def visited(self) -> dict[int, tuple[float, ...]]:
-        """The timesteps of each number of steps that the report shows."""
+    def visited_timesteps(self) -> dict[int, tuple[float, ...]]:
+        """Timesteps that the scheduler visits in each of `REPORTED_STEPS`."""
         found = {}
-        for n in possible(self.config, REPORTED_STEPS) if self.not_run is None else ():
-            if n in self.paths:
-                with without_warnings():
-                    self.choose_steps(n)
+        for n in runnable_step_numbers(self.config, REPORTED_STEPS) if self.skip_reason is None else ():
+            if n in self.flow_times_by_steps:
+                with suppress_warnings():
+                    self.set_timesteps_like_pipeline(n)
                 found[n] = tuple(self.scheduler.timesteps.double().tolist())
         return found
 
     @property
-    def places(self) -> dict[int, tuple[float, ...]]:
-        """The same as places in `trained`."""
+    def visited_indices(self) -> dict[int, tuple[float, ...]]:
+        """Indices into `trained` of the timesteps that are visited in each of `REPORTED_STEPS`."""
         T, inverted = len(self.trained), self.config.get("invert_sigmas")
-        return {n: tuple((T - t if inverted else t) - 1 for t in timesteps) for n, timesteps in self.visited.items()}
+        return {
+            n: tuple((T - t if inverted else t) - 1 for t in timesteps)
+            for n, timesteps in self.visited_timesteps.items()
+        }
 
     @property
     def first_timesteps(self) -> tuple[tuple[int, float], ...]:
         """Pairs of a number of steps that the report shows and the noisiest timestep; of Mochi that is 0."""
         noisiest = min if self.config.get("invert_sigmas") else max
-        return tuple((n, noisiest(timesteps)) for n, timesteps in self.visited.items())
+        return tuple((n, noisiest(timesteps)) for n, timesteps in self.visited_timesteps.items())
 
     # -- how it ends
 
     @property
-    def sampled(self) -> Tensor:
-        """alpha_bar of training: sampling has the same levels."""
+    def sampled_alpha_bar(self) -> Tensor:
+        """alpha_bar of training, float64 [T]: a flow scheduler samples the same levels."""
         return self.trained
 
     @property
     def terminal_level(self) -> NoiseLevel:
-        """Where sampling begins."""
-        path = next((self.paths[n] for n in REPORTED_STEPS if n in self.paths), (1.0,))
+        """Noise level where sampling begins, as the simulated scheduler visits it."""
+        path = next((self.flow_times_by_steps[n] for n in REPORTED_STEPS if n in self.flow_times_by_steps), (1.0,))
         return flow_level(torch.tensor(path[0], dtype=torch.float64))
 
     @property
     def final_level(self) -> NoiseLevel | None:
-        """Where sampling ends; None where that is not known."""
-        path = next((self.paths[n] for n in REPORTED_STEPS if n in self.paths), None)
+        """Noise level where sampling ends; None where that is not known."""
+        path = next((self.flow_times_by_steps[n] for n in REPORTED_STEPS if n in self.flow_times_by_steps), None)
         return None if path is None else flow_level(torch.tensor(path[-1], dtype=torch.float64))
 
     @property
-    def has_no_ideal(self) -> bool:
-        """There always is one."""
+    def has_no_ideal_network(self) -> bool:
+        """False: in flow time there is an ideal network at every level."""
         return False
 
     @property
-    def not_run(self) -> str | None:
-        """Why the scheduler is not run; None if it is."""
-        if not self.in_flow_time:
+    def skip_reason(self) -> str | None:
+        """Why the scheduler is not simulated; None if it is."""
+        if not self.has_flow_config:
             return "it has betas, and the model is of flow matching"
         if not (self.config.get("use_flow_sigmas") or self.scheduler_class.__name__.startswith("FlowMatch")):
             return "it is for its own pipeline alone"
         return why_not_runnable(self.scheduler)
 
     @cached_property
-    def runs(self) -> tuple[Simulation, ...]:
-        """A run for each number of steps, with a network that is told the flow time of the sample itself."""
-        if self.not_run is not None:
+    def simulations(self) -> tuple[Simulation, ...]:
+        """A simulated run for each number of steps, with an ideal network at the sample's own flow time."""
+        if self.skip_reason is not None:
             return ()
-        with without_warnings():
-            return tuple(self._run(n) for n in self.numbers)
+        with suppress_warnings():
+            return tuple(self._simulate(n) for n in self.numbers)
 
-    def _run(self, num_inference_steps: int) -> Simulation:
+    def _simulate(self, num_inference_steps: int) -> Simulation:
+        """Simulate sampling over the scheduler's own flow times."""
         sign = -1.0 if self.config.get("invert_sigmas") else 1.0
 
         def levels() -> list[NoiseLevel]:
-            return [flow_level(s) for s in self.levels[:-1]]
+            return [flow_level(s) for s in self.flow_times[:-1]]
 
-        return exact_simulation(
+        return simulate_with_ideal_network(
             self.scheduler,
             num_inference_steps,
-            choose=lambda: self.choose_steps(num_inference_steps),
+            choose=lambda: self.set_timesteps_like_pipeline(num_inference_steps),
             levels=levels,
             prediction_type=self.config["prediction_type"],
             sign=sign,
         )
 
     @property
-    def regular(self) -> tuple[Simulation, ...]:
-        """Runs that came to an end."""
-        return tuple(run for run in self.runs if run.missed is not None)
+    def finished_simulations(self) -> tuple[Simulation, ...]:
+        """Simulated runs that came to an end."""
+        return tuple(run for run in self.simulations if run.missed is not None)
 
 
 def share_of_last_step(path: Sequence[float]) -> float:
@@ -223,18 +234,18 @@ def share_of_last_step(path: Sequence[float]) -> float:
     return (1 - come) * (len(path) - 1)
 
 
-def of_flow_matching(source: Source) -> bool:
-    """Whether a source is of a model of flow matching, by its scheduler or by what is known of it.
+def is_flow_source(source: Source) -> bool:
+    """Whether an audited source is a flow-matching model, by its scheduler or by what is known of its training.
 
     Raises:
         ValueError: it names no scheduler.
     """
-    config = {**source.config, "_class_name": scheduler_class_of(source)[0]}
+    config = {**source.config, "_class_name": resolve_scheduler_class(source)[0]}
     return source.prediction_type == "flow_prediction" or is_flow(with_class_defaults(config))
 
 
-def set_up_flow(source: Source, numbers: Sequence[int] | None = None) -> FlowSchedulerUnderTest:
-    """Make the scheduler that a source describes, of a flow-matching model.
+def build_flow_scheduler_under_test(source: Source, numbers: Sequence[int] | None = None) -> FlowSchedulerUnderTest:
+    """Make the scheduler that a source of a flow-matching model describes, for the checks of an audit.
 
     Args:
         source: from `read_source`.
@@ -243,7 +254,7 @@ def set_up_flow(source: Source, numbers: Sequence[int] | None = None) -> FlowSch
     Raises:
         ValueError: the config describes no scheduler, or one that cannot be made.
     """
-    name, cls = scheduler_class_of(source)
+    name, cls = resolve_scheduler_class(source)
     parameters = inspect.signature(cls.__init__).parameters
     defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
     config: dict[str, Any] = {
@@ -260,5 +271,10 @@ def set_up_flow(source: Source, numbers: Sequence[int] | None = None) -> FlowSch
     s = torch.arange(1, config["num_train_timesteps"] + 1, dtype=torch.float64) / config["num_train_timesteps"]
     trained = torch.as_tensor(variance_preserving(flow_level(s)).alpha) ** 2
     return FlowSchedulerUnderTest(
-        source, cls, config, make(cls, config), trained, possible(config, numbers or TESTED_STEPS)
+        source,
+        cls,
+        config,
+        make_scheduler(cls, config),
+        trained,
+        runnable_step_numbers(config, numbers or TESTED_STEPS),
     )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..core import alpha_bar_table, noise_level, snr
 from ..core.flow import trailing_times
 from ..utils.tables import KeyValues, Part, Remarks, Report, Style, Table, Text, one_line
-from .checks import faults
+from .checks import run_checks
 from .finding import Finding
-from .flow_subject import FlowSchedulerUnderTest, of_flow_matching, set_up_flow
+from .flow_subject import FlowSchedulerUnderTest, build_flow_scheduler_under_test, is_flow_source
 from .sources import Source
-from .subject import REPORTED_STEPS, SchedulerUnderTest, accepted, scheduler_under_test
+from .subject import REPORTED_STEPS, SchedulerUnderTest, build_scheduler_under_test, drop_unaccepted_keys
 
 if TYPE_CHECKING:
     from ..evaluation import LuminanceSummary, TerminalInvariance
@@ -36,8 +36,8 @@ _MAX_PASSES = 4
 
 
 @cache
-def paper_schedules() -> dict[str, tuple[float, float]]:
-    """SNR(T) and sqrt(alpha_bar_T) of the paper's three schedules."""
+def paper_terminal_snrs() -> dict[str, tuple[float, float]]:
+    """SNR(T) and sqrt(alpha_bar_T) of the three schedules in Lin et al. 2023, table 1, by name."""
     rows = {}
     for name, (schedule, start, end) in PAPER.items():
         level = noise_level(alpha_bar_table(schedule, 1000, start, end), -1)
@@ -93,7 +93,7 @@ class Audit(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing but notes was found."""
+        """Whether the audit found nothing but notes."""
         return all(finding.severity == "note" for finding in self.findings)
 
     @property
@@ -135,29 +135,31 @@ class Audit(Report):
                 index["scheduler"] = ["diffusers", changes["_class_name"]]
             config = {**source.config, **changes}
             if result.setup.flow and "_class_name" in changes:  # the two kinds share little
-                config = accepted(config)
+                config = drop_unaccepted_keys(config)
             made = replace(source, config=config, index=index, assigned={}, live=None, published=False)
-            result = audited(made, result.setup.numbers)
+            result = audit_source(made, result.setup.numbers)
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """The audit in types of JSON, with the paper's schedules as `reference`; for `zsnr audit --json`."""
         names = [name for name in self.__dataclass_fields__ if name not in ("setup", "invariance", "luminance")]
         values = {name: getattr(self, name) for name in names}
         values["findings"] = [asdict(finding) | {"remedy": one_line(finding.remedy)} for finding in self.findings]
         for name in ("invariance", "luminance"):
             part = getattr(self, name)
             values[name] = None if part is None else asdict(part)
-        reference = {name: {"terminal_snr": s, "terminal_alpha": a} for name, (s, a) in paper_schedules().items()}
-        plain: dict[str, Any] = _plain({**values, "ok": self.ok, "verdict": self.verdict, "reference": reference})
+        reference = {name: {"terminal_snr": s, "terminal_alpha": a} for name, (s, a) in paper_terminal_snrs().items()}
+        plain: dict[str, Any] = _to_json_types(
+            {**values, "ok": self.ok, "verdict": self.verdict, "reference": reference}
+        )
         return plain
 
     def parts(self) -> Iterator[Part]:
-        """What was found, beside what is right and what the paper has; findings; the verdict."""
+        """Parts of the printed report: settings beside the right ones and the paper's, findings, the verdict."""
         yield Text(self.source + (f", {self.pipeline}" if self.pipeline not in (None, self.source) else ""), "title")
-        yield KeyValues(("", "this model", "right"), tuple(self._facts()), aside=" (right: {})", indent="  ")
+        yield KeyValues(("", "this model", "right"), tuple(self._setting_rows()), aside=" (right: {})", indent="  ")
         rows = [("this model", self.terminal_snr, self.terminal_alpha)]
-        rows += [(name, ratio, alpha) for name, (ratio, alpha) in paper_schedules().items()]
+        rows += [(name, ratio, alpha) for name, (ratio, alpha) in paper_terminal_snrs().items()]
         yield Table(
             ("", "SNR(T)", "sqrt(alpha_bar_T)"),
             tuple((name, f"{ratio:.4g}", f"{alpha:.4g}") for name, ratio, alpha in rows),
@@ -175,10 +177,12 @@ class Audit(Report):
         yield Text(f"verdict: {self.verdict}", _TONES[self.verdict])
 
     @property
-    def _visited(self) -> str:
+    def _first_timesteps_text(self) -> str:
+        """Where sampling starts at each number of steps, as the report prints it."""
         return ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known"
 
-    def _facts(self) -> Iterator[tuple[str, str, str]]:
+    def _setting_rows(self) -> Iterator[tuple[str, str, str]]:
+        """Name, value and right value of each setting in the report; the last is empty where any is right."""
         betas = ", trained_betas" if self.trained_betas else ""
         phi = "not recorded" if self.guidance_rescale is None else f"{self.guidance_rescale:g}"
         final = "not said" if self.final_alpha is None else f"{self.final_alpha:.6g}"
@@ -186,7 +190,7 @@ class Audit(Report):
         yield "scheduler", f"{self.scheduler}, rescale_betas_zero_snr={self.rescale_betas_zero_snr}{betas}", ""
         yield "prediction type", self.prediction_type, ""
         yield "timestep spacing", self.timestep_spacing or "of its own", ""
-        yield "first timesteps", self._visited, str(self.num_train_timesteps - 1)
+        yield "first timesteps", self._first_timesteps_text, str(self.num_train_timesteps - 1)
         yield "final sqrt(alpha_bar)", final, "1"
         yield "guidance rescale", phi, ""
         yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
@@ -200,47 +204,47 @@ class FlowAudit(Audit):
     """
 
     def parts(self) -> Iterator[Part]:
-        """What was found, beside what is right; findings; the verdict."""
+        """Parts of the printed report of a flow model, which has no table of SNR(T)."""
         return (part for part in super().parts() if not isinstance(part, Table))
 
-    def _facts(self) -> Iterator[tuple[str, str, str]]:
+    def _setting_rows(self) -> Iterator[tuple[str, str, str]]:
         setup = self.setup
         assert isinstance(setup, FlowSchedulerUnderTest)
         first = "0" if self.config.get("invert_sigmas") else str(self.num_train_timesteps)
         shift = "by the size of the image" if self.config.get("use_dynamic_shifting") else f"{setup.shift:g}"
         yield "scheduler", f"{self.scheduler}, flow matching, shift {shift}", ""
         yield "prediction type", self.prediction_type, ""
-        yield "first timesteps", self._visited, first
-        if path := setup.paths.get(REPORTED_STEPS[0]):
+        yield "first timesteps", self._first_timesteps_text, first
+        if path := setup.flow_times_by_steps.get(REPORTED_STEPS[0]):
             even = [*trailing_times(REPORTED_STEPS[0], setup.shift), 0.0]
-            right = "" if setup.distilled or setup.ours else _sigmas(even)
-            yield f"sigmas of {REPORTED_STEPS[0]} steps", _sigmas(path), right
+            right = "" if setup.is_distilled or setup.is_from_this_package else _format_sigmas(even)
+            yield f"sigmas of {REPORTED_STEPS[0]} steps", _format_sigmas(path), right
         yield "passed by the pipeline", "sigmas" if setup.passes_sigmas else "the number of steps", ""
         numbers = len(self.steps_tried) or "no"
         yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
 
 
-def _sigmas(path: Iterable[float]) -> str:
+def _format_sigmas(path: Iterable[float]) -> str:
     return ", ".join(f"{s:.3g}" for s in path)
 
 
-def _plain(value: Any) -> Any:
-    """A value of the types of JSON."""
+def _to_json_types(value: Any) -> Any:
+    """A value in types of JSON: arrays as lists, infinity and NaN as strings."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json_types(item) for key, item in value.items()}
     if hasattr(value, "tolist"):  # betas may be an array
         value = value.tolist()
     if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
+        return [_to_json_types(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):  # JSON has no infinity
         return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def audited(source: Source, numbers: Sequence[int] | None = None) -> Audit:
-    """The audit of a source, run for these numbers of steps."""
-    flow = of_flow_matching(source)
-    setup = set_up_flow(source, numbers) if flow else scheduler_under_test(source, numbers)
+def audit_source(source: Source, numbers: Sequence[int] | None = None) -> Audit:
+    """Make the scheduler that a source describes, run all checks on it, and report; `numbers` are of steps."""
+    flow = is_flow_source(source)
+    setup = build_flow_scheduler_under_test(source, numbers) if flow else build_scheduler_under_test(source, numbers)
     config = setup.config
     level = setup.terminal_level
     return (FlowAudit if flow else Audit)(
@@ -257,8 +261,8 @@ def audited(source: Source, numbers: Sequence[int] | None = None) -> Audit:
         final_alpha=None if setup.final_level is None else float(setup.final_level.alpha),
         trained_betas=config.get("trained_betas") is not None,
         guidance_rescale=source.guidance_rescale,
-        steps_tried=tuple(run.num_inference_steps for run in setup.runs),
-        findings=faults(setup),
+        steps_tried=tuple(run.num_inference_steps for run in setup.simulations),
+        findings=run_checks(setup),
         config=source.config,
         setup=setup,
     )

@@ -48,7 +48,7 @@ class Simulation:
 
 
 def why_not_runnable(scheduler: Any) -> str | None:
-    """Why a scheduler cannot be run here; None if it can."""
+    """Why the audit cannot simulate a scheduler; None if it can."""
     if not isinstance(scheduler, SchedulerMixin):
         return "what it needs is not installed"
     parameters = list(inspect.signature(scheduler.step).parameters.values())
@@ -60,8 +60,8 @@ def why_not_runnable(scheduler: Any) -> str | None:
     return None
 
 
-def run(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any = None) -> Simulation:
-    """Sample as a pipeline does, with the ideal network of the schedule that it was trained on.
+def simulate(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any = None) -> Simulation:
+    """Sample as a pipeline does, with the ideal network for the betas that a scheduler was trained on.
 
     Args:
         scheduler: its config says what the network predicts.
@@ -77,12 +77,14 @@ def run(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any 
             scheduler.set_timesteps(timesteps=timesteps)
 
     def levels() -> list[NoiseLevel]:
-        return [level_at(table, float(t)) for t in scheduler.timesteps]
+        return [training_level(table, float(t)) for t in scheduler.timesteps]
 
-    return exact_simulation(scheduler, num_inference_steps, choose, levels, scheduler.config.prediction_type)
+    return simulate_with_ideal_network(
+        scheduler, num_inference_steps, choose, levels, scheduler.config.prediction_type
+    )
 
 
-def exact_simulation(
+def simulate_with_ideal_network(
     scheduler: Any,
     num_inference_steps: int,
     choose: Callable[[], None],
@@ -90,7 +92,7 @@ def exact_simulation(
     prediction_type: str,
     sign: float = 1.0,
 ) -> Simulation:
-    """Sample as a pipeline does, with an ideal network.
+    """Sample as a pipeline does, with an ideal network, and record where it ends or what it raises.
 
     Args:
         scheduler: it steps.
@@ -104,7 +106,7 @@ def exact_simulation(
     try:
         choose()
         visited = tuple(scheduler.timesteps.tolist())
-        x = _sampled(scheduler, levels(), prediction_type, sign)
+        x = _sample(scheduler, levels(), prediction_type, sign)
     except Exception as error:  # whatever a scheduler raises is what is looked for
         return Simulation(
             num_inference_steps, visited, error=f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -114,7 +116,8 @@ def exact_simulation(
     return Simulation(num_inference_steps, visited, missed if math.isfinite(missed) else math.inf, wide)
 
 
-def _sampled(scheduler: Any, levels: Sequence[NoiseLevel], prediction_type: str, sign: float) -> Tensor:
+def _sample(scheduler: Any, levels: Sequence[NoiseLevel], prediction_type: str, sign: float) -> Tensor:
+    """Run the sampling loop from fixed noise; its results for the point and for wide data, shape [1, 1, 1, 2]."""
     seeded = "generator" in inspect.signature(scheduler.step).parameters
     noise = {"generator": torch.Generator().manual_seed(0)} if seeded else {}
     x = (_START * float(getattr(scheduler, "init_noise_sigma", 1.0))).reshape(1, 1, 1, 2)
@@ -125,20 +128,20 @@ def _sampled(scheduler: Any, levels: Sequence[NoiseLevel], prediction_type: str,
     return x
 
 
-def level_at(table: Tensor, timestep: float) -> NoiseLevel:
-    """The level that a network was trained on there; stock also asks for -1 and for timesteps between two."""
+def training_level(table: Tensor, timestep: float) -> NoiseLevel:
+    """Noise level that a network was trained on at a timestep, clamped to [0, T - 1] and rounded as stock needs it."""
     return noise_level(table, min(max(round(timestep), 0), len(table) - 1))
 
 
-def runs(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Simulation, ...]:
-    """A run for each number of steps; what stock warns of on the way is no news here."""
-    with without_warnings():
-        return tuple(run(scheduler, n, table) for n in numbers)
+def simulate_all(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Simulation, ...]:
+    """Simulate sampling in each number of steps; what stock warns of on the way is ignored."""
+    with suppress_warnings():
+        return tuple(simulate(scheduler, n, table) for n in numbers)
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
-    """Without warnings."""
+def suppress_warnings() -> Iterator[None]:
+    """Ignore all Python warnings inside the block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -148,12 +151,14 @@ def diverges_at_eta_one(scheduler: Any, table: Tensor, num_inference_steps: int)
     """Whether DDIM's first step with fresh noise (eta = 1) is not finite."""
     scheduler.set_timesteps(num_inference_steps)
     x, t = _START.reshape(1, 1, 1, 2), scheduler.timesteps[0]
-    output = ideal_output(scheduler.config.prediction_type, x, level_at(table, float(t)), _MEAN, _SPREAD)
+    output = ideal_output(scheduler.config.prediction_type, x, training_level(table, float(t)), _MEAN, _SPREAD)
     generator = torch.Generator().manual_seed(0)
     return not bool(scheduler.step(output, t, x, eta=1.0, generator=generator, return_dict=False)[0].isfinite().all())
 
 
-def wrong_noise(scheduler: Any, table: Tensor, dtype: torch.dtype, num_inference_steps: int) -> list[int]:
+def timesteps_with_wrong_noise(
+    scheduler: Any, table: Tensor, dtype: torch.dtype, num_inference_steps: int
+) -> list[int]:
     """Timesteps at which `add_noise` in a half-precision dtype is off by more than 5%; a rounding is below 1%."""
     scheduler.set_timesteps(num_inference_steps)  # stock's multistep schedulers noise to those that are set only
     timesteps = scheduler.timesteps.long()

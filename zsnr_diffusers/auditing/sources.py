@@ -90,7 +90,7 @@ class Source:
         """Whether the model works in the latents of an autoencoder; None if that cannot be told."""
         if not self.index:
             return None
-        return any(_is_there(self.index.get(part)) for part in _AUTOENCODERS)
+        return any(_is_component_saved(self.index.get(part)) for part in _AUTOENCODERS)
 
     @property
     def guided(self) -> bool:
@@ -99,18 +99,19 @@ class Source:
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is a whole pipeline."""
+        """Whether it is a pipeline, in memory or saved, whose network can be called."""
         return self.pipeline is not None or "scheduler" in self.index
 
 
-def _is_there(part: Any) -> bool:
+def _is_component_saved(part: Any) -> bool:
+    """Whether an entry of `model_index.json` stands for a component; [None, None] stands for none."""
     return part is not None and part != [None, None]
 
 
 def read_source(
     source: Any, prediction_type: str | None = None, zero_snr: bool | None = None, **places: Any
 ) -> Source:
-    """Find the scheduler's config and what else is said of the model.
+    """Read what an audit needs of a model: its scheduler's config, and what else is known of its training.
 
     Args:
         source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a `.safetensors` file or a Hub id,
@@ -126,19 +127,20 @@ def read_source(
             architecture has both kinds.
     """
     if isinstance(source, SchedulerMixin):
-        found = _of_scheduler(source, type(source).__name__)
+        found = _source_from_scheduler(source, type(source).__name__)
     elif isinstance(source, Mapping):
-        found = Source(str(source.get("_class_name", "config")), _plain(source))
+        found = Source(str(source.get("_class_name", "config")), _without_private_keys(source))
     elif isinstance(getattr(source, "scheduler", None), SchedulerMixin):
-        found = _of_pipeline(source)
+        found = _source_from_pipeline(source)
     else:
-        _check_may_be_saved(source)
+        _check_path_exists(source)
         saved = SavedModel.open(source, prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr, **places)
-        return _of_saved(saved)
+        return _source_from_saved_model(saved)
     return replace(found, prediction_type=prediction_type, zero_snr=zero_snr)
 
 
-def _check_may_be_saved(source: Any) -> None:
+def _check_path_exists(source: Any) -> None:
+    """Refuse a source that cannot be audited, or is a path to nowhere; anything else may be a Hub id."""
     if not isinstance(source, str | Path | SavedModel):
         raise TypeError(
             f"Cannot audit {source!r}: give a pipeline, a scheduler, its config, a folder, a .safetensors file or a "
@@ -150,42 +152,44 @@ def _check_may_be_saved(source: Any) -> None:
         raise OSError(f"{source} does not exist.")
 
 
-def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """A config without diffusers' own notes in it."""
+def _without_private_keys(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """A scheduler's config without the keys that diffusers adds for itself."""
     kept = ("_class_name", OWN_SPACING)
     return {str(key): value for key, value in config.items() if key in kept or not str(key).startswith("_")}
 
 
-def _of_scheduler(scheduler: Any, name: str, **more: Any) -> Source:
-    config = _plain(scheduler.config) | {"_class_name": type(scheduler).__name__}
+def _source_from_scheduler(scheduler: Any, name: str, **more: Any) -> Source:
+    """What to audit of a scheduler in memory, values assigned on its config set apart."""
+    config = _without_private_keys(scheduler.config) | {"_class_name": type(scheduler).__name__}
     # An attribute of a config is what the running scheduler reads, an item is what is saved.
     attributes = {key: getattr(scheduler.config, key, value) for key, value in config.items() if key != "_class_name"}
     assigned = {key: value for key, value in attributes.items() if repr(value) != repr(config[key])}
     return Source(name, config, assigned=assigned, live=scheduler, **more)
 
 
-def _of_pipeline(pipe: Any) -> Source:
+def _source_from_pipeline(pipe: Any) -> Source:
+    """What to audit of a pipeline in memory: its scheduler, components, and recorded guidance rescale."""
     name = stock_class(type(pipe)).__name__
     parts = {key: part for key, part in getattr(pipe, "components", vars(pipe)).items() if part is not None}
     phi = getattr(pipe, "default_guidance_rescale", 0.0)
     index = {**dict.fromkeys(parts, True), "_class_name": name}
     index.pop("scheduler", None)  # its class is that of the object
-    return _of_scheduler(pipe.scheduler, name, index=index, pipeline=pipe, guidance_rescale=phi or None)
+    return _source_from_scheduler(pipe.scheduler, name, index=index, pipeline=pipe, guidance_rescale=phi or None)
 
 
-def _of_saved(saved: SavedModel) -> Source:
-    """What the caller knows, or else what is said elsewhere than in the config, is what the config is held against."""
+def _source_from_saved_model(saved: SavedModel) -> Source:
+    """What to audit of a folder, file or repo; the config is checked by what is known from elsewhere."""
     known, said = saved.without(SCHEDULER), saved.without(SCHEDULER, ARGUMENTS)
     config, index, of_weights = saved.scheduler_config, dict(saved.index), saved.is_lora or saved.is_single_file
     published = of_weights and config is None
     if of_weights:
         layout = (None if saved.is_lora else layout_of(saved.header.shapes)) or SDXL
-        _check_one_kind(known, layout)
+        _check_sd2_prediction_type(known, layout)
         channels = in_channels(saved.header.shapes) or 4
         pipeline = "LoRA" if saved.is_lora else layout.pipelines.get(channels, layout.pipelines[4])
         index = {"_class_name": pipeline, **_WEIGHTS_ALONE}
         if published:
-            config = _made_of(said, layout) if saved.is_single_file else _PUBLISHED[SDXL.name]
+            config = _scheduler_config_from_marks(said, layout) if saved.is_single_file else _PUBLISHED[SDXL.name]
     if config is None:
         raise OSError(f"{saved.name} holds no scheduler: there is neither {SCHEDULER_FILE} nor {SCHEDULER_CONFIG}.")
     return Source(
@@ -203,7 +207,8 @@ def _of_saved(saved: SavedModel) -> Source:
     )
 
 
-def _check_one_kind(known: SavedModel, layout: OriginalFormat) -> None:
+def _check_sd2_prediction_type(known: SavedModel, layout: OriginalFormat) -> None:
+    """Refuse a Stable Diffusion 2.x file of which nothing says whether it predicts epsilon or v."""
     if layout is SD_2 and known.prediction_type is None:
         raise ValueError(
             f"{known.name} does not say what it predicts, and of Stable Diffusion 2.x there are both kinds: "
@@ -212,7 +217,7 @@ def _check_one_kind(known: SavedModel, layout: OriginalFormat) -> None:
         )
 
 
-def _made_of(said: SavedModel, layout: OriginalFormat) -> dict[str, Any]:
+def _scheduler_config_from_marks(said: SavedModel, layout: OriginalFormat) -> dict[str, Any]:
     """The scheduler's config that `load_pipeline` and `load_lora` make of the marks in a file."""
     if said.prediction_type == "flow_prediction":
         return {

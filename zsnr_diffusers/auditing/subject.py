@@ -16,7 +16,7 @@ from .. import schedulers
 from ..core import SCHEDULE_NAMES, NoiseLevel, noise_level, schedule_table
 from ..core.predictions import check_prediction_type
 from ..schedulers.config import betas_list, check_types, check_variance_preserving, own_spacing
-from .simulate import TOLERANCE, Simulation, run, runs, why_not_runnable
+from .simulate import TOLERANCE, Simulation, simulate, simulate_all, why_not_runnable
 from .sources import Source
 
 REPORTED_STEPS = (5, 20, 50)
@@ -58,35 +58,36 @@ class SchedulerUnderTest:
     """Whether the model is of flow matching."""
 
     @cached_property
-    def honours_flag(self) -> bool:
-        """Whether the scheduler's schedule is the one that the config asks for."""
+    def applies_zero_snr_flag(self) -> bool:
+        """Whether the scheduler's table has the zero SNR that its config asks for; some classes ignore the flag."""
         if not self.config.get("rescale_betas_zero_snr"):
             return True
         table = getattr(self.scheduler, "alphas_cumprod", None)
         last = math.inf if table is None else float(table[-1])
-        without = float(self._without_flag[-1])
+        without = float(self._alpha_bar_without_flag[-1])
         # The cosine schedule ends below the stand-in by itself.
         return last <= STAND_IN and (without <= ZERO**2 or not math.isclose(last, without, rel_tol=0.01))
 
     @cached_property
-    def _without_flag(self) -> Tensor:
-        return _table({**self.config, "rescale_betas_zero_snr": False})
+    def _alpha_bar_without_flag(self) -> Tensor:
+        """alpha_bar of the config's betas before rescaling to zero SNR, float64 [T]."""
+        return _alpha_bar({**self.config, "rescale_betas_zero_snr": False})
 
     @cached_property
-    def sampled(self) -> Tensor:
-        """alpha_bar of the schedule that the scheduler runs."""
-        return self.trained if self.honours_flag else self._without_flag
+    def sampled_alpha_bar(self) -> Tensor:
+        """alpha_bar of the schedule that the scheduler runs, float64 [T]; `trained` unless it ignores the flag."""
+        return self.trained if self.applies_zero_snr_flag else self._alpha_bar_without_flag
 
     @property
     def final_level(self) -> NoiseLevel | None:
-        """Where sampling ends; None where the scheduler does not say."""
+        """Noise level where sampling ends; None where the scheduler does not say."""
         final = getattr(self.scheduler, "final_alpha_cumprod", None)
         return None if final is None else noise_level(torch.as_tensor(final).double().reshape(1), 0)
 
     @property
     def terminal_level(self) -> NoiseLevel:
-        """The noise level at T of the schedule that the scheduler runs."""
-        return noise_level(self.sampled, -1)
+        """Noise level at T - 1 of the schedule that the scheduler runs."""
+        return noise_level(self.sampled_alpha_bar, -1)
 
     @property
     def terminal_alpha(self) -> float:
@@ -99,59 +100,62 @@ class SchedulerUnderTest:
         return float(noise_level(self.trained, -1).alpha) <= ZERO
 
     @property
-    def has_no_ideal(self) -> bool:
-        """Whether it is an epsilon model at zero SNR."""
+    def has_no_ideal_network(self) -> bool:
+        """Whether there is no ideal network to simulate with: epsilon is predicted at zero SNR."""
         return self.zero_snr and self.config["prediction_type"] == "epsilon"
 
     @property
-    def not_run(self) -> str | None:
-        """Why the scheduler is not run; None if it is."""
-        if self.has_no_ideal:
+    def skip_reason(self) -> str | None:
+        """Why the scheduler is not simulated; None if it is."""
+        if self.has_no_ideal_network:
             return "an epsilon model has no ideal at zero SNR"
         return why_not_runnable(self.scheduler)
 
     @cached_property
-    def runs(self) -> tuple[Simulation, ...]:
-        """A run for each number of steps; none where it cannot be run, or samples another schedule."""
-        if self.not_run is not None or not self.honours_flag:
+    def simulations(self) -> tuple[Simulation, ...]:
+        """A simulated run for each number of steps; none if the scheduler is skipped or samples another schedule."""
+        if self.skip_reason is not None or not self.applies_zero_snr_flag:
             return ()
-        return runs(self.scheduler, self.trained, self.numbers)
+        return simulate_all(self.scheduler, self.trained, self.numbers)
 
     @property
-    def regular(self) -> tuple[Simulation, ...]:
-        """Runs that came to an end and visited timesteps of the model only."""
-        return tuple(run for run in self.runs if run.missed is not None and min(run.timesteps) >= 0)
+    def finished_simulations(self) -> tuple[Simulation, ...]:
+        """Simulated runs that came to an end and visited timesteps of the model only."""
+        return tuple(run for run in self.simulations if run.missed is not None and min(run.timesteps) >= 0)
 
     @property
-    def missing(self) -> dict[int, float]:
-        """Numbers of steps that end away from the point, and how far."""
+    def point_errors(self) -> dict[int, float]:
+        """By number of steps, how far a simulation of data that is one point ends from it, if beyond `TOLERANCE`."""
         return {
-            r.num_inference_steps: r.missed for r in self.regular if r.missed is not None and not r.missed <= TOLERANCE
+            r.num_inference_steps: r.missed
+            for r in self.finished_simulations
+            if r.missed is not None and not r.missed <= TOLERANCE
         }
 
     @cached_property
     def wide_errors(self) -> dict[int, float]:
-        """Relative error of each number of steps on wide data, against DDIM's rule on the same timesteps."""
-        whole = [run for run in self.regular if all(t == int(t) for t in run.timesteps)]
-        made = {run.num_inference_steps: (run.wide or 0.0, self._by_rule(run)) for run in whole}
+        """By number of steps, relative error on wide data against exact DDIM on the same timesteps."""
+        whole = [run for run in self.finished_simulations if all(t == int(t) for t in run.timesteps)]
+        made = {run.num_inference_steps: (run.wide or 0.0, self._ddim_result(run)) for run in whole}
         return {n: wide / exact - 1 for n, (wide, exact) in made.items() if exact}  # one step from zero SNR makes 0
 
-    def _by_rule(self, run_of_stock: Simulation) -> float:
+    def _ddim_result(self, run_of_stock: Simulation) -> float:
+        """What our DDIM makes of the wide data on the timesteps that stock's run visited."""
         facts = {key: self.config[key] for key in (*SCHEDULE_NAMES, "prediction_type") if key in self.config}
         ddim = schedulers.ZeroSNRDDIMScheduler(**{"rescale_betas_zero_snr": False, **facts})
         timesteps = [int(t) for t in run_of_stock.timesteps]
-        return run(ddim, run_of_stock.num_inference_steps, self.trained, timesteps).wide or 0.0
+        return simulate(ddim, run_of_stock.num_inference_steps, self.trained, timesteps).wide or 0.0
 
     @property
     def first_timesteps(self) -> tuple[tuple[int, float], ...]:
         """Pairs of a number of steps that the report shows and the noisiest timestep that it visits."""
-        return tuple((n, max(timesteps)) for n, timesteps in self.visited.items())
+        return tuple((n, max(timesteps)) for n, timesteps in self.visited_timesteps.items())
 
     @cached_property
-    def visited(self) -> dict[int, tuple[float, ...]]:
-        """The timesteps of each number of steps that the report shows."""
+    def visited_timesteps(self) -> dict[int, tuple[float, ...]]:
+        """Timesteps that the scheduler visits in each of `REPORTED_STEPS`."""
         found = {}
-        for n in possible(self.config, REPORTED_STEPS):
+        for n in runnable_step_numbers(self.config, REPORTED_STEPS):
             try:
                 self.scheduler.set_timesteps(n)
                 found[n] = tuple(self.scheduler.timesteps.tolist())
@@ -160,13 +164,13 @@ class SchedulerUnderTest:
         return found
 
     @property
-    def places(self) -> dict[int, tuple[float, ...]]:
-        """The same as places in `trained`."""
-        return self.visited
+    def visited_indices(self) -> dict[int, tuple[float, ...]]:
+        """Indices into `trained` of the timesteps that are visited in each of `REPORTED_STEPS`."""
+        return self.visited_timesteps
 
 
-def scheduler_under_test(source: Source, numbers: Sequence[int] | None = None) -> SchedulerUnderTest:
-    """Make the scheduler that a source describes.
+def build_scheduler_under_test(source: Source, numbers: Sequence[int] | None = None) -> SchedulerUnderTest:
+    """Make the scheduler that a source describes, for the checks of an audit.
 
     Args:
         source: from `read_source`.
@@ -175,7 +179,7 @@ def scheduler_under_test(source: Source, numbers: Sequence[int] | None = None) -
     Raises:
         ValueError: the config describes no scheduler of a variance-preserving model, or one that cannot be made.
     """
-    name, scheduler_class = scheduler_class_of(source)
+    name, scheduler_class = resolve_scheduler_class(source)
     parameters = inspect.signature(scheduler_class.__init__).parameters
     defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
     config = {"prediction_type": "epsilon", **defaults, **source.config, **source.assigned, "_class_name": name}
@@ -189,21 +193,26 @@ def scheduler_under_test(source: Source, numbers: Sequence[int] | None = None) -
     check_prediction_type(config["prediction_type"], zero_terminal_snr=False)
     if source.prediction_type is not None:
         check_prediction_type(source.prediction_type, zero_terminal_snr=False)
-    scheduler = make(scheduler_class, {**config, "clip_sample": False, "thresholding": False})
+    scheduler = make_scheduler(scheduler_class, {**config, "clip_sample": False, "thresholding": False})
     return SchedulerUnderTest(
-        source, scheduler_class, config, scheduler, _table(config), possible(config, numbers or TESTED_STEPS)
+        source,
+        scheduler_class,
+        config,
+        scheduler,
+        _alpha_bar(config),
+        runnable_step_numbers(config, numbers or TESTED_STEPS),
     )
 
 
-def possible(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
-    """Numbers of steps up to T, or up to those that a model was distilled at."""
+def runnable_step_numbers(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
+    """Those of the numbers of steps that do not exceed T, or the steps that a model was distilled at."""
     T, distilled = config["num_train_timesteps"], config.get("original_inference_steps")
     most = min(T, distilled) if isinstance(distilled, int) and distilled > 0 else T
     return tuple(n for n in numbers if 1 <= n <= most)
 
 
-def scheduler_class_of(source: Source) -> tuple[str, Any]:
-    """The class that a pipeline's loader takes: `model_index.json` says it, and else the config."""
+def resolve_scheduler_class(source: Source) -> tuple[str, Any]:
+    """Name and class that a pipeline's loader takes: from `model_index.json`, or else from the config."""
     if source.live is not None:
         return type(source.live).__name__, type(source.live)
     entry = source.index.get("scheduler")
@@ -216,8 +225,8 @@ def scheduler_class_of(source: Source) -> tuple[str, Any]:
     return name, found
 
 
-def make(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
-    """A scheduler with what it takes of a config; None if something that it needs is not installed.
+def make_scheduler(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
+    """A scheduler from the keys of a config that it accepts; None if a library that it needs is not installed.
 
     Raises:
         ValueError: it refuses.
@@ -225,7 +234,7 @@ def make(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of algorithms that are to go
-            return scheduler_class(**_taken(scheduler_class, config))
+            return scheduler_class(**_accepted_arguments(scheduler_class, config))
     except ImportError:
         return None
     except Exception as error:  # stock raises whatever a wrong value leads to
@@ -235,18 +244,22 @@ def make(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _taken(scheduler_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted_arguments(scheduler_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The items of a config that the constructor of a class has parameters for."""
     parameters = inspect.signature(scheduler_class.__init__).parameters
     return {key: value for key, value in config.items() if key in parameters}
 
 
-def accepted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of a class of diffusers, without what this class does not take."""
-    return {"_class_name": config["_class_name"], **_taken(getattr(diffusers, config["_class_name"]), config)}
+def drop_unaccepted_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the keys that its class in diffusers has no parameters for."""
+    return {
+        "_class_name": config["_class_name"],
+        **_accepted_arguments(getattr(diffusers, config["_class_name"]), config),
+    }
 
 
-def _table(config: Mapping[str, Any]) -> Tensor:
-    """alpha_bar of the schedule that a config describes.
+def _alpha_bar(config: Mapping[str, Any]) -> Tensor:
+    """alpha_bar of the schedule that an audited config describes, float64 [T].
 
     Raises:
         ValueError: it describes none.
@@ -260,12 +273,12 @@ def _table(config: Mapping[str, Any]) -> Tensor:
         raise ValueError(f"{config['_class_name']} has no schedule: {error}") from error
 
 
-def rescaled_by_flag(config: Mapping[str, Any], table: Tensor) -> bool:
-    """Whether a table is that of the config's own schedule, brought to zero terminal SNR.
+def is_rescaled_to_zero_snr(config: Mapping[str, Any], table: Tensor) -> bool:
+    """Whether a table of alpha_bar [T] is the config's own schedule, brought to zero terminal SNR.
 
     Saved betas have been through float32 and through ratios of neighbours, which costs four digits near the end.
     """
-    flagged = _table({**config, "trained_betas": None, "rescale_betas_zero_snr": True})
+    flagged = _alpha_bar({**config, "trained_betas": None, "rescale_betas_zero_snr": True})
     return len(flagged) == len(table) and bool(
         torch.allclose(flagged.sqrt(), table.double().sqrt(), atol=1e-3, rtol=0)
     )

@@ -19,7 +19,7 @@ NUM_IMAGES = 8
 
 
 def audit_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, device: Any) -> Audit:
-    """The audit with what the weights tell, unless it is of a scheduler alone, a single file or flow matching.
+    """Add to an audit what the weights tell, unless it is of a scheduler alone, a single file or flow matching.
 
     Args:
         result: the audit of the config.
@@ -30,7 +30,7 @@ def audit_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, 
         OSError, ValueError: no pipeline can be loaded, or prompts do not fit it.
     """
     found = result.setup.source
-    if not found.has_weights or result.setup.flow or _not_applicable(result):
+    if not found.has_weights or result.setup.flow or _has_no_x_0_prediction(result):
         return result
     pipe = found.pipeline
     if pipe is None:
@@ -41,16 +41,16 @@ def audit_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, 
     return check_weights(result, pipe, prompts)
 
 
-def _not_applicable(result: Audit) -> bool:
-    """Whether there is no prediction of x_0 at T to look at; the findings say why."""
+def _has_no_x_0_prediction(result: Audit) -> bool:
+    """Whether an epsilon model at zero SNR leaves no x_0 prediction at T to look at; findings say so already."""
     return bool(result.prediction_type == "epsilon" and result.terminal_snr == 0)
 
 
 def check_weights(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[int] | None, **call: Any) -> Audit:
-    """The same for a pipeline that is loaded; `call` goes to `evaluation.iter_images`."""
+    """Add to an audit terminal invariance and luminance of a loaded pipeline; `call` is for `iter_images`."""
     from ..evaluation import LuminanceSummary, iter_images, mean_luminance, terminal_invariance
 
-    if _not_applicable(result):
+    if _has_no_x_0_prediction(result):
         return result
     text = hasattr(pipe, "encode_prompt")
     invariance = terminal_invariance(pipe, [""] if prompts is None and text else prompts)
@@ -59,11 +59,12 @@ def check_weights(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[in
         asked: Any = [prompt for prompt in prompts for _ in range(NUM_IMAGES)]
         images = iter_images(pipe, asked, range(len(asked)), **call)
         luminance = LuminanceSummary.of(mean_luminance(images))
-    findings = (*_untrained_at_the_last_timestep(invariance), *result.findings)
+    findings = (*_check_terminal_invariance(invariance), *result.findings)
     return replace(result, findings=findings, invariance=invariance, luminance=luminance)
 
 
-def _untrained_at_the_last_timestep(invariance: "TerminalInvariance") -> Iterator[Finding]:
+def _check_terminal_invariance(invariance: "TerminalInvariance") -> Iterator[Finding]:
+    """Report a network whose x_0 prediction at T changes with the noise although the schedule has zero SNR."""
     if invariance.alpha == 0 and invariance.share > MAX_NOISE_SHARE:
         what = (
             f"{invariance.share:.2f} of what the network predicts at T changes with the noise: it was not trained at "

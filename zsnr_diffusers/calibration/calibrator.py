@@ -11,11 +11,11 @@ from ..core.calibrated import CalibratedSteps
 from ..core.guidance import check_guidance_rescale
 from ..evaluation import generate_images, sample_grid
 from ..schedulers import ZeroSNRMultistepScheduler
-from .network import GuidedNetwork, for_batch, guidance_arguments, guided_network
+from .network import GuidedNetwork, call_kwargs_for_batch, guidance_kwargs, record_guided_network
 from .report import CalibratedNumber, Calibration
-from .search import most_calls, search
+from .search import max_network_calls, search_timesteps
 from .student import Student
-from .trajectory import Trajectory, default_scheduler, run_in_steps, run_teacher, teacher_timesteps
+from .trajectory import Trajectory, default_scheduler, run_teacher, sample_in_steps, teacher_timesteps
 
 FEWEST_PROMPTS = 8
 HELD_OUT = 4
@@ -69,7 +69,7 @@ class Calibrator:
     ) -> None:
         rescale = getattr(pipe, "default_guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale
         check_guidance_rescale(rescale)
-        self.fitted, self.held_out = divided(prompts, num_prompts, seed)
+        self.fitted, self.held_out = split_prompts(prompts, num_prompts, seed)
         self.steps, self.teacher_steps = sorted(set(steps)), teacher_steps
         self.guidance_scale, self.guidance_rescale = guidance_scale, rescale if guidance_scale > 1 else 0.0
         self._pipe, self._call_kwargs = pipe, call_kwargs
@@ -78,51 +78,51 @@ class Calibrator:
         self.on_call: Callable[[], Any] = lambda: None
         guidance = {"guidance_scale": guidance_scale, "guidance_rescale": self.guidance_rescale}
         self._networks = [
-            guided_network(pipe, conditions, seeds, **guidance, batch_size=batch_size, **call_kwargs)
+            record_guided_network(pipe, conditions, seeds, **guidance, batch_size=batch_size, **call_kwargs)
             for conditions, seeds in (self.fitted, self.held_out)
         ]
 
     @property
     def network_calls(self) -> int:
-        """How often the network will be called, at most."""
-        fitted, held_out = (network.batches for network in self._networks)
+        """How often the network will be called at most, a batch each: teacher, comparisons, and search."""
+        fitted, held_out = (network.num_batches for network in self._networks)
         outputs = self.scheduler.config["solver_order"] + self.scheduler.config["corrector"]
         compared = len(self._timesteps) + sum(2 * n for n in self.steps)
-        return compared * (fitted + held_out) + sum(most_calls(n, outputs) for n in self.steps) * fitted
+        return compared * (fitted + held_out) + sum(max_network_calls(n, outputs) for n in self.steps) * fitted
 
     def numbers(self) -> Iterator[CalibratedNumber]:
-        """Calibrate each number of steps, from the fewest on."""
+        """Calibrate each number of steps, from the fewest on; yields each once it is done."""
         for network in self._networks:
             network.on_call = lambda: self.on_call()
         runs = [(network, run_teacher(network, self.scheduler, self._timesteps)) for network in self._networks]
         student = Student(runs[0][0], self.scheduler, runs[0][1])
         for n in self.steps:
             self.scheduler.set_timesteps(n)
-            fit = search(student, self.scheduler.timesteps.tolist(), self._timesteps)
-            fit = student.refined(fit)
+            fit = search_timesteps(student, self.scheduler.timesteps.tolist(), self._timesteps)
+            fit = student.refine_weights(fit)
             steps = CalibratedSteps(fit.timesteps, [row.tolist() for row in fit.weights])
-            yield CalibratedNumber(n, *steps, *self._errors(n, steps, runs))
+            yield CalibratedNumber(n, *steps, *self._sampler_errors(n, steps, runs))
 
-    def _errors(
+    def _sampler_errors(
         self, n: int, steps: CalibratedSteps, runs: Sequence[tuple[GuidedNetwork, Trajectory]]
     ) -> tuple[float, ...]:
-        """Of the default and of the calibrated sampler, on what was fitted and on what was held out."""
+        """Distance to the teacher of the default and the calibrated sampler, on fitted prompts and held-out ones."""
         calibrated = self.calibrated({str(n): steps._asdict()})
         return tuple(
-            teacher.error(run_in_steps(network, scheduler, n))
+            teacher.error(sample_in_steps(network, scheduler, n))
             for network, teacher in runs
             for scheduler in (self.scheduler, calibrated)
         )
 
     def calibrated(self, calibration: Mapping[str, Any]) -> ZeroSNRMultistepScheduler:
-        """The default sampler with a calibration."""
+        """The default multistep sampler with a `calibration` in its config."""
         scheduler: ZeroSNRMultistepScheduler = ZeroSNRMultistepScheduler.from_config(
             self.scheduler.config, calibration=calibration
         )
         return scheduler
 
     def picture(self, numbers: Sequence[CalibratedNumber], rows: int = 3, cell: int = 256) -> Image.Image:
-        """What the pipeline generates of held-out prompts: default and calibrated at each number, and the teacher.
+        """Draw a grid of held-out images: default and calibrated sampler at each number of steps, and the teacher.
 
         Args:
             numbers: what was found.
@@ -135,17 +135,17 @@ class Calibrator:
             for name, scheduler in (("default", self.scheduler), ("calibrated", self.calibrated(one.config())))
         ]
         runs.append((f"{self.teacher_steps} steps", self.scheduler, self.teacher_steps))
-        columns = [self._images(scheduler, n, rows) for _, scheduler, n in runs]
+        columns = [self._generate_held_out(scheduler, n, rows) for _, scheduler, n in runs]
         conditions, seeds = self.held_out
         labels = [f"seed {seed}" for seed in seeds] if conditions is None else [*map(str, conditions)]
         side = min(cell, max(columns[0][0].size))
         names = [name for name, _, _ in runs]
         return sample_grid([*zip(*columns, strict=True)], labels[:rows], cell=max(side, 96), column_labels=names)
 
-    def _images(self, scheduler: Any, num_inference_steps: int, rows: int) -> list[Image.Image]:
-        """The first held-out images."""
+    def _generate_held_out(self, scheduler: Any, num_inference_steps: int, rows: int) -> list[Image.Image]:
+        """Images of the first held-out prompts by another scheduler, `rows` at most."""
         conditions, seeds = self.held_out
-        call = guidance_arguments(self._pipe, self.guidance_scale, self.guidance_rescale) | self._call_kwargs
+        call = guidance_kwargs(self._pipe, self.guidance_scale, self.guidance_rescale) | self._call_kwargs
         former, self._pipe.scheduler = self._pipe.scheduler, scheduler
         try:
             return generate_images(
@@ -155,13 +155,13 @@ class Calibrator:
                 num_inference_steps=num_inference_steps,
                 batch_size=1,
                 progress=False,
-                **for_batch(call, 1),
+                **call_kwargs_for_batch(call, 1),
             )
         finally:
             self._pipe.scheduler = former
 
     def report(self, numbers: Sequence[CalibratedNumber]) -> Calibration:
-        """What was found for these numbers of steps."""
+        """The report on these numbers of steps, with what they were calibrated for."""
         images = len(self._networks[0]), len(self._networks[1])
         return Calibration(tuple(numbers), self.guidance_scale, self.guidance_rescale, self.teacher_steps, images)
 
@@ -205,8 +205,8 @@ Share = tuple[list[Any] | None, list[int]]
 """Conditions and seeds."""
 
 
-def divided(prompts: Sequence[Any] | None, num_prompts: int, seed: int) -> tuple[Share, Share]:
-    """The prompts and seeds to fit to, and those to hold out; no seed is in both, and no prompt that is given once.
+def split_prompts(prompts: Sequence[Any] | None, num_prompts: int, seed: int) -> tuple[Share, Share]:
+    """Prompts and seeds to fit to, and those to hold out; no seed is in both, and no prompt that is given once.
 
     Raises:
         ValueError: fewer than 8 of them.

@@ -72,40 +72,42 @@ class GuidedNetwork:
         return len(self.noise)
 
     @property
-    def guides(self) -> bool:
-        """Whether there is guidance."""
+    def uses_guidance(self) -> bool:
+        """Whether the guidance scale is above 1, so that the UNet is called on two copies of x_t."""
         return self._guidance[0] > 1
 
     @property
-    def batches(self) -> int:
-        """How often the UNet is called for all samples."""
+    def num_batches(self) -> int:
+        """Number of UNet calls that one timestep of all samples takes."""
         return len(self._batches)
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, timestep: int) -> Tensor:
         """The guided prediction for x_t, shape [N, ...], at one timestep; float32 on the CPU."""
         parts = torch.split(x_t, [len(batch.noise) for batch in self._batches])
-        predictions = [self.predict(batch, part, timestep) for batch, part in zip(self._batches, parts, strict=True)]
+        predictions = [
+            self.predict_batch(batch, part, timestep) for batch, part in zip(self._batches, parts, strict=True)
+        ]
         return torch.cat(predictions)
 
-    def predict(self, batch: Batch, x_t: Tensor, timestep: int) -> Tensor:
-        """The guided prediction for the samples of one batch."""
+    def predict_batch(self, batch: Batch, x_t: Tensor, timestep: int) -> Tensor:
+        """The guided prediction for the samples of one batch, float32 on the CPU."""
         scale, rescale = self._guidance
         x = x_t.to(self._device, self.dtype)
-        args, kwargs = _moved((batch.args, batch.kwargs), self._device)
+        args, kwargs = _to_device((batch.args, batch.kwargs), self._device)
         t = torch.tensor(timestep, device=self._device)
-        output = self._unet(torch.cat([x, x]) if self.guides else x, t, *args, **kwargs)
+        output = self._unet(torch.cat([x, x]) if self.uses_guidance else x, t, *args, **kwargs)
         output = output if isinstance(output, Tensor) else output[0]
         self.calls += 1
         self.on_call()
-        if self.guides:
+        if self.uses_guidance:
             unconditional, conditional = output.chunk(2)
             output = classifier_free_guidance(unconditional, conditional, scale)
             output = rescale_guidance(output, conditional, rescale)
         return output.float().cpu()
 
 
-def guided_network(
+def record_guided_network(
     pipe: Any,
     conditions: Sequence[Any] | None,
     seeds: Sequence[int],
@@ -115,7 +117,7 @@ def guided_network(
     batch_size: int = 4,
     **call_kwargs: Any,
 ) -> GuidedNetwork:
-    """Record what a pipeline tells its UNet.
+    """Make a plain function of (x_t, t) from a pipeline's UNet by recording what the pipeline passes to it.
 
     Args:
         pipe: of text or class to image, with a UNet.
@@ -132,7 +134,7 @@ def guided_network(
     _check_pipeline(pipe)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    call_kwargs |= guidance_arguments(pipe, guidance_scale, guidance_rescale)
+    call_kwargs |= guidance_kwargs(pipe, guidance_scale, guidance_rescale)
     call_kwargs |= {"num_inference_steps": 1, "output_type": "latent"}
     scheduler = _FirstStepScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="kappa", eta=0.0, calibration=None
@@ -141,29 +143,32 @@ def guided_network(
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
         prompts = None if conditions is None else conditions[part]
-        with _stopped_at_first_step(pipe, scheduler) as seen:
-            call = for_batch(call_kwargs, len(seeds[part]))
+        with _stop_at_first_step(pipe, scheduler) as seen:
+            call = call_kwargs_for_batch(call_kwargs, len(seeds[part]))
             next(iter_images(pipe, prompts, seeds[part], batch_size=batch_size, progress=False, **call))
-        batches.append(_batch(pipe, seen))
+        batches.append(_make_batch(pipe, seen))
         if start == 0:
-            _check_agrees(pipe, GuidedNetwork(pipe, batches, guidance_scale, guidance_rescale), seen, len(scheduler))
+            _check_prediction_agrees(
+                pipe, GuidedNetwork(pipe, batches, guidance_scale, guidance_rescale), seen, len(scheduler)
+            )
     return GuidedNetwork(pipe, batches, guidance_scale, guidance_rescale)
 
 
-def guidance_arguments(pipe: Any, guidance_scale: float, guidance_rescale: float) -> dict[str, Any]:
+def guidance_kwargs(pipe: Any, guidance_scale: float, guidance_rescale: float) -> dict[str, Any]:
     """Arguments of a pipeline's call; phi also where it is 0, so that no default of the pipeline's takes its place."""
     takes_rescale = "guidance_rescale" in inspect.signature(pipe.__call__).parameters
     rescale = {"guidance_rescale": guidance_rescale} if takes_rescale or guidance_rescale > 0 else {}
     return {"guidance_scale": guidance_scale, **rescale}
 
 
-def for_batch(call_kwargs: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """Arguments of a call for so many images: with a list of prompts, some pipelines want negative ones as a list."""
+def call_kwargs_for_batch(call_kwargs: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Arguments of a call, negative prompts repeated: beside a list of prompts some pipelines want a list."""
     negative = {name: [text] * size for name, text in call_kwargs.items() if name.startswith("negative_prompt")}
     return {**call_kwargs, **{name: texts for name, texts in negative.items() if isinstance(texts[0], str)}}
 
 
 def _check_pipeline(pipe: Any) -> None:
+    """Refuse a pipeline without a UNet on betas, or one whose guidance the calibration cannot compute."""
     name = type(pipe).__name__
     if getattr(pipe, "unet", None) is None or "beta_schedule" not in pipe.scheduler.config:
         raise ValueError(
@@ -178,8 +183,8 @@ def _check_pipeline(pipe: Any) -> None:
 
 
 @contextmanager
-def _stopped_at_first_step(pipe: Any, scheduler: Any) -> Iterator[dict[str, Any]]:
-    """Until the first scheduler step of a call within; what UNet and scheduler were given is in the result."""
+def _stop_at_first_step(pipe: Any, scheduler: Any) -> Iterator[dict[str, Any]]:
+    """End the pipeline's call within at its first scheduler step; yields what UNet and scheduler were given."""
     seen: dict[str, Any] = {"calls": 0}
 
     def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -197,8 +202,8 @@ def _stopped_at_first_step(pipe: Any, scheduler: Any) -> Iterator[dict[str, Any]
         hook.remove()
 
 
-def _batch(pipe: Any, seen: dict[str, Any]) -> Batch:
-    """What was recorded, without sample and timestep.
+def _make_batch(pipe: Any, seen: dict[str, Any]) -> Batch:
+    """The starting noise that was recorded, and the UNet's arguments without sample and timestep.
 
     Raises:
         ValueError: it does not suffice to call the UNet at other steps.
@@ -219,23 +224,25 @@ def _batch(pipe: Any, seen: dict[str, Any]) -> Batch:
             f"{name} passes {what} to its UNet, which depend on an image; calibrate the text-to-image pipeline of "
             "the same UNet, and give its scheduler to this one."
         )
-    return Batch(seen["noise"], *_moved((tuple(args), kwargs), "cpu"))
+    return Batch(seen["noise"], *_to_device((tuple(args), kwargs), "cpu"))
 
 
-def _moved(value: Any, device: Any) -> Any:
-    """Tensors, and those in lists, tuples and mappings, on another device."""
+def _to_device(value: Any, device: Any) -> Any:
+    """Move tensors, and those in lists, tuples and mappings, to a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return type(value)(_moved(item, device) for item in value) if isinstance(value, list | tuple) else value
+        return {key: _to_device(item, device) for key, item in value.items()}
+    return type(value)(_to_device(item, device) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _check_agrees(pipe: Any, network: GuidedNetwork, seen: dict[str, Any], num_train_timesteps: int) -> None:
-    """Refuse a pipeline whose guided prediction is another."""
+def _check_prediction_agrees(
+    pipe: Any, network: GuidedNetwork, seen: dict[str, Any], num_train_timesteps: int
+) -> None:
+    """Refuse a pipeline whose own guided prediction at its first step is not what the network computes."""
     problem = f"{type(pipe).__name__} guides in another way than u + w (c - u)"
     wanted = seen["prediction"]
-    copies = 2 if network.guides else 1
+    copies = 2 if network.uses_guidance else 1
     x = seen["kwargs"].get("sample", seen["args"][0] if seen["args"] else None)
     if len(x) != copies * len(wanted):
         raise ValueError(f"{problem}: {len(x)} predictions for {len(wanted)} samples; it cannot be calibrated.")

@@ -36,7 +36,7 @@ class CalibratedNumber:
 
     @property
     def better(self) -> bool:
-        """Whether it is nearer to the teacher on what was held out; only then it is kept."""
+        """Whether the calibrated sampler is nearer to the teacher on held-out prompts; only then it is kept."""
         return self.held_out_error < self.held_out_default_error
 
     def config(self) -> dict[str, Any]:
@@ -70,21 +70,22 @@ class Calibration(Report):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """The calibration in types of JSON, for report.json."""
         return asdict(self) | {"numbers": [asdict(one) | {"kept": one.better} for one in self.numbers]}
 
     def parts(self) -> Iterator[Part]:
-        """A row for each number of steps."""
+        """Parts of the printed report: a row of errors to the teacher for each number of steps."""
         fitted, held_out = self.images
         yield Text(
             f"error to {self.teacher_steps} steps at guidance {self.guidance_scale:g} "
             f"(guidance_rescale {self.guidance_rescale:g}): {fitted} images fitted, {held_out} held out"
         )
         head = ("steps", "default", "calibrated", "held out: default", "calibrated", "ratio", "")
-        yield Table(head, tuple(map(_row, self.numbers)), "<>>>>><")
+        yield Table(head, tuple(map(_table_row, self.numbers)), "<>>>>><")
 
 
-def _row(one: CalibratedNumber) -> tuple[str, ...]:
+def _table_row(one: CalibratedNumber) -> tuple[str, ...]:
+    """Errors of one number of steps, fitted and held out, and whether it is kept."""
     errors = (one.default_error, one.error, one.held_out_default_error, one.held_out_error)
     ratio = one.held_out_error / one.held_out_default_error if one.held_out_default_error else 1.0
     kept = "kept" if one.better else "dropped: no better on what was held out"

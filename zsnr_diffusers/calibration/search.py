@@ -12,8 +12,8 @@ CALLS = 9
 """The search ends after so many network calls, times n (n - 1); most searches end before."""
 
 
-def most_calls(n: int, outputs: int = 3) -> int:
-    """How often the network is called, for each batch, to fit n steps, at most.
+def max_network_calls(n: int, outputs: int = 3) -> int:
+    """How often the search and fit of n steps call the network at most, for each batch.
 
     Args:
         n: the number of steps.
@@ -23,8 +23,8 @@ def most_calls(n: int, outputs: int = 3) -> int:
     return CALLS * n * (n - 1) + 2 * n + ROUNDS * (of_changes + TRIES * n)
 
 
-def search(student: Student, start: Sequence[int], among: Sequence[int]) -> Fit:
-    """The fit of the timesteps that lead nearest to the teacher.
+def search_timesteps(student: Student, start: Sequence[int], among: Sequence[int]) -> Fit:
+    """Search the timesteps, of the teacher's, whose fitted weights lead nearest to the teacher.
 
     Every timestep but the first is moved to neighbours, as long as the final error falls; the weights are
     fitted for all that is tried.
@@ -41,7 +41,7 @@ def search(student: Student, start: Sequence[int], among: Sequence[int]) -> Fit:
             error = fit.error
             for k in range(n - 1, 0, -1):
                 for offset in (move, -move):
-                    fit = searching.moved(fit, k, offset)
+                    fit = searching.move_timestep(fit, k, offset)
     return fit
 
 
@@ -54,17 +54,17 @@ class _Search:
         self._tried = {tuple(start)}
         self._last_call = student.calls + CALLS * len(start) * (len(start) - 1)
 
-    def moved(self, fit: Fit, k: int, offset: int) -> Fit:
+    def move_timestep(self, fit: Fit, k: int, offset: int) -> Fit:
         """The k-th timestep moved by `offset` places among the teacher's, and again as long as the error falls."""
-        while (timesteps := self._neighbour(fit.timesteps, k, offset)) is not None:
+        while (timesteps := self._next_candidate(fit.timesteps, k, offset)) is not None:
             other = self._student.fit(timesteps, like=fit)
             if not other.error < fit.error:
                 break
             fit = other
         return fit
 
-    def _neighbour(self, timesteps: Sequence[int], k: int, offset: int) -> list[int] | None:
-        """Timesteps to try; None where there are none, or no calls left."""
+    def _next_candidate(self, timesteps: Sequence[int], k: int, offset: int) -> list[int] | None:
+        """Timesteps with the k-th moved; None where they are out of order, tried before, or no calls are left."""
         places = [self._place[timestep] for timestep in timesteps]
         places[k] += offset
         after = places[k + 1] if k + 1 < len(places) else len(self._among)

@@ -69,8 +69,8 @@ class Student:
 
     @property
     def calls(self) -> int:
-        """How often the network was called for all samples."""
-        return self._network.calls // self._network.batches
+        """How often the network was called, each for all samples."""
+        return self._network.calls // self._network.num_batches
 
     def fit(self, timesteps: Sequence[int], like: Fit | None = None) -> Fit:
         """Fit the weights step by step, each on what the steps before it lead to.
@@ -79,27 +79,27 @@ class Student:
             timesteps: of the teacher's, from T-1 down.
             like: a fit of other timesteps; what both begin with is taken from there, without network calls.
         """
-        ts, shared = list(timesteps), 0 if like is None else _common(timesteps, like.timesteps)
+        ts, shared = list(timesteps), 0 if like is None else _common_prefix_length(timesteps, like.timesteps)
         states = [] if like is None else like.states[:shared]
         weights = [] if like is None else like.weights[: max(shared - 1, 0)]
         for i, start in enumerate(self._default_weights(ts)):
             if i == len(states):
-                states.append(self._state(ts[i], self._after(states, weights), states))
+                states.append(self._evaluate_network(ts[i], self._y_after(states, weights), states))
             if i == len(weights):
-                weights.append(self._fitted(ts, i, states[i], start))
-        clean = _stepped(states[-1], weights[-1], last=True)
-        return Fit(ts, weights, states, clean, self._error(clean))
+                weights.append(self._fit_step_weights(ts, i, states[i], start))
+        clean = _apply_step(states[-1], weights[-1], last=True)
+        return Fit(ts, weights, states, clean, self._teacher_error(clean))
 
-    def run(self, timesteps: Sequence[int], weights: Sequence[Tensor]) -> Fit:
-        """The run with given weights."""
+    def run_with_weights(self, timesteps: Sequence[int], weights: Sequence[Tensor]) -> Fit:
+        """Sample the student's run over timesteps with the given weights of each step."""
         ts: list[int] = list(timesteps)
         states: list[State] = []
         for i, timestep in enumerate(ts):
-            states.append(self._state(timestep, self._after(states, weights[:i]), states))
-        clean = _stepped(states[-1], weights[-1], last=True)
-        return Fit(ts, list(weights), states, clean, self._error(clean))
+            states.append(self._evaluate_network(timestep, self._y_after(states, weights[:i]), states))
+        clean = _apply_step(states[-1], weights[-1], last=True)
+        return Fit(ts, list(weights), states, clean, self._teacher_error(clean))
 
-    def refined(self, fit: Fit) -> Fit:
+    def refine_weights(self, fit: Fit) -> Fit:
         """Move all weights together towards the teacher's clean samples, by Levenberg-Marquardt on differences."""
         damping = 1e-2
         for _ in range(ROUNDS):
@@ -108,10 +108,10 @@ class Student:
                 return fit
             error = self._teacher.clean - fit.clean
             weighed = image_weights(error)
-            changes = torch.stack([(weighed * self._change(fit, i, j)).flatten() for i, j in places])
+            changes = torch.stack([(weighed * self._weight_derivative(fit, i, j)).flatten() for i, j in places])
             for _ in range(TRIES):
                 moves = damped_move(changes, (weighed * error).flatten(), damping)
-                other = self.run(fit.timesteps, _moved(fit.weights, moves))
+                other = self.run_with_weights(fit.timesteps, _move_weights(fit.weights, moves))
                 if other.error < fit.error:
                     break
                 damping *= 10
@@ -120,70 +120,73 @@ class Student:
             fit, damping = other, damping / 4
         return fit
 
-    def _change(self, fit: Fit, i: int, j: int) -> Tensor:
-        """By how much the result changes with weight j of step i, per step that the weight is moved by."""
+    def _weight_derivative(self, fit: Fit, i: int, j: int) -> Tensor:
+        """Derivative of the clean samples by weight j of step i, in units of the step; from a difference."""
         weights, move = list(fit.weights), torch.zeros(len(fit.weights[i]) - 1, dtype=torch.float64)
         move[j - 1] = DIFFERENCE * weights[i].sum()
         weights[i] = shifted(weights[i], move)
         states = fit.states[: i + 1]
         for k in range(i + 1, len(weights)):
-            states.append(self._state(fit.timesteps[k], self._after(states, weights[:k]), states))
-        return (_stepped(states[-1], weights[-1], last=True) - fit.clean) / DIFFERENCE
+            states.append(self._evaluate_network(fit.timesteps[k], self._y_after(states, weights[:k]), states))
+        return (_apply_step(states[-1], weights[-1], last=True) - fit.clean) / DIFFERENCE
 
-    def _after(self, states: Sequence[State], weights: Sequence[Tensor]) -> Tensor | None:
-        """y after the last of the states; None before the first step."""
-        return _stepped(states[-1], weights[-1], last=False) if states else None
+    def _y_after(self, states: Sequence[State], weights: Sequence[Tensor]) -> Tensor | None:
+        """y = x / sigma after the last of the student's states; None before the first step."""
+        return _apply_step(states[-1], weights[-1], last=False) if states else None
 
-    def _state(self, timestep: int, y: Tensor | None, before: Sequence[State]) -> State:
-        """Call the network."""
-        sigma = float(self._level(timestep).sigma)
+    def _evaluate_network(self, timestep: int, y: Tensor | None, before: Sequence[State]) -> State:
+        """Call the network at a timestep, and put its x_0 before the outputs that the next step weighs."""
+        sigma = float(self._noise_level(timestep).sigma)
         x_t = self._network.noise if y is None else y * sigma
         output, t = self._network(x_t, timestep), torch.tensor([timestep])
         x_0 = self._scheduler.get_original_sample(output, x_t, t)
         older = before[-1].outputs if before else ()
         return State(x_t / sigma, (x_0, *older)[: self._order + self._corrector])
 
-    def _fitted(self, ts: Sequence[int], i: int, state: State, start: Tensor) -> Tensor:
-        """The weights of a step that bring it nearest to the teacher."""
+    def _fit_step_weights(self, ts: Sequence[int], i: int, state: State, start: Tensor) -> Tensor:
+        """The weights of step i that bring it nearest to the teacher's sample there, by least squares."""
         last = i + 1 == len(ts)
         goal = self._teacher.clean if last else self._teacher.samples[ts[i + 1]].float() / self._sigma(ts[i + 1])
         wanted = goal if last else goal - state.y
-        weighed = image_weights(goal - _stepped(state, start, last))
+        weighed = image_weights(goal - _apply_step(state, start, last))
         outputs = torch.stack([(weighed * output).flatten() for output in state.outputs])
         ridge = RIDGE / len(ts) * float(goal.square().mean().sqrt())
         return fitted_weights(start, outputs, (weighed * wanted).flatten(), ridge)
 
-    def _level(self, timestep: int) -> NoiseLevel:
+    def _noise_level(self, timestep: int) -> NoiseLevel:
+        """Noise level of the model's schedule at a timestep."""
         return noise_level(self._table, timestep)
 
     def _sigma(self, timestep: int) -> float:
-        return float(self._level(timestep).sigma)
+        """sigma at a timestep: y there is x_t / sigma."""
+        return float(self._noise_level(timestep).sigma)
 
     def _default_weights(self, timesteps: Sequence[int]) -> Iterator[Tensor]:
-        """Those of the default sampler, padded to as many outputs as a step may weigh."""
-        path = [NoiseLevel(*map(float, self._level(timestep))) for timestep in timesteps]
+        """Weights of the default sampler for each step, padded to as many outputs as a step may weigh."""
+        path = [NoiseLevel(*map(float, self._noise_level(timestep))) for timestep in timesteps]
         updates = multistep_updates(path, self._order, self._corrector)
         for i, (update, sigma) in enumerate(zip(updates, [*(level.sigma for level in path[1:]), 1.0], strict=True)):
             row = torch.zeros(min(i + 1, self._order + self._corrector), dtype=torch.float64)
             row[: len(update.gains)] = torch.tensor(update.gains, dtype=torch.float64) / sigma
             yield row
 
-    def _error(self, clean: Tensor) -> float:
+    def _teacher_error(self, clean: Tensor) -> float:
+        """Distance of clean samples to the teacher's, see `Trajectory.error`."""
         return self._teacher.error(clean)
 
 
-def _stepped(state: State, weights: Tensor, last: bool) -> Tensor:
-    """y after a step, or the clean samples after the last."""
+def _apply_step(state: State, weights: Tensor, last: bool) -> Tensor:
+    """y after a step of given weights, or the clean samples after the last."""
     added = sum(weight * output for weight, output in zip(weights.tolist(), state.outputs, strict=True))
     return torch.as_tensor(added if last else state.y + added)
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many entries two sequences begin with alike."""
+def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many timesteps two runs begin with alike, whose fit the second can take from the first."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _moved(weights: Sequence[Tensor], moves: Tensor) -> list[Tensor]:
-    """Every row moved by its part of `moves`, in units of its step."""
+def _move_weights(weights: Sequence[Tensor], moves: Tensor) -> list[Tensor]:
+    """Every row of weights moved by its part of `moves`, in units of its step."""
     parts = torch.split(moves, [len(row) - 1 for row in weights])
     return [shifted(row, part * row.sum()) for row, part in zip(weights, parts, strict=True)]

@@ -28,7 +28,7 @@ class Trajectory:
 
     @property
     def timesteps(self) -> list[int]:
-        """From T-1 down."""
+        """Timesteps of the samples, from T-1 down."""
         return [*self.samples]
 
     def error(self, result: Tensor) -> float:
@@ -40,8 +40,8 @@ class Trajectory:
         return float(off.clamp(min=torch.finfo(off.dtype).eps).log().mean().exp())
 
 
-def run(network: GuidedNetwork, scheduler: Any) -> Trajectory:
-    """The run over the timesteps that are set on a scheduler."""
+def run_sampler(network: GuidedNetwork, scheduler: Any) -> Trajectory:
+    """Sample over the timesteps that are set on a scheduler, and keep every x_t."""
     x, samples = network.noise.clone(), {}
     for timestep in scheduler.timesteps.tolist():
         samples[timestep] = x.to(network.dtype)
@@ -49,10 +49,10 @@ def run(network: GuidedNetwork, scheduler: Any) -> Trajectory:
     return Trajectory(samples, x)
 
 
-def run_in_steps(network: GuidedNetwork, scheduler: Any, num_inference_steps: int) -> Tensor:
-    """The clean samples of so many steps, shape [N, ...]."""
+def sample_in_steps(network: GuidedNetwork, scheduler: Any, num_inference_steps: int) -> Tensor:
+    """Clean samples of the scheduler in so many steps, shape [N, ...]."""
     scheduler.set_timesteps(num_inference_steps)
-    return run(network, scheduler).clean
+    return run_sampler(network, scheduler).clean
 
 
 def default_scheduler(scheduler: Any) -> ZeroSNRMultistepScheduler:
@@ -89,7 +89,7 @@ def teacher_timesteps(scheduler: Any, teacher_steps: int, steps: Sequence[int]) 
 def run_teacher(network: GuidedNetwork, scheduler: Any, timesteps: Sequence[int]) -> Trajectory:
     """The default sampler's own path over many timesteps, which are close enough for it to be exact."""
     scheduler.set_timesteps(timesteps=timesteps)
-    trajectory = run(network, scheduler)
+    trajectory = run_sampler(network, scheduler)
     if not torch.isfinite(trajectory.clean).all():
         raise ValueError("The network returns values that are not finite; a dtype of more range may help (bfloat16).")
     return trajectory

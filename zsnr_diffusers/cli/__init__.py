@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `zsnr`; each command stores its function as `run`."""
+    """The argument parser of `zsnr`; each command stores its function as `run`."""
     parser = argparse.ArgumentParser(
         "zsnr",
         description=DESCRIPTION,

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def new_parser(commands: Any, name: str, text: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A command among the subparsers of `zsnr`: `text` is its line in the list, `examples` end its own help."""
+    """Add a command to the subparsers of `zsnr`: `text` is its line in the list, `examples` end its own help."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
@@ -30,8 +30,8 @@ _SWITCHES = {
 }
 
 
-def in_options(text: str, switches: Mapping[str, str] = _SWITCHES) -> str:
-    """An error's remedies as options of a command, where they are arguments of the functions behind it."""
+def replace_arguments_by_options(text: str, switches: Mapping[str, str] = _SWITCHES) -> str:
+    """An error's text with the Python arguments that it tells to pass replaced by the options of a command."""
     for argument, option in switches.items():
         text = re.sub(rf"(?<=[Pp]ass |. or |.and ){re.escape(argument)}", option, text)
     return re.sub(

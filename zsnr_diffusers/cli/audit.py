@@ -12,7 +12,7 @@ from ..core.predictions import PREDICTION_TYPES
 from ..utils.extras import import_extra
 from ..utils.terminal import show
 from . import generation
-from .arguments import in_options, new_parser
+from .arguments import new_parser, replace_arguments_by_options
 
 DESCRIPTION = """\
 Is a model set up right? Looks at the config of its scheduler, and runs that scheduler on numbers whose right result is
@@ -75,28 +75,33 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the audit, and write what was asked for; 0 if the verdict is OK, 1 if not."""
-    _check(arguments)
+    """Run `zsnr audit`: print the report and write the files that were asked for; 0 if the verdict is OK, 1 if not."""
+    _check_arguments(arguments)
     told = {
         "prediction_type": arguments.prediction_type,
         "zero_snr": None if arguments.zero_snr is None else arguments.zero_snr == "yes",
     }
     places = {} if arguments.revision is None else {"revision": arguments.revision}
-    deep = {"deep": True, "prompts": _prompts(arguments), "device": _device(arguments)} if arguments.deep else {}
+    deep = (
+        {"deep": True, "prompts": _parse_prompts(arguments), "device": _resolve_device(arguments)}
+        if arguments.deep
+        else {}
+    )
     source: Any = arguments.source
     try:
         result = audit(source, **({} if arguments.fix else deep), **told, **places)
     except ValueError as error:
-        raise ValueError(in_options(str(error))) from error
+        raise ValueError(replace_arguments_by_options(str(error))) from error
     if arguments.fix:
-        result = _fixed(result, told)
+        result = _fix_and_print(result, told)
         result = audit(source, **deep, **told, **places) if deep else result
     show(result)
-    _write_files(arguments, result)
+    _write_json_and_plot(arguments, result)
     return 0 if result.ok else 1
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse options of `zsnr audit` that do not go together, before anything is loaded."""
     misplaced = [f"--{name}" for name in ("prompts", "device") if getattr(arguments, name) is not None]
     if misplaced and not arguments.deep:
         raise ValueError(f"{', '.join(misplaced)}: only with --deep")
@@ -106,17 +111,18 @@ def _check(arguments: argparse.Namespace) -> None:
         import_extra("matplotlib.figure")
 
 
-def _prompts(arguments: argparse.Namespace) -> Any:
-    """Class labels are numbers."""
+def _parse_prompts(arguments: argparse.Namespace) -> Any:
+    """`--prompts` as texts, or as class labels where all of them are numbers."""
     prompts = arguments.prompts
     return [int(prompt) for prompt in prompts] if prompts and all(map(str.isdecimal, prompts)) else prompts
 
 
-def _device(arguments: argparse.Namespace) -> Any:
+def _resolve_device(arguments: argparse.Namespace) -> Any:
     return arguments.device or generation.default_device()
 
 
-def _fixed(before: Audit, told: dict[str, Any]) -> Audit:
+def _fix_and_print(before: Audit, told: dict[str, Any]) -> Audit:
+    """Run `auditing.fix` on a local folder, and print which findings it fixed."""
     after = fix(before.source, **told)
     if after.config == before.config:
         print("nothing was changed\n")
@@ -127,11 +133,14 @@ def _fixed(before: Audit, told: dict[str, Any]) -> Audit:
     return after
 
 
-def _write_files(arguments: argparse.Namespace, result: Audit) -> None:
+def _write_json_and_plot(arguments: argparse.Namespace, result: Audit) -> None:
+    """Write the files of `--json` and `--plot`."""
     if arguments.plot:
         from ..evaluation import plot_schedule
 
-        plot_schedule(arguments.plot, result.setup.sampled, result.setup.places, title=result.source)
+        plot_schedule(
+            arguments.plot, result.setup.sampled_alpha_bar, result.setup.visited_indices, title=result.source
+        )
     if arguments.json:
         text = json.dumps(result.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)

@@ -73,52 +73,55 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Calibrate, and write what was found; 0 if any number of steps got better, 1 if none."""
-    from ..calibration.calibrator import Calibrator, divided
+    """Run `zsnr calibrate` and write its results; 0 if any number of steps got better, 1 if none."""
+    from ..calibration.calibrator import Calibrator, split_prompts
 
     prompts = generation.read_prompts(arguments) or []
-    divided(prompts, arguments.num_prompts, arguments.seed)  # refused before anything is loaded
+    split_prompts(prompts, arguments.num_prompts, arguments.seed)  # refused before anything is loaded
     import_extra("tqdm")
     pipe = generation.load_pipeline(arguments, arguments.device or generation.default_device())
     calibrator = Calibrator(
         pipe,
-        _conditions(pipe, prompts),
+        _prompts_for_pipeline(pipe, prompts),
         steps=arguments.steps,
-        guidance_scale=_guidance_scale(pipe, arguments),
+        guidance_scale=_resolve_guidance_scale(pipe, arguments),
         guidance_rescale=arguments.guidance_rescale,
         num_prompts=arguments.num_prompts,
         seed=arguments.seed,
         teacher_steps=arguments.teacher_steps,
         batch_size=arguments.batch_size,
-        **_call_options(arguments),
+        **_pipeline_call_kwargs(arguments),
     )
-    return _calibrate(calibrator, Path(arguments.output_dir))
+    return _calibrate_and_save(calibrator, Path(arguments.output_dir))
 
 
-def _conditions(pipe: Any, prompts: Sequence[str]) -> list[Any]:
-    """Prompts in the type that the pipeline takes, repeated ones too."""
-    distinct = generation.conditions(pipe, [*prompts]) or []
+def _prompts_for_pipeline(pipe: Any, prompts: Sequence[str]) -> list[Any]:
+    """The prompts as text or class labels, whichever the pipeline takes, repeated ones too."""
+    distinct = generation.distinct_conditions(pipe, [*prompts]) or []
     types = dict(zip(dict.fromkeys(prompts), distinct, strict=True))
     return [types[prompt] for prompt in prompts]
 
 
-def _guidance_scale(pipe: Any, arguments: argparse.Namespace) -> float:
+def _resolve_guidance_scale(pipe: Any, arguments: argparse.Namespace) -> float:
+    """`--guidance_scale`, or else the default of the pipeline's call."""
     default = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
     return float(default if arguments.guidance_scale is None else arguments.guidance_scale)
 
 
-def _call_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def _pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`--resolution` and `--negative_prompt` as arguments of the pipeline's call."""
     sizes = {} if arguments.resolution is None else dict.fromkeys(("height", "width"), arguments.resolution)
     return sizes if arguments.negative_prompt is None else sizes | {"negative_prompt": arguments.negative_prompt}
 
 
-def _calibrate(calibrator: Any, folder: Path) -> int:
+def _calibrate_and_save(calibrator: Any, folder: Path) -> int:
+    """Calibrate each number of steps, save after each, and print the report; returns the exit status."""
     show(Text(f"at most {calibrator.network_calls} network calls, of a batch each"))
     numbers: list[Any] = []
-    with _progress(calibrator):
+    with _progress_bar(calibrator):
         for number in calibrator.numbers():
             numbers.append(number)
-            _write(calibrator, numbers, folder)
+            _save_calibration(calibrator, numbers, folder)
     calibrator.picture(numbers).save(folder / "calibration.png")
     report = calibrator.report(numbers)
     show(report)
@@ -130,8 +133,8 @@ def _calibrate(calibrator: Any, folder: Path) -> int:
     return 0
 
 
-def _progress(calibrator: Any) -> Any:
-    """A bar of network calls, where there is a terminal, and after the first ones how long all will take."""
+def _progress_bar(calibrator: Any) -> Any:
+    """A bar of network calls on a terminal, which prints after the first ones how long all will take."""
     total, started = calibrator.network_calls, time.monotonic()
     bar = import_extra("tqdm").tqdm(total=total, unit="call", disable=None)
     calls = 0
@@ -141,19 +144,20 @@ def _progress(calibrator: Any) -> Any:
         calls += 1
         bar.update()
         if calls == _TIMED_CALLS:
-            bar.write(f"about {_duration((time.monotonic() - started) / calls * total)} at most")
+            bar.write(f"about {_format_duration((time.monotonic() - started) / calls * total)} at most")
 
     calibrator.on_call = called
     return bar
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
+    """Hours and minutes, as `zsnr calibrate` prints how long it will take."""
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{max(minutes, 1)} min"
 
 
-def _write(calibrator: Any, numbers: Sequence[Any], folder: Path) -> None:
-    """What there is so far."""
+def _save_calibration(calibrator: Any, numbers: Sequence[Any], folder: Path) -> None:
+    """Write the scheduler's folder and report.json with the numbers of steps that are done so far."""
     report = calibrator.report(numbers)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "scheduler") as scheduler:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.predictions import PREDICTION_TYPES
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
-from .arguments import in_options, new_parser
+from .arguments import new_parser, replace_arguments_by_options
 
 if TYPE_CHECKING:
     from ..hub.header import Header
@@ -106,7 +106,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Convert, and say what was found."""
+    """Run `zsnr convert`: convert a pipeline or LoRA, and print what was found in the source."""
     from ..hub.claims import scheduler_claim
     from ..hub.saved_model import SavedModel
 
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
         pipe, what = (_convert_lora if saved.is_lora else _convert_pipeline)(arguments, saved)
     except (OSError, ValueError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(in_options(str(error))) from error
+        raise kind(replace_arguments_by_options(str(error))) from error
     except TypeError as error:
         if arguments.guidance_rescale is None:
             raise
@@ -147,13 +147,13 @@ class Converted(Report):
         return f"{self.target}: {self.what}, {found}" + (f"; pushed to {self.pushed_to}" if self.pushed_to else "")
 
     def parts(self) -> Iterator[Part]:
-        """A row for each."""
+        """A table of what was written: the model, its schedule and guidance rescale, and where it was uploaded."""
         rows = {"model": self.what, **self.found} | ({"pushed to": self.pushed_to} if self.pushed_to else {})
         yield KeyValues(("written", self.target), tuple((name, str(value)) for name, value in rows.items()))
 
 
 def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any, str]:
-    """The pipeline that was saved, and what it is."""
+    """Save the pipeline as folder or single file; returns it and the name of its class."""
     from ..hub.header import read_header
     from ..hub.load import load_pipeline
     from ..hub.save import check_target, save_pipeline
@@ -164,19 +164,19 @@ def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple
     if arguments.vae is not None and not saved.is_single_file:
         raise ValueError("--vae goes with a single file; a folder has its own.")
     if saved.is_single_file:
-        _check_says_it(saved)
+        _check_prediction_type_known(saved)
     given = {"config": arguments.config, "variant": arguments.variant, "vae": arguments.vae}
     options = {name: value for name, value in given.items() if value is not None}
     files = [] if saved.folder is None else saved.folder.glob("*/*.safetensors")
     headers = [saved.header] if saved.is_single_file else [read_header(file) for file in files]
-    phi, dtype = arguments.guidance_rescale, _dtype(arguments, headers)
+    phi, dtype = arguments.guidance_rescale, _resolve_dtype(arguments, headers)
     pipe = load_pipeline(saved, dtype=dtype, guidance_rescale=phi, **options)
-    save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_pushing(arguments))
+    save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_upload_kwargs(arguments))
     return pipe, type(pipe).__name__
 
 
-def _check_says_it(saved: SavedModel) -> None:
-    """What is written says for good what the model predicts, so a guess by its architecture does not do."""
+def _check_prediction_type_known(saved: SavedModel) -> None:
+    """Refuse a single file that does not say what it predicts: what is written would say it for good."""
     if saved.prediction_type is None:
         raise ValueError(
             f"{saved.name} does not say what it predicts, and what is written would say it for good: pass "
@@ -186,7 +186,7 @@ def _check_says_it(saved: SavedModel) -> None:
 
 
 def _convert_lora(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any, str]:
-    """The pipeline of the base's layers with the LoRA that was saved, and what it is."""
+    """Save the LoRA, on a pipeline of its base without weights; returns that and what it is."""
     from ..hub.empty_pipeline import empty_pipeline
     from ..hub.lora import load_lora, save_lora
     from ..hub.lora_files import LORA_FILE, base_of_lora
@@ -194,18 +194,19 @@ def _convert_lora(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any
 
     check_target(Path(arguments.target), arguments.overwrite, LORA_FILE)
     base = arguments.config or base_of_lora(saved.name, saved.header)
-    pipe = empty_pipeline(base, _dtype(arguments, [saved.header]))
+    pipe = empty_pipeline(base, _resolve_dtype(arguments, [saved.header]))
     load_lora(pipe, saved, guidance_rescale=arguments.guidance_rescale)
-    save_lora(pipe, arguments.target, **_pushing(arguments))
+    save_lora(pipe, arguments.target, **_upload_kwargs(arguments))
     return pipe, f"LoRA of {base}"
 
 
-def _pushing(arguments: argparse.Namespace) -> dict[str, Any]:
+def _upload_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`--push_to_hub` and `--private` as arguments of `save_pipeline` and `save_lora`."""
     return {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
 
 
-def _dtype(arguments: argparse.Namespace, headers: Iterable[Header]) -> Any:
-    """That of the source's weights, which diffusers does not keep; float32 where they differ or are elsewhere."""
+def _resolve_dtype(arguments: argparse.Namespace, headers: Iterable[Header]) -> Any:
+    """`--dtype`, or else that of the source's weights; float32 where they differ or are elsewhere."""
     import torch
 
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -30,7 +30,7 @@ from ..evaluation import (
     prompt_share,
     terminal_invariance,
 )
-from ..evaluation.image_stream import check_save_folder, images_in
+from ..evaluation.image_stream import check_save_folder, list_images
 from ..evaluation.metrics import MAX_FULL_KID, NUM_SUBSETS, SUBSET_SIZE, Figures
 from ..utils.extras import import_extra
 from ..utils.tables import Text
@@ -139,8 +139,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the report, and write the files that were asked for."""
-    _check(arguments)
+    """Run `zsnr evaluate`: print the report, and write the files that were asked for."""
+    _check_arguments(arguments)
     processes = launched_processes()
     try:
         _evaluate(arguments, processes)
@@ -148,10 +148,10 @@ def run(arguments: argparse.Namespace) -> None:
         processes.close()
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Find by the arguments alone what would fail after hours of generation."""
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse by the arguments alone what would fail after hours of generation."""
     given = {name for name, value in vars(arguments).items() if value is not None}
-    _check_combination(arguments, given)
+    _check_option_combinations(arguments, given)
     if "is_splits" in given and arguments.is_splits < 1:
         raise ValueError(f"--is_splits must be at least 1, got {arguments.is_splits}")
     if "kid_subsets" in given and arguments.kid_subsets < 0:
@@ -159,15 +159,16 @@ def _check(arguments: argparse.Namespace) -> None:
     if "save_reference" in given and Path(arguments.save_reference).suffix == ".npz":
         raise ValueError(f"--save_reference {arguments.save_reference!r}: it is written as .safetensors, not .npz")
     if "pipeline" in given:
-        _check_number(pipelines.num_images(arguments), "generated", arguments)
+        _check_image_count(pipelines.num_images(arguments), "generated", arguments)
     for module in ("scipy.stats", "tqdm", *(["matplotlib.figure"] if arguments.plot else [])):
         import_extra(module)
 
 
-def _check_combination(arguments: argparse.Namespace, given: set[str]) -> None:
+def _check_option_combinations(arguments: argparse.Namespace, given: set[str]) -> None:
+    """Refuse options of `zsnr evaluate` that lack the one that they need; `given` names those that are not None."""
     for names, allowed, needed in (
         (_GENERATION_OPTIONS, "pipeline" in given, "--pipeline"),
-        (feature_networks.OPTIONS, _wants_figures(arguments), "--fid, --is or --kid"),
+        (feature_networks.OPTIONS, _needs_feature_network(arguments), "--fid, --is or --kid"),
         (("reference",), "fid" in given, "--fid"),
         (("kid",), "real" in given, "--real, the images themselves"),
         (("save_reference",), given >= {"fid", "real"} and "reference" not in given, "--fid and --real"),
@@ -185,12 +186,13 @@ def _check_combination(arguments: argparse.Namespace, given: set[str]) -> None:
         raise ValueError("--is needs a classifier, which DINOv2 is not; leave out --is or --features dinov2")
 
 
-def _wants_figures(arguments: argparse.Namespace) -> bool:
+def _needs_feature_network(arguments: argparse.Namespace) -> bool:
+    """Whether `--fid`, `--is` or `--kid` is given, which are made of a network's features."""
     return bool(arguments.fid or arguments.inception_score or arguments.kid)
 
 
-def _check_number(number: int, kind: str, arguments: argparse.Namespace) -> None:
-    """Refuse fewer images than a figure can be made of."""
+def _check_image_count(number: int, kind: str, arguments: argparse.Namespace) -> None:
+    """Refuse fewer `generated` or `real` images (`kind`) than FID, KID or Inception Score can be made of."""
     for option, asked, least in (
         ("--fid", arguments.fid and not (kind == "real" and arguments.reference), 2),
         ("--kid", arguments.kid, 3),
@@ -202,16 +204,20 @@ def _check_number(number: int, kind: str, arguments: argparse.Namespace) -> None
 
 
 def _evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
-    """From cheap to expensive, so that what is wrong is found early: files, networks, real images, generation."""
+    """Check, load, measure and report, cheap before expensive so that what is wrong is found early."""
     with processes.sync_errors():
-        reference = _check_files(arguments, processes)
+        reference = _check_files_and_load_reference(arguments, processes)
     device = arguments.device or processes.device or pipelines.default_device()
-    network = feature_networks.load(arguments, device, processes) if _wants_figures(arguments) else None
+    network = (
+        feature_networks.load_feature_network(arguments, device, processes)
+        if _needs_feature_network(arguments)
+        else None
+    )
     with processes.sync_errors():
         if reference is not None and network is not None:
             check_reference(reference, network)
-        pipe, prompts = _load_pipeline(arguments, device)
-    real, reference = _measure_real(arguments, network, reference, processes)
+        pipe, prompts = _load_pipeline_and_prompts(arguments, device)
+    real, reference = _measure_real_images(arguments, network, reference, processes)
     groups = None
     if pipe is None:
         generated = measure_folder(arguments.generated, network, arguments.on_bad_image, processes)
@@ -221,53 +227,56 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
             processes=processes,
             save_images=arguments.save_images,
             grid=arguments.grid,
-            **pipelines.call_options(arguments),
+            **pipelines.pipeline_call_kwargs(arguments),
         )
     if processes.is_main:
-        result = _report(arguments, generated, groups, real, reference)
+        result = _print_report(arguments, generated, groups, real, reference)
         if arguments.invariance:
             invariance = terminal_invariance(pipe, prompts, seed=arguments.seed)
             show(invariance)
             result["terminal_invariance"] = asdict(invariance)
-        _write_files(arguments, generated, real, result)
+        _write_json_and_plot(arguments, generated, real, result)
 
 
-def _check_files(arguments: argparse.Namespace, processes: Processes) -> Reference | None:
+def _check_files_and_load_reference(arguments: argparse.Namespace, processes: Processes) -> Reference | None:
+    """Refuse folders without images, or full ones to save to, and read the statistics of `--reference`."""
     for folder in (arguments.real, arguments.generated):
         if folder is not None:
-            images_in(folder, arguments.on_bad_image)
+            list_images(folder, arguments.on_bad_image)
     if processes.is_main:
         check_save_folder(arguments.save_images)
     return None if arguments.reference is None else load_reference(arguments.reference)
 
 
-def _load_pipeline(arguments: argparse.Namespace, device: Any) -> tuple[Any, list[Any] | None]:
+def _load_pipeline_and_prompts(arguments: argparse.Namespace, device: Any) -> tuple[Any, list[Any] | None]:
+    """The pipeline of `--pipeline` and its distinct prompts; None and None without it."""
     if arguments.pipeline is None:
         return None, None
     texts = pipelines.read_prompts(arguments)
     pipe = pipelines.load_pipeline(arguments, device)
-    prompts = pipelines.conditions(pipe, texts)
+    prompts = pipelines.distinct_conditions(pipe, texts)
     # What the call would refuse is refused now; no image is made before it is asked for.
-    iter_images(pipe, prompts and prompts[:1], [arguments.seed], **pipelines.call_options(arguments))
+    iter_images(pipe, prompts and prompts[:1], [arguments.seed], **pipelines.pipeline_call_kwargs(arguments))
     return pipe, prompts
 
 
-def _measure_real(
+def _measure_real_images(
     arguments: argparse.Namespace, network: FeatureNetwork | None, reference: Reference | None, processes: Processes
 ) -> tuple[Measurements | None, Reference | None]:
-    """The real images' measurements, and what the Fréchet distance is to: `reference`, or else these images."""
+    """Measure the images of `--real`; also the reference of the Fréchet distance, theirs unless one is given."""
     if arguments.real is None:
         return None, reference
     needed = arguments.kid or (arguments.fid and reference is None)
     real = measure_folder(arguments.real, network if needed else None, arguments.on_bad_image, processes)
     with processes.sync_errors():
-        _check_number(len(real.luminance), "real", arguments)
+        _check_image_count(len(real.luminance), "real", arguments)
         if arguments.fid and reference is None and processes.is_main:
-            reference = _real_statistics(arguments, real.features)
+            reference = _compute_reference(arguments, real.features)
     return real, reference
 
 
-def _real_statistics(arguments: argparse.Namespace, features: Any) -> Reference:
+def _compute_reference(arguments: argparse.Namespace, features: Any) -> Reference:
+    """Mean and covariance of the real images' features, saved at once if `--save_reference` is given."""
     statistics: FeatureStatistics = features.statistics()
     if arguments.save_reference is not None:  # now, so that no failure of the generation loses them
         Path(arguments.save_reference).parent.mkdir(parents=True, exist_ok=True)
@@ -275,20 +284,20 @@ def _real_statistics(arguments: argparse.Namespace, features: Any) -> Reference:
     return Reference(str(Path(arguments.real)), statistics, statistics.count)
 
 
-def _report(
+def _print_report(
     arguments: argparse.Namespace,
     generated: Measurements,
     groups: list[Any] | None,
     real: Measurements | None,
     reference: Reference | None,
 ) -> dict[str, Any]:
-    """Print what was measured, and return it for the file."""
+    """Print luminance coverage, FID and the like, and the prompts' share; return them for `--json`."""
     result: dict[str, Any] = {}
     if real is not None:
         coverage = luminance_coverage(generated.luminance, real.luminance, seed=arguments.seed)
         show(coverage)
         result["luminance"] = asdict(coverage)
-    figures = _figures(arguments, generated, real, reference)
+    figures = _compute_figures(arguments, generated, real, reference)
     if figures:
         show(Figures(tuple(figures.values())))
     for figure in figures.values():
@@ -304,7 +313,10 @@ def _report(
     return result
 
 
-def _figures(arguments: argparse.Namespace, generated: Measurements, real: Any, reference: Any) -> dict[str, Figure]:
+def _compute_figures(
+    arguments: argparse.Namespace, generated: Measurements, real: Any, reference: Any
+) -> dict[str, Figure]:
+    """FID, Inception Score and KID, those that were asked for, by the name of their option."""
     features: Any = generated.features  # what a figure needs is there: the arguments were checked
     figures = {}
     if arguments.fid:
@@ -317,9 +329,10 @@ def _figures(arguments: argparse.Namespace, generated: Measurements, real: Any, 
     return figures
 
 
-def _write_files(
+def _write_json_and_plot(
     arguments: argparse.Namespace, generated: Measurements, real: Measurements | None, result: dict[str, Any]
 ) -> None:
+    """Write the files of `--json`, with settings and skipped images, and of `--plot`."""
     if arguments.plot:
         plot_luminance(arguments.plot, {"generated": generated.luminance}, None if real is None else real.luminance)
     if arguments.json:

@@ -12,7 +12,7 @@ OPTIONS = ("features", "feature_weights", "feature_sha256")
 
 
 def add_arguments(options: Any) -> None:
-    """Add what says by which network features are to an argument group."""
+    """Add the options that name the network of FID, Inception Score and KID to an argument group."""
     options.add_argument(
         "--features",
         choices=("inception", "dinov2"),
@@ -31,8 +31,8 @@ def add_arguments(options: Any) -> None:
     )
 
 
-def load(arguments: argparse.Namespace, device: Any, processes: Processes) -> FeatureNetwork:
-    """The network that the arguments name, on a device.
+def load_feature_network(arguments: argparse.Namespace, device: Any, processes: Processes) -> FeatureNetwork:
+    """Load the network of `--features` onto a device, its file fetched by the main process alone.
 
     Raises:
         OSError: its file is not there and cannot be fetched.

@@ -18,7 +18,7 @@ NUM_IMAGES = 64
 
 
 def add_arguments(options: Any) -> None:
-    """Add what says which images a pipeline makes to an argument group."""
+    """Add the options that say which images a pipeline generates, such as --prompts, to an argument group."""
     prompts = options.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts, or class labels")
     prompts.add_argument("--prompts_file", metavar="FILE", help="one prompt per line, UTF-8")
@@ -40,7 +40,7 @@ def add_arguments(options: Any) -> None:
 
 
 def num_images(arguments: argparse.Namespace) -> int:
-    """How many images to make.
+    """`--num_images`, how many images to generate, or its default.
 
     Raises:
         ValueError: none.
@@ -51,8 +51,8 @@ def num_images(arguments: argparse.Namespace) -> int:
     return number
 
 
-def call_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What of the arguments goes to the pipeline's call, as `iter_images` takes it."""
+def pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The command line's arguments of the pipeline's call, such as `--guidance_scale`, as `iter_images` takes them."""
     options = {name: getattr(arguments, name) for name in CALL_OPTIONS if getattr(arguments, name) is not None}
     return (
         options if arguments.resolution is None else options | dict.fromkeys(("height", "width"), arguments.resolution)
@@ -60,7 +60,7 @@ def call_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def default_device() -> str:
-    """The best device of this machine, by name."""
+    """The best torch device of this machine: cuda, mps or cpu."""
     import torch
 
     if torch.cuda.is_available():
@@ -69,7 +69,7 @@ def default_device() -> str:
 
 
 def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
-    """The pipeline of `--pipeline`, with `--guidance_rescale` and in `--dtype`.
+    """Load the pipeline of `--pipeline` in `--dtype`, with `--lora` and `--guidance_rescale`, onto a device.
 
     Raises:
         OSError: there is no such pipeline.
@@ -115,8 +115,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
     return prompts
 
 
-def conditions(pipe: Any, prompts: list[str] | None) -> list[Any] | None:
-    """The prompts in the type that the pipeline takes, once each.
+def distinct_conditions(pipe: Any, prompts: list[str] | None) -> list[Any] | None:
+    """The distinct prompts, as class labels if the pipeline takes these; None for None.
 
     Raises:
         ValueError: words for a pipeline of class labels.

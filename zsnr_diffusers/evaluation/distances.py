@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .feature_statistics import Features, FeatureStatistics, Floats, check_same_origin, checked_features
+from .feature_statistics import Features, FeatureStatistics, Floats, as_feature_array, check_same_origin
 
 KERNEL_BLOCK = 1024
 """Rows and columns of the kernel matrix that are in memory at a time."""
@@ -37,14 +37,15 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     if a.dimension != b.dimension:
         raise ValueError(f"{a.dimension} and {b.dimension} features per image; compute both with the same network")
     first, second = a.factor, b.factor
-    _warn_of_few(min(a, b, key=lambda statistics: statistics.count))
+    _warn_of_few_images(min(a, b, key=lambda statistics: statistics.count))
     shift = a.mean - b.mean
     root = np.linalg.svd(first @ second.T, compute_uv=False).sum()
     distance = shift @ shift + np.square(first).sum() + np.square(second).sum() - 2 * root
     return max(float(distance), 0.0)  # of equal sets, rounding is all that is left
 
 
-def _warn_of_few(statistics: FeatureStatistics) -> None:
+def _warn_of_few_images(statistics: FeatureStatistics) -> None:
+    """Warn that the Fréchet distance of fewer images than features is far too large."""
     if statistics.count <= statistics.dimension:
         warnings.warn(
             f"{statistics.count} images for {statistics.dimension} features: the covariance is singular and the "
@@ -80,7 +81,7 @@ def inception_score(logits: Features, splits: int = 10, *, probabilities: bool =
     Raises:
         ValueError: fewer images than splits, or rows that are no probabilities.
     """
-    values = checked_features(logits, "probabilities" if probabilities else "logits")
+    values = as_feature_array(logits, "probabilities" if probabilities else "logits")
     n = len(values)
     if not 1 <= splits <= n:
         raise ValueError(f"splits must be from 1 to the number of images, {n}; got {splits}")
@@ -88,15 +89,16 @@ def inception_score(logits: Features, splits: int = 10, *, probabilities: bool =
         _check_probabilities(values)
     bounds = [i * n // splits for i in range(splits + 1)]
     parts = (values[start:stop] for start, stop in pairwise(bounds))
-    scores = [_score_of_split(part if probabilities else _softmax(part)) for part in parts]
+    scores = [_split_score(part if probabilities else _softmax(part)) for part in parts]
     return InceptionScore(mean=float(np.mean(scores)), std=float(np.std(scores)), n=n, splits=splits)
 
 
-def _score_of_split(p: Floats) -> float:
-    return float(np.exp(_sum_p_log_p(p).mean() - _sum_p_log_p(p.mean(axis=0))))
+def _split_score(p: Floats) -> float:
+    """Inception Score of one split, from p(y|x) [n, classes]."""
+    return float(np.exp(_negative_entropy(p).mean() - _negative_entropy(p.mean(axis=0))))
 
 
-def _sum_p_log_p(p: Floats) -> Floats:
+def _negative_entropy(p: Floats) -> Floats:
     """Σ p log p over the last axis; 0 log 0 = 0, which softmax reaches by underflow."""
     terms: Floats = p * np.log(np.where(p > 0, p, 1))
     return np.asarray(terms.sum(axis=-1))
@@ -108,6 +110,7 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def _check_probabilities(values: Floats) -> None:
+    """Refuse rows that are no p(y|x): negative values, or sums that are not 1."""
     sums = values.sum(axis=1)
     if values.min() < 0 or np.abs(sums - 1).max() > 1e-3:
         raise ValueError(
@@ -143,10 +146,10 @@ def kernel_distance(x: Features, y: Features) -> KernelDistance:
     Raises:
         ValueError: different numbers of features, or fewer than three images.
     """
-    x, y = _checked_pair(x, y, 3)
+    x, y = _as_feature_arrays(x, y, 3)
     n, m = len(x), len(y)
-    within_x, within_y = _sums_within(x), _sums_within(y)
-    across_x, across_y = _row_sums(x, y), _row_sums(y, x)
+    within_x, within_y = _off_diagonal_row_sums(x), _off_diagonal_row_sums(y)
+    across_x, across_y = _kernel_row_sums(x, y), _kernel_row_sums(y, x)
     value = _mmd2(within_x.sum(), within_y.sum(), across_x.sum(), n, m)
     # Leaving an image out takes its row and its column from the sums.
     without_x = _mmd2(within_x.sum() - 2 * within_x, within_y.sum(), across_x.sum() - across_x, n - 1, m)
@@ -167,7 +170,7 @@ def kernel_distance_of_subsets(
     Raises:
         ValueError: different numbers of features, or fewer images than `subset_size`.
     """
-    x, y = _checked_pair(x, y, 2)
+    x, y = _as_feature_arrays(x, y, 2)
     n, m = len(x), len(y)
     if num_subsets < 1:
         raise ValueError(f"num_subsets must be at least 1, got {num_subsets}")
@@ -182,38 +185,46 @@ def kernel_distance_of_subsets(
         for _ in range(num_subsets)
     )
     values = [
-        _mmd2(_sums_within(a).sum(), _sums_within(b).sum(), _row_sums(a, b).sum(), subset_size, subset_size)
+        _mmd2(
+            _off_diagonal_row_sums(a).sum(),
+            _off_diagonal_row_sums(b).sum(),
+            _kernel_row_sums(a, b).sum(),
+            subset_size,
+            subset_size,
+        )
         for a, b in subsets
     ]
     return KernelDistance(value=float(np.mean(values)), error=float(np.std(values)), n=n, m=m)
 
 
 def _mmd2(within_x: Floats, within_y: Floats, across: Floats, n: int, m: int) -> Floats:
-    """Gretton et al. 2012, equation 3, from sums of the kernel; those within a set leave out its diagonal."""
+    """Unbiased MMD² (Gretton et al. 2012, equation 3) from sums of the kernel, without the diagonal within a set."""
     return np.asarray(within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * across / (n * m))
 
 
-def _row_sums(x: Floats, y: Floats) -> Floats:
-    """Σ_j k(x_i, y_j) [n]."""
+def _kernel_row_sums(x: Floats, y: Floats) -> Floats:
+    """Σ_j k(x_i, y_j) [n], in blocks of the kernel matrix."""
     sums = np.zeros(len(x))
     for i in range(0, len(x), KERNEL_BLOCK):
         rows = slice(i, i + KERNEL_BLOCK)
         for j in range(0, len(y), KERNEL_BLOCK):
-            sums[rows] += _kernel(x[rows] @ y[j : j + KERNEL_BLOCK].T, x.shape[1]).sum(axis=1)
+            sums[rows] += _polynomial_kernel(x[rows] @ y[j : j + KERNEL_BLOCK].T, x.shape[1]).sum(axis=1)
     return sums
 
 
-def _sums_within(x: Floats) -> Floats:
+def _off_diagonal_row_sums(x: Floats) -> Floats:
     """Σ_{j ≠ i} k(x_i, x_j) [n]."""
-    return _row_sums(x, x) - _kernel(np.square(x).sum(axis=1), x.shape[1])
+    return _kernel_row_sums(x, x) - _polynomial_kernel(np.square(x).sum(axis=1), x.shape[1])
 
 
-def _kernel(products: Floats, dimension: int) -> Floats:
+def _polynomial_kernel(products: Floats, dimension: int) -> Floats:
+    """KID's kernel (xᵀ y / d + 1)³ from products xᵀ y."""
     return np.asarray((products / dimension + 1) ** 3)
 
 
-def _checked_pair(x: Features, y: Features, at_least: int) -> tuple[Floats, Floats]:
-    first, second = checked_features(x, "x"), checked_features(y, "y")
+def _as_feature_arrays(x: Features, y: Features, at_least: int) -> tuple[Floats, Floats]:
+    """Convert two sets of features to float64 [n, d] and [m, d], each of `at_least` images."""
+    first, second = as_feature_array(x, "x"), as_feature_array(y, "y")
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"{first.shape[1]} and {second.shape[1]} features per image; use the same network for both")
     if min(len(first), len(second)) < at_least:

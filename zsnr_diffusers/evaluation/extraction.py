@@ -15,7 +15,7 @@ from PIL import Image
 from ..utils.extras import import_extra
 from .feature_statistics import FeatureOrigin, FeatureStatistics
 from .features import FeatureNetwork
-from .image_stream import ImageReader, images_in
+from .image_stream import ImageReader, list_images
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class ImageFeatures:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """The features of all images of one network in one, from at least one part."""
+        """Concatenate the features of at least one part of the images, all by one network."""
         logits = [part.logits for part in parts if part.logits is not None]
         features = np.concatenate([part.features for part in parts])
         return cls(features, np.concatenate(logits) if logits else None, parts[0].origin)
@@ -46,7 +46,7 @@ class ImageFeatures:
 def image_features(
     network: FeatureNetwork, images: Images, *, batch_size: int = 32, progress: bool = True
 ) -> ImageFeatures:
-    """The features of every image, kept: what Fréchet distance, Inception Score and kernel distance are made from.
+    """Extract the features of every image, from which Fréchet distance, Inception Score and KID are computed.
 
     50,000 images of the 2015 Inception network take 0.6 GB; `image_statistics` keeps none.
 
@@ -62,7 +62,7 @@ def image_features(
         ValueError: no images, images of different sizes, or a tensor of another layout.
         ImageError: a file that cannot be read.
     """
-    batches = _network_batches(network, images, batch_size, progress)
+    batches = _extract_batches(network, images, batch_size, progress)
     return ImageFeatures.concatenate([ImageFeatures(*batch, network.origin) for batch in batches])
 
 
@@ -74,14 +74,15 @@ def image_statistics(
     Arguments and errors are those of `image_features`.
     """
     statistics = FeatureStatistics(network.origin)
-    for features, _ in _network_batches(network, images, batch_size, progress):
+    for features, _ in _extract_batches(network, images, batch_size, progress):
         statistics.update(features)
     return statistics
 
 
-def _network_batches(
+def _extract_batches(
     network: FeatureNetwork, images: Images, batch_size: int, progress: bool
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]]:
+    """Yield features [n, d] and logits, or None, of each batch of images."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batches, total = uint8_batches(images, batch_size)
@@ -108,16 +109,17 @@ def uint8_batches(images: Images, batch_size: int, channels: int = 3) -> tuple[I
     Arguments and errors are those of `image_features`; with one channel images become grey, by Pillow's weights.
     """
     if hasattr(images, "detach"):  # a tensor; torch is not imported to find that out
-        tensor = _checked_tensor(cast("torch.Tensor", images), channels)
+        tensor = _check_uint8_tensor(cast("torch.Tensor", images), channels)
         return (tensor[i : i + batch_size] for i in range(0, len(tensor), batch_size)), len(tensor)
     if isinstance(images, (str, PathLike)):
-        images = images_in(fspath(images))
+        images = list_images(fspath(images))
     listed = cast("Iterable[Image.Image | str | PathLike[str]]", images)
     total = len(listed) if isinstance(listed, (list, tuple)) else None
-    return _stacked(_same_size(listed, channels), batch_size), total
+    return _stack_batches(_read_same_size(listed, channels), batch_size), total
 
 
-def _checked_tensor(images: torch.Tensor, channels: int) -> torch.Tensor:
+def _check_uint8_tensor(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """Refuse a tensor that is not uint8 [n, channels, h, w]; returns it."""
     import torch
 
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels or not len(images):
@@ -128,13 +130,16 @@ def _checked_tensor(images: torch.Tensor, channels: int) -> torch.Tensor:
     return images
 
 
-def _same_size(images: Iterable[Image.Image | str | PathLike[str]], channels: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Images [h, w, channels]."""
+def _read_same_size(
+    images: Iterable[Image.Image | str | PathLike[str]], channels: int
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield images as uint8 [h, w, channels], and refuse one of another size than the first."""
     for rgb in ImageReader(images, one_size=True):
         yield np.array(rgb) if channels == 3 else np.array(rgb.convert("L"))[..., None]
 
 
-def _stacked(arrays: Iterator[npt.NDArray[np.uint8]], batch_size: int) -> Iterator[torch.Tensor]:
+def _stack_batches(arrays: Iterator[npt.NDArray[np.uint8]], batch_size: int) -> Iterator[torch.Tensor]:
+    """Stack images [h, w, c] into tensors [n, c, h, w] of up to `batch_size`."""
     import torch
 
     while batch := list(islice(arrays, batch_size)):
@@ -142,4 +147,5 @@ def _stacked(arrays: Iterator[npt.NDArray[np.uint8]], batch_size: int) -> Iterat
 
 
 def _to_numpy(values: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Features or logits as float32 on the CPU."""
     return np.asarray(values.detach().float().cpu().numpy())

@@ -55,7 +55,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Features, origin: FeatureOrigin | None = None) -> FeatureStatistics:
-        """The statistics of features [n, d]."""
+        """Mean and covariance of features [n, d] of one network that are all in memory."""
         statistics = cls(origin)
         statistics.update(features)
         return statistics
@@ -89,27 +89,27 @@ class FeatureStatistics:
 
     @property
     def count(self) -> int:
-        """How many feature vectors there were."""
+        """Number of feature vectors, one for each image."""
         return self._count + sum(len(batch) for batch in self._pending)
 
     @property
     def dimension(self) -> int:
-        """The number of features d; 0 before the first batch."""
+        """Features per image, d; 0 before the first batch."""
         return self._pending[0].shape[1] if self._pending else len(self._mean)
 
     @property
     def mean(self) -> Floats:
-        """The mean [d].
+        """Mean of the features, float64 [d].
 
         Raises:
             ValueError: there were no features.
         """
-        self._settle(1)
+        self._flush_at_least(1)
         return self._mean
 
     @property
     def covariance(self) -> Floats:
-        """The covariance [d, d], divided by count - 1.
+        """Covariance of the features, float64 [d, d], divided by count - 1.
 
         Raises:
             ValueError: fewer than two feature vectors.
@@ -119,40 +119,40 @@ class FeatureStatistics:
 
     @property
     def factor(self) -> Floats:
-        """A [r, d] with Aᵀ A the covariance; r is at most d.
+        """Factor A of the covariance Aᵀ A, float64 [r, d]; r is at most d.
 
         Raises:
             ValueError: fewer than two feature vectors.
         """
-        self._settle(2)
+        self._flush_at_least(2)
         return self._factor / math.sqrt(self._count - 1)
 
     def update(self, features: Features) -> None:
-        """Take in a batch of features [n, d].
+        """Add a batch of image features [n, d].
 
         Raises:
             ValueError: another shape or d than before, or values that are not finite.
         """
-        batch = checked_features(features)
+        batch = as_feature_array(features)
         self._check_dimension(batch.shape[1])
         # A factorisation costs about as much for 2 d rows as for a few, so batches wait for one another.
         enough = 2 * batch.shape[1]
         for start in range(0, len(batch), enough):
             self._pending.append(batch[start : start + enough].copy())
             if sum(len(waiting) for waiting in self._pending) >= enough:
-                self._flush()
+                self._merge_pending()
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Take in what another process gathered; the result is that of all batches in one.
+        """Add the statistics that another process gathered, as if all batches had been in one.
 
         Raises:
             ValueError: another number of features, or features of another network.
         """
         check_same_origin(self.origin, other.origin)
-        other._flush()
+        other._merge_pending()
         if other._count:
             self._check_dimension(other.dimension)
-            self._flush()
+            self._merge_pending()
             self._merge(other._count, other._mean, other._factor)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -163,7 +163,7 @@ class FeatureStatistics:
         """
         from safetensors.numpy import save_file
 
-        self._settle(1)
+        self._flush_at_least(1)
         origin = {} if self.origin is None else asdict(self.origin)
         metadata = {"format": FILE_FORMAT, "count": str(self._count), **origin}
         tensors = {"mean": self._mean, "factor": np.ascontiguousarray(self._factor)}
@@ -171,7 +171,7 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> FeatureStatistics:
-        """Read what `save` wrote.
+        """Read a safetensors file of feature statistics that `save` wrote.
 
         Raises:
             ValueError: a file of another kind, or a damaged one.
@@ -189,6 +189,7 @@ class FeatureStatistics:
 
     @classmethod
     def _from_file(cls, path: str, metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> FeatureStatistics:
+        """Check and take over what `load` read from a safetensors file."""
         if metadata.get("format") != FILE_FORMAT:
             raise ValueError(f"{path!r} is no file of feature statistics; name one that FeatureStatistics.save wrote")
         mean, factor = tensors.get("mean"), tensors.get("factor")
@@ -201,15 +202,18 @@ class FeatureStatistics:
         return statistics
 
     def _check_dimension(self, dimension: int) -> None:
+        """Refuse features of another number per image than before."""
         if self.count and dimension != self.dimension:
             raise ValueError(f"expected {self.dimension} features per image as before, got {dimension}")
 
-    def _settle(self, at_least: int) -> None:
+    def _flush_at_least(self, at_least: int) -> None:
+        """Merge pending batches, and refuse statistics of fewer than `at_least` images."""
         if self.count < at_least:
             raise ValueError(f"statistics of {self.count} images; at least {at_least} are needed")
-        self._flush()
+        self._merge_pending()
 
-    def _flush(self) -> None:
+    def _merge_pending(self) -> None:
+        """Merge the batches that wait for one another into mean and factor."""
         if not self._pending:
             return
         rows = np.concatenate(self._pending)
@@ -230,8 +234,8 @@ class FeatureStatistics:
         self._factor = np.asarray(np.linalg.qr(factor, mode="r")) if len(factor) > factor.shape[1] else factor
 
 
-def checked_features(features: Features, name: str = "features") -> Floats:
-    """`features` as a float64 array [n, d], n and d > 0.
+def as_feature_array(features: Features, name: str = "features") -> Floats:
+    """Convert `features`, a tensor or array, to float64 [n, d], n and d > 0.
 
     Raises:
         ValueError: another shape, or values that are not finite.
@@ -258,6 +262,7 @@ def check_same_origin(a: FeatureOrigin | None, b: FeatureOrigin | None) -> None:
 
 
 def _check_moments(mean: Floats, covariance: Floats, count: int) -> None:
+    """Refuse mean and covariance of the wrong shape, not finite, or not symmetric, and counts below 2."""
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise ValueError(f"expected mean [d], covariance [d, d]; got {list(mean.shape)}, {list(covariance.shape)}")
     if count < 2:

@@ -35,7 +35,7 @@ class FeatureNetwork(Protocol):
 
     @property
     def origin(self) -> FeatureOrigin:
-        """What figures by this network depend on."""
+        """Name, resize and hash of the network, which figures depend on."""
 
     @property
     def size(self) -> int | None:
@@ -84,7 +84,7 @@ class InceptionFeatures:
         """Features [n, 2048] and logits [n, 1008], float32, of uint8 images [n, 3, h, w]."""
         import torch
 
-        with torch.inference_mode(), _exact_convolutions():
+        with torch.inference_mode(), _without_tf32():
             resized = resize_like_tensorflow1(images.to(self._device), self.size)
             # The file's own forward resizes too, and returns either features or probabilities: two passes for both.
             features = self._network.layers((resized - 128) / 128).flatten(1)
@@ -136,7 +136,7 @@ class DinoV2Features:
 
         resized = resize_like_pillow(images, self.size).to(self._device)
         mean, std = (torch.tensor(v, device=self._device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        with torch.inference_mode(), _exact_convolutions():
+        with torch.inference_mode(), _without_tf32():
             return self._network((resized.float() / 255 - mean) / std).pooler_output.float(), None
 
 
@@ -174,8 +174,8 @@ class CustomFeatures:
 
 
 @contextmanager
-def _exact_convolutions() -> Iterator[None]:
-    """Without TF32, by which convolutions on a GPU round to 10 bits unless told otherwise."""
+def _without_tf32() -> Iterator[None]:
+    """Switch TF32 off inside the block, by which convolutions on a GPU round to 10 bits by default."""
     import torch
 
     cudnn = torch.backends.cudnn
@@ -187,6 +187,7 @@ def _exact_convolutions() -> Iterator[None]:
 
 
 def _load_torchscript(path: str | PathLike[str], device: str | torch.device) -> Any:
+    """Load the 2015 Inception network from a TorchScript file, and check that it has the parts used here."""
     import torch
 
     with warnings.catch_warnings():
@@ -207,6 +208,7 @@ def _load_torchscript(path: str | PathLike[str], device: str | torch.device) -> 
 
 
 def _load_dinov2(model: str, device: str | torch.device, kwargs: dict[str, Any]) -> Any:
+    """Load transformers' `Dinov2Model` from a folder or Hub id, and check that no weights are missing."""
     from transformers import AutoConfig, Dinov2Model
 
     kind = AutoConfig.from_pretrained(model, **kwargs).model_type

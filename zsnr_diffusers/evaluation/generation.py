@@ -54,12 +54,15 @@ def iter_images(
         ValueError: prompts missing, not wanted, or another number of them; an argument that the call does not take.
     """
     accepted = inspect.signature(pipe.__call__).parameters
-    _check_call(pipe, accepted, call_kwargs, batch_size)
-    conditions = _conditions(pipe, accepted, prompts, len(seeds))
-    return _batches(pipe, conditions, list(seeds), batch_size, progress, {"output_type": "pil", **call_kwargs})
+    _check_call_kwargs(pipe, accepted, call_kwargs, batch_size)
+    conditions = _prompt_per_seed(pipe, accepted, prompts, len(seeds))
+    return _generate_batches(
+        pipe, conditions, list(seeds), batch_size, progress, {"output_type": "pil", **call_kwargs}
+    )
 
 
-def _check_call(pipe: Any, accepted: Any, call_kwargs: dict[str, Any], batch_size: int) -> None:
+def _check_call_kwargs(pipe: Any, accepted: Any, call_kwargs: dict[str, Any], batch_size: int) -> None:
+    """Refuse arguments that the pipeline's call does not take, before the first image is generated."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
@@ -69,10 +72,10 @@ def _check_call(pipe: Any, accepted: Any, call_kwargs: dict[str, Any], batch_siz
         raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}; leave it out")
 
 
-def _conditions(
+def _prompt_per_seed(
     pipe: Any, accepted: Any, prompts: Sequence[str] | Sequence[int] | str | int | None, n: int
 ) -> tuple[str | None, list[Any]]:
-    """The name of the call's condition, None if it has none, and its value for each image."""
+    """Name of the call's condition, `prompt`, `class_labels` or None, and its value for each of n images."""
     name = next((name for name in ("prompt", "class_labels") if name in accepted), None)
     if name is None and prompts is not None:
         raise ValueError(f"{type(pipe).__name__} is unconditional and takes no prompts; leave them out")
@@ -84,7 +87,7 @@ def _conditions(
     return name, values
 
 
-def _batches(
+def _generate_batches(
     pipe: Any,
     conditions: tuple[str | None, list[Any]],
     seeds: list[int],
@@ -92,12 +95,13 @@ def _batches(
     progress: bool,
     call_kwargs: dict[str, Any],
 ) -> Iterator[Image.Image]:
+    """Call the pipeline batch by batch, a CPU generator for each seed, and yield its images."""
     import torch
 
     name, values = conditions
     disable = None if progress else True  # None: only where the output is a terminal
     with (
-        _own_progress_bar_off(pipe),
+        _without_pipeline_progress_bar(pipe),
         import_extra("tqdm").tqdm(total=len(seeds), unit="image", disable=disable) as bar,
     ):
         for start in range(0, len(seeds), batch_size):
@@ -105,12 +109,13 @@ def _batches(
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
             condition = {"batch_size": len(generators)} if name is None else {name: values[batch]}
             output = pipe(**condition, generator=generators, **call_kwargs)
-            _warn_of_censored(getattr(output, "nsfw_content_detected", None))
+            _warn_if_censored(getattr(output, "nsfw_content_detected", None))
             bar.update(len(generators))
             yield from output.images
 
 
-def _warn_of_censored(flags: Sequence[bool] | None) -> None:
+def _warn_if_censored(flags: Sequence[bool] | None) -> None:
+    """Warn of images that the pipeline's safety checker replaced by black ones."""
     if flags and any(flags):
         warnings.warn(
             f"the pipeline's safety checker replaced {sum(flags)} of {len(flags)} images by black ones, which count "
@@ -120,7 +125,8 @@ def _warn_of_censored(flags: Sequence[bool] | None) -> None:
 
 
 @contextmanager
-def _own_progress_bar_off(pipe: Any) -> Iterator[None]:
+def _without_pipeline_progress_bar(pipe: Any) -> Iterator[None]:
+    """Switch off the pipeline's own progress bar inside the block."""
     if not hasattr(pipe, "set_progress_bar_config"):
         yield
         return

@@ -17,8 +17,8 @@ NamedSize: TypeAlias = tuple[str, tuple[int, int]]
 OnBadImage: TypeAlias = Literal["fail", "skip"]
 
 
-def images_in(folder: str | PathLike[str], on_bad_image: OnBadImage = "fail") -> list[Path]:
-    """All images below a folder, sorted by path.
+def list_images(folder: str | PathLike[str], on_bad_image: OnBadImage = "fail") -> list[Path]:
+    """Paths of all images below a folder, sorted; refuses a folder without any that can be read.
 
     Raises:
         ValueError: there are none, or, with "fail", some that only a package which is not installed can read.
@@ -97,20 +97,20 @@ def check_save_folder(folder: str | PathLike[str] | None) -> None:
         raise ValueError(f"folder {str(folder)!r} already holds images, which would mix; name an empty or a new one")
 
 
-def saved_name(number: int) -> str:
-    """The file name of a generated image."""
+def image_file_name(number: int) -> str:
+    """File name under which a generated image is saved, such as 000042.png."""
     return f"{number:06d}.png"
 
 
-def saving(images: Iterable[Image.Image], folder: Path, numbers: Iterable[int]) -> Iterator[Image.Image]:
+def save_each_image(images: Iterable[Image.Image], folder: Path, numbers: Iterable[int]) -> Iterator[Image.Image]:
     """Save each image as PNG under its number, and pass it on."""
     folder.mkdir(parents=True, exist_ok=True)
     for image, number in zip(images, numbers, strict=True):
-        image.save(folder / saved_name(number))
+        image.save(folder / image_file_name(number))
         yield image
 
 
-def keeping_thumbnails(
+def record_thumbnails(
     images: Iterable[Image.Image], numbers: Iterable[int], side: int, wanted: set[int], kept: dict[int, Image.Image]
 ) -> Iterator[Image.Image]:
     """Pass images on, and put those whose number is wanted into `kept`, shrunk into a square of `side` pixels."""

@@ -50,7 +50,7 @@ class TerminalInvariance(Report):
     alpha: float
 
     def parts(self) -> Iterator[Part]:
-        """A line for the model, and one for each prompt."""
+        """Parts of the printed report: a line for the model, and a row for each prompt."""
         head = (
             f"terminal invariance: {self.share:.4f} of the x_0 prediction at t = {self.timestep} (alpha "
             f"{self.alpha:.4f}) changes with the noise; 0 is ideal"
@@ -90,20 +90,20 @@ def terminal_invariance(
     import torch
 
     _check_pipeline(pipe, num_noises, batch_size)
-    conditions = _conditions(pipe, prompts)
+    conditions = _check_prompts(pipe, prompts)
     timestep, level = _terminal_level(pipe.scheduler)
-    noises = _noises(pipe.unet, num_noises, seed)
+    noises = _draw_noises(pipe.unet, num_noises, seed)
     changing, total, luminance = [], [], []
-    with torch.inference_mode(), in_eval_mode(pipe.unet):
+    with torch.inference_mode(), eval_mode(pipe.unet):
         for prompt in conditions:
-            x_0 = _predict(pipe, _condition(pipe, prompt), noises, timestep, level, batch_size)
+            x_0 = _predict_x_0(pipe, _denoiser_condition(pipe, prompt), noises, timestep, level, batch_size)
             changing.append(float(x_0.var(dim=0, correction=1).mean()))
             total.append(float(x_0.square().mean()))
             if decode:
-                luminance.append(np.var(_luminance(pipe, x_0, batch_size), ddof=1))
+                luminance.append(np.var(_decoded_luminance(pipe, x_0, batch_size), ddof=1))
     return TerminalInvariance(
-        share=_share(sum(changing), sum(total)),
-        shares=tuple(_share(c, t) for c, t in zip(changing, total, strict=True)),
+        share=_variance_share(sum(changing), sum(total)),
+        shares=tuple(_variance_share(c, t) for c, t in zip(changing, total, strict=True)),
         rms=float(np.sqrt(np.mean(total))),
         luminance_std=float(np.sqrt(np.mean(luminance))) if decode else None,
         prompts=tuple(conditions),
@@ -113,12 +113,14 @@ def terminal_invariance(
     )
 
 
-def _share(changing: float, total: float) -> float:
+def _variance_share(changing: float, total: float) -> float:
+    """Share of the mean square that changes with the noise, 0 to 1."""
     # E[x^2] = variance + mean^2 with an unbiased variance: pure noise gives 1 on average, so it is cut there.
     return min(changing / total, 1.0) if total else 0.0
 
 
 def _check_pipeline(pipe: Any, num_noises: int, batch_size: int) -> None:
+    """Refuse pipelines that terminal invariance is not defined or not implemented for."""
     if num_noises < 2 or batch_size < 1:
         raise ValueError(f"need num_noises >= 2 and batch_size >= 1, got {num_noises} and {batch_size}")
     name = type(pipe).__name__
@@ -132,7 +134,8 @@ def _check_pipeline(pipe: Any, num_noises: int, batch_size: int) -> None:
         )
 
 
-def _conditions(pipe: Any, prompts: Sequence[str] | Sequence[int] | str | int | None) -> list[str | int | None]:
+def _check_prompts(pipe: Any, prompts: Sequence[str] | Sequence[int] | str | int | None) -> list[str | int | None]:
+    """The prompts as a list; refuses those that are not texts, class labels or None as the pipeline needs."""
     kind = _condition_type(pipe)
     values: list[str | int | None] = [prompts] if prompts is None or isinstance(prompts, (str, int)) else [*prompts]
     if not values or not all(isinstance(value, kind) for value in values):
@@ -142,12 +145,14 @@ def _conditions(pipe: Any, prompts: Sequence[str] | Sequence[int] | str | int | 
 
 
 def _condition_type(pipe: Any) -> type:
+    """Type of the pipeline's prompts: text, class label (int), or None if it is unconditional."""
     if hasattr(pipe, "encode_prompt"):
         return str
     return int if getattr(pipe.unet.config, "num_class_embeds", None) else type(None)
 
 
 def _terminal_level(scheduler: Any) -> tuple[int, NoiseLevel]:
+    """T - 1, and the schedule's noise level there as numbers."""
     from ..core.noise import NoiseLevel, noise_level
 
     timestep = len(scheduler.alphas_cumprod) - 1
@@ -157,7 +162,8 @@ def _terminal_level(scheduler: Any) -> tuple[int, NoiseLevel]:
     return timestep, NoiseLevel(float(level.alpha), float(level.sigma))
 
 
-def _noises(unet: Any, num_noises: int, seed: int) -> Tensor:
+def _draw_noises(unet: Any, num_noises: int, seed: int) -> Tensor:
+    """Noises of consecutive CPU seeds in the UNet's size, shape [num_noises, C, H, W]."""
     import torch
 
     size = unet.config.sample_size
@@ -167,8 +173,8 @@ def _noises(unet: Any, num_noises: int, seed: int) -> Tensor:
 
 
 @contextmanager
-def in_eval_mode(module: Any) -> Iterator[None]:
-    """Without dropout for the moment."""
+def eval_mode(module: Any) -> Iterator[None]:
+    """Put a module into eval mode inside the block, and back into the mode that it had."""
     was_training = module.training  # dropout would count as a change
     module.eval()
     try:
@@ -177,11 +183,11 @@ def in_eval_mode(module: Any) -> Iterator[None]:
         module.train(was_training)
 
 
-def _condition(pipe: Any, prompt: str | int | None) -> dict[str, Any]:
-    """The denoiser's keyword arguments for one prompt, with batch size 1."""
+def _denoiser_condition(pipe: Any, prompt: str | int | None) -> dict[str, Any]:
+    """The UNet's keyword arguments for one prompt, with batch size 1."""
     import torch
 
-    device = _device(pipe)
+    device = _execution_device(pipe)
     if prompt is None:
         return {}
     if isinstance(prompt, int):
@@ -198,63 +204,65 @@ def _condition(pipe: Any, prompt: str | int | None) -> dict[str, Any]:
     return condition
 
 
-def _device(pipe: Any) -> Any:
+def _execution_device(pipe: Any) -> Any:
     return getattr(pipe, "_execution_device", pipe.unet.device)
 
 
-def _predict(
+def _predict_x_0(
     pipe: Any, condition: dict[str, Any], noises: Tensor, timestep: int, level: NoiseLevel, batch_size: int
 ) -> Tensor:
-    """x_0 predictions in float64 on the CPU, shape of `noises`."""
+    """x_0 predictions at the terminal timestep, float64 on the CPU, shape of `noises`."""
     import torch
 
     from ..core.predictions import x_0_factors
 
-    t = torch.tensor(timestep, device=_device(pipe))
+    t = torch.tensor(timestep, device=_execution_device(pipe))
     predictions = []
     for noise in torch.split(noises, batch_size):
-        x_t = noise.to(_device(pipe), pipe.unet.dtype)
-        output = pipe.unet(x_t, t, **_expanded(condition, len(x_t))).sample.cpu().double()
+        x_t = noise.to(_execution_device(pipe), pipe.unet.dtype)
+        output = pipe.unet(x_t, t, **_repeat_batch(condition, len(x_t))).sample.cpu().double()
         output = output[:, : x_t.shape[1]]  # the rest of a learned-variance model's channels is the variance
         a, b = x_0_factors(pipe.scheduler.config.prediction_type, level)
         predictions.append(a * x_t.cpu().double() + b * output)
     return torch.cat(predictions)
 
 
-def _expanded(condition: dict[str, Any], batch: int) -> dict[str, Any]:
-    """Every tensor in it, at any depth, repeated along its first dimension."""
+def _repeat_batch(condition: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Repeat every tensor of a condition, at any depth, along its first dimension."""
     return {
-        key: _expanded(value, batch) if isinstance(value, dict) else value.repeat_interleave(batch, dim=0)
+        key: _repeat_batch(value, batch) if isinstance(value, dict) else value.repeat_interleave(batch, dim=0)
         for key, value in condition.items()
     }
 
 
-def _luminance(pipe: Any, x_0: Tensor, batch_size: int) -> Any:
+def _decoded_luminance(pipe: Any, x_0: Tensor, batch_size: int) -> Any:
+    """Mean luminance of each x_0, decoded by the VAE if there is one, float64 [n]."""
     import torch
 
     vae = getattr(pipe, "vae", None)
     if vae is None:
-        return mean_luminance(_rgb(x_0))
+        return mean_luminance(_to_rgb(x_0))
     upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     if upcast:
         vae.float()
     try:
-        latents = _to_vae_range(vae.config, x_0).to(_device(pipe), vae.dtype)
+        latents = _denormalize_latents(vae.config, x_0).to(_execution_device(pipe), vae.dtype)
         return np.concatenate(
-            [mean_luminance(_rgb(vae.decode(batch).sample)) for batch in torch.split(latents, batch_size)]
+            [mean_luminance(_to_rgb(vae.decode(batch).sample)) for batch in torch.split(latents, batch_size)]
         )
     finally:
         if upcast:
             vae.half()
 
 
-def _rgb(images: Tensor) -> Tensor:
+def _to_rgb(images: Tensor) -> Tensor:
+    """Clamp predicted images to [-1, 1], and repeat a single channel three times."""
     images = images.clamp(-1, 1)
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def _to_vae_range(config: Any, latents: Tensor) -> Tensor:
-    """Undo the normalisation of latents that a VAE's config describes, by one scale or per channel."""
+def _denormalize_latents(config: Any, latents: Tensor) -> Tensor:
+    """Undo the normalization of latents that a VAE's config describes, by one scale or per channel."""
     import torch
 
     mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..utils.extras import import_extra
 from .extraction import Images, uint8_batches
-from .invariance import in_eval_mode
+from .invariance import eval_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,12 +45,12 @@ class BitsPerDim:
 
     @property
     def decoder(self) -> float:
-        """What the last step to a discrete image adds: the paper's distortion (its rate is the rest)."""
+        """Bits/dim of the last step, to a discrete image: the paper's distortion (its rate is the rest)."""
         return float(self.terms[0])
 
     @property
     def steps(self) -> float:
-        """What all reverse steps between timesteps add."""
+        """Bits/dim of all reverse steps between timesteps."""
         return self.total - self.prior - self.decoder
 
     def __str__(self) -> str:
@@ -104,23 +104,25 @@ def bits_per_dim(
     from ..core import bound_strata, prior_kl
 
     _check_model(unet, scheduler)
-    levels = _levels(scheduler)
+    levels = _noise_levels(scheduler)
     if batch_size < 1 or seed < 0:
         raise ValueError(
             f"batch_size must be at least 1 and seed at least 0, got batch_size={batch_size}, seed={seed}"
         )
-    strata = bound_strata(levels, _checked_count(timesteps_per_image, len(levels)))
-    pictures = _images(unet, images, batch_size)
-    labels = _labels(unet, class_labels, len(pictures))
+    strata = bound_strata(levels, _resolve_timesteps_per_image(timesteps_per_image, len(levels)))
+    pictures = _load_images(unet, images, batch_size)
+    labels = _resolve_labels(unet, class_labels, len(pictures))
     bound = _Bound(unet, scheduler, levels)
 
     size_of = torch.tensor([len(stratum) for stratum in strata for _ in stratum], dtype=torch.float64)
     sums, visits = torch.zeros(2, len(levels), dtype=torch.float64)
-    totals = torch.cat([_mean(prior_kl(_scaled(batch), levels[-1])) for batch in torch.split(pictures, batch_size)])
+    totals = torch.cat(
+        [_mean_per_image(prior_kl(_to_model_range(batch), levels[-1])) for batch in torch.split(pictures, batch_size)]
+    )
     prior = totals.mean()
-    with torch.inference_mode(), in_eval_mode(unet):
-        for image, t, noise in _batches(pictures, strata, seed, batch_size, progress):
-            terms = bound.terms(pictures[image], noise, t, None if labels is None else labels[image])
+    with torch.inference_mode(), eval_mode(unet):
+        for image, t, noise in _term_batches(pictures, strata, seed, batch_size, progress):
+            terms = bound.bound_terms(pictures[image], noise, t, None if labels is None else labels[image])
             totals.index_add_(0, image, size_of[t] * terms)
             sums.index_add_(0, t, terms)
             visits.index_add_(0, t, torch.ones_like(terms))
@@ -151,18 +153,19 @@ class _Bound:
         table = torch.tensor([(math.nan, math.nan), *steps], dtype=torch.float64)  # from timestep 0 there is none
         self.offset, self.weight = table.T.reshape(2, -1, 1, 1, 1).to(self.device)
 
-    def terms(self, pictures: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The term of each image at its timestep, shape [B], nats per element, on the CPU."""
+    def bound_terms(self, pictures: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Term of the variational bound for each image at its timestep, shape [B], nats per element, on the CPU."""
         from ..core import StepKL, discretized_log_likelihood, step_kl
 
-        x_0, noise, t = _scaled(pictures.to(self.device)), noise.to(self.device).double(), t.to(self.device)
-        prediction = self._predicted(self.scheduler.add_noise(x_0, noise, t), t, labels)
-        terms = _mean(step_kl(x_0, prediction, StepKL(self.offset[t], self.weight[t])))
+        x_0, noise, t = _to_model_range(pictures.to(self.device)), noise.to(self.device).double(), t.to(self.device)
+        prediction = self._predict_x_0(self.scheduler.add_noise(x_0, noise, t), t, labels)
+        terms = _mean_per_image(step_kl(x_0, prediction, StepKL(self.offset[t], self.weight[t])))
         first = t == 0
-        terms[first] = -_mean(discretized_log_likelihood(x_0[first], prediction[first], self.decoder_std))
+        terms[first] = -_mean_per_image(discretized_log_likelihood(x_0[first], prediction[first], self.decoder_std))
         return terms.cpu()
 
-    def _predicted(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def _predict_x_0(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """x_0 as the scheduler takes it from the network's prediction, float64 [B, C, H, W]."""
         device, dtype = self.unet.device, self.unet.dtype
         condition = {} if labels is None else {"class_labels": labels.to(device)}
         output = self.unet(x_t.to(dtype).to(device), t.to(device), **condition).sample
@@ -170,21 +173,23 @@ class _Bound:
         return x_0
 
 
-def _scaled(pictures: Tensor) -> Tensor:
+def _to_model_range(pictures: Tensor) -> Tensor:
+    """Convert uint8 images to float64 in [-1, 1]."""
     return pictures.double() / 127.5 - 1
 
 
-def _mean(values: Tensor) -> Tensor:
+def _mean_per_image(values: Tensor) -> Tensor:
+    """Mean of terms of the bound over all elements of each image, shape [B]."""
     return values.flatten(1).mean(dim=1)
 
 
-def _batches(
+def _term_batches(
     pictures: Tensor, strata: list[range], seed: int, batch_size: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Places of images [B], a timestep for each [B] and a noise for each [B, C, H, W], float32."""
+    """Batches of terms to evaluate: places of images [B], their timesteps [B], and noise [B, C, H, W], float32."""
     import torch
 
-    visits = _visits(len(pictures), tuple(pictures.shape[1:]), strata, seed)
+    visits = _draw_timesteps_and_noise(len(pictures), tuple(pictures.shape[1:]), strata, seed)
     disable = None if progress else True  # None: only where the output is a terminal
     with import_extra("tqdm").tqdm(total=len(pictures) * len(strata), unit="term", disable=disable) as bar:
         while batch := list(islice(visits, batch_size)):
@@ -193,9 +198,10 @@ def _batches(
             bar.update(len(batch))
 
 
-def _visits(
+def _draw_timesteps_and_noise(
     n: int, shape: tuple[int, ...], strata: list[range], seed: int
 ) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+    """Yield for each of n images a timestep of each stratum and its noise, from the seed and the image's place."""
     starts, stops = zip(*((stratum.start, stratum.stop) for stratum in strata), strict=True)
     for place in range(n):
         random = np.random.default_rng((seed, place))
@@ -203,8 +209,8 @@ def _visits(
             yield place, t, random.standard_normal(shape, dtype=np.float32)
 
 
-def _levels(scheduler: Any) -> list[Any]:
-    """alpha and sigma of every timestep, as numbers of float64's accuracy."""
+def _noise_levels(scheduler: Any) -> list[Any]:
+    """Noise level of every timestep, as floats of float64's accuracy."""
     import torch
 
     from ..core import NoiseLevel
@@ -214,6 +220,7 @@ def _levels(scheduler: Any) -> list[Any]:
 
 
 def _check_model(unet: Any, scheduler: Any) -> None:
+    """Refuse schedulers that give no x_0, and networks of other than 1 or 3 channels, for bits/dim."""
     if not hasattr(scheduler, "get_original_sample"):
         raise ValueError(
             f"{type(scheduler).__name__} is none of our schedulers: pass ZeroSNRDDPMScheduler.from_config("
@@ -229,7 +236,8 @@ def _check_model(unet: Any, scheduler: Any) -> None:
         )
 
 
-def _checked_count(timesteps_per_image: int | None, num_train_timesteps: int) -> int:
+def _resolve_timesteps_per_image(timesteps_per_image: int | None, num_train_timesteps: int) -> int:
+    """Number of terms of the bound per image: `timesteps_per_image`, if in range, or all T."""
     if timesteps_per_image is None:
         return num_train_timesteps
     if not 2 <= timesteps_per_image <= num_train_timesteps:
@@ -240,8 +248,8 @@ def _checked_count(timesteps_per_image: int | None, num_train_timesteps: int) ->
     return timesteps_per_image
 
 
-def _images(unet: Any, images: Images, batch_size: int) -> Tensor:
-    """All images, uint8 [n, C, H, W] on the CPU, so that whatever is wrong with them is found before work starts."""
+def _load_images(unet: Any, images: Images, batch_size: int) -> Tensor:
+    """All images as uint8 [n, C, H, W] on the CPU, loaded first so that what is wrong with them is found early."""
     import torch
 
     batches, _ = uint8_batches(images, batch_size, unet.config.in_channels)
@@ -260,8 +268,8 @@ def _images(unet: Any, images: Images, batch_size: int) -> Tensor:
     return pictures
 
 
-def _labels(unet: Any, class_labels: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
-    """One label per image, shape [n]; None for a network without classes."""
+def _resolve_labels(unet: Any, class_labels: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
+    """One class label per image, shape [n]; None for a network without classes."""
     import torch
 
     embeddings = getattr(unet.config, "num_class_embeds", None)

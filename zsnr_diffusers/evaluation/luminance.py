@@ -57,6 +57,7 @@ def mean_luminance(
 
 
 def _mean_luminance_of_file(image: Image.Image | str | PathLike[str]) -> float:
+    """Mean luma of one PIL image or file, -1 to 1, from its histograms."""
     if not isinstance(image, (Image.Image, str, PathLike)):
         raise ValueError(
             f"expected PIL images or paths, got {type(image).__name__}; stack arrays into one [n, 3, h, w] array"
@@ -68,6 +69,7 @@ def _mean_luminance_of_file(image: Image.Image | str | PathLike[str]) -> float:
 
 
 def _mean_luminance_of_array(array: npt.NDArray[np.floating]) -> Floats:
+    """Mean luma of each image in [n, 3, h, w] with values in [-1, 1], float64 [n]."""
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"expected floating-point values in [-1, 1], got dtype {array.dtype}; use x / 127.5 - 1")
     if array.ndim != 4 or array.shape[1] != 3:
@@ -82,6 +84,7 @@ def _mean_luminance_of_array(array: npt.NDArray[np.floating]) -> Floats:
 
 
 def _to_numpy(images: torch.Tensor) -> npt.NDArray[np.floating]:
+    """Images as a NumPy array on the CPU, half precision widened to float32."""
     tensor = images.detach().cpu()
     half = tensor.is_floating_point() and tensor.element_size() == 2
     # numpy has no bfloat16; widening is exact
@@ -104,8 +107,8 @@ class LuminanceSummary:
 
     @classmethod
     def of(cls, luminance: npt.ArrayLike) -> LuminanceSummary:
-        """Summarise values [n]; `std` is the population's (divided by n)."""
-        values = _checked(luminance, "luminance")
+        """Summarize the mean luminance of images, shape [n]; `std` is the population's (divided by n)."""
+        values = _as_luminance_array(luminance, "luminance")
         p5, p50, p95 = (float(p) for p in np.percentile(values, (5, 50, 95)))
         mean, std, low, high = (float(f(values)) for f in (np.mean, np.std, np.min, np.max))
         return cls(n=len(values), mean=mean, std=std, p5=p5, p50=p50, p95=p95, min=low, max=high)
@@ -127,7 +130,7 @@ class LuminanceCoverage(Report):
     real: LuminanceSummary
 
     def parts(self) -> Iterator[Part]:
-        """A table of both summaries, and a line for the distance."""
+        """Parts of the printed report: a table of both summaries, and the distance beside its floor."""
         summaries = (("generated", self.generated), ("real", self.real))
         rows = [(name, str(s.n), *(f"{getattr(s, c):.4f}" for c in _COLUMNS)) for name, s in summaries]
         yield Table(("luminance", "n", *_COLUMNS), tuple(rows), align="<" + ">" * (1 + len(_COLUMNS)))
@@ -164,11 +167,11 @@ def luminance_coverage(
             image.
         ImportError: scipy is not installed.
     """
-    generated, real = _checked(generated, "generated"), _checked(real, "real")
-    strata = [(real, len(generated))] if groups is None else _strata(real, *groups)
-    floors = _perfect_distances(strata, seed, num_bootstraps)
+    generated, real = _as_luminance_array(generated, "generated"), _as_luminance_array(real, "real")
+    strata = [(real, len(generated))] if groups is None else _group_real_values(real, *groups)
+    floors = _bootstrap_distances(strata, seed, num_bootstraps)
     return LuminanceCoverage(
-        w1=_wasserstein(generated, real),
+        w1=_wasserstein_1(generated, real),
         floor=float(floors.mean()),
         floor_p95=float(np.percentile(floors, 95)),
         generated=LuminanceSummary.of(generated),
@@ -176,10 +179,10 @@ def luminance_coverage(
     )
 
 
-def _strata(
+def _group_real_values(
     real: Floats, generated_groups: Sequence[Hashable], real_groups: Sequence[Hashable]
 ) -> list[tuple[Floats, int]]:
-    """The real values of each group, and how many images were generated of it."""
+    """Real luminance values of each group (prompt), and how many images were generated of it."""
     members: dict[Hashable, list[float]] = {}
     for value, group in zip(real, real_groups, strict=True):
         members.setdefault(group, []).append(value)
@@ -189,7 +192,7 @@ def _strata(
     return [(np.array(values), counts[group]) for group, values in members.items()]
 
 
-def _perfect_distances(strata: list[tuple[Floats, int]], seed: int, num_bootstraps: int) -> Floats:
+def _bootstrap_distances(strata: list[tuple[Floats, int]], seed: int, num_bootstraps: int) -> Floats:
     """W1 between independent samples of n and of m values, both from the distribution of the m real ones.
 
     A stratum is the real values of one group, m of them, and the number n that was generated of it.
@@ -203,7 +206,7 @@ def _perfect_distances(strata: list[tuple[Floats, int]], seed: int, num_bootstra
     distances = []
     for _ in range(num_bootstraps):
         generated = np.concatenate([draw(real, n) for real, n in strata])
-        distances.append(_wasserstein(generated, np.concatenate([draw(real, len(real)) for real, _ in strata])))
+        distances.append(_wasserstein_1(generated, np.concatenate([draw(real, len(real)) for real, _ in strata])))
     return np.array(distances)
 
 
@@ -221,7 +224,7 @@ def prompt_share(luminance: npt.ArrayLike, groups: Sequence[Hashable]) -> float:
     Raises:
         ValueError: no values, or another number of labels.
     """
-    values = _checked(luminance, "luminance")
+    values = _as_luminance_array(luminance, "luminance")
     if len(groups) != len(values):
         raise ValueError(f"expected one group per value, got {len(groups)} groups for {len(values)} values")
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
@@ -234,7 +237,8 @@ def prompt_share(luminance: npt.ArrayLike, groups: Sequence[Hashable]) -> float:
     return 0.0 if np.ptp(values) == 0 or total == 0 else min(between / total, 1.0)
 
 
-def _checked(values: npt.ArrayLike, name: str) -> Floats:
+def _as_luminance_array(values: npt.ArrayLike, name: str) -> Floats:
+    """Convert luminance values to float64 [n], and refuse other shapes and values that are not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
         raise ValueError(f"{name}: expected luminance values of shape [n], n > 0, got {list(array.shape)}")
@@ -243,5 +247,6 @@ def _checked(values: npt.ArrayLike, name: str) -> Floats:
     return array
 
 
-def _wasserstein(a: Floats, b: Floats) -> float:
+def _wasserstein_1(a: Floats, b: Floats) -> float:
+    """1-D Wasserstein distance between two sets of luminance values."""
     return float(import_extra("scipy.stats").wasserstein_distance(a, b))

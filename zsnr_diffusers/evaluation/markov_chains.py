@@ -61,7 +61,7 @@ def noising_chain(scheduler: Any, images: Tensor, num_frames: int = 9, seed: int
 
     _check_images(images)
     table = _alpha_bar_from_clean(scheduler)
-    times = _evenly_spread(len(table) - 1, num_frames, "timesteps of noise")
+    times = _evenly_spaced_frames(len(table) - 1, num_frames, "timesteps of noise")
     generator = torch.Generator("cpu").manual_seed(seed)
     samples = [images.to(torch.promote_types(images.dtype, torch.float32))]
     for before, now in pairwise(times):
@@ -90,7 +90,7 @@ def denoising_chain(pipe: Any, num_frames: int = 9, **call_kwargs: Any) -> Chain
     import torch
 
     watch = _StepRecorder(pipe.scheduler, num_frames)
-    with _watched_step(pipe.scheduler, watch):
+    with _observe_steps(pipe.scheduler, watch):
         pipe(**call_kwargs)
     if watch.times[-1:] != [0]:
         raise ValueError(f"{type(pipe).__name__} did not take all steps of its scheduler, so the chain has no end.")
@@ -114,13 +114,14 @@ def chain_picture(chain: Chain, path: str | PathLike[str] | None = None, cell: i
     rows, labels = [], []
     for name, frames in (("x_t", chain.samples), ("x_0 as predicted from x_t", chain.estimates)):
         if frames is not None:
-            block = [_images(frames[frame], cell) for frame in order]
+            block = [_to_pil_images(frames[frame], cell) for frame in order]
             rows += [list(row) for row in zip(*block, strict=True)]
             labels += [name] + [""] * (len(block[0]) - 1)
     return sample_grid(rows, labels, path, column_labels=[f"t = {chain.times[frame]}" for frame in order])
 
 
 def _check_images(images: Tensor) -> None:
+    """Refuse images that are not floating point [n, C, H, W] in [-1, 1]."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
             f"images must be floating point, of shape [n, C, H, W]; got {images.dtype}, {list(images.shape)}. From "
@@ -142,8 +143,8 @@ def _alpha_bar_from_clean(scheduler: Any) -> Tensor:
     return torch.cat([torch.ones(1), table])
 
 
-def _evenly_spread(last: int, num_frames: int, of: str) -> tuple[int, ...]:
-    """So many different whole numbers from 0 to `last`."""
+def _evenly_spaced_frames(last: int, num_frames: int, of: str) -> tuple[int, ...]:
+    """Evenly spaced integers from 0 to `last`, as many as frames; `of` says in the error what is counted."""
     if not 2 <= num_frames <= last + 1:
         raise ValueError(f"num_frames={num_frames} must lie in [2, {last + 1}]: there are {last} {of}.")
     return tuple(round(last * frame / (num_frames - 1)) for frame in range(num_frames))
@@ -164,21 +165,23 @@ class _StepRecorder:
         """Keep what becomes a frame of one step and, after the last one, of the result."""
         steps = len(self._scheduler.timesteps)
         if self._step == 0:
-            self._kept = _evenly_spread(steps, self._num_frames, "steps; more with num_inference_steps")
-        following, x_0 = _following_and_x_0(self._scheduler, output)
+            self._kept = _evenly_spaced_frames(steps, self._num_frames, "steps; more with num_inference_steps")
+        following, x_0 = _unpack_step_output(self._scheduler, output)
         if self._step in self._kept:
-            self._keep(int(timestep) + 1, sample, x_0)
+            self._record_frame(int(timestep) + 1, sample, x_0)
         self._step += 1
         if self._step == steps:
-            self._keep(0, following, following)
+            self._record_frame(0, following, following)
 
-    def _keep(self, time: int, sample: Tensor, x_0: Tensor) -> None:
+    def _record_frame(self, time: int, sample: Tensor, x_0: Tensor) -> None:
+        """Keep x_t and the predicted x_0 at the paper's time t as a frame of the chain."""
         self.times.append(time)
         self.samples.append(sample.detach().cpu())
         self.estimates.append(x_0.detach().cpu())
 
 
-def _following_and_x_0(scheduler: Any, output: Any) -> tuple[Tensor, Tensor]:
+def _unpack_step_output(scheduler: Any, output: Any) -> tuple[Tensor, Tensor]:
+    """Next sample and predicted x_0 from what `scheduler.step` returned; refuses schedulers without the latter."""
     if not isinstance(output, tuple):
         output = output.prev_sample, getattr(output, "pred_original_sample", None)
     if len(output) < 2 or output[1] is None:
@@ -189,8 +192,8 @@ def _following_and_x_0(scheduler: Any, output: Any) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _watched_step(scheduler: Any, watch: Callable[[Any, Any, Any], None]) -> Iterator[None]:
-    """While this lasts, `watch` is told of each call of `scheduler.step`."""
+def _observe_steps(scheduler: Any, watch: Callable[[Any, Any, Any], None]) -> Iterator[None]:
+    """Inside the block, call `watch` with timestep, sample and output of each `scheduler.step`."""
     step, own = scheduler.step, vars(scheduler).get("step")
 
     @functools.wraps(step)  # pipelines ask for its signature
@@ -212,8 +215,8 @@ def _watched_step(scheduler: Any, watch: Callable[[Any, Any, Any], None]) -> Ite
             scheduler.step = own
 
 
-def _images(images: Tensor, cell: int) -> list[Image.Image]:
-    """[n, C, H, W] as images of about `cell` pixels or more."""
+def _to_pil_images(images: Tensor, cell: int) -> list[Image.Image]:
+    """Convert [n, C, H, W] in [-1, 1] to PIL images, enlarged to about `cell` pixels."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"an image has 1 or 3 channels, these images have {images.shape[1]}; decode latents first.")
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

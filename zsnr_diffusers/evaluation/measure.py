@@ -29,10 +29,10 @@ from .image_stream import (
     OnBadImage,
     check_same_size,
     check_save_folder,
-    images_in,
-    keeping_thumbnails,
-    saved_name,
-    saving,
+    image_file_name,
+    list_images,
+    record_thumbnails,
+    save_each_image,
 )
 from .luminance import Floats, mean_luminance
 from .plots import sample_grid
@@ -56,7 +56,7 @@ class Measurements:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Measurements]) -> Measurements:
-        """All parts in one.
+        """Concatenate what several processes measured.
 
         Raises:
             ValueError: features of images of different sizes.
@@ -81,7 +81,7 @@ def measure_images(
     on_bad_image: OnBadImage = "fail",
     progress: bool = True,
 ) -> Measurements:
-    """Read every image once, and measure it.
+    """Read every image once, and measure its luminance and, given a network, its features.
 
     Args:
         images: paths or PIL images, of one size if there is a network.
@@ -97,21 +97,23 @@ def measure_images(
     disable = None if progress else True  # None: only where the output is a terminal
     bar = import_extra("tqdm").tqdm(images, unit="image", disable=disable)
     reader = ImageReader(bar, on_bad_image, one_size=network is not None)
-    noted = _noting_luminance(reader, luminance)
+    noted = _record_luminance(reader, luminance)
     try:
-        features = _features(network, noted)
+        features = _extract_features(network, noted)
     except ImageError as error:
         raise ImageError(f"{error}; repair or remove it, or skip such images (--on_bad_image skip)") from error
     return Measurements(np.array(luminance), features, reader.skipped, reader.first)
 
 
-def _noting_luminance(images: Iterable[Image.Image], values: list[float]) -> Iterator[Image.Image]:
+def _record_luminance(images: Iterable[Image.Image], values: list[float]) -> Iterator[Image.Image]:
+    """Pass images on, and append the mean luminance of each to `values`."""
     for image in images:
         values += mean_luminance([image]).tolist()
         yield image
 
 
-def _features(network: FeatureNetwork | None, images: Iterator[Image.Image]) -> ImageFeatures | None:
+def _extract_features(network: FeatureNetwork | None, images: Iterator[Image.Image]) -> ImageFeatures | None:
+    """Features of all images by the network; without one, images are just read, for the luminance."""
     if network is None:
         for _ in images:
             pass
@@ -141,7 +143,7 @@ def measure_folder(
     """
     processes = processes or Processes()
     with processes.sync_errors():
-        paths = images_in(folder, on_bad_image)
+        paths = list_images(folder, on_bad_image)
         own = measure_images(processes.split(paths), network, on_bad_image=on_bad_image, progress=processes.is_main)
     measured = Measurements.concatenate(processes.gather(own))
     if measured.skipped and processes.is_main:
@@ -203,10 +205,10 @@ def measure_pipeline(
         progress = kwargs.pop("progress", True) and processes.is_main
         images = iter_images(pipe, conditions, [seeds[i] for i in numbers], progress=progress, **kwargs)
         if save_images is not None:
-            images = saving(images, Path(save_images), numbers)
+            images = save_each_image(images, Path(save_images), numbers)
         if grid is not None:
-            wanted = {number for row in _grid_numbers(num_images, len(distinct)) for number in row}
-            images = keeping_thumbnails(images, numbers, GRID_CELL, wanted, thumbnails)
+            wanted = {number for row in _grid_rows(num_images, len(distinct)) for number in row}
+            images = record_thumbnails(images, numbers, GRID_CELL, wanted, thumbnails)
         own = measure_images(images, network, progress=False)
     measured = Measurements.concatenate(processes.gather(own))
     shown = {number: image for part in processes.gather(thumbnails) for number, image in part.items()}
@@ -214,19 +216,20 @@ def measure_pipeline(
         if save_images is not None and processes.is_main:
             _write_metadata(Path(save_images), groups, seeds)
         if grid is not None and processes.is_main:
-            rows = [[shown[number] for number in row] for row in _grid_numbers(num_images, len(distinct))]
+            rows = [[shown[number] for number in row] for row in _grid_rows(num_images, len(distinct))]
             sample_grid(rows, None if prompts is None else [str(prompt) for prompt in distinct[:GRID_ROWS]], grid)
     return measured, groups
 
 
-def _grid_numbers(num_images: int, num_prompts: int) -> list[range]:
-    """Numbers of the images in each row of the grid: image i belongs to prompt i mod P."""
+def _grid_rows(num_images: int, num_prompts: int) -> list[range]:
+    """Numbers of the images in each row of the grid of samples: image i belongs to prompt i mod P."""
     last = min(num_images, GRID_COLUMNS * num_prompts)
     return [range(row, last, num_prompts) for row in range(min(num_prompts, GRID_ROWS))]
 
 
 def _write_metadata(folder: Path, prompts: list[Any], seeds: list[int]) -> None:
+    """Write `metadata.jsonl` with file name, prompt and seed of each generated image, as `datasets` reads it."""
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            row = {"file_name": saved_name(number), "text": prompt, "seed": seed}
+            row = {"file_name": image_file_name(number), "text": prompt, "seed": seed}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -44,18 +44,19 @@ class Figure(Report):
     warnings: tuple[str, ...] = ()
 
     def parts(self) -> Iterator[Part]:
-        """One line."""
+        """Parts of the printed report: a row of name, value, and what it depends on."""
         return Figures((self,)).parts()
 
     @property
     def row(self) -> tuple[str, str, str]:
-        """Name, value, and what that depends on."""
+        """Name, value, and what it depends on, for the printed table of figures."""
         value = f"{self.value:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
         network = f"{self.origin.network}, {self.origin.resize}, sha256 {self.origin.sha256[:12] or 'unknown'}"
-        parts = [", ".join([f"{self.generated} generated", *self._reference()]), self.method, network]
+        parts = [", ".join([f"{self.generated} generated", *self._reference_text()]), self.method, network]
         return self.name, value, "; ".join(part for part in parts if part)
 
-    def _reference(self) -> list[str]:
+    def _reference_text(self) -> list[str]:
+        """The real images that a figure compares with, as it is printed; empty for the Inception Score."""
         if self.reference is None:
             return []
         count = "unknown number" if self.reference_count is None else str(self.reference_count)
@@ -70,14 +71,14 @@ class Figures(Report):
     figures: tuple[Figure, ...]
 
     def parts(self) -> Iterator[Part]:
-        """A line for each."""
+        """Parts of the printed report: a table with a row for each figure."""
         yield KeyValues(
             ("figure", "value", "depends on"), tuple(figure.row for figure in self.figures), aside="  ({})"
         )
 
 
 def frechet_figure(generated: ImageFeatures, reference: Reference) -> Figure:
-    """The Fréchet distance, called FID where network, weights and resize are those of published FIDs.
+    """Compute the Fréchet distance, called FID where network, weights and resize are those of published FIDs.
 
     Raises:
         ValueError: features of different networks, or fewer than two images.
@@ -86,7 +87,7 @@ def frechet_figure(generated: ImageFeatures, reference: Reference) -> Figure:
         warnings.simplefilter("always")
         value = frechet_distance(generated.statistics(), reference.statistics)
     return Figure(
-        name=_names(generated.origin)[0],
+        name=_metric_names(generated.origin)[0],
         value=value,
         origin=generated.origin,
         generated=len(generated.features),
@@ -98,7 +99,7 @@ def frechet_figure(generated: ImageFeatures, reference: Reference) -> Figure:
 
 
 def inception_score_figure(generated: ImageFeatures, splits: int = 10, seed: int = 0) -> Figure:
-    """The Inception Score, of the images in an order that `seed` shuffles: folders are often sorted by class.
+    """Compute the Inception Score, of images that `seed` shuffles: folders are often sorted by class.
 
     Raises:
         ValueError: a network without logits, or fewer images than splits.
@@ -108,7 +109,7 @@ def inception_score_figure(generated: ImageFeatures, splits: int = 10, seed: int
     order = np.random.default_rng(seed).permutation(len(generated.logits))
     score = inception_score(generated.logits[order], splits)
     return Figure(
-        name=_names(generated.origin)[1],
+        name=_metric_names(generated.origin)[1],
         value=score.mean,
         error=score.std,
         method=f"mean and standard deviation over {splits} splits",
@@ -120,7 +121,7 @@ def inception_score_figure(generated: ImageFeatures, splits: int = 10, seed: int
 def kernel_figure(
     generated: ImageFeatures, real: ImageFeatures, name: str, num_subsets: int | None = None, seed: int = 0
 ) -> Figure:
-    """The kernel distance, called KID where network, weights and resize are those of published KIDs.
+    """Compute the kernel distance, called KID where network, weights and resize are those of published KIDs.
 
     Args:
         generated: features of generated images.
@@ -137,9 +138,9 @@ def kernel_figure(
     n, m = len(generated.features), len(real.features)
     if num_subsets is None:
         num_subsets = NUM_SUBSETS if n + m > MAX_FULL_KID and min(n, m) >= SUBSET_SIZE else 0
-    distance, method = _kernel_distance(generated, real, num_subsets, seed)
+    distance, method = _kernel_distance_and_method(generated, real, num_subsets, seed)
     return Figure(
-        name=_names(generated.origin)[2],
+        name=_metric_names(generated.origin)[2],
         value=distance.value,
         error=distance.error,
         method=method,
@@ -151,17 +152,18 @@ def kernel_figure(
     )
 
 
-def _kernel_distance(
+def _kernel_distance_and_method(
     generated: ImageFeatures, real: ImageFeatures, num_subsets: int, seed: int
 ) -> tuple[KernelDistance, str]:
+    """Kernel distance over all images (0 subsets) or over random subsets, and how a report calls the method."""
     if num_subsets == 0:
         return kernel_distance(generated.features, real.features), "unbiased over all images, jackknife standard error"
     distance = kernel_distance_of_subsets(generated.features, real.features, num_subsets, SUBSET_SIZE, seed)
     return distance, f"mean and standard deviation over {num_subsets} subsets of {SUBSET_SIZE}"
 
 
-def _names(origin: FeatureOrigin) -> tuple[str, str, str]:
-    """What papers call Fréchet distance, Inception Score and kernel distance by this network."""
+def _metric_names(origin: FeatureOrigin) -> tuple[str, str, str]:
+    """What papers call Fréchet distance, Inception Score and kernel distance by this feature network."""
     if origin == INCEPTION_2015:
         return "FID", "Inception Score", "KID"
     other = "Inception Score by another network"

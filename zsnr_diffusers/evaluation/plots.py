@@ -51,24 +51,25 @@ def plot_luminance(
         ValueError: nothing to draw.
         ImportError: matplotlib is not installed.
     """
-    return _save(_luminance_figure(generated, real, title), path)
+    return _save_figure(_luminance_figure(generated, real, title), path)
 
 
 def luminance_picture(generated: Mapping[str, npt.ArrayLike], real: npt.ArrayLike | None, title: str) -> Image.Image:
-    """What `plot_luminance` draws, as an image; so are the errors."""
+    """Draw what `plot_luminance` does, with the same errors, as a PIL image."""
     file = io.BytesIO()
     _luminance_figure(generated, real, title).savefig(file, format="png", dpi=100)
     return Image.open(file).convert("RGB")
 
 
 def _luminance_figure(generated: Mapping[str, npt.ArrayLike], real: npt.ArrayLike | None, title: str) -> Any:
+    """The matplotlib figure of `plot_luminance`: a row of histograms for each set of images."""
     if not generated or any(np.size(values) == 0 for values in generated.values()):
         raise ValueError("plot_luminance needs at least one set of images, and at least one value in each")
     # A Figure of one's own, not pyplot: no window system is asked for and no global state changes.
     figure = import_extra("matplotlib.figure").Figure(figsize=(7, 1 + 1.4 * len(generated)), layout="constrained")
     rows = figure.subplots(len(generated), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(rows, generated.items(), strict=True):
-        _draw_row(axes, name, np.clip(values, -1, 1), None if real is None else np.clip(real, -1, 1))
+        _draw_histogram(axes, name, np.clip(values, -1, 1), None if real is None else np.clip(real, -1, 1))
     rows[0].set_title(title)
     rows[-1].set_xlim(-1, 1)
     rows[-1].set_xlabel("mean luminance (-1 black, 1 white)")
@@ -111,16 +112,17 @@ def plot_luminance_over_steps(
     distance.set_ylim(bottom=0)
     for axes in (band, distance):
         axes.legend(loc="upper right", fontsize="small", frameon=False)
-    return _save(figure, path)
+    return _save_figure(figure, path)
 
 
-def _save(figure: Any, path: str | PathLike[str]) -> Path:
+def _save_figure(figure: Any, path: str | PathLike[str]) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return Path(path)
 
 
-def _draw_row(axes: Any, name: str, values: npt.NDArray[Any], real: npt.NDArray[Any] | None) -> None:
+def _draw_histogram(axes: Any, name: str, values: npt.NDArray[Any], real: npt.NDArray[Any] | None) -> None:
+    """Draw the histogram of one set of luminance values, that of the real images outlined behind it."""
     axes.hist(values, BINS, density=True, color="tab:blue", alpha=0.7, label=f"{name} (n = {values.size})")
     axes.axvline(values.mean(), color="tab:blue", linewidth=1)
     if real is not None:
@@ -158,7 +160,7 @@ def plot_bits_per_dim(
         axes.loglog(drawn + 1, result.terms[drawn], linewidth=1, label=f"{name} ({result.total:.3f} bits/dim)")
     axes.set(title=title, xlabel="timestep (1: the decoder)", ylabel="bits/dim")
     axes.legend(fontsize="small", frameon=False)
-    return _save(figure, path)
+    return _save_figure(figure, path)
 
 
 def plot_schedule(
@@ -203,7 +205,7 @@ def plot_schedule(
         axes.plot(nearest, drawn[nearest], "o", fillstyle="none", markersize=size, label=f"{n} steps")
     axes.set(title=title, xlabel="timestep", ylabel="signal-to-noise ratio")
     axes.legend(fontsize="small", frameon=False)
-    return _save(figure, path)
+    return _save_figure(figure, path)
 
 
 def sample_grid(
@@ -249,16 +251,17 @@ def sample_grid(
             )
             grid.paste(fitted, (left + j * step, top + i * step))
     for i, label in enumerate(row_labels or ()):
-        _write(grid, label, (gap, top + i * step), left - 2 * gap)
+        _draw_text(grid, label, (gap, top + i * step), left - 2 * gap)
     for j, label in enumerate(column_labels or ()):
-        _write(grid, label, (left + j * step, gap), grid.width)
+        _draw_text(grid, label, (left + j * step, gap), grid.width)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
     return grid
 
 
-def _write(grid: Image.Image, text: str, corner: tuple[int, int], width: int) -> None:
+def _draw_text(grid: Image.Image, text: str, corner: tuple[int, int], width: int) -> None:
+    """Write a label onto a grid of samples, wrapped to `width` pixels."""
     font = ImageFont.load_default(size=12)
     wrapped = textwrap.fill(text, max(width // 7, 1))  # 7 pixels: a wide letter of the default font at this size
     ImageDraw.Draw(grid).multiline_text(corner, wrapped, fill="black", font=font)

@@ -26,12 +26,12 @@ class Reference:
 
     @property
     def origin(self) -> FeatureOrigin | None:
-        """What computed the features, None where the file does not say."""
+        """The network, resize and weights that computed the features; None where the file does not say."""
         return self.statistics.origin
 
 
 def check_reference(reference: Reference, network: FeatureNetwork) -> None:
-    """Find before any image is measured whether a reference is of this network; tries it on a black image.
+    """Refuse reference statistics of another feature network before images are measured; tries it on a black one.
 
     Raises:
         ValueError: it is of another one, or of another number of features.
@@ -51,7 +51,7 @@ def check_reference(reference: Reference, network: FeatureNetwork) -> None:
 
 
 def load_reference(path: str | PathLike[str]) -> Reference:
-    """Read reference statistics.
+    """Read reference statistics for the Fréchet distance: ours, or an `.npz` of other tools.
 
     Args:
         path: what `FeatureStatistics.save` wrote; or, by its ending, an `.npz` with `mu` [d] and `sigma` [d, d] as
@@ -65,7 +65,7 @@ def load_reference(path: str | PathLike[str]) -> Reference:
     if Path(path).suffix != ".npz":
         statistics = FeatureStatistics.load(path)
         return Reference(name, statistics, statistics.count)
-    mean, covariance = _moments(path)
+    mean, covariance = _load_npz_moments(path)
     try:
         # One image more than features: as few as may have this covariance, whatever its rank.
         statistics = FeatureStatistics.from_moments(mean, covariance, count=np.size(mean) + 1)
@@ -74,7 +74,8 @@ def load_reference(path: str | PathLike[str]) -> Reference:
     return Reference(name, statistics, None)
 
 
-def _moments(path: str | PathLike[str]) -> tuple[Floats, Floats]:
+def _load_npz_moments(path: str | PathLike[str]) -> tuple[Floats, Floats]:
+    """Read `mu` [d] and `sigma` [d, d] from an `.npz` of pytorch-fid, clean-fid or EDM."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             missing = [key for key in ("mu", "sigma") if key not in arrays]

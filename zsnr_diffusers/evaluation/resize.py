@@ -27,18 +27,23 @@ def resize_like_tensorflow1(images: torch.Tensor, size: int) -> torch.Tensor:
     Returns:
         float32 [n, c, size, size] in the scale of the input, not rounded.
     """
-    rows, columns = (_neighbours(length, size, images.device) for length in images.shape[-2:])
+    rows, columns = (_bilinear_neighbors(length, size, images.device) for length in images.shape[-2:])
     pixels = images.float()
-    upper, lower = (_along_columns(pixels[..., index, :], columns) for index in rows[:2])
+    upper, lower = (_interpolate_columns(pixels[..., index, :], columns) for index in rows[:2])
     return upper + (lower - upper) * rows[2][:, None]
 
 
-def _along_columns(pixels: torch.Tensor, columns: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _interpolate_columns(
+    pixels: torch.Tensor, columns: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Linear interpolation along the width, at the columns and weights of `_bilinear_neighbors`."""
     left, right, weight = columns
     return pixels[..., left] + (pixels[..., right] - pixels[..., left]) * weight
 
 
-def _neighbours(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _bilinear_neighbors(
+    length: int, size: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pixel before and after each output position, and the weight of the second; float32, as TensorFlow counts."""
     import torch
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..bridges import asked_as_flow, beside
+from ..bridges import broadcast_level, flow_timestep_lookup
 from ..core import NoiseLevel, add_noise, converted_prediction, training_target
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.sampling import compute_dtype
@@ -61,13 +61,13 @@ class BridgedObjective(Objective):
 
     def __init__(self, betas: ZeroSNRScheduler) -> None:
         super().__init__(betas)
-        self._ask, self.num_train_timesteps = asked_as_flow(betas), 1000
+        self._ask, self.num_train_timesteps = flow_timestep_lookup(betas), 1000
 
     def ask(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Question:
         """See `Objective.ask`."""
         of_flow, asked, of_network = self._ask(timesteps.double().cpu())
         wide = compute_dtype(x_0.dtype)
-        here, there = (beside(level, x_0, wide) for level in (of_flow, of_network))
+        here, there = (broadcast_level(level, x_0, wide) for level in (of_flow, of_network))
         x_t = add_noise(x_0, noise, there)
         target = training_target("flow_prediction", x_0, noise, here)
         return Question(x_t, asked.float(), target, lambda output: self._as_flow(output, x_t, there, here))

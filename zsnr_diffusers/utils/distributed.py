@@ -33,11 +33,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and prints."""
+        """Whether this process has rank 0, which writes and prints for all."""
         return self.rank == 0
 
     def split(self, items: Sequence[T]) -> Sequence[T]:
-        """The part of `items` that this process has to do; the parts of all, in the order of ranks, are `items`."""
+        """The part of `items` that falls to this process; the parts of all ranks, in order, are `items`."""
         n = len(items)
         return items[n * self.rank // self.size : n * (self.rank + 1) // self.size]
 
@@ -55,22 +55,22 @@ class Processes:
         yield
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns in this process, where others call it once the main process is done with it."""
+        """Call `work` in every process, in the others only after the main process is done with it."""
         with self.sync_errors():
             result = [work()] if self.is_main else []
         return result[0] if self.is_main else work()
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the main process, which alone calls it, in each of them."""
+        """Call `work` in the main process alone, and return its result in every process."""
         with self.sync_errors():
             result = [work()] if self.is_main else []
         return self.gather(result)[0][0]
 
     def drain(self) -> None:
-        """To be called before the process group is taken down."""
+        """Wait until exchanged data is freed; to be called before the process group is taken down."""
 
     def close(self) -> None:
-        """Leave the others; nothing can be shared afterwards."""
+        """Leave the process group; nothing can be shared afterwards."""
 
 
 class LaunchedProcesses(Processes):
@@ -95,7 +95,7 @@ class LaunchedProcesses(Processes):
 
     @contextmanager
     def sync_errors(self) -> Iterator[None]:
-        """See `Processes.sync_errors`."""
+        """Raise in all processes if one failed inside, see `Processes.sync_errors`."""
         failure = None
         try:
             yield
@@ -123,7 +123,7 @@ class LaunchedProcesses(Processes):
 
 
 def launched_processes() -> Processes:
-    """The processes that this one was launched with.
+    """The processes of `accelerate launch` or torchrun that this one is among, or this one alone.
 
     Raises:
         ImportError: there are several, and accelerate is not installed.
@@ -132,5 +132,5 @@ def launched_processes() -> Processes:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that speaks, before anything is set up."""
+    """Whether the environment gives this process rank 0; needs no process group."""
     return int(os.environ.get("RANK", 0)) == 0

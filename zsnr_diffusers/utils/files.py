@@ -12,7 +12,7 @@ from typing import Any
 
 
 def fsync(path: Path) -> None:
-    """Bring a file, or the names in a folder, from the system's memory to the disk."""
+    """Flush a file, or the names in a folder, from the system's memory to the disk."""
     if os.name == "nt":  # opens no folders, and syncs only what is open for writing
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -24,7 +24,7 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A file under its name, all of it or as it was before.
+    """Write a file atomically: under its name is all of it, or what was there before.
 
     Args:
         path: of the file.
@@ -46,7 +46,7 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """The same for a folder, or for a file whose writer minds its name; folders above it are made if need be.
+    """Write a folder, or a file whose writer minds its name, atomically; folders above it are made if need be.
 
     Yields:
         A path with the same last part, in a temporary folder beside it.
@@ -61,13 +61,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, by `atomic_write`."""
+    """Write a UTF-8 text file by `atomic_write`."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """What JSON can express, by `atomic_write`; NaN is refused."""
+    """Write a JSON file by `atomic_write`; NaN is refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 

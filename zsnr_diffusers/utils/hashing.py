@@ -21,14 +21,14 @@ def file_sha256(path: str | PathLike[str]) -> str:
 
 
 def state_sha256(module: Any) -> str:
-    """The sha256 of names, dtypes, shapes and values of a module's state; "" for what has none."""
+    """The sha256 of names, dtypes, shapes and values in a module's `state_dict`; "" for what is no module."""
     import torch
 
     return tensors_sha256(module.state_dict()) if isinstance(module, torch.nn.Module) else ""
 
 
 def tensors_sha256(tensors: Mapping[str, Any]) -> str:
-    """The same of tensors by name."""
+    """The sha256 of names, dtypes, shapes and values of tensors by name, whatever their order."""
     import torch
 
     digest = hashlib.sha256()

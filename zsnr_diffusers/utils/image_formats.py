@@ -35,7 +35,7 @@ class OptionalFormat:
 
     @property
     def is_readable(self) -> bool:
-        """Whether Pillow reads it as things stand."""
+        """Whether Pillow reads the format now: by itself, or by a plugin that is registered."""
         return self.suffixes[0] in Image.registered_extensions()
 
 

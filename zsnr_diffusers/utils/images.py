@@ -62,10 +62,11 @@ def find_files(folder: str | PathLike[str]) -> list[Path]:
         raise FileNotFoundError(f"image folder {str(root)!r} does not exist")
     if not root.is_dir():
         raise NotADirectoryError(f"image folder {str(root)!r} is a file; name the folder that holds the images")
-    return sorted(_files_below(root, frozenset()))
+    return sorted(_walk_files(root, frozenset()))
 
 
-def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+def _walk_files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """All files below a folder; `above` are the folders it lies in, so that a link to one of them is not followed."""
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder that it lies in
         return
@@ -73,7 +74,7 @@ def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
         path = folder / entry.name
         if path.is_dir() if entry.is_symlink() else entry.is_dir():
             if not entry.name.startswith("."):
-                yield from _files_below(path, above | {real})
+                yield from _walk_files(path, above | {real})
         elif entry.is_symlink() or entry.is_file():  # not a pipe, which would wait until somebody writes
             yield path
 
@@ -113,14 +114,14 @@ def load_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
         ImageError: no such file, not an image, truncated, above `MAX_PIXELS`, or with values that are no brightness
             (negative, not finite).
     """
-    label = name or _label(source)
+    label = name or _describe_source(source)
     try:
         if isinstance(source, Image.Image):
-            return _decode(source)
-        with _open(source) as image:
-            return _decode(image)
+            return _decode_rgb(source)
+        with _open_image(source) as image:
+            return _decode_rgb(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data, struct.error to SyntaxError
-        raise ImageError(f"cannot read image {label}: {_reason(error, source)}") from error
+        raise ImageError(f"cannot read image {label}: {_explain_error(error, source)}") from error
 
 
 def oriented_size(source: str | PathLike[str] | bytes, name: str | None = None) -> tuple[int, int]:
@@ -134,16 +135,19 @@ def oriented_size(source: str | PathLike[str] | bytes, name: str | None = None) 
         ImageError: no such file, or not an image.
     """
     try:
-        with _open(source) as image:
+        with _open_image(source) as image:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # whose size may or may not be turned already, by version
                 width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
-            return (width, height) if _orientation(image) in _ROTATED else (height, width)
+            return (width, height) if _exif_orientation(image) in _ROTATED else (height, width)
     except Exception as error:
-        raise ImageError(f"cannot read image {name or _label(source)}: {_reason(error, source)}") from error
+        raise ImageError(
+            f"cannot read image {name or _describe_source(source)}: {_explain_error(error, source)}"
+        ) from error
 
 
-def _label(source: ImageSource) -> str:
+def _describe_source(source: ImageSource) -> str:
+    """How an error names an image: its path, or what it is if it has none."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     if isinstance(source, Image.Image):
@@ -151,10 +155,11 @@ def _label(source: ImageSource) -> str:
     return str(source)
 
 
-def _reason(error: Exception, source: ImageSource) -> str:
+def _explain_error(error: Exception, source: ImageSource) -> str:
+    """Why an image cannot be read, for the error's text: what to install, or what Pillow says."""
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
-    content = _first_bytes(source)
+    content = _read_signature(source)
     if missing := missing_package(content):
         return missing
     if isinstance(error, UnidentifiedImageError):
@@ -162,8 +167,8 @@ def _reason(error: Exception, source: ImageSource) -> str:
     return str(error) or type(error).__name__
 
 
-def _first_bytes(source: ImageSource) -> bytes:
-    """Enough of a file to tell its format; nothing of what is no file."""
+def _read_signature(source: ImageSource) -> bytes:
+    """The first bytes of a file, by which its format can be told; empty for what is no file."""
     if isinstance(source, bytes):
         return source[:64]
     with suppress(OSError), Path(str(source)).open("rb") as file:
@@ -173,6 +178,7 @@ def _first_bytes(source: ImageSource) -> bytes:
 
 @contextmanager
 def _without_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's limit on pixels inside the block."""
     # The limit is a global of Pillow. The lock keeps two threads from restoring each other's value; opening reads
     # no more than the header, so it is held for a moment only.
     with _PILLOW_LIMIT:
@@ -184,13 +190,15 @@ def _without_pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _open(source: str | PathLike[str] | bytes) -> Image.Image:
+def _open_image(source: str | PathLike[str] | bytes) -> Image.Image:
+    """Open an image file or its bytes by the header alone, with plugins registered."""
     register_plugins()
     with _without_pillow_limit():
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
-def _decode(image: Image.Image) -> Image.Image:
+def _decode_rgb(image: Image.Image) -> Image.Image:
+    """Decode a PIL image to upright 8-bit RGB over white."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
             f"{image.width}x{image.height} is {image.width * image.height / 1e6:.0f} Mpx, above the limit of "
@@ -198,18 +206,20 @@ def _decode(image: Image.Image) -> Image.Image:
         )
     from_file = image.format is not None
     image.load()  # before the orientation is read: Pillow turns TIFF files itself while it loads them
-    return _composite_on_white(_eight_bit(_upright(image), from_file))
+    return _composite_on_white(_to_eight_bit_gray(_apply_exif_orientation(image), from_file))
 
 
-def _orientation(image: Image.Image) -> int:
+def _exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image, 1 to 8; 1 is upright."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the image beside it
         return 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _EXIF_TRANSPOSE.get(_orientation(image))
+def _apply_exif_orientation(image: Image.Image) -> Image.Image:
+    """Turn an image upright, and drop the EXIF block so that it is not turned again."""
+    turn = _EXIF_TRANSPOSE.get(_exif_orientation(image))
     if turn is None:
         return image
     upright = image.transpose(turn)
@@ -218,12 +228,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _eight_bit(image: Image.Image, from_file: bool) -> Image.Image:
-    """Modes "I;16*", "I" and "F" as "L", or "LA" if one grey value is declared transparent."""
+def _to_eight_bit_gray(image: Image.Image, from_file: bool) -> Image.Image:
+    """Modes "I;16*", "I" and "F" as "L", or "LA" if one gray value is declared transparent."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
-    full = _full_range(image.mode, float(values.min()), float(values.max()), from_file)
+    full = _gray_full_range(image.mode, float(values.min()), float(values.max()), from_file)
     grey = Image.fromarray(np.rint(np.multiply(values, 255 / full, dtype=np.float32)).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is not None:
@@ -231,7 +241,8 @@ def _eight_bit(image: Image.Image, from_file: bool) -> Image.Image:
     return grey
 
 
-def _full_range(mode: str, low: float, high: float, from_file: bool) -> float:
+def _gray_full_range(mode: str, low: float, high: float, from_file: bool) -> float:
+    """Value of white for gray deeper than 8 bits, by mode and by the values `low` to `high` that occur."""
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
         raise ValueError(f"pixel values from {low:g} to {high:g} in mode {mode!r} are no brightness; rescale the file")
     if mode.startswith("I;16"):
@@ -247,6 +258,7 @@ def _full_range(mode: str, low: float, high: float, from_file: bool) -> float:
 
 
 def _composite_on_white(image: Image.Image) -> Image.Image:
+    """RGB of an image of any mode, transparent pixels composited over white."""
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     coloured = image.convert("RGBA")

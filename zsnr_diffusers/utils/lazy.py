@@ -9,7 +9,7 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's `__getattr__` and `__dir__` (PEP 562), for names that take seconds to import.
+    """Make a package's `__getattr__` and `__dir__` (PEP 562), for names that take seconds to import.
 
     Args:
         package: `__name__` of the package.

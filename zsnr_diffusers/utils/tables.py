@@ -17,7 +17,7 @@ class Report:
     """What can be printed: as plain text by `str`, as tables by `terminal.show`."""
 
     def parts(self) -> Iterable[Part]:
-        """What it says, from top to bottom."""
+        """Texts, tables and notes of the report, from top to bottom."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -32,11 +32,11 @@ class Text(Report):
     tone: Style = "plain"
 
     def parts(self) -> Iterable[Part]:
-        """Itself."""
+        """The text itself, as the only part of a report."""
         return (self,)
 
     def text(self) -> str:
-        """As it is."""
+        """The sentence as plain text."""
         return self.content
 
 
@@ -57,7 +57,7 @@ class KeyValues:
     indent: str = ""
 
     def text(self) -> str:
-        """A line for each."""
+        """Plain text, a line for each name and its value."""
         width = max((len(name) for name, *_ in self.rows), default=0)
         return "\n".join(
             f"{self.indent}{name:<{width}} {value}" + "".join(self.aside.format(note) for note in notes if note)
@@ -84,7 +84,7 @@ class Table:
     indent: str = ""
 
     def text(self) -> str:
-        """Aligned columns."""
+        """Plain text in aligned columns."""
         lines = [self.head, *self.rows] if self.head else self.rows
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(self.indent + self._row_as_text(cells, widths).rstrip() for cells in lines)
@@ -118,11 +118,11 @@ class Remarks:
 
     @property
     def width(self) -> int:
-        """Of the widest label."""
+        """Width of the widest label, in characters."""
         return max((len(remark.label) for remark in self.remarks), default=0)
 
     def text(self) -> str:
-        """Two lines for each."""
+        """Plain text, two lines for each note: what it is, and what to do."""
         return "\n".join(
             f"{remark.label:<{self.width}}  {remark.content}\n{'':<{self.width}}  -> {one_line(remark.advice)}"
             for remark in self.remarks
@@ -133,5 +133,5 @@ Part: TypeAlias = Text | KeyValues | Table | Remarks
 
 
 def one_line(advice: str) -> str:
-    """Advice in a line: code and commands have one each, and so has what they are for, which ends with a colon."""
+    """Advice of several lines as one: items are joined by semicolons, those after a colon by a space."""
     return advice.replace(":\n", ": ").replace("\n", "; ")

@@ -27,7 +27,7 @@ _CODE = "cyan"
 
 
 def show(report: Report) -> None:
-    """Print a report: drawn where standard output is a terminal that can, else its text."""
+    """Print a report: as `rich` tables where standard output is a terminal that can, else as plain text."""
     if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         print(report)
         return
@@ -35,29 +35,30 @@ def show(report: Report) -> None:
 
     console = Console(markup=False, emoji=False, highlight=False)  # a folder may be called [red] or :cat:
     for part in report.parts():
-        _draw(console, part)
+        _print_part(console, part)
         console.print()
 
 
-def _draw(console: Console, part: Part) -> None:
+def _print_part(console: Console, part: Part) -> None:
+    """Print one part of a report on a `rich` console."""
     match part:
         case Text():
             console.print(part.content, style=_STYLES[part.tone])
         case KeyValues():
-            console.print(_facts(part))
+            console.print(_key_values_table(part))
         case Table():
-            console.print(_table(_transposed(part) if _too_wide(console, part) else part))
+            console.print(_rich_table(_transpose(part) if _exceeds_console(console, part) else part))
         case Remarks():
             for i, remark in enumerate(part.remarks):
                 if i:
                     console.print()
-                _note(console, remark, part.width)
+                _print_note(console, remark, part.width)
 
 
-def _facts(part: KeyValues) -> Drawing:
-    """A column that no row has something in is left out."""
+def _key_values_table(part: KeyValues) -> Drawing:
+    """Names and values as a `rich` table, without columns that are empty in all rows."""
     columns = [column for column in zip(part.head, *part.rows, strict=True) if any(column[1:])]
-    drawing = _new_table()
+    drawing = _empty_table()
     for (head, *_), style in zip(columns, ("bold", "", "dim"), strict=False):
         drawing.add_column(head, style=style, overflow="fold")
     for row in list(zip(*columns, strict=True))[1:]:
@@ -65,8 +66,9 @@ def _facts(part: KeyValues) -> Drawing:
     return drawing
 
 
-def _table(part: Table) -> Drawing:
-    drawing = _new_table()
+def _rich_table(part: Table) -> Drawing:
+    """A report's table as a `rich` table, its reference rows dimmed."""
+    drawing = _empty_table()
     drawing.show_header = bool(part.head)
     for head, side in zip(part.head or [""] * len(part.align), part.align, strict=True):
         drawing.add_column(head, justify="right" if side == ">" else "left", overflow="fold")
@@ -76,28 +78,28 @@ def _table(part: Table) -> Drawing:
     return drawing
 
 
-def _new_table() -> Drawing:
-    """As narrow as a table can be that has a line under its head."""
+def _empty_table() -> Drawing:
+    """A `rich` table without rows, as narrow as one can be that has a line under its head."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Drawing
 
     return Drawing(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
 
 
-def _too_wide(console: Console, part: Table) -> bool:
-    """Whether cells would have to be broken that would not be as rows."""
+def _exceeds_console(console: Console, part: Table) -> bool:
+    """Whether a table with a head is wider than the console, so that it is better transposed."""
     unbounded = console.options.update(max_width=sum(len(cell) + 2 for row in (part.head, *part.rows) for cell in row))
-    return bool(part.head) and console.measure(_table(part), options=unbounded).maximum > console.width
+    return bool(part.head) and console.measure(_rich_table(part), options=unbounded).maximum > console.width
 
 
-def _transposed(part: Table) -> Table:
-    """Columns as rows."""
+def _transpose(part: Table) -> Table:
+    """The table with its columns as rows."""
     head, *rows = zip(part.head, *part.rows, strict=True)
     return Table(head, tuple(rows), "<" + ">" * len(part.rows))
 
 
-def _note(console: Console, remark: Note, width: int) -> None:
-    """Code stands at the left margin and is broken by nobody but the terminal, so it can be copied and pasted."""
+def _print_note(console: Console, remark: Note, width: int) -> None:
+    """Print a note; code starts at the left margin and is not wrapped, so it can be copied and pasted."""
     from rich.table import Table as Drawing
 
     quiet = "dim" if remark.tone == "quiet" else ""

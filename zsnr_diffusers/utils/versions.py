@@ -19,8 +19,8 @@ TESTED: Mapping[str, str] = {
 }
 
 
-def untested(tested: Mapping[str, str] = TESTED) -> dict[str, str]:
-    """The installed versions, by package, whose major or minor number is higher than what was tested."""
+def untested_versions(tested: Mapping[str, str] = TESTED) -> dict[str, str]:
+    """Installed versions, by package, whose major or minor number is higher than what was tested."""
     found = {}
     for package, newest in tested.items():
         try:
@@ -32,9 +32,9 @@ def untested(tested: Mapping[str, str] = TESTED) -> dict[str, str]:
     return found
 
 
-def warn_of_untested() -> None:
-    """Name them in one warning, in the first process of several; called where the package is imported, so once."""
-    if (found := untested()) and os.environ.get("RANK", "0") == "0":
+def warn_of_untested_versions() -> None:
+    """Log one warning that names untested versions, in the main process; called when the package is imported."""
+    if (found := untested_versions()) and os.environ.get("RANK", "0") == "0":
         names = ", ".join(
             f"{package} {installed} (tested up to {TESTED[package]})" for package, installed in found.items()
         )

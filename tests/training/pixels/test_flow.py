@@ -152,13 +152,13 @@ def test_three_hundred_steps_lower_the_loss_and_samples_come_near(options, tmp_p
 
 @pytest.mark.full
 def test_previews_are_sampled_by_the_multistep_sampler(options, monkeypatch):
-    seen, choose = [], ClassConditionalPipeline._labels
+    seen, choose = [], ClassConditionalPipeline._resolve_labels
 
     def spy(self, *args):
         seen.append(type(self.scheduler))
         return choose(self, *args)
 
-    monkeypatch.setattr(ClassConditionalPipeline, "_labels", spy)
+    monkeypatch.setattr(ClassConditionalPipeline, "_resolve_labels", spy)
     run(options, validation_images=1, luminance_images=2, validation_steps=2, num_inference_steps=2)
     assert set(seen) == {FlowMatchMultistepScheduler}
     assert Path(options["output_dir"], "luminance.png").is_file()

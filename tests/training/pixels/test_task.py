@@ -199,13 +199,13 @@ def test_data_that_does_not_fit_is_refused(options):
 
 @pytest.mark.full
 def test_brightness_is_painted_by_the_classes_of_rows_and_a_new_network_has_no_before(options, monkeypatch, tmp_path):
-    labels, choose = [], ClassConditionalPipeline._labels
+    labels, choose = [], ClassConditionalPipeline._resolve_labels
 
     def spy(self, class_labels, batch_size, guidance_scale):
         labels.extend(class_labels or [None] * batch_size)
         return choose(self, class_labels, batch_size, guidance_scale)
 
-    monkeypatch.setattr(ClassConditionalPipeline, "_labels", spy)
+    monkeypatch.setattr(ClassConditionalPipeline, "_resolve_labels", spy)
     options |= {"luminance_images": 11, "validation_steps": 2, "num_inference_steps": 1}
     run(options)
     rows = drawn_rows(range(12), 0, 11)
