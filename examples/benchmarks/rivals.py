@@ -32,6 +32,8 @@ ADAMS_BASHFORTH = ([1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, 
 """Weights for even steps, the newest derivative first."""
 GAMMA = 2.0
 """Permenter & Yuan's choice."""
+LARGEST_FLOW_TIME = 1 - 1e-6
+"""Stands for a flow time of 1 in log SNR, as in diffusers."""
 
 
 def beta_timesteps(n: int, sigmas: np.ndarray) -> np.ndarray:
@@ -276,14 +278,7 @@ class UniPCBH2Scheduler(RivalScheduler):
     def start(self, sigmas: Sequence[float]) -> None:
         """Begin a run of diffusers' class, over these levels in place of its own."""
         super().start(sigmas)
-        self._solver = UniPCMultistepScheduler(
-            solver_order=self.config.solver_order,
-            solver_type="bh2",
-            prediction_type=self.config.prediction_type,
-            num_train_timesteps=self.config.num_train_timesteps,
-        )
-        self._solver.set_timesteps(len(self.timesteps))
-        self._solver.timesteps, self._solver.sigmas = self.timesteps, self.sigmas
+        self._solver = unipc_bh2(self, prediction_type=self.config.prediction_type)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Unchanged."""
@@ -294,3 +289,27 @@ class UniPCBH2Scheduler(RivalScheduler):
     ) -> SchedulerOutput | tuple[Tensor]:
         """x_t at the next level, of shape [B, ...]."""
         return self._solver.step(model_output, timestep, sample, return_dict=return_dict)
+
+
+class FlowUniPCBH2Scheduler(FlowRivalScheduler):
+    """`UniPCBH2Scheduler` on a flow-matching model, from where diffusers starts: at s = 1 log SNR has no beginning."""
+
+    def start(self, sigmas: Sequence[float]) -> None:
+        """Begin a run of diffusers' class, over these flow times in place of its own."""
+        super().start([min(s, LARGEST_FLOW_TIME) for s in sigmas])
+        self._solver = unipc_bh2(self, prediction_type="flow_prediction", use_flow_sigmas=True)
+
+    step = UniPCBH2Scheduler.step
+
+
+def unipc_bh2(scheduler: RivalScheduler, **model: Any) -> UniPCMultistepScheduler:
+    """diffusers' class, about to run over the levels of a scheduler here."""
+    solver = UniPCMultistepScheduler(
+        solver_order=scheduler.config.solver_order,
+        solver_type="bh2",
+        num_train_timesteps=scheduler.config.num_train_timesteps,
+        **model,
+    )
+    solver.set_timesteps(len(scheduler.timesteps))
+    solver.timesteps, solver.sigmas = scheduler.timesteps, scheduler.sigmas
+    return solver

@@ -3,6 +3,7 @@
     python examples/benchmarks/sampler_accuracy.py
     python examples/benchmarks/sampler_accuracy.py --seed 1 --study --all
     python examples/benchmarks/sampler_accuracy.py --flow
+    python examples/benchmarks/sampler_accuracy.py --flow --skrample      # after pip install skrample==0.7.0
 
 The network is replaced by one that is exact for its data (`suites.py`), on Stable Diffusion's schedule with
 v-prediction, so every difference is the sampler's. Data are Gaussians from fine detail to brightness, and mixtures of
@@ -27,7 +28,15 @@ from accuracy_flow import compare_flow
 from accuracy_plots import plot_errors, plot_recovered
 from accuracy_study import study
 from accuracy_tables import save, show, show_failures, triple
-from samplers import DEFAULT, USUAL, Sampler, multistep_options, sample, zero_snr_schedule
+from samplers import (
+    DEFAULT,
+    USUAL,
+    Sampler,
+    multistep_options,
+    sample,
+    skrample_flow_samplers,
+    zero_snr_schedule,
+)
 from suites import LARGEST, SMALLEST, Gaussian, Suite, ode_suite
 from torch import Tensor
 from tqdm import tqdm
@@ -127,9 +136,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         "instead of a dozen of them; some minutes more")  # fmt: skip
     parser.add_argument("--flow", action="store_true", help="flow matching in place of Stable Diffusion's schedule: "
                         "the main table alone, against stock's flow samplers at shifts 1, 1.5, 3 and 7")  # fmt: skip
+    parser.add_argument("--skrample", action="store_true", help="with --flow, the samplers of that library as well, "
+                        "which needs Python 3.12")  # fmt: skip
     parser.add_argument("--study", action="store_true", help="vary spacing scales, order, corrector and fit")
     parser.add_argument("--output_dir", type=Path, default=Path("sampler_accuracy"), help="default: sampler_accuracy/")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.skrample and not args.flow:
+        parser.error("--skrample is of flow matching: pass --flow too.")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found: dict[str, Any] = {"seed": args.seed, "diffusers": diffusers.__version__}
         args.output_dir.mkdir(parents=True, exist_ok=True)
         steps, image = sorted(set(args.steps)), args.output_dir / "flow.png"
-        compare_flow(args.seed, args.samples, args.exact_steps, steps, found, image)
+        skrample = skrample_flow_samplers() if args.skrample else []
+        compare_flow(args.seed, args.samples, args.exact_steps, steps, found, image, skrample)
         save(args.output_dir, found)
         print(f"\n{time.perf_counter() - start:.0f} s; report.json and flow.png are in {args.output_dir}/")
         return

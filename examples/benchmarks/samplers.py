@@ -13,6 +13,7 @@ from rivals import (
     FlowGradientEstimationScheduler,
     FlowIPNDMScheduler,
     FlowLMSScheduler,
+    FlowUniPCBH2Scheduler,
     GradientEstimationScheduler,
     IPNDMScheduler,
     LMSScheduler,
@@ -236,7 +237,25 @@ def rival_flow_samplers() -> list[Sampler]:
         for cls, order in itertools.product((FlowLMSScheduler, FlowIPNDMScheduler), (2, 3, 4)):
             samplers.append(Sampler(cls, {**options, "solver_order": order}, {}))
         samplers.append(Sampler(FlowGradientEstimationScheduler, options, {}))
+    for where, shift, order in itertools.product(GRIDS, (1.0, 3.0), (2, 3)):
+        options = {"timestep_spacing": where, "shift": shift, "solver_order": order}
+        samplers.append(Sampler(FlowUniPCBH2Scheduler, options, {}))
     return samplers
+
+
+def skrample_flow_samplers() -> list[Sampler]:
+    """Those of the library skrample at each of `SHIFTS`, by solver, order, schedule, and what the solver interpolates.
+
+    Raises:
+        SystemExit: it is not installed, or this Python is older than it asks for.
+    """
+    try:
+        from skrample_samplers import SkrampleScheduler, skrample_options
+    except (ImportError, SyntaxError) as problem:
+        raise SystemExit(
+            f"--skrample needs that library: python -m pip install skrample==0.7.0, on Python 3.12 ({problem})."
+        ) from problem
+    return [Sampler(SkrampleScheduler, options, {}) for options in skrample_options(SHIFTS)]
 
 
 def sample(scheduler: Any, suite: Suite, generator: torch.Generator | None = None) -> Tensor:

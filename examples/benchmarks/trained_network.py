@@ -1,13 +1,23 @@
-"""How far a trained pipeline's images are, at few steps, from its own at very many.
+r"""How far a trained pipeline's images are, at few steps, from its own at very many.
 
     python examples/quickstart.py                              # makes quickstart/retrained
     python examples/benchmarks/trained_network.py
     python examples/digits.py                                  # makes digits/zero-snr
     python examples/benchmarks/trained_network.py --pipeline digits/zero-snr --guidance_scale 3
 
+The quickstart's model as a flow-matching one, trained on as the quickstart trains:
+
+    python -m zsnr_diffusers.training --pretrained_model_name_or_path quickstart/retrained \
+        --train_data_dir quickstart/landscapes --output_dir quickstart/flow --prediction_type flow_prediction \
+        --max_train_steps 900 --train_batch_size 16 --learning_rate 1e-3 --lr_warmup_steps 50 --ema_decay 0.999 \
+        --luminance_images 0
+    python examples/benchmarks/trained_network.py --pipeline quickstart/flow --steps 4 6 10 20
+
 The pipeline makes images of texts, or of classes (`ClassConditionalPipeline`), each class as often as the others.
 Every sampler starts from the same noise, and none clips. The reference is the same pipeline at 500 steps of DDIM's
-equation, solved to order 3 on trailing steps; 500 of DDIM's own stand beside it, to show how far references differ.
+equation, solved to order 3 on trailing steps; 500 of DDIM's own, or of Euler's under flow matching, stand beside it,
+to show how far references differ. Heun's method calls the network twice in all steps but the last: it takes as many
+steps as make n calls, or n + 1 where n is even.
 Printed is the RMS difference of latents (of pixels, for classes) over their standard deviation, as a geometric mean
 over the images, and the RMS difference of the images' mean latents, which is their brightness. A geometric mean,
 because under guidance some images start between two outcomes; which of them a sampler ends in at few steps is
@@ -21,11 +31,28 @@ from typing import Any
 
 import diffusers
 import torch
-from rivals import GradientEstimationScheduler, IPNDMScheduler, LMSScheduler, UniPCBH2Scheduler
+from rivals import (
+    FlowGradientEstimationScheduler,
+    FlowIPNDMScheduler,
+    FlowLMSScheduler,
+    FlowUniPCBH2Scheduler,
+    GradientEstimationScheduler,
+    IPNDMScheduler,
+    LMSScheduler,
+    UniPCBH2Scheduler,
+)
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler, load_pipeline
+from zsnr_diffusers import (
+    ClassConditionalPipeline,
+    FlowMatchEulerScheduler,
+    FlowMatchMultistepScheduler,
+    ZeroSNRDDIMScheduler,
+    ZeroSNRMultistepScheduler,
+    load_pipeline,
+)
+from zsnr_diffusers.schedulers.config import is_flow
 
 PROMPTS = [f"a {word} landscape" for word in ("black", "dark", "dim", "grey", "bright", "white")]
 STOCK: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,11 +70,64 @@ RIVALS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gradient estimation, beta": (GradientEstimationScheduler, {"lower_order_final": True}),
     "UniPC bh2, beta": (UniPCBH2Scheduler, {"solver_order": 3}),
 }
+FLOW_STOCK: dict[str, tuple[str, dict[str, Any]]] = {
+    "Euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "Euler, shift 3": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    "Euler, beta spacing": ("FlowMatchEulerDiscreteScheduler", {"use_beta_sigmas": True}),
+    "Heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M, shift 3": ("DPMSolverMultistepScheduler", {"shift": 3.0}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "UniPC, shift 3": ("UniPCMultistepScheduler", {"shift": 3.0}),
+    "UniPC, shift 7": ("UniPCMultistepScheduler", {"shift": 7.0}),
+    "UniPC, order 3, shift 1.5": ("UniPCMultistepScheduler", {"shift": 1.5, "solver_order": 3}),
+    "DEIS": ("DEISMultistepScheduler", {}),
+    "DEIS, shift 3": ("DEISMultistepScheduler", {"shift": 3.0}),
+}
+"""At the model's own shift unless another is given; UniPC of order 3 is the nearest of stock's to exact denoisers."""
+FLOW_RIVALS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "LMS, beta": (FlowLMSScheduler, {}),
+    "iPNDM, beta": (FlowIPNDMScheduler, {}),
+    "gradient estimation, beta": (FlowGradientEstimationScheduler, {"lower_order_final": True}),
+    "UniPC bh2, beta": (FlowUniPCBH2Scheduler, {"solver_order": 3}),
+    "iPNDM, beta, shift 3": (FlowIPNDMScheduler, {"shift": 3.0}),
+    "UniPC bh2, beta, shift 3": (FlowUniPCBH2Scheduler, {"shift": 3.0, "solver_order": 2}),
+}
+"""At shift 1, as the beta grid has most flow times near both ends already, and at 3, which helps under guidance."""
 UNCLIPPED = {"clip_sample": False, "thresholding": False}
+Makers = dict[str, Callable[[], Any]]
 
 
-def samplers(config: Any, calibrated: str | None) -> dict[str, Callable[[], Any]]:
+def samplers(config: Any, calibrated: str | None) -> Makers:
     """Makers of each scheduler, for the model that the config is of; `calibrated` is a folder of `zsnr calibrate`."""
+    return flow_samplers(config) if is_flow(config) else beta_samplers(config, calibrated)
+
+
+def flow_samplers(config: Any) -> Makers:
+    """Those of a flow-matching model."""
+    facts = FlowMatchMultistepScheduler.from_config(config).config
+    steps, shift = {"num_train_timesteps": facts["num_train_timesteps"]}, facts["shift"]
+
+    def stock(name: str, shift: float = shift, **extra: Any) -> Any:
+        if name.startswith("FlowMatch"):
+            return getattr(diffusers, name)(**steps, shift=shift, **extra)
+        model = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+        return getattr(diffusers, name)(**steps, **model, **extra)
+
+    def ours(**extra: Any) -> Callable[[], Any]:
+        return lambda: FlowMatchMultistepScheduler.from_config(config, **extra)
+
+    return {
+        **{name: lambda cls=cls, extra=extra: stock(cls, **extra) for name, (cls, extra) in FLOW_STOCK.items()},
+        **{name: lambda cls=cls, extra=extra: cls(**steps, **extra) for name, (cls, extra) in FLOW_RIVALS.items()},
+        "FlowMatchMultistepScheduler": ours(),
+        "the same, order 3": ours(solver_order=3),
+        "the same, trailing": ours(timestep_spacing="trailing"),
+    }
+
+
+def beta_samplers(config: Any, calibrated: str | None) -> Makers:
+    """Those of a model with betas."""
     zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     stock = {
         name: lambda cls=cls, extra=extra: getattr(diffusers, cls).from_config(config, **zero, **extra)
@@ -67,6 +147,24 @@ def samplers(config: Any, calibrated: str | None) -> dict[str, Callable[[], Any]
     return stock | rivals | ours
 
 
+def references(config: Any) -> tuple[Any, str, Any]:
+    """For very many steps: the scheduler of the reference, and one of order 1 with its name."""
+    if is_flow(config):
+        exact = FlowMatchMultistepScheduler.from_config(config, timestep_spacing="trailing", solver_order=3)
+        return exact, "Euler", FlowMatchEulerScheduler.from_config(config, timestep_spacing="trailing")
+    exact = ZeroSNRMultistepScheduler.from_config(config, timestep_spacing="trailing", solver_order=3)
+    return exact, "DDIM", ZeroSNRDDIMScheduler.from_config(config)
+
+
+def in_any_pipeline(scheduler: Any) -> Any:
+    """The same scheduler, with what stock's flow schedulers lack and pipelines written for betas ask."""
+    if not hasattr(scheduler, "init_noise_sigma"):
+        scheduler.init_noise_sigma = 1.0
+    if not hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input = lambda sample, timestep: sample
+    return scheduler
+
+
 class FewStepImages:
     """What a pipeline makes of the same noise by different samplers."""
 
@@ -80,11 +178,12 @@ class FewStepImages:
         size = pipe.unet.config.sample_size
         shape = (len(self.conditions), pipe.unet.config.in_channels, size, size)
         self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(pipe.device)
-        self.config = {**pipe.scheduler.config, **UNCLIPPED}
+        self.config = {**pipe.scheduler.config, **({} if is_flow(pipe.scheduler.config) else UNCLIPPED)}
 
     def __call__(self, scheduler: Any, steps: int) -> Tensor:
         """Latents, or pixels of a model of pixels, shape [images, C, H, W], on the CPU."""
-        self.pipe.scheduler = scheduler
+        self.pipe.scheduler = in_any_pipeline(scheduler)
+        steps = steps // 2 + 1 if "Heun" in type(scheduler).__name__ else steps
         call = {"num_inference_steps": steps, "guidance_scale": self.guidance_scale, "output_type": "latent"}
         images: Tensor = self.pipe(self.conditions, latents=self.noise.clone(), **call).images
         return images.float().cpu()
@@ -103,9 +202,8 @@ def measure(
     """Rows of `errors` at each number of steps, or of the name of what was raised; the reference takes `many`."""
     makers = samplers(sampled.config, calibrated)
     with tqdm(total=2 + len(makers) * len(steps), desc="sampling") as bar:
-        exact = sampled(
-            ZeroSNRMultistepScheduler.from_config(sampled.config, timestep_spacing="trailing", solver_order=3), many
-        )
+        reference, simplest, first_order = references(sampled.config)
+        exact = sampled(reference, many)
         bar.update()
 
         def cell(make: Callable[[], Any], n: int) -> Any:
@@ -116,7 +214,7 @@ def measure(
             finally:
                 bar.update()
 
-        table = {f"DDIM, {many} steps": [cell(lambda: ZeroSNRDDIMScheduler.from_config(sampled.config), many)]}
+        table = {f"{simplest}, {many} steps": [cell(lambda: first_order, many)]}
         table |= {name: [cell(make, n) for n in steps] for name, make in makers.items()}
     return table
 
@@ -147,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = load_pipeline(args.pipeline, guidance_rescale=0.0).to(args.device)
     if isinstance(pipe, ClassConditionalPipeline) and args.prompts:
         parser.error("this pipeline makes images of classes: leave --prompts out.")
+    if is_flow(pipe.scheduler.config) and args.calibrated:
+        parser.error("this pipeline is of a flow-matching model: leave --calibrated out.")
     pipe.set_progress_bar_config(disable=True)
     sampled = FewStepImages(pipe, args.prompts, args.seeds, args.guidance_scale)
     table = measure(sampled, args.steps, args.calibrated, args.reference_steps)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from itertools import pairwise
 
 import accuracy_flow
@@ -275,6 +276,15 @@ def test_the_flow_table_compares_with_stock_and_others(tmp_path, monkeypatch, ca
     assert ratio[0] < 0.5
     assert (tmp_path / "flow.png").stat().st_size > 0
     assert "below 1: closer" in capsys.readouterr().out
+
+
+def test_skrample_is_asked_for_where_it_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "skrample", None)
+    monkeypatch.delitem(sys.modules, "skrample_samplers", raising=False)
+    with pytest.raises(SystemExit, match=r"pip install skrample==0\.7\.0"):
+        sampler_accuracy.main(["--flow", "--skrample", "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        sampler_accuracy.main(["--skrample"])
 
 
 def test_lms_of_other_programs_is_exact_where_the_flow_is_a_polynomial():

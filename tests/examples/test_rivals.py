@@ -8,6 +8,7 @@ import pytest
 import torch
 from rivals import (
     SMALLEST_ALPHA_BAR,
+    FlowUniPCBH2Scheduler,
     GradientEstimationScheduler,
     IPNDMScheduler,
     LMSScheduler,
@@ -114,6 +115,23 @@ def test_unipc_is_diffusers_on_its_own_levels():
         x = stock.step(v(x, step).float(), t, x).prev_sample
     ours = run(UniPCBH2Scheduler(solver_order=3), STD, sigmas.tolist(), stock.timesteps)
     torch.testing.assert_close(ours.float(), x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_is_diffusers_on_its_own_flow_times(order):
+    model = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    stock = diffusers.UniPCMultistepScheduler(**model, solver_order=order)
+    stock.set_timesteps(8)
+    times, ends = stock.sigmas.double(), []
+    ours = FlowUniPCBH2Scheduler(solver_order=order)
+    ours.start([1.0, *times[1:].tolist()])
+    for scheduler in (stock, ours):
+        x = STD.float()
+        for s, t in zip(times, scheduler.timesteps, strict=False):
+            x_0 = (1 - s) * STD**2 * x / ((1 - s) ** 2 * STD**2 + s**2)
+            x = scheduler.step(((x - x_0) / s).float(), t, x).prev_sample
+        ends.append(x.float())
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", rival_samplers(), ids=lambda sampler: sampler.label)

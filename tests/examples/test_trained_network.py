@@ -5,7 +5,13 @@ import torch
 import trained_network
 from tiny_pipelines import tiny_stable_diffusion, tiny_unet, zero_snr_scheduler
 
-from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler
+from zsnr_diffusers import (
+    ClassConditionalPipeline,
+    FlowMatchEulerScheduler,
+    FlowMatchMultistepScheduler,
+    ZeroSNRDDIMScheduler,
+    ZeroSNRMultistepScheduler,
+)
 
 LATENT = {"output_type": "latent", "guidance_scale": 3.0}
 
@@ -42,6 +48,34 @@ def test_classes_take_the_place_of_prompts_and_figures_are_those_of_plain_calls(
     assert all(0 < error < 100 for name, ((error, _),) in table.items() if "Lu" not in name)
 
 
+def test_a_flow_model_is_sampled_by_flow_samplers_with_one_call_a_step(classes):
+    classes.scheduler = FlowMatchMultistepScheduler(shift=2.0)
+    sampled, calls = trained_network.FewStepImages(classes, None, 1, 1.0), []
+    makers = trained_network.samplers(sampled.config, None)
+    assert set(makers) > {*trained_network.FLOW_STOCK, *trained_network.FLOW_RIVALS}
+    classes.unet.register_forward_pre_hook(lambda network, args: calls.append(float(args[1])))
+    exact = sampled(trained_network.references(sampled.config)[0], 40)
+    errors = {}
+    for name, make in makers.items():
+        calls.clear()
+        errors[name], _ = trained_network.errors(sampled(make(), 4), exact)
+        assert len(calls) == (5 if name == "Heun" else 4), name
+        assert calls[0] == pytest.approx(1000, abs=2), name
+    assert all(0 < error < 1 for error in errors.values())
+    assert errors["FlowMatchMultistepScheduler"] < errors["UniPC"] < errors["Euler"]
+
+
+def test_shifts_are_the_models_but_where_a_row_has_its_own(classes):
+    classes.scheduler = FlowMatchMultistepScheduler(shift=2.0)
+    makers = trained_network.samplers(classes.scheduler.config, None)
+    made = {name: make().config for name, make in makers.items()}
+    assert made["Euler"]["shift"] == made["Heun"]["shift"] == made["the same, trailing"]["shift"] == 2
+    assert made["DPM++ 2M"]["flow_shift"] == made["UniPC"]["flow_shift"] == made["DEIS"]["flow_shift"] == 2
+    assert made["Euler, shift 3"]["shift"] == made["UniPC, shift 3"]["flow_shift"] == 3
+    for name in trained_network.FLOW_RIVALS:
+        assert made[name]["shift"] == (3 if "shift 3" in name else 1), name
+
+
 def test_errors_of_a_shift_and_of_noise_without_a_mean():
     exact = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     shift, brightness = trained_network.errors(exact + 0.5, exact)
@@ -66,6 +100,19 @@ def test_the_command_prints_a_row_for_each_sampler_of_a_folder(classes, tmp_path
     with pytest.raises(SystemExit):
         trained_network.main(["--pipeline", str(tmp_path), "--prompts", "a nine"])
     assert "leave --prompts out" in capsys.readouterr().err
+
+
+def test_the_command_knows_a_flow_model_by_its_scheduler(classes, tmp_path, capsys):
+    classes.scheduler = FlowMatchEulerScheduler()
+    classes.save_pretrained(tmp_path)
+    options = ["--pipeline", str(tmp_path), "--seeds", "1", "--steps", "2", "--reference_steps", "4"]
+    trained_network.main(options)
+    printed = capsys.readouterr().out
+    assert "Euler, 4 steps" in printed
+    assert "FlowMatchMultistepScheduler" in printed
+    with pytest.raises(SystemExit):
+        trained_network.main([*options, "--calibrated", str(tmp_path)])
+    assert "leave --calibrated out" in capsys.readouterr().err
 
 
 def test_texts_are_as_before():
