@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    ControlNetModel,
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
@@ -38,6 +43,7 @@ from zsnr_diffusers import (
     ZeroSNRStableDiffusionPipeline,
     load_pipeline,
 )
+from zsnr_diffusers.auditing import audit
 from zsnr_diffusers.bridges import as_flow_model
 from zsnr_diffusers.core import flow_level, ideal_output
 from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
@@ -190,22 +196,6 @@ def test_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path):
     assert same(run(options, resume=True), whole)
 
 
-@pytest.mark.slow
-def test_three_hundred_steps_lower_the_loss_and_brightness_comes_to_the_data_s(options, base_folder, tmp_path):
-    data = make_landscapes(tmp_path / "data", count=10, image_size=64)
-    pipe = DiffusionPipeline.from_pretrained(base_folder)
-    train_vae(pipe.vae, read_landscapes(data), steps=60)
-    pipe.save_pretrained(tmp_path / "base")
-    options |= {"pretrained_model_name_or_path": str(tmp_path / "base"), "train_data_dir": str(data)}
-    options |= {"max_train_steps": 300, "train_batch_size": 4, "learning_rate": 2e-3, "ema_decay": 0.9}
-    options |= {"checkpointing_steps": 300, "validation_steps": 300, "luminance_images": 10, "num_inference_steps": 8}
-    run(options, report_to="tensorboard")
-    losses = [value for _, value in logged(options["output_dir"])["loss"]]
-    assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:3])
-    luminance = read_luminance(Path(options["output_dir"]))
-    assert luminance[300].w1 < luminance[0].w1
-
-
 @pytest.mark.full
 def test_previews_are_sampled_by_the_multistep_sampler(options, monkeypatch):
     seen, call = [], ZeroSNRStableDiffusionPipeline.__call__
@@ -227,10 +217,56 @@ def test_previews_are_sampled_by_the_multistep_sampler(options, monkeypatch):
 
 # -- what is shipped
 
-PIPELINES = {
-    "1.5": (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline),
-    "xl": (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline),
+FIVE = {
+    "1.5": (
+        *(StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline),
+        *(StableDiffusionControlNetPipeline, StableDiffusionControlNetImg2ImgPipeline),
+    ),
+    "xl": (
+        *(StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline),
+        *(StableDiffusionXLControlNetPipeline, StableDiffusionXLControlNetImg2ImgPipeline),
+    ),
 }
+PIPELINES = {name: classes[:3] for name, classes in FIVE.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIVE)
+def test_three_hundred_steps_bring_brightness_to_the_data_s_and_five_stock_pipelines_run_it(
+    name, request, options, tmp_path
+):
+    data = make_landscapes(tmp_path / "data", count=10, image_size=64)
+    options = options if name == "1.5" else {**request.getfixturevalue("xl_options"), **FLOW}
+    pipe = DiffusionPipeline.from_pretrained(options["pretrained_model_name_or_path"])
+    train_vae(pipe.vae, read_landscapes(data), steps=60)
+    pipe.save_pretrained(tmp_path / "base")
+    options |= {"pretrained_model_name_or_path": str(tmp_path / "base"), "train_data_dir": str(data), "resolution": 64}
+    options |= {"max_train_steps": 300, "train_batch_size": 4, "learning_rate": 2e-3, "ema_decay": 0.9}
+    options |= {"checkpointing_steps": 300, "validation_steps": 300, "luminance_images": 10, "num_inference_steps": 8}
+    run(options, report_to="tensorboard")
+    folder = Path(options["output_dir"])
+    losses = [value for _, value in logged(folder)["loss"]]
+    assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:3])
+    luminance = read_luminance(folder)
+    assert luminance[300].w1 < luminance[0].w1
+    assert not any(finding.severity == "error" for finding in audit(folder).findings)
+    assert type(load_pipeline(folder).scheduler) is FlowMatchMultistepScheduler
+
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    parts = {key: value for key, value in pipe.components.items() if key != "image_encoder"}
+    parts |= {"requires_safety_checker": False} if name == "1.5" else {}
+    image = {"image": Image.new("RGB", (64, 64), "teal")}
+    mask = {"mask_image": Image.new("L", (64, 64), 255)}
+    control = {"controlnet": ControlNetModel.from_unet(pipe.unet)}
+    calls = ({}, {**image, "strength": 1.0}, {**image, **mask, "strength": 1.0}, image)
+    calls += ({**image, "control_image": image["image"], "strength": 1.0},)
+    for cls, call in zip(FIVE[name], calls, strict=True):
+        one = cls(**parts, **(control if "ControlNet" in cls.__name__ else {}))
+        one.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        found = one("a dark landscape", num_inference_steps=7, generator=generator, output_type="np", **call).images
+        assert np.isfinite(found).all(), cls
+        assert found.std() > 0
 
 
 @pytest.fixture
