@@ -19,7 +19,7 @@ import torch
 from small_pipelines.parts import Small
 from torch import Tensor
 
-from zsnr_diffusers.guidance.layout import denoisers
+from zsnr_diffusers.guidance.layout import find_denoisers
 
 
 @dataclass
@@ -49,7 +49,7 @@ def build(small: Small) -> Any:
     """A pipeline whose denoisers do not return the same for all prompts, as those do whose last layers are zero."""
     pipe = small.build()
     generator = torch.Generator().manual_seed(1)
-    for denoiser in denoisers(pipe):
+    for denoiser in find_denoisers(pipe):
         for weights in denoiser.parameters():
             if weights.is_floating_point() and not weights.any():
                 weights.data.normal_(std=0.1, generator=generator)
@@ -67,7 +67,7 @@ def recorded(pipe: Any, replay: list[Any] | None = None, steps: list[Step] | Non
         return None if replay is None else value
 
     with ExitStack() as stack:
-        for denoiser in denoisers(pipe):
+        for denoiser in find_denoisers(pipe):
             stack.callback(denoiser.register_forward_hook(returned).remove)
         classes = {type(part) for part in vars(pipe).values() if isinstance(part, diffusers.SchedulerMixin)}
         for kind in classes:  # on the class, since some pipelines step with a copy of their scheduler

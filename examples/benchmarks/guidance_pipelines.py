@@ -26,7 +26,7 @@ from small_pipelines import FLOW_PIPELINES, PIPELINES, TRANSFORMER_PIPELINES
 from small_pipelines.parts import Small
 
 from zsnr_diffusers import GuidanceError, disable_guidance_rescale, enable_guidance_rescale
-from zsnr_diffusers.guidance.layout import denoisers
+from zsnr_diffusers.guidance.layout import find_denoisers
 
 PHI = 0.7
 
@@ -126,7 +126,7 @@ def examine(name: str) -> Finding:
     schedulers = [part for part in vars(pipe).values() if isinstance(part, diffusers.SchedulerMixin)]
     restored = type(pipe) is type(untouched) and set(vars(pipe)) <= attributes | set(vars(untouched))
     restored &= not any("step" in vars(scheduler) for scheduler in schedulers)
-    restored &= not any(denoiser._forward_hooks for denoiser in denoisers(pipe))
+    restored &= not any(denoiser._forward_hooks for denoiser in find_denoisers(pipe))
     finding.same_after_disable = restored and torch.equal(called(pipe, small), stock)
     return finding
 

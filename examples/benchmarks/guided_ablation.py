@@ -26,7 +26,7 @@ DESCRIPTION = "Measure the multistep sampler under classifier-free guidance with
 class Unguarded(ZeroSNRMultistepScheduler):
     """High order throughout."""
 
-    def _guard(self, *args: Any) -> list[Any]:
+    def _make_safeguards(self, *args: Any) -> list[Any]:
         return []
 
 
@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Sampler]] = {
     "as it is": ({}, DEFAULT),
     "no safeguard": ({}, multistep_sampler("kappa", 2, cls=Unguarded)),
     "long steps trusted": ({"LONGEST": 1e9}, DEFAULT),
-    "swings not averaged": ({"delayed": torch.zeros_like}, DEFAULT),
+    "swings not averaged": ({"previous_output_share": torch.zeros_like}, DEFAULT),
     "no fit to a spectrum": ({"FEW_STEPS": 0}, DEFAULT),
     "no corrector": ({}, multistep_sampler("kappa", 2, False)),
     "trailing steps": ({}, multistep_sampler("trailing", 2)),

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.data.dataset import check_images
-from zsnr_diffusers.training.run import prepare  # what `train` trains to the end; here it takes turns
+from zsnr_diffusers.training.run import create_trainer  # what `train` trains to the end; here it takes turns
 from zsnr_diffusers.training.speed import matmul_precision
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 from zsnr_diffusers.training.trainer import Trainer
@@ -175,7 +175,7 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Tra
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config))
     task.plan_cache(accelerator, samples)
-    return prepare(config, accelerator, Processes(), task, samples)
+    return create_trainer(config, accelerator, Processes(), task, samples)
 
 
 def our_loop(run: Trainer, watch: Stopwatch, allow_tf32: bool) -> Iterator[float]:
@@ -187,7 +187,7 @@ def our_loop(run: Trainer, watch: Stopwatch, allow_tf32: bool) -> Iterator[float
         (run.accelerator, "backward", "backward"),
         (run.accelerator, "clip_grad_norm_", "optimizer"),
         (run.optimization.optimizer, "step", "optimizer"),
-        (run.network, "update_average", "EMA"),
+        (run.network, "update_ema", "EMA"),
     ):
         watch.watch(owner, name, part)
     with run.batches(run.config.max_train_steps) as batches:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from zsnr_diffusers.hub.ldm_format import original_checkpoint
-from zsnr_diffusers.hub.weight_files import in_one_dtype
+from zsnr_diffusers.hub.weight_files import with_single_dtype
 
 from .clip_vocabulary import END, write_clip_tokenizer
 
@@ -400,7 +400,7 @@ def load_published(name: str, folder: Path) -> DiffusionPipeline:
     """A model that was written, by diffusers, in float32 and without its safety checker."""
     has_checker = "safety_checker" in PUBLISHED[name].index
     unchecked = {"safety_checker": None, "requires_safety_checker": False} if has_checker else {}
-    return DiffusionPipeline.from_pretrained(folder, **unchecked, **in_one_dtype({}))
+    return DiffusionPipeline.from_pretrained(folder, **unchecked, **with_single_dtype({}))
 
 
 # The same weights as one file in the original layout

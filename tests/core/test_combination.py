@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsnr_diffusers.core.combination import equal_combination, find_combination, guidance_weights
+from zsnr_diffusers.core.combination import find_combination, find_combination_of_equals, guidance_weights
 
 
 @given(
@@ -86,7 +86,7 @@ def test_the_sign_of_a_sum_is_found(dtype):
     for sign in (1, -1):
         found = find_combination((sign * (u.double() + 4 * (c.double() - u.double()))).to(dtype), [u, c], x)
         assert (found.conditional, found.factor, found.of_sample) == (1, sign, 0)
-        assert torch.equal(found.of(c, x), sign * c)
+        assert torch.equal(found.apply_to(c, x), sign * c)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,8 +103,8 @@ def test_what_goes_through_x_0_and_back_is_found(dtype):
     assert found.factor == pytest.approx(-b / sigma, abs=4 * eps)
     assert found.of_sample == pytest.approx((1 - a) / sigma, abs=4 * eps)
     alone = ((x.double() - x_0[1]) / sigma).to(dtype)
-    torch.testing.assert_close(found.of(c, x), alone, rtol=8 * eps, atol=8 * eps)
-    later = found.at(2 * guided + x, [u, c], x)  # another step, with shares of its own
+    torch.testing.assert_close(found.apply_to(c, x), alone, rtol=8 * eps, atol=8 * eps)
+    later = found.refit(2 * guided + x, [u, c], x)  # another step, with shares of its own
     assert later.weights == found.weights
     assert later.factor == pytest.approx(2 * found.factor, abs=16 * eps)
     assert later.of_sample == pytest.approx(2 * found.of_sample + 1, abs=16 * eps)
@@ -140,6 +140,6 @@ def test_predictions_that_hardly_differ_do_not_explain_all():
 
 def test_equal_predictions_have_a_sign():
     c = three(torch.float32)[1]
-    assert equal_combination(c * (1 + 1e-7), c).factor == 1
-    assert equal_combination(-c, c).factor == -1
-    assert equal_combination(c.roll(1, -1), c) is None
+    assert find_combination_of_equals(c * (1 + 1e-7), c).factor == 1
+    assert find_combination_of_equals(-c, c).factor == -1
+    assert find_combination_of_equals(c.roll(1, -1), c) is None

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from zsnr_diffusers.core import NoiseLevel, ddim_updates, kappa, multistep_updates
 from zsnr_diffusers.core.flow import (
     check_flow_times,
+    dynamic_shift,
     flow_level,
     flow_time,
     is_stock_spacing,
     kappa_times,
     sample_scale,
-    shift_of_resolution,
     shifted_time,
-    stretched,
+    stretch_to_terminal,
     trailing_times,
     unshifted_time,
     variance_preserving,
@@ -67,7 +67,7 @@ def test_a_shift_multiplies_the_noise_to_signal_ratio_and_can_be_taken_back(s, s
 def test_dynamic_shifts_are_those_of_stock(kind, mu):
     stock = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
     s = torch.linspace(0.02, 1, 50, dtype=torch.float64)
-    torch.testing.assert_close(shifted_time(s, shift_of_resolution(mu, kind)), stock.time_shift(mu, 1.0, s))
+    torch.testing.assert_close(shifted_time(s, dynamic_shift(mu, kind)), stock.time_shift(mu, 1.0, s))
 
 
 @pytest.mark.parametrize("n", [2, 3, 8, 50])
@@ -79,7 +79,7 @@ def test_stretched_times_are_those_of_stock(n):
 
 
 def test_a_single_step_is_not_stretched_away():
-    assert stretched([1.0], 0.1) == [1.0]
+    assert stretch_to_terminal([1.0], 0.1) == [1.0]
 
 
 @pytest.mark.parametrize("n", [*range(1, 60), 100, 501, 1000])
@@ -130,10 +130,10 @@ def test_clean_data_may_end_flow_times():
         (lambda: shifted_time(0.5, 0.0), "shift=0.0 must be above 0"),
         (lambda: shifted_time(0.5, -1.0), "shift=-1.0 must be above 0"),
         (lambda: shifted_time(0.5, math.inf), "shift=inf must be above 0"),
-        (lambda: shift_of_resolution(1.0, "cubic"), "'cubic' is not known; choose one of exponential, linear"),
+        (lambda: dynamic_shift(1.0, "cubic"), "'cubic' is not known; choose one of exponential, linear"),
         (lambda: trailing_times(0), "num_inference_steps=0 must be a whole number"),
         (lambda: kappa_times(2.5), "num_inference_steps=2.5 must be a whole number"),
-        (lambda: stretched([1.0, 0.5], 1.0), "shift_terminal=1.0 must lie between 0 and 1"),
+        (lambda: stretch_to_terminal([1.0, 0.5], 1.0), "shift_terminal=1.0 must lie between 0 and 1"),
     ],
 )
 def test_bad_input_is_refused_with_its_value(call, message):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zsnr_diffusers.core import NoiseLevel, classifier_free_guidance, rescale_guidance
-from zsnr_diffusers.core.guidance import check_space, rescale_guidance_in_space
+from zsnr_diffusers.core.guidance import check_guidance_space, rescale_guidance_in_space
 
 
 def pair(dtype=torch.float32):
@@ -170,7 +170,7 @@ def test_an_epsilon_output_at_zero_snr_is_refused_in_another_space():
 
 def test_an_unknown_space_is_refused():
     with pytest.raises(ValueError, match="space='latent' is not known; choose one of output, v"):
-        check_space("latent")
+        check_guidance_space("latent")
 
 
 def test_half_precision_in_another_space():

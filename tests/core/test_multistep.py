@@ -187,7 +187,7 @@ def test_order_one_is_ddim_and_ddpm(eta):
 def test_polynomials_in_the_variable_are_integrated_exactly(a):
     """(1 + a) kappa_s^-a times the integral of kappa^a p(position(kappa)), against a fine trapezoid rule."""
     nodes, end = torch.tensor([0.9, 0.4, 0.1], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
-    weights = module._integrals(nodes[None], nodes[:1], end, a)[0]
+    weights = module._quadrature_weights(nodes[None], nodes[:1], end, a)[0]
     kappa = torch.linspace(0.9, 2.0, 200_001, dtype=torch.float64)
     for power in range(3):
         integrand = (1 + a) * (kappa / end) ** a * position(kappa) ** power

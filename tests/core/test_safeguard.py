@@ -11,10 +11,10 @@ from zsnr_diffusers.core.safeguard import (
     HELD,
     LONGEST,
     Safeguard,
-    corrections,
-    delayed,
-    projection,
-    untrusted,
+    gain_corrections,
+    low_order_share,
+    output_projection,
+    previous_output_share,
 )
 
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -26,7 +26,7 @@ STDS = torch.logspace(-1.3, 1.5, 40, dtype=torch.float64)
 class Unguarded(ZeroSNRMultistepScheduler):
     """The sampler without what is under test."""
 
-    def _guard(self, *args):
+    def _make_safeguards(self, *args):
         return []
 
 
@@ -55,30 +55,30 @@ def test_the_projection_is_that_of_each_image_on_the_one_before():
     held = torch.tensor([1.5, 0.9, 0.0, -2.0])
     before = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     aside = before.roll(1, 2)
-    aside -= projection(aside, before) * before
-    found = projection(held[:, None, None, None] * before + 3 * aside, before)
+    aside -= output_projection(aside, before) * before
+    found = output_projection(held[:, None, None, None] * before + 3 * aside, before)
     torch.testing.assert_close(found, held[:, None, None, None], rtol=0, atol=1e-5)
 
 
 def test_after_an_output_of_zero_everything_is_held():
-    assert projection(torch.ones(2, 3), torch.zeros(2, 3)).tolist() == [[1.0], [1.0]]
+    assert output_projection(torch.ones(2, 3), torch.zeros(2, 3)).tolist() == [[1.0], [1.0]]
 
 
 def test_what_holds_is_trusted_and_longer_steps_are_trusted_less():
     held = torch.tensor([2.0, HELD, HELD / 2, 0.0, -9.0])
-    assert untrusted(held, 0.1).tolist() == pytest.approx([0, 0, 0.05, 0.1, 1], abs=1e-5)
-    assert untrusted(held, 0.8).tolist() == pytest.approx([0, 0.0256, 0.4256, 0.8256, 1])
-    assert untrusted(torch.tensor([1.0]), 1.5 * LONGEST).item() == 1
+    assert low_order_share(held, 0.1).tolist() == pytest.approx([0, 0, 0.05, 0.1, 1], abs=1e-5)
+    assert low_order_share(held, 0.8).tolist() == pytest.approx([0, 0.0256, 0.4256, 0.8256, 1])
+    assert low_order_share(torch.tensor([1.0]), 1.5 * LONGEST).item() == 1
 
 
 def test_where_all_is_held_the_gains_stay_exactly():
-    for change in corrections(torch.ones(3, 1), Safeguard((1.2, -0.2), (1.8, -1.2, 0.4), 0.7)):
+    for change in gain_corrections(torch.ones(3, 1), Safeguard((1.2, -0.2), (1.8, -1.2, 0.4), 0.7)):
         assert torch.equal(change, torch.zeros(3, 1))
 
 
 def test_a_step_that_is_not_trusted_is_of_low_order():
     low, high = (1.2, -0.2), (1.8, -1.2, 0.4)
-    changes = corrections(torch.zeros(1, 1), Safeguard(low, high, interval=LONGEST))
+    changes = gain_corrections(torch.zeros(1, 1), Safeguard(low, high, interval=LONGEST))
     gains = [change.item() + gain for change, gain in zip(changes, high, strict=True)]
     assert gains == pytest.approx([*low, 0], abs=1e-6)
 
@@ -86,7 +86,7 @@ def test_a_step_that_is_not_trusted_is_of_low_order():
 @settings(deadline=None)
 @given(held=st.floats(-10, 3), interval=st.floats(0.01, 3))
 def test_what_is_constant_in_the_outputs_stays_exact(held, interval):
-    changes = corrections(
+    changes = gain_corrections(
         torch.tensor([[held]], dtype=torch.float64), Safeguard((1.2, -0.2), (1.8, -1.2, 0.4), interval)
     )
     assert sum(changes).item() == pytest.approx(0, abs=1e-12)
@@ -94,9 +94,9 @@ def test_what_is_constant_in_the_outputs_stays_exact(held, interval):
 
 def test_outputs_that_swing_around_zero_are_weighed_to_zero():
     for held in (-0.1, -0.5, -1.0):
-        share = delayed(torch.tensor(held)).item()
+        share = previous_output_share(torch.tensor(held)).item()
         assert (1 - share) * held + share * 1 == pytest.approx(0, abs=1e-7)
-    assert delayed(torch.tensor([0.0, 1.0, -5.0])).tolist() == [0.0, 0.0, 0.5]
+    assert previous_output_share(torch.tensor([0.0, 1.0, -5.0])).tolist() == [0.0, 0.0, 0.5]
 
 
 def test_on_gaussian_data_without_guidance_every_run_is_as_if_there_were_none():

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from zsnr_diffusers.core.weight_fit import damped_move, fitted_weights, image_weights, shifted
+from zsnr_diffusers.core.weight_fit import (
+    fit_step_weights,
+    levenberg_marquardt_step,
+    move_weights,
+    robust_image_weights,
+)
 
 OUTPUTS = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 START = torch.tensor([2.0, -0.7, 0.2], dtype=torch.float64)
@@ -10,19 +15,19 @@ OTHER = torch.tensor([1.0, 0.8, -0.3], dtype=torch.float64)
 
 
 def test_without_ridge_the_weights_that_made_the_sum_are_found():
-    found = fitted_weights(START, OUTPUTS, OTHER @ OUTPUTS, ridge=0.0)
+    found = fit_step_weights(START, OUTPUTS, OTHER @ OUTPUTS, ridge=0.0)
     torch.testing.assert_close(found, OTHER, rtol=0, atol=1e-12)
 
 
 def test_with_a_large_ridge_they_stay():
-    found = fitted_weights(START, OUTPUTS, OTHER @ OUTPUTS, ridge=1e9)
+    found = fit_step_weights(START, OUTPUTS, OTHER @ OUTPUTS, ridge=1e9)
     torch.testing.assert_close(found, START, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.1, 3.0])
 def test_the_sum_stays_and_the_error_does_not_grow(ridge):
     wanted = OUTPUTS.sin().sum(dim=0)
-    found = fitted_weights(START, OUTPUTS, wanted, ridge)
+    found = fit_step_weights(START, OUTPUTS, wanted, ridge)
     assert float(found.sum()) == pytest.approx(float(START.sum()), rel=1e-12)
     errors = [(wanted - weights @ OUTPUTS).norm() for weights in (found, START)]
     assert errors[0] < errors[1]
@@ -30,36 +35,40 @@ def test_the_sum_stays_and_the_error_does_not_grow(ridge):
 
 def test_one_output_has_no_choice():
     weights = torch.tensor([1.5], dtype=torch.float64)
-    assert torch.equal(fitted_weights(weights, OUTPUTS[:1], OUTPUTS[1], 0.0), weights)
+    assert torch.equal(fit_step_weights(weights, OUTPUTS[:1], OUTPUTS[1], 0.0), weights)
 
 
 def test_single_precision_outputs_are_fitted_in_double():
-    found = fitted_weights(START, OUTPUTS.float(), OTHER @ OUTPUTS, ridge=0.0)
+    found = fit_step_weights(START, OUTPUTS.float(), OTHER @ OUTPUTS, ridge=0.0)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, OTHER, rtol=0, atol=1e-6)  # rounding of the outputs
 
 
 def test_a_move_takes_away_an_error_that_is_linear_in_it():
     move = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
-    torch.testing.assert_close(damped_move(OUTPUTS, move @ OUTPUTS, 0.0), move, rtol=0, atol=1e-12)
-    damped = damped_move(OUTPUTS, move @ OUTPUTS, 1.0)
+    torch.testing.assert_close(levenberg_marquardt_step(OUTPUTS, move @ OUTPUTS, 0.0), move, rtol=0, atol=1e-12)
+    damped = levenberg_marquardt_step(OUTPUTS, move @ OUTPUTS, 1.0)
     assert damped.norm() < move.norm()
 
 
 def test_directions_that_change_nothing_are_not_gone_in():
-    assert torch.equal(damped_move(torch.zeros(2, 5), torch.ones(5), 1e-2), torch.zeros(2, dtype=torch.float64))
+    assert torch.equal(
+        levenberg_marquardt_step(torch.zeros(2, 5), torch.ones(5), 1e-2), torch.zeros(2, dtype=torch.float64)
+    )
 
 
 def test_shifted_keeps_the_sum():
-    assert shifted(START, torch.tensor([1.0, -3.0], dtype=torch.float64)).tolist() == pytest.approx([4.0, 0.3, -2.8])
+    assert move_weights(START, torch.tensor([1.0, -3.0], dtype=torch.float64)).tolist() == pytest.approx(
+        [4.0, 0.3, -2.8]
+    )
 
 
 def test_images_far_off_count_less():
     errors = torch.tensor([0.0, 1.0, 2.0, 2.0, 1e6])
-    weights = image_weights(errors[:, None, None] * torch.ones(5, 3, 4))
+    weights = robust_image_weights(errors[:, None, None] * torch.ones(5, 3, 4))
     assert weights.shape == (5, 1, 1)
     assert weights.flatten().tolist() == pytest.approx([2**0.5, (8 / 5) ** 0.5, 1, 1, 2**1.5 * 1e-6], rel=1e-5)
-    assert image_weights(torch.zeros(3, 2)).isfinite().all()
+    assert robust_image_weights(torch.zeros(3, 2)).isfinite().all()
 
 
 def test_an_image_that_ended_elsewhere_does_not_decide():
@@ -67,9 +76,9 @@ def test_an_image_that_ended_elsewhere_does_not_decide():
     outputs = torch.randn(3, 10, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wanted = torch.tensordot(OTHER, outputs, dims=1)
     wanted[0] += 100
-    weighed = image_weights(wanted - torch.tensordot(START, outputs, dims=1))
+    weighed = robust_image_weights(wanted - torch.tensordot(START, outputs, dims=1))
     plain, found = (
-        fitted_weights(START, (by * outputs).flatten(1), (by * wanted).flatten(), ridge=0.0)
+        fit_step_weights(START, (by * outputs).flatten(1), (by * wanted).flatten(), ridge=0.0)
         for by in (torch.ones(10, 1), weighed)
     )
     assert (found - OTHER).norm() < 0.05 * (plain - OTHER).norm()

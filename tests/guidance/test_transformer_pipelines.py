@@ -19,7 +19,7 @@ from third_parties import FLOW_WARNINGS, PIPELINE_WARNINGS
 
 import zsnr_diffusers
 from zsnr_diffusers import FlowMatchMultistepScheduler, GuidanceError, enable_guidance_rescale, rescale_guidance
-from zsnr_diffusers.guidance.layout import denoisers
+from zsnr_diffusers.guidance.layout import find_denoisers
 
 README = Path(zsnr_diffusers.__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 pytestmark = [*PIPELINE_WARNINGS, *FLOW_WARNINGS]
@@ -115,7 +115,7 @@ def test_in_the_space_of_the_image_it_is_algorithm_2_on_x_0(name, ours):
         pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config, use_dynamic_shifting=False)
     enable_guidance_rescale(pipe, 0.7, space="x_0", strict=True)
     told = []
-    for denoiser in denoisers(pipe):
+    for denoiser in find_denoisers(pipe):
         denoiser.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs["timestep"]), with_kwargs=True)
     with recorded(pipe) as run:
         called(pipe, small)

@@ -11,7 +11,7 @@ from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRMultistepScheduler
 def default_weights(scheduler, n):
     """Timesteps and weights of the default sampler, in the form of a calibration."""
     scheduler.set_timesteps(n)
-    updates = scheduler._updates(0, 0.0)
+    updates = scheduler._updates_from(0, 0.0)
     sigmas = [*(float(level.sigma) for level in scheduler._path[1:]), 1.0]
     most = scheduler.config["solver_order"] + scheduler.config["corrector"]
     weights = [[gain / sigma for gain in update.gains] for update, sigma in zip(updates, sigmas, strict=True)]
@@ -33,9 +33,9 @@ def calibration(n=5, **config):
 def weights_at(scheduler, timesteps):
     """Those of the default sampler at these timesteps."""
     scheduler.set_timesteps(timesteps=timesteps)
-    scheduler._spaced = lambda n: timesteps
+    scheduler._spaced_timesteps = lambda n: timesteps
     found = default_weights(scheduler, len(timesteps))["weights"]
-    del scheduler._spaced
+    del scheduler._spaced_timesteps
     return found
 
 

@@ -126,7 +126,7 @@ def run_to_the_point(scheduler, x, alphas, sigmas, begin=0, **kwargs):
     largest_v = torch.stack(outputs).double().abs().amax(dim=1).tolist()
     terms = max(size * alphas[t] + v * sigmas[t] for size, v, t in zip(sizes, largest_v, visited, strict=False))
     bound = 0.0
-    updates = scheduler._updates(begin, kwargs.get("eta", scheduler._eta))
+    updates = scheduler._updates_from(begin, kwargs.get("eta", scheduler._eta))
     for update, (size, following) in zip(updates, pairwise(sizes), strict=True):
         gain = sum(map(abs, update.gains))
         bound = update.keep * bound + rounding * following

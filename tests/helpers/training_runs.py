@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zsnr_diffusers.training import train
-from zsnr_diffusers.training.accelerator import launch
+from zsnr_diffusers.training.accelerator import create_accelerator
 
 
 def trained(config):
@@ -22,7 +22,7 @@ def weights(folder):
 
 def launched(config):
     """The accelerator and the processes of a configuration."""
-    return launch(config, config.gradient_accumulation_steps, config.report_to, config.output_dir)
+    return create_accelerator(config, config.gradient_accumulation_steps, config.report_to, config.output_dir)
 
 
 def same(a, b):

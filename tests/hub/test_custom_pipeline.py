@@ -28,7 +28,7 @@ from zsnr_diffusers import (
     save_pipeline,
     write_custom_pipeline,
 )
-from zsnr_diffusers.hub.custom_pipeline import _PARTS, _defined, bundled_scheduler, custom_pipeline
+from zsnr_diffusers.hub.custom_pipeline import _PARTS, _defined_names, bundled_scheduler, custom_pipeline_source
 from zsnr_diffusers.hub.model_card import pipeline_card
 from zsnr_diffusers.schedulers import (
     FlowMatchEulerScheduler,
@@ -39,7 +39,7 @@ from zsnr_diffusers.schedulers import (
     ZeroSNRMultistepScheduler,
     ZeroSNRPNDMScheduler,
 )
-from zsnr_diffusers.schedulers.stock import flow_settings
+from zsnr_diffusers.schedulers.stock import unipc_flow_config
 
 # A process in which the package does not exist; what it generates goes to a file.
 WITHOUT_US = """
@@ -226,7 +226,7 @@ def test_pipelines_made_for_flow_matching_bring_it_too(name, changes, tmp_path):
 
 
 def test_where_stock_stands_in_the_file_brings_what_load_pipeline_takes(tmp_path):
-    pipe, call = flow_pipeline("StableDiffusionPipeline", UniPCMultistepScheduler(**flow_settings(2.5, 1000)))
+    pipe, call = flow_pipeline("StableDiffusionPipeline", UniPCMultistepScheduler(**unipc_flow_config(2.5, 1000)))
     folder = save_pipeline(pipe, tmp_path / "repo")
     loaded, other = in_memory(load_pipeline(folder)), opened_with_its_code(folder)
     loaded.set_progress_bar_config(disable=True)
@@ -236,12 +236,12 @@ def test_where_stock_stands_in_the_file_brings_what_load_pipeline_takes(tmp_path
 
 
 def test_a_sampler_of_stock_that_somebody_chose_stays(tmp_path):
-    chosen = UniPCMultistepScheduler(**{**flow_settings(1.0, 1000), "solver_order": 3})
+    chosen = UniPCMultistepScheduler(**{**unipc_flow_config(1.0, 1000), "solver_order": 3})
     pipe, _ = flow_pipeline("StableDiffusionPipeline", chosen)
     assert bundled_scheduler(pipe) is None
     assert not (save_pipeline(pipe, tmp_path / "repo") / "pipeline.py").exists()
     # and one that stands in for none of ours: it is what such pipelines are published with
-    pipe, _ = flow_pipeline("WanPipeline", UniPCMultistepScheduler(**flow_settings(3.0, 1000)))
+    pipe, _ = flow_pipeline("WanPipeline", UniPCMultistepScheduler(**unipc_flow_config(3.0, 1000)))
     assert bundled_scheduler(pipe) is None
 
 
@@ -297,7 +297,7 @@ def test_a_class_conditional_pipeline(tmp_path):
     "sampler", [None, *SAMPLERS[1:], *FLOW_SAMPLERS[2:]], ids=lambda sampler: type(sampler).__name__
 )
 def test_a_file_has_what_it_needs_and_nothing_else(sampler):
-    source = custom_pipeline(StableDiffusionPipeline, 0.7, sampler=sampler)
+    source = custom_pipeline_source(StableDiffusionPipeline, 0.7, sampler=sampler)
     tree = ast.parse(source)
     modules = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
@@ -306,9 +306,9 @@ def test_a_file_has_what_it_needs_and_nothing_else(sampler):
     }
     assert modules - set(sys.stdlib_module_names) == {"torch", "diffusers"}
     # a file that defines a name twice would keep the later of the two
-    names = [name for node in tree.body for name in _defined(node)]
+    names = [name for node in tree.body for name in _defined_names(node)]
     assert len(names) == len(set(names))
-    used = {name for node in tree.body for name in globals_of(node) - {*_defined(node)}}
+    used = {name for node in tree.body for name in globals_of(node) - {*_defined_names(node)}}
     assert used <= {*names, "__name__"} | set(dir(builtins))
     assert set(names) - used == {"RescaledStableDiffusionPipeline"}
 
@@ -328,7 +328,7 @@ def test_no_name_means_two_things_in_what_files_are_made_of():
     meanings = defaultdict(set)
     for part in _PARTS:
         for node in ast.parse(Path(part.__file__).read_text()).body:
-            for name in _defined(node):
+            for name in _defined_names(node):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     alias = next(each for each in node.names if (each.asname or each.name.split(".")[0]) == name)
                     meanings[name].add((getattr(node, "module", None), alias.name))

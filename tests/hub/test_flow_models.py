@@ -32,12 +32,12 @@ from zsnr_diffusers import (
 from zsnr_diffusers.cli import main
 from zsnr_diffusers.core import ideal_output
 from zsnr_diffusers.core.flow import flow_level
-from zsnr_diffusers.hub.flow_models import asked_of_scheduler, source_code, stock_scheduler_for
+from zsnr_diffusers.hub.flow_models import pipeline_source_code, required_scheduler_attributes, stock_scheduler_for
 from zsnr_diffusers.hub.header import read_header
 from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
 from zsnr_diffusers.hub.model_card import FLOW_TAGS, lora_card, pipeline_card
 from zsnr_diffusers.hub.saved_model import SavedModel
-from zsnr_diffusers.schedulers.stock import flow_settings
+from zsnr_diffusers.schedulers.stock import unipc_flow_config
 
 pytestmark = PIPELINE_WARNINGS
 
@@ -89,7 +89,7 @@ def test_what_is_recorded_of_the_shift_counts(configs, tmp_path):
     "scheduler",
     [
         FlowMatchEulerDiscreteScheduler(shift=2.5),
-        UniPCMultistepScheduler(**flow_settings(2.5, 1000)),
+        UniPCMultistepScheduler(**unipc_flow_config(2.5, 1000)),
     ],
     ids=lambda s: type(s).__name__,
 )
@@ -112,7 +112,7 @@ def test_a_scheduler_of_ours_stays(config_of):
 
 
 def test_a_given_scheduler_stays(configs):
-    scheduler = UniPCMultistepScheduler(**flow_settings(1.0, 1000))
+    scheduler = UniPCMultistepScheduler(**unipc_flow_config(1.0, 1000))
     assert type(load_pipeline(configs["1"], scheduler=scheduler).scheduler) is UniPCMultistepScheduler
 
 
@@ -122,7 +122,7 @@ def test_zero_snr_of_flow_matching_is_refused(configs):
 
 
 def test_a_flow_model_is_not_one_of_v(config_of):
-    folder = config_of("1", UniPCMultistepScheduler(**flow_settings(1.0, 1000)))
+    folder = config_of("1", UniPCMultistepScheduler(**unipc_flow_config(1.0, 1000)))
     with pytest.raises(ValueError, match="has no scheduler with betas"):
         load_pipeline(folder, prediction_type=V)
 
@@ -187,8 +187,8 @@ def test_a_single_file_says_it(kind, configs, tmp_path, said):
 
 
 def test_pipelines_made_for_flow_matching_get_stock_s_own_scheduler():
-    code = source_code(StableDiffusion3Pipeline)
-    assert asked_of_scheduler(code) == set()
+    code = pipeline_source_code(StableDiffusion3Pipeline)
+    assert required_scheduler_attributes(code) == set()
     pipe = PIPELINES["DreamLitePipeline"].build()
     pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config, shift=3.0)
     stock = stock_scheduler_for(pipe)
@@ -253,7 +253,7 @@ def know_the_data(pipe, mean, spread):
 def test_stocks_stand_in_leads_to_the_data(name, shift):
     """Its timesteps are cut to whole numbers: by up to 1 / 1000 of noise, of which the largest of 256 values is 3."""
     pipe = PIPELINES[name].build()
-    pipe.scheduler = UniPCMultistepScheduler(**flow_settings(shift, 1000))
+    pipe.scheduler = UniPCMultistepScheduler(**unipc_flow_config(shift, 1000))
     know_the_data(pipe, 0.7, 0.0)
     for n in (1, 2, 4, 10, 50):
         latents = pipe(**{**PIPELINES[name].arguments(), "num_inference_steps": n}).images
@@ -264,7 +264,7 @@ def test_and_follows_the_exact_path_of_a_gaussian():
     """N(0, 1) in flow time: each value ends at the noise that it started from."""
     name = "StableDiffusionPipeline"
     pipe = PIPELINES[name].build()
-    pipe.scheduler = UniPCMultistepScheduler(**flow_settings(1.0, 1000))
+    pipe.scheduler = UniPCMultistepScheduler(**unipc_flow_config(1.0, 1000))
     know_the_data(pipe, 0.0, 1.0)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     latents = pipe(**{**PIPELINES[name].arguments(), "num_inference_steps": 50, "latents": noise}).images

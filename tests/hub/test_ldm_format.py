@@ -12,8 +12,8 @@ from small_pipelines.parts import projecting_text_encoder, text_encoder, unet
 from tiny_adapters import needs_text_adapters
 from tiny_checkpoints import KINDS, assert_same_weights, checkpoint, tiny_pipeline
 
-from zsnr_diffusers.hub.layouts import SD_1, SD_2, SDXL, layout_of
-from zsnr_diffusers.hub.ldm_format import layout_of_pipeline, original_checkpoint
+from zsnr_diffusers.hub.layouts import SD_1, SD_2, SDXL, detect_layout
+from zsnr_diffusers.hub.ldm_format import detect_pipeline_layout, original_checkpoint
 
 
 @pytest.mark.full
@@ -90,12 +90,12 @@ def test_diffusers_recognises_the_model():
 @pytest.mark.parametrize(("kind", "layout"), [("1", SD_1), ("2", SD_2), ("xl", SDXL)])
 def test_layouts_are_told_apart(kind, layout):
     shapes = {key: [*tensor.shape] for key, tensor in checkpoint(kind).items()}
-    assert layout_of(shapes) is layout
-    assert layout_of({key: shape for key, shape in shapes.items() if key.startswith("model.")}) is layout
-    assert layout_of_pipeline(tiny_pipeline(kind)) is layout
-    assert layout_of({key: shape for key, shape in shapes.items() if not key.startswith("model.")}) is None
+    assert detect_layout(shapes) is layout
+    assert detect_layout({key: shape for key, shape in shapes.items() if key.startswith("model.")}) is layout
+    assert detect_pipeline_layout(tiny_pipeline(kind)) is layout
+    assert detect_layout({key: shape for key, shape in shapes.items() if not key.startswith("model.")}) is None
     another = {"1": "cond_stage_model.model.x", "2": "cond_stage_model.transformer.x", "xl": "cond_stage_model.x"}
-    assert layout_of({**shapes, another[kind]: [1]}) is None
+    assert detect_layout({**shapes, another[kind]: [1]}) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -8,7 +8,7 @@ from tiny_checkpoints import tiny_pipeline, write_file
 
 from zsnr_diffusers import load_lora, load_pipeline, save_lora
 from zsnr_diffusers.hub.header import read_header
-from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, base_of_lora, lora_file, number_of_layers
+from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, count_lora_layers, find_lora_base, find_lora_file
 from zsnr_diffusers.hub.saved_model import SavedModel
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -40,9 +40,13 @@ def test_what_is_one(folder, tmp_path):
 
 
 def test_its_file(folder):
-    assert lora_file(folder) == lora_file(folder / LORA_FILE) == lora_file(folder.parent, subfolder=folder.name)
-    assert lora_file(folder, KOHYA_FILE) == folder / KOHYA_FILE
-    layers = {number_of_layers(folder / name, read_header(folder / name)) for name in (LORA_FILE, KOHYA_FILE)}
+    assert (
+        find_lora_file(folder)
+        == find_lora_file(folder / LORA_FILE)
+        == find_lora_file(folder.parent, subfolder=folder.name)
+    )
+    assert find_lora_file(folder, KOHYA_FILE) == folder / KOHYA_FILE
+    layers = {count_lora_layers(folder / name, read_header(folder / name)) for name in (LORA_FILE, KOHYA_FILE)}
     assert len(layers) == 1
     assert layers.pop() > 20
 
@@ -57,11 +61,11 @@ def test_the_base_is_known_by_the_width_of_its_texts(name, tmp_path):
     ):
         attends_to_itself = NAMES[name].replace("attn2", "attn1")
         save_file({NAMES[name]: torch.zeros(4, width), attends_to_itself: torch.zeros(4, 320)}, file)
-        assert base_of_lora(file, read_header(file)) == base
+        assert find_lora_base(file, read_header(file)) == base
     for weights in ({NAMES[name]: torch.zeros(4, 640)}, {attends_to_itself: torch.zeros(4, 768)}):
         save_file(weights, file)
         with pytest.raises(ValueError, match=r"lora.safetensors does not show which base it is for: pass a pipeline"):
-            base_of_lora(file, read_header(file))
+            find_lora_base(file, read_header(file))
 
 
 def test_other_adapters_are_told_in_a_sentence(tmp_path):

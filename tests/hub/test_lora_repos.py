@@ -13,7 +13,7 @@ from tiny_checkpoints import V, says, tiny_pipeline
 from zsnr_diffusers import audit, load_lora, load_pipeline, save_lora
 from zsnr_diffusers.cli import main
 from zsnr_diffusers.hub.header import read_header
-from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, saved_header
+from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE, load_header
 from zsnr_diffusers.hub.saved_model import SavedModel
 
 WRITTEN = {LORA_FILE, KOHYA_FILE, "scheduler/scheduler_config.json"}
@@ -37,7 +37,7 @@ def test_of_its_file_the_header_alone_is_read(saved, hub, tmp_path):
     weights, metadata = load_file(large / LORA_FILE), read_header(large / LORA_FILE).metadata
     save_file({**weights, "unet.more.lora_A.weight": torch.zeros(300, 300)}, large / LORA_FILE, metadata)
     places = hub({"acme/dark": large}, failures={LORA_FILE: Failure(cut=150_000)})
-    header = saved_header("acme/dark", LORA_FILE, places)
+    header = load_header("acme/dark", LORA_FILE, places)
     assert header == read_header(large / LORA_FILE)
     assert SavedModel.open("acme/dark", **places).is_lora
     result = audit("acme/dark", **places)

@@ -12,14 +12,14 @@ from small_pipelines.published import BASES, write_published
 from torch import nn
 
 from zsnr_diffusers import load_pipeline, save_pipeline
-from zsnr_diffusers.hub.files import only_variant
+from zsnr_diffusers.hub.files import find_only_variant
 from zsnr_diffusers.hub.weight_files import (
     DTYPE_ARGUMENT,
-    ask_for_float32,
     copy_in_float32,
-    in_one_dtype,
-    savable,
-    variants,
+    prepare_for_safetensors,
+    set_config_dtype_to_float32,
+    weight_variants,
+    with_single_dtype,
 )
 
 # -- what is saved
@@ -40,7 +40,7 @@ def test_tensors_of_any_layout_that_share_memory_are_saved_and_read_back(tmp_pat
         "empty too": torch.empty(0),
         "a number": torch.tensor(3),
     }
-    save_file(savable(tensors), tmp_path / "tensors.safetensors")
+    save_file(prepare_for_safetensors(tensors), tmp_path / "tensors.safetensors")
     back = load_file(tmp_path / "tensors.safetensors")
     assert all(torch.equal(back[name], value) for name, value in tensors.items())
     assert back.keys() == tensors.keys()
@@ -81,7 +81,7 @@ def test_another_dtype_by_either_name(argument):
 def test_the_argument_is_what_the_installed_diffusers_calls_it(recwarn):
     diffusers.DDPMPipeline  # noqa: B018  # imports warn of themselves
     recwarn.clear()
-    unet = UNet2DConditionModel.from_pretrained(published("1.5"), subfolder="unet", **in_one_dtype({}))
+    unet = UNet2DConditionModel.from_pretrained(published("1.5"), subfolder="unet", **with_single_dtype({}))
     assert unet.dtype == torch.float32
     assert [str(one.message) for one in recwarn if "torch_dtype" in str(one.message)] == []
 
@@ -135,23 +135,23 @@ def test_a_file_is_loaded_in_any_dtype_without_a_warning_of_nothing(dtype, caplo
     ],
 )
 def test_variants_by_the_names_of_files(names, found):
-    assert variants(names) == found
+    assert weight_variants(names) == found
 
 
 def test_the_only_variant_is_taken_and_none_of_several(tmp_path):
-    assert only_variant(published("1.5", "fp16"), {}) == "fp16"
-    assert only_variant(published("1.5"), {}) is None
+    assert find_only_variant(published("1.5", "fp16"), {}) == "fp16"
+    assert find_only_variant(published("1.5"), {}) is None
     both = write_published("1.5", tmp_path, dtype=torch.float16, variant="fp16")
-    assert only_variant(both, {}) == "fp16"
+    assert find_only_variant(both, {}) == "fp16"
     write_published("1.5", tmp_path)
-    assert only_variant(both, {}) is None
+    assert find_only_variant(both, {}) is None
 
 
 def test_the_only_variant_of_a_repo_also_from_the_cache(hub):
     places = hub({"acme/half": published("1.5", "fp16")})
     assert load_pipeline("acme/half", **places).unet.dtype == torch.float32
     hub({})  # which has nothing: what is in the cache is enough
-    assert only_variant("acme/half", places) == "fp16"
+    assert find_only_variant("acme/half", places) == "fp16"
 
 
 # -- copies
@@ -243,6 +243,6 @@ def test_a_config_that_asks_for_nothing_else_stays_as_it_is(config, tmp_path):
     file = tmp_path / "config.json"
     text = json.dumps(config)
     file.write_text(text)
-    ask_for_float32(file)
+    set_config_dtype_to_float32(file)
     assert file.read_text() == text
-    ask_for_float32(tmp_path / "none.json")
+    set_config_dtype_to_float32(tmp_path / "none.json")

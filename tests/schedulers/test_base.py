@@ -67,7 +67,7 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     for n in (1, 7, 50):
         scheduler.set_timesteps(n)
         exact.set_timesteps(n)
-        for t, update in zip(scheduler.timesteps, scheduler._updates(0, scheduler._eta), strict=True):
+        for t, update in zip(scheduler.timesteps, scheduler._updates_from(0, scheduler._eta), strict=True):
             v, x, w = torch.randn(3, 2, 4, 8, 8).to(dtype)
             result = scheduler.step(v, t, x, variance_noise=w)
             wanted = exact.step(v.double(), t, x.double(), variance_noise=w.double())
@@ -123,10 +123,10 @@ def test_step_reads_no_value_from_the_device(name):
 def test_views_of_the_timesteps_know_their_place():
     scheduler = ZeroSNRDDIMScheduler(**SD)
     scheduler.set_timesteps(20, device="meta")
-    assert [scheduler._index(t) for t in scheduler.timesteps[5:]] == list(range(5, 20))
+    assert [scheduler._path_index(t) for t in scheduler.timesteps[5:]] == list(range(5, 20))
     scheduler.set_timesteps(20)
-    assert [scheduler._index(t) for t in scheduler.timesteps.clone()[5:]] == list(range(5, 20))
-    assert scheduler._index(999) == 0
+    assert [scheduler._path_index(t) for t in scheduler.timesteps.clone()[5:]] == list(range(5, 20))
+    assert scheduler._path_index(999) == 0
 
 
 @pytest.mark.parametrize("kind", [int, float, torch.tensor, lambda t: torch.tensor([t])])

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from oracles import SD, levels, make, nonlinear, run, sample, start
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, ZeroSNRMultistepScheduler
-from zsnr_diffusers.hub.custom_pipeline import custom_pipeline
+from zsnr_diffusers.hub.custom_pipeline import custom_pipeline_source
 
 
 def calibrated(n=5, **config):
@@ -73,7 +73,7 @@ def test_it_has_no_safeguard():
     default = make("multistep")
     scheduler = make("multistep", calibration={"5": default_weights(default, 5)})
     guarded = sample(default, start(), swinging, 5)
-    default._guard = lambda *args: []
+    default._make_safeguards = lambda *args: []
     wanted = sample(default, start(), swinging, 5)
     found = sample(scheduler, start(), swinging, 5)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -123,7 +123,7 @@ def test_schedulers_of_diffusers_take_its_config(cls):
 
 
 def test_the_file_for_people_without_this_package_has_it(monkeypatch):
-    source = custom_pipeline(StableDiffusionPipeline, 0.7, sampler=calibrated())
+    source = custom_pipeline_source(StableDiffusionPipeline, 0.7, sampler=calibrated())
     module = types.ModuleType("alone")
     monkeypatch.setitem(sys.modules, "alone", module)
     exec(source, vars(module))

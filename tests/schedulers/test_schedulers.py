@@ -49,7 +49,7 @@ def test_every_number_of_steps_reaches_the_point_and_the_mean(cls, T):
     missed = []
     for n in range(1, T + 1):
         scheduler.set_timesteps(n)
-        updates = scheduler._updates(0, scheduler._eta)
+        updates = scheduler._updates_from(0, scheduler._eta)
         point, gaussian = 2.0, 0.0
         for t, (keep, (gain,), noise) in zip(scheduler.timesteps.tolist(), updates, strict=True):
             x_0 = posterior_mean(gaussian, alphas[t], sigmas[t], MEAN, SPREAD**2)

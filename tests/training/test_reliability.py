@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 import zsnr_diffusers.training.run as run_module
 from zsnr_diffusers.training import TrainingConfig, TrainingError, TrainingInterrupted, main, train, trainer
-from zsnr_diffusers.training.checkpointing.checkpoint import checkpoint_step, checkpoints, find_corruption
+from zsnr_diffusers.training.checkpointing.checkpoint import checkpoint_step, find_corruption, list_checkpoints
 
 
 def run(options, **changes):
@@ -38,7 +38,7 @@ def run(options, **changes):
 
 def result(folder):
     """All that a run comes to: the network that is shipped, and the bytes of its last checkpoint."""
-    last = checkpoints(Path(folder))[-1]
+    last = list_checkpoints(Path(folder))[-1]
     shipped = load_file(Path(folder) / "unet" / "diffusion_pytorch_model.safetensors")
     assert {"unet.safetensors", "ema.safetensors", "optimizer.safetensors"} <= set(os.listdir(last))
     return last.name, tensors(last), {name: value.numpy().tobytes() for name, value in shipped.items()}
@@ -54,7 +54,7 @@ def tensors(checkpoint):
 
 
 def names(options):
-    return [path.name for path in checkpoints(Path(options["output_dir"]))]
+    return [path.name for path in list_checkpoints(Path(options["output_dir"]))]
 
 
 def text(log):
@@ -191,7 +191,7 @@ def kill_and_resume(options, log, kills, seed=0):
         kill(process.pid)
         assert exit_code(process) == -signal.SIGKILL
         inside += bool(half_written(folder))
-        assert all(find_corruption(checkpoint) is None for checkpoint in checkpoints(folder))
+        assert all(find_corruption(checkpoint) is None for checkpoint in list_checkpoints(folder))
     assert exit_code(start({**options, "resume": True}, log)) == 0
     assert not list(folder.glob(".checkpoint-*"))
     return inside
@@ -199,7 +199,7 @@ def kill_and_resume(options, log, kills, seed=0):
 
 def half_written(folder):
     """What is being written; what is being removed is older than the newest."""
-    newest = max(map(checkpoint_step, checkpoints(folder)), default=0)
+    newest = max(map(checkpoint_step, list_checkpoints(folder)), default=0)
     partial = [path.name for path in folder.glob(".checkpoint-*.partial")]
     return [name for name in partial if int(name.split("-")[1].split(".")[0]) > newest]
 
@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_is_named_kept_and_passed_over(options, tmp_path, c
 
 def test_where_no_checkpoint_is_whole_nothing_is_touched(options):
     run(options)
-    for checkpoint in checkpoints(Path(options["output_dir"])):
+    for checkpoint in list_checkpoints(Path(options["output_dir"])):
         (checkpoint / "unet.safetensors").write_bytes(b"")
     before = sorted(os.listdir(options["output_dir"]))
     for _ in range(2):
@@ -410,7 +410,7 @@ def test_steps_of_nan_are_left_out_up_to_a_number_in_a_row(options, monkeypatch,
         call_at(patch, [2, 3, 5], lambda: float("nan"))
         run(options)
     assert "At step 3 the loss was nan" in capsys.readouterr().out
-    state = [tensors(checkpoint) for checkpoint in checkpoints(Path(options["output_dir"]))]
+    state = [tensors(checkpoint) for checkpoint in list_checkpoints(Path(options["output_dir"]))]
     same = [a == b for a, b in itertools.pairwise(state)]
     assert same == [True, True, False, True, False, False, False]
 
@@ -436,17 +436,17 @@ def test_a_step_left_out_is_left_out_by_moments_and_moving_average_too(options, 
         run(options, nan_skip=1, checkpointing_steps=1, checkpoints_total_limit=9)
     steps = [value for (file, name), value in last(options).items() if name.endswith(".step")]
     assert {torch.frombuffer(bytearray(value), dtype=torch.float32).item() for value in steps} == {3.0}
-    assert '"ema_steps": 3' in (checkpoints(Path(options["output_dir"]))[-1] / "numbers.json").read_text()
+    assert '"ema_steps": 3' in (list_checkpoints(Path(options["output_dir"]))[-1] / "numbers.json").read_text()
 
 
 def last(options):
-    return tensors(checkpoints(Path(options["output_dir"]))[-1])
+    return tensors(list_checkpoints(Path(options["output_dir"]))[-1])
 
 
 @pytest.fixture
 def _float16(monkeypatch):
     """accelerate as it is under float16, with torch's scaler for CPUs."""
-    launch = run_module.launch
+    launch = run_module.create_accelerator
 
     def launch_with_scaler(*args, **kwargs):
         AcceleratorState._reset_state(True)  # what was set here for the run before
@@ -455,7 +455,7 @@ def _float16(monkeypatch):
         accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
         return accelerator, processes
 
-    monkeypatch.setattr(run_module, "launch", launch_with_scaler)
+    monkeypatch.setattr(run_module, "create_accelerator", launch_with_scaler)
 
 
 @pytest.mark.full
@@ -471,7 +471,7 @@ def test_the_scaler_of_float16_goes_on_and_may_leave_out_a_step(options, tmp_pat
         with pytest.raises(TrainingInterrupted):
             run(options)
     assert run(options, resume=True) == whole
-    numbers = (checkpoints(Path(options["output_dir"]))[-1] / "numbers.json").read_text()
+    numbers = (list_checkpoints(Path(options["output_dir"]))[-1] / "numbers.json").read_text()
     assert '"scale": 65536.0' in numbers  # halved at step 2, doubled after steps 3 and 4
     with monkeypatch.context() as patch:
         call_at(patch, [1], lambda: float("nan"))

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 from zsnr_diffusers.core import flow_times
 from zsnr_diffusers.training import PixelTrainingConfig
-from zsnr_diffusers.training.data.loader import DistributedBatchSampler, TrainingDataset, load_batches
-from zsnr_diffusers.training.timesteps import LossByTimestep, SampledFlowTimes, SampledTimesteps, stratified
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler, TrainingDataset, create_dataloader
+from zsnr_diffusers.training.timesteps import LossByTimestep, SampledFlowTimes, SampledTimesteps, stratified_timestep
 
 SAMPLINGS = ["uniform", "stratified", "antithetic"]
 
@@ -40,7 +40,7 @@ def timesteps(sampling, count, global_batch, num_train_timesteps=1000, seed=0):
 @pytest.mark.parametrize(("count", "total"), [(1, 10), (3, 10), (10, 10), (16, 10), (7, 1000)])
 def test_a_uniform_place_and_a_uniform_timestep_make_a_uniform_timestep(count, total):
     """Exactly: all pairs of the two give every timestep equally often, whether or not the parts are whole."""
-    drawn = Counter(stratified(t, place, count, total) for place in range(count) for t in range(total))
+    drawn = Counter(stratified_timestep(t, place, count, total) for place in range(count) for t in range(total))
     assert drawn == dict.fromkeys(range(total), count)
 
 
@@ -92,7 +92,7 @@ def test_a_global_batch_is_the_same_however_it_is_divided(sampling):
         )
         spread = SampledTimesteps(Draws(None, range(7), config), sampling, 1000, 8)
         ranks = [
-            torch.cat([batch["timestep"] for batch in load_batches(spread, positions, config)])
+            torch.cat([batch["timestep"] for batch in create_dataloader(spread, positions, config)])
             for positions in (
                 DistributedBatchSampler(config, range(first, 3), rank, world_size) for rank in range(world_size)
             )

@@ -20,7 +20,7 @@ from training_runs import logged, same, trained, weights
 
 from zsnr_diffusers.core import v_loss
 from zsnr_diffusers.training import TrainingConfig, TrainingError, train
-from zsnr_diffusers.training.checkpointing.checkpoint import checkpoints
+from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 
 
 def run(options, **changes):
@@ -75,7 +75,7 @@ def test_training_lowers_the_loss_at_the_last_timestep_too(options, base_folder,
 def test_moving_average_is_what_is_saved(options, tmp_path):
     averaged = run(options)
     plain = run(options, ema_decay=0.0, output_dir=str(tmp_path / "plain"))
-    last = load_file(checkpoints(Path(options["output_dir"]))[-1] / "unet.safetensors")
+    last = load_file(list_checkpoints(Path(options["output_dir"]))[-1] / "unet.safetensors")
     assert same(last, plain)
     assert not same(averaged, plain)
 
@@ -86,7 +86,7 @@ def test_previews_checkpoints_logs_and_configuration_are_written(options):
     folder = Path(options["output_dir"])
     previews = sorted(path.name for path in (folder / "previews").iterdir())
     assert previews == ["step-000000.png", "step-000002.png", "step-000004.png"]
-    assert [path.name for path in checkpoints(folder)] == ["checkpoint-000004"]
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000004"]
     assert not list(folder.glob(".*partial"))
     assert len(losses(folder)) == 4
     written = yaml.safe_load((folder / "training_config.yaml").read_text())
@@ -165,7 +165,7 @@ def test_folder_of_another_run_is_refused_and_resume_cannot_change_the_run(optio
         run(options, resume=True, seed=5)
     longer = run(options, resume=True, max_train_steps=6, learning_rate=1e-4)
     assert longer
-    assert checkpoints(Path(options["output_dir"]))[-1].name == "checkpoint-000006"
+    assert list_checkpoints(Path(options["output_dir"]))[-1].name == "checkpoint-000006"
 
 
 def test_resume_without_a_checkpoint_starts(options):

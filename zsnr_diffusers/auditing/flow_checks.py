@@ -5,8 +5,8 @@ from itertools import pairwise
 from typing import Any
 
 from ..core.flow import shifted_time, unshifted_time
-from ..hub.flow_models import asked_of_scheduler, not_offered
-from ..schedulers.stock import flow_settings
+from ..hub.flow_models import missing_scheduler_attributes, required_scheduler_attributes
+from ..schedulers.stock import unipc_flow_config
 from .finding import Finding, Severity, format_step_numbers, from_config_line, replacement_line, severity_at_steps
 from .flow_subject import FlowSchedulerUnderTest, share_of_last_step
 from .simulate import TOLERANCE
@@ -25,7 +25,7 @@ CUT = 0.01
 
 def unipc_config_changes(setup: FlowSchedulerUnderTest) -> dict[str, Any]:
     """Config changes that make it stock's `UniPCMultistepScheduler` over flow times, which does all its steps."""
-    return {"_class_name": "UniPCMultistepScheduler", **flow_settings(setup.shift, len(setup.trained))}
+    return {"_class_name": "UniPCMultistepScheduler", **unipc_flow_config(setup.shift, len(setup.trained))}
 
 
 def _unipc_fix(setup: FlowSchedulerUnderTest) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ def check_missing_scheduler_attributes(setup: FlowSchedulerUnderTest) -> Finding
     """Report what the pipeline asks of its scheduler and this class lacks: it raises at the first call."""
     if setup.scheduler is None:
         return None
-    lacking = not_offered(setup.pipeline_source_code, setup.scheduler)
+    lacking = missing_scheduler_attributes(setup.pipeline_source_code, setup.scheduler)
     if not lacking:
         return None
     what = (
@@ -90,7 +90,7 @@ def check_missing_scheduler_attributes(setup: FlowSchedulerUnderTest) -> Finding
     )
     fix = (
         unipc_config_changes(setup)
-        if "scale_noise" not in asked_of_scheduler(setup.pipeline_source_code) and not setup.is_distilled
+        if "scale_noise" not in required_scheduler_attributes(setup.pipeline_source_code) and not setup.is_distilled
         else None
     )
     return Finding("not-offered", "error", what, replacement_line(setup), fix)

@@ -16,8 +16,8 @@ from torch import Tensor
 from .. import schedulers
 from ..core import NoiseLevel, flow_level, kappa, trailing_times, variance_preserving
 from ..core.spacing import clean_position, position
-from ..hub.flow_models import source_code
-from ..schedulers.config import OWN_SPACING, check_types, is_flow, own_spacing, with_class_defaults
+from ..hub.flow_models import pipeline_source_code
+from ..schedulers.config import OWN_SPACING, check_config_types, is_flow, own_spacing, with_class_defaults
 from ..schedulers.flow import FlowMatchScheduler
 from .simulate import Simulation, simulate_with_ideal_network, suppress_warnings, why_not_runnable
 from .sources import Source
@@ -61,7 +61,7 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
     @cached_property
     def pipeline_source_code(self) -> str:
         """Python source of the pipeline, from which the audit tells what it asks of its scheduler."""
-        return source_code(self.pipeline_class)
+        return pipeline_source_code(self.pipeline_class)
 
     @property
     def passes_sigmas(self) -> bool:
@@ -267,7 +267,7 @@ def build_flow_scheduler_under_test(source: Source, numbers: Sequence[int] | Non
     }
     if OWN_SPACING in config or hasattr(schedulers, name):
         config["timestep_spacing"] = own_spacing(config)
-    check_types(config, defaults)
+    check_config_types(config, defaults)
     s = torch.arange(1, config["num_train_timesteps"] + 1, dtype=torch.float64) / config["num_train_timesteps"]
     trained = torch.as_tensor(variance_preserving(flow_level(s)).alpha) ** 2
     return FlowSchedulerUnderTest(

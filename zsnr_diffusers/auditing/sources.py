@@ -10,7 +10,7 @@ from diffusers import SchedulerMixin
 from ..guidance.mixin import stock_class
 from ..hub.claims import ARGUMENTS, RESOLVED_FIELDS, SCHEDULER
 from ..hub.files import SCHEDULER_CONFIG
-from ..hub.layouts import SD_1, SD_2, SDXL, OriginalFormat, in_channels, layout_of
+from ..hub.layouts import SD_1, SD_2, SDXL, OriginalFormat, detect_layout, unet_in_channels
 from ..hub.saved_model import SCHEDULER_FILE, SavedModel
 from ..hub.single_file import SD_BETAS
 from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler
@@ -183,9 +183,9 @@ def _source_from_saved_model(saved: SavedModel) -> Source:
     config, index, of_weights = saved.scheduler_config, dict(saved.index), saved.is_lora or saved.is_single_file
     published = of_weights and config is None
     if of_weights:
-        layout = (None if saved.is_lora else layout_of(saved.header.shapes)) or SDXL
+        layout = (None if saved.is_lora else detect_layout(saved.header.shapes)) or SDXL
         _check_sd2_prediction_type(known, layout)
-        channels = in_channels(saved.header.shapes) or 4
+        channels = unet_in_channels(saved.header.shapes) or 4
         pipeline = "LoRA" if saved.is_lora else layout.pipelines.get(channels, layout.pipelines[4])
         index = {"_class_name": pipeline, **_WEIGHTS_ALONE}
         if published:

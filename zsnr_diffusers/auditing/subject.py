@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import schedulers
 from ..core import SCHEDULE_NAMES, NoiseLevel, noise_level, schedule_table
 from ..core.predictions import check_prediction_type
-from ..schedulers.config import betas_list, check_types, check_variance_preserving, own_spacing
+from ..schedulers.config import betas_list, check_config_types, check_variance_preserving, own_spacing
 from .simulate import TOLERANCE, Simulation, simulate, simulate_all, why_not_runnable
 from .sources import Source
 
@@ -189,7 +189,7 @@ def build_scheduler_under_test(source: Source, numbers: Sequence[int] | None = N
     missing = [key for key in ("num_train_timesteps", "beta_schedule") if key not in config]
     if missing:  # the defaults of a class that is not installed are not known
         raise ValueError(f"{name} has no schedule: {' and '.join(missing)} is missing.")
-    check_types(config, defaults)
+    check_config_types(config, defaults)
     check_prediction_type(config["prediction_type"], zero_terminal_snr=False)
     if source.prediction_type is not None:
         check_prediction_type(source.prediction_type, zero_terminal_snr=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import NoiseLevel, multistep_updates, noise_level, schedule_table
 from ..core.noise import SCHEDULE_NAMES
-from ..core.weight_fit import damped_move, fitted_weights, image_weights, shifted
+from ..core.weight_fit import fit_step_weights, levenberg_marquardt_step, move_weights, robust_image_weights
 from .network import GuidedNetwork
 from .trajectory import Trajectory
 
@@ -107,10 +107,10 @@ class Student:
             if not places:  # of one output each, which the sum decides on
                 return fit
             error = self._teacher.clean - fit.clean
-            weighed = image_weights(error)
+            weighed = robust_image_weights(error)
             changes = torch.stack([(weighed * self._weight_derivative(fit, i, j)).flatten() for i, j in places])
             for _ in range(TRIES):
-                moves = damped_move(changes, (weighed * error).flatten(), damping)
+                moves = levenberg_marquardt_step(changes, (weighed * error).flatten(), damping)
                 other = self.run_with_weights(fit.timesteps, _move_weights(fit.weights, moves))
                 if other.error < fit.error:
                     break
@@ -124,7 +124,7 @@ class Student:
         """Derivative of the clean samples by weight j of step i, in units of the step; from a difference."""
         weights, move = list(fit.weights), torch.zeros(len(fit.weights[i]) - 1, dtype=torch.float64)
         move[j - 1] = DIFFERENCE * weights[i].sum()
-        weights[i] = shifted(weights[i], move)
+        weights[i] = move_weights(weights[i], move)
         states = fit.states[: i + 1]
         for k in range(i + 1, len(weights)):
             states.append(self._evaluate_network(fit.timesteps[k], self._y_after(states, weights[:k]), states))
@@ -148,10 +148,10 @@ class Student:
         last = i + 1 == len(ts)
         goal = self._teacher.clean if last else self._teacher.samples[ts[i + 1]].float() / self._sigma(ts[i + 1])
         wanted = goal if last else goal - state.y
-        weighed = image_weights(goal - _apply_step(state, start, last))
+        weighed = robust_image_weights(goal - _apply_step(state, start, last))
         outputs = torch.stack([(weighed * output).flatten() for output in state.outputs])
         ridge = RIDGE / len(ts) * float(goal.square().mean().sqrt())
-        return fitted_weights(start, outputs, (weighed * wanted).flatten(), ridge)
+        return fit_step_weights(start, outputs, (weighed * wanted).flatten(), ridge)
 
     def _noise_level(self, timestep: int) -> NoiseLevel:
         """Noise level of the model's schedule at a timestep."""
@@ -189,4 +189,4 @@ def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
 def _move_weights(weights: Sequence[Tensor], moves: Tensor) -> list[Tensor]:
     """Every row of weights moved by its part of `moves`, in units of its step."""
     parts = torch.split(moves, [len(row) - 1 for row in weights])
-    return [shifted(row, part * row.sum()) for row, part in zip(weights, parts, strict=True)]
+    return [move_weights(row, part * row.sum()) for row, part in zip(weights, parts, strict=True)]

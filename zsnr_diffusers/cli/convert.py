@@ -189,11 +189,11 @@ def _convert_lora(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any
     """Save the LoRA, on a pipeline of its base without weights; returns that and what it is."""
     from ..hub.empty_pipeline import empty_pipeline
     from ..hub.lora import load_lora, save_lora
-    from ..hub.lora_files import LORA_FILE, base_of_lora
+    from ..hub.lora_files import LORA_FILE, find_lora_base
     from ..hub.save import check_target
 
     check_target(Path(arguments.target), arguments.overwrite, LORA_FILE)
-    base = arguments.config or base_of_lora(saved.name, saved.header)
+    base = arguments.config or find_lora_base(saved.name, saved.header)
     pipe = empty_pipeline(base, _resolve_dtype(arguments, [saved.header]))
     load_lora(pipe, saved, guidance_rescale=arguments.guidance_rescale)
     save_lora(pipe, arguments.target, **_upload_kwargs(arguments))

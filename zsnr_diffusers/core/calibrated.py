@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .multistep import updates_of_weights
+from .multistep import updates_from_weights
 from .noise import NoiseLevel, kappa, noise_level
 from .solvers import Update
 from .spacing import check_timesteps
@@ -29,12 +29,12 @@ class CalibratedSteps(NamedTuple):
     weights: list[list[float]]
 
     def updates(self, path: Sequence[NoiseLevel]) -> list[Update]:
-        """These steps as updates; `path` has the levels of the timesteps."""
-        return updates_of_weights(path, self.weights)
+        """These steps as sampler updates; `path` has the noise levels of the timesteps."""
+        return updates_from_weights(path, self.weights)
 
 
 def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, most: int) -> dict[int, CalibratedSteps]:
-    """What a config holds of calibrated steps, by their number.
+    """The calibrated steps that a scheduler's `calibration` config holds, by their number.
 
     Args:
         calibration: by number of steps, a mapping with `timesteps` and `weights`; what else it says is not read.
@@ -46,11 +46,14 @@ def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, mos
     """
     if not isinstance(calibration, Mapping):
         raise ValueError(f"calibration={calibration!r} must map numbers of steps to timesteps and weights; {WITHOUT}")
-    return {number_of(key): _read(str(key), entry, alphas_cumprod, most) for key, entry in calibration.items()}
+    return {
+        parse_num_inference_steps(key): _parse_calibrated_steps(str(key), entry, alphas_cumprod, most)
+        for key, entry in calibration.items()
+    }
 
 
-def number_of(key: Any) -> int:
-    """A number of steps, which JSON has as a text.
+def parse_num_inference_steps(key: Any) -> int:
+    """The number of inference steps that a key of a `calibration` config stands for; JSON stores it as text.
 
     Raises:
         ValueError: it is none.
@@ -61,21 +64,25 @@ def number_of(key: Any) -> int:
         raise ValueError(f"calibration has the key {key!r}, which is no number of steps; {WITHOUT}") from None
 
 
-def _read(key: str, entry: Any, alphas_cumprod: Tensor, most: int) -> CalibratedSteps:
+def _parse_calibrated_steps(key: str, entry: Any, alphas_cumprod: Tensor, most: int) -> CalibratedSteps:
+    """One entry of a `calibration` config, checked against the noise schedule."""
     try:
         timesteps = check_timesteps(entry["timesteps"], len(alphas_cumprod))
         weights = [[float(weight) for weight in row] for row in entry["weights"]]
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise ValueError(f"calibration of {key} steps {reason}; {WITHOUT}") from error
-    _check_form(key, timesteps, weights, len(alphas_cumprod), most)
+    _check_calibration_shape(key, timesteps, weights, len(alphas_cumprod), most)
     kappas = [float(kappa(noise_level(alphas_cumprod.double(), timestep))) for timestep in timesteps]
-    _check_sums(key, weights, [b - a for a, b in pairwise(kappas)] + [1.0])
+    _check_weight_sums(key, weights, [b - a for a, b in pairwise(kappas)] + [1.0])
     return CalibratedSteps(timesteps, weights)
 
 
-def _check_form(key: str, timesteps: list[int], weights: list[list[float]], num_timesteps: int, most: int) -> None:
-    n = number_of(key)
+def _check_calibration_shape(
+    key: str, timesteps: list[int], weights: list[list[float]], num_timesteps: int, most: int
+) -> None:
+    """Refuse timesteps and rows of weights that are not one per step, do not start at T-1, or weigh other outputs."""
+    n = parse_num_inference_steps(key)
     if not len(timesteps) == len(weights) == n:
         raise ValueError(
             f"calibration of {key} steps has {len(timesteps)} timesteps and {len(weights)} rows of weights; {WITHOUT}"
@@ -93,7 +100,8 @@ def _check_form(key: str, timesteps: list[int], weights: list[list[float]], num_
             )
 
 
-def _check_sums(key: str, weights: list[list[float]], wanted: list[float]) -> None:
+def _check_weight_sums(key: str, weights: list[list[float]], wanted: list[float]) -> None:
+    """Refuse rows of weights whose sums are not those that the noise schedule requires: kappa_s - kappa_t, then 1."""
     for i, (row, total) in enumerate(zip(weights, wanted, strict=True), 1):
         if not math.isclose(sum(row), total, rel_tol=SUM_TOLERANCE):  # which NaN is not
             raise ValueError(

@@ -23,11 +23,11 @@ class Combination(NamedTuple):
 
     @property
     def conditional(self) -> int:
-        """Which prediction guidance leads to."""
+        """Index of the conditional prediction, the one with the largest weight."""
         return self.weights.index(max(self.weights))
 
-    def of(self, prediction: Tensor, sample: Tensor) -> Tensor:
-        """What a pipeline would hand on if all predictions were this one; and so what is made of a guider's result."""
+    def apply_to(self, prediction: Tensor, sample: Tensor) -> Tensor:
+        """The guided prediction if all predictions were this one; brings a guider's result to the pipeline's form."""
         if (self.factor, self.of_sample) == (1.0, 0.0):
             return prediction
         if self.of_sample == 0:
@@ -35,16 +35,16 @@ class Combination(NamedTuple):
         wide = torch.promote_types(prediction.dtype, torch.float32)
         return (self.factor * prediction.to(wide) + self.of_sample * sample.to(wide)).to(sample.dtype)
 
-    def at(self, guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> "Combination | None":
-        """The same weights at another step, where factor and sample have shares of their own; None if they have none.
+    def refit(self, guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> "Combination | None":
+        """The same guidance weights with factor and share of the sample fitted anew at another step; None if none fit.
 
         What a pipeline turns into x_0 and back is rounded the more the nearer to the end, so that less is asked of it
         than when a combination is found.
         """
-        rows = _thinned((guided, *predictions, sample), (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
+        rows = _subsample((guided, *predictions, sample), (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
         combined = sum(weight * row for weight, row in zip(self.weights, rows[1:-1], strict=True))
         columns = torch.stack([torch.as_tensor(combined), rows[-1]]).flatten(1)
-        found, _ = _fit(columns.T[None], rows[0].reshape(1, -1, 1), 1e-3, 0.0)
+        found, _ = _fit_within_rounding(columns.T[None], rows[0].reshape(1, -1, 1), 1e-3, 0.0)
         return None if found is None else self._replace(factor=float(found[0, 0]), of_sample=float(found[0, 1]))
 
 
@@ -57,7 +57,7 @@ a meaning are larger, and would explain anything."""
 
 
 def find_combination(guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> Combination | None:
-    """The combination that explains a guided prediction, None if none does.
+    """How a pipeline combined predictions into its guided one, as a `Combination`; None if no combination explains it.
 
     First `guidance_weights`; then the same with the other sign; with some of the sample; and with any positive factor
     for each entry of the first dimension, since some pipelines set the length of the result to that of the conditional
@@ -74,26 +74,29 @@ def find_combination(guided: Tensor, predictions: Sequence[Tensor], sample: Tens
         found = guidance_weights(sign * guided, predictions, seen)
         if found is not None and found[1]:
             return Combination(tuple(found[0]), sign)
-    return _with_sample(guided, predictions, sample) or _of_any_length(guided, predictions)
+    return _fit_with_sample(guided, predictions, sample) or _fit_with_scales(guided, predictions)
 
 
-def equal_combination(guided: Tensor, prediction: Tensor) -> Combination | None:
-    """That of predictions which are all equal; None if the result is neither their value nor its negative."""
-    g, p = (x[0, 0] for x in _thinned((guided, prediction), (1, 1)))
-    most = min(0.5, 128 * _rounding(guided, prediction))  # a large scale multiplies the rounding by which they differ
+def find_combination_of_equals(guided: Tensor, prediction: Tensor) -> Combination | None:
+    """`find_combination` of predictions that are all equal; None if the guided one is not that value or minus it."""
+    g, p = (x[0, 0] for x in _subsample((guided, prediction), (1, 1)))
+    # A large scale multiplies the rounding by which they differ.
+    most = min(0.5, 128 * _rounding_eps(guided, prediction))
     for sign in (1.0, -1.0):
         if _rms(g - sign * p) <= most * _rms(p):
             return Combination((1.0,), sign)
     return None
 
 
-def _with_sample(guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> Combination | None:
-    """The combination by one factor and some of the sample."""
-    rows = _thinned((guided, *predictions, sample), (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
+def _fit_with_sample(guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> Combination | None:
+    """Fit a guidance combination with one factor and a share of the sample; None if that does not explain `guided`."""
+    rows = _subsample((guided, *predictions, sample), (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
     target, first, differences, x = rows[0], rows[1], rows[2:-1] - rows[1], rows[-1:]
     columns = torch.cat([first[None], differences, x]).flatten(1)
     size = _rms(first) + _rms(x)
-    found, rounding = _fit(columns.T[None], target.reshape(1, -1, 1), _rounding(guided, predictions[0]), size)
+    found, rounding = _fit_within_rounding(
+        columns.T[None], target.reshape(1, -1, 1), _rounding_eps(guided, predictions[0]), size
+    )
     if found is None:
         return None
     factor, *weights, of_sample = found[0].tolist()
@@ -104,21 +107,23 @@ def _with_sample(guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) 
     return Combination((1 - sum(weights), *weights), factor, of_sample)
 
 
-def _of_any_length(guided: Tensor, predictions: Sequence[Tensor]) -> Combination | None:
-    """The combination by a factor for each sample, or for each row along some dimension of it."""
+def _fit_with_scales(guided: Tensor, predictions: Sequence[Tensor]) -> Combination | None:
+    """Fit a guidance combination with a factor for each sample, or each row along a dimension; None if none fits."""
     tensors = (guided, *predictions)
     for dim in (None, -1, *range(1, guided.ndim - 1)):
         if dim is None:
-            rows = _thinned(tensors, (len(guided), 1))
+            rows = _subsample(tensors, (len(guided), 1))
         else:
             turned = [x.movedim(dim, -1) for x in tensors]
-            rows = _thinned(turned, (1, turned[0].shape[:-1].numel()))
+            rows = _subsample(turned, (1, turned[0].shape[:-1].numel()))
         rows = rows.flatten(1, 2)
         parts, values = rows.shape[1:]
         if parts * (values - len(predictions)) < _EVIDENCE:
             continue
         columns = torch.cat([rows[1:2], rows[2:] - rows[1:2]]).permute(1, 2, 0)
-        found, _ = _fit(columns, rows[0].unsqueeze(-1), _rounding(guided, predictions[0]), _rms(rows[1]))
+        found, _ = _fit_within_rounding(
+            columns, rows[0].unsqueeze(-1), _rounding_eps(guided, predictions[0]), _rms(rows[1])
+        )
         if found is None:
             continue
         factors = found[:, 0]
@@ -132,8 +137,8 @@ _EVIDENCE = 64
 """By how many values rows have to outnumber what is fitted to them, before their agreement counts as no chance."""
 
 
-def _fit(matrix: Tensor, right: Tensor, eps: float, size: float) -> tuple[Tensor | None, float]:
-    """The coefficients of each part [parts, columns], None if they leave more than rounding; and how much that is.
+def _fit_within_rounding(matrix: Tensor, right: Tensor, eps: float, size: float) -> tuple[Tensor | None, float]:
+    """Least-squares coefficients [parts, columns], None if the residual exceeds rounding; and the size of rounding.
 
     Differences of predictions, in the columns but the first, carry the rounding of what is as large as `size`.
     """
@@ -146,14 +151,15 @@ def _fit(matrix: Tensor, right: Tensor, eps: float, size: float) -> tuple[Tensor
     return found if left <= rounding else None, rounding
 
 
-def _thinned(tensors: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
-    """Tensors in rows, in float64, of shape [tensors, *shape, values], each of the last two thinned out."""
+def _subsample(tensors: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+    """Every n-th entry of each tensor, stacked as float64 of shape [tensors, *shape, values]."""
     first = tensors[0].reshape(*shape, -1)
     every = [max(1, first.shape[1] // _ROWS), max(1, first.shape[2] // _VALUES)]
     return torch.stack([x.detach().reshape(*shape, -1)[:, :: every[0], :: every[1]] for x in tensors]).cpu().double()
 
 
-def _rounding(*tensors: Tensor) -> float:
+def _rounding_eps(*tensors: Tensor) -> float:
+    """Machine epsilon of the least precise of float32 and the tensors' dtypes."""
     # The fit itself has float64's rounding, so no tensor counts as more exact than float32.
     return max(torch.finfo(dtype).eps for dtype in (torch.float32, *(x.dtype for x in tensors)))
 
@@ -178,9 +184,9 @@ def guidance_weights(
         The mean of each weight, and whether they explain `guided` to within the rounding of the least precise dtype;
         None where the predictions are equal, so that nothing can be told apart.
     """
-    eps = _rounding(guided, predictions[0])
+    eps = _rounding_eps(guided, predictions[0])
     tensors = (guided, *predictions) if sample is None else (guided, *predictions, sample)
-    rows = _thinned(tensors, (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
+    rows = _subsample(tensors, (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
     target, first, differences = rows[0] - rows[1], rows[1], rows[2 : len(predictions) + 1] - rows[1]
     spread = _rms(differences)
     scale = (_rms(first) ** 2 + spread**2) ** 0.5
@@ -203,7 +209,7 @@ def guidance_weights(
 
 
 def _least_squares(matrix: Tensor, right: Tensor, rcond: float) -> Tensor:
-    """The solution of each system, shape [parts, columns, 1]."""
+    """Solve matrix @ x = right in the least-squares sense for each part; x has shape [parts, columns, 1]."""
     if matrix.shape[-1] == 1:  # by far the most pipelines, and a tenth of the time
         return ((matrix.mT @ right) / (matrix.mT @ matrix)).nan_to_num()
     # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank that

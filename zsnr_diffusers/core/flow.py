@@ -37,7 +37,7 @@ def flow_time(level: NoiseLevel) -> Scalar:
 
 
 def variance_preserving(level: NoiseLevel) -> NoiseLevel:
-    """The level of the same signal-to-noise ratio with alpha^2 + sigma^2 = 1."""
+    """The noise level of the same signal-to-noise ratio with alpha^2 + sigma^2 = 1."""
     norm = sample_scale(level)
     return NoiseLevel(level.alpha / norm, level.sigma / norm)
 
@@ -73,12 +73,12 @@ def shifted_time(s: Scalar, shift: float) -> Scalar:
 
 
 def unshifted_time(s: Scalar, shift: float) -> Scalar:
-    """The flow time that `shifted_time` leads from to s."""
+    """Inverse of `shifted_time`: the flow time before the shift."""
     return shifted_time(s, 1 / shift)
 
 
-def shift_of_resolution(mu: float, time_shift_type: str = "exponential") -> float:
-    """The shift of dynamic shifting, by diffusers' `mu`, which a pipeline takes from the number of tokens.
+def dynamic_shift(mu: float, time_shift_type: str = "exponential") -> float:
+    """The shift of flow times that diffusers' `mu` stands for, which a pipeline computes from the number of tokens.
 
     Args:
         mu: log of the shift, or for `linear` the shift itself.
@@ -107,11 +107,11 @@ def trailing_times(num_inference_steps: int, shift: float = 1.0, shift_terminal:
     """
     check_num_flow_steps(num_inference_steps)
     times = [(num_inference_steps - i) / num_inference_steps for i in range(num_inference_steps)]
-    return stretched([float(shifted_time(s, shift)) for s in times], shift_terminal)
+    return stretch_to_terminal([float(shifted_time(s, shift)) for s in times], shift_terminal)
 
 
-def stretched(times: Sequence[float], shift_terminal: float | None) -> list[float]:
-    """Flow times from 1 on, moved linearly so that the last is `shift_terminal`; as they are if that is None.
+def stretch_to_terminal(times: Sequence[float], shift_terminal: float | None) -> list[float]:
+    """Stretch flow times linearly so that 1 stays and the last is `shift_terminal`; a copy if that is None.
 
     Raises:
         ValueError: an end outside (0, 1).
@@ -130,11 +130,11 @@ def kappa_times(num_inference_steps: int) -> list[float]:
     """n flow times from 1 on, even in `position`: where `kappa` spacing puts its steps, whatever shift a model has."""
     check_num_flow_steps(num_inference_steps)
     goals = clean_position() * torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
-    return (1 / (1 + _kappas_at(goals))).tolist()
+    return (1 / (1 + _kappas_at_positions(goals))).tolist()
 
 
-def _kappas_at(goals: Tensor) -> Tensor:
-    """The inverse of `position`, by bisection in log kappa down to rounding; 0 at 0."""
+def _kappas_at_positions(goals: Tensor) -> Tensor:
+    """Inverse of `spacing.position`, kappa at each position, by bisection in log kappa down to rounding; 0 at 0."""
     low, high = torch.full_like(goals, -50.0), torch.full_like(goals, 50.0)
     for _ in range(64):
         middle = (low + high) / 2
@@ -154,12 +154,13 @@ def is_stock_spacing(times: Sequence[float]) -> bool:
 
 
 def _is_linspace(times: Sequence[float]) -> bool:
+    """Whether flow times are evenly spaced, up to float32 rounding."""
     step = (times[-1] - times[0]) / (len(times) - 1)
     return all(abs(s - (times[0] + step * i)) < _STOCK_SPACING_TOLERANCE for i, s in enumerate(times))
 
 
 def check_flow_times(sigmas: Sequence[float]) -> list[float]:
-    """A caller's own flow times, checked. A 0 for clean data may end them, which is left out.
+    """Check a caller's own flow times (`sigmas`) and return them without a final 0 for clean data.
 
     Raises:
         ValueError: none at all, outside (0, 1], or not strictly decreasing.
@@ -176,7 +177,7 @@ def check_flow_times(sigmas: Sequence[float]) -> list[float]:
 
 
 def check_shift(shift: float) -> None:
-    """Refuse a shift that turns time around.
+    """Refuse a flow-time shift that is not a finite number above 0.
 
     Raises:
         ValueError: with the value and what is possible.
@@ -186,7 +187,7 @@ def check_shift(shift: float) -> None:
 
 
 def check_num_flow_steps(num_inference_steps: int) -> None:
-    """Refuse a number of steps below 1.
+    """Refuse a number of flow-matching sampling steps that is not a whole number of at least 1.
 
     Raises:
         ValueError: with the value.

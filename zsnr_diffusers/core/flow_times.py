@@ -45,7 +45,7 @@ def flow_times(
     logit_std: float = 1.0,
     alphas_cumprod: Tensor | None = None,
 ) -> Tensor:
-    """Flow times of uniform draws, by the quantile of a density, then shifted.
+    """Training flow times from uniform draws: the quantiles of a density, then shifted.
 
     Args:
         u: uniform in (0, 1), float64, any shape.

@@ -52,7 +52,7 @@ def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: floa
 
 
 def _std_ratio_minus_one(guided: Tensor, conditional: Tensor) -> Tensor:
-    """std(conditional) / std(guided) - 1 of each sample, shape [B, 1, ...]; 0 where either is flat."""
+    """std(conditional) / std(guided) - 1 of each sample, shape [B, 1, ...]; 0 where either is constant."""
     sharpness = _inverse_std(guided)
     other = _inverse_std(conditional)
     # infinite where flat, so that the quotient is infinite or not a number in all three cases
@@ -81,7 +81,7 @@ def rescale_guidance_in_space(
     x_t: Tensor,
     level: NoiseLevel,
 ) -> Tensor:
-    """Algorithm 2 on what the predictions say of v, of the noise or of x_0, rather than on the predictions themselves.
+    """Guidance rescale (Algorithm 2) on the v, noise or x_0 that predictions imply, instead of on the predictions.
 
     Given x_t, a prediction of any type is, up to a factor that Algorithm 2 does not see, the output plus q x_t. As
     epsilon, q = sigma / alpha for an output of v: infinite at zero SNR, where the rescaled output has a limit, the
@@ -102,7 +102,7 @@ def rescale_guidance_in_space(
     Raises:
         ValueError: unknown space or prediction type, phi outside [0, 1], or an epsilon output at zero SNR.
     """
-    check_space(space)
+    check_guidance_space(space)
     target = GUIDANCE_SPACES[space]
     if target is None or target == prediction_type:
         return rescale_guidance(guided, conditional, guidance_rescale)
@@ -113,14 +113,14 @@ def rescale_guidance_in_space(
     g, c, x = guided.to(wide), conditional.to(wide), x_t.to(wide)
     a_output, b_output = x_0_factors(prediction_type, level)
     if target == "epsilon" and float(level.alpha) == 0:
-        return (g + guidance_rescale * _slope(x, c - g) * x).to(guided.dtype)
+        return (g + guidance_rescale * _regression_slope(x, c - g) * x).to(guided.dtype)
     offset = (a_output - x_0_factors(target, level)[0]) / b_output * x
     there = g + offset
     return torch.addcmul(g, there, _std_ratio_minus_one(there, c + offset), value=guidance_rescale).to(guided.dtype)
 
 
-def _slope(x: Tensor, y: Tensor) -> Tensor:
-    """cov(x, y) / var(x) of each sample, shape [B, 1, ...]; 0 where x has no spread."""
+def _regression_slope(x: Tensor, y: Tensor) -> Tensor:
+    """cov(x, y) / var(x) of each sample, shape [B, 1, ...]; 0 where x is constant."""
     dims = tuple(range(1, x.ndim))
     centred = x - x.mean(dim=dims, keepdim=True)
     variance = (centred * centred).sum(dim=dims, keepdim=True)
@@ -128,7 +128,7 @@ def _slope(x: Tensor, y: Tensor) -> Tensor:
 
 
 def check_guidance_rescale(guidance_rescale: float) -> None:
-    """Refuse a phi outside [0, 1].
+    """Refuse a guidance rescale phi outside [0, 1].
 
     Raises:
         ValueError: with the value and the recommended range.
@@ -139,8 +139,8 @@ def check_guidance_rescale(guidance_rescale: float) -> None:
         )
 
 
-def check_space(space: str) -> None:
-    """Refuse an unknown space.
+def check_guidance_space(space: str) -> None:
+    """Refuse a guidance rescale space that is not one of `GUIDANCE_SPACES`.
 
     Raises:
         ValueError: with the value and those that are known.

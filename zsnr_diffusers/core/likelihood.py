@@ -74,7 +74,7 @@ def step_kl_factors(now: NoiseLevel, following: NoiseLevel, variance_type: str =
 
 
 def step_kl(x_0: Tensor, prediction: Tensor, factors: StepKL) -> Tensor:
-    """The term of a step, from what the network made of x_t.
+    """The KL term of one step of the likelihood bound, given the x_0 predicted from x_t; nats per element.
 
     Args:
         x_0: clean samples, any shape.

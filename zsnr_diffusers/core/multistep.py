@@ -33,7 +33,7 @@ RIDGE = 0.4
 
 @lru_cache(maxsize=1)
 def _gauss_legendre(num: int = 64) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [-1, 1] (Golub & Welsch 1969)."""
+    """Nodes and weights of Gauss-Legendre quadrature on [-1, 1] (Golub & Welsch 1969), float64 [num] each."""
     k = torch.arange(1, num, dtype=torch.float64)
     beside = k / (4 * k**2 - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(beside.diag(1) + beside.diag(-1))
@@ -41,7 +41,7 @@ def _gauss_legendre(num: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def _lagrange(nodes: Tensor, at: Tensor) -> Tensor:
-    """The Lagrange polynomials through `nodes` [m, p] at `at` [m, q]; shape [m, p, q]."""
+    """Values at `at` [m, q] of the Lagrange basis polynomials of `nodes` [m, p]; shape [m, p, q]."""
     p = nodes.shape[1]
     factors = (at[:, None, None] - nodes[:, None, :, None]) / (
         (nodes[:, :, None] - nodes[:, None, :]) + torch.eye(p, dtype=nodes.dtype)
@@ -49,8 +49,8 @@ def _lagrange(nodes: Tensor, at: Tensor) -> Tensor:
     return torch.where(torch.eye(p, dtype=torch.bool)[..., None], 1.0, factors).prod(dim=2)
 
 
-def _integrals(nodes: Tensor, start: Tensor, end: Tensor, a: float) -> Tensor:
-    """Weights of the outputs at `nodes` [m, p] in the integral from `start` to `end` [m]; shape [m, p].
+def _quadrature_weights(nodes: Tensor, start: Tensor, end: Tensor, a: float) -> Tensor:
+    """Weights of the outputs at kappas `nodes` [m, p] in each step's integral from `start` to `end` [m]; shape [m, p].
 
     The polynomials run in `position`, the integral in asinh(kappa), where both are smooth; the sum of the weights is
     set to its closed form, so that a constant output is integrated exactly.
@@ -65,8 +65,8 @@ def _integrals(nodes: Tensor, start: Tensor, end: Tensor, a: float) -> Tensor:
     return weights * (whole / weights.sum(dim=1))[:, None]
 
 
-def _rows(kappas: Tensor, ahead: int, most: int, a: float) -> list[Tensor]:
-    """Weights of the outputs at i, i - 1, ... (up to `most` of them), one row for each i.
+def _adams_weights(kappas: Tensor, ahead: int, most: int, a: float) -> list[Tensor]:
+    """Adams weights of the outputs at steps i, i - 1, ... (up to `most` of them), one row for each i.
 
     `ahead` = 1 predicts the step from i to i + 1; 0 corrects the step that led to i, now that its output is there.
     """
@@ -75,12 +75,12 @@ def _rows(kappas: Tensor, ahead: int, most: int, a: float) -> list[Tensor]:
     for count, group in groupby(newest, key=lambda i: min(most, i + 1)):
         i = torch.tensor(list(group))
         nodes = kappas[i[:, None] - torch.arange(count)]
-        rows += _integrals(nodes, kappas[i + ahead - 1], kappas[i + ahead], a)
+        rows += _quadrature_weights(nodes, kappas[i + ahead - 1], kappas[i + ahead], a)
     return rows
 
 
-def _ending(kappas: Tensor, most: int, even: bool) -> Tensor:
-    """Weights of the last outputs in the clean sample, newest first.
+def _last_step_weights(kappas: Tensor, most: int, even: bool) -> Tensor:
+    """Weights of the last outputs in the sampler's final, clean sample, newest first.
 
     Towards clean data x_0 runs in powers of 1 / kappa^2 on every Gaussian, once its scale is resolved; so its limit is
     the value at 0 of the polynomial in that variable through the last outputs. Even steps end where details are not
@@ -94,14 +94,14 @@ def _ending(kappas: Tensor, most: int, even: bool) -> Tensor:
     return _lagrange(nodes[None], torch.tensor([[end]], dtype=torch.float64))[0, :, 0]
 
 
-def _intervals(kappas: Tensor) -> Tensor:
-    """The length of each step in `position`, up to clean data."""
+def _position_intervals(kappas: Tensor) -> Tensor:
+    """Length of each sampling step in `position`, up to clean data."""
     return torch.cat([position(kappas), torch.tensor([clean_position()], dtype=torch.float64)]).diff()
 
 
-def _even(kappas: Tensor) -> bool:
-    """Whether no interval, up to clean data, is much longer in `position` than the one before."""
-    intervals = _intervals(kappas)
+def _is_evenly_spaced(kappas: Tensor) -> bool:
+    """Whether no sampling step, up to clean data, is much longer in `position` than the one before."""
+    intervals = _position_intervals(kappas)
     return bool((intervals[1:] <= MAX_STEP_RATIO * intervals[:-1]).all())
 
 
@@ -118,8 +118,8 @@ def multistep_updates(
     theirs in log(kappa).
 
     Without fresh noise, two things more. The last step returns not the last x_0, but where the last ones lead, see
-    `_ending`. And where the steps are few and about even in `position`, the weights are fitted to a spectrum of
-    Gaussian data, see `_fit_to_spectrum`.
+    `_last_step_weights`. And where the steps are few and about even in `position`, the weights are fitted to a
+    spectrum of Gaussian data, see `_fit_weights_to_spectrum`.
 
     Args:
         path: levels from the noisiest on, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
@@ -133,20 +133,20 @@ def multistep_updates(
     check_eta(eta)
     check_order(order)
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
-    kept, even = _kept(kappas, eta), _even(kappas)
-    rows = _all_rows(kappas, kept, order, corrector, eta, even)
+    kept, even = _keep_factors(kappas, eta), _is_evenly_spaced(kappas)
+    rows = _step_weights(kappas, kept, order, corrector, eta, even)
     if even and eta == 0 and len(path) <= FEW_STEPS:
-        _fit_to_spectrum(rows, kappas)
-    return _updates(path, kept, rows)
+        _fit_weights_to_spectrum(rows, kappas)
+    return _assemble_updates(path, kept, rows)
 
 
-def _kept(kappas: Tensor, eta: float) -> list[float]:
-    """The share of x / sigma that each step keeps; for the ODE 1, from pure noise too, since 0 ** 0 = 1."""
+def _keep_factors(kappas: Tensor, eta: float) -> list[float]:
+    """Factor of x / sigma that each step keeps; 1 for the ODE, also from pure noise, since 0 ** 0 = 1."""
     return ((kappas[:-1] / kappas[1:]) ** eta**2).tolist()
 
 
-def _updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: Sequence[Tensor]) -> list[Update]:
-    """Steps out of the weights of x_0 in x_s / sigma_s, and in the data at last."""
+def _assemble_updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: Sequence[Tensor]) -> list[Update]:
+    """Sampler updates from each step's weights of x_0 in x_s / sigma_s, and those in the data for the last step."""
     sigmas = [float(level.sigma) for level in path]
     updates = [
         Update(
@@ -159,41 +159,41 @@ def _updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: Sequence[T
     return [*updates, Update(keep=0.0, gains=tuple(rows[-1].tolist()), noise=0.0)]
 
 
-def updates_of_weights(path: Sequence[NoiseLevel], weights: Sequence[Sequence[float]]) -> list[Update]:
-    """Steps of the ODE out of given weights: of the last outputs in x_s / sigma_s, and in the data at last.
+def updates_from_weights(path: Sequence[NoiseLevel], weights: Sequence[Sequence[float]]) -> list[Update]:
+    """Sampler updates of the ODE from given weights: of outputs in x_s / sigma_s, and in the data for the last step.
 
     Args:
         path: levels as in `multistep_updates`.
         weights: for each step those of its outputs, newest first.
     """
     rows = [torch.tensor(row, dtype=torch.float64) for row in weights]
-    return _updates(path, [1.0] * (len(path) - 1), rows)
+    return _assemble_updates(path, [1.0] * (len(path) - 1), rows)
 
 
-def safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float = 0.0) -> list[Safeguard]:
-    """For each step of `multistep_updates` over the same path with the same eta, of order 2 or 3.
+def multistep_safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float = 0.0) -> list[Safeguard]:
+    """The `Safeguard` of each step of `multistep_updates` over the same path with the same eta, of order 2 or 3.
 
     The low order is 1 with corrector. Its last step takes the mean of the last output and of where the last two lead.
     """
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
-    kept = _kept(kappas, eta)
-    rows = _all_rows(kappas, kept, 1, True, eta, _even(kappas))
+    kept = _keep_factors(kappas, eta)
+    rows = _step_weights(kappas, kept, 1, True, eta, _is_evenly_spaced(kappas))
     rows[-1] /= 2
     rows[-1][0] += 0.5
-    low, intervals = _updates(path, kept, rows), _intervals(kappas).tolist()
+    low, intervals = _assemble_updates(path, kept, rows), _position_intervals(kappas).tolist()
     return [
         Safeguard(low=(of_low.gains[0], sum(of_low.gains[1:])), high=update.gains, interval=interval)
         for of_low, update, interval in zip(low, updates, intervals, strict=True)
     ]
 
 
-def _all_rows(
+def _step_weights(
     kappas: Tensor, kept: Sequence[float], order: int, corrector: bool, eta: float, even: bool
 ) -> list[Tensor]:
-    """Weights of x_0 in each step, newest output first: predictor, corrector of the step before, and the ending."""
+    """Weights of the outputs in each step, newest first: predictor, corrector of the step before, and the last one."""
     a = eta**2
-    predicted = _rows(kappas, 1, order, a)
-    corrected = _rows(kappas, 0, order + 1, a)
+    predicted = _adams_weights(kappas, 1, order, a)
+    corrected = _adams_weights(kappas, 0, order + 1, a)
     rows = []
     for i in range(len(kappas) - 1):
         row = torch.zeros(min(i + 1, order + corrector), dtype=torch.float64)
@@ -202,11 +202,11 @@ def _all_rows(
             row[: len(corrected[i - 1])] += kept[i] * corrected[i - 1]
             row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
         rows.append(row)
-    return [*rows, _ending(kappas, order + corrector if eta == 0 else 1, even)]
+    return [*rows, _last_step_weights(kappas, order + corrector if eta == 0 else 1, even)]
 
 
-def _fit_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
-    """Adjust each row, in place, to Gaussian data whose standard deviation may be anything in `SPECTRUM`.
+def _fit_weights_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
+    """Fit each step's multistep weights, in place, to Gaussian data of any standard deviation in `SPECTRUM`.
 
     For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
     Row by row the sampler is run on all s at once, and the row is moved by the least squares of the relative error
@@ -235,7 +235,7 @@ def _fit_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
 
 
 def check_order(order: int) -> None:
-    """Refuse an order that there is no method for.
+    """Refuse a solver order that is not 1, 2 or 3.
 
     Raises:
         ValueError: with the value and the range.

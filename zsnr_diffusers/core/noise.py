@@ -29,7 +29,7 @@ class NoiseLevel(NamedTuple):
 
 
 def _linear_betas(num: int, start: float, end: float) -> Tensor:
-    """Ho et al. 2020 (arXiv:2006.11239), section 4."""
+    """Betas linear from `start` to `end`, float64 [num] (Ho et al. 2020, arXiv:2006.11239, section 4)."""
     return torch.linspace(start, end, num, dtype=torch.float64)
 
 
@@ -43,27 +43,27 @@ def _sigmoid_betas(num: int, start: float, end: float) -> Tensor:
     return torch.sigmoid(torch.linspace(-6, 6, num, dtype=torch.float64)) * (end - start) + start
 
 
-def _cosine(u: float) -> float:
-    """Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 17, up to a constant factor."""
+def _cosine_alpha_bar(u: float) -> float:
+    """alpha_bar at u in [0, 1] up to a constant factor (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17)."""
     return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
-def _laplace(u: float) -> float:
-    """Hang et al. 2024 (arXiv:2407.03297): log SNR Laplace-distributed; with diffusers' guard and its square root."""
+def _laplace_alpha_bar(u: float) -> float:
+    """alpha_bar of a Laplace-distributed log SNR (Hang et al. 2024, arXiv:2407.03297), with diffusers' guard."""
     log_snr = -0.5 * math.copysign(1.0, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6)
     return math.sqrt(1 / (1 + math.exp(-log_snr)))
 
 
-def _from_betas(betas: Tensor) -> Tensor:
+def _alpha_bar_from_betas(betas: Tensor) -> Tensor:
     return torch.cumprod(1 - betas, dim=0)
 
 
-def _from_curve(curve: Callable[[float], float], num: int, max_beta: float | None = None) -> Tensor:
+def _alpha_bar_from_curve(curve: Callable[[float], float], num: int, max_beta: float | None = None) -> Tensor:
     """alpha_bar_t = curve((t + 1) / T) / curve(0), each single beta capped at `max_beta` if one is given."""
     values = torch.tensor([curve(i / num) for i in range(num + 1)], dtype=torch.float64)
     if max_beta is None:
         return values[1:] / values[0]
-    return _from_betas((1 - values[1:] / values[:-1]).clamp(max=max_beta))
+    return _alpha_bar_from_betas((1 - values[1:] / values[:-1]).clamp(max=max_beta))
 
 
 _BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
@@ -72,9 +72,9 @@ _BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
     "sigmoid": _sigmoid_betas,
 }
 _CURVES: dict[str, tuple[Callable[[float], float], float | None]] = {
-    "cosine": (_cosine, None),
-    "squaredcos_cap_v2": (_cosine, 0.999),
-    "laplace": (_laplace, None),
+    "cosine": (_cosine_alpha_bar, None),
+    "squaredcos_cap_v2": (_cosine_alpha_bar, 0.999),
+    "laplace": (_laplace_alpha_bar, None),
 }
 BETA_SCHEDULES = (*_BETAS, *_CURVES)
 
@@ -109,7 +109,7 @@ def alpha_bar_table(
         raise ValueError(f"num_train_timesteps={num_train_timesteps}: a schedule needs at least one timestep.")
     elif beta_schedule in _CURVES:
         curve, max_beta = _CURVES[beta_schedule]
-        return _from_curve(curve, num_train_timesteps, max_beta)
+        return _alpha_bar_from_curve(curve, num_train_timesteps, max_beta)
     elif beta_schedule in _BETAS:
         betas = _BETAS[beta_schedule](num_train_timesteps, beta_start, beta_end)
     else:
@@ -119,7 +119,7 @@ def alpha_bar_table(
             f"Betas must lie in (0, 1]; got {len(betas)} of them"
             + (f", from {betas.min().item():g} to {betas.max().item():g}." if len(betas) else ".")
         )
-    return _from_betas(betas)
+    return _alpha_bar_from_betas(betas)
 
 
 def betas_of_table(alphas_cumprod: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ SCHEDULE_NAMES = tuple(inspect.signature(schedule_table).parameters)
 
 
 def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:
-    """The noise level at one or several timesteps.
+    """alpha and sigma at one or several timesteps of a schedule's table.
 
     Args:
         alphas_cumprod: alpha_bar, shape [T].
@@ -214,7 +214,7 @@ def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:
 
 
 def noise_level_of_ratio(ratio: float) -> NoiseLevel:
-    """The variance-preserving level whose sigma / alpha is `ratio`, which is how EDM and its samplers count noise."""
+    """The variance-preserving noise level whose sigma / alpha is `ratio`, the way EDM and its samplers count noise."""
     alpha = (1 + ratio**2) ** -0.5
     return NoiseLevel(alpha, ratio * alpha)
 

@@ -22,29 +22,30 @@ EPSILON_AT_ZERO_SNR = (
 )
 
 
-def _unknown(prediction_type: str) -> ValueError:
+def _unknown_prediction_error(prediction_type: str) -> ValueError:
+    """The error for a `prediction_type` that is not one of `PREDICTION_TYPES`."""
     return ValueError(
         f"prediction_type={prediction_type!r} is not known; choose one of {', '.join(PREDICTION_TYPES)}."
     )
 
 
-def check_known_prediction(prediction_type: str) -> None:
-    """Refuse what no network here predicts.
+def check_known_prediction_type(prediction_type: str) -> None:
+    """Refuse a `prediction_type` that is not one of `PREDICTION_TYPES`.
 
     Raises:
         ValueError: with the value and what is known.
     """
     if prediction_type not in PREDICTION_TYPES:
-        raise _unknown(prediction_type)
+        raise _unknown_prediction_error(prediction_type)
 
 
 def check_prediction_type(prediction_type: str, zero_terminal_snr: bool) -> None:
-    """Refuse what no variance-preserving schedule has, and epsilon on one that ends at zero SNR.
+    """Refuse `flow_prediction` on a schedule of betas, and epsilon on one that ends at zero SNR.
 
     Raises:
         ValueError: with the value and what to do instead.
     """
-    check_known_prediction(prediction_type)
+    check_known_prediction_type(prediction_type)
     if prediction_type == "flow_prediction":
         raise ValueError(
             "prediction_type='flow_prediction' is of flow matching, which has no betas; FlowMatchMultistepScheduler "
@@ -77,7 +78,7 @@ def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar
         if not (alpha.all() if isinstance(alpha, Tensor) else alpha):
             raise ValueError(EPSILON_AT_ZERO_SNR)
         return 1 / alpha, -sigma / alpha
-    raise _unknown(prediction_type)
+    raise _unknown_prediction_error(prediction_type)
 
 
 def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0) -> Tensor:
@@ -116,13 +117,13 @@ def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: Noi
         return noise - x_0
     if prediction_type == "epsilon":
         return noise
-    raise _unknown(prediction_type)
+    raise _unknown_prediction_error(prediction_type)
 
 
 def converted_prediction(
     output: Tensor, x_t: Tensor, level: NoiseLevel, prediction_type: str, wanted: str, wanted_level: NoiseLevel
 ) -> Tensor:
-    """One prediction as another, for the same sample at a level of the same signal-to-noise ratio.
+    """Convert a network output to another prediction type, at a noise level of the same signal-to-noise ratio.
 
     Args:
         output: the network's prediction, shape [B, ...].

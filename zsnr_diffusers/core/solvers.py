@@ -154,7 +154,7 @@ def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
 
 
 def check_variance_type(variance_type: str) -> None:
-    """Refuse a variance that is not known.
+    """Refuse a DDPM `variance_type` that is not one of `VARIANCE_TYPES`.
 
     Raises:
         ValueError: with the value and those that are known.
@@ -164,7 +164,7 @@ def check_variance_type(variance_type: str) -> None:
 
 
 def check_eta(eta: float) -> None:
-    """Refuse an eta outside [0, 1].
+    """Refuse a sampler's eta, the share of fresh noise, outside [0, 1].
 
     Raises:
         ValueError: with the value and the meaning of the ends.

@@ -37,19 +37,19 @@ def position(kappas: Tensor, smallest_scale: float | None = None) -> Tensor:
 
 
 def clean_position(smallest_scale: float | None = None) -> float:
-    """`position` of clean data."""
+    """`position` of clean data, the end of sampling."""
     return math.log(LARGEST_SCALE / (smallest_scale or SMALLEST_SCALE))
 
 
 def _round_half_even(numerator: int, denominator: int) -> int:
-    """Exact counterpart of `numpy.round`, so that the steps are stock's wherever stock's are right."""
+    """numerator / denominator rounded to an integer, ties to even as in `numpy.round`, in exact arithmetic."""
     quotient, remainder = divmod(numerator, denominator)
     twice = 2 * remainder
     return quotient + (twice > denominator or (twice == denominator and quotient % 2 == 1))
 
 
 def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cumprod: Tensor) -> list[int]:
-    """The visited timesteps, counted from 0, strictly decreasing.
+    """The training timesteps that n sampling steps visit, counted from 0, strictly decreasing.
 
     Args:
         timestep_spacing: `trailing` (ends at T-1 and steps down evenly), `kappa` (starts at T-1 and is even in
@@ -60,7 +60,7 @@ def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cum
     Raises:
         ValueError: unknown spacing, or n outside [1, T].
     """
-    check_spacing(timestep_spacing)
+    check_timestep_spacing(timestep_spacing)
     n, num_train_timesteps = num_inference_steps, len(alphas_cumprod)
     last = num_train_timesteps - 1
     check_num_inference_steps(n, num_train_timesteps)
@@ -72,11 +72,11 @@ def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cum
         # One step alone starts from pure noise too, where the formula has 0 / 0.
         return [_round_half_even(last * k, n - 1) for k in range(n - 1, -1, -1)] if n > 1 else [last]
     levels = noise_level(alphas_cumprod.double(), torch.arange(num_train_timesteps))
-    return _even_in_position(n, position(torch.as_tensor(kappa(levels))))
+    return _position_spaced_timesteps(n, position(torch.as_tensor(kappa(levels))))
 
 
-def _even_in_position(n: int, positions: Tensor) -> list[int]:
-    """n timesteps from the last on, each nearest to its place among n equal intervals that end at clean data.
+def _position_spaced_timesteps(n: int, positions: Tensor) -> list[int]:
+    """n timesteps from the last on, each nearest to its place among n equal `position` intervals up to clean data.
 
     Where timesteps are too far apart for that, towards clean data, every one of them is visited.
     """
@@ -90,7 +90,7 @@ def _even_in_position(n: int, positions: Tensor) -> list[int]:
 
 
 def check_num_inference_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
-    """Refuse a number of steps that is not in [1, T].
+    """Refuse a number of sampling steps that is not a whole number in [1, T].
 
     Raises:
         ValueError: with the value and the range.
@@ -102,8 +102,8 @@ def check_num_inference_steps(num_inference_steps: int, num_train_timesteps: int
         )
 
 
-def check_spacing(timestep_spacing: str) -> None:
-    """Refuse a spacing that there is none of.
+def check_timestep_spacing(timestep_spacing: str) -> None:
+    """Refuse a `timestep_spacing` that is not one of `TIMESTEP_SPACINGS`.
 
     Raises:
         ValueError: with the value and the choices.
@@ -148,7 +148,7 @@ def timesteps_of_sigmas(sigmas: Sequence[float], alphas_cumprod: Tensor, increas
 
 
 def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int, increasing: bool = False) -> list[int]:
-    """A caller's own timesteps, checked.
+    """Check a caller's own sampling timesteps and return them as a list of int.
 
     Raises:
         ValueError: none at all, not whole numbers in [0, T-1], or not strictly decreasing (increasing, for inversion).

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 
-def shifted(weights: Tensor, move: Tensor) -> Tensor:
-    """The weights [m] of a step with those of the older outputs moved by `move` [m - 1] and their sum kept."""
+def move_weights(weights: Tensor, move: Tensor) -> Tensor:
+    """Multistep weights [m] of one step with those of older outputs moved by `move` [m - 1], their sum kept."""
     return torch.cat([weights[:1] - move.sum(), weights[1:] + move])
 
 
-def image_weights(residuals: Tensor) -> Tensor:
-    """How much each image counts in a least squares: 1 / sqrt(e^2 + m^2), with e its RMS and m the median of all.
+def robust_image_weights(residuals: Tensor) -> Tensor:
+    """Robust weight of each image in a least-squares fit of a sampler: 1 / sqrt(e^2 + m^2), e its RMS, m their median.
 
     Under guidance some images start between two outcomes; which of them few steps end in is chance, and without this
     such images decide the fit. The reweighting is that of a sum of log(e^2 + m^2) in place of e^2 (Holland & Welsch
@@ -34,8 +34,8 @@ def image_weights(residuals: Tensor) -> Tensor:
     return weights.to(residuals).reshape(-1, *[1] * (residuals.ndim - 1))
 
 
-def fitted_weights(weights: Tensor, outputs: Tensor, wanted: Tensor, ridge: float) -> Tensor:
-    """The weights of a step that bring it nearest to what is wanted, by ridge least squares.
+def fit_step_weights(weights: Tensor, outputs: Tensor, wanted: Tensor, ridge: float) -> Tensor:
+    """Fit one multistep step's weights so that the weighted outputs approach a target, by ridge least squares.
 
     Args:
         weights: to start from, and to stay near, newest output first, shape [m], float64.
@@ -52,11 +52,11 @@ def fitted_weights(weights: Tensor, outputs: Tensor, wanted: Tensor, ridge: floa
     directions = outputs[1:] - outputs[0]
     gram = directions @ directions.T
     gram.diagonal().add_(len(wanted) * (ridge / float(weights.sum())) ** 2)
-    return shifted(weights, torch.linalg.solve(gram, directions @ (wanted - weights @ outputs)))
+    return move_weights(weights, torch.linalg.solve(gram, directions @ (wanted - weights @ outputs)))
 
 
-def damped_move(directions: Tensor, error: Tensor, damping: float) -> Tensor:
-    """The step of Levenberg and Marquardt: how far to go in each direction to take away an error.
+def levenberg_marquardt_step(directions: Tensor, error: Tensor, damping: float) -> Tensor:
+    """The Levenberg-Marquardt step: how far to move along each direction to reduce an error.
 
     Args:
         directions: the change of the result per unit of each parameter, shape [p, N].

@@ -19,25 +19,27 @@ MIN_SNR_AT_ZERO_SNR = (
 )
 
 
-def _min_snr(signal: Tensor, noise: Tensor, gamma: float) -> Tensor:
-    """Hang et al. 2023 (arXiv:2303.09556): min(snr, gamma) / (snr + 1)."""
+def _min_snr_weights(signal: Tensor, noise: Tensor, gamma: float) -> Tensor:
+    """min(snr, gamma) / (snr + 1), the loss weight for v (Hang et al. 2023, arXiv:2303.09556)."""
     return torch.minimum(signal, gamma * noise)
 
 
-def _soft_min_snr(signal: Tensor, noise: Tensor, gamma: float) -> Tensor:
-    """Crowson et al. 2024 (HDiT, arXiv:2401.11605): 1 / (1 / snr + 1 / gamma) for the error of x_0."""
+def _soft_min_snr_weights(signal: Tensor, noise: Tensor, gamma: float) -> Tensor:
+    """Loss weight for v; for x_0 it is 1 / (1 / snr + 1 / gamma) (Crowson et al. 2024, HDiT, arXiv:2401.11605)."""
     return signal * gamma * noise / (signal + gamma * noise)
 
 
-def _floored(weights: Tensor, noise: Tensor) -> Tensor:
-    """At least weight 1 for the error of x_0: the truncated SNR of Salimans & Ho 2022 (arXiv:2202.00512)."""
+def _apply_weight_floor(weights: Tensor, noise: Tensor) -> Tensor:
+    """Raise loss weights for v to at least weight 1 for x_0: truncated SNR (Salimans & Ho 2022, arXiv:2202.00512)."""
     return torch.maximum(weights, noise)
 
 
 _V_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "min_snr_floored": lambda signal, noise, gamma: _floored(_min_snr(signal, noise, gamma), noise),
-    "soft_min_snr_floored": lambda signal, noise, gamma: _floored(_soft_min_snr(signal, noise, gamma), noise),
-    "min_snr": _min_snr,
+    "min_snr_floored": lambda signal, noise, gamma: _apply_weight_floor(_min_snr_weights(signal, noise, gamma), noise),
+    "soft_min_snr_floored": lambda signal, noise, gamma: _apply_weight_floor(
+        _soft_min_snr_weights(signal, noise, gamma), noise
+    ),
+    "min_snr": _min_snr_weights,
 }
 LOSS_WEIGHTINGS = ("constant", *_V_WEIGHTS)
 

@@ -19,10 +19,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from torch import Tensor, cat
 
-from ..core.combination import Combination, equal_combination, find_combination, guidance_weights
+from ..core.combination import Combination, find_combination, find_combination_of_equals, guidance_weights
 from ..core.guidance import rescale_guidance
-from .layout import Layout, denoisers, frames, layouts, tensors
-from .levels import check_levels, rescaled_in_space
+from .layout import Layout, find_denoisers, frames_per_sample, output_tensors, possible_layouts
+from .levels import check_scheduler_levels, rescale_in_space
 from .method_patch import active_run, patch_method, watch_denoiser
 
 logger = logging.get_logger(__name__)
@@ -66,7 +66,7 @@ class GuidanceInterceptor:
         self._schedulers = [part for part in vars(pipe).values() if isinstance(part, SchedulerMixin)]
         if settings.guidance_rescale > 0 and settings.space != "output":
             for scheduler in self._schedulers:
-                check_levels(scheduler)
+                check_scheduler_levels(scheduler)
         self._noted: deque[tuple[Tensor, ...]] = deque(maxlen=_MOST_CALLS)
         self._place = 0  # of a scheduler's step among those since the denoisers' last call
         self._found: dict[Any, tuple[Layout, Combination]] = {}
@@ -80,10 +80,10 @@ class GuidanceInterceptor:
         token = active_run.set(self)
         self.stack.callback(active_run.reset, token)
         try:
-            for denoiser in denoisers(self._pipe):
+            for denoiser in find_denoisers(self._pipe):
                 watch_denoiser(denoiser, self)
             for scheduler in self._schedulers:
-                patch_method(scheduler, "step", GuidanceInterceptor.through_scheduler, self)
+                patch_method(scheduler, "step", GuidanceInterceptor.on_scheduler_step, self)
         except BaseException:
             self.stack.close()
             raise
@@ -92,31 +92,31 @@ class GuidanceInterceptor:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.stack.close()
         if error is None and not self._settled and not getattr(self._pipe, "interrupt", False):
-            self._cannot(NO_STEP if self._step < 0 else OFF)
+            self._give_up(NO_STEP if self._step < 0 else OFF)
 
-    def note(self, output: Any) -> None:
-        """Keep what a denoiser returned until the scheduler is called."""
+    def record(self, output: Any) -> None:
+        """Store a denoiser's output until the scheduler is called."""
         if self._place > 0:
             self._noted.clear()
             self._place = 0
-        self._noted.append(tensors(output))
+        self._noted.append(output_tensors(output))
 
-    def _taken(self) -> list[Tensor]:
-        """What denoisers returned for this step; a network of video and sound returns a tensor for each of two."""
+    def _take_outputs(self) -> list[Tensor]:
+        """The denoisers' outputs for this scheduler step; networks of video and sound return a tensor for each."""
         place, self._place = self._place, self._place + 1
         taken = [output[place] for output in self._noted if len(output) > place]
         if not any(len(output) > place + 1 for output in self._noted):
             self._noted.clear()
         return taken
 
-    def through_scheduler(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a scheduler's step on the prediction to go on with."""
-        outputs = self._taken()
+    def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a scheduler's `step` with the prediction that this pipeline's guidance settings ask for."""
+        outputs = self._take_outputs()
         # The first three parameters in every scheduler of diffusers
-        output, timestep, sample = args[:3] if len(args) > 2 else _first_three(args, kwargs)
+        output, timestep, sample = args[:3] if len(args) > 2 else _step_arguments(args, kwargs)
         if not outputs or output is None or sample is None:
             return step(*args, **kwargs)
-        self._count(timestep)
+        self._count_step(timestep)
         # A UNet that predicts a variance too returns it beside the mean, in as many channels again.
         learned = output.shape[1] == 2 * sample.shape[1]
         guided, variance = output.split(sample.shape[1], dim=1) if learned else (output, None)
@@ -127,7 +127,7 @@ class GuidanceInterceptor:
         changed = changed if variance is None else cat([changed, variance], dim=1)
         return step(changed, *args[1:], **kwargs) if args else step(**{**kwargs, "model_output": changed})
 
-    def _count(self, timestep: Any) -> None:
+    def _count_step(self, timestep: Any) -> None:
         """Count steps; a pipeline that steps several views at a timestep passes the same object for each."""
         self._step += self._step < 0 or timestep is not self._timestep
         self._timestep = timestep
@@ -135,46 +135,48 @@ class GuidanceInterceptor:
     def _guide(
         self, outputs: list[Tensor], guided: Tensor, sample: Tensor, timestep: Any, scheduler: Any
     ) -> Tensor | None:
-        """The prediction to go on with; None to go on with the pipeline's own."""
-        found = self._find(outputs, guided, sample)
+        """The guided, rescaled prediction for a scheduler step; None to keep the pipeline's own."""
+        found = self._find_combination(outputs, guided, sample)
         if found is None:
             return None
         layout, how = found
         predictions = layout.predictions(outputs, guided.shape)
-        conditional = how.of(predictions[how.conditional], sample)
+        conditional = how.apply_to(predictions[how.conditional], sample)
         if self._settings.guider is not None:
             if len(predictions) != 2:  # also where one has no weight yet: safety guidance begins after some steps
-                self._cannot(MANY.format(len(predictions)))
+                self._give_up(MANY.format(len(predictions)))
                 return None
             unconditional = predictions[1 - how.conditional]
-            combined = self._by_guider(predictions[how.conditional], unconditional, timestep, scheduler)
-            guided = how.of(combined, sample)
-        number = frames(outputs[-1], guided.shape)
+            combined = self._apply_guider(predictions[how.conditional], unconditional, timestep, scheduler)
+            guided = how.apply_to(combined, sample)
+        number = frames_per_sample(outputs[-1], guided.shape)
         if number > 1:  # a video's spread is that of all its frames
             video = (-1, number, *guided.shape[1:])
             guided, conditional, sample = (x.reshape(video) for x in (guided, conditional, sample))
         rescaled = self._rescale(guided, conditional, sample, timestep, scheduler)
         return rescaled.flatten(0, 1) if number > 1 else rescaled
 
-    def _find(self, outputs: list[Tensor], guided: Tensor, sample: Tensor) -> tuple[Layout, Combination] | None:
-        """How this step's predictions lie and are combined; found out anew whenever shapes change."""
+    def _find_combination(
+        self, outputs: list[Tensor], guided: Tensor, sample: Tensor
+    ) -> tuple[Layout, Combination] | None:
+        """Layout and guidance combination of this step's predictions, found anew when shapes change; or else None."""
         shapes = (*(output.shape for output in outputs), guided.shape)
         if shapes in self._found:
             layout, known = self._found[shapes]
             predictions = layout.predictions(outputs, guided.shape)
-            now = known if known.of_sample == 0 else known.at(guided, predictions, sample)
+            now = known if known.of_sample == 0 else known.refit(guided, predictions, sample)
             return None if now is None else (layout, now)
-        possible = [*layouts(outputs, guided.shape)]
+        possible = [*possible_layouts(outputs, guided.shape)]
         if not possible:
             if not self._settled:  # a callback may well switch guidance off later on
-                self._cannot(OFF if len(outputs) == 1 else UNKNOWN)
+                self._give_up(OFF if len(outputs) == 1 else UNKNOWN)
             return None
         for layout in possible:
             predictions = layout.predictions(outputs, guided.shape)
             if not predictions:
                 continue
             if guidance_weights(guided, predictions) is None:  # equal: no matter which is which
-                how = equal_combination(guided, predictions[0])
+                how = find_combination_of_equals(guided, predictions[0])
                 if how is None:  # they are so in another part of the outputs
                     continue
                 self._settled = True
@@ -184,19 +186,21 @@ class GuidanceInterceptor:
                 self._found[shapes] = layout, combination
                 return layout, combination
         if bool(guided.any()):  # else the pipeline makes a video without sound
-            self._cannot(UNKNOWN)
+            self._give_up(UNKNOWN)
         return None
 
     def _rescale(self, guided: Tensor, conditional: Tensor, sample: Tensor, timestep: Any, scheduler: Any) -> Tensor:
+        """Rescale a guided prediction in the space of the settings."""
         settings = self._settings
         if settings.guidance_rescale == 0 or settings.space == "output":
             return rescale_guidance(guided, conditional, settings.guidance_rescale)
-        return rescaled_in_space(
+        return rescale_in_space(
             guided, conditional, settings.guidance_rescale, settings.space, sample, timestep, scheduler
         )
 
-    def _by_guider(self, conditional: Tensor, unconditional: Tensor, timestep: Any, scheduler: Any) -> Tensor:
-        guider = self._guider()
+    def _apply_guider(self, conditional: Tensor, unconditional: Tensor, timestep: Any, scheduler: Any) -> Tensor:
+        """Combine two predictions by the settings' guider of diffusers."""
+        guider = self._current_guider()
         steps = getattr(self._pipe, "_num_timesteps", None) or len(scheduler.timesteps)
         guider.set_state(step=self._step, num_inference_steps=steps, timestep=timestep)
         # The name of the method that takes a state and the names of its fields differs between versions of diffusers.
@@ -205,15 +209,15 @@ class GuidanceInterceptor:
         guided: Tensor = guider(prepare(state, {"noise_pred": ("conditional", "unconditional")}))[0]
         return guided
 
-    def _guider(self) -> Any:
-        """The guider of this step's kind: some remember predictions, and sound has other shapes than video."""
+    def _current_guider(self) -> Any:
+        """The guider for this scheduler's data: guiders keep predictions, and sound has other shapes than video."""
         place = self._place - 1
         if place not in self._guiders:
             self._guiders[place] = copy.deepcopy(self._guiders[0])
         return self._guiders[place]
 
-    def _cannot(self, reason: str) -> None:
-        """Say once why a pipeline's guidance is left as it is.
+    def _give_up(self, reason: str) -> None:
+        """Warn once why a pipeline's guidance is left unchanged, or raise in strict mode.
 
         Raises:
             GuidanceError: if that was asked for.
@@ -226,13 +230,14 @@ class GuidanceInterceptor:
 
 
 def warn_once(pipe: Any, message: str) -> None:
-    """Warn, once for each pipeline."""
+    """Log a warning, each text once per pipeline."""
     said = _said.setdefault(pipe, set())
     if message not in said:
         said.add(message)
         logger.warning(message)
 
 
-def _first_three(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+def _step_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(model_output, timestep, sample) from the arguments of a call of `scheduler.step`."""
     given = {**kwargs, **dict(zip(("model_output", "timestep", "sample"), args, strict=False))}
     return given.get("model_output"), given.get("timestep"), given.get("sample")

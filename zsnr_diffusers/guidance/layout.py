@@ -14,24 +14,26 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 
-def denoisers(pipe: Any) -> list[nn.Module]:
-    """The UNets among a pipeline's components, compiled or not; where there are none, its transformers."""
+def find_denoisers(pipe: Any) -> list[nn.Module]:
+    """The UNets among a pipeline's components, compiled or not; its transformers if there are none."""
     parts = [(name, part) for name, part in vars(pipe).items() if isinstance(part, nn.Module)]
-    unets = [part for name, part in parts if name == "unet" or "UNet" in type(_uncompiled(part)).__name__]
-    return unets or [part for name, part in parts if "transformer" in name or _is_transformer(_uncompiled(part))]
+    unets = [part for name, part in parts if name == "unet" or "UNet" in type(_unwrap_compiled(part)).__name__]
+    return unets or [part for name, part in parts if "transformer" in name or _is_transformer(_unwrap_compiled(part))]
 
 
-def _uncompiled(part: nn.Module) -> Any:
+def _unwrap_compiled(part: nn.Module) -> Any:
+    """The module inside a `torch.compile` wrapper, or the module itself."""
     return getattr(part, "_orig_mod", part)
 
 
 def _is_transformer(part: Any) -> bool:
+    """Whether a pipeline's component is a denoising transformer of diffusers, and no ControlNet."""
     kind = type(part).__name__
     return isinstance(part, ModelMixin) and "Transformer" in kind and "ControlNet" not in kind
 
 
-def tensors(output: Any) -> tuple[Tensor, ...]:
-    """What a denoiser returned: a tensor for each scheduler that it is made for, most often one.
+def output_tensors(output: Any) -> tuple[Tensor, ...]:
+    """A denoiser's output as a tuple of tensors, one for each scheduler it is made for, usually one.
 
     A list that stands for a batch becomes one.
     """
@@ -59,23 +61,23 @@ class Layout:
     """Whether the end of what is longer than the scheduler's sample is used, rather than the beginning."""
 
     def predictions(self, outputs: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
-        """The predictions, in the shape that the scheduler sees; none if an output cannot be brought to it."""
+        """Split a step's denoiser outputs into predictions of the scheduler's shape; empty if one does not fit."""
         parts = []
         for output, copies in zip(outputs[-len(self.copies) :], self.copies, strict=True):
             size = len(output) // copies
             for i in range(copies):
                 part = output[i::copies] if self.interleaved else output.narrow(0, i * size, size)
-                there = _in_shape(part, shape, self.from_end)
+                there = _fit_to_shape(part, shape, self.from_end)
                 if there is None:
                     return []
                 parts.append(there)
         return parts
 
 
-def layouts(outputs: Sequence[Tensor], shape: Sequence[int]) -> Iterator[Layout]:
-    """Those that are possible where something of this shape is made of the outputs; the last alone comes first."""
+def possible_layouts(outputs: Sequence[Tensor], shape: Sequence[int]) -> Iterator[Layout]:
+    """Layouts in which denoisers' outputs can hold predictions of this shape; those of the last output alone first."""
     for some in dict.fromkeys((1, len(outputs))):
-        copies = [divmod(len(output) * frames(output, shape), shape[0]) for output in outputs[-some:]]
+        copies = [divmod(len(output) * frames_per_sample(output, shape), shape[0]) for output in outputs[-some:]]
         if any(rest or not number for number, rest in copies) or sum(number for number, _ in copies) == 1:
             continue
         numbers = tuple(number for number, _ in copies)
@@ -84,19 +86,19 @@ def layouts(outputs: Sequence[Tensor], shape: Sequence[int]) -> Iterator[Layout]
                 yield Layout(numbers, interleaved, from_end)
 
 
-def frames(output: Tensor, shape: Sequence[int]) -> int:
-    """How many items of the scheduler's batch a sample is: its frames, where a video is handed on as a batch."""
+def frames_per_sample(output: Tensor, shape: Sequence[int]) -> int:
+    """Items of the scheduler's batch that make one sample: its frames if a video is passed on as a batch, else 1."""
     return output.shape[2] if output.ndim == 5 and len(shape) == 4 else 1
 
 
-def _in_shape(part: Tensor, shape: Sequence[int], from_end: bool) -> Tensor | None:
-    """A part of an output in the shape that the scheduler sees, which leaves out what it does not.
+def _fit_to_shape(part: Tensor, shape: Sequence[int], from_end: bool) -> Tensor | None:
+    """A part of a denoiser's output narrowed to the scheduler's shape; None if it does not fit.
 
     That is a predicted variance, given frames, or tokens of an image that is only looked at.
     """
     if part.shape == tuple(shape):
         return part
-    for view in _views(part, shape):
+    for view in _reshaped_views(part, shape):
         if view.ndim == len(shape) and all(have >= wanted for have, wanted in zip(view.shape, shape, strict=True)):
             for dim, size in enumerate(shape):
                 view = view.narrow(dim, view.shape[dim] - size if from_end else 0, size)
@@ -104,7 +106,8 @@ def _in_shape(part: Tensor, shape: Sequence[int], from_end: bool) -> Tensor | No
     return None
 
 
-def _views(part: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
+def _reshaped_views(part: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
+    """A prediction reshaped as the scheduler may see it: frames as a batch, a grid as tokens, or tokens as a grid."""
     if part.ndim == 5 and len(shape) == 4:  # frames as a batch
         yield part.transpose(1, 2).flatten(0, 1)
     elif part.ndim == 5 and len(shape) == 3:  # a grid as a row of tokens

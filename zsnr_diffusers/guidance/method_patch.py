@@ -19,30 +19,31 @@ class Run(Protocol):
 
     stack: ExitStack
 
-    def note(self, output: Any) -> None:
-        """Keep what a denoiser returned."""
+    def record(self, output: Any) -> None:
+        """Store a denoiser's output."""
 
 
 active_run: "ContextVar[Run | None]" = ContextVar("guidance_interceptor", default=None)
 
 
 def watch_denoiser(denoiser: nn.Module, run: Run) -> None:
-    """Until the run's stack closes, it notes what the denoiser returns."""
+    """Have a run record a denoiser's outputs until its stack closes."""
     if getattr(denoiser, "_compiled_call_impl", None) is not None:
         # `module.compile()` would trace a hook into the graph, and compile anew for every call of the pipeline.
-        patch_method(denoiser, "_compiled_call_impl", _through_denoiser, run)
+        patch_method(denoiser, "_compiled_call_impl", _call_and_record, run)
         return
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         if active_run.get() is run:
-            run.note(output)
+            run.record(output)
 
     run.stack.callback(denoiser.register_forward_hook(hook).remove)
 
 
-def _through_denoiser(run: Run, denoiser: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _call_and_record(run: Run, denoiser: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a compiled denoiser and record its output in the run."""
     output = call(*args, **kwargs)
-    run.note(output)
+    run.record(output)
     return output
 
 
@@ -73,7 +74,7 @@ class PatchedMethod:
             return self
         patch = PatchedMethod(owner, self.name, self.through, copy.deepcopy(self.method, memo))
         for run in self.runs:
-            _use(patch, run)
+            _add_run(patch, run)
         return patch
 
 
@@ -82,17 +83,17 @@ _lock = threading.RLock()
 
 
 def patch_method(owner: Any, name: str, through: Callable[..., Any], run: Run) -> None:
-    """Let a run through a method of an object in its own way, until its stack closes."""
+    """Route a run's calls of an object's method through `through`, until the run's stack closes."""
     with _lock:
         patch = _patches.get((id(owner), name))
         if patch is None:
             patch = PatchedMethod(owner, name, through, getattr(owner, name))
             setattr(owner, name, patch)
-        _use(patch, run)
+        _add_run(patch, run)
 
 
-def _use(patch: PatchedMethod, run: Run) -> None:
-    """Use a patch in a run until its stack closes; the last run removes the patch."""
+def _add_run(patch: PatchedMethod, run: Run) -> None:
+    """Let a patched method apply to a run until its stack closes; the last run removes the patch."""
 
     def leave() -> None:
         with _lock:

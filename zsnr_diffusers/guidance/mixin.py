@@ -10,9 +10,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ..core.guidance import check_guidance_rescale, check_space
+from ..core.guidance import check_guidance_rescale, check_guidance_space
 from .intercept import GuidanceInterceptor, GuidanceSettings, warn_once
-from .layout import denoisers
+from .layout import find_denoisers
 
 Pipeline = TypeVar("Pipeline")
 
@@ -50,8 +50,8 @@ class GuidanceRescaleMixin:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if GuidanceRescaleMixin in cls.__bases__:  # a class further down inherits a call that is wrapped already
-            check_guides(cls)
-            cls.__call__ = _guided_call(cls.__call__)  # type: ignore[method-assign]
+            check_has_guidance(cls)
+            cls.__call__ = _wrap_call(cls.__call__)  # type: ignore[method-assign]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -68,18 +68,18 @@ class GuidanceRescaleMixin:
         check_guidance_rescale(given or 0.0)
         recorded = recorded_guidance(cls.load_config(pretrained_model_name_or_path, **kwargs))  # type: ignore[attr-defined]
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
-        return with_guidance(pipe, recorded, given)
+        return apply_guidance(pipe, recorded, given)
 
     def to_json_string(self) -> str:
-        """The pipeline's config under the name of its stock class, with phi."""
+        """The pipeline's config under the name of its stock class, with guidance rescale and space recorded."""
         config = json.loads(super().to_json_string())  # type: ignore[misc]
         config["_class_name"] = stock_class(type(self)).__name__
         config |= guidance_record(self.default_guidance_rescale, self.guidance_space)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
-def _guided_call(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` with `guidance_rescale` and `guider` taken out of its arguments and seen to here."""
+def _wrap_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a pipeline's `__call__` to take and apply `guidance_rescale` and `guider`."""
     stock_on = [
         name
         for name, parameter in inspect.signature(call).parameters.items()
@@ -96,18 +96,18 @@ def _guided_call(call: Callable[..., Any]) -> Callable[..., Any]:
         check_guidance_rescale(phi)
         if guider is not None:
             check_guider(guider, phi)
-            warn_of_zero_init(guider, self)
+            warn_about_zero_init(guider, self)
         if phi == 0 and guider is None:
             return call(self, *args, **(kwargs if guidance_rescale is None else off | kwargs))
         with GuidanceInterceptor(self, GuidanceSettings(phi, self.guidance_space, guider, self.strict_guidance)):
             return call(self, *args, **off | kwargs)
 
-    __call__.__signature__ = _with_ours(inspect.signature(call))  # type: ignore[attr-defined]
+    __call__.__signature__ = _add_guidance_parameters(inspect.signature(call))  # type: ignore[attr-defined]
     return __call__
 
 
-def _with_ours(signature: inspect.Signature) -> inspect.Signature:
-    """A call's signature with the two arguments that are ours, where they are missing."""
+def _add_guidance_parameters(signature: inspect.Signature) -> inspect.Signature:
+    """A pipeline call's signature with `guidance_rescale` and `guider` added where missing."""
     parameters = list(signature.parameters.values())
     ours = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -135,14 +135,14 @@ def stock_class(pipeline_class: type) -> type:
 
 
 def guidance_record(guidance_rescale: float, space: str = "output") -> dict[str, Any]:
-    """What `model_index.json` says of a pipeline's guidance."""
+    """Entries of `model_index.json` that record a pipeline's guidance rescale and space; none if it is 0."""
     if guidance_rescale == 0:
         return {}
     return {RECORDED: guidance_rescale} | ({} if space == "output" else {RECORDED_SPACE: space})
 
 
 def recorded_guidance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a saved pipeline's config says of its guidance, as arguments of `enable_guidance_rescale`.
+    """Guidance settings recorded in a saved pipeline's config, as arguments of `enable_guidance_rescale`.
 
     Raises:
         ValueError: what it says cannot be applied.
@@ -151,31 +151,31 @@ def recorded_guidance(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     recorded = {"guidance_rescale": config[RECORDED], "space": config.get(RECORDED_SPACE, "output")}
     check_guidance_rescale(recorded["guidance_rescale"])
-    check_space(recorded["space"])
+    check_guidance_space(recorded["space"])
     return recorded
 
 
-def with_guidance(pipe: Pipeline, recorded: Mapping[str, Any], guidance_rescale: float | None) -> Pipeline:
-    """Apply what was recorded, and phi instead of the recorded one if it is given."""
+def apply_guidance(pipe: Pipeline, recorded: Mapping[str, Any], guidance_rescale: float | None) -> Pipeline:
+    """Enable the guidance rescale recorded for a saved pipeline, or the given phi in its place."""
     given = {} if guidance_rescale is None else {"guidance_rescale": guidance_rescale}
     settings = {**recorded, **given}
     return enable_guidance_rescale(pipe, **settings) if settings else pipe
 
 
-def guides(pipeline_class: type) -> bool:
-    """Whether a pipeline has classifier-free guidance: a scale in its call, or a guider among its components."""
+def has_guidance(pipeline_class: type) -> bool:
+    """Whether a pipeline class has classifier-free guidance: a scale in its call, or a guider among its components."""
     call = inspect.signature(pipeline_class.__call__).parameters
     components = inspect.signature(pipeline_class).parameters
     return "guider" in components or any("guidance_scale" in name or "cfg_scale" in name for name in call)
 
 
-def check_guides(pipeline_class: type) -> None:
-    """Refuse a pipeline without classifier-free guidance.
+def check_has_guidance(pipeline_class: type) -> None:
+    """Refuse a pipeline class without classifier-free guidance.
 
     Raises:
         TypeError: with the reason.
     """
-    if not guides(pipeline_class):
+    if not has_guidance(pipeline_class):
         raise TypeError(f"{pipeline_class.__name__} has no classifier-free guidance that could be rescaled.")
 
 
@@ -203,8 +203,8 @@ def check_guider(guider: Any, guidance_rescale: float = 0.0) -> None:
         )
 
 
-def warn_of_zero_init(guider: Any, pipe: Any) -> None:
-    """Say that CFG-Zero*'s zeroed first steps delete what a zero-SNR model decides there: the brightness."""
+def warn_about_zero_init(guider: Any, pipe: Any) -> None:
+    """Warn that CFG-Zero*'s zeroed first steps delete what a zero-SNR model decides there: the brightness."""
     steps = getattr(guider, "zero_init_steps", 0)
     table = getattr(getattr(pipe, "scheduler", None), "alphas_cumprod", None)
     if steps and table is not None and float(table[-1]) < 1e-6:  # stock writes zero SNR as 2^-24
@@ -251,10 +251,10 @@ def enable_guidance_rescale(
     """
     phi = (0.0 if guider is not None else DEFAULT_GUIDANCE_RESCALE) if guidance_rescale is None else guidance_rescale
     check_guidance_rescale(phi)
-    check_space(space)
+    check_guidance_space(space)
     if guider is not None:
         check_guider(guider, phi)
-    if not hasattr(pipe, "__dict__") or not denoisers(pipe):
+    if not hasattr(pipe, "__dict__") or not find_denoisers(pipe):
         raise TypeError(
             f"{type(pipe).__name__} has neither a UNet nor a transformer whose predictions could be rescaled."
         )

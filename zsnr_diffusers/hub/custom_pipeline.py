@@ -17,7 +17,7 @@ from ..class_conditional import ClassConditionalPipeline
 from ..core import calibrated, combination, flow, multistep, noise, predictions, safeguard, solvers, spacing
 from ..core import guidance as core_guidance
 from ..guidance import intercept, layout, levels, method_patch, mixin
-from ..guidance.mixin import GuidanceRescaleMixin, check_guides, guides, stock_class
+from ..guidance.mixin import GuidanceRescaleMixin, check_has_guidance, has_guidance, stock_class
 from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler, base, config, sampling
 from ..schedulers import flow as flow_schedulers
 from ..schedulers.config import own_spacing
@@ -65,7 +65,7 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     values = {key: getattr(pipe, key, getattr(GuidanceRescaleMixin, key)) for key in settings}
     path = Path(folder, "pipeline.py")
     path.write_text(
-        custom_pipeline(stock_class(type(pipe)), **values, sampler=bundled_scheduler(pipe)), encoding="utf-8"
+        custom_pipeline_source(stock_class(type(pipe)), **values, sampler=bundled_scheduler(pipe)), encoding="utf-8"
     )
     return path
 
@@ -85,17 +85,17 @@ def bundled_scheduler(pipe: Any) -> PathSampler | None:
     if not isinstance(scheduler, PathSampler) or isinstance(scheduler, ZeroSNRDDIMScheduler):
         return None
     ours = type(scheduler).__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
-    return scheduler if ours and guides(stock) else None
+    return scheduler if ours and has_guidance(stock) else None
 
 
-def custom_pipeline(
+def custom_pipeline_source(
     stock: type,
     default_guidance_rescale: float,
     guidance_space: str = "output",
     sampler: PathSampler | None = None,
 ) -> str:
-    """The source of that file for a pipeline of class `stock`, with a sampler in place of the one that is saved."""
-    check_guides(stock)
+    """Source of `pipeline.py` for a pipeline of class `stock`, with a sampler in place of the saved scheduler."""
+    check_has_guidance(stock)
     if not stock.__module__.startswith(("diffusers.", class_conditional.__name__)):
         raise TypeError(
             f"{stock.__name__} is no class of diffusers, so a file that stands alone cannot be built on it."
@@ -103,7 +103,7 @@ def custom_pipeline(
     values = {"default_guidance_rescale": default_guidance_rescale, "guidance_space": guidance_space}
     name, ours = stock.__name__, stock is ClassConditionalPipeline
     roots = {name if ours else GuidanceRescaleMixin.__name__, *([type(sampler).__name__] if sampler else [])}
-    imports, definitions = _self_contained(roots)
+    imports, definitions = _inline_sources(roots)
     head = f'''"""{name} with the guidance rescale of Lin et al. 2023 (arXiv:2305.08891), Algorithm 2.
 
 Put together from zsnr_diffusers, licence Apache-2.0.
@@ -116,15 +116,15 @@ Put together from zsnr_diffusers, licence Apache-2.0.
             [
                 f'    """{name} with guidance rescale."""\n',
                 *(f"    {key} = {value!r}" for key, value in values.items()),
-                *(_with_sampler(sampler) if sampler else []),
+                *(_sampler_override_lines(sampler) if sampler else []),
             ]
         )
     blocks = ["\n".join(sorted(imports)), *definitions, tail]
     return head + "\n\n" + "\n\n\n".join(blocks) + "\n"
 
 
-def _with_sampler(sampler: PathSampler) -> list[str]:
-    """Lines of a pipeline's class that put a sampler in place of the scheduler that it is given."""
+def _sampler_override_lines(sampler: PathSampler) -> list[str]:
+    """Lines of `pipeline.py` by which the pipeline's class replaces the scheduler it is given with a sampler."""
     name, parameters = type(sampler).__name__, inspect.signature(type(sampler).__init__).parameters
     config = {**sampler.config, "timestep_spacing": own_spacing(sampler.config)}
     saved = _OF_EVERY_FLOW_SCHEDULER if isinstance(sampler, FlowMatchScheduler) else _OF_EVERY_SCHEDULER
@@ -139,22 +139,22 @@ def _with_sampler(sampler: PathSampler) -> list[str]:
     ]
 
 
-def _self_contained(roots: set[str]) -> tuple[list[str], list[str]]:
-    """Imports, and the source of names and of all that they need from this package, each after what it needs."""
-    imports, definitions = _source()
+def _inline_sources(roots: set[str]) -> tuple[list[str], list[str]]:
+    """Imports and definitions of these names and all they need from this package, each after what it needs."""
+    imports, definitions = _package_definitions()
     needed, open_names = set[str](), set(roots)
     while open_names:
         name = open_names.pop()
         needed.add(name)
         if name in definitions:
-            open_names |= _globals_of(definitions[name]) - needed
+            open_names |= _global_names(definitions[name]) - needed
     lines = {imports[name] for name in needed & set(imports)}
     return [*lines], [*dict.fromkeys(text for name, text in definitions.items() if name in needed)]
 
 
 @functools.cache
-def _globals_of(text: str) -> set[str]:
-    """Names that a definition takes from its module; a local variable may have the name of a function."""
+def _global_names(text: str) -> set[str]:
+    """Module-level names that a definition's source refers to; a local variable may share a function's name."""
 
     def found(table: symtable.SymbolTable) -> set[str]:
         own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
@@ -164,23 +164,23 @@ def _globals_of(text: str) -> set[str]:
 
 
 @functools.cache
-def _source() -> tuple[dict[str, str], dict[str, str]]:
-    """Imports and definitions of all parts, by name; what is loaded does not change."""
+def _package_definitions() -> tuple[dict[str, str], dict[str, str]]:
+    """Import lines and definitions of all bundled modules, by name; cached, since loaded sources do not change."""
     imports: dict[str, str] = {}
     definitions: dict[str, str] = {}
     for part in _PARTS:
         source = Path(str(part.__file__)).read_text(encoding="utf-8")
         for node in ast.parse(source).body:
-            for name in _defined(node):
+            for name in _defined_names(node):
                 if isinstance(node, ast.Import | ast.ImportFrom):
-                    imports.setdefault(name, _import_of(node, name))
+                    imports.setdefault(name, _import_statement(node, name))
                 else:
-                    definitions[name] = _segment(source, node)
+                    definitions[name] = _definition_source(source, node)
     return imports, definitions
 
 
-def _defined(node: ast.stmt) -> Iterator[str]:
-    """Names that a statement of a module defines; those imported from this package are defined elsewhere in it."""
+def _defined_names(node: ast.stmt) -> Iterator[str]:
+    """Names that a module's statement defines, without those imported from within this package."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -191,15 +191,15 @@ def _defined(node: ast.stmt) -> Iterator[str]:
         yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
 
 
-def _import_of(node: ast.Import | ast.ImportFrom, name: str) -> str:
-    """The import statement of one of the names that a statement imports."""
+def _import_statement(node: ast.Import | ast.ImportFrom, name: str) -> str:
+    """The import statement of one name out of those that a statement imports."""
     aliases = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) == name]
     if isinstance(node, ast.Import):
         return ast.unparse(ast.Import(names=aliases))
     return ast.unparse(ast.ImportFrom(module=node.module, names=aliases, level=0))
 
 
-def _segment(source: str, node: ast.stmt) -> str:
-    """A definition as it is written, its decorators included."""
+def _definition_source(source: str, node: ast.stmt) -> str:
+    """Source text of a definition, decorators included."""
     first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
     return "\n".join(source.splitlines()[first - 1 : node.end_lineno])

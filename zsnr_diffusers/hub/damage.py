@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from .files import read_json
 from .header import Header, read_header
-from .layouts import check_weights
+from .layouts import check_not_quantized
 
 _LOAD_ERRORS = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 """What a wrong value in a network's config leads to."""
@@ -18,7 +18,7 @@ _LOAD_ERRORS = (LookupError, TypeError, AttributeError, ArithmeticError, Asserti
 
 @contextlib.contextmanager
 def explain_load_errors(source: Any) -> Iterator[None]:
-    """Name the source, and the file if it is found, where diffusers raises whatever damaged files lead to.
+    """Turn whatever diffusers raises for damaged files into an error that names the source, and the file if found.
 
     Raises:
         OSError, ValueError: with the name.
@@ -40,7 +40,7 @@ def explain_load_errors(source: Any) -> Iterator[None]:
 
 
 def check_folder_weights(name: Any, folder: Path) -> dict[Path, Header]:
-    """Refuse quantized weights in the parts of a pipeline, unless a part's config says how to read them.
+    """Refuse quantized weights in a saved pipeline's parts, unless a part's config says how to read them.
 
     Returns:
         The headers of the parts' files of weights.
@@ -54,5 +54,5 @@ def check_folder_weights(name: Any, folder: Path) -> dict[Path, Header]:
         # Other folders that hold weights, such as a run's checkpoints, are no parts of the pipeline.
         if config.is_file() and "quantization_config" not in read_json(config):
             headers[file] = read_header(file)
-            check_weights(f"{name}: {file.relative_to(folder)}", headers[file])
+            check_not_quantized(f"{name}: {file.relative_to(folder)}", headers[file])
     return headers

@@ -44,8 +44,8 @@ def empty_pipeline(source: Any, dtype: torch.dtype = torch.float32, **places: An
     with explain_load_errors(source):
         parameters = inspect.signature(cls).parameters.values()
         parts: dict[str, Any] = {one.name: None for one in parameters if one.default is one.empty}
-        parts |= {name: _network(saved, name, dtype) for name in _NETWORKS if index.get(name)}
-        parts["scheduler"] = _scheduler(saved)
+        parts |= {name: _build_network(saved, name, dtype) for name in _NETWORKS if index.get(name)}
+        parts["scheduler"] = _load_scheduler(saved)
         if "safety_checker" in parts:
             parts["requires_safety_checker"] = False  # or there is a warning of its absence
         pipe = cls(**parts)
@@ -53,7 +53,8 @@ def empty_pipeline(source: Any, dtype: torch.dtype = torch.float32, **places: An
     return pipe
 
 
-def _scheduler(saved: SavedModel) -> Any:
+def _load_scheduler(saved: SavedModel) -> Any:
+    """The scheduler that a saved model's config names."""
     config = saved.scheduler_config or {}
     cls = scheduler_class(config)
     if cls is None:
@@ -63,8 +64,8 @@ def _scheduler(saved: SavedModel) -> Any:
     return cls.from_config(config)
 
 
-def _network(saved: SavedModel, name: str, dtype: torch.dtype) -> nn.Module | None:
-    """One of the pipeline's networks, by what `model_index.json` says of it."""
+def _build_network(saved: SavedModel, name: str, dtype: torch.dtype) -> nn.Module | None:
+    """One of a saved pipeline's networks, with repeated zeros for weights; None if `model_index.json` lists none."""
     library, class_name = entry = saved.index[name]
     if class_name is None:
         return None
@@ -82,11 +83,12 @@ def _network(saved: SavedModel, name: str, dtype: torch.dtype) -> nn.Module | No
         )
     for module in network.modules():
         for key, parameter in module.named_parameters(recurse=False):
-            setattr(module, key, nn.Parameter(_zeros(parameter, dtype), requires_grad=False))
+            setattr(module, key, nn.Parameter(_expanded_zero(parameter, dtype), requires_grad=False))
         for key, buffer in module.named_buffers(recurse=False):
-            setattr(module, key, _zeros(buffer, buffer.dtype))
+            setattr(module, key, _expanded_zero(buffer, buffer.dtype))
     return network
 
 
-def _zeros(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _expanded_zero(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A single zero expanded to a tensor's shape, which takes no memory."""
     return torch.zeros((), dtype=dtype).expand(like.shape)

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .known_models import copy_of
+from .known_models import find_repo_copy
 
 TRANSPORT: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
 """What the client lets through of the library that it asks by, which is another one in each of its major versions."""
@@ -30,7 +30,7 @@ _LOG_IN = "log in by `hf auth login`, or pass token="
 
 @contextlib.contextmanager
 def explain_hub_errors(source: Any) -> Iterator[None]:
-    """Say what is wrong with a Hub repo while it is read; errors over what is local pass as they are.
+    """While a Hub repo is read, raise errors that say what is wrong with it; those over local paths pass unchanged.
 
     Raises:
         OSError: with the id of the repo, the reason and what to do.
@@ -41,23 +41,23 @@ def explain_hub_errors(source: Any) -> Iterator[None]:
     except (*TRANSPORT, ValueError) as error:
         if Path(os.fspath(source)).exists():
             raise
-        reason = explain(error, str(source))
+        reason = explain_hub_error(error, str(source))
         if reason is None:
             raise ValueError(f"{source}: {_one_line(error)}.") from error
         raise OSError(f"{source} is no local folder or file, and cannot be read from the Hub: {reason}.") from error
 
 
-def explain(error: BaseException, repo: str) -> str | None:
-    """What lies behind an error of the Hub's client, or one of diffusers over it; None if it is of another kind.
+def explain_hub_error(error: BaseException, repo: str) -> str | None:
+    """The reason for an error of the Hub's client, or of diffusers over it, in words; None if it is of another kind.
 
     Args:
         error: as it was caught.
         repo: the id of the repo.
     """
-    chain = [*_chain(error)]
+    chain = [*_exception_chain(error)]
     for kind, reason in (
         (GatedRepoError, f"it is gated: ask for access at https://huggingface.co/{repo}, and then {_LOG_IN}"),
-        (RepositoryNotFoundError, _gone(repo)),
+        (RepositoryNotFoundError, _missing_repo_reason(repo)),
         (RevisionNotFoundError, "it has no such revision: check the name of the branch or tag, or the commit"),
         (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, and what is asked for is not in the cache"),
         (HFValidationError, "that is no id of a repo, which is like owner/name"),
@@ -68,38 +68,39 @@ def explain(error: BaseException, repo: str) -> str | None:
         if isinstance(one, EntryNotFoundError) and not isinstance(one, LocalEntryNotFoundError):
             return f"it has no file {_requested_file(one) or 'of that name'}"
         if hasattr(getattr(one, "response", None), "status_code"):
-            return _refused(one)
-    failed = [one for one in chain if _is_transport(one) or isinstance(one, LocalEntryNotFoundError)]
+            return _http_status_reason(one)
+    failed = [one for one in chain if _is_transport_error(one) or isinstance(one, LocalEntryNotFoundError)]
     if failed:
-        cause = next(filter(_is_transport, failed), failed[0])
-        return (
-            f"the connection failed{_for_file(cause)} ({_one_line(cause)}); ask again, files that have come are kept"
-        )
+        cause = next(filter(_is_transport_error, failed), failed[0])
+        reason = f"the connection failed{_over_requested_file(cause)} ({_one_line(cause)})"
+        return f"{reason}; ask again, files that have come are kept"
     return _one_line(error) if isinstance(error, OSError) else None
 
 
-def _gone(repo: str) -> str:
-    if copy := copy_of(repo):
+def _missing_repo_reason(repo: str) -> str:
+    """Why a repo was not found: it left the Hub, is private, or does not exist."""
+    if copy := find_repo_copy(repo):
         return f"it was taken off the Hub; {copy} is a copy of it"
     return f"there is no such repo, or it is private: check the id, or {_LOG_IN}"
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it was raised from or over."""
+def _exception_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, then those that it was raised from or while handling."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _is_transport(error: BaseException) -> bool:
-    """Whether an error is of the library that the client asks by."""
+def _is_transport_error(error: BaseException) -> bool:
+    """Whether an exception comes from the HTTP library that the Hub's client uses."""
     libraries = {kind.__module__.split(".")[0] for kind in TRANSPORT} - {"builtins"}
     return type(error).__module__.split(".")[0] in libraries
 
 
-def _refused(error: Any) -> str:
+def _http_status_reason(error: Any) -> str:
+    """The Hub's HTTP error status in words, with what to do."""
     status = error.response.status_code
-    over = _for_file(error)
+    over = _over_requested_file(error)
     if status == 401:
         return f"it answers 401, not authorized{over}: {_LOG_IN}"
     if status == 403:
@@ -108,13 +109,14 @@ def _refused(error: Any) -> str:
     return f"it answers {status}{over}{later}"
 
 
-def _for_file(error: Any) -> str:
+def _over_requested_file(error: Any) -> str:
+    """ " over NAME" for the file that a failed Hub request was for, empty if unknown."""
     name = _requested_file(error)
     return f" over {name}" if name else ""
 
 
 def _requested_file(error: Any) -> str | None:
-    """The file that a request was for."""
+    """Name of the file that a failed Hub request was for; None if unknown."""
     for holder in ("response", "request"):
         with contextlib.suppress(RuntimeError):  # a request that the library did not note
             url = str(getattr(getattr(error, holder, None), "url", ""))
@@ -124,4 +126,5 @@ def _requested_file(error: Any) -> str | None:
 
 
 def _one_line(error: BaseException) -> str:
+    """An exception's message on one line, without a final period."""
     return " ".join(str(error).split()).rstrip(".")

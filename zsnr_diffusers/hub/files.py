@@ -11,7 +11,7 @@ from huggingface_hub import _CACHED_NO_EXIST, HfApi, hf_hub_download, try_to_loa
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .errors import explain_hub_errors
-from .weight_files import variants
+from .weight_files import weight_variants
 
 INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
 
@@ -20,12 +20,12 @@ HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "rev
 
 
 def hub_kwargs_of(kwargs: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """Those arguments of `from_pretrained` that say where to look, and `more` of them."""
+    """Those arguments of `from_pretrained` that say where to look at the Hub, and those in `more`."""
     return {key: kwargs[key] for key in (*HUB_KWARGS, *more) if key in kwargs}
 
 
 def load_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One of the JSON files of a folder or repo; None if there is none of this name.
+    """Read a JSON file of a folder or Hub repo; None if there is none of this name.
 
     Args:
         source: folder or Hub id.
@@ -43,7 +43,7 @@ def load_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, An
         try:
             path = hf_hub_download(str(source), name, **hub_kwargs_of(places))
         except LocalEntryNotFoundError:
-            if _is_known_to_be_missing(str(source), name, places):
+            if _is_cached_as_missing(str(source), name, places):
                 return None
             raise
         except EntryNotFoundError:
@@ -51,14 +51,14 @@ def load_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, An
     return read_json(Path(path))
 
 
-def _is_known_to_be_missing(repo: str, name: str, places: Mapping[str, Any]) -> bool:
-    """Whether the Hub's cache notes that a repo has no file of this name."""
+def _is_cached_as_missing(repo: str, name: str, places: Mapping[str, Any]) -> bool:
+    """Whether the Hub's cache records that a repo has no file of this name."""
     where = {key: places[key] for key in ("cache_dir", "revision") if key in places}
     return try_to_load_from_cache(repo, name, **where) is _CACHED_NO_EXIST
 
 
-def only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
-    """The variant of the weights of a folder or repo that has them in one variant alone, such as `fp16`.
+def find_only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
+    """The variant, such as `fp16`, if a folder or repo has weights in that one alone.
 
     diffusers finds none of them unless it is asked for by name.
 
@@ -80,17 +80,17 @@ def only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
             return None  # it could not be read just now, and is not waited for again
         folder = Path(cached).parent
     names = [file.name for file in folder.glob("unet/*")]
-    if not variants(names) and not here:
+    if not weight_variants(names) and not here:
         with explain_hub_errors(source):
             info = HfApi(token=places.get("token")).model_info(str(source), revision=places.get("revision"))
         names = [file.rfilename for file in info.siblings or () if file.rfilename.startswith("unet/")]
-    found = variants(names)
+    found = weight_variants(names)
     return found.pop() if len(found) == 1 else None
 
 
 @contextlib.contextmanager
 def error_context(source: Any) -> Iterator[None]:
-    """Name what holds a value in the error that refuses it.
+    """Put the name of what holds a value into the ValueError that refuses it.
 
     Raises:
         ValueError: with the name.
@@ -104,17 +104,17 @@ def error_context(source: Any) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file with an object.
+    """Read a local JSON file that holds an object.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it holds something else.
     """
-    return json_object(path.read_bytes(), str(path))
+    return parse_json_object(path.read_bytes(), str(path))
 
 
-def json_object(text: bytes | str, name: str) -> dict[str, Any]:
-    """What a text holds as JSON.
+def parse_json_object(text: bytes | str, name: str) -> dict[str, Any]:
+    """Parse a JSON text that holds an object.
 
     Args:
         text: of the file, or of another thing.

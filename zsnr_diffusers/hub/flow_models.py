@@ -8,7 +8,7 @@ from ..guidance.mixin import stock_class
 from ..schedulers import FlowMatchMultistepScheduler
 from ..schedulers.config import FLOW_FACTS, is_flow
 from ..schedulers.flow import FlowMatchScheduler
-from ..schedulers.stock import flow_settings, stock_scheduler
+from ..schedulers.stock import stock_scheduler, unipc_flow_config
 from .saved_model import SavedModel
 
 _ASKED, _ASKED_BESIDE_A_UNET = ("init_noise_sigma", "scale_noise"), ("scale_model_input", "add_noise")
@@ -16,32 +16,32 @@ _ASKED, _ASKED_BESIDE_A_UNET = ("init_noise_sigma", "scale_noise"), ("scale_mode
 schedulers only."""
 
 
-def source_code(pipeline_class: Any) -> str:
-    """The code of a pipeline's class; empty where it cannot be had."""
+def pipeline_source_code(pipeline_class: Any) -> str:
+    """Source code of a pipeline's class; empty if there is none to read."""
     try:
         return "" if pipeline_class is None else inspect.getsource(pipeline_class)
     except (OSError, TypeError):  # no file beside it
         return ""
 
 
-def asked_of_scheduler(code: str) -> set[str]:
-    """Which of these the code of a pipeline asks for."""
+def required_scheduler_attributes(code: str) -> set[str]:
+    """Scheduler attributes beside timesteps and steps that a pipeline's source code uses."""
     names = _ASKED + (_ASKED_BESIDE_A_UNET if "self.unet(" in code else ())
     return {name for name in names if re.search(rf"self\.scheduler\.{name}\b", code)}
 
 
-def not_offered(code: str, scheduler: Any) -> list[str]:
-    """What it asks for in vain of this scheduler or class: it would raise at the first call."""
-    return sorted(name for name in asked_of_scheduler(code) if not hasattr(scheduler, name))
+def missing_scheduler_attributes(code: str, scheduler: Any) -> list[str]:
+    """Attributes that a pipeline's source code uses and this scheduler lacks, sorted; its first call would raise."""
+    return sorted(name for name in required_scheduler_attributes(code) if not hasattr(scheduler, name))
 
 
 def is_made_for_betas(pipe: Any) -> bool:
-    """Whether a pipeline is one of Stable Diffusion's kind, which scales what its network sees."""
-    return "scale_model_input" in asked_of_scheduler(source_code(stock_class(type(pipe))))
+    """Whether a pipeline is of Stable Diffusion's kind, which scales the network's input by its scheduler."""
+    return "scale_model_input" in required_scheduler_attributes(pipeline_source_code(stock_class(type(pipe))))
 
 
 def flow_scheduler_for(pipe: Any, saved: SavedModel) -> Any:
-    """The scheduler of a pipeline whose model is of flow matching.
+    """The scheduler to load a flow-matching model's pipeline with.
 
     Pipelines for such models keep theirs. Those of Stable Diffusion, which stock's own flow schedulers cannot run and
     its others run on timesteps that are cut to whole numbers, get `FlowMatchMultistepScheduler`.
@@ -62,7 +62,7 @@ def flow_scheduler_for(pipe: Any, saved: SavedModel) -> Any:
 
 
 def stock_scheduler_for(pipe: Any) -> Any:
-    """The scheduler of stock that stands in for that of a pipeline, so that it opens without this package.
+    """The stock scheduler to save a pipeline with, so that it opens without this package.
 
     Of betas see `stock_scheduler`; one of stock stays. Of flow matching it is `FlowMatchEulerDiscreteScheduler` of the
     same shift where the pipeline can run it, and in those of Stable Diffusion, which cannot, `UniPCMultistepScheduler`
@@ -76,8 +76,8 @@ def stock_scheduler_for(pipe: Any) -> Any:
     ours = pipe.scheduler
     if not isinstance(ours, FlowMatchScheduler):
         return stock_scheduler(ours)
-    config, code = ours.config, source_code(stock_class(type(pipe)))
-    euler = not not_offered(code, FlowMatchEulerDiscreteScheduler())
+    config, code = ours.config, pipeline_source_code(stock_class(type(pipe)))
+    euler = not missing_scheduler_attributes(code, FlowMatchEulerDiscreteScheduler())
     needed = (
         {"prediction_type": "flow_prediction"} if euler else {"invert_sigmas": False, "stochastic_sampling": False}
     )
@@ -89,4 +89,4 @@ def stock_scheduler_for(pipe: Any) -> Any:
     if euler:
         facts = {key: config[key] for key in FLOW_FACTS if key in config and key != "prediction_type"}
         return FlowMatchEulerDiscreteScheduler(**facts)
-    return UniPCMultistepScheduler(**flow_settings(config["shift"], len(ours), config["prediction_type"]))
+    return UniPCMultistepScheduler(**unipc_flow_config(config["shift"], len(ours), config["prediction_type"]))

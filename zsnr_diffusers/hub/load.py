@@ -14,18 +14,18 @@ from diffusers.utils import logging
 from ..class_conditional import ClassConditionalPipeline
 from ..core.guidance import check_guidance_rescale
 from ..core.predictions import EPSILON_AT_ZERO_SNR
-from ..guidance.mixin import with_guidance
+from ..guidance.mixin import apply_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import is_flow
-from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, ends_in_noise, scheduler_claim
+from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, has_zero_terminal_snr, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
 from .errors import explain_hub_errors
-from .files import INDEX, error_context, only_variant
+from .files import INDEX, error_context, find_only_variant
 from .flow_models import flow_scheduler_for
 from .saved_model import SavedModel
 from .single_file_pipeline import from_single_file
-from .weight_files import in_one_dtype
+from .weight_files import with_single_dtype
 
 logger = logging.get_logger(__name__)
 
@@ -90,18 +90,18 @@ def load_pipeline(
             claim = scheduler_claim(pipe.scheduler.config, ARCHITECTURE)
             saved = replace(saved, claims=(*saved.claims, claim))
             check_epsilon(saved)
-        _warn_of_a_guess(saved)
+        _warn_if_prediction_is_guessed(saved)
     else:
-        pipe = _from_pretrained(saved, kwargs)
+        pipe = _load_folder(saved, kwargs)
     if any(saved.authority(fact) for fact in RESOLVED_FIELDS) and "scheduler" not in kwargs:
         with error_context(saved.name):
             pipe.scheduler = scheduler_for(pipe, saved)
         logger.info(f"{saved.name}: {saved.facts}; sampled by {type(pipe.scheduler).__name__}.")
-    return with_guidance(pipe, saved.guidance, guidance_rescale)
+    return apply_guidance(pipe, saved.guidance, guidance_rescale)
 
 
-def _warn_of_a_guess(saved: SavedModel) -> None:
-    """Say that a file says nothing; its config is that of its architecture, which has both kinds of models."""
+def _warn_if_prediction_is_guessed(saved: SavedModel) -> None:
+    """Warn if a single file does not say what it predicts and the config of its architecture decides."""
     if saved.is_guess():
         claim = saved.authority("prediction_type")
         what = f"it is taken for {claim.prediction_type}, by {claim.source}" if claim else "its scheduler decides"
@@ -109,7 +109,7 @@ def _warn_of_a_guess(saved: SavedModel) -> None:
 
 
 def check_epsilon(saved: SavedModel) -> None:
-    """Refuse facts that no model can have.
+    """Refuse zero SNR of an epsilon model, and the flag for it of a flow-matching model.
 
     Raises:
         ValueError: zero SNR of a model that predicts epsilon; asked for of flow matching, which has no flag for it.
@@ -126,25 +126,26 @@ def check_epsilon(saved: SavedModel) -> None:
         )
 
 
-def _from_pretrained(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
+def _load_folder(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
+    """Load a pipeline from a folder or repo by diffusers' loader, in the only variant there is if need be."""
     source = saved.name
-    _check_runs_no_code(saved, kwargs)
+    _check_remote_code(saved, kwargs)
     check_folder_weights(source, Path(source))
     ours = saved.index["_class_name"] == ClassConditionalPipeline.__name__ and "custom_pipeline" not in kwargs
     with explain_hub_errors(source), explain_load_errors(source):
         cls = ClassConditionalPipeline if ours else DiffusionPipeline
         try:
-            return cls.from_pretrained(source, **in_one_dtype(kwargs))
+            return cls.from_pretrained(source, **with_single_dtype(kwargs))
         except OSError:
-            variant = None if kwargs.get("variant") else only_variant(source, kwargs)
+            variant = None if kwargs.get("variant") else find_only_variant(source, kwargs)
             if variant is None:
                 raise
             logger.info(f"{source} has weights in one variant alone, which is loaded: variant={variant!r}.")
-            return cls.from_pretrained(source, **in_one_dtype({**kwargs, "variant": variant}))
+            return cls.from_pretrained(source, **with_single_dtype({**kwargs, "variant": variant}))
 
 
-def _check_runs_no_code(saved: SavedModel, kwargs: Mapping[str, Any]) -> None:
-    """Refuse a folder that brings code or names a module of its own, unless told.
+def _check_remote_code(saved: SavedModel, kwargs: Mapping[str, Any]) -> None:
+    """Refuse a folder that brings code or names a module of its own, without `trust_remote_code=True`.
 
     Older versions of diffusers, which ask this of Hub repos, run what is in a folder unasked.
     """
@@ -170,14 +171,14 @@ def _check_runs_no_code(saved: SavedModel, kwargs: Mapping[str, Any]) -> None:
 
 
 def scheduler_for(pipe: Any, saved: SavedModel) -> Any:
-    """The pipeline's scheduler if it agrees with what is said of a model, or else one that does.
+    """The pipeline's scheduler if it agrees with what is known of the saved model, or else one that does.
 
     What is not said stays as the scheduler has it, so it is the result that is checked.
 
     Raises:
         ValueError: the pipeline has none with betas; the result would predict epsilon at zero SNR.
     """
-    scheduler = _merged_scheduler(pipe, saved)
+    scheduler = _resolve_scheduler(pipe, saved)
     claim = scheduler_claim(scheduler.config)
     if claim.rescale_betas_zero_snr and claim.prediction_type == "epsilon":
         raise ValueError(
@@ -187,7 +188,8 @@ def scheduler_for(pipe: Any, saved: SavedModel) -> Any:
     return scheduler
 
 
-def _merged_scheduler(pipe: Any, saved: SavedModel) -> Any:
+def _resolve_scheduler(pipe: Any, saved: SavedModel) -> Any:
+    """`scheduler_for` without the check of its result."""
     if saved.prediction_type == "flow_prediction":
         return flow_scheduler_for(pipe, saved)
     scheduler = getattr(pipe, "scheduler", None)
@@ -212,7 +214,7 @@ def _merged_scheduler(pipe: Any, saved: SavedModel) -> Any:
 
 
 def _starts_from_noise(scheduler: Any) -> bool:
-    """Whether a scheduler does what its flag says: some know none, and leading steps never visit the last timestep."""
+    """Whether sampling starts from pure noise: some schedulers ignore the flag, and leading steps never visit T-1."""
     leading = scheduler.config.get("timestep_spacing") == "leading"
     own_steps = "original_inference_steps" in scheduler.config  # of distilled models, whatever the spacing
-    return ends_in_noise(scheduler.alphas_cumprod) and (own_steps or not leading)
+    return has_zero_terminal_snr(scheduler.alphas_cumprod) and (own_steps or not leading)

@@ -10,14 +10,14 @@ from typing import Any
 from diffusers.utils import logging
 
 from ..core.guidance import check_guidance_rescale
-from ..guidance.mixin import with_guidance
+from ..guidance.mixin import apply_guidance
 from ..utils.extras import import_extra
 from .files import HUB_KWARGS, SCHEDULER_CONFIG, error_context, hub_kwargs_of
 from .flow_models import stock_scheduler_for
 from .load import check_epsilon, scheduler_for
-from .lora_export import adapter_weights, adapters_of, is_dora, lora_metadata, write_kohya_file, write_stock_file
-from .lora_files import KOHYA_FILE, LORA_FILE, lora_file
-from .lora_fit import check_loads, load_weights
+from .lora_export import adapter_weights, find_adapters, is_dora, lora_metadata, write_kohya_file, write_stock_file
+from .lora_files import KOHYA_FILE, LORA_FILE, find_lora_file
+from .lora_fit import check_lora_loads, load_lora_file
 from .model_card import lora_card
 from .save import check_file_name
 from .saved_model import SavedModel
@@ -70,7 +70,7 @@ def load_lora(
     places = {key: kwargs.pop(key) for key in (*HUB_KWARGS, "subfolder") if key in kwargs}
     told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
     saved = SavedModel.open(source, weight_name=weight_name, **told, **places)
-    file = saved.weights or lora_file(saved.name, **hub_kwargs_of(saved.options, "subfolder"))
+    file = saved.weights or find_lora_file(saved.name, **hub_kwargs_of(saved.options, "subfolder"))
     if saved.prediction_type is None:
         raise ValueError(
             f"{file} does not say what the network predicts with it: pass prediction_type= and "
@@ -83,10 +83,10 @@ def load_lora(
     with error_context(file):
         scheduler = scheduler_for(pipe, saved)
     # What fails, fails here, where the pipeline is as it was.
-    with_guidance(check_loads(pipe, file, saved.header, **kwargs), saved.guidance, guidance_rescale)
-    load_weights(pipe, file, **kwargs)
+    apply_guidance(check_lora_loads(pipe, file, saved.header, **kwargs), saved.guidance, guidance_rescale)
+    load_lora_file(pipe, file, **kwargs)
     pipe.scheduler = scheduler
-    pipe = with_guidance(pipe, saved.guidance, guidance_rescale)
+    pipe = apply_guidance(pipe, saved.guidance, guidance_rescale)
     phi = getattr(pipe, "default_guidance_rescale", 0.0)
     logger.info(f"{file}: {saved.facts}; sampled by {type(scheduler).__name__}, guidance rescale {phi:g}.")
     return pipe
@@ -131,7 +131,7 @@ def save_lora(
     """
     path = Path(path)
     check_file_name(path)
-    adapters = adapters_of(pipe)
+    adapters = find_adapters(pipe)
     one_file, dora, scheduler = path.suffix == ".safetensors", is_dora(pipe, adapters), stock_scheduler_for(pipe)
     if one_file and dora:
         raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")

@@ -15,16 +15,16 @@ from ..utils.files import atomic_path
 from .claims import scheduler_claim
 from .header import read_header
 from .layouts import SD_2, SDXL, OriginalFormat
-from .ldm_format import layout_of_pipeline
+from .ldm_format import detect_pipeline_layout
 from .single_file import file_metadata, model_record
-from .weight_files import savable
+from .weight_files import prepare_for_safetensors
 
 Weights: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 """By part of the pipeline, and there by peft's names."""
 
 
-def adapters_of(pipe: Any) -> dict[str, str]:
-    """The name of the adapter of each part of a pipeline that has one.
+def find_adapters(pipe: Any) -> dict[str, str]:
+    """Name of the adapter of each of a pipeline's parts that has one.
 
     Raises:
         ValueError: there is none in the UNet, or several in a part.
@@ -40,12 +40,12 @@ def adapters_of(pipe: Any) -> dict[str, str]:
 
 
 def is_dora(pipe: Any, adapters: Mapping[str, str]) -> bool:
-    """Whether one of the adapters is a DoRA."""
+    """Whether one of a pipeline's adapters is a DoRA."""
     return any(getattr(pipe, part).peft_config[adapter].use_dora for part, adapter in adapters.items())
 
 
 def adapter_weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
-    """The weights of a part's adapter by peft's names, their strength multiplied in."""
+    """Weights of a part's adapter by peft's names, multiplied by the adapter's strength."""
     network = getattr(pipe, part)
     weights = import_extra("peft", "lora").get_peft_model_state_dict(network, adapter_name=adapter)
     strengths = {
@@ -54,20 +54,20 @@ def adapter_weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
         if adapter in getattr(layer, "scaling", ())
     }
     scaled = {
-        name: _scaled(value.detach().cpu(), strengths.get(name.rpartition(".")[0], 1))
+        name: _scale_weights(value.detach().cpu(), strengths.get(name.rpartition(".")[0], 1))
         for name, value in weights.items()
     }
-    return savable({_as_published(part, name): value for name, value in scaled.items()})
+    return prepare_for_safetensors({_published_key(part, name): value for name, value in scaled.items()})
 
 
-def _as_published(part: str, name: str) -> str:
-    """Newer versions of transformers leave out a wrapper of the text encoders that names in files have."""
+def _published_key(part: str, name: str) -> str:
+    """An adapter weight's key with the `text_model.` that published files have and newer transformers leaves out."""
     wrapper = "" if part == "unet" or name.startswith("text_model.") else "text_model."
     return wrapper + name
 
 
-def _scaled(weights: Tensor, strength: float) -> Tensor:
-    """Weights times a strength, in half precision only where nothing is lost: small ones are few bits there."""
+def _scale_weights(weights: Tensor, strength: float) -> Tensor:
+    """Weights times the adapter's strength, as float32 if half precision would round the product."""
     product = weights.double() * strength
     rounded = product.to(weights.dtype)
     lossy = weights.dtype.itemsize < 4 and not torch.equal(rounded.double(), product)
@@ -75,7 +75,7 @@ def _scaled(weights: Tensor, strength: float) -> Tensor:
 
 
 def lora_metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
-    """The metadata of a LoRA's files: the record for us, and what others say it by.
+    """Metadata of a LoRA's files: our own record, and the keys that other programs read.
 
     Args:
         pipe: whose LoRA it is, with the scheduler that it was trained for.
@@ -85,13 +85,13 @@ def lora_metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
     record = model_record(pipe, bool(scheduler_claim(pipe.scheduler.config).rescale_betas_zero_snr))
     if not is_flow(pipe.scheduler.config):
         record["timestep_spacing"] = scheduler.config.get("timestep_spacing")
-    layout = layout_of_pipeline(pipe)
+    layout = detect_pipeline_layout(pipe)
     architecture = layout.architectures.get(record["prediction_type"], layout.architectures["epsilon"])
     return file_metadata(pipe, record, f"{architecture}/lora", title) | _kohya_metadata(layout, record)
 
 
 def _kohya_metadata(layout: OriginalFormat, record: Mapping[str, Any]) -> dict[str, str]:
-    """By which sd-scripts and Forge tell what a LoRA is for."""
+    """kohya's metadata keys, by which sd-scripts and Forge tell what base and schedule a LoRA is for."""
     predicts = record["prediction_type"]
     said = {
         "ss_base_model_version": layout.bases.get(predicts, layout.bases["epsilon"]),
@@ -106,20 +106,20 @@ def _kohya_metadata(layout: OriginalFormat, record: Mapping[str, Any]) -> dict[s
 
 
 def write_kohya_file(path: Path, pipe: Any, weights: Weights, metadata: Mapping[str, str]) -> Path:
-    """Write weights by kohya's names, which tell a first text encoder from an only one."""
+    """Write a LoRA under kohya's names, which differ for an only and a first text encoder."""
     named = {f"{part}.{name}": value for part, values in weights.items() for name, value in values.items()}
     theirs = convert_state_dict_to_kohya(named)
-    only = "lora_te1_" if layout_of_pipeline(pipe) is SDXL else "lora_te_"
+    only = "lora_te1_" if detect_pipeline_layout(pipe) is SDXL else "lora_te_"
     with atomic_path(path) as new:
         theirs = {key.replace("lora_te1_", only): value for key, value in theirs.items()}
-        save_file(savable(theirs), new, dict(metadata))
+        save_file(prepare_for_safetensors(theirs), new, dict(metadata))
     return path
 
 
 def write_stock_file(
     path: Path, pipe: Any, adapters: Mapping[str, str], weights: Weights, metadata: Mapping[str, str]
 ) -> Path:
-    """Write weights by diffusers' names, as it writes them, with more metadata."""
+    """Write a LoRA under diffusers' names by its own writer, with more metadata."""
     layers = {f"{part}_lora_layers": values for part, values in weights.items()}
     configs = {part: getattr(pipe, part).peft_config[adapter] for part, adapter in adapters.items()}
     said = {f"{part}_lora_adapter_metadata": _adapter_metadata(config) for part, config in configs.items()}
@@ -131,7 +131,7 @@ def write_stock_file(
 
 
 def _adapter_metadata(config: Any) -> dict[str, Any]:
-    """Of peft's configuration what older versions know too; alpha is the rank, since it is in the weights.
+    """The part of peft's configuration that older versions know, alpha equal to the rank since weights are scaled.
 
     Layers are known there by the end of their names, so without the wrapper they are in all versions of transformers.
     """

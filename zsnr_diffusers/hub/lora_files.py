@@ -37,12 +37,12 @@ _TEXTS = re.compile(r"attn2[._](?:processor\.)?to[._][kv](?:_lora)?\.(?:lora_A|l
 
 
 def holds_lora(header: Header) -> bool:
-    """Whether a file of weights is a LoRA's, by any of the names that are in use."""
+    """Whether a weights file's header has LoRA keys, by any of the names in use."""
     return any("lora" in key for key in header.shapes)
 
 
-def number_of_layers(file: Path, header: Header) -> int:
-    """How many layers a LoRA changes, by its header; errors name the file.
+def count_lora_layers(file: Path, header: Header) -> int:
+    """The number of layers that a LoRA file changes, by its header; errors name the file.
 
     Raises:
         ValueError: there is none, or of one there is a half, or diffusers would leave out a part of the file.
@@ -53,28 +53,28 @@ def number_of_layers(file: Path, header: Header) -> int:
     if not down | up:
         raise ValueError(
             f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa and LoKr, are not read. It holds "
-            f"{some(others)}."
+            f"{abbreviate(others)}."
         )
     if others:
         kinds = ", ".join(dict.fromkeys(key.rpartition(".")[2] for key in others if not key.endswith(".weight")))
         raise ValueError(
             f"{file} holds more than diffusers applies of a LoRA, and what it leaves out"
-            f"{f' ({kinds})' if kinds else ''} is part of the result: {some(others)}. Merge it into its base by the "
-            "program that made it, or save it as a LoRA there."
+            f"{f' ({kinds})' if kinds else ''} is part of the result: {abbreviate(others)}. Merge it into its base "
+            "by the program that made it, or save it as a LoRA there."
         )
     if alone := sorted(down ^ up):
         raise ValueError(f"{file} has one of the two weights that there should be of {alone[0].rstrip('._')}.")
     return len(down)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few of many names, and how many there are."""
+def abbreviate(names: Sequence[str]) -> str:
+    """The first three of many names, quoted, and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(map(repr, names[:3]))}{more}"
 
 
-def saved_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | None:
-    """The header of a safetensors file in a folder or repo; None if there is none of this name. No weights are read.
+def load_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | None:
+    """Header of a safetensors file in a folder or Hub repo, without its weights; None if there is no such file.
 
     Raises:
         OSError: there is no such repo, or it cannot be read.
@@ -89,15 +89,15 @@ def saved_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | 
     api = huggingface_hub.HfApi(token=asked["token"])
     with explain_hub_errors(source):
         try:
-            return _header(api.parse_safetensors_file_metadata(str(source), name, revision=asked["revision"]))
+            return _header_from_hub(api.parse_safetensors_file_metadata(str(source), name, revision=asked["revision"]))
         except EntryNotFoundError:
             return None
         except _DAMAGE as error:
             raise ValueError(f"{name} is damaged or no safetensors file: {error}") from error
 
 
-def _header(found: Any) -> Header:
-    """What the Hub's client found, as if the file were here."""
+def _header_from_hub(found: Any) -> Header:
+    """A `Header` from the metadata that the Hub's client returns for a file."""
     tensors = found.tensors
     return Header(
         {str(key): str(value) for key, value in found.metadata.items()},
@@ -106,8 +106,8 @@ def _header(found: Any) -> Header:
     )
 
 
-def lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> Path:
-    """The file of a LoRA, out of the Hub if need be.
+def find_lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> Path:
+    """Path of a LoRA's file, downloaded from the Hub if need be.
 
     Args:
         source: a file, a folder, or a Hub id.
@@ -136,8 +136,8 @@ def lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> Path:
         raise
 
 
-def base_of_lora(file: Any, header: Header) -> str:
-    """The Hub id of the model that a LoRA is for, by the width of the texts it attends to; errors name the file.
+def find_lora_base(file: Any, header: Header) -> str:
+    """Hub id of a base model for a LoRA, by the width of the text states it attends to; errors name the file.
 
     Raises:
         ValueError: it does not attend to texts, or to those of another model.

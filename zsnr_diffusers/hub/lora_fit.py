@@ -13,7 +13,7 @@ from torch import nn
 
 from .damage import explain_load_errors
 from .header import Header
-from .lora_files import number_of_layers, some
+from .lora_files import abbreviate, count_lora_layers
 
 _FOREIGN = {
     "base_model.model.": "as peft's save_pretrained writes them, whose strength is in its adapter_config.json: load "
@@ -25,7 +25,7 @@ _FOREIGN = {
 """Beginnings of names that mean nothing to a pipeline of a UNet, and whose they are."""
 
 
-def check_loads(pipe: Any, file: Path, header: Header, **kwargs: Any) -> Any:
+def check_lora_loads(pipe: Any, file: Path, header: Header, **kwargs: Any) -> Any:
     """Load a LoRA into a copy of a pipeline without its weights, so that a failure leaves the pipeline as it is.
 
     Args:
@@ -41,22 +41,22 @@ def check_loads(pipe: Any, file: Path, header: Header, **kwargs: Any) -> Any:
         ValueError: the file is damaged, diffusers would leave out a part of it, or not all of its layers are in the
             pipeline.
     """
-    layers, bare = number_of_layers(file, header), _without_weights(pipe)
-    before, left_out = _adapted_layers(bare), sorted(_left_out(bare, file))
+    layers, bare = count_lora_layers(file, header), _copy_without_weights(pipe)
+    before, left_out = _count_adapted_layers(bare), sorted(_unmatched_layers(bare, file))
     try:
-        load_weights(bare, file, **kwargs)
+        load_lora_file(bare, file, **kwargs)
     except ValueError as error:
         if not left_out:
             raise
-        raise ValueError(_misfit(bare, file, header, layers - len(left_out), left_out)) from error
-    found = _adapted_layers(bare) - before
+        raise ValueError(_misfit_message(bare, file, header, layers - len(left_out), left_out)) from error
+    found = _count_adapted_layers(bare) - before
     if found != layers and not kwargs.get("hotswap"):
-        raise ValueError(_misfit(bare, file, header, found, left_out))
+        raise ValueError(_misfit_message(bare, file, header, found, left_out))
     return bare
 
 
-def load_weights(pipe: Any, file: Path, **kwargs: Any) -> None:
-    """Load a LoRA's weights by diffusers' own loader.
+def load_lora_file(pipe: Any, file: Path, **kwargs: Any) -> None:
+    """Load a LoRA file into a pipeline by diffusers' own loader.
 
     Raises:
         OSError, ValueError: with the name of the file.
@@ -66,23 +66,23 @@ def load_weights(pipe: Any, file: Path, **kwargs: Any) -> None:
         pipe.load_lora_weights(os.fspath(file.parent), weight_name=file.name, **kwargs)
 
 
-def _networks(pipe: Any) -> dict[str, nn.Module]:
-    """The parts of a pipeline that may have an adapter."""
+def _lora_networks(pipe: Any) -> dict[str, nn.Module]:
+    """A pipeline's networks that can have an adapter, by name."""
     parts = {name: getattr(pipe, name, None) for name in pipe._lora_loadable_modules}
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
-def _without_weights(pipe: Any) -> Any:
-    """A copy of a pipeline with the layers and adapters of its networks; of each weight a zero that is repeated."""
-    bare, networks = copy.copy(pipe), _networks(pipe)
+def _copy_without_weights(pipe: Any) -> Any:
+    """Copy a pipeline with its networks' layers and adapters, each weight replaced by a repeated zero."""
+    bare, networks = copy.copy(pipe), _lora_networks(pipe)
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
-            setattr(bare, name, copy.deepcopy(part, _stand_ins(part)) if name in networks else None)
+            setattr(bare, name, copy.deepcopy(part, _deepcopy_replacements(part)) if name in networks else None)
     return bare
 
 
-def _stand_ins(network: nn.Module) -> dict[int, Any]:
-    """What a deep copy shall have in place of weights, and of hooks that move them between devices."""
+def _deepcopy_replacements(network: nn.Module) -> dict[int, Any]:
+    """Deepcopy memo by id that replaces a network's weights by repeated zeros and its offloading hooks by None."""
     stand_ins: dict[int, Any] = {}
     for name, weight in network.named_parameters():
         if "lora_" not in name:  # an adapter may be written to
@@ -92,20 +92,22 @@ def _stand_ins(network: nn.Module) -> dict[int, Any]:
     return stand_ins | {id(hook): None for hook in hooks}
 
 
-def _adapted_layers(pipe: Any) -> int:
-    names = (name for network in _networks(pipe).values() for name, _ in network.named_parameters())
+def _count_adapted_layers(pipe: Any) -> int:
+    """Number of layers with a LoRA in a pipeline's networks."""
+    names = (name for network in _lora_networks(pipe).values() for name, _ in network.named_parameters())
     return sum(".lora_A." in name for name in names)
 
 
-def _misfit(pipe: Any, file: Path, header: Header, found: int, left_out: Sequence[str]) -> str:
-    keys, layers = sorted(header.shapes), number_of_layers(file, header)
+def _misfit_message(pipe: Any, file: Path, header: Header, found: int, left_out: Sequence[str]) -> str:
+    """Error text for a LoRA of which only `found` layers are in the pipeline, with the likely cause."""
+    keys, layers = sorted(header.shapes), count_lora_layers(file, header)
     base = pipe.config.get("_name_or_path") or type(pipe).__name__
     text = f"{file}: {found} of its {layers} layers are in {base}, and diffusers would leave out the rest"
     for prefix, whose in _FOREIGN.items():
         if foreign := [key for key in keys if key.removeprefix("unet.").startswith(prefix)]:
             return f"{text}. Names such as {foreign[0]!r} are {whose}."
-    names = f" ({some(left_out)})" if left_out else ""
-    known = {f"{part}_{name}" for part, network in _networks(pipe).items() for name, _ in network.named_modules()}
+    names = f" ({abbreviate(left_out)})" if left_out else ""
+    known = {f"{part}_{name}" for part, network in _lora_networks(pipe).items() for name, _ in network.named_modules()}
     if {name.replace(".", "_") for name in left_out} & {name.replace(".", "_") for name in known}:
         return (
             f"{text}{names}: diffusers {diffusers.__version__} misreads these names, 0.39 and later do not. "
@@ -114,16 +116,19 @@ def _misfit(pipe: Any, file: Path, header: Header, found: int, left_out: Sequenc
     return f"{text}{names}: it is of another base, or of a kind that diffusers does not know."
 
 
-def _left_out(pipe: Any, file: Path) -> Iterator[str]:
-    """Layers of which no network has one of the same name."""
-    networks = _networks(pipe)
+def _unmatched_layers(pipe: Any, file: Path) -> Iterator[str]:
+    """Names of a LoRA file's layers that no network of the pipeline has."""
+    networks = _lora_networks(pipe)
     blocks = {"unet_config": networks["unet"].config} if "unet" in networks else {}
     with explain_load_errors(file):
         state = pipe.lora_state_dict(os.fspath(file.parent), weight_name=file.name, **blocks)[0]
-    known = {part: {_spelled(name) for name, _ in network.named_modules()} for part, network in networks.items()}
+    known = {
+        part: {_canonical_layer_name(name) for name, _ in network.named_modules()}
+        for part, network in networks.items()
+    }
     for layer in {re.sub(r"[._]lora.*", "", key) for key in state}:
         part, _, name = layer.partition(".")
-        if part not in known or _spelled(name) not in known[part]:
+        if part not in known or _canonical_layer_name(name) not in known[part]:
             yield layer
 
 
@@ -133,8 +138,8 @@ _SPELLINGS: Mapping[str, str] = {
 }
 
 
-def _spelled(name: str) -> str:
-    """A layer's name without what differs between versions."""
+def _canonical_layer_name(name: str) -> str:
+    """A layer's name without what differs between versions of diffusers and transformers."""
     for long, short in _SPELLINGS.items():
         name = name.replace(long, short)
     return ".".join(filter(None, name.split(".")))

@@ -38,7 +38,7 @@ Stand-ins for zero are 2^-24; the linear schedule of DDPM ends at 4e-5, the cosi
 
 
 def key_claim(path: Any, header: Header) -> Claim:
-    """By empty tensors, as ComfyUI writes and Forge reads them. With `v_pred` alone both take it not to be zero-SNR.
+    """The claim of empty tensors `v_pred` and `ztsnr` in a file; as in ComfyUI, `v_pred` alone means not zero-SNR.
 
     Raises:
         ValueError: a model of continuous noise levels.
@@ -57,46 +57,49 @@ def key_claim(path: Any, header: Header) -> Claim:
 
 
 def metadata_claims(header: Header) -> tuple[Claim, ...]:
-    """By ModelSpec's keys, by ComfyUI's, by those without a prefix, and by kohya's."""
+    """Claims of a file's metadata: ModelSpec's keys, ComfyUI's, those without a prefix, and kohya's."""
     data = {key: value.strip() for key, value in header.metadata.items()}
-    spec = (_specified(data), _architecture(data.get("modelspec.architecture", "")))
+    spec = (_modelspec_prediction_type(data), _architecture_prediction_type(data.get("modelspec.architecture", "")))
     return (
         Claim("modelspec metadata", next(filter(None, spec), None)),
-        Claim("metadata modelspec.predict_key", prediction(data.get("modelspec.predict_key"))),
-        _plain_claim(data),
+        Claim("metadata modelspec.predict_key", parse_prediction_type(data.get("modelspec.predict_key"))),
+        _unprefixed_claim(data),
         _kohya_claim(data),
     )
 
 
-def _specified(data: Mapping[str, str]) -> str | None:
-    """ModelSpec's prediction type; in a noise process that some programs write beside it, velocity is the flow's."""
-    said = prediction(data.get("modelspec.prediction_type"))
+def _modelspec_prediction_type(data: Mapping[str, str]) -> str | None:
+    """Prediction type in ModelSpec metadata; velocity is the flow's if a noise process beside it says flow."""
+    said = parse_prediction_type(data.get("modelspec.prediction_type"))
     if data.get("modelspec.noise_process", "").lower() != "flow":
         return said
     return "flow_prediction" if said in (None, "v_prediction", "flow_prediction") else None
 
 
-def prediction(name: Any) -> str | None:
-    """The prediction type that a name stands for; None for other names."""
+def parse_prediction_type(name: Any) -> str | None:
+    """The prediction type that a name in metadata or an original config stands for; None for other names."""
     return _PREDICTIONS.get(str(name).lower())
 
 
-def _architecture(name: str) -> str | None:
+def _architecture_prediction_type(name: str) -> str | None:
+    """Prediction type that a ModelSpec architecture name implies, None if it implies none."""
     return _ARCHITECTURES.get(name.partition("/")[0])  # of a LoRA, "/lora" follows
 
 
-def _plain_claim(data: Mapping[str, str]) -> Claim:
-    switches = [value for key in _ZERO_SNR if (value := _flag_of_metadata(data.get(key))) is not None]
-    return Claim("metadata", prediction(data.get("prediction_type")), next(iter(switches), None))
+def _unprefixed_claim(data: Mapping[str, str]) -> Claim:
+    """The claim of metadata keys without a program's prefix."""
+    switches = [value for key in _ZERO_SNR if (value := _parse_flag(data.get(key))) is not None]
+    return Claim("metadata", parse_prediction_type(data.get("prediction_type")), next(iter(switches), None))
 
 
-def _flag_of_metadata(value: Any) -> bool | None:
+def _parse_flag(value: Any) -> bool | None:
+    """A metadata flag ("true", "1", "false", "0") as bool, None for other values."""
     return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
 
 
 def _kohya_claim(data: Mapping[str, str]) -> Claim:
-    """sd-scripts tell v by the version of the base, and in ModelSpec's metadata; others by a key of kohya's style."""
-    said = {key for key, value in data.items() if _flag_of_metadata(value)}
+    """The claim of kohya's metadata: v by the base's version in sd-scripts, by keys of its style in other programs."""
+    said = {key for key, value in data.items() if _parse_flag(value)}
     v_prediction = data.get("ss_base_model_version", "").endswith("_v") or "ss_v_parameterization" in said
     return Claim(
         "kohya's metadata",
@@ -106,7 +109,7 @@ def _kohya_claim(data: Mapping[str, str]) -> Claim:
 
 
 def buffer_claim(path: Any, header: Header) -> Claim:
-    """By the schedule among the weights, where it ends at zero SNR; a copy of another model's may say less than it is.
+    """The claim of schedule buffers among a file's weights that end at zero SNR; others claim nothing.
 
     Raises:
         OSError: the file cannot be read.
@@ -121,13 +124,13 @@ def buffer_claim(path: Any, header: Header) -> Claim:
     return Claim("buffers")
 
 
-def config_beside(path: Any) -> Path:
-    """Where AUTOMATIC1111's and ComfyUI's users put the original config of a checkpoint."""
+def original_config_path(path: Any) -> Path:
+    """Path of the `.yaml` that users of AUTOMATIC1111 and ComfyUI keep beside a checkpoint."""
     return Path(path).with_suffix(".yaml")
 
 
 def original_config_claim(config: Any) -> Claim:
-    """By the original config of a checkpoint: CompVis' `parameterization`, or the scaling of Stability AI's.
+    """The claim of a checkpoint's original config: CompVis' `parameterization`, or the scaling of Stability AI's.
 
     Args:
         config: the path of its YAML file, or its content.
@@ -145,18 +148,19 @@ def original_config_claim(config: Any) -> Claim:
             config = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
-    parameters = _inside(config, "model", "params")
+    parameters = _nested_value(config, "model", "params")
     if not isinstance(parameters, Mapping):
         raise ValueError(f"{name} is no original config of a model: it has no model.params.")
-    denoiser = _inside(parameters, "denoiser_config", "params")
-    scaling = _inside(denoiser, "scaling_config", "target")
-    levels = str(_inside(denoiser, "discretization_config", "target"))
-    said = prediction(parameters.get("parameterization")) or _SCALINGS.get(str(scaling).rpartition(".")[2])
-    switches = [value for key in _ZERO_SNR if (value := _flag_of_metadata(parameters.get(key))) is not None]
+    denoiser = _nested_value(parameters, "denoiser_config", "params")
+    scaling = _nested_value(denoiser, "scaling_config", "target")
+    levels = str(_nested_value(denoiser, "discretization_config", "target"))
+    said = parse_prediction_type(parameters.get("parameterization")) or _SCALINGS.get(str(scaling).rpartition(".")[2])
+    switches = [value for key in _ZERO_SNR if (value := _parse_flag(parameters.get(key))) is not None]
     return Claim(name, said, True if "ZeroSNR" in levels else next(iter(switches), None))
 
 
-def _inside(config: Any, *keys: str) -> Any:
+def _nested_value(config: Any, *keys: str) -> Any:
+    """The value under nested keys of a parsed YAML config, None if one is missing."""
     for key in keys:
         config = config.get(key) if isinstance(config, Mapping) else None
     return config

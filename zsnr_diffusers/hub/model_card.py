@@ -31,7 +31,7 @@ with the shift of the table.
 
 
 def terminal_snr(scheduler: Any) -> float:
-    """SNR at the last timestep of the schedule that a scheduler's config describes; 0 of flow matching."""
+    """Signal-to-noise ratio at the last timestep of a scheduler's schedule; 0 for flow matching."""
     if is_flow(scheduler.config):
         return 0.0
     facts = {name: scheduler.config[name] for name in SCHEDULE_NAMES if name in scheduler.config}
@@ -39,7 +39,7 @@ def terminal_snr(scheduler: Any) -> float:
 
 
 def schedule_tags(schedule: Any) -> list[str]:
-    """By which a model of this schedule is found at the Hub."""
+    """Hub tags of a model card for the schedule that the model was trained on."""
     if is_flow(schedule.config):
         return FLOW_TAGS
     zero = ["zero-terminal-snr"] if terminal_snr(schedule) == 0 else []
@@ -47,7 +47,7 @@ def schedule_tags(schedule: Any) -> list[str]:
 
 
 def schedule_rows(schedule: Any, scheduler: Any) -> dict[str, str]:
-    """Of the card's table, by name.
+    """Rows of a model card's table about schedule and scheduler, by name.
 
     Args:
         schedule: scheduler of the schedule that the model was trained on.
@@ -75,7 +75,7 @@ def schedule_rows(schedule: Any, scheduler: Any) -> dict[str, str]:
 def card_text(
     data: huggingface_hub.ModelCardData, title: str, subject: str, rows: Mapping[str, str], usage: str
 ) -> str:
-    """A model card.
+    """Text of a model card: YAML metadata, title, subject, table and usage.
 
     Args:
         data: metadata.
@@ -101,8 +101,8 @@ def card_text(
 
 
 def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
-    """The model card of a pipeline: schedule, prediction type, spacing, guidance rescale, and how to load it."""
-    stock, phi = stock_class(type(pipe)), _phi(pipe)
+    """Text of a pipeline's model card: schedule, prediction type, spacing, guidance rescale, and how to load it."""
+    stock, phi = stock_class(type(pipe)), _default_guidance_rescale(pipe)
     data = huggingface_hub.ModelCardData(library_name="diffusers", tags=[])
     if stock.__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         data.pipeline_tag = "text-to-image"
@@ -111,11 +111,12 @@ def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
     if scheduler is not None and (is_flow(scheduler.config) or "beta_schedule" in scheduler.config):
         rows |= schedule_rows(scheduler, stock_scheduler_for(pipe))
         data.tags = schedule_tags(scheduler)
-    rows |= _phi_row(phi)
+    rows |= _guidance_rescale_row(phi)
     return card_text(data, repo.split("/")[-1], SUBJECT, rows, _pipeline_usage(pipe, path, repo, phi))
 
 
 def _pipeline_usage(pipe: Any, path: Path, repo: str, phi: float) -> str:
+    """Usage section of a pipeline's model card, for a single file or a folder."""
     if path.suffix == ".safetensors":
         return f"""```python
 from huggingface_hub import hf_hub_download
@@ -132,7 +133,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{repo}")
 ```
 
-{samplers_of(getattr(pipe, "scheduler", None))}"""
+{other_samplers_text(getattr(pipe, "scheduler", None))}"""
     brought = [*(["the guidance rescale"] if phi else []), *(["its own sampler"] if bundled_scheduler(pipe) else [])]
     if brought:
         code += f"""\
@@ -142,21 +143,21 @@ pipe = DiffusionPipeline.from_pretrained("{repo}")
     return code
 
 
-def samplers_of(scheduler: Any) -> str:
-    """What holds of other samplers than the one that is shipped."""
+def other_samplers_text(scheduler: Any) -> str:
+    """Paragraph of a model card on samplers other than the shipped one."""
     return SAMPLERS_OF_FLOW if scheduler is not None and is_flow(scheduler.config) else SAMPLERS_OF_BETAS
 
 
-def base_name(source: str) -> str:
-    """A base as others may know it: its Hub id, or the name of its folder."""
+def public_base_name(source: str) -> str:
+    """A base model's name without a local path: its Hub id, or its folder's name."""
     return Path(source).resolve().name if Path(source).exists() else source
 
 
 def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
-    """The model card of a LoRA: for which base and schedule it is, and how to load both."""
+    """Text of a LoRA's model card: the base and schedule it is for, and how to load both."""
     name = str(pipe.config.get("_name_or_path") or "")
-    base = base_name(name) if name else "the base"
-    scheduler, phi = stock_scheduler_for(pipe), _phi(pipe)
+    base = public_base_name(name) if name else "the base"
+    scheduler, phi = stock_scheduler_for(pipe), _default_guidance_rescale(pipe)
     data = huggingface_hub.ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -164,7 +165,7 @@ def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
         base_model_relation="adapter",
         tags=["lora", *schedule_tags(pipe.scheduler)],
     )
-    rows = {"base": f"`{base}`", **schedule_rows(pipe.scheduler, scheduler), **_phi_row(phi)}
+    rows = {"base": f"`{base}`", **schedule_rows(pipe.scheduler, scheduler), **_guidance_rescale_row(phi)}
     guidance = {"guidance_rescale": phi} if phi else {}
     usage = lora_usage(base, repo, scheduler, guidance, dora, path.name if path.suffix == ".safetensors" else None)
     return card_text(data, repo.split("/")[-1], SUBJECT, rows, usage)
@@ -173,7 +174,7 @@ def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
 def lora_usage(
     base: str, source: str, scheduler: Any, guidance: Mapping[str, float], dora: bool, file: str | None = None
 ) -> str:
-    """How to load a LoRA, with diffusers alone and with this package.
+    """Usage section of a LoRA's model card, with diffusers alone and with this package.
 
     Args:
         base: Hub id of its base.
@@ -188,7 +189,7 @@ def lora_usage(
 from zsnr_diffusers import load_lora, load_pipeline
 
 pipe = load_lora(load_pipeline("{base}"), "{source}"{name})
-image = pipe({_arguments({key: value for key, value in guidance.items() if key != "guidance_rescale"})}).images[0]
+image = pipe({_call_arguments({key: value for key, value in guidance.items() if key != "guidance_rescale"})}).images[0]
 ```
 """
     needs = "There, too, the sampler needs prediction type, zero terminal SNR and spacing as in the table."
@@ -211,7 +212,7 @@ from diffusers import DiffusionPipeline, {stock}
 pipe = DiffusionPipeline.from_pretrained("{base}", {DTYPE_ARGUMENT}=torch.float32)
 pipe.load_lora_weights("{source}", weight_name="{LORA_FILE}")
 pipe.scheduler = {stock}.from_pretrained("{source}", subfolder="scheduler")
-image = pipe({_arguments(guidance)}).images[0]
+image = pipe({_call_arguments(guidance)}).images[0]
 ```
 
 The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance rescale:
@@ -221,13 +222,16 @@ The weights are of no use on another schedule. With zsnr_diffusers, one line loa
 """
 
 
-def _arguments(guidance: Mapping[str, float]) -> str:
+def _call_arguments(guidance: Mapping[str, float]) -> str:
+    """Arguments of a pipeline call as Python source, a placeholder prompt first."""
     return ", ".join(['"..."', *(f"{key}={value:g}" for key, value in guidance.items())])
 
 
-def _phi(pipe: Any) -> float:
+def _default_guidance_rescale(pipe: Any) -> float:
+    """A pipeline's `default_guidance_rescale`, 0 if it has none."""
     return float(getattr(pipe, "default_guidance_rescale", 0.0))
 
 
-def _phi_row(phi: float) -> dict[str, str]:
+def _guidance_rescale_row(phi: float) -> dict[str, str]:
+    """The model card's table row on guidance rescale; none if it is 0."""
     return {"recommended guidance rescale": f"{phi:g}"} if phi else {}

@@ -13,7 +13,7 @@ from .flow_models import stock_scheduler_for
 from .model_card import pipeline_card
 from .single_file import write_single_file
 from .upload import create_repo, upload
-from .weight_files import ask_for_float32, name_as_published
+from .weight_files import restore_text_model_prefix, set_config_dtype_to_float32
 
 _OTHER_FILES = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".st", ".sft", ".safetensor", ".pkl", ".onnx", ".zip")
 """Endings of files that weights are kept in elsewhere."""
@@ -79,7 +79,7 @@ def save_pipeline(
 
 
 def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
-    """Refuse to replace what may be of value, and a folder by the name of a file.
+    """Refuse to overwrite a path without permission, or a folder that is no saved pipeline.
 
     Args:
         path: folder or file.
@@ -99,7 +99,7 @@ def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
 
 
 def check_file_name(path: Path) -> None:
-    """Refuse the name of a file that would become a folder.
+    """Refuse a folder path whose suffix is that of a weights file.
 
     Raises:
         ValueError: with the name to use instead.
@@ -112,14 +112,15 @@ def check_file_name(path: Path) -> None:
 
 
 def _write_folder(pipe: Any, folder: Path) -> None:
+    """Write a pipeline as a folder of stock classes, with `pipeline.py` where guidance rescale or sampler need it."""
     scheduler = getattr(pipe, "scheduler", None)
     stock = stock_scheduler_for(pipe) if isinstance(scheduler, PathSampler) else None
     pipe.save_pretrained(folder)
     for config in folder.glob("*/config.json"):
-        ask_for_float32(config)
+        set_config_dtype_to_float32(config)
     for name, part in pipe.components.items():
         if type(part).__name__ in ("CLIPTextModel", "CLIPTextModelWithProjection"):
-            name_as_published(folder / name / "model.safetensors")
+            restore_text_model_prefix(folder / name / "model.safetensors")
     if stock is not None:
         stock.save_pretrained(folder / "scheduler")
         file = folder / "model_index.json"

@@ -12,24 +12,24 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ..core.predictions import check_known_prediction
+from ..core.predictions import check_known_prediction_type
 from ..guidance.mixin import recorded_guidance
-from ..schedulers.config import FLOW_FACTS, MODEL_KEYS, check_types, with_defaults
+from ..schedulers.config import FLOW_FACTS, MODEL_KEYS, check_config_types, with_defaults
 from .claims import (
     ARCHITECTURE,
     ARGUMENTS,
     RESOLVED_FIELDS,
     SCHEDULER,
     Claim,
-    claim_of,
-    known_claim,
+    claim_from_config,
+    known_model_claim,
     scheduler_claim,
     scheduler_class,
 )
-from .files import INDEX, SCHEDULER_CONFIG, error_context, hub_kwargs_of, json_object, load_json
+from .files import INDEX, SCHEDULER_CONFIG, error_context, hub_kwargs_of, load_json, parse_json_object
 from .header import Header, is_single_file, read_header
-from .lora_files import LORA_FILE, holds_lora, lora_file, saved_header
-from .marks import buffer_claim, config_beside, key_claim, metadata_claims, original_config_claim
+from .lora_files import LORA_FILE, find_lora_file, holds_lora, load_header
+from .marks import buffer_claim, key_claim, metadata_claims, original_config_claim, original_config_path
 from .single_file import RECORD
 
 SCHEDULER_FILE = f"scheduler/{SCHEDULER_CONFIG}"
@@ -106,28 +106,28 @@ class SavedModel:
                 variance-preserving schedule though its keys say that it predicts v.
         """
         if prediction_type is not None:
-            check_known_prediction(prediction_type)
+            check_known_prediction_type(prediction_type)
         if isinstance(source, SavedModel):
             opened = source
             if only_pipelines and not opened.is_single_file:
                 _check_pipeline(opened.name, opened.index or None)
         elif weight_name is None:
-            opened = _read(source, kwargs, only_pipelines)
+            opened = _read_source(source, kwargs, only_pipelines)
         else:
-            opened = _read(lora_file(source, weight_name, **hub_kwargs_of(kwargs, "subfolder")), {}, False)
+            opened = _read_source(find_lora_file(source, weight_name, **hub_kwargs_of(kwargs, "subfolder")), {}, False)
         first, last = [Claim(ARGUMENTS, prediction_type, rescale_betas_zero_snr)], []
         if "scheduler" in kwargs:
             first.append(scheduler_claim(kwargs["scheduler"].config, ARGUMENTS))
         if opened.is_single_file and kwargs.get("original_config") is not None:
             first.append(original_config_claim(kwargs["original_config"]))
         if opened.is_single_file and kwargs.get("config") is not None and "scheduler" not in kwargs:
-            last.append(scheduler_claim(_scheduler_config(kwargs["config"], SCHEDULER_FILE, kwargs, True) or {}))
+            last.append(scheduler_claim(_load_scheduler_config(kwargs["config"], SCHEDULER_FILE, kwargs, True) or {}))
         claims = dict.fromkeys((*first, *opened.claims, *last))  # opened twice, an argument says the same twice
         return replace(opened, claims=tuple(claims), options={**opened.options, **kwargs})
 
     @property
     def is_single_file(self) -> bool:
-        """Whether it is one file that is here."""
+        """Whether the saved model is one local file, and no folder or repo."""
         return self.folder is None and self.weights is not None
 
     @property
@@ -141,21 +141,21 @@ class SavedModel:
         return claim.rescale_betas_zero_snr if (claim := self.authority("rescale_betas_zero_snr")) else None
 
     def authority(self, fact: str) -> Claim | None:
-        """The claim that counts for one of `RESOLVED_FIELDS`, None where no place says it."""
+        """The claim that decides one of `RESOLVED_FIELDS`; None if no source states it."""
         return next((claim for claim in self.claims if getattr(claim, fact) is not None), None)
 
     def without(self, *sources: str) -> "SavedModel":
-        """The same without the claims of these places."""
+        """A copy of the saved model without the claims of these sources."""
         return replace(self, claims=tuple(claim for claim in self.claims if claim.source not in sources))
 
     def is_guess(self) -> bool:
-        """Whether a single file does not say what it predicts, nor the caller, but at most the config beside it."""
+        """Whether neither file nor caller state the prediction type, so that at most the config beside it decides."""
         claim = self.authority("prediction_type")
         return claim is None or claim.source in (SCHEDULER, ARCHITECTURE)
 
     @property
     def conflicts(self) -> list[str]:
-        """Disagreements, a sentence each. There is none over what the caller has decided."""
+        """Disagreements between claims, a sentence each; none over what the caller has decided."""
         return [
             f"{fact} is {getattr(first, fact)!r} by {first.source}, which counts, and {getattr(other, fact)!r} by "
             f"{other.source}. Pass {fact}= to decide."
@@ -167,7 +167,7 @@ class SavedModel:
 
     @property
     def facts(self) -> str:
-        """`RESOLVED_FIELDS`, each with who says it."""
+        """Text with the values of `RESOLVED_FIELDS` and the source of each."""
         return ", ".join(
             f"{fact}={getattr(claim, fact)!r} by {claim.source}" if claim else f"{fact} is not said"
             for fact, claim in ((fact, self.authority(fact)) for fact in RESOLVED_FIELDS)
@@ -175,7 +175,7 @@ class SavedModel:
 
 
 def _check_pipeline(source: Any, index: Mapping[str, Any] | None) -> None:
-    """Refuse a folder or repo that holds none."""
+    """Refuse a folder or repo without a `model_index.json` that names a pipeline's class."""
     if index is None:
         raise OSError(
             f"{source} holds no pipeline: there is no {INDEX}. Of a single file, pass its path; of one at the Hub, "
@@ -185,45 +185,45 @@ def _check_pipeline(source: Any, index: Mapping[str, Any] | None) -> None:
         raise ValueError(f"{INDEX} of {source} names no class of a pipeline; it needs a '_class_name'.")
 
 
-def _read(source: Any, places: Mapping[str, Any], only_pipelines: bool) -> SavedModel:
-    """What is in the source itself."""
+def _read_source(source: Any, places: Mapping[str, Any], only_pipelines: bool) -> SavedModel:
+    """Read a file, folder or repo as a `SavedModel`, with the claims of its own files."""
     name = os.fspath(source)
     if is_single_file(source):
-        return _of_weights(name, read_header(source), Path(source))
+        return _read_weights_header(name, read_header(source), Path(source))
     index = load_json(source, INDEX, places)
     if only_pipelines:
         _check_pipeline(source, index)  # before anything else is asked for
     folder = Path(source) if Path(source).is_dir() else None
-    header = None if index else saved_header(source, LORA_FILE, places)
+    header = None if index else load_header(source, LORA_FILE, places)
     if header is None:
         with error_context(source):
             guidance = recorded_guidance(index or {})
-        opened = SavedModel(name, index or {}, guidance=guidance, claims=(known_claim(source),))
+        opened = SavedModel(name, index or {}, guidance=guidance, claims=(known_model_claim(source),))
     else:
         weights = None if folder is None else folder / LORA_FILE
-        opened = replace(_of_weights(f"{name}/{LORA_FILE}", header, weights), name=name, is_lora=True)
+        opened = replace(_read_weights_header(f"{name}/{LORA_FILE}", header, weights), name=name, is_lora=True)
     opened = replace(opened, folder=folder)
     if "scheduler" in places or (index and index.get("scheduler") in (None, [None, None])):
         return opened  # there are pipelines without one
     for name in (SCHEDULER_FILE,) if index else (SCHEDULER_FILE, SCHEDULER_CONFIG):
-        if (config := _scheduler_config(source, name, places, only_pipelines)) is not None:
+        if (config := _load_scheduler_config(source, name, places, only_pipelines)) is not None:
             claims = opened.claims if opened.is_lora else (scheduler_claim(config), *opened.claims)
             return replace(opened, scheduler_config=config, scheduler_file=name, claims=claims)
     return opened
 
 
-def _of_weights(name: str, header: Header, file: Path | None) -> SavedModel:
-    """Of a file of weights, and of what lies beside it or in its tensors if the file is here."""
-    record = json_object(header.metadata.get(RECORD, "{}"), source := f"{name}: its metadata {RECORD!r}")
+def _read_weights_header(name: str, header: Header, file: Path | None) -> SavedModel:
+    """A `SavedModel` from a weights file's header, and from buffers and the config beside it if `file` is local."""
+    record = parse_json_object(header.metadata.get(RECORD, "{}"), source := f"{name}: its metadata {RECORD!r}")
     with error_context(source):
         guidance = recorded_guidance(record)
-        check_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
-        check_known_prediction(record.get("prediction_type", "epsilon"))
-    claims = [claim_of(f"metadata {RECORD}", record), key_claim(name, header), *metadata_claims(header)]
+        check_config_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
+        check_known_prediction_type(record.get("prediction_type", "epsilon"))
+    claims = [claim_from_config(f"metadata {RECORD}", record), key_claim(name, header), *metadata_claims(header)]
     if file is not None:
-        beside = config_beside(file)
+        beside = original_config_path(file)
         claims += [original_config_claim(beside)] if beside.is_file() else []
-        claims += [buffer_claim(file, header), known_claim(file)]
+        claims += [buffer_claim(file, header), known_model_claim(file)]
     known = dict.fromkeys((*MODEL_KEYS, *FLOW_FACTS))
     schedule = {key: record[key] for key in known if key in record and key not in RESOLVED_FIELDS}
     return SavedModel(
@@ -237,13 +237,13 @@ def _of_weights(name: str, header: Header, file: Path | None) -> SavedModel:
     )
 
 
-def _scheduler_config(source: Any, name: str, places: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:
-    """Which class reads it does not matter: the file has one name for all."""
+def _load_scheduler_config(source: Any, name: str, places: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:
+    """Read and check a scheduler's config in a folder or repo; None if there is none and it is not needed."""
     config = load_json(source, name, places)
     if config is not None:
         with error_context(f"{name} of {source}"):
             cls = scheduler_class(config)
-            check_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if cls else {})
+            check_config_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if cls else {})
     elif needed:
         raise OSError(f"{source} has no {name}; pass scheduler= to load it with one of yours.")
     return config

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from ..core.predictions import check_prediction_type
 from ..guidance.mixin import guidance_record
 from ..schedulers import FlowMatchMultistepScheduler
-from ..schedulers.config import FLOW_FACTS, flow_facts, is_flow, model_config
-from .weight_files import savable
+from ..schedulers.config import FLOW_FACTS, flow_model_config, is_flow, model_config
+from .weight_files import prepare_for_safetensors
 
 logger = logging.get_logger(__name__)
 
@@ -49,9 +49,9 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
         ValueError: the network predicts what readers of such files do not know, or its parts do not fit into one.
     """
     # Over diffusers' conversions, which pull in transformers; who reads a header does not wait for it.
-    from .ldm_format import layout_of_pipeline, original_checkpoint
+    from .ldm_format import detect_pipeline_layout, original_checkpoint
 
-    layout, flow = layout_of_pipeline(pipe), prediction_type == "flow_prediction"
+    layout, flow = detect_pipeline_layout(pipe), prediction_type == "flow_prediction"
     if not flow and (prediction_type is None or prediction_type not in layout.architectures):
         raise ValueError(
             f"Readers of single files know models that predict {' or '.join(layout.architectures)}, not "
@@ -73,42 +73,45 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
         )
     keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
     save_file(
-        savable(original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked}),
+        prepare_for_safetensors(
+            original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked}
+        ),
         path,
         file_metadata(pipe, record, layout.architectures["epsilon" if flow else str(prediction_type)], path.stem),
     )
 
 
 def model_record(pipe: Any, zero_snr: bool) -> dict[str, Any]:
-    """What is to be known of a pipeline's model beside its weights: schedule, prediction type, guidance rescale.
+    """The record that a weights file keeps of its model: schedule, prediction type, guidance rescale.
 
     Raises:
         ValueError: its scheduler is of neither a variance-preserving schedule nor flow matching.
     """
     if is_flow(pipe.scheduler.config):
-        return flow_record(pipe.scheduler.config) | _guidance(pipe)
+        return flow_record(pipe.scheduler.config) | _guidance_record(pipe)
     facts = model_config(pipe.scheduler.config)
     idle = {detail for switch, details in _DETAILS.items() if not facts.get(switch) for detail in details}
     record = {key: value for key, value in facts.items() if key not in idle} | {"rescale_betas_zero_snr": zero_snr}
-    return record | _guidance(pipe)
+    return record | _guidance_record(pipe)
 
 
 def flow_record(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a flow-matching scheduler's config is the model's, and is not what every such model has."""
-    facts = {"prediction_type": "flow_prediction", **flow_facts(config)}
+    """Config values of a flow-matching model for a file's record, without those that equal the defaults."""
+    facts = {"prediction_type": "flow_prediction", **flow_model_config(config)}
     usual = FlowMatchMultistepScheduler().config
     said = [key for key in FLOW_FACTS if key in facts and (key == "prediction_type" or facts[key] != usual[key])]
     return {key: facts[key] for key in said}
 
 
-def _guidance(pipe: Any) -> dict[str, Any]:
+def _guidance_record(pipe: Any) -> dict[str, Any]:
+    """A pipeline's guidance rescale for a file's record; empty if it has none."""
     if getattr(pipe, "default_guidance_rescale", 0.0) <= 0:
         return {}
     return guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
 
 
 def file_metadata(pipe: Any, record: Mapping[str, Any], architecture: str, title: str) -> dict[str, str]:
-    """The metadata of a file of weights: the record, for us, and ModelSpec's keys, for others.
+    """safetensors metadata of a weights file: our own record, and ModelSpec's keys for other programs.
 
     Args:
         pipe: the pipeline that the weights are of.

@@ -18,19 +18,19 @@ from .layouts import (
     SD_2,
     SDXL,
     OriginalFormat,
-    check_weights,
-    in_channels,
-    layout_of,
+    check_not_quantized,
+    describe_unknown_file,
+    detect_layout,
     missing_parts,
+    unet_in_channels,
     weight_prefixes,
-    what_else,
 )
 from .saved_model import SavedModel
-from .weight_files import DTYPE_ARGUMENT, in_one_dtype, variants, without_empty_warnings
+from .weight_files import DTYPE_ARGUMENT, suppress_empty_float32_warnings, weight_variants, with_single_dtype
 
 
 def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
-    """Load a Stable Diffusion 1.x, 2.x or XL.
+    """Load a Stable Diffusion 1.x, 2.x or XL pipeline from a single file.
 
     Args:
         saved: a single file.
@@ -43,8 +43,8 @@ def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
     source, header = saved.name, saved.header
     if saved.is_lora:
         raise ValueError(f"{source} is a LoRA, which goes into a pipeline of its base: load_lora(pipe, {source!r}).")
-    layout, pipeline_class, default = _recognized(source, header)
-    check_weights(source, header, weight_prefixes(layout))
+    layout, pipeline_class, default = _detect_pipeline(source, header)
+    check_not_quantized(source, header, weight_prefixes(layout))
     if layout is SD_2 and saved.prediction_type is None:
         raise ValueError(
             f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
@@ -54,18 +54,18 @@ def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
     config, options = kwargs.get("config"), {key: value for key, value in kwargs.items() if key != "original_config"}
     with explain_load_errors(source):
         absent = missing_parts(header.shapes, layout)
-        dtype = in_one_dtype(kwargs)[DTYPE_ARGUMENT]
+        dtype = with_single_dtype(kwargs)[DTYPE_ARGUMENT]
         if isinstance(options.get("vae"), str | os.PathLike):
-            options["vae"] = _autoencoder(options["vae"], config or default, dtype)
-        options |= _parts_of(config, [part for part in absent if part not in options], dtype)
+            options["vae"] = _load_autoencoder(options["vae"], config or default, dtype)
+        options |= _load_parts(config, [part for part in absent if part not in options], dtype)
         if layout is SDXL and "text_encoder_2" in absent and not {"text_encoder"} & {*absent, *options}:
-            options["text_encoder"] = _first_encoder(source, config or default, dtype)
+            options["text_encoder"] = _load_first_text_encoder(source, config or default, dtype)
     if missing := [part for part in absent if part not in options]:
-        raise ValueError(_without(source, layout, missing))
+        raise ValueError(_missing_parts_message(source, layout, missing))
     try:
-        with explain_load_errors(source), without_empty_warnings():
+        with explain_load_errors(source), suppress_empty_float32_warnings():
             options["config"] = default if config is None else os.fspath(config)
-            return pipeline_class.from_single_file(source, **in_one_dtype(options))
+            return pipeline_class.from_single_file(source, **with_single_dtype(options))
     except OSError as error:
         if config is not None:
             raise
@@ -75,37 +75,37 @@ def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _recognized(source: Any, header: Header) -> tuple[OriginalFormat, Any, str]:
-    """The layout of a file, the class of its pipeline and the Hub id of its config."""
-    layout, channels = layout_of(header.shapes), in_channels(header.shapes)
+def _detect_pipeline(source: Any, header: Header) -> tuple[OriginalFormat, Any, str]:
+    """A single file's layout, its pipeline's class, and the Hub id of its default config."""
+    layout, channels = detect_layout(header.shapes), unet_in_channels(header.shapes)
     if layout is None or channels is None or channels not in layout.pipelines:
         raise ValueError(
             f"{source} is no Stable Diffusion 1.x, 2.x or XL by its original names, for text to image or inpainting."
-            f"{what_else(header.shapes)} If diffusers knows it, load it by from_single_file of its class."
+            f"{describe_unknown_file(header.shapes)} If diffusers knows it, load it by from_single_file of its class."
         )
     return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]
 
 
-def _autoencoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
-    """That of a pipeline or one by itself, in a folder, a repo or a file, whose config is the pipeline's then.
+def _load_autoencoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Load an autoencoder from a folder, repo or file, by itself or in a pipeline.
 
     Raises:
         OSError: it cannot be had.
         ValueError: the file holds none, or is damaged.
     """
-    options = in_one_dtype({"dtype": dtype})
+    options = with_single_dtype({"dtype": dtype})
     if is_single_file(source):
         if not any(key.endswith("encoder.conv_in.weight") for key in read_header(source).shapes):
             raise ValueError(f"vae: {source} holds no autoencoder of Stable Diffusion.")
         place = {"config": os.fspath(config), "subfolder": "vae"}
-        with explain_load_errors(source), without_empty_warnings():
+        with explain_load_errors(source), suppress_empty_float32_warnings():
             return diffusers.AutoencoderKL.from_single_file(os.fspath(source), **place, **options)
     place = {} if load_json(source, INDEX, {}) is None else {"subfolder": "vae"}
     return diffusers.AutoencoderKL.from_pretrained(source, **place, **options)
 
 
-def _first_encoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
-    """XL's first text encoder, which diffusers overlooks where the second is not in the file."""
+def _load_first_text_encoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Load XL's first text encoder from a single file; diffusers overlooks it if the second is missing."""
     with safe_open(source, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys() if key.startswith(str(SDXL.clip))}  # noqa: SIM118
     return create_diffusers_clip_model_from_ldm(
@@ -113,14 +113,14 @@ def _first_encoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
     )
 
 
-def _parts_of(config: Any, parts: Iterable[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Those parts that a local folder has weights of."""
+def _load_parts(config: Any, parts: Iterable[str], dtype: torch.dtype) -> dict[str, Any]:
+    """Load those of the missing parts that the local pipeline folder `config` has weights of."""
     folder = None if config is None else Path(os.fspath(config))
     if folder is None or not folder.is_dir():
         return {}
     index, found = load_json(folder, INDEX, {}) or {}, {}
     for part in parts:
-        there = variants(file.name for file in (folder / part).glob("*"))
+        there = weight_variants(file.name for file in (folder / part).glob("*"))
         if there and isinstance(entry := index.get(part), list):
             library, argument = (diffusers, DTYPE_ARGUMENT) if entry[0] == "diffusers" else (transformers, "dtype")
             options = {"variant": None if None in there else min(filter(None, there)), argument: dtype}
@@ -135,7 +135,8 @@ _CALLED = {
 }
 
 
-def _without(source: Any, layout: OriginalFormat, missing: list[str]) -> str:
+def _missing_parts_message(source: Any, layout: OriginalFormat, missing: list[str]) -> str:
+    """Error text for a single file without some of the pipeline's parts, with what to pass."""
     names = " and ".join(f"no {_CALLED[part][0]}" for part in missing)
     passed = ", ".join(f"{part}={_CALLED[part][1]}.from_pretrained(...)" for part in missing)
     return (

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from .errors import TRANSPORT, explain
+from .errors import TRANSPORT, explain_hub_error
 
 CARD = "README.md"
 
@@ -15,7 +15,7 @@ _FAILURES = (*TRANSPORT, ValueError, RuntimeError)
 
 
 def create_repo(repo_id: str, private: bool | None, token: str | None) -> str:
-    """Make a repo if it is not there, and find out whether it can be written.
+    """Create a Hub repo unless it exists, and check that it can be written.
 
     Args:
         repo_id: owner/name, or a name of the token's owner.
@@ -37,7 +37,9 @@ def create_repo(repo_id: str, private: bool | None, token: str | None) -> str:
         # A repo of others is there as well; what comes before an upload is granted to those who may write.
         api.preupload_lfs_files(repo, [CommitOperationAdd(CARD, b"?")])
     except _FAILURES as error:
-        raise OSError(f"{repo_id} cannot be made or written at the Hub: {reason(error, repo_id)}.") from error
+        raise OSError(
+            f"{repo_id} cannot be made or written at the Hub: {upload_error_reason(error, repo_id)}."
+        ) from error
     return repo
 
 
@@ -77,18 +79,19 @@ def upload(
         return str(api.create_commit(repo, operations, commit_message=message).commit_url)
     except _FAILURES as error:
         raise OSError(
-            f"{path} is whole, but could not be pushed to {repo}: {reason(error, repo)}. To push it as it is: "
-            f"huggingface_hub.HfApi().{_manual_command(path, repo, names)}"
+            f"{path} is whole, but could not be pushed to {repo}: {upload_error_reason(error, repo)}. To push it as "
+            f"it is: huggingface_hub.HfApi().{_manual_command(path, repo, names)}"
         ) from error
 
 
 def _manual_command(path: Path, repo: str, names: Sequence[str]) -> str:
+    """The `HfApi` call that repeats a failed upload, as Python source."""
     if not path.is_dir():
         return f"upload_file(path_or_fileobj={str(path)!r}, path_in_repo={path.name!r}, repo_id={repo!r})"
     some = "" if len(names) == sum(file.is_file() for file in path.rglob("*")) else f", allow_patterns={names!r}"
     return f"upload_folder(folder_path={str(path)!r}, repo_id={repo!r}{some})"
 
 
-def reason(error: BaseException, repo: str) -> str:
-    """Why a repo could not be written, in words."""
-    return explain(error, repo) or " ".join(str(error).split()).rstrip(".")
+def upload_error_reason(error: BaseException, repo: str) -> str:
+    """Why writing a Hub repo failed, in words."""
+    return explain_hub_error(error, repo) or " ".join(str(error).split()).rstrip(".")

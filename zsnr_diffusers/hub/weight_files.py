@@ -22,8 +22,8 @@ DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") el
 """What `from_pretrained` of the installed diffusers calls the dtype."""
 
 
-def savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: detached, contiguous, and none in the memory of another.
+def prepare_for_safetensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors requires them: detached, contiguous, and without shared memory.
 
     An autoencoder's attention returns tensors in channels-last order, and bitsandbytes gives one map of its 8-bit
     numbers to the state of every parameter; safetensors refuses both.
@@ -39,8 +39,8 @@ def savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return packed
 
 
-def in_one_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `from_pretrained` or `from_single_file` by which all networks get one dtype, by default float32.
+def with_single_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` or `from_single_file` that load all networks in one dtype, float32 by default.
 
     Without one, diffusers loads its own networks in float32, and transformers the text encoders in what their config
     or file says: half precision in many repos, which the UNet beside them cannot take.
@@ -51,8 +51,8 @@ def in_one_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def without_empty_warnings() -> Iterator[None]:
-    """diffusers warns of casting networks that have modules to keep in float32, and so of those that have none."""
+def suppress_empty_float32_warnings() -> Iterator[None]:
+    """Hide diffusers' warning, when it casts networks, about an empty list of modules to keep in float32."""
 
     def names_a_module(record: logging.LogRecord) -> bool:
         return "should be kept in float32: []" not in record.getMessage()
@@ -74,13 +74,13 @@ _FORMATS = {".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".onnx_data", ".
 _INDEX = re.compile(r"(?P<file>.+\.(?:safetensors|bin))\.index(?:\.(?P<variant>[\w-]+))?\.json")
 
 
-def variants(names: Iterable[str]) -> set[str | None]:
-    """Variants of weights among the names of files, such as `fp16`; None where a name has none."""
+def weight_variants(names: Iterable[str]) -> set[str | None]:
+    """Variants of weights among file names, such as `fp16`; None stands for names without one."""
     return {match["variant"] for name in names if (match := _WEIGHTS.fullmatch(name.rpartition("/")[2]))}
 
 
 def copy_in_float32(source: Path, target: Path, variant: str | None) -> None:
-    """Copy the folder of a network, its weights in float32 and by the names that are looked for without a variant.
+    """Copy a network's folder, with weights in float32 and under the file names of no variant.
 
     Weights that have both are copied byte for byte; those of other variants, or in other formats, are left out.
 
@@ -94,19 +94,19 @@ def copy_in_float32(source: Path, target: Path, variant: str | None) -> None:
     weights = {file: match for file, match in weights.items() if match["variant"] == variant}
     safe = {file: match for file, match in weights.items() if match["format"] == "safetensors"}
     for file, match in (safe or weights).items():
-        _copy_weights(file, target / _plain_name(match))
+        _copy_weights_in_float32(file, target / _name_without_variant(match))
     for file in source.iterdir():
         index = _INDEX.fullmatch(file.name)
         if index is None:
             if file.is_file() and file.suffix not in _FORMATS:
                 shutil.copy2(file, target)
         elif index["variant"] == variant and bool(safe) == index["file"].endswith(".safetensors"):
-            _copy_index(file, target)
-    ask_for_float32(target / "config.json")
+            _copy_weight_index(file, target)
+    set_config_dtype_to_float32(target / "config.json")
 
 
-def ask_for_float32(config_file: Path) -> None:
-    """Have a network's config ask for float32, if it asks for something.
+def set_config_dtype_to_float32(config_file: Path) -> None:
+    """Change the dtype in a saved network's config to float32, if it names one.
 
     By what it says, or else by its file, transformers loads a text encoder where no dtype is passed; diffusers loads
     everything beside it in float32.
@@ -119,8 +119,8 @@ def ask_for_float32(config_file: Path) -> None:
         config_file.write_text(json.dumps(config | asked, indent=2) + "\n", encoding="utf-8")
 
 
-def name_as_published(file: Path) -> None:
-    """Give the weights of a CLIP text encoder the names that files have always had.
+def restore_text_model_prefix(file: Path) -> None:
+    """Give the weights in a CLIP text encoder's file the `text_model.` names that files have always had.
 
     transformers 5 leaves out a wrapper when it saves an encoder that it has not loaded; transformers 4 then finds none
     of the weights, and goes on with random ones.
@@ -138,12 +138,14 @@ def name_as_published(file: Path) -> None:
             save_file(named, new, metadata)
 
 
-def _plain_name(match: re.Match[str]) -> str:
+def _name_without_variant(match: re.Match[str]) -> str:
+    """File name of a weights file in safetensors and without variant, its shard number kept."""
     stem = "model" if match["stem"] == "pytorch_model" else match["stem"]
     return f"{stem}{match['shard'] or match['late_shard'] or ''}.safetensors"
 
 
-def _copy_weights(file: Path, target: Path) -> None:
+def _copy_weights_in_float32(file: Path, target: Path) -> None:
+    """Copy a weights file as safetensors in float32; byte for byte if it is that already."""
     if file.suffix == ".bin":
         weights, metadata = torch.load(file, map_location="cpu", weights_only=True), {"format": "pt"}
     else:
@@ -155,12 +157,13 @@ def _copy_weights(file: Path, target: Path) -> None:
             return
         weights = load_file(file)
     wide = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
-    save_file(savable(wide), target, metadata)
+    save_file(prepare_for_safetensors(wide), target, metadata)
 
 
-def _copy_index(file: Path, target: Path) -> None:
+def _copy_weight_index(file: Path, target: Path) -> None:
+    """Copy the index of sharded weights, with file names in safetensors and without variant."""
     index = json.loads(file.read_text(encoding="utf-8"))
     places = {key: _WEIGHTS.fullmatch(name) for key, name in index["weight_map"].items()}
-    index["weight_map"] = {key: _plain_name(match) for key, match in places.items() if match}
+    index["weight_map"] = {key: _name_without_variant(match) for key, match in places.items() if match}
     stem = "diffusion_pytorch_model" if file.name.startswith("diffusion") else "model"
     (target / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

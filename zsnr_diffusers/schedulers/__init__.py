@@ -23,12 +23,12 @@ from ..core import (
     spaced_timesteps,
 )
 from ..core.calibrated import WITHOUT, CalibratedSteps, read_calibration
-from ..core.multistep import check_order, safeguards
+from ..core.multistep import check_order, multistep_safeguards
 from ..core.safeguard import Safeguard
 from ..core.solvers import check_eta, check_variance_type
 from ..core.spacing import check_num_inference_steps
 from .base import ZeroSNRScheduler
-from .config import left_out_calibration, registered_beside
+from .config import drop_outdated_calibration, register_to_config_with_base
 from .flow import FlowMatchScheduler
 
 # diffusers looks for `SchedulerMixin` in the module that model_index.json names, to learn how to load what is there.
@@ -56,6 +56,7 @@ class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
     """
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """DDIM's updates with noise `eta`."""
         return ddim_updates(path, eta)
 
     def step(
@@ -120,7 +121,7 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
 
     _eta = 1.0
 
-    @registered_beside(ZeroSNRScheduler.__init__)
+    @register_to_config_with_base(ZeroSNRScheduler.__init__)
     def __init__(
         self,
         variance_type: str = "fixed_small",
@@ -129,6 +130,7 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
         self._set_up()
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """DDPM's ancestral updates with the config's `variance_type`."""
         return ddpm_updates(path, self.config["variance_type"])
 
 
@@ -164,7 +166,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
 
     _memory = True
 
-    @registered_beside(ZeroSNRScheduler.__init__)
+    @register_to_config_with_base(ZeroSNRScheduler.__init__)
     def __init__(
         self,
         timestep_spacing: str = "kappa",
@@ -177,9 +179,10 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         check_eta(eta)
         self._eta = eta
         self._set_up()
-        self._calibrations = self._read(calibration or {})
+        self._calibrations = self._read_calibration_config(calibration or {})
 
-    def _read(self, calibration: Mapping[str, Any]) -> dict[int, CalibratedSteps]:
+    def _read_calibration_config(self, calibration: Mapping[str, Any]) -> dict[int, CalibratedSteps]:
+        """Parse the `calibration` argument, and register it with keys as JSON has them."""
         if calibration and self._eta != 0:
             raise ValueError(f"calibration is made for eta=0, and eta={self._eta} adds noise; {WITHOUT}")
         found = read_calibration(calibration, self._table, self.config["solver_order"] + self.config["corrector"])
@@ -192,28 +195,31 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As `ZeroSNRScheduler.from_config`; an override that a calibration was not made for leaves it out."""
         if isinstance(config, Mapping):
-            kwargs |= left_out_calibration(config, kwargs, cls)
+            kwargs |= drop_outdated_calibration(config, kwargs, cls)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
-    def _spaced(self, num_inference_steps: int) -> list[int]:
+    def _spaced_timesteps(self, num_inference_steps: int) -> list[int]:
+        """The calibrated timesteps of this number of steps, or else those of the config's spacing."""
         steps = self._calibrations.get(num_inference_steps)
-        return super()._spaced(num_inference_steps) if steps is None else steps.timesteps
+        return super()._spaced_timesteps(num_inference_steps) if steps is None else steps.timesteps
 
-    def _steps(self, path: Sequence[NoiseLevel]) -> CalibratedSteps | None:
-        """The calibrated steps of a run over these levels, which is a whole run over their timesteps."""
+    def _calibrated_steps(self, path: Sequence[NoiseLevel]) -> CalibratedSteps | None:
+        """The calibrated steps if their timesteps are exactly those of a run over these levels, or else None."""
         steps = self._calibrations.get(len(path))
         return steps if steps is not None and steps.timesteps == [*self._index_of] else None
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
-        if (steps := self._steps(path)) is not None:
+        """The calibrated steps of this run if there are any, or else multistep updates."""
+        if (steps := self._calibrated_steps(path)) is not None:
             return steps.updates(path)
         order, corrector = self.config["solver_order"], self.config["corrector"]
         return multistep_updates(path, order, corrector, eta)
 
-    def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
-        if self.config["solver_order"] == 1 or self._steps(path) is not None:
+    def _make_safeguards(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
+        """Safeguards of multistep updates; none at order 1 and for calibrated steps."""
+        if self.config["solver_order"] == 1 or self._calibrated_steps(path) is not None:
             return []
-        return safeguards(path, updates, eta)
+        return multistep_safeguards(path, updates, eta)
 
 
 class ZeroSNRPNDMScheduler(_SimpleStep):
@@ -226,6 +232,7 @@ class ZeroSNRPNDMScheduler(_SimpleStep):
     _memory = True
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """PNDM's linear multistep updates."""
         return pndm_updates(path)
 
 
@@ -242,13 +249,13 @@ class ZeroSNRLCMScheduler(_SimpleStep):
     The other parameters are those of `ZeroSNRScheduler`.
     """
 
-    @registered_beside(ZeroSNRScheduler.__init__)
+    @register_to_config_with_base(ZeroSNRScheduler.__init__)
     def __init__(
         self,
         original_inference_steps: int = _DISTILLED_AT,
     ) -> None:
         self._set_up()
-        self._checked_steps(original_inference_steps)
+        self._check_original_inference_steps(original_inference_steps)
 
     def set_timesteps(
         self,
@@ -279,7 +286,7 @@ class ZeroSNRLCMScheduler(_SimpleStep):
             raise ValueError(f"strength={strength} must lie in (0, 1].")
         if original_inference_steps is None:
             original_inference_steps = self.config["original_inference_steps"]
-        original = self._checked_steps(original_inference_steps)
+        original = self._check_original_inference_steps(original_inference_steps)
         distilled = spaced_timesteps("trailing", original, self._table)
         distilled = distilled[len(distilled) - int(len(distilled) * strength) :]
         if num_inference_steps > len(distilled):
@@ -288,11 +295,12 @@ class ZeroSNRLCMScheduler(_SimpleStep):
                     f"num_inference_steps={num_inference_steps} at strength={strength}: {len(distilled)} are left of "
                     f"the {original} timesteps that the model was distilled at; take fewer steps or more strength."
                 )
-            distilled = self._spaced(num_inference_steps)
+            distilled = self._spaced_timesteps(num_inference_steps)
         places = [len(distilled) * k // num_inference_steps for k in range(num_inference_steps)]
         super().set_timesteps(device=device, timesteps=[distilled[place] for place in places])
 
-    def _checked_steps(self, original_inference_steps: int) -> int:
+    def _check_original_inference_steps(self, original_inference_steps: int) -> int:
+        """The number of distilled timesteps, at most T if it is the default; refuse others outside [1, T]."""
         if original_inference_steps == _DISTILLED_AT:  # a default refuses no model of fewer timesteps
             return min(original_inference_steps, len(self))
         if not 1 <= original_inference_steps <= len(self):
@@ -303,6 +311,7 @@ class ZeroSNRLCMScheduler(_SimpleStep):
         return original_inference_steps
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """Updates of a consistency model: to x_0, then back to noise."""
         return consistency_updates(path)
 
 
@@ -319,10 +328,12 @@ class ZeroSNRDDIMInverseScheduler(_SimpleStep):
     _memory = True
     _increasing = True
 
-    def _spaced(self, num_inference_steps: int) -> list[int]:
-        return super()._spaced(num_inference_steps)[::-1]
+    def _spaced_timesteps(self, num_inference_steps: int) -> list[int]:
+        """The timesteps of the config's spacing, increasing."""
+        return super()._spaced_timesteps(num_inference_steps)[::-1]
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """Updates of DDIM inversion, from clean data to noise."""
         return inversion_updates(path)
 
 
@@ -349,7 +360,7 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
 
     _memory = True
 
-    @registered_beside(FlowMatchScheduler.__init__)
+    @register_to_config_with_base(FlowMatchScheduler.__init__)
     def __init__(
         self,
         solver_order: int = 2,
@@ -362,14 +373,16 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
         self._set_up()
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """Multistep updates over flow times, or those of a consistency model under `stochastic_sampling`."""
         if self.config["stochastic_sampling"]:
             return consistency_updates(path)
         return multistep_updates(path, self.config["solver_order"], self.config["corrector"], eta)
 
-    def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
+    def _make_safeguards(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
+        """Safeguards of multistep updates; none at order 1 and under `stochastic_sampling`."""
         if self.config["solver_order"] == 1 or self.config["stochastic_sampling"]:
             return []
-        return safeguards(path, updates, eta)
+        return multistep_safeguards(path, updates, eta)
 
 
 class FlowMatchEulerScheduler(FlowMatchScheduler):
@@ -381,9 +394,10 @@ class FlowMatchEulerScheduler(FlowMatchScheduler):
     The parameters are those of `FlowMatchScheduler`.
     """
 
-    @registered_beside(FlowMatchScheduler.__init__)
+    @register_to_config_with_base(FlowMatchScheduler.__init__)
     def __init__(self, timestep_spacing: str = "trailing") -> None:
         self._set_up()
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """Euler's updates over flow times, or those of a consistency model under `stochastic_sampling`."""
         return consistency_updates(path) if self.config["stochastic_sampling"] else ddim_updates(path)

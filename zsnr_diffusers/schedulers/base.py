@@ -27,9 +27,9 @@ from ..core import (
     x_0_factors,
 )
 from ..core.predictions import check_prediction_type
-from ..core.spacing import check_spacing
-from .config import DEFAULTS, OWN_SPACING, model_config, normalized, own_spacing
-from .sampling import PathSampler, compute_dtype, descendants
+from ..core.spacing import check_timestep_spacing
+from .config import DEFAULTS, OWN_SPACING, model_config, normalize_config, own_spacing
+from .sampling import PathSampler, compute_dtype, subclass_names
 
 _Tables = tuple[Tensor, Tensor]
 """alpha and sigma of every training timestep."""
@@ -93,12 +93,12 @@ class ZeroSNRScheduler(PathSampler):
         self._set_up()
 
     def _set_up(self) -> None:
-        """Make the tables from the config, which diffusers has filled when `__init__` runs."""
-        self.register_to_config(**normalized(self.config), _class_name=type(self).__name__)
+        """Check the config, which diffusers has filled when `__init__` runs, and build the noise schedule from it."""
+        self.register_to_config(**normalize_config(self.config), _class_name=type(self).__name__)
         config = self.config
         zero_snr, num_train_timesteps = config["rescale_betas_zero_snr"], config["num_train_timesteps"]
         check_prediction_type(config["prediction_type"], zero_terminal_snr=zero_snr)
-        check_spacing(config["timestep_spacing"])
+        check_timestep_spacing(config["timestep_spacing"])
         if zero_snr and config["timestep_spacing"] == "leading":
             raise ValueError(
                 "timestep_spacing='leading' never visits the last timestep, the only one that starts from pure noise; "
@@ -136,7 +136,7 @@ class ZeroSNRScheduler(PathSampler):
         """
         marked = isinstance(config, Mapping) and DEFAULTS in config
         if isinstance(config, Mapping):
-            if config.get("_class_name") not in descendants(ZeroSNRScheduler):
+            if config.get("_class_name") not in subclass_names(ZeroSNRScheduler):
                 accepted = inspect.signature(cls.__init__).parameters
                 passed_on = {key: config[key] for key in config if key == OWN_SPACING}
                 config = {**model_config(config, accepted), **passed_on}
@@ -176,7 +176,7 @@ class ZeroSNRScheduler(PathSampler):
         if sum(given is not None for given in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError("Pass either num_inference_steps or timesteps or sigmas to set_timesteps.")
         if num_inference_steps is not None:
-            visited = self._spaced(num_inference_steps)
+            visited = self._spaced_timesteps(num_inference_steps)
         elif timesteps is not None:
             visited = check_timesteps(timesteps, len(self), self._increasing)
         elif sigmas is not None:
@@ -184,18 +184,19 @@ class ZeroSNRScheduler(PathSampler):
         self.num_inference_steps = len(visited)
         self._begin_index = None
         self._set_steps(visited, device)
-        self._updates(0, self._eta)
+        self._updates_from(0, self._eta)
 
-    def _spaced(self, num_inference_steps: int) -> list[int]:
-        """The timesteps of so many steps."""
+    def _spaced_timesteps(self, num_inference_steps: int) -> list[int]:
+        """The timesteps that n inference steps visit under the config's `timestep_spacing`."""
         return spaced_timesteps(own_spacing(self.config), num_inference_steps, self._table)
 
     def _set_steps(self, visited: Sequence[int], device: str | torch.device | None) -> None:
+        """Set the sampler's path to these training timesteps and their noise levels."""
         alphas, sigmas = (table[list(visited)].tolist() for table in self._tables)
         self._set_path(visited, [*map(NoiseLevel, alphas, sigmas)], device)
 
     def get_original_sample(self, model_output: Tensor, sample: Tensor, timesteps: Tensor) -> Tensor:
-        """x_0 as a step would take it from the network's output, for samples of any timesteps.
+        """The x_0 that a step would predict from the network's output, for samples at any timesteps.
 
         Args:
             model_output: the network's output at `timesteps`, shape [B, ...].
@@ -214,6 +215,7 @@ class ZeroSNRScheduler(PathSampler):
         return self._clip_x_0(a * sample.to(wide) + b * model_output.to(wide)).to(sample.dtype)
 
     def _clip_x_0(self, x_0: Tensor) -> Tensor:
+        """A predicted x_0, clipped or dynamically thresholded as the config says."""
         if self.config["thresholding"]:
             return dynamic_threshold(x_0, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])
         if self.config["clip_sample"]:

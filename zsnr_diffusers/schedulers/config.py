@@ -112,8 +112,8 @@ class SchedulerConfig(FrozenDict):
     __hash__ = None  # type: ignore[assignment]
 
 
-def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config of ours is to be registered in place of what was passed, so that it can be saved and passed on.
+def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values to register in place of those passed to a scheduler of ours, so that its config can be saved.
 
     Betas become a list and set T, unless another T than the default was asked for; a spacing that diffusers does not
     know becomes the one that comes next to it.
@@ -124,22 +124,24 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
         changes["trained_betas"] = betas
         if config["num_train_timesteps"] == DEFAULT_T:
             changes["num_train_timesteps"] = len(betas)
-    return changes | normalized_spacing(config)
+    return changes | normalize_spacing(config)
 
 
-def normalized_spacing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The spacing that comes next to `kappa`, which diffusers does not know, and where ours is kept."""
+def normalize_spacing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config values that store `kappa` spacing: the nearest one that diffusers knows, and ours under `OWN_SPACING`."""
     kappa = config["timestep_spacing"] == "kappa"
     return {"timestep_spacing": "trailing", OWN_SPACING: "kappa"} if kappa else {}
 
 
 def own_spacing(config: Mapping[str, Any]) -> str:
-    """The spacing that a config of ours stands for."""
+    """The timestep spacing that a scheduler's config stands for, `kappa` included."""
     return str(config.get(OWN_SPACING, config["timestep_spacing"]))
 
 
-def left_out_calibration(config: Mapping[str, Any], overrides: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
-    """`{"calibration": None}`, after a warning, where an override is not what a config's calibration was made for.
+def drop_outdated_calibration(
+    config: Mapping[str, Any], overrides: Mapping[str, Any], cls: type[Any]
+) -> dict[str, Any]:
+    """`{"calibration": None}`, after a warning, if an override changes what a config's calibration was fitted for.
 
     Args:
         config: of a scheduler.
@@ -165,27 +167,28 @@ def left_out_calibration(config: Mapping[str, Any], overrides: Mapping[str, Any]
 
 
 def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
-    """A config with the defaults of its class where it leaves something out."""
+    """A scheduler's config, with defaults of class `cls` for what it omits."""
     parameters = inspect.signature(cls).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
 
 
-def _class_of(config: Mapping[str, Any]) -> str:
+def _class_name_of(config: Mapping[str, Any]) -> str:
+    """The scheduler class that a config names, for error texts."""
     return str(config.get("_class_name", "This config"))
 
 
 def with_class_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its gaps filled.
+    """A scheduler's config, with defaults of the diffusers class that it names for what it omits.
 
     A file may omit what its class has a default for, and stock's classes differ in theirs (LCM's betas are not
     DDIM's).
     """
-    stock = getattr(diffusers, _class_of(config), None)
+    stock = getattr(diffusers, _class_name_of(config), None)
     return dict(config) if stock is None else with_defaults(config, stock)
 
 
 def check_variance_preserving(config: Mapping[str, Any]) -> None:
-    """Refuse the config of a model that has no schedule which could end at zero SNR.
+    """Refuse a scheduler's config whose model has no schedule of betas that could end at zero SNR.
 
     Raises:
         ValueError: a config of a flow-matching or EDM scheduler, of continuous timesteps, or of a model that predicts
@@ -194,36 +197,37 @@ def check_variance_preserving(config: Mapping[str, Any]) -> None:
     foreign = {key for key in config if not key.startswith("_")} - {*MODEL_KEYS, *_OUR_CHOICES}
     if is_flow(config) and "beta_schedule" not in config:
         raise ValueError(
-            f"{_class_of(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler "
+            f"{_class_name_of(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler "
             "samples it."
         )
     if foreign and "beta_schedule" not in config:
         raise ValueError(
-            f"{_class_of(config)} has no betas: it is of no variance-preserving schedule, and only these reach zero "
-            "SNR."
+            f"{_class_name_of(config)} has no betas: it is of no variance-preserving schedule, and only these reach "
+            "zero SNR."
         )
     for key, (values, reason) in _OTHER_MODELS.items():
         if config.get(key) in values:
-            raise ValueError(f"{_class_of(config)} has {key}={config[key]!r}: {reason}.")
+            raise ValueError(f"{_class_name_of(config)} has {key}={config[key]!r}: {reason}.")
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of a flow-matching model; one in memory does not name its class."""
+    """Whether a scheduler's config is of a flow-matching model; one in memory does not name its class."""
     shifted = "beta_schedule" not in config and "shift" in config
     said = bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
-    return shifted or said or "FlowMatch" in _class_of(config)
+    return shifted or said or "FlowMatch" in _class_name_of(config)
 
 
-def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's facts in the config of any stock scheduler of flow matching; distilled ones keep their flow times.
+def flow_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in a flow-matching scheduler's config that describe the model; distilled ones keep their flow times.
 
     Raises:
         ValueError: a config of a model that has betas, or of neither.
     """
     if not is_flow(config):
         raise ValueError(
-            f"{_class_of(config)} is of no flow-matching model; ZeroSNRMultistepScheduler.from_config takes it if it "
-            "has betas. Of a network that was trained on to flow matching, pass prediction_type='flow_prediction'."
+            f"{_class_name_of(config)} is of no flow-matching model; ZeroSNRMultistepScheduler.from_config takes it "
+            "if it has betas. Of a network that was trained on to flow matching, pass "
+            "prediction_type='flow_prediction'."
         )
     filled = with_class_defaults(config)
     kept = {key: filled[key] for key in FLOW_FACTS if key in filled}
@@ -235,12 +239,14 @@ def flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["timestep_spacing"] = "trailing"
     for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
         if filled.get(key):
-            logger.warning(f"{key}={filled[key]} of {_class_of(config)} is left out: steps are spaced as ours are.")
+            logger.warning(
+                f"{key}={filled[key]} of {_class_name_of(config)} is left out: steps are spaced as ours are."
+            )
     return kept
 
 
 def model_config(config: Mapping[str, Any], accepted: Collection[str] = MODEL_KEYS) -> dict[str, Any]:
-    """The model's facts in the config of any stock scheduler.
+    """The values in a stock scheduler's config that describe the model, and not the sampler.
 
     A config in memory marks the values that stock left at its own defaults; they mean what they say, and the marks are
     ignored.
@@ -263,16 +269,16 @@ def model_config(config: Mapping[str, Any], accepted: Collection[str] = MODEL_KE
     kept = [key for key, values in _FACTS_OF_SOME.items() if key in accepted and config.get(key) in values]
     for key, (values, reason) in _OTHER_SAMPLERS.items():
         if config.get(key) in values and key not in kept:
-            logger.warning(f"{_class_of(config)}: {key}={config[key]!r} is not carried over: {reason}.")
+            logger.warning(f"{_class_name_of(config)}: {key}={config[key]!r} is not carried over: {reason}.")
     return {key: config[key] for key in (*MODEL_KEYS, *kept) if key in config and key in accepted}
 
 
-def _unmet_type(value: Any, default: Any) -> str | None:
-    """What a value must be, in words; None if it is of the type of its default."""
+def _required_type(value: Any, default: Any) -> str | None:
+    """What type a config value must have, in words; None if it already has the type of its default."""
     if isinstance(default, bool):
         right, wanted = isinstance(value, bool), "true or false"
     elif isinstance(default, int | float):
-        right, wanted = value == default or _is_number(value), "a number"  # some defaults are infinite
+        right, wanted = value == default or _is_finite_number(value), "a number"  # some defaults are infinite
     elif isinstance(default, str):
         right, wanted = isinstance(value, str), "a text"
     else:
@@ -280,8 +286,8 @@ def _unmet_type(value: Any, default: Any) -> str | None:
     return None if right else wanted
 
 
-def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse values of another type than their default's, such as the text "false", which counts as true.
+def check_config_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse scheduler config values of another type than their default's, such as the text "false", which is truthy.
 
     Args:
         config: of a scheduler, or a part of one.
@@ -292,19 +298,20 @@ def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """
     kinds = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon", **defaults}
     for key in kinds.keys() & config.keys():
-        wanted = _unmet_type(config[key], kinds[key])
+        wanted = _required_type(config[key], kinds[key])
         if wanted is not None:
-            raise ValueError(f"{_class_of(config)}: {key}={config[key]!r} must be {wanted}.")
+            raise ValueError(f"{_class_name_of(config)}: {key}={config[key]!r} must be {wanted}.")
     T, betas = config.get("num_train_timesteps", 1), config.get("trained_betas")
     if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
         raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
-    if betas is not None and not all(_is_number(value) for value in betas_list(betas)):
+    if betas is not None and not all(_is_finite_number(value) for value in betas_list(betas)):
         raise ValueError("trained_betas must be numbers.")
     if not isinstance(distilled := config.get("original_inference_steps"), int | None):
         raise ValueError(f"original_inference_steps={distilled!r} must be a whole number.")
 
 
-def _is_number(value: Any) -> bool:
+def _is_finite_number(value: Any) -> bool:
+    """Whether a config value is a finite int or float, and no bool."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
@@ -314,13 +321,13 @@ def _is_number(value: Any) -> bool:
 
 
 def betas_list(betas: Any) -> list[Any]:
-    """Betas as a list; [None] for what is none."""
+    """A config's `trained_betas` as a list; [None] for what is neither array nor list."""
     found = betas.tolist() if hasattr(betas, "tolist") else betas
     return list(found) if isinstance(found, list | tuple) else [None]
 
 
-def registered_beside(base: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """diffusers' `register_to_config` for an `__init__` that names its own parameters alone.
+def register_to_config_with_base(base: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """diffusers' `register_to_config` for an `__init__` that names only the parameters that its class adds.
 
     Args:
         base: the `__init__` whose parameters the class has as well, in front; what it sets up is left to the other.

@@ -17,19 +17,19 @@ from ..core import NoiseLevel, add_noise
 from ..core.flow import (
     check_flow_times,
     check_shift,
+    dynamic_shift,
     euler_step,
     flow_level,
     is_stock_spacing,
     kappa_times,
-    shift_of_resolution,
     shifted_time,
-    stretched,
+    stretch_to_terminal,
     trailing_times,
     unshifted_time,
 )
 from ..core.predictions import x_0_factors
-from .config import DEFAULTS, OWN_SPACING, flow_facts, normalized_spacing, own_spacing
-from .sampling import PathSampler, compute_dtype, descendants, to_dtype
+from .config import DEFAULTS, OWN_SPACING, flow_model_config, normalize_spacing, own_spacing
+from .sampling import PathSampler, compute_dtype, subclass_names, to_dtype
 
 logger = logging.get_logger(__name__)
 
@@ -86,11 +86,11 @@ class FlowMatchScheduler(PathSampler):
         self._set_up()
 
     def _set_up(self) -> None:
-        """Check the config, which diffusers has filled when `__init__` runs."""
-        self.register_to_config(**normalized_spacing(self.config), _class_name=type(self).__name__)
+        """Check the config, which diffusers has filled when `__init__` runs, and set up all flow times."""
+        self.register_to_config(**normalize_spacing(self.config), _class_name=type(self).__name__)
         config = self.config
         check_shift(config["shift"])
-        shift_of_resolution(1.0, config["time_shift_type"])
+        dynamic_shift(1.0, config["time_shift_type"])
         x_0_factors(config["prediction_type"], flow_level(1.0))
         if (spacing := own_spacing(config)) not in FLOW_SPACINGS:
             raise ValueError(
@@ -113,9 +113,9 @@ class FlowMatchScheduler(PathSampler):
             ValueError: the config is of a model with betas.
         """
         if isinstance(config, Mapping):
-            if config.get("_class_name") not in descendants(FlowMatchScheduler):
+            if config.get("_class_name") not in subclass_names(FlowMatchScheduler):
                 prediction = {"prediction_type": kwargs["prediction_type"]} if "prediction_type" in kwargs else {}
-                config = flow_facts({**config, **prediction})
+                config = flow_model_config({**config, **prediction})
             if "timestep_spacing" in kwargs:
                 config = {key: value for key, value in config.items() if key != OWN_SPACING}
         scheduler, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
@@ -133,7 +133,7 @@ class FlowMatchScheduler(PathSampler):
         return float(self.config["shift"])
 
     def set_shift(self, shift: float) -> None:
-        """Change the shift of the config.
+        """Change the shift of flow times in the config; `set_timesteps` then uses it.
 
         Raises:
             ValueError: shift not above 0.
@@ -167,7 +167,7 @@ class FlowMatchScheduler(PathSampler):
             ValueError: no number of steps, flow times that are none, `mu` missing with dynamic shifting.
         """
         self._check_config()
-        given = self._given_times(sigmas, timesteps)
+        given = self._parse_flow_times(sigmas, timesteps)
         n = num_inference_steps if given is None else len(given)
         if n is None:
             raise ValueError("Pass either num_inference_steps or sigmas or timesteps to set_timesteps.")
@@ -181,9 +181,9 @@ class FlowMatchScheduler(PathSampler):
                 "use_dynamic_shifting=True to from_config if it is meant."
             )
         kappa = own is None and own_spacing(self.config) == "kappa"
-        shift, terminal = self._shift(mu, kappa), self.config["shift_terminal"]
+        shift, terminal = self._resolve_shift(mu, kappa), self.config["shift_terminal"]
         if own is not None:
-            times = stretched([float(shifted_time(s, shift)) for s in own], terminal)
+            times = stretch_to_terminal([float(shifted_time(s, shift)) for s in own], terminal)
             if times[0] < 1:
                 logger.warning(
                     f"The first sigma is {times[0]:g}: sampling starts from a signal that noise does not have. Begin "
@@ -195,9 +195,12 @@ class FlowMatchScheduler(PathSampler):
         self._begin_index = None
         both = sigmas is not None and timesteps is not None
         self._set_steps(times, device, unshifted=both, shift=shift)
-        self._updates(0, self._eta)
+        self._updates_from(0, self._eta)
 
-    def _given_times(self, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None) -> list[float] | None:
+    def _parse_flow_times(
+        self, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None
+    ) -> list[float] | None:
+        """The caller's own flow times, from `sigmas` or else `timesteps`; None if neither is passed."""
         if sigmas is not None:
             if timesteps is not None and len(sigmas) != len(timesteps):
                 raise ValueError(
@@ -208,12 +211,12 @@ class FlowMatchScheduler(PathSampler):
             return None
         return check_flow_times([float(t) / len(self) for t in timesteps])
 
-    def _shift(self, mu: float | None, asks_for_kappa: bool) -> float:
-        """The shift of flow times; any number will do where these are spaced by kappa."""
+    def _resolve_shift(self, mu: float | None, asks_for_kappa: bool) -> float:
+        """The shift of flow times for this `mu`; 1 where they are spaced by kappa, which needs none."""
         if not self.config["use_dynamic_shifting"]:
             return self.shift
         if mu is not None:
-            return shift_of_resolution(mu, self.config["time_shift_type"])
+            return dynamic_shift(mu, self.config["time_shift_type"])
         if asks_for_kappa:
             return 1.0
         raise ValueError("The config has use_dynamic_shifting=True: pass mu, the shift of this size of image.")
@@ -221,7 +224,7 @@ class FlowMatchScheduler(PathSampler):
     def _set_steps(
         self, times: Sequence[float], device: str | torch.device | None, unshifted: bool, shift: float = 1.0
     ) -> None:
-        """Prepare runs over flow times.
+        """Set the sampler's path to flow times.
 
         Args:
             times: of the samples.
@@ -241,10 +244,10 @@ class FlowMatchScheduler(PathSampler):
         if inverted:
             self._x_0_factors = [(a, -b) for a, b in self._x_0_factors]
 
-    def _index(self, timestep: float | Tensor) -> int:
-        """Place of a timestep; one that a pipeline has rounded to a whole number is taken for the nearest."""
+    def _path_index(self, timestep: float | Tensor) -> int:
+        """Index of a timestep on the path; one that a pipeline rounded to a whole number is matched to the nearest."""
         try:
-            return super()._index(timestep)
+            return super()._path_index(timestep)
         except ValueError:
             near = [index for known, index in self._index_of.items() if abs(known - float(timestep)) < 1]
             if len(near) != 1:
@@ -252,8 +255,8 @@ class FlowMatchScheduler(PathSampler):
             return near[0]
 
     def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
-        """Place of a timestep in `timesteps`."""
-        return self._index(timestep)
+        """Index of a timestep in `timesteps`."""
+        return self._path_index(timestep)
 
     @property
     def step_index(self) -> int | None:
@@ -292,16 +295,17 @@ class FlowMatchScheduler(PathSampler):
             return self._step(model_output, timestep, sample, self._eta, generator, variance_noise, return_dict)
         velocity = -model_output
         done = self._step(velocity, timestep, sample, self._eta, generator, variance_noise, return_dict=False)
-        previous = self._with_cleaner_tokens(done[0], velocity, timestep, sample, per_token_timesteps)
+        previous = self._step_cleaner_tokens(done[0], velocity, timestep, sample, per_token_timesteps)
         if not return_dict:
             return previous, done[1]
         return DDIMSchedulerOutput(prev_sample=previous, pred_original_sample=done[1].clone())
 
-    def _with_cleaner_tokens(
+    def _step_cleaner_tokens(
         self, previous: Tensor, velocity: Tensor, timestep: float | Tensor, sample: Tensor, tokens: Tensor
     ) -> Tensor:
+        """`previous` with tokens that are cleaner than `timestep` moved by Euler steps from their own times."""
         times = tokens.to(sample.device, torch.float32) / len(self)  # MPS has no float64
-        now = self.sigmas[self._index(timestep)].item()
+        now = self.sigmas[self._path_index(timestep)].item()
         levels = self.sigmas.to(sample.device)[:, None, None]
         below = torch.where(levels < times - 1e-6, levels, 0.0).amax(dim=0)
         wide = compute_dtype(sample.dtype)

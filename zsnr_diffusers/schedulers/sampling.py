@@ -16,23 +16,23 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..core import NoiseLevel, Update, x_0_factors
-from ..core.safeguard import Safeguard, corrections, projection
+from ..core.safeguard import Safeguard, gain_corrections, output_projection
 from .config import DEFAULTS, SchedulerConfig
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in."""
+    """The dtype in which a step computes on samples of `dtype`: float32 or better."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, which takes as long as a small addition even where there is nothing to do."""
+    """`tensor.to(dtype)`, skipped if there is nothing to do, since even that takes as long as a small addition."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def descendants(cls: type[Any]) -> set[str]:
-    """Names of the classes that a class is a base of."""
-    return {name for sub in cls.__subclasses__() for name in (sub.__name__, *descendants(sub))}
+def subclass_names(cls: type[Any]) -> set[str]:
+    """Names of all direct and indirect subclasses of a class."""
+    return {name for sub in cls.__subclasses__() for name in (sub.__name__, *subclass_names(sub))}
 
 
 class PathSampler(SchedulerMixin, ConfigMixin):
@@ -67,7 +67,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _check_config(self) -> None:
-        """`scheduler.config.name = value` changes neither the schedule nor what is saved: say so."""
+        """Refuse a config changed by `scheduler.config.name = value`, which has no effect and is not saved."""
         pairs = ((key, value, getattr(self.config, key, value)) for key, value in self.config.items())
         # A pickled number is another object, and an array has no truth value; so it is their text that is compared.
         changed = [key for key, value, other in pairs if value is not other and repr(value) != repr(other)]
@@ -82,7 +82,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
     def _set_path(
         self, timesteps: Sequence[float], path: Sequence[NoiseLevel], device: str | torch.device | None
     ) -> None:
-        """Prepare runs over these levels, which the network knows by these timesteps."""
+        """Prepare sampling over these noise levels, which the network knows by these timesteps."""
         self.timesteps = torch.tensor(timesteps, device=device)
         self._index_of = {timestep: index for index, timestep in enumerate(timesteps)}
         self._path = [*path]
@@ -93,25 +93,27 @@ class PathSampler(SchedulerMixin, ConfigMixin):
         self._held: Tensor | None = None
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
-        """The updates of a run over these levels: what tells one sampler from another."""
+        """The sampler's updates over these noise levels: what distinguishes one sampler from another."""
         raise NotImplementedError
 
-    def _guard(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
-        """What each update may leave out; none by default."""
+    def _make_safeguards(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
+        """The `Safeguard` of each update, by which a step can fall back to low order; none by default."""
         return []
 
-    def _updates(self, start: int, eta: float) -> list[Update]:
-        return self._prepared(start, eta)[0]
+    def _updates_from(self, start: int, eta: float) -> list[Update]:
+        """Updates of a run that starts at index `start` of the path."""
+        return self._plan_from(start, eta)[0]
 
-    def _prepared(self, start: int, eta: float) -> tuple[list[Update], list[Safeguard]]:
+    def _plan_from(self, start: int, eta: float) -> tuple[list[Update], list[Safeguard]]:
+        """Updates and safeguards of a run that starts at index `start` of the path, made once for each `eta`."""
         if (start, eta) not in self._plans:
             path = self._path[start:]
             updates = self._make_updates(path, eta)
-            self._plans[start, eta] = updates, self._guard(path, updates, eta)
+            self._plans[start, eta] = updates, self._make_safeguards(path, updates, eta)
         return self._plans[start, eta]
 
-    def _index(self, timestep: int | float | Tensor) -> int:
-        """Place of a timestep on the path, without waiting for the device.
+    def _path_index(self, timestep: int | float | Tensor) -> int:
+        """Index of a timestep on the path, found without synchronizing with the device.
 
         Pipelines pass views of `self.timesteps`, and a view knows its place. So a run may start anywhere, and a step
         that does not follow the last one starts a new run.
@@ -130,22 +132,22 @@ class PathSampler(SchedulerMixin, ConfigMixin):
 
     @property
     def begin_index(self) -> int | None:
-        """Where a pipeline said that it starts (image to image)."""
+        """Index at which a pipeline announced its start (image to image); None if it did not."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Prepare the updates of a run from there. Nothing else depends on it: each step finds its own place.
+        """Prepare the updates of a run from this index. Nothing else depends on it: each step finds its own index.
 
         A place behind the last step is that of a run without steps, as a strength of 0 makes it.
         """
         self._begin_index = begin_index
         if self._memory and begin_index < len(self._path):
-            self._updates(begin_index, self._eta)
+            self._updates_from(begin_index, self._eta)
 
     # -- one step
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
-        """The sample as it is: networks take samples of the levels that the path has."""
+        """The sample unchanged: networks take samples at the path's own noise levels."""
         return sample
 
     def _step(
@@ -158,23 +160,24 @@ class PathSampler(SchedulerMixin, ConfigMixin):
         variance_noise: Tensor | None,
         return_dict: bool,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One sampling step by the path's updates; the `step` of every scheduler."""
         if self.num_inference_steps is None:
             raise ValueError("Call set_timesteps(num_inference_steps) before step.")
         if variance_noise is not None and generator is not None:
             raise ValueError("Pass either generator or variance_noise, not both.")
-        index = self._index(timestep)
+        index = self._path_index(timestep)
         if self._memory and index != self._next:  # a run that starts here, or again
             self._start, self._outputs, self._held = index, [], None
-        updates, safeguards = self._prepared(self._start, eta)
+        updates, safeguards = self._plan_from(self._start, eta)
         update = updates[index - self._start]
 
         wide = compute_dtype(sample.dtype)
         x_t = to_dtype(sample, wide)
-        x_0 = self._x_0(to_dtype(model_output, wide), x_t, index)
+        x_0 = self._predict_x_0(to_dtype(model_output, wide), x_t, index)
         outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
         x_s = x_t * update.keep
         if safeguards and len(outputs) > 1:
-            gains = self._safeguarded(outputs, update, safeguards[index - self._start])
+            gains = self._safeguarded_gains(outputs, update, safeguards[index - self._start])
             for gain_of_each, output in zip(gains, outputs, strict=True):
                 x_s.addcmul_(output, gain_of_each)
         else:
@@ -196,18 +199,19 @@ class PathSampler(SchedulerMixin, ConfigMixin):
             pred_original_sample = pred_original_sample.clone()
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
-    def _safeguarded(self, outputs: Sequence[Tensor], update: Update, safeguard: Safeguard) -> list[Tensor]:
-        """The gains of each sample, of low order as far as its outputs do not go on as they did."""
-        held = projection(outputs[0], outputs[1])
+    def _safeguarded_gains(self, outputs: Sequence[Tensor], update: Update, safeguard: Safeguard) -> list[Tensor]:
+        """Each sample's gains of the outputs, of low order as far as its outputs fall back."""
+        held = output_projection(outputs[0], outputs[1])
         self._held = held if self._held is None else torch.minimum(held, self._held)
-        changes = corrections(self._held, safeguard)
+        changes = gain_corrections(self._held, safeguard)
         return [gain + change for gain, change in zip(update.gains, changes, strict=True)]
 
-    def _x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
+    def _predict_x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
+        """x_0 from the network's output at index `index` of the path, clipped as the config says."""
         a, b = self._x_0_factors[index]
         x_0 = (x_t * a).add_(model_output, alpha=float(b))
         return self._clip_x_0(x_0)
 
     def _clip_x_0(self, x_0: Tensor) -> Tensor:
-        """A prediction within what the data can be, where the config says what that is."""
+        """A predicted x_0 clipped to the data's range, where the config gives one."""
         return x_0

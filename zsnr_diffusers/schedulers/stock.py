@@ -8,8 +8,10 @@ import diffusers
 from .flow import FlowMatchScheduler
 
 
-def flow_settings(shift: float, num_train_timesteps: int, prediction_type: str = "flow_prediction") -> dict[str, Any]:
-    """The settings of stock's `UniPCMultistepScheduler` for a flow-matching model, in pipelines made for betas.
+def unipc_flow_config(
+    shift: float, num_train_timesteps: int, prediction_type: str = "flow_prediction"
+) -> dict[str, Any]:
+    """The config of stock's `UniPCMultistepScheduler` for a flow-matching model, in pipelines made for betas.
 
     Of stock's schedulers that these pipelines can run, it is the one that starts at pure noise but for 1e-6, visits
     flow times that are even before the shift, and ends at the data. The network gets timesteps that are cut to whole
@@ -26,16 +28,16 @@ def flow_settings(shift: float, num_train_timesteps: int, prediction_type: str =
 
 
 def is_flow_stand_in(scheduler: Any) -> bool:
-    """Whether a scheduler is stock's UniPC with `flow_settings` and no other, so that nobody chose it for itself."""
+    """Whether a scheduler is stock's UniPC with exactly `unipc_flow_config`, which stands in for one of ours."""
     if type(scheduler).__name__ != "UniPCMultistepScheduler":  # the class itself would import scipy
         return False
     config = scheduler.config
-    stand_in = type(scheduler)(**flow_settings(config["flow_shift"], config["num_train_timesteps"]))
+    stand_in = type(scheduler)(**unipc_flow_config(config["flow_shift"], config["num_train_timesteps"]))
     return all(config.get(key) == value for key, value in stand_in.config.items() if not key.startswith("_"))
 
 
 def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
-    """The scheduler of stock that stands in for one of ours; a scheduler of stock stays what it is.
+    """The stock scheduler that stands in for one of ours with betas; a stock one stays what it is.
 
     For zero terminal SNR it is Euler, stock's DDIM by another name: it takes each next level from its own timesteps
     and so is right at every number of steps, which stock's DDIM is not (it steps to t - T // n). A model of pixels
@@ -69,7 +71,7 @@ def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
 
 
 def stock_flow_scheduler(scheduler: FlowMatchScheduler, takes_generator: bool = False) -> Any:
-    """The scheduler of stock that samples a flow-matching model in pipelines that were written for betas.
+    """The stock scheduler that samples a flow-matching model in pipelines that were written for betas.
 
     Stock's own flow schedulers have no `init_noise_sigma` and end such a pipeline's call. UniPC over flow times runs
     there and starts from pure noise. It takes no `generator`, which some pipelines pass (`DDPMPipeline`): these get
@@ -90,4 +92,4 @@ def stock_flow_scheduler(scheduler: FlowMatchScheduler, takes_generator: bool = 
             "scheduler samples such a flow model in a pipeline written for betas."
         )
     cls: Any = diffusers.DPMSolverMultistepScheduler if takes_generator else diffusers.UniPCMultistepScheduler
-    return cls(**flow_settings(scheduler.shift, len(scheduler)))
+    return cls(**unipc_flow_config(scheduler.shift, len(scheduler)))

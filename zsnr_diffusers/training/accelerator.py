@@ -19,10 +19,10 @@ connections close; and while the main process works alone, others wait for it as
 _OTHERS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-def launch(
+def create_accelerator(
     config: ComputeConfig, gradient_accumulation_steps: int, report_to: str, output_dir: str
 ) -> tuple[Accelerator, Processes]:
-    """accelerate as a configuration wants it, and the same processes for work that only one of them does.
+    """The run's `Accelerator`, and its `Processes` for work that only one process does.
 
     Args:
         config: how steps are computed.
@@ -57,13 +57,13 @@ def launch(
     return accelerator, launched_processes()
 
 
-def half_precision(accelerator: Accelerator) -> torch.dtype | None:
-    """The dtype of mixed precision, None where there is none."""
+def mixed_precision_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """The dtype of the accelerator's mixed precision, None if there is none."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
 
 
 def _check_tracker(name: str) -> None:
-    """accelerate would go without a tracker that is not installed, and say nothing."""
+    """Refuse a `report_to` that is unknown or not installed, which accelerate would skip silently."""
     known = sorted(LOGGER_TYPE_TO_CLASS)
     if name in ("none", "all"):
         return
@@ -77,6 +77,7 @@ def _check_tracker(name: str) -> None:
 
 
 def _check_processes(found: int) -> None:
+    """Refuse launches in which accelerate sees another number of processes than were started."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
     # `accelerate launch --cpu --num_processes 2` starts one process, and leaves an address for others behind.
     alone = found == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and "RANK" not in os.environ

@@ -63,6 +63,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def _read_yaml(path: str, kind: type[RunConfig]) -> dict[str, Any]:
+    """Options of the `--config` file, with their names checked and YAML 1.1's misreadings repaired."""
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: there is no such file.")
     try:

@@ -19,7 +19,7 @@ CAN_SHARD_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 
 
 def apply_fsdp(unet: Any, device: torch.device, processes: int, keeps_parameters: bool) -> None:
-    """Divide a UNet's parameters over all processes, in place; its blocks are gathered one by one as they compute.
+    """Shard a UNet's parameters over all processes by FSDP2, in place; blocks are gathered one by one as they compute.
 
     Args:
         unet: a UNet2DModel or UNet2DConditionModel, on any device.
@@ -36,12 +36,12 @@ def apply_fsdp(unet: Any, device: torch.device, processes: int, keeps_parameters
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be divided; every process has to ask."""
+    """The full tensor of one that FSDP may have sharded over processes; collective if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(tensors: Tensors, keep: bool) -> Tensors:
-    """Divided tensors as whole ones on the CPU, others as they are; every process has to ask.
+def gather_full_tensors(tensors: Tensors, keep: bool) -> Tensors:
+    """Full tensors on the CPU of those that FSDP sharded, others unchanged; collective.
 
     Args:
         tensors: by file and name.
@@ -58,19 +58,19 @@ def gather(tensors: Tensors, keep: bool) -> Tensors:
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """What a process has of a whole tensor, where `like` is divided; every process has to ask."""
+    """This process's shard of a full tensor, if FSDP sharded `like`, else the tensor itself; collective."""
     if isinstance(like, DTensor) and tensor.shape == like.shape:
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
     return tensor
 
 
 def distribute_all_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same by name; what has no counterpart stays whole."""
+    """`distribute_like` by name; tensors without a counterpart stay full."""
     return {name: distribute_like(value, like[name]) if name in like else value for name, value in tensors.items()}
 
 
 def full_model(unet: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """A network like one that is divided, with whole tensors of its own."""
+    """An unsharded copy of a network that FSDP sharded, with these full tensors, in evaluation mode."""
     with torch.device("meta"):
         network = type(unet).from_config(unet.config)
     network.load_state_dict({name: value.to(device) for name, value in tensors.items()}, assign=True)

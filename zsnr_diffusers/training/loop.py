@@ -13,7 +13,7 @@ from .config import OutputConfig
 from .data.remote import ShardError
 from .errors import TrainingError, TrainingInterrupted
 from .reporting.results import add_results_section
-from .reporting.upload import upload
+from .reporting.upload import upload_run
 from .reporting.validation import ValidationLogger
 from .trainer import Trainer
 
@@ -50,17 +50,17 @@ class TrainingLoop:
             TrainingInterrupted: a signal came; the step was finished and a checkpoint written.
         """
         try:
-            self._run()
+            self._run_steps()
         except Exception as error:
             for tracker in self.accelerator.trackers:
                 tracker.finish()  # it writes every few minutes, and the last ones are of interest now
-            if reason := self._reason(error):
+            if reason := self._worker_error_reason(error):
                 step, kept = self.trainer.step + 1, self.trainer.last_checkpoint
                 raise TrainingError(f"At step {step}: {reason}; {kept}. Then --resume.") from error
             raise
 
-    def _reason(self, error: Exception) -> str:
-        """An error of a DataLoader's worker in words, or the death of one; nothing of another error."""
+    def _worker_error_reason(self, error: Exception) -> str:
+        """Why a DataLoader worker failed or died, in words; empty for any other error."""
         if isinstance(error, ImageError | ShardError):
             # It comes with its traceback, which ends in its message.
             return str(error).strip().rpartition(f"{type(error).__name__}: ")[2]
@@ -72,7 +72,8 @@ class TrainingLoop:
             return f"a DataLoader worker died as it sent a batch ({str(error) or type(error).__name__})"
         return ""
 
-    def _run(self) -> None:
+    def _run_steps(self) -> None:
+        """`run` without the translation of workers' errors."""
         trainer, accelerator, output_dir = self.trainer, self.accelerator, self.config.output_dir
         if self.config.report_to != "none":
             scalars = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
@@ -86,19 +87,20 @@ class TrainingLoop:
             while trainer.step < self.last_step:
                 started = time.perf_counter()
                 loss = trainer.train_step(batches)
-                self._log(progress, loss, time.perf_counter() - started)
+                self._log_step(progress, loss, time.perf_counter() - started)
                 self._after_step()
-            with self.processes.sync_errors(), trainer.shipped() as unet:
+            with self.processes.sync_errors(), trainer.export_unet() as unet:
                 if self.processes.is_main:
                     trainer.task.output.save(unet)
                     add_results_section(Path(output_dir), self.last_step, trainer.losses, self.options)
         accelerator.print(f"Saved the result in {output_dir}")
         if (repo := self.repo) is not None:
-            url = self.processes.run_on_main(lambda: upload(self.config, repo, self.last_step))
+            url = self.processes.run_on_main(lambda: upload_run(self.config, repo, self.last_step))
             accelerator.print(f"Pushed it to {url}")
         self._finish()
 
-    def _log(self, progress: Any, loss: float, seconds: float) -> None:
+    def _log_step(self, progress: Any, loss: float, seconds: float) -> None:
+        """Send a step's loss, learning rate and speed to the progress bar and trackers."""
         step, config = self.trainer.step, self.trainer.config
         if step % self.config.logging_steps == 0:
             self.accelerator.log(self.trainer.loss_by_timestep.means(self.accelerator), step=step)
@@ -109,6 +111,7 @@ class TrainingLoop:
         self.accelerator.log({"loss": loss, "learning_rate": lr, "images_per_second": speed}, step=step)
 
     def _after_step(self) -> None:
+        """Save a checkpoint and validate if this step is due; stop if a signal came."""
         config, trainer, last = self.config, self.trainer, self.trainer.step == self.last_step
         if last or trainer.stop or trainer.step % config.checkpointing_steps == 0:
             trainer.save_checkpoint(Path(config.output_dir), config.checkpoints_total_limit)
@@ -122,10 +125,12 @@ class TrainingLoop:
             self._validate()
 
     def _validate(self) -> None:
-        with self.processes.sync_errors(), self.trainer.shipped() as unet:
+        """Save validation images of the exported weights, in the main process."""
+        with self.processes.sync_errors(), self.trainer.export_unet() as unet:
             if self.processes.is_main:
                 self.validation.save(unet, self.trainer.step)
 
     def _finish(self) -> None:
+        """Close trackers once all processes have come here."""
         self.processes.drain()
         self.accelerator.end_training()

@@ -26,7 +26,7 @@ class LogVariance(nn.Module):
         self.coefficients = nn.Parameter(torch.zeros(_FEATURES))
 
     def forward(self, features: Tensor) -> Tensor:
-        """u of each row of features, shape [B]."""
+        """u, the expected log loss, for each row of noise-level features, shape [B]."""
         # Not a matrix product, which mixed precision would round.
         return (features * self.coefficients).sum(dim=-1)
 
@@ -50,31 +50,31 @@ class LossWeighting:
         self._table: Tensor | None = None
         if not config.is_flow:
             level = schedule.noise_level(torch.arange(len(schedule)), like=torch.empty(0, dtype=torch.float64))
-            self._table = self._of_levels(level).to(device)
+            self._table = self._weights_at_levels(level).to(device)
 
-    def _of_levels(self, level: NoiseLevel) -> Tensor:
-        """What a loss is weighed by: weights, shape [B], or where they are learned features, shape [B, features]."""
+    def _weights_at_levels(self, level: NoiseLevel) -> Tensor:
+        """Loss weights [B] at noise levels, or features [B, features] where weights are learned."""
         if self._config.loss_weighting == "learned_uncertainty":
             return level_features(level, _FEATURES).float()
         config = self._config
         return loss_weights(config.loss_weighting, level, config.prediction_type, config.snr_gamma).float()
 
-    def _at(self, timesteps: Tensor) -> Tensor:
-        """The same at timesteps, on the device."""
+    def _weights_at_timesteps(self, timesteps: Tensor) -> Tensor:
+        """`_weights_at_levels` of timesteps, on the device."""
         if self._table is not None:
             return self._table[timesteps.to(self._device, non_blocking=True)]
         level = variance_preserving(flow_level(timesteps.double() / 1000))
-        return self._of_levels(level).to(self._device, non_blocking=True)
+        return self._weights_at_levels(level).to(self._device, non_blocking=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained beside the network, as the optimizer takes it."""
+        """Optimizer groups of what is trained beside the network; none unless weights are learned."""
         if self.log_variance is None:
             return []
         parameters = self.log_variance.parameters()
         return [{"params": parameters, "lr": LOG_VARIANCE_LEARNING_RATE, "weight_decay": 0.0}]
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Let processes share what is trained; `networks` stays what it was, outside of any wrapper."""
+        """Let accelerate wrap what is trained; `networks` keeps the unwrapped module."""
         if self.log_variance is not None:
             self.log_variance = accelerator.prepare(self.log_variance)
 
@@ -85,5 +85,5 @@ class LossWeighting:
             losses: of each sample, shape [B].
             timesteps: of each sample, shape [B], best on the CPU, where nobody waits for them.
         """
-        found = self._at(timesteps)
+        found = self._weights_at_timesteps(timesteps)
         return losses * found if self.log_variance is None else uncertainty_loss(losses, self.log_variance(found))

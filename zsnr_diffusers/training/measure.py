@@ -10,8 +10,8 @@ from .trainer import Trainer
 _WARMUP_STEPS, _MEASURED_STEPS, _MEASURED_SECONDS = 3, 50, 60
 
 
-def measure(trainer: Trainer, accelerator: Accelerator, images: int, max_train_steps: int) -> str:
-    """Time some steps, and say how long the whole run would take; nothing is written.
+def time_training_steps(trainer: Trainer, accelerator: Accelerator, images: int, max_train_steps: int) -> str:
+    """Time some training steps, and report how long the whole run would take; nothing is written.
 
     Args:
         trainer: of the run.

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from .accelerator import half_precision
+from .accelerator import mixed_precision_dtype
 from .checkpointing.checkpoint import Tensors
 from .config import ComputeConfig
-from .fsdp import apply_fsdp, full_model, gather
+from .fsdp import apply_fsdp, full_model, gather_full_tensors
 from .parameters import cast_for_training, trainable_parameters
 from .speed import no_compile, prepare_memory_and_compile
 
@@ -39,19 +39,20 @@ class TrainedNetwork:
             ema_decay: of the moving average; 0 for none.
             ema_warmup: let the decay rise to its value.
         """
-        self.module = cast_for_training(unet, half_precision(accelerator)).train()
+        self.module = cast_for_training(unet, mixed_precision_dtype(accelerator)).train()
         prepare_memory_and_compile(self.module, config)
         if config.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()
         self.sharded = config.sharding != "none" and accelerator.num_processes > 1
         if self.sharded:
             apply_fsdp(self.module, accelerator.device, accelerator.num_processes, config.sharding == "optimizer")
-        self.ema = self._moving_average(ema_decay, ema_warmup, accelerator)
+        self.ema = self._create_ema(ema_decay, ema_warmup, accelerator)
         # Evaluation mode: what is sharded averages gradients itself, and must not be wrapped again for that.
         self.unet = accelerator.prepare_model(self.module, evaluation_mode=self.sharded)
         self.accelerator, self._config = accelerator, config
 
-    def _moving_average(self, decay: float, warmup: bool, accelerator: Accelerator) -> EMAModel | None:
+    def _create_ema(self, decay: float, warmup: bool, accelerator: Accelerator) -> EMAModel | None:
+        """diffusers' `EMAModel` of the trained parameters; None for decay 0."""
         if decay == 0:
             return None
         ema = EMAModel(
@@ -66,17 +67,17 @@ class TrainedNetwork:
         return ema
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained, in the network's order."""
+        """The trained parameters, in the network's order."""
         return [*trainable_parameters(self.module).values()]
 
-    def update_average(self) -> None:
-        """Take a step's weights into the moving average."""
+    def update_ema(self) -> None:
+        """Update the moving average with the current weights."""
         if self.ema is not None:
             self.ema.step(self.parameters())
 
     @contextlib.contextmanager
-    def shipped(self, tensors: Callable[[], Tensors]) -> Iterator[Any]:
-        """In the main process, the UNet with the weights that are shipped, None in others; all have to ask.
+    def export_unet(self, tensors: Callable[[], Tensors]) -> Iterator[Any]:
+        """In the main process the UNet with the weights to export, None in others; collective.
 
         Args:
             tensors: the state of the run, by file and name, of which every process has its part.
@@ -84,7 +85,7 @@ class TrainedNetwork:
         is_main = self.accelerator.is_main_process
         if self.sharded:
             state = tensors()
-            weights = gather({"unet": {**state["unet"], **state.get("ema", {})}}, keep=is_main)
+            weights = gather_full_tensors({"unet": {**state["unet"], **state.get("ema", {})}}, keep=is_main)
             yield full_model(self.module, weights["unet"], self.accelerator.device) if is_main else None
             return
         if not is_main:
@@ -92,14 +93,14 @@ class TrainedNetwork:
             return
         self.module.eval()
         try:
-            with self._averaged(), no_compile(self._config):
+            with self._ema_weights(), no_compile(self._config):
                 yield self.module
         finally:
             self.module.train()
 
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The moving average in place of the weights, where there is one."""
+    def _ema_weights(self) -> Iterator[None]:
+        """Swap the moving average in for the UNet's weights, if there is one."""
         if self.ema is None:
             yield
             return

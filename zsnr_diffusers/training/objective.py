@@ -10,11 +10,11 @@ from ..core import NoiseLevel, add_noise, converted_prediction, training_target
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.sampling import compute_dtype
 from .config import ObjectiveConfig
-from .schedule import Schedule, table_of
+from .schedule import Schedule, betas_alpha_bar
 
 
 @dataclass(frozen=True)
-class Question:
+class NoisedBatch:
     """A noised batch, and how the network's output is compared."""
 
     x_t: Tensor
@@ -22,7 +22,7 @@ class Question:
     timestep: Tensor
     """What the network is told, shape [B]."""
     target: Tensor
-    answer: Callable[[Tensor], Tensor]
+    convert_output: Callable[[Tensor], Tensor]
     """From the network's output to what `target` is of."""
 
 
@@ -37,8 +37,8 @@ class Objective:
         self.schedule, self.prediction_type = schedule, str(schedule.config["prediction_type"])
         self.num_train_timesteps = len(schedule)
 
-    def ask(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Question:
-        """What is asked of samples.
+    def noised_batch(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> NoisedBatch:
+        """Noise clean samples to their timesteps and make the training target.
 
         Args:
             x_0: clean samples, shape [B, ...], float32.
@@ -47,7 +47,7 @@ class Objective:
         """
         level = self.schedule.noise_level(timesteps, like=x_0)
         target = training_target(self.prediction_type, x_0, noise, level)
-        return Question(add_noise(x_0, noise, level), timesteps, target, lambda output: output)
+        return NoisedBatch(add_noise(x_0, noise, level), timesteps, target, lambda output: output)
 
 
 class BridgedObjective(Objective):
@@ -63,21 +63,22 @@ class BridgedObjective(Objective):
         super().__init__(betas)
         self._ask, self.num_train_timesteps = flow_timestep_lookup(betas), 1000
 
-    def ask(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Question:
-        """See `Objective.ask`."""
+    def noised_batch(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> NoisedBatch:
+        """See `Objective.noised_batch`."""
         of_flow, asked, of_network = self._ask(timesteps.double().cpu())
         wide = compute_dtype(x_0.dtype)
         here, there = (broadcast_level(level, x_0, wide) for level in (of_flow, of_network))
         x_t = add_noise(x_0, noise, there)
         target = training_target("flow_prediction", x_0, noise, here)
-        return Question(x_t, asked.float(), target, lambda output: self._as_flow(output, x_t, there, here))
+        return NoisedBatch(x_t, asked.float(), target, lambda output: self._convert_to_flow(output, x_t, there, here))
 
-    def _as_flow(self, output: Tensor, x_t: Tensor, there: NoiseLevel, here: NoiseLevel) -> Tensor:
+    def _convert_to_flow(self, output: Tensor, x_t: Tensor, there: NoiseLevel, here: NoiseLevel) -> Tensor:
+        """The network's v output as the flow prediction of the same sample."""
         return converted_prediction(output.to(x_t.dtype), x_t, there, self.prediction_type, "flow_prediction", here)
 
 
-def objective_of(config: ObjectiveConfig, schedule: Schedule, betas: ZeroSNRScheduler | None) -> Objective:
-    """What a configuration wants the network to be asked.
+def create_objective(config: ObjectiveConfig, schedule: Schedule, betas: ZeroSNRScheduler | None) -> Objective:
+    """The training objective that a configuration asks for.
 
     Args:
         config: that says it.
@@ -88,7 +89,7 @@ def objective_of(config: ObjectiveConfig, schedule: Schedule, betas: ZeroSNRSche
         ValueError: flow times are to be those of betas, and there are none.
     """
     if config.flow_time_sampling == "snr":
-        table_of(betas)
+        betas_alpha_bar(betas)
     if config.flow_through_bridge and isinstance(schedule, ZeroSNRScheduler):
         return BridgedObjective(schedule)
     return Objective(schedule)

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
 from .config import OptimizationConfig
-from .speed import adamw
+from .speed import create_adamw
 
 
 class Optimization:
@@ -20,7 +20,7 @@ class Optimization:
 
     def __init__(self, groups: Sequence[dict[str, Any]], config: OptimizationConfig, accelerator: Accelerator) -> None:
         """Take what the optimizer takes."""
-        self.inner = adamw(groups, config, accelerator.device)
+        self.inner = create_adamw(groups, config, accelerator.device)
         self._rates = [group["lr"] for group in self.inner.param_groups]
         # The factor as a function of the step: nothing to save, nothing that counts processes.
         self._factor = get_scheduler(
@@ -34,7 +34,7 @@ class Optimization:
 
     @property
     def learning_rate(self) -> float:
-        """That of the network, as it is now."""
+        """Current learning rate of the network."""
         return float(self.inner.param_groups[0]["lr"])
 
     def set_step(self, step: int) -> None:

@@ -13,27 +13,27 @@ class Output(ABC):
 
     @abstractmethod
     def export_scheduler(self) -> SchedulerMixin:
-        """The scheduler of diffusers that the result is saved with."""
+        """The stock scheduler that the trained pipeline is saved with."""
 
     @abstractmethod
     def pipeline(self, unet: Any) -> DiffusionPipeline:
-        """The pipeline that the result will be, if these are its weights."""
+        """The trained pipeline around a UNet, as it would be exported."""
 
     @abstractmethod
     def initial_pipeline(self, unet: Any) -> DiffusionPipeline | None:
-        """The pipeline that the run starts from, around its network while nothing is trained; None for a new one."""
+        """The pipeline that training starts from, around the run's still untrained UNet; None for a new network."""
 
     @abstractmethod
     def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
-        """Rows of images that one of these makes, and their labels; None where none are wanted."""
+        """Rows of validation images from a pipeline, and their labels; None if none are wanted."""
 
     @abstractmethod
     def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
-        """An image, without guidance, under the conditions of each of some rows of the data.
+        """Generate an image, without guidance, for the caption or class of each of these data rows.
 
         Guidance moves even a perfect model away from the data.
         """
 
     @abstractmethod
     def save(self, unet: Any) -> None:
-        """Write the result, a pipeline, into the run's folder."""
+        """Write the trained pipeline or adapter into the run's folder."""

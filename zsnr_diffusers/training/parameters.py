@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name, in the network's order."""
+    """The parameters that require gradients, by name, in the network's order."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def trainable_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint keeps of a network: its state without frozen parameters."""
+    """A network's state dict without frozen parameters, as checkpoints keep it."""
     frozen = dict(network.named_parameters()).keys() - trainable_parameters(network).keys()
     return {name: value for name, value in network.state_dict().items() if name not in frozen}
 
 
 def load_trainable_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what `trainable_state_dict` returned.
+    """Load what `trainable_state_dict` returned into a network.
 
     Raises:
         KeyError: it is of a network with other names.

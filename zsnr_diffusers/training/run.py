@@ -15,24 +15,24 @@ from ..schedulers.config import is_flow
 from ..utils.distributed import Processes
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
-from .accelerator import launch
+from .accelerator import create_accelerator
 from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_checkpoints
-from .checkpointing.fingerprint import Fingerprint, fingerprint
-from .checkpointing.lock import locked
-from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run
+from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
+from .checkpointing.lock import lock_run_folder
+from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run_record
 from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig
 from .data.dataset import check_images
 from .data.loader import TrainingDataset
 from .data.tar_shards import index_shards
 from .loop import TrainingLoop
 from .loss import LossWeighting
-from .measure import measure
+from .measure import time_training_steps
 from .network import TrainedNetwork
 from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
-from .reporting.upload import create_repo, repo_name
+from .reporting.upload import create_run_repo, hub_repo_name
 from .reporting.validation import ValidationLogger
-from .schedule import table_of
+from .schedule import betas_alpha_bar
 from .speed import check_speed, matmul_precision
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
@@ -59,12 +59,12 @@ def train(config: RunConfig) -> None:
         TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
     check_speed(config, config.use_8bit_adam)
-    accelerator, processes = launch(
+    accelerator, processes = create_accelerator(
         config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
     )
     options, identity = dataclasses.asdict(config), config.identity_values()
     with matmul_precision(config.allow_tf32), contextlib.ExitStack() as folder:
-        checkpoint, damaged = processes.run_on_main(lambda: _open_folder(config, identity, folder))
+        checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, folder))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
         images = processes.run_on_main(lambda: check_images(task.rows, config))
@@ -72,28 +72,28 @@ def train(config: RunConfig) -> None:
         task.plan_cache(accelerator, samples)
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
-            ships = f"{_ships(task)}, in {config.output_dir}"
-            show(_summary(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
+            ships = f"{_describe_export(task)}, in {config.output_dir}"
+            show(_plan_run(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
-            repo_name(config)
+            hub_repo_name(config)
         if config.dry_run and not config.measure:
             return
         if config.measure:
-            trainer = prepare(config, accelerator, processes, task, samples, checkpoint)
+            trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
             batch = config.global_batch(processes.size)
-            accelerator.print(measure(trainer, accelerator, batch, config.max_train_steps))
+            accelerator.print(time_training_steps(trainer, accelerator, batch, config.max_train_steps))
             return
         found = processes.run_on_main(
-            lambda: _check_folder(config, task, samples.usable_rows, config.checkpoint_bytes)
+            lambda: _check_fingerprint_and_disk(config, task, samples.usable_rows, config.checkpoint_bytes)
         )
-        repo = processes.run_on_main(lambda: create_repo(config)) if config.push_to_hub else None
-        trainer = prepare(config, accelerator, processes, task, samples, checkpoint)
-        processes.run_on_main(lambda: write_run(Path(config.output_dir), options, found))
+        repo = processes.run_on_main(lambda: create_run_repo(config)) if config.push_to_hub else None
+        trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
+        processes.run_on_main(lambda: write_run_record(Path(config.output_dir), options, found))
         validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
         TrainingLoop(config, trainer, validation, options, repo).run()
 
 
-def prepare(
+def create_trainer(
     config: RunConfig,
     accelerator: Accelerator,
     processes: Processes,
@@ -101,7 +101,7 @@ def prepare(
     samples: TrainingDataset,
     checkpoint: Path | None = None,
 ) -> Trainer:
-    """Bring model and data to where they work, as a configuration says.
+    """Build the `Trainer` of a run: network, loss weighting and timed samples, on their devices.
 
     Args:
         config: of the run.
@@ -112,14 +112,14 @@ def prepare(
         checkpoint: to go on from.
     """
     batch = config.global_batch(accelerator.num_processes)
-    timed = _timed(config, task, task.prepare(accelerator, samples), batch)
+    timed = _add_timesteps(config, task, task.prepare(accelerator, samples), batch)
     weighting = LossWeighting(config, task.schedule, accelerator.device)
     network = TrainedNetwork(task.unet, config, accelerator, config.ema_decay, config.ema_warmup)
     return Trainer(config, task, timed, network, weighting, processes, checkpoint)
 
 
-def _timed(config: ObjectiveConfig, task: Task, samples: TrainingDataset, batch: int) -> SampledTimesteps:
-    """Samples at the timesteps that a configuration wants."""
+def _add_timesteps(config: ObjectiveConfig, task: Task, samples: TrainingDataset, batch: int) -> SampledTimesteps:
+    """Wrap training samples so that each has a timestep, or flow time, of the configured density."""
     if not config.is_flow:
         return SampledTimesteps(samples, config.timestep_sampling, len(task.schedule), batch)
     density = functools.partial(
@@ -128,19 +128,19 @@ def _timed(config: ObjectiveConfig, task: Task, samples: TrainingDataset, batch:
         shift=config.flow_shift,
         logit_mean=config.logit_mean,
         logit_std=config.logit_std,
-        alphas_cumprod=table_of(task.betas) if config.flow_time_sampling == "snr" else None,
+        alphas_cumprod=betas_alpha_bar(task.betas) if config.flow_time_sampling == "snr" else None,
     )
     return SampledFlowTimes(samples, config.timestep_sampling, density, batch)
 
 
-def _open_folder(
+def _lock_run_folder(
     config: OutputConfig, identity: Mapping[str, Any], stack: contextlib.ExitStack
 ) -> tuple[Path | None, str]:
-    """The checkpoint to go on from, in a folder that is locked from now on, and a line for each damaged one."""
+    """Check and lock the run's folder; the checkpoint to resume from, and a line for each damaged one."""
     check_run_folder(config, identity)
     folder, lines = Path(config.output_dir), ""
     if not config.dry_run:
-        stack.enter_context(locked(folder))
+        stack.enter_context(lock_run_folder(folder))
     checkpoint, damaged = latest_valid(folder)
     for path, defect in damaged.items():
         kept = path if config.dry_run else quarantine(path)
@@ -148,11 +148,11 @@ def _open_folder(
     return checkpoint, lines
 
 
-def _check_folder(
+def _check_fingerprint_and_disk(
     config: OutputConfig, task: Task, usable_rows: Sequence[int], checkpoint_bytes: Callable[[int], int]
 ) -> Fingerprint:
-    """The fingerprint of the run's data and base, which are those of its folder; there is room for checkpoints."""
-    found = fingerprint(task, usable_rows)
+    """Fingerprint of the run's data and base, checked against the folder's; refuse a disk too full for checkpoints."""
+    found = compute_fingerprint(task, usable_rows)
     check_fingerprint(config, found)
     remove_partial_checkpoints(Path(config.output_dir))
     parameters = sum(parameter.numel() for parameter in trainable_parameters(task.unet).values())
@@ -171,19 +171,20 @@ class Plan(Report):
         return "\n".join(f"{name:>{width}}: {text}" for name, text in self.lines.items())
 
     def parts(self) -> Iterator[Part]:
-        """A row for each."""
+        """The plan as one table for a terminal."""
         yield KeyValues(("training", ""), tuple(self.lines.items()))
 
 
-def _ships(task: Task) -> str:
+def _describe_export(task: Task) -> str:
+    """The exported scheduler in words, for the plan."""
     scheduler = task.output.export_scheduler()
     if is_flow(scheduler.config):
         return f"{type(scheduler).__name__} over flow times, shift {scheduler.config.flow_shift:g}"
     return f"{type(scheduler).__name__}, {scheduler.config.timestep_spacing} spacing"
 
 
-def _short_warmup(config: OptimizationConfig) -> dict[str, str]:
-    """What becomes of the learning rate if the run is over before its warm-up."""
+def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:
+    """A warning for the plan if the run ends before its learning-rate warm-up; else empty."""
     warmup, steps = config.lr_warmup_steps or 0, config.max_train_steps
     if warmup < steps or config.lr_scheduler == "constant":
         return {}
@@ -193,7 +194,7 @@ def _short_warmup(config: OptimizationConfig) -> dict[str, str]:
     }
 
 
-def _summary(
+def _plan_run(
     config: OptimizationConfig,
     summary: Mapping[str, str],
     epoch_length: int,
@@ -201,6 +202,7 @@ def _summary(
     checkpoint: Path | None,
     ships: str,
 ) -> Plan:
+    """The plan of a run that is printed before the first step."""
     global_batch = config.global_batch(processes)
     epochs = config.max_train_steps * global_batch / epoch_length
     lines = {
@@ -209,7 +211,7 @@ def _summary(
         f"passes x {processes} processes",
         "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"
         + (f", going on from {checkpoint.name}" if checkpoint else ""),
-        **_short_warmup(config),
+        **_warmup_warning(config),
         "ships": ships,
     }
     return Plan(lines)

@@ -14,8 +14,8 @@ from ..schedulers.flow import FlowMatchScheduler
 Schedule = ZeroSNRScheduler | FlowMatchScheduler
 
 
-def table_of(betas: ZeroSNRScheduler | None) -> Tensor:
-    """alpha_bar of the betas whose SNRs are to be trained, float64 [T].
+def betas_alpha_bar(betas: ZeroSNRScheduler | None) -> Tensor:
+    """alpha_bar of the betas whose SNRs a flow model is trained on, float64 [T].
 
     Args:
         betas: at zero terminal SNR; None of a flow-matching base.
@@ -31,13 +31,13 @@ def table_of(betas: ZeroSNRScheduler | None) -> Tensor:
     return schedule_table(**{key: betas.config[key] for key in SCHEDULE_NAMES})
 
 
-def as_sampled(scheduler: Any) -> Any:
-    """A scheduler for previews of a base: its own, or of a flow-matching one ours, which runs in every pipeline."""
+def preview_scheduler(scheduler: Any) -> Any:
+    """The scheduler for previews of a base: its own, or for a flow-matching one ours, which runs in every pipeline."""
     return FlowMatchMultistepScheduler.from_config(scheduler.config) if is_flow(scheduler.config) else scheduler
 
 
-def check_base(scheduler: Any, name: str, prediction_type: str) -> None:
-    """Refuse a base that cannot be trained to a prediction.
+def check_base_schedule(scheduler: Any, name: str, prediction_type: str) -> None:
+    """Refuse a base model whose schedule cannot be trained to a prediction type.
 
     Args:
         scheduler: of the base.
@@ -59,8 +59,8 @@ def check_base(scheduler: Any, name: str, prediction_type: str) -> None:
         raise ValueError(f"{name} is a flow model of another kind: only noise - x_0, told 1000 s, is trained.")
 
 
-def check_bridge(scheduler: Any, name: str) -> None:
-    """Refuse a base that no exact conversion makes a flow model.
+def check_bridge_base(scheduler: Any, name: str) -> None:
+    """Refuse a base model that no exact conversion turns into a flow model.
 
     Args:
         scheduler: of the base.

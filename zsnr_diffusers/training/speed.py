@@ -15,7 +15,7 @@ BACKEND = "inductor"
 
 
 def check_speed(config: ComputeConfig, use_8bit_adam: bool) -> None:
-    """Refuse options that cannot work, or not together.
+    """Refuse speed options that do not work together, or whose library is missing.
 
     Raises:
         ValueError: with the options, or the library that is missing.
@@ -31,7 +31,7 @@ def check_speed(config: ComputeConfig, use_8bit_adam: bool) -> None:
 
 
 def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
-    """Lay out a UNet's weights and let it be compiled, in place, so that names and parameters stay what they are.
+    """Set a UNet's memory format and compilation, in place, so that names and parameters do not change.
 
     It is compiled in its first forward pass.
 
@@ -50,7 +50,7 @@ def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
 
 
 def no_compile(config: ComputeConfig) -> contextlib.AbstractContextManager[Any]:
-    """Where calls are made that are not worth compiling for: few, of other sizes, in evaluation mode."""
+    """Context in which a compiled UNet runs eagerly, for few calls of other sizes in evaluation mode."""
     if config.compile == "none":
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -59,7 +59,7 @@ def no_compile(config: ComputeConfig) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def matmul_precision(allow_tf32: bool) -> Iterator[None]:
-    """How float32 products are rounded, while a run lasts: it is a setting of the process."""
+    """Context that lets float32 matrix products use TF32, and restores the process's setting."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if allow_tf32 else before)
     try:
@@ -68,8 +68,10 @@ def matmul_precision(allow_tf32: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def adamw(groups: Iterable[dict[str, Any]], config: OptimizationConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW, whose state has 32 bits a number, or 8."""
+def create_adamw(
+    groups: Iterable[dict[str, Any]], config: OptimizationConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """torch's AdamW, or bitsandbytes' with 8-bit state."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
     if config.use_8bit_adam:
         import bitsandbytes
@@ -80,5 +82,5 @@ def adamw(groups: Iterable[dict[str, Any]], config: OptimizationConfig, device: 
 
 
 def copy_with_strides_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy, in the layout of a tensor of the same shape: kernels that go through both may take it for granted."""
+    """Copy a tensor in the memory layout of `like`, as fused optimizer kernels require of a parameter's state."""
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.shape == like.shape else tensor.clone()

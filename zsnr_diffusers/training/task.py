@@ -43,21 +43,21 @@ class Task(ABC):
 
     @abstractmethod
     def initial_networks(self) -> Mapping[str, torch.nn.Module]:
-        """The networks that the run starts from, by name; none of them new."""
+        """Networks that training starts from, by name; none for a new one."""
 
     @abstractmethod
     def summary(self, samples: Any) -> dict[str, str]:
-        """What is done to which model, on which samples, line by line."""
+        """Lines of the plan, by name: what is done to which model, on which samples."""
 
     @abstractmethod
     def samples(self, images: Images, global_batch: int = 1) -> TrainingDataset:
         """The training samples of the rows that can be used, from `check_images`."""
 
     def plan_cache(self, accelerator: Accelerator, samples: Any) -> None:  # noqa: B027
-        """Before the summary: find out which results of frozen networks are stored; nothing is written."""
+        """Find out which results of frozen networks are cached; nothing is written. Called before `summary`."""
 
     def prepare(self, accelerator: Accelerator, samples: Any) -> TrainingDataset:
-        """Bring frozen networks to where they work, or store their results.
+        """Move frozen networks to their devices, or cache their results.
 
         Returns:
             The samples to train on.
@@ -66,7 +66,7 @@ class Task(ABC):
 
     @abstractmethod
     def x_0(self, batch: Batch, device: torch.device) -> Tensor:
-        """What noise is added to, float32 [B, C, H, W], without gradients."""
+        """Clean samples to noise from a batch, float32 [B, C, H, W], without gradients."""
 
     @abstractmethod
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:

@@ -8,13 +8,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .data.loader import Batch, TrainingDataset, derive_seed, generator
+from .data.loader import Batch, TrainingDataset, derive_seed, make_generator
 
 _BINS = 10
 
 
-def stratified(drawn: int, place: int, count: int, num_train_timesteps: int) -> int:
-    """A uniform timestep, squeezed into part `place` of an even division of all timesteps into `count`.
+def stratified_timestep(drawn: int, place: int, count: int, num_train_timesteps: int) -> int:
+    """A uniform timestep in [0, T-1] squeezed into part `place` of `count` equal parts of all timesteps.
 
     Where the place is uniform too, so is the result, exactly: `place * T + drawn` is uniform over 0 to count T - 1.
     """
@@ -47,21 +47,22 @@ class SampledTimesteps(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position, at its timestep."""
         batch = self.samples[position]
-        return {**batch, "timestep": torch.tensor(self._timestep(position, int(batch["timestep"])))}
+        return {**batch, "timestep": torch.tensor(self._draw_timestep(position, int(batch["timestep"])))}
 
     def row_at(self, position: int) -> int:
-        """Index of the row that the sample at a position is made of."""
+        """Index of the data row that the sample at a position is made from."""
         return self.samples.row_at(position)
 
-    def _timestep(self, position: int, drawn: int) -> int:
+    def _draw_timestep(self, position: int, drawn: int) -> int:
+        """The timestep at a position under the configured sampling, from a uniform and independent one."""
         last = self.num_train_timesteps - 1
         if self.sampling == "stratified":
             step, place = divmod(position, self.global_batch)
             rotated = (place + derive_seed(self.seed, 3, step)) % self.global_batch
-            return stratified(drawn, rotated, self.global_batch, last + 1)
+            return stratified_timestep(drawn, rotated, self.global_batch, last + 1)
         if self.sampling == "antithetic":
             pair, second = divmod(position, 2)
-            shared = int(torch.randint(last + 1, (), generator=generator(self.seed, 4, pair)))
+            shared = int(torch.randint(last + 1, (), generator=make_generator(self.seed, 4, pair)))
             return last - shared if second else shared
         return drawn
 
@@ -90,8 +91,8 @@ class SampledFlowTimes(SampledTimesteps):
 
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position, at its flow time."""
-        drawn = int(torch.randint(self.PARTS, (), generator=generator(self.seed, 6, position)))
-        u = (self._timestep(position, drawn) + 0.5) / self.PARTS
+        drawn = int(torch.randint(self.PARTS, (), generator=make_generator(self.seed, 6, position)))
+        u = (self._draw_timestep(position, drawn) + 0.5) / self.PARTS
         s = self.density(torch.tensor(u, dtype=torch.float64))
         return {**self.samples[position], "timestep": (1000 * s).float()}
 
@@ -121,7 +122,7 @@ class LossByTimestep:
         self._sums.index_add_(1, timesteps, torch.stack([losses.where(finite, 0), finite.to(losses)]))
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the samples of all processes, by name, and a new start; a bin without samples is left out."""
+        """Mean losses by timestep bin over all processes' samples, then start anew; empty bins are left out."""
         sums = accelerator.reduce(self._sums, "sum").double().cpu()
         self._sums.zero_()
         last = sums.shape[1] - 1

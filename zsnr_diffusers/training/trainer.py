@@ -17,10 +17,10 @@ from .checkpointing.checkpoint import checkpoint_step, read_checkpoint, write_ch
 from .checkpointing.signals import StopSignals
 from .checkpointing.state import TrainingState
 from .config import OptimizationConfig
-from .data.dataset import name_of
-from .data.loader import Batch, DistributedBatchSampler, derive_seed, load_batches
+from .data.dataset import row_name
+from .data.loader import Batch, DistributedBatchSampler, create_dataloader, derive_seed
 from .errors import TrainingError
-from .fsdp import full_tensor, gather
+from .fsdp import full_tensor, gather_full_tensors
 from .loss import LossWeighting
 from .network import TrainedNetwork
 from .optimization import Optimization
@@ -79,10 +79,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def batches(self, last_step: int) -> Iterator[Iterator[Batch]]:
-        """Batches up to a step; the workers that make them end with the context."""
+        """Iterate over batches up to a step; DataLoader workers end with the context."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         positions = DistributedBatchSampler(self.config, range(self.step, last_step), rank, world_size)
-        batches = iter(load_batches(self.samples, positions, self.task.data))
+        batches = iter(create_dataloader(self.samples, positions, self.task.data))
         try:
             yield batches
         finally:
@@ -103,7 +103,7 @@ class Trainer:
             # Dropout has no generator but the global one.
             torch.manual_seed(derive_seed(self.task.data.seed, 2, self.step, part, self.accelerator.process_index))
             with self.accelerator.accumulate(self.network.unet):
-                loss = self._losses(batch).mean()
+                loss = self._compute_losses(batch).mean()
                 losses.append(loss.detach())
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
@@ -114,16 +114,16 @@ class Trainer:
         self.step += 1
         if finite:
             self.losses.append(mean)
-            self.network.update_average()
+            self.network.update_ema()
         return mean
 
-    def _losses(self, batch: Batch) -> Tensor:
-        """What is minimized, for each sample of a batch, shape [B]."""
+    def _compute_losses(self, batch: Batch) -> Tensor:
+        """The weighted training loss of each sample of a batch, shape [B]."""
         task, device = self.task, self.accelerator.device
         noise, x_0 = batch["noise"].to(device), task.x_0(batch, device)
-        asked = task.objective.ask(x_0, noise, batch["timestep"])
+        asked = task.objective.noised_batch(x_0, noise, batch["timestep"])
         output = task.predict(self.network.unet, asked.x_t, {**batch, "timestep": asked.timestep})
-        losses = v_loss(asked.answer(output), asked.target)
+        losses = v_loss(asked.convert_output(output), asked.target)
         self.loss_by_timestep.add(losses, batch["timestep"].to(device, non_blocking=True))
         return self.weighting(losses, batch["timestep"])
 
@@ -138,7 +138,7 @@ class Trainer:
         return float(mean), float(norms)
 
     def _is_finite(self, loss: float, norm: float) -> bool:
-        """Whether the weights can be updated; an error where they could not be for too many steps in a row."""
+        """Whether loss and gradients are finite, so that weights can be updated; an error after too many are not."""
         # Under fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
             self.skipped_steps = 0
@@ -149,27 +149,28 @@ class Trainer:
         )
         if self.skipped_steps > self.config.nan_skip:
             raise TrainingError(
-                f"{found}, and {self.last_checkpoint}. The batch was made of the rows {self._rows()}. Lower "
-                "--learning_rate or lengthen --lr_warmup_steps, then --resume; --nan_skip leaves out single steps."
+                f"{found}, and {self.last_checkpoint}. The batch was made of the rows {self._batch_row_names()}. "
+                "Lower --learning_rate or lengthen --lr_warmup_steps, then --resume; --nan_skip leaves out single "
+                "steps."
             )
         if self.processes.is_main:
-            tqdm.write(f"{found}. The batch was made of the rows {self._rows()}.")
+            tqdm.write(f"{found}. The batch was made of the rows {self._batch_row_names()}.")
         return False
 
-    def _rows(self) -> str:
-        """The rows of the data that this step's global batch is made of."""
+    def _batch_row_names(self) -> str:
+        """Names of the data rows in this step's global batch, for error texts."""
         size = self.config.global_batch(self.accelerator.num_processes)
         rows = [self.samples.row_at(position) for position in range(self.step * size, (self.step + 1) * size)]
-        names = [name_of(self.task.rows, self.task.data.image_column, row) for row in rows[:_MOST_ROWS_NAMED]]
+        names = [row_name(self.task.rows, self.task.data.image_column, row) for row in rows[:_MOST_ROWS_NAMED]]
         return ", ".join([*names, *([f"and {size - len(names)} more"] if size > len(names) else [])])
 
-    def shipped(self) -> contextlib.AbstractContextManager[Any]:
-        """In the main process, the network with the weights that are shipped, None in others; all have to ask."""
-        return self.network.shipped(self.state.tensors)
+    def export_unet(self) -> contextlib.AbstractContextManager[Any]:
+        """In the main process the UNet with the weights to export, None in others; collective."""
+        return self.network.export_unet(self.state.tensors)
 
     def save_checkpoint(self, folder: Path, limit: int) -> None:
-        """Write a checkpoint into the run's folder, where only so many are left; all processes have to ask."""
-        tensors = gather(self.state.tensors(), keep=self.processes.is_main)
+        """Write a checkpoint into the run's folder and keep the newest `limit`; collective."""
+        tensors = gather_full_tensors(self.state.tensors(), keep=self.processes.is_main)
         numbers = {**self.state.numbers(), "left_out": self.skipped_steps, "losses": list(self.losses)}
         self.checkpoint = self.processes.run_on_main(
             lambda: write_checkpoint(folder, self.step, tensors, numbers, limit)
@@ -177,5 +178,5 @@ class Trainer:
 
     @property
     def last_checkpoint(self) -> str:
-        """The last checkpoint in words."""
+        """The last good checkpoint in words, for messages."""
         return f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there was no checkpoint yet"

@@ -50,7 +50,7 @@ def folder(written, tmp_path):
 
 
 def names(folder):
-    return [path.name for path in checkpoints.checkpoints(folder)]
+    return [path.name for path in checkpoints.list_checkpoints(folder)]
 
 
 def test_what_was_written_is_read(folder):
@@ -234,7 +234,7 @@ def test_a_full_disk_at_any_write_leaves_all_as_it_was(written, tmp_path, monkey
         assert "checkpoint of step 8 could not be written: [Errno 28] No space left" in failed
         assert {"checkpoint-000002", "checkpoint-000004", "checkpoint-000006"} <= set(os.listdir(folder))
         assert set(os.listdir(folder)) == set(names(folder))
-        assert all(find_corruption(checkpoint) is None for checkpoint in checkpoints.checkpoints(folder))
+        assert all(find_corruption(checkpoint) is None for checkpoint in checkpoints.list_checkpoints(folder))
     assert broken > 15
 
 
@@ -255,7 +255,7 @@ def test_a_file_that_cannot_be_written_to_its_end(folder):
         if failures:
             assert "File too large" in failed
             assert "last good one is checkpoint-000006" in failed
-        assert all(find_corruption(checkpoint) is None for checkpoint in checkpoints.checkpoints(folder))
+        assert all(find_corruption(checkpoint) is None for checkpoint in checkpoints.list_checkpoints(folder))
         assert set(os.listdir(folder)) == set(names(folder))
     assert failures == len(limits) - 1
     assert names(folder)[-1] == "checkpoint-000008"

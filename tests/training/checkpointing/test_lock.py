@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zsnr_diffusers.training.checkpointing import lock
-from zsnr_diffusers.training.checkpointing.lock import LOCK_FILE, locked
+from zsnr_diffusers.training.checkpointing.lock import LOCK_FILE, lock_run_folder
 
 HOLD = f"""
 import sys, os
@@ -19,7 +19,7 @@ lock = module_from_spec(spec)
 spec.loader.exec_module(lock)
 if sys.argv[2] == "without":
     lock.fcntl = None
-with lock.locked(Path(sys.argv[1])):
+with lock.lock_run_folder(Path(sys.argv[1])):
     print("held", flush=True)
     input()
 """
@@ -47,11 +47,11 @@ def holder(tmp_path, locks):
 
 def test_two_processes_do_not_hold_one_folder(tmp_path, holder):
     message = rf"{tmp_path} is in use by process {holder.pid} on .* wait for it.*remove"
-    with pytest.raises(ValueError, match=message), locked(tmp_path):
+    with pytest.raises(ValueError, match=message), lock_run_folder(tmp_path):
         raise AssertionError
     holder.communicate("\n")
     assert holder.returncode == 0
-    with locked(tmp_path):
+    with lock_run_folder(tmp_path):
         pass
 
 
@@ -59,7 +59,7 @@ def test_a_killed_holder_holds_no_more(tmp_path, holder):
     holder.kill()
     holder.wait()
     assert (tmp_path / LOCK_FILE).exists()
-    with locked(tmp_path):
+    with lock_run_folder(tmp_path):
         assert (tmp_path / LOCK_FILE).read_text().startswith(f"{os.getpid()} on ")
 
 
@@ -75,7 +75,7 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
     assert process.stdout.readline() == "held\n"
     assert process.stdout.readline() == "forked\n"
     assert process.wait() == -9
-    with locked(tmp_path):
+    with lock_run_folder(tmp_path):
         pass
     process.stdin.close()
     process.stdout.close()
@@ -84,21 +84,21 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
 def test_nothing_is_left(tmp_path, locks):
     for name, left in (("empty", False), ("full", True)):
         folder = tmp_path / "new" / name
-        with locked(folder):
+        with lock_run_folder(folder):
             assert (folder / LOCK_FILE).exists()
             if left:
                 (folder / "result").write_text("")
         assert folder.exists() == left
         assert not (folder / LOCK_FILE).exists()
-    with locked(tmp_path / "new"):  # which was there
+    with lock_run_folder(tmp_path / "new"):  # which was there
         pass
     assert os.listdir(tmp_path / "new") == ["full"]
 
 
 def test_let_go_after_an_error(tmp_path, locks):
-    with pytest.raises(KeyError), locked(tmp_path):
+    with pytest.raises(KeyError), lock_run_folder(tmp_path):
         raise KeyError
-    with locked(tmp_path):
+    with lock_run_folder(tmp_path):
         pass
 
 
@@ -108,7 +108,11 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(lock.fcntl, "lockf", refuse)
-    with locked(tmp_path), pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"), locked(tmp_path):
+    with (
+        lock_run_folder(tmp_path),
+        pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"),
+        lock_run_folder(tmp_path),
+    ):
         raise AssertionError
     assert os.listdir(tmp_path) == []
 
@@ -116,10 +120,10 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, code):
 def test_a_process_of_another_machine_counts_as_alive(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
     (tmp_path / LOCK_FILE).write_text("1 on elsewhere")
-    with pytest.raises(ValueError, match="in use by process 1 on elsewhere"), locked(tmp_path):
+    with pytest.raises(ValueError, match="in use by process 1 on elsewhere"), lock_run_folder(tmp_path):
         raise AssertionError
     (tmp_path / LOCK_FILE).write_text(f"1 on {socket.gethostname()}")  # init, which may not be signalled by all
-    with pytest.raises(ValueError, match="in use"), locked(tmp_path):
+    with pytest.raises(ValueError, match="in use"), lock_run_folder(tmp_path):
         raise AssertionError
 
 
@@ -128,7 +132,7 @@ def test_a_holder_that_goes_between_our_two_steps(tmp_path, monkeypatch):
     samestat = os.path.samestat
     answers = iter([False])
     monkeypatch.setattr(os.path, "samestat", lambda a, b: next(answers, samestat(a, b)))
-    with locked(tmp_path):
+    with lock_run_folder(tmp_path):
         assert (tmp_path / LOCK_FILE).exists()
 
 
@@ -137,5 +141,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(PermissionError, match=rf"--output_dir={tmp_path} cannot be written"), locked(tmp_path):
+    with (
+        pytest.raises(PermissionError, match=rf"--output_dir={tmp_path} cannot be written"),
+        lock_run_folder(tmp_path),
+    ):
         raise AssertionError

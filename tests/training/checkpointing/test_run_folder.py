@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.checkpointing import run_folder
-from zsnr_diffusers.training.checkpointing.fingerprint import fingerprint
+from zsnr_diffusers.training.checkpointing.fingerprint import compute_fingerprint
 from zsnr_diffusers.training.checkpointing.lock import LOCK_FILE
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
@@ -70,21 +70,21 @@ def test_data_that_are_the_same_elsewhere_are_the_same(options, tmp_path):
     copy = shutil.copytree(options["train_data_dir"], tmp_path / "copy", copy_function=shutil.copyfile)
     other = StableDiffusionTask(TrainingConfig(**{**options, "train_data_dir": str(copy)}))
     rows = list(range(len(task.rows)))
-    assert fingerprint(task, rows) == fingerprint(other, rows)
-    assert fingerprint(task, rows[:-1])["data"]["rows"] == len(rows) - 1
+    assert compute_fingerprint(task, rows) == compute_fingerprint(other, rows)
+    assert compute_fingerprint(task, rows[:-1])["data"]["rows"] == len(rows) - 1
 
 
 def test_images_within_the_table_count_by_name_and_size(options):
     task = StableDiffusionTask(TrainingConfig(**options))
     rows = list(range(len(task.rows)))
-    before = fingerprint(task, rows)["data"]
+    before = compute_fingerprint(task, rows)["data"]
 
     def embed(row):
         path = row["image"]["path"]
         return {"image": {"path": Path(path).name, "bytes": Path(path).read_bytes()}}
 
     task.rows = task.rows.map(embed)
-    assert fingerprint(task, rows)["data"] == before
+    assert compute_fingerprint(task, rows)["data"] == before
 
 
 @pytest.mark.full

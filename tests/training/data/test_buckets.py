@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsnr_diffusers.training.data.buckets import bucket_sizes, epoch_order, filled_up, into_buckets, nearest_bucket
-from zsnr_diffusers.training.data.loader import generator
+from zsnr_diffusers.training.data.buckets import (
+    assign_to_buckets,
+    bucket_sizes,
+    epoch_order,
+    nearest_bucket,
+    round_up_to_batches,
+)
+from zsnr_diffusers.training.data.loader import make_generator
 
 RESOLUTIONS = st.tuples(st.integers(1, 40), st.sampled_from([8, 32, 64])).map(
     lambda pair: (pair[0] * pair[1], pair[1])
@@ -89,7 +95,7 @@ def test_too_narrow_images_go_to_the_narrowest():
 @given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=20))
 def test_every_row_is_in_its_bucket_and_no_bucket_is_empty(images):
     sizes = bucket_sizes(512, 64)
-    buckets = into_buckets(dict(enumerate(images)), sizes)
+    buckets = assign_to_buckets(dict(enumerate(images)), sizes)
     assert sorted(row for rows in buckets.values() for row in rows) == list(range(len(images)))
     for size, rows in buckets.items():
         assert rows
@@ -105,8 +111,8 @@ GROUPS = st.lists(st.integers(1, 20), min_size=1, max_size=5).map(
 
 @given(GROUPS, st.integers(1, 9), st.integers(0, 3))
 def test_an_epoch_is_whole_batches_of_one_group_that_show_every_row(groups, batch, seed):
-    order = epoch_order(groups, batch, generator(seed))
-    assert len(order) == sum(filled_up(len(group), batch) for group in groups)
+    order = epoch_order(groups, batch, make_generator(seed))
+    assert len(order) == sum(round_up_to_batches(len(group), batch) for group in groups)
     for start in range(0, len(order), batch):
         assert len({row // 100 for row in order[start : start + batch]}) == 1
     shown = Counter(order)
@@ -119,8 +125,8 @@ def test_an_epoch_is_whole_batches_of_one_group_that_show_every_row(groups, batc
 
 def test_rows_and_batches_and_fillers_are_random():
     groups = [list(range(10)), list(range(100, 109))]
-    orders = [epoch_order(groups, 4, generator(0, epoch)) for epoch in range(200)]
-    assert orders[0] == epoch_order(groups, 4, generator(0, 0))
+    orders = [epoch_order(groups, 4, make_generator(0, epoch)) for epoch in range(200)]
+    assert orders[0] == epoch_order(groups, 4, make_generator(0, 0))
     assert len({tuple(order) for order in orders}) == 200
     firsts = Counter(order[0] // 100 for order in orders)  # half of the batches are of each group
     assert abs(firsts[0] - 100) < 4 * 50**0.5
@@ -130,6 +136,6 @@ def test_rows_and_batches_and_fillers_are_random():
 
 
 def test_one_group_that_need_not_be_kept_together_is_shuffled_alone():
-    order = epoch_order([list(range(50))], 1, generator(7))
+    order = epoch_order([list(range(50))], 1, make_generator(7))
     assert sorted(order) == list(range(50))
     assert order != list(range(50))

@@ -2,7 +2,12 @@
 
 import pytest
 
-from zsnr_diffusers.training.data.caption_files import CaptionFileError, caption_files, caption_in_text, read_captions
+from zsnr_diffusers.training.data.caption_files import (
+    CaptionFileError,
+    find_caption_files,
+    parse_text_caption,
+    read_captions,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +25,7 @@ from zsnr_diffusers.training.data.caption_files import CaptionFileError, caption
     ],
 )
 def test_each_line_is_a_caption(content, caption):
-    assert caption_in_text(content) == caption
+    assert parse_text_caption(content) == caption
 
 
 @pytest.mark.parametrize(
@@ -28,20 +33,20 @@ def test_each_line_is_a_caption(content, caption):
 )
 def test_another_encoding_is_refused(content):
     with pytest.raises(ValueError, match="it is not UTF-8"):
-        caption_in_text(content)
+        parse_text_caption(content)
 
 
 def test_caption_files_are_found_by_name_and_extension(tmp_path):
     images = [tmp_path / name for name in ("a.png", "b.jpg", "b.v2.jpg", "n/c.PNG", "none.png")]
     files = [tmp_path / name for name in ("a.txt", "b.TXT", "b.v2.txt", "n/c.txt", "none.caption", "n/none.txt")]
-    found = caption_files(images, files, ".txt")
+    found = find_caption_files(images, files, ".txt")
     assert {image.name: file.name for image, file in found.items()} == {
         "a.png": "a.txt",
         "b.jpg": "b.TXT",
         "b.v2.jpg": "b.v2.txt",
         "c.PNG": "c.txt",
     }
-    assert list(caption_files(images, files, ".caption")) == [images[-1]]
+    assert list(find_caption_files(images, files, ".caption")) == [images[-1]]
 
 
 def test_json_has_captions_in_a_field_and_errors_stand_in_their_place(tmp_path):

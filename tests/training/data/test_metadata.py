@@ -8,13 +8,13 @@ import pytest
 
 from zsnr_diffusers.training.data.metadata import (
     MetadataError,
-    as_lists_if_any,
     caption_values,
+    class_values,
     column_names,
-    path_column,
-    plain_values,
+    find_path_column,
     read_metadata,
     relative_path,
+    unify_captions,
 )
 
 ROWS = [
@@ -77,7 +77,7 @@ def test_all_formats_say_the_same(tmp_path, write, numbers):
 )
 def test_paths_are_in_the_column_of_the_images(tmp_path, columns, image_column, found):
     records = read_metadata(jsonl(tmp_path, [{name: "a.png" for name in columns}]))
-    assert path_column(records, image_column) == found
+    assert find_path_column(records, image_column) == found
 
 
 def test_paths_are_brought_into_one_form(tmp_path):
@@ -150,13 +150,13 @@ def test_a_broken_line_of_csv_is_named(tmp_path, text, message):
 def test_a_missing_header_is_named(tmp_path, text):
     columns = text.splitlines()[0].replace(",", ", ")
     with pytest.raises(MetadataError, match=rf"metadata\.csv, line 1: file_name is missing.* columns are {columns}\."):
-        path_column(read_metadata(csv(tmp_path, text)), "image")
+        find_path_column(read_metadata(csv(tmp_path, text)), "image")
 
 
 def test_no_paths_at_all_are_named_with_the_columns(tmp_path):
     records = read_metadata(jsonl(tmp_path, [{"photo_file_name": "a.png", "text": "x"}]))
     with pytest.raises(MetadataError, match=r"jsonl, line 1: .* photo_file_name, text\. .*--image_column x"):
-        path_column(records, "image")
+        find_path_column(records, "image")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no table at all", None], ids=["empty", "mark", "text", "cut off"])
@@ -205,7 +205,7 @@ def values(tmp_path, read, column, given):
 )
 def test_captions_are_texts_or_lists_throughout(tmp_path, given, expected):
     assert values(tmp_path, caption_values, "text", given) == expected
-    assert as_lists_if_any(given) == expected
+    assert unify_captions(given) == expected
 
 
 def test_a_row_without_the_column_has_no_caption(tmp_path):
@@ -226,12 +226,12 @@ def test_captions_of_csv_are_text_whatever_they_look_like(tmp_path):
 
 def test_whole_numbers_of_csv_are_numbers_and_nothing_is_none(tmp_path):
     records = read_metadata(csv(tmp_path, "file_name,label,word\na.png,10,cat\nb.png,2,7\nc.png,,\n"))
-    assert plain_values(records, "label") == [10, 2, None]
-    assert plain_values(records, "word") == ["cat", "7", None]
+    assert class_values(records, "label") == [10, 2, None]
+    assert class_values(records, "word") == ["cat", "7", None]
 
 
 @pytest.mark.parametrize("given", [[1, "a"], ["a", 1], [None, 1, "a"], [1, True]])
 def test_a_column_of_several_types_is_named_with_both_lines(tmp_path, given):
     last = len(given)
     with pytest.raises(MetadataError, match=rf"line {last}: label is .*, and .* at .*line {last - 1}"):
-        values(tmp_path, plain_values, "label", given)
+        values(tmp_path, class_values, "label", given)

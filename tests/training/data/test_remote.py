@@ -6,7 +6,7 @@ import pytest
 from tar_shards import FlakyFileSystem, serve_ranges
 
 from zsnr_diffusers.training.data import remote
-from zsnr_diffusers.training.data.remote import ShardError, expand_braces, find_files, read_range, state_of
+from zsnr_diffusers.training.data.remote import ShardError, expand_braces, file_state, read_range, resolve_urls
 
 
 @pytest.fixture(autouse=True)
@@ -42,17 +42,17 @@ def test_braces_that_do_not_pair(pattern):
 def test_globs_are_sorted_and_braces_kept_in_order(tmp_path):
     for name in ("b.tar", "a.tar", "c.txt"):
         (tmp_path / name).write_bytes(b"")
-    assert find_files(f"{tmp_path}/*.tar") == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
-    assert find_files(f"{tmp_path}/{{b,a}}.tar") == [f"{tmp_path}/b.tar", f"{tmp_path}/a.tar"]
+    assert resolve_urls(f"{tmp_path}/*.tar") == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
+    assert resolve_urls(f"{tmp_path}/{{b,a}}.tar") == [f"{tmp_path}/b.tar", f"{tmp_path}/a.tar"]
     fsspec.filesystem("memory").pipe("/glob/a.tar", b"x")
-    (url,) = find_files("memory://glob/?.tar")
+    (url,) = resolve_urls("memory://glob/?.tar")
     assert read_range(url, 0, 1) == b"x"
 
 
 @pytest.mark.parametrize("pattern", ["{}/*.zip", "{}/{{3..2}}.tar"])
 def test_a_pattern_without_files(tmp_path, pattern):
     with pytest.raises(ShardError, match="no file matches"):
-        find_files(pattern.format(tmp_path))
+        resolve_urls(pattern.format(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_pattern_without_files(tmp_path, pattern):
 )
 def test_a_missing_file_is_named_at_once(url, message, pauses):
     with pytest.raises(ShardError, match=f"{url} cannot be read: .*{message}"):
-        state_of(url)
+        file_state(url)
     assert pauses == []
 
 
@@ -78,8 +78,8 @@ def test_a_file_written_anew_with_the_same_size_is_in_another_state(protocol, tm
         system.pipe(path, content)
         if protocol == "file":
             os.utime(path, (seconds, seconds))  # clocks of file systems are coarse
-        states.append(state_of(f"{protocol}://{path}"))
-        assert states[-1] == state_of(f"{protocol}://{path}")
+        states.append(file_state(f"{protocol}://{path}"))
+        assert states[-1] == file_state(f"{protocol}://{path}")
     assert states[0].size == states[1].size == 3
     assert states[0].sha256 != states[1].sha256
 
@@ -115,7 +115,7 @@ def test_over_http(tmp_path, pauses):
         return {50: 500, 60: "whole"}.get(start)
 
     with serve_ranges(tmp_path, answer) as place:
-        assert state_of(f"{place}/a.tar").size == 100
+        assert file_state(f"{place}/a.tar").size == 100
         assert read_range(f"{place}/a.tar", 10, 20) == bytes(range(10, 20))
         with pytest.raises(ShardError, match=r"a\.tar cannot be read: .*500"):
             read_range(f"{place}/a.tar", 50, 51)
@@ -123,10 +123,10 @@ def test_over_http(tmp_path, pauses):
         with pytest.raises(ShardError, match=r"of bytes 60 to 61 came 100: .*its server cannot read by range"):
             read_range(f"{place}/a.tar", 60, 61)
         with pytest.raises(ShardError, match=r"b\.tar cannot be read: there is no such file"):
-            state_of(f"{place}/b.tar")
+            file_state(f"{place}/b.tar")
 
 
 @pytest.mark.skipif(find_spec("aiohttp") is not None, reason="HTTP can be read")
 def test_a_missing_library_is_named():
     with pytest.raises(ShardError, match='"requests" and "aiohttp" to be installed'):
-        state_of("http://127.0.0.1/a.tar")
+        file_state("http://127.0.0.1/a.tar")

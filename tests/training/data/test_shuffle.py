@@ -3,12 +3,12 @@ import functools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsnr_diffusers.training.data.loader import generator
+from zsnr_diffusers.training.data.loader import make_generator
 from zsnr_diffusers.training.data.shuffle import ShardShuffle
 
 
 def order(counts, width, seed=0, epoch=0):
-    return ShardShuffle(counts, width, functools.partial(generator, seed, 0, epoch))
+    return ShardShuffle(counts, width, functools.partial(make_generator, seed, 0, epoch))
 
 
 @given(st.lists(st.integers(0, 9), max_size=9), st.integers(1, 10))

@@ -8,7 +8,7 @@ from tar_shards import FlakyFileSystem, tar
 
 from zsnr_diffusers.training.data import remote, tar_index
 from zsnr_diffusers.training.data.remote import FileState, ShardError
-from zsnr_diffusers.training.data.tar_index import TarIndex, index_file, read_index
+from zsnr_diffusers.training.data.tar_index import TarIndex, index_path, read_index
 
 TEXT = ("txt", "json")
 
@@ -98,7 +98,7 @@ def test_something_else_is_refused(data):
 
 def test_stored_and_loaded(tmp_path):
     index = index_of(tar({"a.jpg": b"1", "a.txt": b"2", "b.jpg": b"3"}))
-    file = index_file(tmp_path / "new", "memory://index.tar", FileState(5, "a"), TEXT)
+    file = index_path(tmp_path / "new", "memory://index.tar", FileState(5, "a"), TEXT)
     assert TarIndex.load(file) is None
     index.save(file)
     loaded = TarIndex.load(file)
@@ -113,7 +113,7 @@ def test_stored_and_loaded(tmp_path):
 
 def test_what_an_index_is_of():
     files = {
-        index_file(tar_index.Path("f"), url, FileState(size, version), kinds)
+        index_path(tar_index.Path("f"), url, FileState(size, version), kinds)
         for url in ("a", "b")
         for size in (1, 2)
         for version in ("1", "2")

@@ -13,13 +13,20 @@ from tar_shards import FlakyFileSystem, captioned, serve_ranges, tar, to_memory,
 from training_runs import logged, same, trained, weights
 
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, TrainingError, train
-from zsnr_diffusers.training.checkpointing.checkpoint import checkpoints, read_checkpoint
+from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints, read_checkpoint
 from zsnr_diffusers.training.checkpointing.fingerprint import _data_sha256
 from zsnr_diffusers.training.data import remote
 from zsnr_diffusers.training.data import tar_shards as sharded
-from zsnr_diffusers.training.data.dataset import check_images, image_sha256, image_size, name_of, open_rows, read_image
+from zsnr_diffusers.training.data.dataset import (
+    check_images,
+    image_sha256,
+    image_size,
+    open_rows,
+    read_image,
+    row_name,
+)
 from zsnr_diffusers.training.data.remote import ShardError
-from zsnr_diffusers.training.reporting.luminance import read_luminance
+from zsnr_diffusers.training.reporting.luminance import read_luminance_file
 from zsnr_diffusers.utils.distributed import Processes
 
 
@@ -64,7 +71,7 @@ def test_rows_are_those_of_the_folder(shard_options, options, image_folder):
         assert read_image(rows, "image", index).tobytes() == read_image(folder, "image", index).tobytes()
         assert image_sha256(rows, "image", index) == image_sha256(folder, "image", index)
     assert rows.select_columns(["text"])[[7, 0]] == folder.select_columns(["text"])[[7, 0]]
-    assert name_of(rows, "image", 5) == f"5 ({captioned(image_folder)[5][0]}.png in 1.tar)"
+    assert row_name(rows, "image", 5) == f"5 ({captioned(image_folder)[5][0]}.png in 1.tar)"
     with pytest.raises(KeyError):
         rows.select_columns(["text"])[0]["image"]
 
@@ -72,7 +79,7 @@ def test_rows_are_those_of_the_folder(shard_options, options, image_folder):
 def test_a_row_is_one_read_and_its_name_none(shard_options, tmp_path, monkeypatch):
     rows = opened(shard_options, train_shards=to_memory(tmp_path / "shards", "flaky"))
     monkeypatch.setattr(FlakyFileSystem, "reads", [])
-    name_of(rows, "image", 3)
+    row_name(rows, "image", 3)
     assert FlakyFileSystem.reads == []
     rows.select_columns(["text"])[3]["text"], rows[3]["image"]["bytes"]
     assert image_size(rows, "image", 3) == read_image(rows, "image", 3).size[::-1]
@@ -227,7 +234,7 @@ def test_a_bad_image_ends_the_run_with_its_name_and_the_checkpoint(damaged, work
     damaged |= {"checkpointing_steps": 1, "dataloader_num_workers": workers}
     with pytest.raises(TrainingError, match=r"^At step \d: cannot read image 0000\d\.png in 1\.tar: ") as error:
         run(damaged)
-    kept = [path.name for path in checkpoints(Path(damaged["output_dir"]))]
+    kept = [path.name for path in list_checkpoints(Path(damaged["output_dir"]))]
     end = rf"; the last good checkpoint is \S*{kept[-1]}\. " if kept else r"; there was no checkpoint yet\. "
     assert re.search(f"{end}Then --resume\\.$", str(error.value))
     assert "\n" not in str(error.value)
@@ -241,7 +248,7 @@ def test_a_bad_image_is_named_and_the_next_row_shown(damaged, shard_options, cap
     from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
     samples = StableDiffusionTask(config).samples(range(10))
-    order = list(samples._order(0)[:])
+    order = list(samples._epoch_order(0)[:])
     place = next(place for place in range(9) if order[place] in (5, 6) and order[place + 1] not in (5, 6))
     shown, after = samples[place], samples[place + 1]
     # Mirrored or not, and noised otherwise: a sample's randomness is that of its place.
@@ -254,7 +261,7 @@ def test_a_bad_image_is_named_and_the_next_row_shown(damaged, shard_options, cap
 def test_bad_images_are_not_measured_either(damaged):
     changes = {"on_bad_image": "skip", "luminance_images": 10, "num_inference_steps": 1, "max_train_steps": 1}
     train(TrainingConfig(**{**damaged, **changes}))
-    coverages = read_luminance(Path(damaged["output_dir"]))
+    coverages = read_luminance_file(Path(damaged["output_dir"]))
     assert [(one.generated.n, one.real.n) for one in coverages.values()] == [(8, 8)] * 2
 
 

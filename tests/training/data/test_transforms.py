@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from zsnr_diffusers.training.data.loader import generator
+from zsnr_diffusers.training.data.loader import make_generator
 from zsnr_diffusers.training.data.transforms import compute_crop, resize_and_crop
 
 SIDES = st.integers(1, 300)
@@ -63,7 +63,7 @@ def test_the_centre_is_in_the_middle_to_half_a_pixel():
 
 def test_random_crops_are_uniform_over_all_places():
     """16 rows of 20: five places, 2000 draws; 4 standard deviations."""
-    places = [torch.rand(2, generator=generator(0, position)).tolist() for position in range(2000)]
+    places = [torch.rand(2, generator=make_generator(0, position)).tolist() for position in range(2000)]
     tops = torch.tensor([compute_crop((20, 16), (16, 16), place).top for place in places])
     counts = torch.bincount(tops, minlength=5)
     assert counts.shape == (5,)

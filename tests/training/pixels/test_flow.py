@@ -19,7 +19,7 @@ from zsnr_diffusers.core import flow_level, flow_times, loss_weights, schedule_t
 from zsnr_diffusers.training import PixelTrainingConfig, train
 from zsnr_diffusers.training.loss import LossWeighting
 from zsnr_diffusers.training.pixels import PixelTask
-from zsnr_diffusers.training.run import prepare
+from zsnr_diffusers.training.run import create_trainer
 
 FLOW = {"prediction_type": "flow_prediction"}
 
@@ -37,7 +37,7 @@ def drawn(options, count, **changes):
     """The first samples of a run, as its trainer gets them."""
     config = PixelTrainingConfig(**{**options, **changes})
     task = PixelTask(config)
-    trainer = prepare(config, *launched(config), task, task.samples(range(12), config.global_batch(1)))
+    trainer = create_trainer(config, *launched(config), task, task.samples(range(12), config.global_batch(1)))
     return [trainer.samples[position] for position in range(count)], task
 
 
@@ -47,12 +47,12 @@ def drawn(options, count, **changes):
 def test_the_target_is_noise_less_x_0_on_the_straight_path(options):
     _, task = drawn(options, 1)
     x_0, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
-    asked = task.objective.ask(x_0, noise, torch.tensor([1000.0, 250.0, 31.25]))
+    asked = task.objective.noised_batch(x_0, noise, torch.tensor([1000.0, 250.0, 31.25]))
     s = torch.tensor([1.0, 0.25, 0.03125]).reshape(3, 1, 1, 1)
     torch.testing.assert_close(asked.x_t, (1 - s) * x_0 + s * noise)
     assert torch.equal(asked.target, noise - x_0)
     assert asked.timestep.tolist() == [1000.0, 250.0, 31.25]
-    assert asked.answer(noise) is noise
+    assert asked.convert_output(noise) is noise
 
 
 def test_losses_of_a_run_are_those_computed_by_hand(options):
@@ -219,7 +219,7 @@ def test_a_flow_base_is_asked_as_it_was(options, tmp_path, scheduler):
     samples, task = drawn(options, 2)
     batch = torch.utils.data.default_collate(samples)
     s = (batch["timestep"] / 1000).reshape(-1, 1, 1, 1)
-    asked = task.objective.ask(batch["pixel_values"], batch["noise"], batch["timestep"])
+    asked = task.objective.noised_batch(batch["pixel_values"], batch["noise"], batch["timestep"])
     with torch.no_grad():
         found = task.predict(task.unet.eval(), asked.x_t, {**batch, "timestep": asked.timestep})
         x_s = (1 - s) * batch["pixel_values"] + s * batch["noise"]
@@ -242,9 +242,9 @@ def test_through_a_bridge_a_v_base_is_the_flow_model_that_it_is_by_conversion(op
     x_s = (1 - s) * batch["pixel_values"] + s * batch["noise"]
     with as_flow_model(unet.eval(), betas), torch.no_grad():
         flow = unet(x_s, batch["timestep"]).sample
-    asked = task.objective.ask(batch["pixel_values"], batch["noise"], batch["timestep"])
+    asked = task.objective.noised_batch(batch["pixel_values"], batch["noise"], batch["timestep"])
     with torch.no_grad():
-        answer = asked.answer(task.predict(task.unet.eval(), asked.x_t, {**batch, "timestep": asked.timestep}))
+        answer = asked.convert_output(task.predict(task.unet.eval(), asked.x_t, {**batch, "timestep": asked.timestep}))
     torch.testing.assert_close(answer, flow, rtol=0, atol=1e-5)
     by_hand = float((flow - (batch["noise"] - batch["pixel_values"])).square().mean())
     run({**options, "output_dir": options["output_dir"] + "-run"})

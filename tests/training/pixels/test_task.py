@@ -15,7 +15,7 @@ from training_runs import same, trained
 from zsnr_diffusers import ClassConditionalPipeline, load_pipeline
 from zsnr_diffusers.training import RECIPES, PixelTrainingConfig, train
 from zsnr_diffusers.training.pixels import PixelTask
-from zsnr_diffusers.training.reporting.luminance import drawn_rows, read_luminance
+from zsnr_diffusers.training.reporting.luminance import read_luminance_file, sample_rows
 
 
 def run(options, **changes):
@@ -208,13 +208,13 @@ def test_brightness_is_painted_by_the_classes_of_rows_and_a_new_network_has_no_b
     monkeypatch.setattr(ClassConditionalPipeline, "_resolve_labels", spy)
     options |= {"luminance_images": 11, "validation_steps": 2, "num_inference_steps": 1}
     run(options)
-    rows = drawn_rows(range(12), 0, 11)
+    rows = sample_rows(range(12), 0, 11)
     assert labels == 2 * [row // 4 for row in rows]
-    assert list(read_luminance(Path(options["output_dir"]))) == [2, 4]
+    assert list(read_luminance_file(Path(options["output_dir"]))) == [2, 4]
     labels.clear()
     base = tmp_path / "base"
     DDPMPipeline(tiny_unet(in_channels=1, out_channels=1), DDPMScheduler()).save_pretrained(base)
     options |= {"class_column": None, "pretrained_model_name_or_path": str(base), "output_dir": str(tmp_path / "on")}
     run(options)
     assert labels == 3 * 11 * [None]
-    assert list(read_luminance(Path(options["output_dir"]))) == [0, 2, 4]
+    assert list(read_luminance_file(Path(options["output_dir"]))) == [0, 2, 4]

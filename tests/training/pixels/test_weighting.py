@@ -8,7 +8,7 @@ from training_runs import logged, same, trained
 from zsnr_diffusers import ZeroSNRDDPMScheduler
 from zsnr_diffusers.core import loss_weights, noise_level
 from zsnr_diffusers.training import PixelTrainingConfig
-from zsnr_diffusers.training.checkpointing.checkpoint import checkpoints
+from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 from zsnr_diffusers.training.loss import LossWeighting
 from zsnr_diffusers.training.pixels import PixelTask
 from zsnr_diffusers.training.timesteps import SampledTimesteps
@@ -98,7 +98,7 @@ def test_what_is_learned_of_uncertainty_is_in_checkpoints_and_not_in_the_pipelin
         return {path.relative_to(folder) for path in folder.rglob("*") if "checkpoint" not in str(path)}
 
     def learned(folder):
-        (coefficients,) = load_file(checkpoints(folder)[-1] / "log_variance.safetensors").values()
+        (coefficients,) = load_file(list_checkpoints(folder)[-1] / "log_variance.safetensors").values()
         return coefficients
 
     whole, halves, plain = (tmp_path / name for name in ("whole", "halves", "plain"))

@@ -11,7 +11,12 @@ from training_runs import logged, same, trained, weights
 
 from zsnr_diffusers.evaluation import generate_images, luminance_coverage, mean_luminance
 from zsnr_diffusers.training import TrainingConfig, TrainingInterrupted, trainer
-from zsnr_diffusers.training.reporting.luminance import add_luminance, drawn_rows, in_words, read_luminance
+from zsnr_diffusers.training.reporting.luminance import (
+    add_luminance,
+    describe_coverage,
+    read_luminance_file,
+    sample_rows,
+)
 from zsnr_diffusers.training.stable_diffusion.output import StableDiffusionOutput
 
 DATA = np.linspace(-0.8, 0.8, 101)
@@ -25,12 +30,12 @@ def test_what_a_step_adds_is_the_evaluation_s_figures_and_reads_back(tmp_path):
     first, later = np.linspace(-0.1, 0.1, 11), DATA
     for step, generated in ((0, first), (500, later)):
         assert add_luminance(tmp_path, step, generated, DATA) == luminance_coverage(generated, DATA)
-    assert read_luminance(tmp_path) == {
+    assert read_luminance_file(tmp_path) == {
         0: luminance_coverage(first, DATA),
         500: luminance_coverage(later, DATA),
     }
     floor = luminance_coverage(first, DATA).floor
-    assert in_words(read_luminance(tmp_path)[0]) == (
+    assert describe_coverage(read_luminance_file(tmp_path)[0]) == (
         # of evenly spaced values: p5 and p95 are 0.9 of the ends, W1 is the mean of |u - v| over equal ranks
         f"luminance p5..p95 -0.09..0.09 of the data's -0.72..0.72; W1 0.35 (floor {floor:.2f})"
     )
@@ -39,32 +44,32 @@ def test_what_a_step_adds_is_the_evaluation_s_figures_and_reads_back(tmp_path):
 def test_going_on_from_an_earlier_step_drops_later_ones(tmp_path):
     for step in (0, 5, 10, 5):
         add_luminance(tmp_path, step, DATA[step:], DATA)
-    assert list(read_luminance(tmp_path)) == [0, 5]
+    assert list(read_luminance_file(tmp_path)) == [0, 5]
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", '{"0": {"w1": 1}}', '{"x": 1}'])
 def test_a_damaged_file_begins_anew(tmp_path, damaged):
     (tmp_path / "luminance.json").write_text(damaged)
-    assert read_luminance(tmp_path) == {}
+    assert read_luminance_file(tmp_path) == {}
     add_luminance(tmp_path, 7, DATA, DATA)
-    assert list(read_luminance(tmp_path)) == [7]
+    assert list(read_luminance_file(tmp_path)) == [7]
 
 
 def test_rows_are_the_same_each_time_and_of_those_that_can_be_used():
     good = range(100, 200)
-    assert drawn_rows(good, 0, 8) == drawn_rows(good, 0, 8) != drawn_rows(good, 1, 8)
-    assert len(set(drawn_rows(good, 0, 20)) & set(good)) == 20
-    assert sorted(drawn_rows(good, 0, 1000)) == list(good)
+    assert sample_rows(good, 0, 8) == sample_rows(good, 0, 8) != sample_rows(good, 1, 8)
+    assert len(set(sample_rows(good, 0, 20)) & set(good)) == 20
+    assert sorted(sample_rows(good, 0, 1000)) == list(good)
 
 
 @pytest.mark.full
 def test_step_0_is_the_base_and_the_last_step_what_is_shipped(options, base_folder, image_folder, capsys):
     options |= {"luminance_images": 6, "validation_steps": 2, "report_to": "tensorboard", "ema_decay": 0.5}
     run(options)
-    folder, rows = Path(options["output_dir"]), drawn_rows(range(10), 0, 6)
+    folder, rows = Path(options["output_dir"]), sample_rows(range(10), 0, 6)
     lines = [json.loads(line) for line in (image_folder / "metadata.jsonl").read_text().splitlines()]
     data = mean_luminance(sorted(image_folder.glob("*.png")))
-    found, said = read_luminance(folder), capsys.readouterr().out
+    found, said = read_luminance_file(folder), capsys.readouterr().out
     assert list(found) == [0, 2, 4]
     for step, pipe in (
         (0, StableDiffusionPipeline.from_pretrained(base_folder)),
@@ -76,7 +81,7 @@ def test_step_0_is_the_base_and_the_last_step_what_is_shipped(options, base_fold
         assert found[step].generated == wanted.generated
         # the same real images in another order
         assert found[step].w1 == pytest.approx(wanted.w1)
-        assert f"step {step}: {in_words(found[step])}" in said
+        assert f"step {step}: {describe_coverage(found[step])}" in said
     for name, values in (
         ("p5", [one.generated.p5 for one in found.values()]),
         ("p95", [one.generated.p95 for one in found.values()]),

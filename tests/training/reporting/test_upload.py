@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 from training_runs import logged
 
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, TrainingError, train
-from zsnr_diffusers.training.reporting.luminance import read_luminance
-from zsnr_diffusers.training.reporting.upload import create_repo, repo_name
+from zsnr_diffusers.training.reporting.luminance import read_luminance_file
+from zsnr_diffusers.training.reporting.upload import create_run_repo, hub_repo_name
 from zsnr_diffusers.training.trainer import Trainer
 
 SHIPPED = {"README.md", "model_index.json", "pipeline.py", "luminance.json", "luminance.png"} | {
@@ -65,7 +65,7 @@ def test_what_is_shipped_is_pushed_and_nothing_else(pushed, hub):
 def check_card(pushed, folder):
     """It shows before and after."""
     card = ModelCard.load(folder / "README.md")
-    coverages = read_luminance(folder)
+    coverages = read_luminance_file(folder)
     for step, name in ((0, "before"), (4, "after 4 steps")):
         ours = coverages[step].generated
         assert f"| {name} | {ours.p5:.2f} to {ours.p95:.2f} | {coverages[step].w1:.3f}, floor" in card.content
@@ -151,14 +151,14 @@ def test_a_rehearsal_checks_name_and_token_and_makes_nothing(pushed, hub, monkey
 def test_offline_is_refused(pushed, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE=1: unset it"):
-        repo_name(TrainingConfig(**pushed))
+        hub_repo_name(TrainingConfig(**pushed))
 
 
 def test_the_repo_is_called_as_the_folder_and_is_private_if_wanted(pushed, hub, options):
     config = TrainingConfig(**{**pushed, "hub_model_id": None, "hub_private_repo": True})
-    assert create_repo(config) == f"{OWNER}/run"
-    assert create_repo(config) == f"{OWNER}/run"  # it is there
-    create_repo(TrainingConfig(**pushed))
+    assert create_run_repo(config) == f"{OWNER}/run"
+    assert create_run_repo(config) == f"{OWNER}/run"  # it is there
+    create_run_repo(TrainingConfig(**pushed))
     assert hub["made"] == {"acme/run": "private", "acme/landscapes": None}
 
 
@@ -195,5 +195,5 @@ def test_of_two_processes_one_pushes_and_both_fail(pushed, hub, tmp_path):
         assert "could not be pushed: it answers 500" in (tmp_path / f"rank{rank}.log").read_text()
     for path in ("api/repos/create", "api/models/acme/landscapes/commit/main"):
         assert hub["requests"].count(path) == 1
-    assert list(read_luminance(Path(pushed["output_dir"]))) == [0, 1]
+    assert list(read_luminance_file(Path(pushed["output_dir"]))) == [0, 1]
     DiffusionPipeline.from_pretrained(pushed["output_dir"])

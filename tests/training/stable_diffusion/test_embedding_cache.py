@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 
 from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.data.dataset import check_images
-from zsnr_diffusers.training.data.loader import DistributedBatchSampler, load_batches
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_dataloader
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask, embedding_cache, encoders, row_cache
 from zsnr_diffusers.utils.hashing import file_sha256
 
@@ -148,7 +148,7 @@ def test_workers_read_the_same(options, workers, monkeypatch):
     config = TrainingConfig(**{**options, "dataloader_num_workers": workers, "max_train_steps": 8})
     samples = prepare(options, dataloader_num_workers=workers, max_train_steps=8).samples
     assert len(shards(options["output_dir"])) > 2
-    for step, batch in enumerate(load_batches(samples, DistributedBatchSampler(config, range(8), 0, 1), config)):
+    for step, batch in enumerate(create_dataloader(samples, DistributedBatchSampler(config, range(8), 0, 1), config)):
         expected = default_collate([samples[2 * step], samples[2 * step + 1]])
         assert batch.keys() == expected.keys() >= {"mean", "std", "text"}
         assert all(torch.equal(batch[name], expected[name]) for name in batch)

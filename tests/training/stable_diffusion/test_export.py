@@ -25,7 +25,7 @@ def loaded(config):
 
 
 def save(base, config):
-    record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.loss_in_words())
+    record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
     save_pipeline_folder(base, base.pipeline.unet, config, record)
 
 

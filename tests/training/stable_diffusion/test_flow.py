@@ -49,8 +49,8 @@ from zsnr_diffusers.core import flow_level, ideal_output
 from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
 from zsnr_diffusers.schedulers.stock import stock_flow_scheduler
 from zsnr_diffusers.training import TrainingConfig, train
-from zsnr_diffusers.training.reporting.luminance import read_luminance
-from zsnr_diffusers.training.run import prepare
+from zsnr_diffusers.training.reporting.luminance import read_luminance_file
+from zsnr_diffusers.training.run import create_trainer
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
 FLOW = {"prediction_type": "flow_prediction"}
@@ -117,7 +117,7 @@ def step_by_hand(options, unet, folder, bridge=None):
     """The loss of the first step, from the samples of a run and a UNet; `bridge` is hung around it meanwhile."""
     config = TrainingConfig(**{**options, "output_dir": f"{options['output_dir']}-hand", "cache": "none"})
     task, pipe = StableDiffusionTask(config), DiffusionPipeline.from_pretrained(folder)
-    trainer = prepare(config, *launched(config), task, task.samples(range(10), config.global_batch(1)))
+    trainer = create_trainer(config, *launched(config), task, task.samples(range(10), config.global_batch(1)))
     batch = torch.utils.data.default_collate([trainer.samples[i] for i in range(config.train_batch_size)])
     with torch.no_grad():
         posterior = pipe.vae.encode(batch["pixel_values"]).latent_dist
@@ -247,7 +247,7 @@ def test_three_hundred_steps_bring_brightness_to_the_data_s_and_five_stock_pipel
     folder = Path(options["output_dir"])
     losses = [value for _, value in logged(folder)["loss"]]
     assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:3])
-    luminance = read_luminance(folder)
+    luminance = read_luminance_file(folder)
     assert luminance[300].w1 < luminance[0].w1
     assert not any(finding.severity == "error" for finding in audit(folder).findings)
     assert type(load_pipeline(folder).scheduler) is FlowMatchMultistepScheduler

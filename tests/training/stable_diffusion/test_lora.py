@@ -19,9 +19,9 @@ import zsnr_diffusers.utils.extras as extras
 from zsnr_diffusers import load_lora
 from zsnr_diffusers.hub.lora_files import LORA_FILE
 from zsnr_diffusers.training import TrainingConfig, main, network, train
-from zsnr_diffusers.training.checkpointing.checkpoint import checkpoints
-from zsnr_diffusers.training.checkpointing.fingerprint import fingerprint
-from zsnr_diffusers.training.data.loader import DistributedBatchSampler, load_batches
+from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
+from zsnr_diffusers.training.checkpointing.fingerprint import compute_fingerprint
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_dataloader
 from zsnr_diffusers.training.parameters import (
     base_state_dict,
     cast_for_training,
@@ -65,7 +65,7 @@ def shipping(monkeypatch):
 
 
 def last_checkpoint(options, name="unet"):
-    return load_file(checkpoints(Path(options["output_dir"]))[-1] / f"{name}.safetensors")
+    return load_file(list_checkpoints(Path(options["output_dir"]))[-1] / f"{name}.safetensors")
 
 
 # -- what is trained
@@ -116,7 +116,7 @@ def test_updates_are_those_of_a_plain_loop_of_torch_and_peft(options, base_folde
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     root = (1 - betas).cumprod(0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # Algorithm 1 of the paper
-    for batch in load_batches(task.samples(range(10)), DistributedBatchSampler(config, range(3), 0, 1), config):
+    for batch in create_dataloader(task.samples(range(10)), DistributedBatchSampler(config, range(3), 0, 1), config):
         alpha = root[batch["timestep"]].float().reshape(-1, 1, 1, 1)
         sigma = (1 - root[batch["timestep"]] ** 2).sqrt().float().reshape(-1, 1, 1, 1)
         with torch.no_grad():
@@ -204,7 +204,7 @@ def test_disk_space_is_that_of_the_adapter(options, monkeypatch):
 
 def test_the_base_is_known_by_the_same_fingerprint(options):
     lora, whole = task_of(options), task_of(options, lora_rank=None, lora_alpha=None)
-    assert fingerprint(lora, [0]) == fingerprint(whole, [0])
+    assert compute_fingerprint(lora, [0]) == compute_fingerprint(whole, [0])
 
 
 # -- how it is computed

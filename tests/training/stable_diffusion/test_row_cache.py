@@ -31,7 +31,7 @@ def written(tmp_path):
 
 def found(folder, facts=None, contents=CONTENTS):
     cache = Cache(folder, "x", facts or {"weights": "a"})
-    return cache, cache.find(contents)
+    return cache, cache.find_missing(contents)
 
 
 def check(cache, contents=CONTENTS):
@@ -55,7 +55,7 @@ def test_rows_come_back_as_they_were_and_only_by_what_they_were_made_of(written)
     assert missing == CONTENTS
     other = Cache(written, "x", {"weights": "b"})
     os.renames(shards(written)[0], other.folder / shards(written)[0].name)  # a shard that strayed into another cache
-    assert other.find(CONTENTS) == CONTENTS
+    assert other.find_missing(CONTENTS) == CONTENTS
 
 
 def test_shards_end_when_they_are_large_or_slow(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_reading_processes_open_shards_themselves(written):
 
 def test_finding_more_keeps_what_was_found(written):
     cache, _ = found(written, contents=CONTENTS[:2])
-    assert cache.find([*CONTENTS, b"more"]) == [b"more"]
+    assert cache.find_missing([*CONTENTS, b"more"]) == [b"more"]
     check(cache)
 
 
@@ -121,7 +121,7 @@ def test_damaged_shards_are_removed_and_written_anew(written):
     cache.prune()
     assert not shards(written)
     cache.write([rows(0, 1, 2, 3, 4)])
-    assert not cache.find(missing)
+    assert not cache.find_missing(missing)
     check(cache)
     assert shards(written) == [shard]  # the same rows make the same file
 
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_finished_shards_alone(tmp_path, monkeypatch):
     cache = Cache(tmp_path, "x", {"weights": "a"})
     with pytest.raises(OSError, match="No space left"):
         cache.write([rows(0, 1), rows(2), rows(3)])
-    assert cache.find(CONTENTS) == CONTENTS[2:]
+    assert cache.find_missing(CONTENTS) == CONTENTS[2:]
     check(cache, CONTENTS[:2])
     assert len(list(cache.folder.iterdir())) == 1
 
@@ -154,4 +154,4 @@ def test_only_what_was_abandoned_long_ago_is_removed(written):
     cache.prune()
     assert not old.exists()
     assert new.exists()
-    assert not cache.find(CONTENTS)
+    assert not cache.find_missing(CONTENTS)

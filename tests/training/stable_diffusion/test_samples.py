@@ -13,7 +13,7 @@ from tiny_pipelines import tiny_stable_diffusion
 
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.data.dataset import check_images, open_rows
-from zsnr_diffusers.training.data.loader import DistributedBatchSampler, generator, load_batches
+from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_dataloader, make_generator
 from zsnr_diffusers.training.stable_diffusion.conditioning import Conditioning
 from zsnr_diffusers.training.stable_diffusion.samples import CaptionedDataset
 
@@ -67,10 +67,10 @@ def test_a_step_takes_the_same_samples_however_it_is_divided(batch, accumulation
 
 
 def test_generators_of_neighbouring_keys_are_unrelated():
-    draws = torch.stack([torch.randn(1000, generator=generator(seed, 1, k)) for seed in (0, 1) for k in range(5)])
+    draws = torch.stack([torch.randn(1000, generator=make_generator(seed, 1, k)) for seed in (0, 1) for k in range(5)])
     correlation = torch.corrcoef(draws) - torch.eye(10)
     assert correlation.abs().max() < 5 / 1000**0.5
-    assert torch.equal(torch.randn(3, generator=generator(7, 8)), torch.randn(3, generator=generator(7, 8)))
+    assert torch.equal(torch.randn(3, generator=make_generator(7, 8)), torch.randn(3, generator=make_generator(7, 8)))
 
 
 # -- samples
@@ -78,7 +78,7 @@ def test_generators_of_neighbouring_keys_are_unrelated():
 
 def test_every_epoch_shows_every_image_once_in_another_order(config):
     data = samples(config)
-    orders = [data._order(epoch) for epoch in range(4)]
+    orders = [data._epoch_order(epoch) for epoch in range(4)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 
@@ -86,10 +86,10 @@ def test_every_epoch_shows_every_image_once_in_another_order(config):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_depend_on_the_position_only(options, workers):
     config = TrainingConfig(**{**options, "dataloader_num_workers": workers, "max_train_steps": 8})
-    whole = list(load_batches(samples(config), DistributedBatchSampler(config, range(8), 0, 1), config))
+    whole = list(create_dataloader(samples(config), DistributedBatchSampler(config, range(8), 0, 1), config))
     torch.manual_seed(123)  # nothing may come from the global generator
     state = torch.get_rng_state()
-    rest = list(load_batches(samples(config), DistributedBatchSampler(config, range(5, 8), 0, 1), config))
+    rest = list(create_dataloader(samples(config), DistributedBatchSampler(config, range(5, 8), 0, 1), config))
     assert torch.equal(torch.get_rng_state(), state)
     assert len(rest) == 3
     for a, b in zip(whole[5:], rest, strict=True):
@@ -146,7 +146,7 @@ def test_odd_images_become_the_rgb_that_they_show(options, tmp_path):
     with (tmp_path / "odd" / "metadata.jsonl").open("a") as file:
         file.write(json.dumps({"file_name": "4.png", "text": "snow"}) + "\n")
     data = samples(with_data(options, folder))
-    shown = {data._order(0)[p]: data[p]["pixel_values"] for p in range(4)}
+    shown = {data._epoch_order(0)[p]: data[p]["pixel_values"] for p in range(4)}
     assert shown[0][0].flatten().tolist() == pytest.approx((ramp.flatten() / 32767.5 - 1).tolist(), abs=0.005)
     assert bool((shown[1] == 1).all())
     assert bool((shown[2][2, :, 5:11] > 0.9).all())
@@ -266,7 +266,7 @@ def test_broken_images_are_left_out_on_request(options, damaged, capsys):
     rows = open_images(config)
     assert check_images(rows, config, progress=False) == {0: (16, 16), 3: (16, 16)}
     assert "2 of 4 images cannot be read" in capsys.readouterr().out
-    assert {samples(config)._order(0)[p] for p in range(2)} == {0, 3}
+    assert {samples(config)._epoch_order(0)[p] for p in range(2)} == {0, 3}
 
 
 def test_nothing_left_is_an_error(options, tmp_path):

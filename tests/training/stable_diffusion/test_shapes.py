@@ -94,7 +94,7 @@ def test_every_global_batch_is_of_one_bucket_and_every_image_comes_in_its_turn(i
                 for position in forward
             ]
             assert len(rows) == size
-            assert len({samples.size_of(row) for row in rows}) == 1
+            assert len({samples.bucket_size(row) for row in rows}) == 1
             shown.update(rows)
         assert set(shown) == set(range(len(images)))
         for rows in samples.buckets.values():

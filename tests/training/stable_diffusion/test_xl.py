@@ -25,7 +25,7 @@ from zsnr_diffusers import (
 from zsnr_diffusers.hub.weight_files import DTYPE_ARGUMENT
 from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.data.dataset import check_images
-from zsnr_diffusers.training.data.loader import generator
+from zsnr_diffusers.training.data.loader import make_generator
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 from zsnr_diffusers.training.stable_diffusion.base import load_base
 from zsnr_diffusers.training.stable_diffusion.encoders import Autoencoder
@@ -88,7 +88,7 @@ def by_hand(options, folder, positions):
     alpha_bar = enforce_zero_terminal_snr(stock.scheduler.alphas_cumprod)
     for position in positions:
         sample, row = samples[position], samples.row_at(position)
-        dropped, flipped, _ = torch.rand(3, generator=generator(config.seed, 1, position)).tolist()
+        dropped, flipped, _ = torch.rand(3, generator=make_generator(config.seed, 1, position)).tolist()
         image = ImageOps.exif_transpose(Image.open(folder / f"{row}.png")).convert("RGB")
         original = (image.height, image.width)
         scale = RESOLUTION / min(image.size)

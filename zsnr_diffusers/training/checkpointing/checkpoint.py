@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...hub.weight_files import savable
+from ...hub.weight_files import prepare_for_safetensors
 from ...utils.files import atomic_rmtree, fsync, write_json
 from ...utils.hashing import file_sha256
 from ..errors import TrainingError
@@ -29,14 +29,14 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 """Tensors by the name of their file, without ending, and their own."""
 
 
-def checkpoints(output_dir: Path) -> list[Path]:
-    """What bears a checkpoint's name in a run's folder, oldest first."""
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoint folders in a run's folder, valid or not, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=checkpoint_step)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """Optimizer steps that a checkpoint has behind it."""
+    """Optimizer steps made at a checkpoint, by its name."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
@@ -55,13 +55,13 @@ def write_checkpoint(output_dir: Path, step: int, tensors: Tensors, numbers: Map
         OSError: an old one cannot be removed.
     """
     final = output_dir / f"checkpoint-{step:06d}"
-    partial = final.with_name(_partial(final))
+    partial = final.with_name(_partial_name(final))
     _check_finite(tensors, step)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name, values in tensors.items():
-            save_file(savable(values), partial / f"{name}.safetensors")
+            save_file(prepare_for_safetensors(values), partial / f"{name}.safetensors")
             fsync(partial / f"{name}.safetensors")
         write_json(partial / NUMBERS, numbers)
         files = {
@@ -74,30 +74,30 @@ def write_checkpoint(output_dir: Path, step: int, tensors: Tensors, numbers: Map
         fsync(output_dir)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        kept = [path.name for path in checkpoints(output_dir)[-1:]]
+        kept = [path.name for path in list_checkpoints(output_dir)[-1:]]
         raise TrainingError(
             f"The checkpoint of step {step} could not be written: {error}. "
             f"The last good one is {kept[0] if kept else 'none'}."
         ) from error
-    for old in checkpoints(output_dir)[:-limit]:
-        atomic_rmtree(old, _partial(old))
+    for old in list_checkpoints(output_dir)[:-limit]:
+        atomic_rmtree(old, _partial_name(old))
     return final
 
 
 def read_checkpoint(checkpoint: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors, on the CPU, and the numbers of a checkpoint."""
+    """Read a checkpoint's tensors, on the CPU, and its numbers."""
     tensors = {file.stem: load_file(file) for file in checkpoint.glob("*.safetensors")}
     return tensors, json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
 
 
 def latest_valid(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The checkpoint to go on from, None where there never was one, and what is wrong with each newer one.
+    """The newest valid checkpoint, None if there never was one, and what is wrong with each newer one.
 
     Raises:
         ValueError: there are checkpoints, or were, and none is whole.
     """
     damaged: dict[Path, str] = {}
-    for checkpoint in reversed(checkpoints(output_dir)):
+    for checkpoint in reversed(list_checkpoints(output_dir)):
         defect = find_corruption(checkpoint)
         if defect is None:
             return checkpoint, damaged
@@ -112,7 +112,7 @@ def latest_valid(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def find_corruption(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is as it was written; files that are not of it do not matter."""
+    """What is wrong with a checkpoint by its manifest, None if it is as written; other files do not matter."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         step, files = manifest["step"], manifest["files"]
@@ -135,7 +135,7 @@ def find_corruption(checkpoint: Path) -> str | None:
 
 
 def quarantine(checkpoint: Path) -> Path:
-    """Rename a checkpoint that cannot be used, so that its name is free and nothing is lost.
+    """Rename a corrupt checkpoint, so that its name is free and nothing is lost.
 
     Returns:
         Where it is now.
@@ -147,16 +147,18 @@ def quarantine(checkpoint: Path) -> Path:
 
 
 def remove_partial_checkpoints(output_dir: Path) -> None:
-    """Remove what an earlier process of the run was writing or removing when it was killed."""
+    """Remove checkpoints that a killed process left half-written or half-removed."""
     for path in output_dir.glob(".checkpoint-*.partial"):
         shutil.rmtree(path)
 
 
-def _partial(checkpoint: Path) -> str:
+def _partial_name(checkpoint: Path) -> str:
+    """Folder name of a checkpoint while it is written or removed."""
     return f".{checkpoint.name}.partial"
 
 
 def _check_finite(tensors: Tensors, step: int) -> None:
+    """Refuse to save tensors that are not finite."""
     for file, values in tensors.items():
         for name, value in values.items():
             if not torch.isfinite(value).all():

@@ -16,8 +16,8 @@ Fingerprint = Mapping[str, Any]
 """Anything that JSON can express, by what it is of."""
 
 
-def fingerprint(task: Task, usable_rows: Sequence[int]) -> Fingerprint:
-    """Of the data, and of the networks and the schedule that a run starts from.
+def compute_fingerprint(task: Task, usable_rows: Sequence[int]) -> Fingerprint:
+    """Hashes of a run's data, base networks and schedule, by which changes are noticed on resume.
 
     Args:
         task: before training.
@@ -36,7 +36,7 @@ def fingerprint(task: Task, usable_rows: Sequence[int]) -> Fingerprint:
 
 
 def _data_sha256(rows: Rows, usable_rows: Sequence[int], image_column: str) -> str:
-    """Of the names and sizes of the images, and of all else in the rows; no image is read."""
+    """SHA-256 of the images' names and sizes and all other columns of the used rows; no image is read."""
     if isinstance(rows, TarDataset):
         return rows.shards.sha256
     digest = hashlib.sha256()

@@ -17,8 +17,8 @@ LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against all other processes; it is made if need be, and removed if nothing came into it.
+def lock_run_folder(folder: Path) -> Iterator[None]:
+    """Hold a run's output folder against other processes; it is created if need be, and removed if still empty.
 
     The lock is the system's and ends with the process, however that ends. Where the file system has no locks, the
     file counts as long as the process that it names lives.
@@ -31,7 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK_FILE
     try:
-        release = _lock(file)
+        release = _acquire_system_lock(file)
     except PermissionError as error:
         raise PermissionError(f"--output_dir={folder} cannot be written: {error}") from error
     try:
@@ -43,9 +43,10 @@ def locked(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _lock(file: Path) -> Callable[[], None]:
+def _acquire_system_lock(file: Path) -> Callable[[], None]:
+    """Lock a run's lock file by `fcntl`, or by its existence where that fails; returns what releases it."""
     if fcntl is None:
-        return _acquire(file)
+        return _acquire_lock_file(file)
     while True:
         # Not "w": what the holder wrote must stay.
         stream = file.open("a+")
@@ -57,13 +58,13 @@ def _lock(file: Path) -> Callable[[], None]:
             holder = stream.read()
             stream.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise _in_use(file, holder) from None
-            return _acquire(file)
-        if _is_the_lock_file(stream, file):
+                raise _in_use_error(file, holder) from None
+            return _acquire_lock_file(file)
+        if _is_same_file(stream, file):
             break
         stream.close()  # the holder before us removed it between our two steps
     stream.truncate(0)
-    stream.write(_own_record())
+    stream.write(_holder_record())
     stream.flush()
 
     def release() -> None:
@@ -73,42 +74,45 @@ def _lock(file: Path) -> Callable[[], None]:
     return release
 
 
-def _acquire(file: Path) -> Callable[[], None]:
-    """Hold by the existence of a file."""
+def _acquire_lock_file(file: Path) -> Callable[[], None]:
+    """Hold a run's folder by the existence of its lock file; returns the function that releases it."""
     while True:
         try:
             stream = file.open("x")
         except FileExistsError:
             holder = file.read_text()
             if _may_be_running(holder):
-                raise _in_use(file, holder) from None
+                raise _in_use_error(file, holder) from None
             file.unlink(missing_ok=True)
             continue
         with stream:
-            stream.write(_own_record())
+            stream.write(_holder_record())
         return lambda: file.unlink(missing_ok=True)
 
 
-def _in_use(file: Path, holder: str) -> ValueError:
+def _in_use_error(file: Path, holder: str) -> ValueError:
+    """The error for a run's folder that another process holds."""
     return ValueError(
         f"--output_dir={file.parent} is in use by process {holder or '(unknown)'}: wait for it, or choose another "
         f"folder. If it runs no more, remove {file}."
     )
 
 
-def _is_the_lock_file(stream: IO[str], file: Path) -> bool:
+def _is_same_file(stream: IO[str], file: Path) -> bool:
+    """Whether an open lock file is still the one at its path."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), file.stat())
     except FileNotFoundError:
         return False
 
 
-def _own_record() -> str:
+def _holder_record() -> str:
+    """Content of a lock file: this process's id and host."""
     return f"{os.getpid()} on {socket.gethostname()}"
 
 
 def _may_be_running(holder: str) -> bool:
-    """Whether a holder's process may still be there; of another machine's, and on Windows, it may."""
+    """Whether the process in a lock file may still run; always true for other hosts and on Windows."""
     number, _, host = holder.partition(" on ")
     if not number.isdecimal():
         return False

@@ -11,7 +11,7 @@ import yaml
 from ...hub.lora_files import LORA_FILE
 from ...utils.files import write_json, write_text
 from ..config import OutputConfig
-from .checkpoint import checkpoints
+from .checkpoint import list_checkpoints
 from .fingerprint import Fingerprint
 
 CONFIG_FILE, FINGERPRINT_FILE = "training_config.yaml", "fingerprint.json"
@@ -21,7 +21,7 @@ RESULTS = ("model_index.json", LORA_FILE)
 
 
 def check_run_folder(config: OutputConfig, identity: Mapping[str, Any]) -> None:
-    """Refuse to mix two runs in one folder.
+    """Refuse an output folder that holds another run, or is the base's or the data's.
 
     Args:
         config: with the folder.
@@ -42,7 +42,7 @@ def check_run_folder(config: OutputConfig, identity: Mapping[str, Any]) -> None:
                 "into: choose another folder for what comes out."
             )
     written, finished = folder / CONFIG_FILE, any((folder / name).exists() for name in RESULTS)
-    found = checkpoints(folder)
+    found = list_checkpoints(folder)
     if not (written.exists() or finished or found):
         return
     if not config.resume:
@@ -51,32 +51,32 @@ def check_run_folder(config: OutputConfig, identity: Mapping[str, Any]) -> None:
         )
     if finished and not found:
         raise ValueError(f"{folder} holds a finished run and no checkpoint to go on from; choose another folder.")
-    before = _read(written)
+    before = _read_run_record(written)
     changed = [
         f"--{name} was {before[name]!r} and is now {value!r}"
         for name, value in identity.items()
         if name in before and before[name] != value
     ]
-    _refuse(config, changed)
+    _refuse_changes(config, changed)
 
 
 def check_fingerprint(config: OutputConfig, now: Fingerprint) -> None:
-    """Refuse to go on with other data, or from another base, than a run began with.
+    """Refuse to resume a run whose data or base model have changed.
 
     Raises:
         ValueError: they have changed, and `--force` was not passed.
     """
-    before = _read(Path(config.output_dir, FINGERPRINT_FILE))
+    before = _read_run_record(Path(config.output_dir, FINGERPRINT_FILE))
     changed = [
         f"the {name} was {before[name]} and is now {value}"
         for name, value in now.items()
         if name in before and before[name] != value
     ]
-    _refuse(config, changed)
+    _refuse_changes(config, changed)
 
 
 def check_disk_space(config: OutputConfig, size: int) -> None:
-    """Refuse to start what the disk cannot hold: the checkpoints to keep, and one that is being written.
+    """Refuse to start if the disk cannot hold the checkpoints to keep and one being written.
 
     Args:
         config: with the folder and the number of checkpoints.
@@ -86,7 +86,7 @@ def check_disk_space(config: OutputConfig, size: int) -> None:
         ValueError: with the space that is needed and the space that is free.
     """
     folder, limit = Path(config.output_dir), config.checkpoints_total_limit
-    missing = max(1, limit + 1 - len(checkpoints(folder)))
+    missing = max(1, limit + 1 - len(list_checkpoints(folder)))
     free = shutil.disk_usage(folder).free
     if missing * size > free:
         raise ValueError(
@@ -96,8 +96,8 @@ def check_disk_space(config: OutputConfig, size: int) -> None:
         )
 
 
-def write_run(folder: Path, options: Mapping[str, Any], fingerprint: Fingerprint) -> None:
-    """Record in the folder what is being trained, on what and from what.
+def write_run_record(folder: Path, options: Mapping[str, Any], fingerprint: Fingerprint) -> None:
+    """Write a run's options and fingerprint into its folder.
 
     Args:
         folder: of the run.
@@ -109,7 +109,8 @@ def write_run(folder: Path, options: Mapping[str, Any], fingerprint: Fingerprint
     write_json(folder / FINGERPRINT_FILE, fingerprint)
 
 
-def _refuse(config: OutputConfig, changed: list[str]) -> None:
+def _refuse_changes(config: OutputConfig, changed: list[str]) -> None:
+    """Refuse to resume a run with these changes, unless `--force` is passed."""
     if changed and not config.force:
         raise ValueError(
             f"Cannot resume {config.output_dir} as another run: {'; '.join(changed)}. Choose another --output_dir, or "
@@ -117,8 +118,8 @@ def _refuse(config: OutputConfig, changed: list[str]) -> None:
         )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The content of a file of ours, nothing if there is none."""
+def _read_run_record(file: Path) -> dict[str, Any]:
+    """Content of a run's YAML or JSON record, empty if there is none."""
     if not file.exists():
         return {}
     text = file.read_text(encoding="utf-8")

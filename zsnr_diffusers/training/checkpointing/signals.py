@@ -31,7 +31,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._handle_signal) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,7 +39,8 @@ class StopSignals:
             # None stands for a handler that was not set in Python, which cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal; end the process at the second, unless it is an echo of the first."""
         if not self.received:
             self.received, self._since = number, time.monotonic()
             if self._verbose:
@@ -54,6 +55,6 @@ class StopSignals:
 
 
 def ignore_stop_signals(worker: int = 0) -> None:
-    """For processes that serve a training process, and which a terminal's Ctrl-C reaches too: that one decides."""
+    """Ignore SIGTERM and SIGINT in a DataLoader worker, since the training process decides when to stop."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

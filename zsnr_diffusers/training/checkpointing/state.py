@@ -36,19 +36,19 @@ class TrainingState:
     scaler: Any = None
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors, whole or not: of each network, `optimizer`'s as `network.parameter.key`, and those of `ema`."""
+        """All tensors of a checkpoint, sharded or not, by file and name: networks, `optimizer` and `ema`."""
         found = {name: trainable_state_dict(network) for name, network in self.networks.items()}
         found["optimizer"] = {
             f"{name}.{key}": torch.as_tensor(value)
-            for name, parameter in zip(self._optimized(), self._parameters(), strict=True)
+            for name, parameter in zip(self._optimized_names(), self._optimized_parameters(), strict=True)
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         if self.ema is not None:
-            found["ema"] = dict(zip(self._averaged(), self.ema.shadow_params, strict=True))
+            found["ema"] = dict(zip(self._ema_names(), self.ema.shadow_params, strict=True))
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """All that is no tensor, as JSON can express it."""
+        """All values of a checkpoint that are no tensors, as JSON can express them."""
         found: dict[str, Any] = {}
         if self.ema is not None:
             found["ema_steps"] = self.ema.optimization_step
@@ -57,7 +57,7 @@ class TrainingState:
         return found
 
     def restore(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
-        """Put back what `tensors` and `numbers` returned, all of it whole.
+        """Restore what `tensors` and `numbers` returned, given as full tensors.
 
         A moving average or a scaler that was not there before starts anew, one that is no longer there is dropped.
 
@@ -70,7 +70,7 @@ class TrainingState:
             self._restore_optimizer(tensors["optimizer"])
             if self.ema is not None:
                 averaged = tensors["ema"] if "ema" in tensors else tensors["unet"]
-                for name, shadow in zip(self._averaged(), self.ema.shadow_params, strict=True):
+                for name, shadow in zip(self._ema_names(), self.ema.shadow_params, strict=True):
                     shadow.copy_(distribute_like(averaged[name], shadow))
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"the checkpoint is of other networks: {error}") from error
@@ -80,38 +80,41 @@ class TrainingState:
             self.scaler.load_state_dict(numbers["scaler"])
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the optimizer's state from tensors named `network.parameter.key`; settings stay those of this run."""
         by_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, value in tensors.items():
             parameter, _, key = name.rpartition(".")
             by_parameter[parameter][key] = value
-        names = self._optimized()
+        names = self._optimized_names()
         if unknown := sorted(set(by_parameter) - set(names)):
             raise KeyError(", ".join(unknown))
         state = {
-            index: {key: _as_state_of(parameter, value) for key, value in by_parameter[name].items()}
-            for index, (name, parameter) in enumerate(zip(names, self._parameters(), strict=True))
+            index: {key: _restore_state_value(parameter, value) for key, value in by_parameter[name].items()}
+            for index, (name, parameter) in enumerate(zip(names, self._optimized_parameters(), strict=True))
             if name in by_parameter
         }
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def _optimized_parameters(self) -> list[nn.Parameter]:
+        """The optimizer's parameters, in its order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _optimized(self) -> list[str]:
-        """Names of the optimizer's parameters, in its order."""
+    def _optimized_names(self) -> list[str]:
+        """Names `network.parameter` of the optimizer's parameters, in its order."""
         names = {
             id(parameter): f"{network}.{name}"
             for network, module in self.networks.items()
             for name, parameter in trainable_parameters(module).items()
         }
-        return [names[id(parameter)] for parameter in self._parameters()]
+        return [names[id(parameter)] for parameter in self._optimized_parameters()]
 
-    def _averaged(self) -> list[str]:
+    def _ema_names(self) -> list[str]:
+        """Names of the parameters in the moving average, in its order."""
         return list(trainable_parameters(self.networks["unet"]))
 
 
-def _as_state_of(parameter: Tensor, value: Tensor) -> Tensor | int:
-    """What was read of an optimizer's state of a parameter, as the optimizer has it.
+def _restore_state_value(parameter: Tensor, value: Tensor) -> Tensor | int:
+    """A value read from a checkpoint in the type, shard and layout that the optimizer's state of a parameter has.
 
     A copy: what was read is a view of the file, which keeps it on the disk after its removal.
     """

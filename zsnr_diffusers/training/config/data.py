@@ -31,7 +31,7 @@ class FolderConfig(Options):
 
     @property
     def cache_folder(self) -> Path:
-        """Where what is computed of the data once is stored."""
+        """Folder of what is computed from the data once: `--cache_dir`, or `cache` in `--output_dir`."""
         return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
 
 
@@ -85,20 +85,20 @@ class DataConfig(FolderConfig):
 
     @property
     def has_data(self) -> bool:
-        """Whether data is named; a measurement does without."""
+        """Whether a data set, folder or shards are named; `--measure` runs without."""
         return bool(self.dataset_name or self.train_data_dir or self.train_shards)
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns that are read, by the option that names each; the images' is the first."""
+        """Data columns to read, by the option that names each; the images' is the first."""
         return {"image_column": self.image_column}
 
     @property
     def captions(self) -> Captions | None:
-        """Where captions stand; None where none are needed."""
+        """Column and file extension of captions; None if the model needs none."""
         return None
 
     @property
     def shard_index_folder(self) -> Path | None:
-        """Where indices of `train_shards` are stored; a dry run writes only into a folder that was named."""
+        """Folder for indices of `train_shards`; None in a dry run without `--cache_dir`, which writes nothing."""
         return None if self.dry_run and not self.cache_dir else self.cache_folder / "shards"

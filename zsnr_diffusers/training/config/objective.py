@@ -42,8 +42,8 @@ class FlowConfig(Options):
         "steps.",
     )
 
-    def flow_in_words(self) -> str:
-        """Which flow times are trained."""
+    def describe_flow_times(self) -> str:
+        """The density of trained flow times, in words."""
         density = {
             "logit_normal": f"logit-normal({self.logit_mean:g}, {self.logit_std:g})",
             "uniform": "uniform",
@@ -51,8 +51,8 @@ class FlowConfig(Options):
         }[self.flow_time_sampling]
         return f"{density}, shift {self.flow_shift:g}"
 
-    def check_idle(self, flow: bool) -> None:
-        """Refuse options that nothing reads.
+    def check_unused_flow_options(self, flow: bool) -> None:
+        """Refuse flow-matching options that would have no effect.
 
         Raises:
             ValueError: options of flow matching without it, or of a density that was not chosen.
@@ -115,7 +115,7 @@ class ObjectiveConfig(FlowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_idle(self.is_flow)
+        self.check_unused_flow_options(self.is_flow)
         if self.is_flow:
             self._check_flow()
         else:
@@ -124,15 +124,16 @@ class ObjectiveConfig(FlowConfig):
 
     @property
     def is_flow(self) -> bool:
-        """Whether the loss is that of a flow model."""
+        """Whether the loss is that of a flow-matching model."""
         return self.prediction_type == FLOW
 
     @property
     def network_prediction(self) -> str:
-        """What the network itself returns, and so what is saved predicts."""
+        """Prediction type of the network itself, and so of the saved model."""
         return "v_prediction" if self.flow_through_bridge else self.prediction_type
 
     def _check_flow(self) -> None:
+        """Refuse options that flow matching cannot have."""
         check_shift(self.flow_shift)
         if not self.rescale_betas_zero_snr:
             raise ValueError(
@@ -152,7 +153,7 @@ class ObjectiveConfig(FlowConfig):
             )
 
     def check_schedule(self, zero_terminal_snr: bool) -> None:
-        """Refuse what would leave the last timestep of zero SNR untrained, or not pure noise.
+        """Refuse a loss weighting or noise offset that zero terminal SNR cannot have.
 
         Raises:
             ValueError: with the value and what to do instead.
@@ -165,14 +166,14 @@ class ObjectiveConfig(FlowConfig):
                 "the offset is for: leave it out; to compare, pass --rescale_betas_zero_snr=False."
             )
 
-    def loss_in_words(self) -> str:
-        """The loss as a model card has it."""
+    def describe_loss(self) -> str:
+        """The training loss in words, for the model card."""
         weight = "weight 1 at every timestep"
         if self.loss_weighting != "constant":
             gamma = f" with gamma {self.snr_gamma:g}" if "min_snr" in self.loss_weighting else ""
             weight = f"weights `{self.loss_weighting}`{gamma}"
         offset = f", noise offset {self.noise_offset:g}" if self.noise_offset else ""
         if self.is_flow:
-            weight = weight.replace("timestep", "flow time") + f", flow times {self.flow_in_words()}"
+            weight = weight.replace("timestep", "flow time") + f", flow times {self.describe_flow_times()}"
         bridge = ", by an exact conversion of `v_prediction`" if self.flow_through_bridge else ""
         return f"mean squared error of `{self.prediction_type}`{bridge}, {weight}{offset}"

@@ -24,7 +24,7 @@ IDENTITY = "identity"
 
 
 def option(default: Any, text: str) -> Any:
-    """A field with its default and its text in `--help`; its type is annotated with its range, and `IDENTITY`."""
+    """A dataclass field for an option with its default and `--help` text; its type carries range and `IDENTITY`."""
     metadata = {"help": text}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -45,36 +45,36 @@ class Options:
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self), include_extras=True)
         for one in dataclasses.fields(self):
-            _check(one.name, kinds[one.name], getattr(self, one.name))
+            _check_option(one.name, kinds[one.name], getattr(self, one.name))
 
     @classmethod
     def identity(cls) -> list[str]:
-        """Options that a run cannot change on the way without becoming another run."""
+        """Names of options that cannot change when a run is resumed."""
         hints = get_type_hints(cls, include_extras=True)
         return [name for name, kind in hints.items() if IDENTITY in getattr(kind, "__metadata__", ())]
 
     def identity_values(self) -> dict[str, Any]:
-        """These options by name."""
+        """Values of the options that cannot change when a run is resumed, by name."""
         return {name: getattr(self, name) for name in self.identity()}
 
     def to_yaml(self) -> str:
-        """The options as the YAML that `--config` reads."""
+        """The run's options as the YAML that `--config` reads."""
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
 
 
-def _check(name: str, kind: Any, value: Any) -> None:
-    """Refuse a value that an option cannot have."""
+def _check_option(name: str, kind: Any, value: Any) -> None:
+    """Refuse a value outside an option's choices or range."""
     if value is None:
         return
-    if (choices := _choices(kind)) and value not in choices:
+    if (choices := _literal_choices(kind)) and value not in choices:
         raise ValueError(f"--{name}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")
     for limit in getattr(kind, "__metadata__", ()):
         if isinstance(limit, Range) and not limit.holds(value):
             raise ValueError(f"--{name}={value} {limit.must}.")
 
 
-def _choices(kind: Any) -> tuple[Any, ...]:
-    """The values of a `Literal` option, or of one that may also be None; argparse checks the command line alone."""
+def _literal_choices(kind: Any) -> tuple[Any, ...]:
+    """Values of a `Literal` option, also an optional one; argparse checks only the command line."""
     if get_origin(kind) is Literal:
         return get_args(kind)
-    return next(filter(None, map(_choices, get_args(kind))), ()) if get_origin(kind) is not None else ()
+    return next(filter(None, map(_literal_choices, get_args(kind))), ()) if get_origin(kind) is not None else ()

@@ -49,11 +49,11 @@ class OptimizationConfig(Options):
             self.lr_warmup_steps = _WARMUP_STEPS if fits else self.max_train_steps // 10
 
     def global_batch(self, processes: int) -> int:
-        """Samples per optimizer step."""
+        """Samples per optimizer step, over all processes and accumulated forward passes."""
         return self.train_batch_size * self.gradient_accumulation_steps * processes
 
     def checkpoint_bytes(self, parameters: int) -> int:
-        """Size of a checkpoint of so many trained parameters.
+        """Size of a checkpoint in bytes for this number of trained parameters.
 
         They, their moving average and Adam's two moments, in float32 or 8 bits.
         """

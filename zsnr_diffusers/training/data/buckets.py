@@ -14,7 +14,7 @@ _STEPS = 16
 
 
 def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
-    """The sizes of buckets: a square, and upright and lying rectangles of at most its area.
+    """Sizes of aspect-ratio buckets: a square, and portrait and landscape rectangles of at most its area.
 
     Sides differ from `resolution` by a whole number of steps, of a sixteenth of it or, if that is more, `multiple`,
     rounded up to whole multiples. To each long side, up to four times the short one, belongs the longest short side
@@ -35,7 +35,7 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
 
 
 def nearest_bucket(size: Size, buckets: Iterable[Size]) -> Size:
-    """The bucket whose aspect ratio is nearest to an image's, in the logarithm; of two as near, the first."""
+    """The bucket whose aspect ratio is nearest to an image's in the logarithm; the first of two as near."""
     height, width = size
 
     def distance(bucket: Size) -> float:
@@ -46,8 +46,8 @@ def nearest_bucket(size: Size, buckets: Iterable[Size]) -> Size:
     return min(buckets, key=distance)
 
 
-def into_buckets(images: Mapping[int, Size], sizes: Sequence[Size]) -> dict[Size, list[int]]:
-    """The rows of each bucket in which there are any.
+def assign_to_buckets(images: Mapping[int, Size], sizes: Sequence[Size]) -> dict[Size, list[int]]:
+    """Data rows of each aspect-ratio bucket, without empty buckets.
 
     Args:
         images: size of the image of each row.
@@ -60,8 +60,8 @@ def into_buckets(images: Mapping[int, Size], sizes: Sequence[Size]) -> dict[Size
     return {size: found for size, found in rows.items() if found}
 
 
-def filled_up(count: int, batch: int) -> int:
-    """Samples in the whole batches that it takes to show `count` rows."""
+def round_up_to_batches(count: int, batch: int) -> int:
+    """`count` rounded up to a multiple of the batch size."""
     return batch * -(-count // batch)
 
 
@@ -82,7 +82,7 @@ def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generat
     rows: list[int] = []
     for group in groups:
         shuffled = [group[i] for i in torch.randperm(len(group), generator=draw).tolist()]
-        rows += itertools.islice(itertools.cycle(shuffled), filled_up(len(group), batch))
+        rows += itertools.islice(itertools.cycle(shuffled), round_up_to_batches(len(group), batch))
     if len(groups) == 1:
         return rows
     order = torch.randperm(len(rows) // batch, generator=draw).tolist()

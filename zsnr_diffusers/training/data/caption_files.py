@@ -15,8 +15,8 @@ class CaptionFileError(ValueError):
     """A caption file that cannot be read; the message names it and the reason."""
 
 
-def caption_files(images: Collection[Path], files: Collection[Path], extension: str) -> dict[Path, Path]:
-    """The caption file of each image that has one.
+def find_caption_files(images: Collection[Path], files: Collection[Path], extension: str) -> dict[Path, Path]:
+    """The caption file beside each image that has one.
 
     Args:
         images: of a folder.
@@ -29,17 +29,19 @@ def caption_files(images: Collection[Path], files: Collection[Path], extension: 
 
 
 def read_captions(files: Mapping[Path, Path], field: str) -> dict[Path, Any]:
-    """The caption of each image, text or a list of texts; what cannot be read is an error in its place.
+    """Read each image's caption file, as text or a list of texts; one that cannot be read is a `CaptionFileError`.
 
     Args:
-        files: from `caption_files`.
+        files: from `find_caption_files`.
         field: of the caption in files that are JSON.
     """
 
     def caption_or_error(path: Path) -> Any:
         try:
             content = path.read_bytes()
-            return _caption_in_json(content, field) if path.suffix.lower() == ".json" else caption_in_text(content)
+            return (
+                _parse_json_caption(content, field) if path.suffix.lower() == ".json" else parse_text_caption(content)
+            )
         except (OSError, ValueError) as error:
             return CaptionFileError(f"cannot read the caption {path}: {error}")
 
@@ -47,25 +49,27 @@ def read_captions(files: Mapping[Path, Path], field: str) -> dict[Path, Any]:
         return dict(zip(files, pool.map(caption_or_error, files.values()), strict=True))
 
 
-def caption_in_text(content: bytes) -> str | list[str]:
-    """The caption in a text file, the empty one of an empty file; of several lines, each is a caption.
+def parse_text_caption(content: bytes) -> str | list[str]:
+    """The caption in a text file; one with several lines has a caption in each, an empty one the empty caption.
 
     Raises:
         ValueError: it is not UTF-8.
     """
-    lines = [line.strip() for line in re.split(r"[\r\n]+", _utf8(content)) if line.strip()]
+    lines = [line.strip() for line in re.split(r"[\r\n]+", _decode_utf8(content)) if line.strip()]
     return lines if len(lines) > 1 else "".join(lines)
 
 
-def _caption_in_json(content: bytes, field: str) -> Any:
-    values = json.loads(_utf8(content))
+def _parse_json_caption(content: bytes, field: str) -> Any:
+    """The caption, or list of captions, in a field of a JSON file."""
+    values = json.loads(_decode_utf8(content))
     caption = values.get(field) if isinstance(values, dict) else None
     if not isinstance(caption, str | list) or not all(isinstance(text, str) for text in caption):
         raise ValueError(f"no text, or list of texts, in the field {field!r}")
     return caption
 
 
-def _utf8(content: bytes) -> str:
+def _decode_utf8(content: bytes) -> str:
+    """Decode a caption file, refusing other encodings with a message."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from ...utils.images import ImageError, load_rgb, oriented_size
 from ..config import DataConfig
-from .folder_rows import read_folder
-from .notices import notify, report_bad
+from .folder_rows import read_folder_rows
+from .notices import notify, report_unusable
 from .tar_shards import TarDataset, TarShards
 from .transforms import Size
 
@@ -28,7 +28,7 @@ Images: TypeAlias = Mapping[int, Size] | Sequence[int]
 
 
 def open_rows(config: DataConfig) -> Rows:
-    """The rows of a configuration's data, with images that are not decoded yet.
+    """Open a configuration's data as rows with undecoded images and only the columns it names.
 
     They have the columns that it names, and no others. Captions, if it asks for any, may lie beside a folder's images.
 
@@ -40,7 +40,7 @@ def open_rows(config: DataConfig) -> Rows:
         return TarDataset(TarShards(config).open(), [*config.columns.values()])
     if config.train_data_dir:
         where = f"--train_data_dir={config.train_data_dir}"
-        rows = read_folder(config)
+        rows = read_folder_rows(config)
     else:
         where = f"--dataset_name={config.dataset_name}"
         rows = datasets.load_dataset(config.dataset_name, split="train")
@@ -59,7 +59,7 @@ def open_rows(config: DataConfig) -> Rows:
 
 
 def noise_rows(column: str, resolution: int, **others: object) -> datasets.Dataset:
-    """A few rows of uniform noise, for measurements: `others` are columns of one value each."""
+    """Eight rows with images of uniform noise, for timing without data; `others` are columns of one value each."""
     draw = np.random.default_rng(0)
     noise = draw.integers(256, size=(8, resolution, resolution, 3), dtype=np.uint8)
     images = [Image.fromarray(pixels) for pixels in noise]
@@ -68,7 +68,7 @@ def noise_rows(column: str, resolution: int, **others: object) -> datasets.Datas
 
 
 def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Images:
-    """Index and size of every image that can be read; each is decoded once, before training starts.
+    """Decode every image once before training; index and size of those that can be read.
 
     Of shards, samples are whole or left out, and no image is read: their rows alone are returned.
 
@@ -77,7 +77,7 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Image
     """
     if isinstance(rows, TarDataset):
         incomplete = rows.shards.incomplete
-        report_bad(incomplete, f"{len(incomplete)} samples of {config.train_shards} are not whole", config)
+        report_unusable(incomplete, f"{len(incomplete)} samples of {config.train_shards} are not whole", config)
         if not rows:
             raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
         return range(len(rows))
@@ -100,7 +100,7 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Image
             )
         )
     bad = [complaint for complaint in found if isinstance(complaint, str)]
-    report_bad(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
+    report_unusable(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
     usable_rows = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
     if not usable_rows:
         raise ValueError("No image is left to train on.")
@@ -108,17 +108,17 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Image
 
 
 def read_image(rows: Rows, column: str, index: int) -> Image.Image:
-    """The image of a row, upright RGB.
+    """The image of a data row, as upright RGB.
 
     Raises:
         ImageError: it cannot be read.
     """
-    source, path = _source(rows, column, index)
+    source, path = _image_source(rows, column, index)
     return load_rgb(source, name=path or f"of row {index}")
 
 
-def can_be_read(rows: Rows, config: DataConfig, index: int) -> bool:
-    """Whether all of a row can be read; elsewhere than in shards it was looked at before the start.
+def is_row_readable(rows: Rows, config: DataConfig, index: int) -> bool:
+    """Whether a row of tar shards can be read; other rows were checked before the start.
 
     Raises:
         ImageError: it cannot, and `--on_bad_image` is `fail`.
@@ -135,38 +135,38 @@ def can_be_read(rows: Rows, config: DataConfig, index: int) -> bool:
 
 
 def image_size(rows: Rows, column: str, index: int) -> Size:
-    """The size of the image of a row, by its header.
+    """(height, width) of a data row's image, from its header.
 
     Raises:
         ImageError: it cannot be read.
     """
-    source, path = _source(rows, column, index)
+    source, path = _image_source(rows, column, index)
     return oriented_size(source, name=path or f"of row {index}")
 
 
 def image_sha256(rows: Rows, column: str, index: int) -> bytes:
-    """The sha256 of the bytes of a row's image file.
+    """SHA-256 of a data row's image file.
 
     Raises:
         OSError: it cannot be read.
     """
-    source, _ = _source(rows, column, index)
+    source, _ = _image_source(rows, column, index)
     return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()
 
 
-def _source(rows: Rows, column: str, index: int) -> tuple[Any, str | None]:
-    """The bytes of a row's image, or the path of its file; and that path, if any."""
+def _image_source(rows: Rows, column: str, index: int) -> tuple[Any, str | None]:
+    """Bytes of a data row's image, or the path of its file; and that path, if any."""
     image = rows[index][column] or {"bytes": b"", "path": None}
     return image["path"] if image["bytes"] is None else image["bytes"], image["path"]
 
 
-def name_of(rows: Rows, column: str, index: int) -> str:
-    """What to call a row before people: its index, and the file of its image if it has one."""
+def row_name(rows: Rows, column: str, index: int) -> str:
+    """A data row's name for messages: its index, and its image's file name if it has one."""
     path = (rows[index][column] or {}).get("path")
     return f"{index} ({Path(path).name})" if path else str(index)
 
 
 def to_model_range(pixels: Tensor, flip: bool) -> Tensor:
-    """uint8 to float32 in [-1, 1], mirrored or not."""
+    """uint8 pixels as float32 in [-1, 1], mirrored left to right if `flip`."""
     scaled = pixels.float() / 127.5 - 1
     return scaled.flip(-1) if flip else scaled

@@ -8,23 +8,23 @@ import datasets
 
 from ...utils.image_formats import missing_packages
 from ..config import Captions, DataConfig
-from .caption_files import OTHER_EXTENSIONS, CaptionFileError, caption_files, read_captions
-from .image_folder import ImageFolder, open_folder
+from .caption_files import OTHER_EXTENSIONS, CaptionFileError, find_caption_files, read_captions
+from .image_folder import ImageFolder, open_image_folder
 from .metadata import (
     Record,
-    as_lists_if_any,
     caption_values,
+    class_values,
     column_names,
-    path_column,
-    plain_values,
+    find_path_column,
     read_metadata,
     relative_path,
+    unify_captions,
 )
-from .notices import notify, report_bad
+from .notices import notify, report_unusable
 
 
-def read_folder(config: DataConfig) -> datasets.Dataset:
-    """A row for each image of `--train_data_dir`, with its path; columns of metadata that are not wanted are empty.
+def read_folder_rows(config: DataConfig) -> datasets.Dataset:
+    """A row with its path for each image of `--train_data_dir`; metadata columns that are not needed are empty.
 
     Without metadata, captions lie beside the images, and `label` is the column of the names of the images' folders.
 
@@ -32,17 +32,17 @@ def read_folder(config: DataConfig) -> datasets.Dataset:
         ValueError: no images, no captions, no classes, or files that cannot be read; with their names.
         OSError: no such folder.
     """
-    folder, captions = open_folder(config), config.captions
+    folder, captions = open_image_folder(config), config.captions
     wanted = [column for option, column in config.columns.items() if option != "image_column"]
     if folder.metadata:
-        rows = _described(folder, config, wanted)
-        if captions and (beside := caption_files(folder.images, folder.files, captions.extension)):
+        rows = _rows_from_metadata(folder, config, wanted)
+        if captions and (beside := find_caption_files(folder.images, folder.files, captions.extension)):
             files = f"{captions.extension} files, not read: {len(beside)}"
-            notify(f"captions come from {folder.names(folder.metadata)}; {files}")
+            notify(f"captions come from {folder.abbreviate(folder.metadata)}; {files}")
     elif captions:
-        rows = _captioned(folder, config, captions)
+        rows = _rows_from_caption_files(folder, config, captions)
     elif "label" in wanted:
-        rows = _labelled(folder, config)
+        rows = _rows_from_class_folders(folder, config)
     else:
         rows = datasets.Dataset.from_dict({config.image_column: [str(path) for path in folder.images]})
     missing = missing_packages(Path(name) for name in rows[config.image_column])
@@ -54,8 +54,8 @@ def read_folder(config: DataConfig) -> datasets.Dataset:
     return rows
 
 
-def _described(folder: ImageFolder, config: DataConfig, wanted: Sequence[str]) -> datasets.Dataset:
-    """The rows of the metadata, in their order."""
+def _rows_from_metadata(folder: ImageFolder, config: DataConfig, wanted: Sequence[str]) -> datasets.Dataset:
+    """Rows of an image folder's metadata files, in their order."""
     # A name may be stored in another normal form than it is written in: macOS takes accents off their letters.
     known = {unicodedata.normalize("NFC", str(path)): path for path in folder.images}
     records: list[Record] = []
@@ -63,54 +63,57 @@ def _described(folder: ImageFolder, config: DataConfig, wanted: Sequence[str]) -
     names: dict[str, None] = {}
     for file in folder.metadata:
         found = read_metadata(file)
-        column = path_column(found, config.image_column)
+        column = find_path_column(found, config.image_column)
         names |= dict.fromkeys(name for name in column_names(found) if name not in (column, config.image_column))
         for record in found:
             path = file.parent / relative_path(record, column)
-            if folder.holds(path):
+            if folder.contains(path):
                 records.append(record)
                 paths.append(known.get(unicodedata.normalize("NFC", str(path)), path))
     described = set(paths)
     left_out = [path for path in folder.images if path not in described]
     if left_out:
         notify(
-            f"{len(left_out)} of {len(folder.images)} images have no row in {folder.names(folder.metadata)} and are "
-            f"left out: {folder.names(left_out)}"
+            f"{len(left_out)} of {len(folder.images)} images have no row in {folder.abbreviate(folder.metadata)} and "
+            f"are left out: {folder.abbreviate(left_out)}"
         )
-    read = caption_values if config.captions else plain_values
+    read = caption_values if config.captions else class_values
     columns = {name: read(records, name) if name in wanted else [None] * len(records) for name in names}
     for name in set(wanted) & set(columns) if config.captions else ():
         if empty := columns[name].count(None):
-            notify(f"rows of {folder.names(folder.metadata)} without {name}, trained with the empty caption: {empty}")
+            notify(
+                f"rows of {folder.abbreviate(folder.metadata)} without {name}, trained with the empty caption: {empty}"
+            )
     return datasets.Dataset.from_dict({config.image_column: [str(path) for path in paths], **columns})
 
 
-def _captioned(folder: ImageFolder, config: DataConfig, captions: Captions) -> datasets.Dataset:
-    """The images with a caption file."""
+def _rows_from_caption_files(folder: ImageFolder, config: DataConfig, captions: Captions) -> datasets.Dataset:
+    """Rows of an image folder's images that have a caption file."""
     column, extension = captions
-    found = caption_files(folder.images, folder.files, extension)
+    found = find_caption_files(folder.images, folder.files, extension)
     if not found:
-        raise ValueError(_no_captions(folder, str(config.train_data_dir), extension))
+        raise ValueError(_no_captions_message(folder, str(config.train_data_dir), extension))
     if left_out := [path for path in folder.images if path not in found]:
         notify(
             f"{len(left_out)} of {len(folder.images)} images have no {extension} file and are left out: "
-            f"{folder.names(left_out)}"
+            f"{folder.abbreviate(left_out)}"
         )
     read = read_captions(found, column)
     bad = [str(caption) for caption in read.values() if isinstance(caption, CaptionFileError)]
-    report_bad(bad, f"{len(bad)} of {len(found)} captions cannot be read", config)
+    report_unusable(bad, f"{len(bad)} of {len(found)} captions cannot be read", config)
     whole = {path: caption for path, caption in read.items() if not isinstance(caption, CaptionFileError)}
     if not whole:
         raise ValueError("No image is left to train on.")
     return datasets.Dataset.from_dict(
-        {config.image_column: [str(path) for path in whole], column: as_lists_if_any([*whole.values()])}
+        {config.image_column: [str(path) for path in whole], column: unify_captions([*whole.values()])}
     )
 
 
-def _no_captions(folder: ImageFolder, name: str, extension: str) -> str:
+def _no_captions_message(folder: ImageFolder, name: str, extension: str) -> str:
+    """Error text for an image folder without captions, with what to add or pass."""
     first, text = folder.images[0].relative_to(folder.root), ""
     for other in OTHER_EXTENSIONS:
-        if count := len(caption_files(folder.images, folder.files, other)):
+        if count := len(find_caption_files(folder.images, folder.files, other)):
             text = f" There are {count} {other} files beside them: pass --caption_extension {other}."
     return (
         f"--train_data_dir={name} holds {len(folder.images)} images but no captions: add a "
@@ -119,12 +122,12 @@ def _no_captions(folder: ImageFolder, name: str, extension: str) -> str:
     )
 
 
-def _labelled(folder: ImageFolder, config: DataConfig) -> datasets.Dataset:
-    """All images, with the names of their folders as classes."""
+def _rows_from_class_folders(folder: ImageFolder, config: DataConfig) -> datasets.Dataset:
+    """Rows of all images of a folder, classed by the names of their folders."""
     names = sorted({path.parent.name for path in folder.images})
     uneven = {len(path.parts): path for path in folder.images}
     if len(names) == 1 or len(uneven) > 1:
-        found = f"all lie in {names[0]}/" if len(names) == 1 else f"not so {folder.names([*uneven.values()])}"
+        found = f"all lie in {names[0]}/" if len(names) == 1 else f"not so {folder.abbreviate([*uneven.values()])}"
         raise ValueError(
             f"--train_data_dir={config.train_data_dir} has no column label: its classes are the folders in which the "
             f"images lie, if there are several at one depth; {found}."

@@ -16,7 +16,7 @@ from ...utils.image_formats import IMAGE_SUFFIXES
 from ...utils.images import find_files, is_image
 from ..config import DataConfig
 from .metadata import METADATA_FILES
-from .notices import notify, report_bad, some_of
+from .notices import abbreviate_names, notify, report_unusable
 
 _TRAIN = ("train", "training")
 _SPLITS = (*_TRAIN, "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
@@ -41,17 +41,17 @@ class ImageFolder:
     files: list[Path]
     parts: tuple[Path, ...]
 
-    def names(self, paths: Sequence[Path]) -> str:
-        """The first of some paths, and the number of the others."""
-        return some_of([os.path.relpath(path, self.root) for path in paths])
+    def abbreviate(self, paths: Sequence[Path]) -> str:
+        """The first of some paths, relative to the root, and the number of the others."""
+        return abbreviate_names([os.path.relpath(path, self.root) for path in paths])
 
-    def holds(self, path: Path) -> bool:
-        """Whether a path lies where images are trained on."""
+    def contains(self, path: Path) -> bool:
+        """Whether a path lies in a part of the folder that is trained on."""
         return any(part in path.parents for part in self.parts)
 
     @property
     def metadata(self) -> list[Path]:
-        """Its metadata files.
+        """Metadata files of the image folder.
 
         Raises:
             ValueError: two in one folder.
@@ -63,17 +63,18 @@ class ImageFolder:
         return found
 
 
-def open_folder(config: DataConfig) -> ImageFolder:
-    """What is trained on of `--train_data_dir`; of splits it is train/.
+def open_image_folder(config: DataConfig) -> ImageFolder:
+    """List the images and other files of `--train_data_dir`; only train/ if it holds splits.
 
     Raises:
         ValueError: there are no images, or some whose names are not UTF-8.
         OSError: no such folder.
     """
-    return _training_part(_named_in_text(_find(config), config))
+    return _select_train_split(_drop_undecodable_names(_scan_folder(config), config))
 
 
-def _find(config: DataConfig) -> ImageFolder:
+def _scan_folder(config: DataConfig) -> ImageFolder:
+    """List images and other files of `--train_data_dir`, sorted, without what the run itself writes."""
     # Absolute, since a worker may be elsewhere; links keep their names. Sorted as text, as `datasets` does: what a
     # seed gives depends on the order.
     root, own = Path(os.path.abspath(str(config.train_data_dir))), Path(os.path.abspath(config.output_dir))
@@ -91,20 +92,20 @@ def _find(config: DataConfig) -> ImageFolder:
     if packed:
         notify(f"{config.train_data_dir} also holds {packed}; they are not opened")
     if hidden:
-        notify(f"hidden images, left out: {len(hidden)} ({folder.names(hidden)})")
+        notify(f"hidden images, left out: {len(hidden)} ({folder.abbreviate(hidden)})")
     return folder
 
 
-def _named_in_text(folder: ImageFolder, config: DataConfig) -> ImageFolder:
-    """The folder without images whose names no table can hold."""
+def _drop_undecodable_names(folder: ImageFolder, config: DataConfig) -> ImageFolder:
+    """Leave out images whose names are not UTF-8, which no table can hold."""
     bad = [path for path in folder.images if re.search("[\ud800-\udfff]", str(path))]
     names = [os.fsencode(path).decode(errors="backslashreplace") for path in bad]
-    report_bad(names, f"{len(names)} of {len(folder.images)} images have names that are not UTF-8", config)
+    report_unusable(names, f"{len(names)} of {len(folder.images)} images have names that are not UTF-8", config)
     return replace(folder, images=[path for path in folder.images if path not in bad]) if bad else folder
 
 
-def _training_part(folder: ImageFolder) -> ImageFolder:
-    """Of a folder of splits, the one to train on; any other folder as it is.
+def _select_train_split(folder: ImageFolder) -> ImageFolder:
+    """Only train/ of a folder of splits; any other folder unchanged.
 
     It is one if all folders in it have the names of splits, for `bus`, `car`, `train` and `truck` are classes.
     """
@@ -117,7 +118,7 @@ def _training_part(folder: ImageFolder) -> ImageFolder:
         return folder
     if others or not parts:
         shown = " and ".join(f"{name}/" for name in splits)
-        reason = f"with {some_of(others)} beside them they are no splits" if others else "there is no train/"
+        reason = f"with {abbreviate_names(others)} beside them they are no splits" if others else "there is no train/"
         notify(f"all images are used, those of {shown} too: {reason}")
         return folder
     left_out = {name: count for name, count in counts.items() if base / name not in parts}
@@ -127,6 +128,6 @@ def _training_part(folder: ImageFolder) -> ImageFolder:
     part = replace(folder, parts=parts)
     return replace(
         part,
-        images=[path for path in folder.images if part.holds(path)],
+        images=[path for path in folder.images if part.contains(path)],
         files=[path for path in folder.files if not any(one in path.parents for one in closed)],
     )

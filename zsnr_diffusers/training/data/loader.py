@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ...utils.images import ImageError
 from ..checkpointing.signals import ignore_stop_signals
 from ..config import DataConfig, OptimizationConfig
-from .buckets import epoch_order, filled_up
+from .buckets import epoch_order, round_up_to_batches
 from .dataset import Rows
 from .shuffle import ShardShuffle
 from .tar_shards import TarDataset
@@ -31,12 +31,12 @@ _MOST_SKIPPED = 16
 
 
 def derive_seed(*key: int) -> int:
-    """A hash of the key, so that neighbouring keys have unrelated streams."""
+    """Hash a key to a 64-bit seed, so that neighboring keys have unrelated random streams."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
-def generator(*key: int) -> torch.Generator:
-    """A generator of its own for a key."""
+def make_generator(*key: int) -> torch.Generator:
+    """A torch generator seeded by a key."""
     return torch.Generator().manual_seed(derive_seed(*key))
 
 
@@ -68,24 +68,25 @@ class TrainingDataset(Dataset[Batch], ABC):
         # Of shards there may be more rows than memory has room for.
         self.usable_rows: Sequence[int] = range(len(usable_rows)) if self._shards else list(usable_rows)
         self.groups, self.batch = list(groups) or [self.usable_rows], batch
-        self.epoch_length = sum(filled_up(len(group), batch) for group in self.groups)
+        self.epoch_length = sum(round_up_to_batches(len(group), batch) for group in self.groups)
         """Samples in an epoch."""
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the run
-    def _order(self, epoch: int) -> Sequence[int]:
+    def _epoch_order(self, epoch: int) -> Sequence[int]:
+        """Row of each position in an epoch."""
         if self._shards:
             counts = [shard.rows for shard in self._shards]
-            return ShardShuffle(counts, self.shuffle_shards, functools.partial(generator, self.seed, 0, epoch))
-        return epoch_order(self.groups, self.batch, generator(self.seed, 0, epoch))
+            return ShardShuffle(counts, self.shuffle_shards, functools.partial(make_generator, self.seed, 0, epoch))
+        return epoch_order(self.groups, self.batch, make_generator(self.seed, 0, epoch))
 
     def row_at(self, position: int) -> int:
-        """Index of the row that the sample at a position is made of."""
+        """Index of the data row that the sample at a position is made from."""
         epoch, place = divmod(position, self.epoch_length)
-        return self._order(epoch)[place]
+        return self._epoch_order(epoch)[place]
 
     def rows_seen(self, count: int) -> list[int]:
-        """The rows that the first `count` positions show, each once."""
-        return list(dict.fromkeys(self._order(0)[:count]))
+        """Data rows that the first `count` positions show, each once."""
+        return list(dict.fromkeys(self._epoch_order(0)[:count]))
 
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position: what `sample` returns for its row and its stream of randomness.
@@ -94,7 +95,7 @@ class TrainingDataset(Dataset[Batch], ABC):
             ImageError: the row cannot be read, nor, if bad images are skipped, can any of those that come next.
         """
         for place in range(position, position + _MOST_SKIPPED):
-            draw = generator(self.seed, 1, position)
+            draw = make_generator(self.seed, 1, position)
             try:
                 batch = self.sample(self.row_at(place), draw)
                 break
@@ -109,7 +110,7 @@ class TrainingDataset(Dataset[Batch], ABC):
 
     @abstractmethod
     def sample(self, index: int, draw: torch.Generator) -> Batch:
-        """A training sample of a row, with all that is random in it from `draw`.
+        """Make a training sample of a data row, with all its randomness from `draw`.
 
         Returns:
             At least `timestep`, uniform over all, and `noise`, N(0, 1) in the shape [C, H, W] of x_0.
@@ -142,8 +143,10 @@ class DistributedBatchSampler(Sampler[list[int]]):
             yield list(range(first, first + self.batch_size))
 
 
-def load_batches(samples: Dataset[Batch], positions: DistributedBatchSampler, config: DataConfig) -> DataLoader[Batch]:
-    """Batches of samples; all randomness is in the samples, so none is drawn from torch's global generator."""
+def create_dataloader(
+    samples: Dataset[Batch], positions: DistributedBatchSampler, config: DataConfig
+) -> DataLoader[Batch]:
+    """A DataLoader of samples that draws nothing from torch's global generator."""
     return DataLoader(
         samples,
         batch_sampler=positions,

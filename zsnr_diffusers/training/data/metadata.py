@@ -36,17 +36,17 @@ class Record:
     values: Mapping[str, Any]
 
     @property
-    def place(self) -> str:
-        """Where it stands."""
+    def location(self) -> str:
+        """File and line or row number of the record."""
         return f"{self.file}, {'row' if self.file.suffix == '.parquet' else 'line'} {self.number}"
 
     def error(self, what: str) -> MetadataError:
-        """An error in it."""
-        return MetadataError(f"{self.place}: {what}")
+        """A `MetadataError` that names the record's file and line."""
+        return MetadataError(f"{self.location}: {what}")
 
 
 def read_metadata(file: Path) -> list[Record]:
-    """The rows of a metadata file; those of CSV are text.
+    """Read the rows of a metadata file as records; CSV values are text.
 
     Raises:
         MetadataError: it is damaged, or holds no rows.
@@ -58,8 +58,8 @@ def read_metadata(file: Path) -> list[Record]:
     return records
 
 
-def path_column(records: Sequence[Record], image_column: str) -> str:
-    """The column of a file that holds the paths of the images.
+def find_path_column(records: Sequence[Record], image_column: str) -> str:
+    """The column of a metadata file that holds the images' paths.
 
     `file_name` is the column `image`, and `x_file_name` the column `x`, as in `datasets`; a column of the images' own
     name may hold their paths, too.
@@ -71,7 +71,7 @@ def path_column(records: Sequence[Record], image_column: str) -> str:
     for name in (*([_PATH] if image_column == "image" else []), f"{image_column}_{_PATH}", image_column):
         if name in columns:
             return name
-    place = f"{records[0].file}, line 1" if records[0].file.suffix == ".csv" else records[0].place
+    place = f"{records[0].file}, line 1" if records[0].file.suffix == ".csv" else records[0].location
     raise MetadataError(
         f"{place}: {_PATH} is missing, the path of the image; the columns are {', '.join(columns)}. Paths in a column "
         "x_file_name, or x, are found by --image_column x."
@@ -79,52 +79,53 @@ def path_column(records: Sequence[Record], image_column: str) -> str:
 
 
 def column_names(records: Sequence[Record]) -> list[str]:
-    """All columns of a file, in the order in which they come up."""
+    """All columns of a metadata file, in order of appearance."""
     return list(dict.fromkeys(name for record in records for name in record.values))
 
 
 def relative_path(record: Record, column: str) -> str:
-    """The path of a row's image, relative to the folder of its file.
+    """Path of a record's image, relative to its metadata file's folder.
 
     Raises:
         MetadataError: it is missing, no text, or leads out of the folder.
     """
     value = record.values.get(column)
     if not isinstance(value, str) or not value.strip():
-        found = "missing" if column not in record.values else f"{_short(value)}"
+        found = "missing" if column not in record.values else f"{_short_repr(value)}"
         raise record.error(f"{column} is {found}; expected the path of an image, relative to the folder of this file.")
     path = posixpath.normpath(value.replace("\\", "/"))
     if posixpath.isabs(path) or "://" in value or path.split("/")[0] == "..":
-        raise record.error(f"{column} is {_short(value)}, which is not below the folder of this file.")
+        raise record.error(f"{column} is {_short_repr(value)}, which is not below the folder of this file.")
     return path
 
 
 def caption_values(records: Sequence[Record], column: str) -> list[Any]:
-    """The captions of rows, each None, text, or a list of texts; lists throughout if there are any.
+    """Captions in a metadata column, each None, text or a list of texts; all lists if any is.
 
     Raises:
         MetadataError: one is something else.
     """
     values = [record.values.get(column) for record in records]
     for record, value in zip(records, values, strict=True):
-        if not all(isinstance(one, str) for one in _listed(value)):
-            raise record.error(f"{column} is {_short(value)}; a caption is text, or a list of texts.")
-    return as_lists_if_any(values)
+        if not all(isinstance(one, str) for one in _as_list(value)):
+            raise record.error(f"{column} is {_short_repr(value)}; a caption is text, or a list of texts.")
+    return unify_captions(values)
 
 
-def _listed(caption: Any) -> list[Any]:
+def _as_list(caption: Any) -> list[Any]:
+    """A caption, list of captions or None as a list."""
     return caption if isinstance(caption, list) else [] if caption is None else [caption]
 
 
-def as_lists_if_any(captions: Sequence[Any]) -> list[Any]:
-    """Captions as they are, or, where some are lists, all as lists: a column has one type."""
+def unify_captions(captions: Sequence[Any]) -> list[Any]:
+    """Captions unchanged, or all as lists if any is one, since a column has one type."""
     if any(isinstance(caption, list) for caption in captions):
         return [[caption] if isinstance(caption, str) else caption for caption in captions]
     return list(captions)
 
 
-def plain_values(records: Sequence[Record], column: str) -> list[Any]:
-    """Numbers or words of rows, all of one type; whole numbers are numbers in CSV too.
+def class_values(records: Sequence[Record], column: str) -> list[Any]:
+    """Classes in a metadata column, numbers or words, all of one type; digits in CSV become int.
 
     Raises:
         MetadataError: they are of several types.
@@ -138,18 +139,20 @@ def plain_values(records: Sequence[Record], column: str) -> list[Any]:
     for record, value in zip(records, values, strict=True):
         if value is not None and type(value) is not type(values[first]):
             raise record.error(
-                f"{column} is {_short(value)}, and {_short(values[first])} at {records[first].place}; a column holds "
-                "numbers or words."
+                f"{column} is {_short_repr(value)}, and {_short_repr(values[first])} at {records[first].location}; "
+                "a column holds numbers or words."
             )
     return values
 
 
-def _short(value: Any) -> str:
+def _short_repr(value: Any) -> str:
+    """A value's repr for error texts, cut to a few characters."""
     text = repr(value)
     return text if len(text) <= _SHORT else f"{text[:_SHORT]}..."
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
+def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of a UTF-8 metadata file's lines."""
     with file.open("rb") as opened:
         for number, line in enumerate(opened, 1):
             try:
@@ -160,9 +163,10 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
-def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line, values) of the objects in metadata.jsonl."""
     expected = 'each line is an object, {"file_name": "0001.png", "text": "a caption"}.'
-    for number, line in _lines(file):
+    for number, line in _read_lines(file):
         if not line.strip():
             continue
         try:
@@ -171,21 +175,23 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise MetadataError(f"{file}, line {number} is not JSON: {reason}; {expected}") from error
         if not isinstance(values, dict):
-            raise MetadataError(f"{file}, line {number} is {_short(values)}; {expected}")
+            raise MetadataError(f"{file}, line {number} is {_short_repr(values)}; {expected}")
         if "\\ud" in line.lower():
-            _check_escapes(file, number, values)
+            _check_surrogates(file, number, values)
         yield number, values
 
 
-def _check_escapes(file: Path, number: int, values: Any) -> None:
+def _check_surrogates(file: Path, number: int, values: Any) -> None:
+    """Refuse a line of metadata.jsonl whose escapes leave half a character."""
     try:
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise MetadataError(f"{file}, line {number} has half a character, {error.object[error.start]!r}.") from error
 
 
-def _csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.reader((line for _, line in _lines(file)), strict=True)
+def _read_csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line, values) of the rows in metadata.csv."""
+    reader = csv.reader((line for _, line in _read_lines(file)), strict=True)
     header, start = None, 1
     try:
         for fields in reader:
@@ -205,7 +211,8 @@ def _csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise MetadataError(f"{file}, line {start} is not CSV: {error}.") from error
 
 
-def _parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(row number, values) of the rows in metadata.parquet."""
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
             rows = opened.read().to_pylist()
@@ -215,7 +222,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any]]]]] = {
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-    ".parquet": _parquet,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
 }

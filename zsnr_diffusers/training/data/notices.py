@@ -11,19 +11,19 @@ _MOST_NAMED, _FEW = 20, 5
 
 
 def notify(text: str) -> None:
-    """Print a line, once for all processes and above their progress bars."""
+    """Print a notice about the data once for all processes, above progress bars."""
     if is_main_process():
         tqdm.write(text)
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+def abbreviate_names(names: Sequence[str]) -> str:
+    """The first five names, and the number of the others."""
     more = len(names) - _FEW
     return ", ".join(names[:_FEW]) + (f" and {more} more" if more > 0 else "")
 
 
-def report_bad(bad: Sequence[str], what: str, config: DataConfig) -> None:
-    """Name what cannot be used.
+def report_unusable(bad: Sequence[str], what: str, config: DataConfig) -> None:
+    """Name data that cannot be used, in an error or a notice as `--on_bad_image` says.
 
     Raises:
         ValueError: there is some, and it is not to be left out, by `--on_bad_image`.

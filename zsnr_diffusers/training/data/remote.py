@@ -25,8 +25,8 @@ class ShardError(OSError):
     """A file of data that cannot be read, or is not what it should be; the message names it and the reason."""
 
 
-def find_files(pattern: str) -> list[str]:
-    """The files of a pattern: `{0000..0127}` and `{a,b}` stand for each of their values, `*`, `?`, `[]` as in a shell.
+def resolve_urls(pattern: str) -> list[str]:
+    """URLs of the files that a pattern matches: braces list values, `*`, `?`, `[]` are as in a shell.
 
     Returns:
         Their addresses, in the order of the braces and sorted within a glob; without a glob they need not exist.
@@ -34,14 +34,14 @@ def find_files(pattern: str) -> list[str]:
     Raises:
         ShardError: nothing matches, or the place cannot be reached.
     """
-    files = [file for one in expand_braces(pattern) for file in _glob(one)]
+    files = [file for one in expand_braces(pattern) for file in _expand_glob(one)]
     if not files:
         raise ShardError(f"{pattern}: no file matches.")
     return files
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`{08..10}.{x,y}` as 08.x, 08.y, 09.x, ...: numbers keep the width of the first.
+    """`{08..10}.{x,y}` as 08.x, 08.y, 09.x, ...; numbers keep the width of the first.
 
     Raises:
         ShardError: braces that do not pair, or stand within each other.
@@ -72,20 +72,20 @@ class FileState(NamedTuple):
     sha256: str
 
 
-def state_of(url: str) -> FileState:
-    """The state of a file.
+def file_state(url: str) -> FileState:
+    """Size of a remote file, and a hash by which a change of it shows.
 
     Raises:
         ShardError: it is not there, or its size is not to be had.
     """
-    facts = _try(url, lambda system, path: system.info(path), no_retry=(FileNotFoundError,))
+    facts = _retry(url, lambda system, path: system.info(path), no_retry=(FileNotFoundError,))
     if facts.get("size") is None:
         raise ShardError(f"{url}: its size is not to be had from there, so it cannot be read by range")
     return FileState(int(facts["size"]), hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest())
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` of a file. What fails is tried again a few times, after pauses.
+    """Read bytes `start` to `end` of a remote file, with a few retries after pauses.
 
     Raises:
         ShardError: it still fails, or other than the wanted bytes come.
@@ -100,33 +100,35 @@ def read_range(url: str, start: int, end: int) -> bytes:
             )
         return data
 
-    return _try(url, read)
+    return _retry(url, read)
 
 
-def _try(url: str, work: Callable[[Any, str], T], no_retry: tuple[type[Exception], ...] = ()) -> T:
-    """What `work` returns of the file system and the path of a file, at the first try that succeeds."""
+def _retry(url: str, work: Callable[[Any, str], T], no_retry: tuple[type[Exception], ...] = ()) -> T:
+    """Call `work` with a URL's file system and path, again after pauses while it fails."""
     try:
         # Not kept: fsspec does that itself, and knows which file systems do not survive a fork.
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ShardError(f"{url} cannot be read: {_reason(error)}") from error
+        raise ShardError(f"{url} cannot be read: {_error_reason(error)}") from error
     for pause in (*RETRY_DELAYS, None):
         try:
             return work(system, path)
         except Exception as error:  # each kind of file system has errors of its own
             if pause is None or isinstance(error, no_retry):
-                raise ShardError(f"{url} cannot be read: {_reason(error)}") from error
+                raise ShardError(f"{url} cannot be read: {_error_reason(error)}") from error
         time.sleep(pause)
     raise AssertionError("unreachable: the last try raises")
 
 
-def _reason(error: Exception) -> str:
+def _error_reason(error: Exception) -> str:
+    """A file system's error in one line."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _glob(pattern: str) -> list[str]:
+def _expand_glob(pattern: str) -> list[str]:
+    """URLs that a glob pattern matches, sorted; a pattern without wildcards as it is."""
     if not re.search(r"[*?\[]", pattern):
         return [pattern]
 
@@ -134,4 +136,4 @@ def _glob(pattern: str) -> list[str]:
         found = sorted(system.glob(path))
         return found if isinstance(system, LocalFileSystem) else [system.unstrip_protocol(one) for one in found]
 
-    return _try(pattern, glob)
+    return _retry(pattern, glob)

@@ -43,9 +43,10 @@ class ShardShuffle(Sequence[int]):
         if not 0 <= place < len(self):
             raise IndexError(place)
         number = bisect_right(self._ends, place)
-        return int(self._window(number)[place - self._ends[number]])  # counted from its end
+        return int(self._shuffled_window(number)[place - self._ends[number]])  # counted from its end
 
     @lru_cache(maxsize=4)  # noqa: B019  lives as long as its epoch is remembered
-    def _window(self, number: int) -> torch.Tensor:
+    def _shuffled_window(self, number: int) -> torch.Tensor:
+        """Row indices of a window of shards in random order; the last few windows are cached."""
         rows = torch.cat([torch.arange(part.start, part.stop) for part in self._windows[number]])
         return rows[torch.randperm(len(rows), generator=self._stream(number + 1))]

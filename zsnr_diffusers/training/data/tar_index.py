@@ -49,25 +49,26 @@ class TarIndex:
 
     @property
     def sha256(self) -> str:
-        """The hash of the index."""
-        return hashlib.sha256(self.places.tobytes() + self._text()).hexdigest()
+        """SHA-256 of the index's content."""
+        return hashlib.sha256(self.places.tobytes() + self._names_json()).hexdigest()
 
-    def _text(self) -> bytes:
+    def _names_json(self) -> bytes:
+        """Names and incomplete samples as JSON, for hashing and saving."""
         return json.dumps([self.names, self.incomplete]).encode()
 
     def save(self, file: Path) -> None:
-        """Write it, in a folder that is made if need be; the file is whole or not there.
+        """Write the index atomically, in a folder that is created if need be.
 
         Raises:
             OSError: the disk is full or the folder read-only.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, shared=True) as partial, partial.open("xb") as opened:
-            np.savez(opened, places=self.places, text=np.frombuffer(self._text(), np.uint8))
+            np.savez(opened, places=self.places, text=np.frombuffer(self._names_json(), np.uint8))
 
     @classmethod
     def load(cls, file: Path) -> "TarIndex | None":
-        """Read it; None where there is none, or a damaged one."""
+        """Read a saved index; None if there is none or it is damaged."""
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 names, incomplete = json.loads(arrays["text"].tobytes())
@@ -77,7 +78,7 @@ class TarIndex:
 
 
 def read_index(url: str, size: int, captions: Sequence[str]) -> TarIndex:
-    """Find the samples of a shard.
+    """Find the samples of a tar shard by reading its headers.
 
     Args:
         url: of the shard.
@@ -88,27 +89,27 @@ def read_index(url: str, size: int, captions: Sequence[str]) -> TarIndex:
         ShardError: it is no tar, is cut off, or cannot be read.
     """
     places, names, incomplete = [], [], []
-    for key, members in groupby(_members(url, size), key=lambda member: _split(member.name)[0]):
-        by_ending = {_split(member.name)[1]: member for member in members}
-        image = next((member for ending, member in by_ending.items() if _is_image(ending)), None)
+    for key, members in groupby(_read_members(url, size), key=lambda member: _split_member_name(member.name)[0]):
+        by_ending = {_split_member_name(member.name)[1]: member for member in members}
+        image = next((member for ending, member in by_ending.items() if _is_image_suffix(ending)), None)
         caption = next((by_ending[ending] for ending in captions if ending in by_ending), None)
         if image is not None and (caption is not None or not captions):
-            places.append((*_place(image), *_place(caption)))
+            places.append((*_member_span(image), *_member_span(caption)))
             names.append((image.name, caption.name if caption else ""))
         elif image is not None or caption is not None:  # not a README, statistics, ...
             incomplete.append(f"{key} (no {'image' if image is None else 'caption'})")
     return TarIndex(np.array(places, np.int64).reshape(-1, 4), names, incomplete)
 
 
-def index_file(folder: Path, url: str, state: FileState, captions: Sequence[str]) -> Path:
-    """Where the index of a shard in this state is kept in a folder of them."""
+def index_path(folder: Path, url: str, state: FileState, captions: Sequence[str]) -> Path:
+    """Path in `folder` of the saved index of a tar shard in this state."""
     facts = json.dumps([_FORMAT, url, *state, list(captions)])
     return folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npz"
 
 
-def _members(url: str, size: int) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar, in their order."""
-    reader = _Ranges(url, size)
+def _read_members(url: str, size: int) -> Iterator[tarfile.TarInfo]:
+    """Headers of the regular files in a tar shard, in order; refuses one that is cut off."""
+    reader = _RangeReader(url, size)
     try:
         with tarfile.open(fileobj=reader, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -124,26 +125,31 @@ def _members(url: str, size: int) -> Iterator[tarfile.TarInfo]:
         raise ShardError(f"{url} is no whole tar: it ends without the block of zeros that is written last")
 
 
-class _Ranges(io.RawIOBase):
-    """A file that is read by range, some bytes more than asked for, which the next header is mostly among."""
+class _RangeReader(io.RawIOBase):
+    """A tar shard as a file object for `tarfile`, read by range with some bytes more for the next header."""
 
     def __init__(self, url: str, size: int) -> None:
         self.url, self.size, self.at, self.start, self.window = url, size, 0, 0, b""
 
     def seekable(self) -> bool:
+        """True; for `tarfile`."""
         return True
 
     def readable(self) -> bool:
+        """True; for `tarfile`."""
         return True
 
     def tell(self) -> int:
+        """Position in the tar shard, in bytes."""
         return self.at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position in the tar shard without reading; returns it."""
         self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
         return self.at
 
     def read(self, count: int = -1) -> bytes:
+        """Read bytes of the tar shard from the buffered window, refilled by range as needed."""
         end = self.size if count < 0 else min(self.at + count, self.size)
         if end <= self.at:
             return b""
@@ -155,16 +161,18 @@ class _Ranges(io.RawIOBase):
         return data
 
 
-def _split(name: str) -> tuple[str, str]:
-    """What a sample's members share, and the ending: `a/b.orig.jpg` is `a/b` and `orig.jpg`."""
+def _split_member_name(name: str) -> tuple[str, str]:
+    """(sample key, ending) of a tar member's name: `a/b.orig.jpg` gives `a/b` and `orig.jpg`."""
     folder, slash, base = name.rpartition("/")
     key, _, ending = base.partition(".")
     return folder + slash + key, ending.lower()
 
 
-def _is_image(ending: str) -> bool:
+def _is_image_suffix(ending: str) -> bool:
+    """Whether a tar member's ending is that of an image."""
     return f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES
 
 
-def _place(member: tarfile.TarInfo | None) -> tuple[int, int]:
+def _member_span(member: tarfile.TarInfo | None) -> tuple[int, int]:
+    """(offset, size) of a tar member's data, `_NO_MEMBER` for None."""
     return _NO_MEMBER if member is None else (member.offset_data, member.size)

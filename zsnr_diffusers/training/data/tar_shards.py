@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from ...utils.distributed import Processes, is_main_process
 from ...utils.images import ImageError
 from ..config import DataConfig
-from .remote import FileState, find_files, read_range, state_of
-from .tar_index import TarIndex, index_file, read_index
+from .remote import FileState, file_state, read_range, resolve_urls
+from .tar_index import TarIndex, index_path, read_index
 
 _THREADS = 32
 """That find samples in shards at a time; they mostly wait for a server."""
@@ -48,7 +48,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """File name of the shard."""
         return self.url.rpartition("/")[2]
 
 
@@ -72,27 +72,27 @@ class TarShards:
         self._most_indices = 2 * config.shuffle_shards
         self._indices: dict[int, TarIndex] = {}
         self._span: tuple[int, int, bytes] = (-1, 0, b"")
-        self.urls = find_files(str(config.train_shards))
+        self.urls = resolve_urls(str(config.train_shards))
         self.all: list[Shard] = []
         self.ends: list[int] = []
 
     @property
     def incomplete(self) -> list[str]:
-        """Samples that are not whole, by name, with what they lack."""
+        """Names of samples without image or caption, with what they lack."""
         return [f"{text} in {shard.name}" for shard in self.all for text in shard.incomplete]
 
     @property
     def sha256(self) -> str:
-        """Of names and sizes of the shards, and of where samples lie in them; no image is read."""
+        """SHA-256 of the shards' names, sizes and indices; no image is read."""
         facts = [(shard.name, shard.state.size, shard.sha256) for shard in self.all]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def scan(self, urls: Sequence[str]) -> list[Shard]:
-        """Count the samples of shards, by their addresses; their indices are stored, where they are not yet."""
+        """Count the samples of tar shards, and save their indices where they are not saved yet."""
 
         def shard(url: str) -> Shard:
-            state = state_of(url)
-            index = self._stored(url, state)
+            state = file_state(url)
+            index = self._load_or_build_index(url, state)
             return Shard(url, state, len(index), tuple(index.incomplete), index.sha256)
 
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -100,54 +100,55 @@ class TarShards:
             return list(tqdm(found, "finding samples", len(urls), disable=not is_main_process(), unit="shard"))
 
     def open(self) -> "TarShards":
-        """Scan all of them, so that rows can be read."""
+        """Scan all shards, so that rows can be read; returns itself."""
         self.all = self.scan(self.urls)
         self.ends = list(accumulate(shard.rows for shard in self.all))
         return self
 
-    def _stored(self, url: str, state: FileState) -> TarIndex:
+    def _load_or_build_index(self, url: str, state: FileState) -> TarIndex:
+        """The index of a tar shard, read from the cache or built and saved there."""
         if self.folder is None:
             return read_index(url, state.size, self._captions)
-        file = index_file(self.folder, url, state, self._captions)
+        file = index_path(self.folder, url, state, self._captions)
         index = TarIndex.load(file)
         if index is None:
             index = read_index(url, state.size, self._captions)
             index.save(file)
         return index
 
-    def _find(self, row: int) -> tuple[Shard, TarIndex, int]:
-        """The shard of a row, its index, and the row's number in it."""
+    def _locate_row(self, row: int) -> tuple[Shard, TarIndex, int]:
+        """The shard of a row, that shard's index, and the row's number in it."""
         number = bisect_right(self.ends, row)
         shard = self.all[number]
         index = self._indices.get(number)
         if index is None:
-            self._indices[number] = index = self._stored(shard.url, shard.state)
+            self._indices[number] = index = self._load_or_build_index(shard.url, shard.state)
             for old in list(self._indices)[: -self._most_indices]:
                 self._indices.pop(old, None)  # another thread may have been here first
         return shard, index, row - (self.ends[number] - shard.rows)
 
     def name(self, row: int) -> str:
-        """What to call a row; nothing is read of it."""
-        shard, index, number = self._find(row)
+        """A row's name for messages, `IMAGE in SHARD`; no data is read."""
+        shard, index, number = self._locate_row(row)
         return f"{index.names[number][0]} in {shard.name}"
 
     def image(self, row: int) -> bytes:
-        """The file of a row's image.
+        """Bytes of the image file of a row of tar shards.
 
         Raises:
             ShardError: it cannot be read.
         """
-        return self._member(row, 0)
+        return self._read_member(row, 0)
 
     def caption(self, row: int) -> Any:
-        """The caption of a row, or a list of them, or None.
+        """The caption of a row of tar shards, a list of captions, or None.
 
         Raises:
             CaptionError: the member that it is in is no text or no JSON.
             ShardError: it cannot be read.
         """
-        _, index, number = self._find(row)
-        content = self._member(row, 1)
+        _, index, number = self._locate_row(row)
+        content = self._read_member(row, 1)
         try:
             text = content.decode("utf-8-sig")
             return json.loads(text)[self.caption_column] if index.names[number][1].endswith("json") else text.strip()
@@ -156,8 +157,9 @@ class TarShards:
         except (ValueError, TypeError) as error:
             raise CaptionError(f"cannot read the caption of {self.name(row)}: {error}") from error
 
-    def _member(self, row: int, which: int) -> bytes:
-        shard, index, number = self._find(row)
+    def _read_member(self, row: int, which: int) -> bytes:
+        """Bytes of a row's image (`which` 0) or caption (1); both are read at once if they lie side by side."""
+        shard, index, number = self._locate_row(row)
         places = index.places[number].reshape(2, 2)
         start, size = places[which].tolist()
         span = self._span
@@ -226,12 +228,12 @@ class TarDataset:
         return _Row(self, index)
 
     def select_columns(self, names: Sequence[str]) -> "TarDataset":
-        """The same rows with some of the columns."""
+        """The same rows of tar shards with only these columns."""
         return TarDataset(self.shards, names)
 
 
 def index_shards(config: DataConfig, processes: Processes) -> None:
-    """Find the samples in all shards, each process in a share of them, where the results can be stored.
+    """Build and save the indices of all tar shards, each process for a share of them.
 
     Raises:
         ShardError, OSError: as `TarShards`.

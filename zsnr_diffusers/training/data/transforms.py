@@ -29,12 +29,12 @@ class Crop:
     size: Size
 
     def hflip(self) -> "Crop":
-        """The same piece, where the whole image is mirrored left to right."""
+        """The same crop if the whole image is mirrored left to right."""
         return replace(self, left=self.scaled[1] - self.left - self.size[1])
 
 
 def compute_crop(original: Size, size: Size, place: Sequence[float] | None = None) -> Crop:
-    """The crop of the least scaled image that covers a size; a smaller image is enlarged.
+    """The crop of `size` from an image scaled until it just covers that size.
 
     Args:
         original: size of the image.
@@ -53,7 +53,7 @@ def compute_crop(original: Size, size: Size, place: Sequence[float] | None = Non
 
 
 def resize_and_crop(image: Image.Image, crop: Crop) -> Tensor:
-    """The pixels of a crop, uint8 [channels, height, width]."""
+    """Resize an image and cut a crop, uint8 [channels, height, width]."""
     (height, width), (rows, columns) = crop.scaled, crop.size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)

@@ -11,7 +11,7 @@ from .config import NetworkConfig
 
 
 def new_unet(config: NetworkConfig, class_count: int | None, resolution: int | None, seed: int) -> UNet2DModel:
-    """The network of a preset, with first weights from the run's seed.
+    """A new UNet2DModel of a preset, initialized from the run's seed.
 
     Raises:
         ValueError: a resolution that the network cannot halve at every level.
@@ -27,7 +27,7 @@ def new_unet(config: NetworkConfig, class_count: int | None, resolution: int | N
 
 
 def load_base(name: str | None, resolution: int | None, class_column: str | None) -> Any:
-    """The pipeline to go on from, None for none.
+    """Load the pixel pipeline to continue training from; None if `name` is None.
 
     Args:
         name: of a folder or repo.

@@ -14,12 +14,12 @@ class Classes:
     count: int
 
     def name(self, label: int) -> str:
-        """What a class is called."""
+        """A class's name, or its number if the data has no names."""
         return str(label) if self.names is None else self.names[label]
 
 
 def read_classes(rows: datasets.Dataset, column: str, count: int | None = None) -> Classes:
-    """Read the classes of rows: `ClassLabel`s, numbers from 0 on, or words, which are sorted.
+    """Read the classes of data rows: `ClassLabel`s, numbers from 0, or words, which are sorted.
 
     Args:
         rows: of the data set.

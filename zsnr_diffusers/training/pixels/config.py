@@ -93,7 +93,7 @@ class ClassDataConfig(DataConfig):
 
     @property
     def columns(self) -> dict[str, str]:
-        """The column of the classes too, if there are any."""
+        """Data columns to read, that of classes included."""
         classes = {} if self.class_column is None else {"class_column": self.class_column}
         return {**super().columns, **classes}
 

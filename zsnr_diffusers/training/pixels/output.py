@@ -15,8 +15,8 @@ from ...hub.custom_pipeline import write_custom_pipeline
 from ...schedulers.flow import FlowMatchScheduler
 from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
 from ..output import Output
-from ..reporting.model_card import TrainingRecord, model_card
-from ..schedule import Schedule, as_sampled
+from ..reporting.model_card import TrainingRecord, training_model_card
+from ..schedule import Schedule, preview_scheduler
 from .classes import Classes
 from .config import PixelOutputConfig
 
@@ -48,16 +48,16 @@ class PixelOutput(Output):
         return stock_scheduler(self.schedule, timestep_spacing=spacing)
 
     def pipeline(self, unet: Any) -> ClassConditionalPipeline:
-        """With the scheduler that is saved; of a flow model with ours."""
+        """The trained pixel pipeline with the exported scheduler; for a flow model with ours."""
         flow = isinstance(self.schedule, FlowMatchScheduler)
         return ClassConditionalPipeline(unet, self.schedule if flow else self.export_scheduler())
 
     def initial_pipeline(self, unet: Any) -> ClassConditionalPipeline | None:
-        """With its own scheduler."""
-        return ClassConditionalPipeline(unet, as_sampled(self.base.scheduler)) if self.base else None
+        """The base's pipeline with its own scheduler; None for a new network."""
+        return ClassConditionalPipeline(unet, preview_scheduler(self.base.scheduler)) if self.base else None
 
     def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
-        """A row per class, a column per seed."""
+        """Images of a row per class and a column per seed."""
         seeds = range(self.config.validation_images)
         if not seeds:
             return None
@@ -67,7 +67,7 @@ class PixelOutput(Output):
         return [self._generate(pipe, [label] * len(seeds)) for label in shown], [self.classes.name(i) for i in shown]
 
     def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
-        """The class of each row, if there are classes."""
+        """An image of each data row's class, or an unconditional one."""
         return self._generate(pipe, [None if self.classes is None else self.classes.labels[row] for row in rows])
 
     def _generate(self, pipe: Any, labels: Sequence[int | None]) -> list[Image.Image]:
@@ -86,7 +86,7 @@ class PixelOutput(Output):
     def save(self, unet: Any) -> None:
         """Write the trained pipeline and its card into the run's folder."""
         folder, scheduler = self.record.folder, self.export_scheduler()
-        (folder / "README.md").write_text(self._card(scheduler), encoding="utf-8")
+        (folder / "README.md").write_text(self._model_card(scheduler), encoding="utf-8")
         if self.classes is None:
             DDPMPipeline(unet, scheduler).save_pretrained(folder)
             return
@@ -94,7 +94,8 @@ class PixelOutput(Output):
         write_custom_pipeline(pipe, folder)
         pipe.save_pretrained(folder)
 
-    def _card(self, scheduler: SchedulerMixin) -> str:
+    def _model_card(self, scheduler: SchedulerMixin) -> str:
+        """Text of the trained pixel model's card."""
         datasets = [self.dataset_name] if self.dataset_name and not Path(self.dataset_name).exists() else None
         data = huggingface_hub.ModelCardData(pipeline_tag="unconditional-image-generation", datasets=datasets)
         flow, classes = isinstance(self.schedule, FlowMatchScheduler), self.classes
@@ -107,7 +108,7 @@ class PixelOutput(Output):
             steps=30 if flow else 1000,
             sampler="FlowMatchMultistepScheduler" if flow else "ZeroSNRMultistepScheduler",
         )
-        return model_card(self.record, self.schedule, scheduler, data, self.subject, rows, usage)
+        return training_model_card(self.record, self.schedule, scheduler, data, self.subject, rows, usage)
 
 
 _UNCONDITIONAL = """\

@@ -47,8 +47,8 @@ class LabelledDataset(TrainingDataset):
         self._remembered = torch.empty(len(rows), *shape, dtype=torch.uint8) if fits else None
         self._known: set[int] = set()
 
-    def _pixels(self, index: int) -> Tensor:
-        """The image of a row, uint8 [C, h, w], decoded once if all of them fit in memory."""
+    def _load_pixels(self, index: int) -> Tensor:
+        """A data row's image, uint8 [C, h, w]; kept in memory if all of them fit."""
         if self._remembered is not None and index in self._known:
             return self._remembered[index]
         image = read_image(self.rows, self.config.image_column, index)
@@ -60,14 +60,14 @@ class LabelledDataset(TrainingDataset):
         return pixels
 
     def sample(self, index: int, draw: torch.Generator) -> Batch:
-        """The sample of a row.
+        """The training sample of a data row.
 
         Returns:
             `pixel_values` [C, h, w] in [-1, 1], `timestep`, N(0, 1) `noise` [C, h, w], and the `class_labels`.
         """
         dropped, flipped = torch.rand(2, generator=draw).tolist()
         batch = {
-            "pixel_values": to_model_range(self._pixels(index), self.config.random_flip and flipped < 0.5),
+            "pixel_values": to_model_range(self._load_pixels(index), self.config.random_flip and flipped < 0.5),
             "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
             "noise": torch.randn(self.shape, generator=draw),
         }

@@ -14,9 +14,9 @@ from ...schedulers.config import is_flow
 from ..config.objective import FLOW
 from ..data.dataset import Images, noise_rows, open_rows
 from ..data.loader import Batch
-from ..objective import objective_of
+from ..objective import create_objective
 from ..reporting.model_card import TrainingRecord
-from ..schedule import Schedule, check_base, check_bridge
+from ..schedule import Schedule, check_base_schedule, check_bridge_base
 from ..task import Task
 from .base import load_base, new_unet
 from .classes import read_classes
@@ -42,27 +42,28 @@ class PixelTask(Task):
         self.classes = None if column is None else read_classes(self.rows, column, count)
         classes = None if self.classes is None else self.classes.count
         self.unet = base.unet if base else new_unet(config, classes, config.resolution, config.seed)
-        self.schedule, self.betas = self._schedules()
+        self.schedule, self.betas = self._create_schedules()
         config.check_schedule(terminal_snr(self.schedule) == 0)
-        self.objective = objective_of(config, self.schedule, self.betas)
-        record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.loss_in_words())
+        self.objective = create_objective(config, self.schedule, self.betas)
+        record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
         subject = f"A new `{config.unet}`" if name is None else Path(name).name
         self.output = PixelOutput(config, self.schedule, base, self.classes, subject, config.dataset_name, record)
 
-    def _schedules(self) -> tuple[Schedule, ZeroSNRDDPMScheduler | None]:
-        """That of the network, and the betas."""
+    def _create_schedules(self) -> tuple[Schedule, ZeroSNRDDPMScheduler | None]:
+        """The schedule that is trained, and that of betas; None for a flow-matching base."""
         config, base = self.config, self.base
         if base is not None:
             name = str(config.pretrained_model_name_or_path)
-            check_base(base.scheduler, name, config.network_prediction)
+            check_base_schedule(base.scheduler, name, config.network_prediction)
             if config.flow_through_bridge:
-                check_bridge(base.scheduler, name)
-        betas = None if base and is_flow(base.scheduler.config) else self._betas()
+                check_bridge_base(base.scheduler, name)
+        betas = None if base and is_flow(base.scheduler.config) else self._create_betas()
         if betas is not None and config.network_prediction != FLOW:
             return betas, betas
         return FlowMatchMultistepScheduler(shift=config.flow_shift), betas
 
-    def _betas(self) -> ZeroSNRDDPMScheduler:
+    def _create_betas(self) -> ZeroSNRDDPMScheduler:
+        """The schedule of betas of the base or of the configuration."""
         config, base = self.config, self.base
         betas = {
             "beta_schedule": config.beta_schedule,
@@ -79,11 +80,11 @@ class PixelTask(Task):
         )
 
     def initial_networks(self) -> Mapping[str, torch.nn.Module]:
-        """The network to go on from, if one is named."""
+        """The UNet to continue training from; none for a new one."""
         return {} if self.config.pretrained_model_name_or_path is None else {"unet": self.unet}
 
     def summary(self, samples: LabelledDataset) -> dict[str, str]:
-        """Network, prediction type, schedule and data."""
+        """Lines of the plan: network, prediction type, schedule and data."""
         config, unet = self.config, self.unet.config
         parameters = sum(p.numel() for p in self.unet.parameters())
         name = config.pretrained_model_name_or_path or f"{config.unet}, new"
@@ -92,13 +93,13 @@ class PixelTask(Task):
         return {
             "network": f"{name}, {parameters:,} parameters, {unet.in_channels} channels",
             "prediction": config.prediction_type,
-            **({"flow times": config.flow_in_words()} if config.is_flow else {}),
+            **({"flow times": config.describe_flow_times()} if config.is_flow else {}),
             "SNR at the last timestep": f"{terminal_snr(self.schedule):.4g}",
             "data": f"{len(samples.usable_rows):,} images{classes} at {side} x {side}",
         }
 
     def samples(self, images: Images, global_batch: int = 1) -> LabelledDataset:
-        """Images in the network's size, their classes, and noise."""
+        """Training samples: images in the network's size, their classes, and noise."""
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
         labels, no_class = (None, 0) if self.classes is None else (self.classes.labels, self.classes.count)
         shape, steps = (channels, side, side), len(self.schedule)
@@ -106,7 +107,7 @@ class PixelTask(Task):
         return LabelledDataset(self.rows, images, self.config, labels, shape, steps, no_class, offset)
 
     def x_0(self, batch: Batch, device: torch.device) -> Tensor:
-        """The images themselves."""
+        """The batch's images."""
         return batch["pixel_values"].to(device)
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from ...evaluation.luminance import Floats, LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance
 from ...evaluation.plots import plot_luminance_over_steps
 from ...utils.files import write_json
-from ..data.dataset import can_be_read, read_image
+from ..data.dataset import is_row_readable, read_image
 from ..data.loader import derive_seed
 from ..task import Task
 
@@ -20,50 +20,50 @@ _DATA_IMAGES = 512
 """Of the data that are measured, at most; the rest would move W1 by less than some dozen images' chance does."""
 
 
-def drawn_rows(usable_rows: Sequence[int], seed: int, count: int) -> list[int]:
-    """Random rows of the data, the same ones at every step of a run; all of them if there are no more."""
+def sample_rows(usable_rows: Sequence[int], seed: int, count: int) -> list[int]:
+    """Random data rows whose luminance is measured, the same at every step; all if there are no more than `count`."""
     return random.Random(derive_seed(seed, 5)).sample(usable_rows, min(count, len(usable_rows)))
 
 
-def readable_rows(task: Task, usable_rows: Sequence[int], count: int) -> list[int]:
-    """The same without rows of shards that cannot be read and are to be skipped; these were not checked before."""
-    drawn = drawn_rows(usable_rows, task.data.seed, count)
+def sample_readable_rows(task: Task, usable_rows: Sequence[int], count: int) -> list[int]:
+    """`sample_rows` without rows of tar shards that cannot be read, which were not checked before."""
+    drawn = sample_rows(usable_rows, task.data.seed, count)
     with ThreadPoolExecutor() as pool:
-        usable = pool.map(lambda row: can_be_read(task.rows, task.data, row), drawn)
+        usable = pool.map(lambda row: is_row_readable(task.rows, task.data, row), drawn)
         return [row for row, can in zip(drawn, usable, strict=True) if can]
 
 
-def data_luminance(task: Task, usable_rows: Sequence[int]) -> Floats:
-    """Mean luminance of a random part of a run's images, whole and as they are on the disk, float64 [n]."""
-    rows, column = readable_rows(task, usable_rows, _DATA_IMAGES), task.data.image_column
+def measure_data_luminance(task: Task, usable_rows: Sequence[int]) -> Floats:
+    """Mean luminance of random images of a run's data, uncropped, float64 [n]."""
+    rows, column = sample_readable_rows(task, usable_rows, _DATA_IMAGES), task.data.image_column
     with ThreadPoolExecutor() as pool:
         return mean_luminance(pool.map(lambda row: read_image(task.rows, column, row), rows))
 
 
-def read_luminance(folder: Path) -> dict[int, LuminanceCoverage]:
-    """The luminance by step as a run's folder has it; nothing if it has no such file, or a damaged one."""
+def read_luminance_file(folder: Path) -> dict[int, LuminanceCoverage]:
+    """Luminance by step from a run's folder; empty if there is no such file or it is damaged."""
     file = folder / LUMINANCE_FILE
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        return {int(step): _coverage(**values) for step, values in found.items()}
+        return {int(step): _coverage_from_json(**values) for step, values in found.items()}
     except (ValueError, TypeError, AttributeError):
         return {}  # no reason to end a run
 
 
 def add_luminance(folder: Path, step: int, generated: Floats, data: Floats) -> LuminanceCoverage:
-    """Measure what was generated at a step, and write it into the folder's file and plot.
+    """Measure the luminance of images generated at a step, and add it to the run's file and plot.
 
     What they say of later steps is dropped: a run that goes on from an earlier checkpoint comes there again.
     """
-    before = {other: coverage for other, coverage in read_luminance(folder).items() if other < step}
+    before = {other: coverage for other, coverage in read_luminance_file(folder).items() if other < step}
     coverages = {**before, step: luminance_coverage(generated, data)}
     write_json(folder / LUMINANCE_FILE, {other: dataclasses.asdict(one) for other, one in coverages.items()})
     plot_luminance_over_steps(folder / LUMINANCE_PLOT, coverages)
     return coverages[step]
 
 
-def in_words(coverage: LuminanceCoverage) -> str:
-    """One line."""
+def describe_coverage(coverage: LuminanceCoverage) -> str:
+    """Luminance coverage as one line of log."""
     ours, real = coverage.generated, coverage.real
     return (
         f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f} of the data's {real.p5:.2f}..{real.p95:.2f}; "
@@ -71,5 +71,6 @@ def in_words(coverage: LuminanceCoverage) -> str:
     )
 
 
-def _coverage(generated: dict[str, Any], real: dict[str, Any], **distances: float) -> LuminanceCoverage:
+def _coverage_from_json(generated: dict[str, Any], real: dict[str, Any], **distances: float) -> LuminanceCoverage:
+    """A `LuminanceCoverage` from its values in the run's JSON file."""
     return LuminanceCoverage(**distances, generated=LuminanceSummary(**generated), real=LuminanceSummary(**real))

@@ -21,7 +21,7 @@ class TrainingRecord:
     loss: str
 
 
-def model_card(
+def training_model_card(
     record: TrainingRecord,
     schedule: Schedule,
     scheduler: SchedulerMixin,
@@ -30,7 +30,7 @@ def model_card(
     rows: Mapping[str, str],
     usage: str,
 ) -> str:
-    """What a sampler needs to know: schedule, prediction type, spacing; and how to sample.
+    """Text of a trained model's card: schedule, prediction type, spacing, loss, and how to sample.
 
     Args:
         record: of the run.
@@ -43,12 +43,13 @@ def model_card(
     """
     data.library_name = "diffusers"
     data.tags = [*(data.tags or []), *schedule_tags(schedule)]
-    text = f"{subject}, trained for {record.steps:,} steps with zsnr_diffusers on\n{_ending(schedule)}."
+    text = f"{subject}, trained for {record.steps:,} steps with zsnr_diffusers on\n{_describe_schedule(schedule)}."
     table = {**schedule_rows(schedule, scheduler), **rows, "loss": record.loss}
     return card_text(data, record.folder.resolve().name, text, table, usage)
 
 
-def _ending(schedule: Schedule) -> str:
+def _describe_schedule(schedule: Schedule) -> str:
+    """The noise schedule that a model was trained on, in words for its card."""
     if isinstance(schedule, FlowMatchScheduler):
         return "flow times (rectified flow, arXiv:2209.03003), which begin at pure noise"
     zero = terminal_snr(schedule) == 0

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from .luminance import read_luminance
-from .validation import first_and_last
+from .luminance import read_luminance_file
+from .validation import first_and_last_preview
 
 _LOCAL_PATHS = ("output_dir", "train_data_dir", "train_shards", "cache_dir")
 _PROCESS_OPTIONS = ("resume", "force", "dry_run", "measure", "report_to", "push_to_hub", "hub_model_id")
@@ -15,7 +15,7 @@ _MAY_BE_FOLDERS = ("pretrained_model_name_or_path", "dataset_name")
 
 
 def add_results_section(folder: Path, steps: int, losses: Sequence[float], options: Mapping[str, Any]) -> None:
-    """Write them.
+    """Append a run's results to its model card: images, luminance, loss, options.
 
     Args:
         folder: of a run, with its model card.
@@ -23,23 +23,24 @@ def add_results_section(folder: Path, steps: int, losses: Sequence[float], optio
         losses: of its last steps.
         options: of the run, by name.
     """
-    parts = [_images(folder), _luminance_table(folder, steps)]
+    parts = [_image_links(folder), _luminance_table(folder, steps)]
     if losses:
         mean = sum(losses) / len(losses)
         parts.append(f"Training loss: {mean:.4g}, the mean of the last {len(losses)} steps.\n")
-    parts.append(_options(options))
+    parts.append(_options_section(options))
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write("\n## Results\n\n" + "\n".join(part for part in parts if part))
 
 
-def _images(folder: Path) -> str:
-    paths = [path.relative_to(folder).as_posix() for path in first_and_last(folder)]
+def _image_links(folder: Path) -> str:
+    """Markdown images of the first and the last preview."""
+    paths = [path.relative_to(folder).as_posix() for path in first_and_last_preview(folder)]
     return "".join(f"![{Path(path).stem}]({path})\n" for path in paths)
 
 
 def _luminance_table(folder: Path, last_step: int) -> str:
-    """Before and after, as a table; nothing if it was not measured at the last step."""
-    coverages = read_luminance(folder)
+    """Markdown table of luminance before and after training; empty if not measured at the last step."""
+    coverages = read_luminance_file(folder)
     if last_step not in coverages:
         return ""
     real = coverages[last_step].real
@@ -57,8 +58,8 @@ def _luminance_table(folder: Path, last_step: int) -> str:
 """
 
 
-def _options(options: Mapping[str, Any]) -> str:
-    """Those that decide on the result, without names of folders of this machine."""
+def _options_section(options: Mapping[str, Any]) -> str:
+    """Markdown of a run's options, without those that name local paths or only steer the process."""
     hidden = {*_LOCAL_PATHS, *_PROCESS_OPTIONS}
     hidden |= {name for name in _MAY_BE_FOLDERS if Path(options[name] or "").exists()}
     shown = yaml.safe_dump({name: value for name, value in options.items() if name not in hidden}, sort_keys=False)

@@ -10,15 +10,15 @@ from ...hub import upload as hub_upload
 from ..checkpointing.run_folder import CONFIG_FILE, FINGERPRINT_FILE
 from ..config import OutputConfig
 from ..errors import TrainingError
-from .validation import first_and_last
+from .validation import first_and_last_preview
 
 _RUN_FILES = ("checkpoint-*", "logs/*", CONFIG_FILE, FINGERPRINT_FILE, ".*")
 """What is in its folder beside what it ships: the configuration names folders of this machine, hidden files are the
 lock and what is half written."""
 
 
-def repo_name(config: OutputConfig) -> str:
-    """What the repo is called, `--hub_model_id` or as the run's folder is; without an owner it is the token's.
+def hub_repo_name(config: OutputConfig) -> str:
+    """Name of the repo that a run is pushed to: `--hub_model_id`, or the run folder's name.
 
     Raises:
         ValueError: there cannot be such a repo, or there is no token.
@@ -35,8 +35,8 @@ def repo_name(config: OutputConfig) -> str:
     return name
 
 
-def create_repo(config: OutputConfig) -> str:
-    """Make the repo if it is not there, and find out whether it can be written.
+def create_run_repo(config: OutputConfig) -> str:
+    """Create the Hub repo of a run unless it exists, and check that it can be written.
 
     Returns:
         its id, owner/name.
@@ -45,7 +45,7 @@ def create_repo(config: OutputConfig) -> str:
         ValueError: it cannot; the message has the answer of the Hub.
     """
     try:
-        return hub_upload.create_repo(repo_name(config), config.hub_private_repo or None, None)
+        return hub_upload.create_repo(hub_repo_name(config), config.hub_private_repo or None, None)
     except OSError as error:
         raise ValueError(
             f"--push_to_hub: {error} Check the token with `hf auth whoami`, or name a repo that it may write with "
@@ -53,8 +53,8 @@ def create_repo(config: OutputConfig) -> str:
         ) from error
 
 
-def upload(config: OutputConfig, repo: str, steps: int) -> str:
-    """Upload what a run ships, in one commit.
+def upload_run(config: OutputConfig, repo: str, steps: int) -> str:
+    """Upload a run's result to the Hub, in one commit.
 
     Returns:
         the address of the repo.
@@ -71,7 +71,7 @@ def upload(config: OutputConfig, repo: str, steps: int) -> str:
             commit_message=f"{steps:,} steps of zsnr_diffusers",
         )
     except Exception as error:  # whatever it is, the result is on the disk
-        reason = hub_upload.reason(error, repo)
+        reason = hub_upload.upload_error_reason(error, repo)
         raise TrainingError(
             f"The pipeline is whole in {folder}, but it could not be pushed: {reason}. The same command "
             "with --resume trains nothing more and pushes it. By hand: python -c 'import huggingface_hub; "
@@ -82,8 +82,8 @@ def upload(config: OutputConfig, repo: str, steps: int) -> str:
 
 
 def _ignore_patterns(config: OutputConfig) -> list[str]:
-    """Patterns of what stays here: the run's own files, what frozen networks computed, previews that no card shows."""
-    folder, shown = Path(config.output_dir), first_and_last(Path(config.output_dir))
+    """Patterns of files in a run's folder that are not uploaded: its own, caches, and previews that no card shows."""
+    folder, shown = Path(config.output_dir), first_and_last_preview(Path(config.output_dir))
     previews = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("previews/*")) if path not in shown]
     patterns = [*_RUN_FILES, *previews]
     if config.cache_folder.resolve().is_relative_to(folder.resolve()):

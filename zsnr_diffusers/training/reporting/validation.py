@@ -13,13 +13,13 @@ from ...evaluation.luminance import Floats, LuminanceCoverage, mean_luminance
 from ...evaluation.plots import luminance_picture, sample_grid
 from ..config import OutputConfig
 from ..task import Task
-from .luminance import add_luminance, data_luminance, in_words, readable_rows
+from .luminance import add_luminance, describe_coverage, measure_data_luminance, sample_readable_rows
 
 _COLUMNS = 4
 
 
-def first_and_last(folder: Path) -> list[Path]:
-    """The first and the last preview of a run's folder: of its base, if there was one, and of the result."""
+def first_and_last_preview(folder: Path) -> list[Path]:
+    """Paths of a run's first and last preview: of its base, if there was one, and of the result."""
     paths = sorted(folder.glob("previews/step-*.png"))
     return paths if len(paths) < 2 else [*[path for path in paths[:1] if path.stem == "step-000000"], paths[-1]]
 
@@ -39,15 +39,17 @@ class ValidationLogger:
         self.accelerator, self.task, self.usable_rows = accelerator, task, usable_rows
 
     @functools.cached_property
-    def _rows(self) -> list[int]:
-        return readable_rows(self.task, self.usable_rows, self.images)
+    def _luminance_rows(self) -> list[int]:
+        """Data rows for whose captions or classes images are generated at every validation."""
+        return sample_readable_rows(self.task, self.usable_rows, self.images)
 
     @functools.cached_property
-    def _data(self) -> Floats:
-        return data_luminance(self.task, self.usable_rows)
+    def _data_luminance(self) -> Floats:
+        """Mean luminance of the data's images, float64 [n]."""
+        return measure_data_luminance(self.task, self.usable_rows)
 
     def save(self, unet: Any, step: int) -> Path | None:
-        """Generate images as the result will, or at step 0 as the base does, and log how bright they are.
+        """Generate validation images, save them as a preview, and log their luminance.
 
         Args:
             unet: with the weights that are shipped.
@@ -63,30 +65,32 @@ class ValidationLogger:
         pipe.set_progress_bar_config(desc=f"preview at step {step}", leave=False)
         with self.accelerator.autocast():
             shown = output.validation_images(pipe)
-            generated = output.generate_for_rows(pipe, self._rows) if self._rows else []
+            generated = output.generate_for_rows(pipe, self._luminance_rows) if self._luminance_rows else []
         if not generated:
-            return None if shown is None else self._write(sample_grid(*shown), step)
+            return None if shown is None else self._save_preview(sample_grid(*shown), step)
         rows = [generated[first : first + _COLUMNS] for first in range(0, len(generated), _COLUMNS)]
         grid = sample_grid(rows[:_COLUMNS]) if shown is None else sample_grid(*shown)
         luminance = mean_luminance(generated)
-        self._log(step, add_luminance(self.folder, step, luminance, self._data))
-        histogram = luminance_picture({f"step {step}": luminance}, self._data, "Mean luminance per image")
-        return self._write(_side_by_side(grid, histogram), step)
+        self._log_luminance(step, add_luminance(self.folder, step, luminance, self._data_luminance))
+        histogram = luminance_picture({f"step {step}": luminance}, self._data_luminance, "Mean luminance per image")
+        return self._save_preview(_side_by_side(grid, histogram), step)
 
-    def _write(self, image: Image.Image, step: int) -> Path:
+    def _save_preview(self, image: Image.Image, step: int) -> Path:
+        """Save a preview image of a step; returns its path."""
         path = self.folder / "previews" / f"step-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         return path
 
-    def _log(self, step: int, coverage: LuminanceCoverage) -> None:
-        tqdm.write(f"step {step}: {in_words(coverage)}")
+    def _log_luminance(self, step: int, coverage: LuminanceCoverage) -> None:
+        """Send a step's luminance to terminal and trackers."""
+        tqdm.write(f"step {step}: {describe_coverage(coverage)}")
         figures = {"p5": coverage.generated.p5, "p95": coverage.generated.p95, "w1": coverage.w1}
         self.accelerator.log({f"luminance/{name}": value for name, value in figures.items()}, step=step)
 
 
 def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two images on white."""
+    """Two images beside each other on white."""
     both = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
     both.paste(left, (0, 0))
     both.paste(right, (left.width, 0))

@@ -41,19 +41,19 @@ class Architecture(ABC):
 
     @abstractmethod
     def pipeline_kwargs(self) -> dict[str, Any]:
-        """Arguments of pipelines of this kind that are no components."""
+        """Constructor arguments of the pipeline's class that are no components."""
 
     @abstractmethod
     def unsupported_reason(self) -> str | None:
-        """Why a pipeline of these networks cannot be trained nevertheless."""
+        """Why a pipeline with the right networks still cannot be trained; None if it can."""
 
     @abstractmethod
     def text_encoder(self) -> TextEncoder:
-        """What makes the UNet's input of token ids."""
+        """The frozen text encoder that turns token ids into the UNet's input."""
 
     @abstractmethod
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
-        """The UNet's output.
+        """The UNet's output for noisy latents under text and conditioning.
 
         Args:
             unet: that is trained.
@@ -82,16 +82,16 @@ class StableDiffusion(Architecture):
         self.conditioning = Conditioning([pipeline.tokenizer])
 
     def pipeline_kwargs(self) -> dict[str, Any]:
-        """No safety checker, which makes images black."""
+        """Constructor arguments that leave out the safety checker, which makes images black."""
         return {"requires_safety_checker": False}
 
     def unsupported_reason(self) -> str | None:
-        """Conditions that neither caption nor image give."""
+        """Refuses UNets with conditions that neither caption nor image give."""
         kind = self.pipeline.unet.config.addition_embed_type
         return None if kind is None else f"its UNet is told more than the caption (addition_embed_type={kind!r})"
 
     def text_encoder(self) -> TextEncoder:
-        """The last states."""
+        """The encoder of the text encoder's last states."""
         return TextEncoder(self.pipeline.text_encoder, self.pipeline.tokenizer.model_max_length)
 
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
@@ -116,11 +116,11 @@ class StableDiffusionXL(Architecture):
         self.conditioning = SizeConditioning([pipeline.tokenizer, pipeline.tokenizer_2])
 
     def pipeline_kwargs(self) -> dict[str, Any]:
-        """Whether zeros stand for no caption, or the encoders' output for the empty one."""
+        """Constructor arguments that keep whether zeros or the encoders' output stand for no caption."""
         return {"force_zeros_for_empty_prompt": self.pipeline.config.force_zeros_for_empty_prompt}
 
     def unsupported_reason(self) -> str | None:
-        """Conditions that are not SDXL's, or latents of another scale."""
+        """Refuses conditions that are not SDXL's, and latents of another scale."""
         unet, vae = self.pipeline.unet.config, self.pipeline.vae.config
         expected = 6 * (unet.addition_time_embed_dim or 0) + self.pipeline.text_encoder_2.config.projection_dim
         if unet.addition_embed_type != "text_time" or unet.projection_class_embeddings_input_dim != expected:
@@ -134,7 +134,7 @@ class StableDiffusionXL(Architecture):
         return None
 
     def text_encoder(self) -> TextEncoderPair:
-        """The states before the last of both, and the second's output for the whole caption."""
+        """The encoder of both text encoders' last but one states, and of the second's pooled output."""
         pipe = self.pipeline
         empty = self.conditioning.tokenize([""])[0] if pipe.config.force_zeros_for_empty_prompt else None
         length = pipe.tokenizer.model_max_length

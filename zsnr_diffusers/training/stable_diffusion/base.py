@@ -11,18 +11,18 @@ from diffusers import DiffusionPipeline
 
 from ...hub.damage import check_folder_weights
 from ...hub.errors import explain_hub_errors
-from ...hub.files import INDEX, only_variant
+from ...hub.files import INDEX, find_only_variant
 from ...hub.header import Header, is_single_file
 from ...hub.load import load_pipeline
 from ...hub.save import save_pipeline
 from ...hub.saved_model import SavedModel
-from ...hub.weight_files import in_one_dtype, variants
+from ...hub.weight_files import weight_variants, with_single_dtype
 from ...schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler
 from ...schedulers.config import is_flow
 from ..config.objective import FLOW
 from ..data.buckets import bucket_sizes
 from ..data.transforms import Size
-from ..schedule import Schedule, check_base
+from ..schedule import Schedule, check_base_schedule
 from .architectures import ARCHITECTURES, Architecture
 from .config import BaseConfig, CaptionedDataConfig
 
@@ -43,39 +43,39 @@ class Base:
 
     @property
     def pipeline(self) -> Any:
-        """Of stock's class."""
+        """The base's pipeline, of a stock class."""
         return self.architecture.pipeline
 
     @property
     def betas(self) -> ZeroSNRDDIMScheduler | None:
-        """What it was trained on, at zero terminal SNR; None of a flow-matching model."""
+        """The base's own schedule at zero terminal SNR; None for a flow-matching model."""
         if isinstance(self.schedule, ZeroSNRDDIMScheduler):
             return self.schedule
         own = self.pipeline.scheduler.config
-        return None if is_flow(own) else _betas(own, "v_prediction", rescale_betas_zero_snr=True)
+        return None if is_flow(own) else _create_betas_schedule(own, "v_prediction", rescale_betas_zero_snr=True)
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels per latent."""
+        """Pixels per latent, along each side."""
         return int(self.pipeline.vae_scale_factor)
 
-    def _multiple(self) -> int:
-        """Of pixels, that autoencoder and UNet can halve as often as they do."""
+    def _size_multiple(self) -> int:
+        """The number of pixels that image sides must be multiples of, for autoencoder and UNet."""
         return self.vae_scale_factor * int(2 ** (len(self.pipeline.unet.config.block_out_channels) - 1))
 
     def resolution(self, asked: int | None) -> int:
-        """Pixels per side in training, or the root of their number where images keep their shape.
+        """Pixels per side of training images, or the root of their number in aspect-ratio buckets.
 
         Raises:
             ValueError: not a multiple of what the autoencoder and the UNet halve.
         """
         pixels = asked or self.pipeline.unet.config.sample_size * self.vae_scale_factor
-        if pixels % self._multiple():
-            raise ValueError(f"--resolution={pixels} must be a multiple of {self._multiple()} for this model.")
+        if pixels % self._size_multiple():
+            raise ValueError(f"--resolution={pixels} must be a multiple of {self._size_multiple()} for this model.")
         return int(pixels)
 
     def buckets(self, config: CaptionedDataConfig) -> list[Size]:
-        """The sizes that images are brought to.
+        """Sizes to which training images are resized and cropped.
 
         Raises:
             ValueError: as in `resolution`; or images are to keep their shape, and there is no other than a square.
@@ -83,17 +83,17 @@ class Base:
         pixels = self.resolution(config.resolution)
         if not config.aspect_ratio_buckets:
             return [(pixels, pixels)]
-        sizes = bucket_sizes(pixels, self._multiple())
+        sizes = bucket_sizes(pixels, self._size_multiple())
         if len(sizes) == 1:
             raise ValueError(
-                f"--aspect_ratio_buckets: sides must be multiples of {self._multiple()} for this model, and at "
+                f"--aspect_ratio_buckets: sides must be multiples of {self._size_multiple()} for this model, and at "
                 f"--resolution={pixels} that leaves no size but the square; raise it, or leave them out."
             )
         return sizes
 
 
 def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: bool, flow_shift: float = 1.0) -> Base:
-    """Load the pipeline that a configuration names, from a folder or the Hub, and check that it can be trained here.
+    """Load the Stable Diffusion pipeline to train from a file, folder or the Hub, and check that it can be trained.
 
     Args:
         config: with the pipeline's name.
@@ -109,23 +109,26 @@ def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: 
     if is_single_file(name):
         options: dict[str, Any] = {} if config.base_config is None else {"config": config.base_config}
         saved, variant = SavedModel.open(name, **options), None
-        architecture = _architecture_of_file(saved)
+        architecture = _load_architecture_from_file(saved)
     else:
-        folder, variant = _folder(name, config.variant)
-        saved = _open_folder(folder)
+        folder, variant = _locate_folder(name, config.variant)
+        saved = _open_pipeline_folder(folder)
         _check_no_adapter(name, check_folder_weights(name, folder))
         architecture = _load_architecture(name, saved, variant)
     _check_pipeline(name, architecture)
-    check_base(architecture.pipeline.scheduler, name, prediction_type)
+    check_base_schedule(architecture.pipeline.scheduler, name, prediction_type)
     schedule: Schedule
     if prediction_type == FLOW:
         schedule = FlowMatchMultistepScheduler(shift=flow_shift)
     else:
-        schedule = _betas(architecture.pipeline.scheduler.config, prediction_type, rescale_betas_zero_snr)
+        schedule = _create_betas_schedule(
+            architecture.pipeline.scheduler.config, prediction_type, rescale_betas_zero_snr
+        )
     return Base(architecture, saved, variant, schedule, config)
 
 
-def _betas(config: Any, prediction_type: str, rescale_betas_zero_snr: bool) -> ZeroSNRDDIMScheduler:
+def _create_betas_schedule(config: Any, prediction_type: str, rescale_betas_zero_snr: bool) -> ZeroSNRDDIMScheduler:
+    """A DDIM schedule of betas from a scheduler's config, for latents, which are not clipped."""
     scheduler: ZeroSNRDDIMScheduler = ZeroSNRDDIMScheduler.from_config(
         config,
         prediction_type=prediction_type,
@@ -137,7 +140,7 @@ def _betas(config: Any, prediction_type: str, rescale_betas_zero_snr: bool) -> Z
 
 @contextlib.contextmanager
 def base_folder(base: Base, room: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The folder of a base and its `model_index.json`, made of a single file for as long as they are needed.
+    """The base's folder and its `model_index.json`; a single file is converted to a temporary one.
 
     Args:
         base: as it was loaded.
@@ -152,19 +155,19 @@ def base_folder(base: Base, room: Path) -> Iterator[tuple[Path, Mapping[str, Any
         yield copy, SavedModel.open(copy).index
 
 
-def _folder(name: str, variant: str | None) -> tuple[Path, str | None]:
-    """Where a pipeline lies, out of the Hub if need be, and the variant of its weights."""
+def _locate_folder(name: str, variant: str | None) -> tuple[Path, str | None]:
+    """A pipeline's local folder, downloaded if need be, and the variant of its weights."""
     here = Path(name).is_dir()
     with explain_hub_errors(name):
         folder = Path(name if here else DiffusionPipeline.download(name, variant=variant))
-        if variant is None and None not in variants(file.name for file in folder.glob("unet/*")):
-            variant = only_variant(name, {})
+        if variant is None and None not in weight_variants(file.name for file in folder.glob("unet/*")):
+            variant = find_only_variant(name, {})
             folder = folder if here else Path(DiffusionPipeline.download(name, variant=variant))
     return folder, variant
 
 
-def _open_folder(folder: Path) -> SavedModel:
-    """What a pipeline's folder says.
+def _open_pipeline_folder(folder: Path) -> SavedModel:
+    """Open a base pipeline's folder as a `SavedModel`; refuse one without `model_index.json`.
 
     Raises:
         ValueError: it is none of a pipeline.
@@ -179,33 +182,34 @@ def _open_folder(folder: Path) -> SavedModel:
 
 
 def _load_architecture(name: str, saved: SavedModel, variant: str | None) -> Architecture:
-    """The architecture of a folder's pipeline, around the pipeline."""
-    entries = {part: saved.index.get(part) or [None, None] for part in _networks()}
+    """Load a folder's pipeline, wrapped in its `Architecture`."""
+    entries = {part: saved.index.get(part) or [None, None] for part in _network_names()}
     parts = {part: str(entry[1]) for part, entry in entries.items() if entry[1]}
-    architecture = _architecture(name, str(saved.index.get("_class_name")), parts)
+    architecture = _find_architecture(name, str(saved.index.get("_class_name")), parts)
     return architecture(
         architecture.pipeline_class.from_pretrained(
-            saved.folder, **in_one_dtype({"variant": variant, **architecture.load_kwargs})
+            saved.folder, **with_single_dtype({"variant": variant, **architecture.load_kwargs})
         )
     )
 
 
-def _architecture_of_file(saved: SavedModel) -> Architecture:
-    """The architecture of a single file's pipeline, around the pipeline."""
+def _load_architecture_from_file(saved: SavedModel) -> Architecture:
+    """Load a single file's pipeline, wrapped in its `Architecture`."""
     pipe = load_pipeline(saved)
     parts = {
-        part: type(network).__name__ for part in _networks() if (network := getattr(pipe, part, None)) is not None
+        part: type(network).__name__ for part in _network_names() if (network := getattr(pipe, part, None)) is not None
     }
-    architecture = _architecture(saved.name, type(pipe).__name__, parts)
+    architecture = _find_architecture(saved.name, type(pipe).__name__, parts)
     return architecture(architecture.pipeline_class(**{**pipe.components, **architecture.load_kwargs}))
 
 
-def _networks() -> list[str]:
+def _network_names() -> list[str]:
+    """Component names of all networks that any `Architecture` has."""
     return list(dict.fromkeys(part for architecture in ARCHITECTURES for part in architecture.networks))
 
 
-def _architecture(name: str, cls: str, networks: Mapping[str, str]) -> type[Architecture]:
-    """The architecture of a pipeline with these networks.
+def _find_architecture(name: str, cls: str, networks: Mapping[str, str]) -> type[Architecture]:
+    """The `Architecture` that has exactly these network classes.
 
     Raises:
         ValueError: it is none that can be trained.
@@ -218,13 +222,13 @@ def _architecture(name: str, cls: str, networks: Mapping[str, str]) -> type[Arch
         f"{architecture.name}: {', '.join(architecture.networks.values())}" for architecture in ARCHITECTURES
     )
     raise ValueError(
-        f"{name} is a {cls} ({parts}){_what_else(networks)}; only text-to-image models of these "
+        f"{name} is a {cls} ({parts}){_refiner_hint(networks)}; only text-to-image models of these "
         f"networks can be trained here: {known}."
     )
 
 
 def _check_no_adapter(name: str, headers: Mapping[Path, Header]) -> None:
-    """Loaded, such a UNet would have new, random weights where an adapter had renamed its own."""
+    """Refuse a saved UNet with an adapter in it, whose renamed weights would load as random ones."""
     for file, header in headers.items():
         adapter = next((key for key in header.shapes if ".lora_" in key), None)
         if adapter and file.parent.name == "unet":
@@ -234,21 +238,23 @@ def _check_no_adapter(name: str, headers: Mapping[Path, Header]) -> None:
             )
 
 
-def _what_else(networks: Mapping[str, str]) -> str:
+def _refiner_hint(networks: Mapping[str, str]) -> str:
+    """Part of an error text that says that these networks are XL's refiner; empty for others."""
     if "text_encoder_2" in networks and "text_encoder" not in networks:
         return ", by its one text encoder the refiner of Stable Diffusion XL, which works on images, not from noise"
     return ""
 
 
 def _check_pipeline(name: str, architecture: Architecture) -> None:
-    if reason := _other_input(architecture) or architecture.unsupported_reason():
+    """Refuse a base pipeline whose UNet or latents cannot be trained here."""
+    if reason := _unsupported_unet_input(architecture) or architecture.unsupported_reason():
         raise ValueError(
             f"{name} cannot be trained here: {reason}. Only text-to-image models of {architecture.name} can."
         )
 
 
-def _other_input(architecture: Architecture) -> str | None:
-    """What a UNet takes that no text-to-image model does."""
+def _unsupported_unet_input(architecture: Architecture) -> str | None:
+    """Which input a UNet takes that no text-to-image model has, in words; None if none."""
     unet, latents = architecture.pipeline.unet.config, architecture.pipeline.vae.config.latent_channels
     if unet.in_channels != latents:
         return f"its UNet takes {unet.in_channels} channels for {latents} of latents (inpainting, editing or depth?)"

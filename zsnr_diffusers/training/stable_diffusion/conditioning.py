@@ -21,7 +21,7 @@ class Conditioning:
         self.tokenizers = tokenizers
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Token ids of each tokenizer, one after the other, int64 [n, tokenizers * length]."""
+        """Token ids of captions by all tokenizers, concatenated, int64 [n, tokenizers * length]."""
         ids = [
             tokenizer(
                 list(captions),
@@ -35,7 +35,7 @@ class Conditioning:
         return torch.cat(ids, dim=1)
 
     def for_crop(self, crop: Crop) -> Batch:
-        """Nothing."""
+        """UNet inputs that depend on an image's crop; none here."""
         return {}
 
 

@@ -161,17 +161,17 @@ class CaptionedDataConfig(DataConfig):
 
     @property
     def columns(self) -> dict[str, str]:
-        """The column of the captions too."""
+        """Data columns to read, that of captions included."""
         return {**super().columns, "caption_column": self.caption_column}
 
     @property
     def captions(self) -> Captions:
-        """Where captions stand, which are needed."""
+        """Column and file extension of captions."""
         return Captions(self.caption_column, self.caption_extension)
 
     @property
     def cached(self) -> tuple[str, ...]:
-        """Of which parts the results may be stored."""
+        """Which encoders' results may be cached: `latents`, `text`."""
         # Shards may be more than any disk holds, and so may be what is computed of them.
         if self.cache == "none" or (self.cache == "auto" and self.train_shards):
             return ()

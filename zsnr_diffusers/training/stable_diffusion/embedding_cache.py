@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ...hub.weight_files import without_empty_warnings
-from ..accelerator import half_precision
+from ...hub.weight_files import suppress_empty_float32_warnings
+from ..accelerator import mixed_precision_dtype
 from .config import CaptionedDataConfig
 from .encoders import FrozenEncoder
 from .row_cache import Cache, Rows
@@ -45,12 +45,13 @@ class CacheStatus:
 
     def __str__(self) -> str:
         if not self.enabled:
-            return f"no: {_size(self.missing_bytes)} are more than there is to spare in {self.cache.folder.parent}"
-        each = " to ".join(dict.fromkeys(map(_size, self.row_bytes)))
+            missing = _format_bytes(self.missing_bytes)
+            return f"no: {missing} are more than there is to spare in {self.cache.folder.parent}"
+        each = " to ".join(dict.fromkeys(map(_format_bytes, self.row_bytes)))
         damaged = f", {len(self.cache.damaged)} files damaged" if self.cache.damaged else ""
         return (
             f"{self.count:,} of {each} each: {self.count - len(self.missing):,} stored{damaged}, "
-            f"{len(self.missing):,} to compute ({_size(self.missing_bytes)}), in {self.cache.folder}"
+            f"{len(self.missing):,} to compute ({_format_bytes(self.missing_bytes)}), in {self.cache.folder}"
         )
 
 
@@ -70,7 +71,7 @@ class EmbeddingCache:
     def plan(
         self, accelerator: Accelerator, samples: CaptionedDataset, folder: Path, count: int | None = None
     ) -> None:
-        """Find out what is stored of all that a run will need, and choose what to store.
+        """Find which encoder results of a run are cached, and choose which of the missing ones to cache.
 
         Args:
             accelerator: of the run.
@@ -85,22 +86,22 @@ class EmbeddingCache:
             config = self.config
             rows = list(samples.usable_rows) if count is None else samples.rows_seen(count)
             indices = rows if config.cached else []
-            half = half_precision(accelerator)
+            half = mixed_precision_dtype(accelerator)
             self.statuses = {
-                part.name: _status(part, samples, indices, folder, part.precision(half))
+                part.name: _cache_status(part, samples, indices, folder, part.arithmetic_dtype(half))
                 for part in self.parts
                 if part.name in config.cached
             }
-            _fit_on_disk(list(self.statuses.values()), folder, config.cache)
+            _disable_what_does_not_fit(list(self.statuses.values()), folder, config.cache)
         self.statuses, samples.hashes = broadcast_object_list([self.statuses, samples.hashes])
 
     @property
     def stored(self) -> dict[str, CacheStatus]:
-        """Those of parts whose results are read during training."""
+        """Status of those encoders whose results are read from the cache during training."""
         return {name: status for name, status in self.statuses.items() if status.enabled}
 
     def populate(self, accelerator: Accelerator, samples: CaptionedDataset) -> dict[str, float]:
-        """Compute what is missing, each process a share, and have `samples` read what is stored.
+        """Compute missing encoder results, each process a share, and let `samples` read the cache.
 
         Parts whose results are stored end on the CPU, the others on the device.
 
@@ -112,16 +113,16 @@ class EmbeddingCache:
             OSError: the files cannot be written.
         """
         self.device = accelerator.device
-        seconds, half = {}, half_precision(accelerator)
+        seconds, half = {}, mixed_precision_dtype(accelerator)
         for part in self.parts:
             status, started = self.stored.get(part.name), time.perf_counter()
-            if dtype := part.precision(half):
-                with without_empty_warnings():
+            if dtype := part.arithmetic_dtype(half):
+                with suppress_empty_float32_warnings():
                     part.network.to(dtype)
             if status is None or status.missing:
                 part.network.to(accelerator.device)
             if status is not None:
-                _populate(accelerator, part, status, samples)
+                _populate_part(accelerator, part, status, samples)
                 part.network.to("cpu")
             seconds[part.name] = time.perf_counter() - started
         samples.caches = {name: status.cache for name, status in self.stored.items()}
@@ -129,12 +130,12 @@ class EmbeddingCache:
 
     @contextlib.contextmanager
     def ready_to_generate(self) -> Iterator[None]:
-        """All parts on the device, also those whose results are stored.
+        """Context with all encoders on the device, also those whose results are cached.
 
         What would overflow in float16 is kept out of an autocast to it; the UNet brings its own autocast along.
         """
         place, precision = self.device.type, contextlib.ExitStack()
-        overflows = any(part.precision(torch.float16) == torch.float32 for part in self.parts)
+        overflows = any(part.arithmetic_dtype(torch.float16) == torch.float32 for part in self.parts)
         if overflows and torch.get_autocast_dtype(place) == torch.float16:
             precision.enter_context(torch.autocast(place, enabled=False))
         for part in self.parts:
@@ -148,7 +149,7 @@ class EmbeddingCache:
                     part.network.to("cpu")
 
     def benchmark(self, accelerator: Accelerator, samples: CaptionedDataset) -> float:
-        """Store what a few samples need, for as long as the process lives.
+        """Cache what a few samples need, in a temporary folder, to time it.
 
         Returns:
             The hours that everything that is missing would take.
@@ -164,19 +165,21 @@ class EmbeddingCache:
         return sum(seconds[name] * missing.get(name, 0) / self.stored[name].count for name in self.stored) / 3600
 
 
-def _status(
+def _cache_status(
     part: FrozenEncoder, samples: CaptionedDataset, indices: list[int], folder: Path, dtype: torch.dtype | None
 ) -> CacheStatus:
-    cache = Cache(folder, part.name, part.facts(dtype))
-    inputs = part.inputs(samples, indices)
-    missing = {content: inputs[content] for content in cache.find(inputs)}
+    """Which results of an encoder for these data rows are cached and which are missing."""
+    cache = Cache(folder, part.name, part.cache_facts(dtype))
+    inputs = part.unique_inputs(samples, indices)
+    missing = {content: inputs[content] for content in cache.find_missing(inputs)}
     itemsize = (dtype or part.dtype).itemsize
     row_bytes = {content: itemsize * part.values_per_row(samples, key) for content, key in inputs.items()}
     extremes = min(row_bytes.values()), max(row_bytes.values())
     return CacheStatus(cache, len(inputs), extremes, missing, sum(row_bytes[content] for content in missing))
 
 
-def _fit_on_disk(statuses: Sequence[CacheStatus], folder: Path, choice: str) -> None:
+def _disable_what_does_not_fit(statuses: Sequence[CacheStatus], folder: Path, choice: str) -> None:
+    """Disable caches whose missing results do not fit on the disk; an error if they were asked for."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     left = free * _SHARE_OF_DISK if choice == "auto" else free
@@ -184,20 +187,23 @@ def _fit_on_disk(statuses: Sequence[CacheStatus], folder: Path, choice: str) -> 
         status.enabled = status.missing_bytes <= left
         left -= status.missing_bytes * status.enabled
     if choice != "auto" and not all(status.enabled for status in statuses):
-        needed = _size(sum(status.missing_bytes for status in statuses))
+        needed = _format_bytes(sum(status.missing_bytes for status in statuses))
         raise ValueError(
-            f"--cache={choice} needs {needed} in {folder}, where {_size(free)} are free: name a --cache_dir on "
-            "another disk, or pass --cache=auto or none."
+            f"--cache={choice} needs {needed} in {folder}, where {_format_bytes(free)} are free: name a --cache_dir "
+            "on another disk, or pass --cache=auto or none."
         )
 
 
-def _populate(accelerator: Accelerator, part: FrozenEncoder, status: CacheStatus, samples: CaptionedDataset) -> None:
+def _populate_part(
+    accelerator: Accelerator, part: FrozenEncoder, status: CacheStatus, samples: CaptionedDataset
+) -> None:
+    """Compute this process's share of an encoder's missing results and write them to the cache."""
     if accelerator.is_main_process:
         status.cache.prune()
     share = dict(list(status.missing.items())[accelerator.process_index :: accelerator.num_processes])
-    status.cache.write(_results(part, share, samples, progress=accelerator.is_main_process))
+    status.cache.write(_encode_inputs(part, share, samples, progress=accelerator.is_main_process))
     accelerator.wait_for_everyone()
-    if lost := status.cache.find(status.missing, verify=False):
+    if lost := status.cache.find_missing(status.missing, verify=False):
         raise ValueError(
             f"{len(lost)} of {len(status.missing)} results that were just stored in {status.cache.folder} are not "
             "there: name a --cache_dir that all processes share."
@@ -205,12 +211,12 @@ def _populate(accelerator: Accelerator, part: FrozenEncoder, status: CacheStatus
     status.missing = {}
 
 
-def _results(
+def _encode_inputs(
     part: FrozenEncoder, inputs: dict[bytes, Any], samples: CaptionedDataset, progress: bool
 ) -> Iterator[tuple[list[bytes], Rows]]:
-    """Contents, and what the part gives for them."""
+    """Batches of cache contents and the encoder's results for them."""
     config, contents = samples.config, list(inputs)
-    batches = _batches(part, samples, list(inputs.values()))
+    batches = _batch_by_shape(part, samples, list(inputs.values()))
     loader = DataLoader(
         _Inputs(part.load, samples, list(inputs.values())),
         batch_sampler=batches,
@@ -226,11 +232,11 @@ def _results(
             bar.update(n)
 
 
-def _batches(part: FrozenEncoder, samples: CaptionedDataset, inputs: list[Any]) -> list[list[int]]:
-    """Places of inputs, those of one shape together."""
+def _batch_by_shape(part: FrozenEncoder, samples: CaptionedDataset, inputs: list[Any]) -> list[list[int]]:
+    """Indices of encoder inputs in batches of one shape."""
     places: dict[Hashable, list[int]] = defaultdict(list)
     for place, key in enumerate(inputs):
-        places[part.shape(samples, key)].append(place)
+        places[part.input_shape(samples, key)].append(place)
     size = part.batch_size
     return [alike[at : at + size] for alike in places.values() for at in range(0, len(alike), size)]
 
@@ -247,8 +253,8 @@ class _Inputs(Dataset[Tensor]):
         return loaded
 
 
-def _size(count: float) -> str:
-    """Bytes in words."""
+def _format_bytes(count: float) -> str:
+    """A number of bytes with a decimal unit."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while count >= 1000 and len(units) > 1:
         count, units = count / 1000, units[1:]

@@ -14,7 +14,7 @@ from ...utils.hashing import state_sha256
 from ..data.dataset import image_sha256
 from ..data.transforms import RESIZE_METHOD
 from .row_cache import Rows
-from .samples import CaptionedDataset, text_content
+from .samples import CaptionedDataset, text_cache_key
 
 VERSION = 1
 """Raised whenever the same weights and inputs would give something else than before."""
@@ -36,27 +36,27 @@ class FrozenEncoder(ABC):
     def __init__(self, network: Any) -> None:
         self.network = network.requires_grad_(False).eval()
 
-    def precision(self, half: torch.dtype | None) -> torch.dtype | None:
-        """The dtype of the arithmetic where the run's is `half`; None for that of the network."""
+    def arithmetic_dtype(self, half: torch.dtype | None) -> torch.dtype | None:
+        """Dtype to compute in under mixed precision `half`; None for the network's own."""
         return half
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network."""
+        """Dtype of the network's weights."""
         return next(self.network.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the network."""
+        """Device of the network's weights."""
         return next(self.network.parameters()).device
 
-    def facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
-        """All that results depend on besides the input; `dtype` is that of the arithmetic, None the network's."""
+    def cache_facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
+        """All that cached results depend on besides the input; `dtype` is the arithmetic's, None for the network's."""
         return {
             "version": VERSION,
             "network": type(self.network).__name__,
             "weights": state_sha256(self.network),
-            "config": self._config(),
+            "config": self._config_facts(),
             "dtype": str(dtype or self.dtype),
         }
 
@@ -65,25 +65,25 @@ class FrozenEncoder(ABC):
         """What is stored of a batch of inputs, without gradients."""
 
     @abstractmethod
-    def _config(self) -> dict[str, str]:
-        """Settings of the network that weights do not tell."""
+    def _config_facts(self) -> dict[str, str]:
+        """Settings of the network on which its results depend beside the weights."""
 
     @abstractmethod
-    def inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
-        """Every input that these rows can give, each once: how `load` knows it, by its content."""
+    def unique_inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
+        """Every distinct input that these data rows can give, as keys for `load` by content."""
 
     @abstractmethod
-    def shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
-        """Of an input; those that are computed at once have the same."""
+    def input_shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
+        """A value that is equal for inputs of one shape, which can be batched."""
 
     @abstractmethod
     def values_per_row(self, samples: CaptionedDataset, key: Any) -> int:
-        """Numbers that are stored of an input."""
+        """Number of values that are cached for an input."""
 
     @staticmethod
     @abstractmethod
     def load(samples: CaptionedDataset, key: Any) -> Tensor:
-        """An input."""
+        """Load an encoder's input by its key."""
 
 
 class Autoencoder(FrozenEncoder):
@@ -102,8 +102,8 @@ class Autoencoder(FrozenEncoder):
         self.needs_float32 = uses_force_upcast and bool(vae.config.force_upcast)
         """In float16."""
 
-    def precision(self, half: torch.dtype | None) -> torch.dtype | None:
-        """Float32 for float16, if that would overflow."""
+    def arithmetic_dtype(self, half: torch.dtype | None) -> torch.dtype | None:
+        """float32 instead of float16, if that would overflow."""
         return torch.float32 if half == torch.float16 and self.needs_float32 else half
 
     @torch.no_grad()
@@ -112,17 +112,18 @@ class Autoencoder(FrozenEncoder):
         moments = self.network.encode(inputs.to(self.device, self.dtype)).latent_dist
         return {"mean": moments.mean, "std": moments.std}
 
-    def facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
-        """The cut of the images too."""
-        return {**super().facts(dtype), "fit": RESIZE_METHOD}
+    def cache_facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
+        """The base's facts, and how images are resized and cropped."""
+        return {**super().cache_facts(dtype), "fit": RESIZE_METHOD}
 
-    def _config(self) -> dict[str, str]:
+    def _config_facts(self) -> dict[str, str]:
+        """The autoencoder's settings, without those of scaling, which is applied when latents are read."""
         # Latents are scaled and shifted when they are read.
         ours = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
         return {k: str(v) for k, v in self.network.config.items() if not k.startswith("_") and k not in ours}
 
-    def inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
-        """(row, flipped) of every image, by the hash of its file and its size."""
+    def unique_inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
+        """(row, flipped) of every image, by the hash of its file and its size; also fills `samples.hashes`."""
         column = samples.config.image_column
         with ThreadPoolExecutor() as pool:
             hashes = pool.map(lambda index: image_sha256(samples.rows, column, index), indices)
@@ -130,19 +131,19 @@ class Autoencoder(FrozenEncoder):
                 zip(indices, tqdm(hashes, "hashing images", len(indices), unit="image"), strict=True)
             )
         flips = (False, True) if samples.config.random_flip else (False,)
-        return {samples.image_content(index, flip): (index, flip) for index in indices for flip in flips}
+        return {samples.image_cache_key(index, flip): (index, flip) for index in indices for flip in flips}
 
-    def shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
-        """Of the row's bucket."""
-        return samples.size_of(key[0])
+    def input_shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
+        """Size of the row's bucket."""
+        return samples.bucket_size(key[0])
 
     def values_per_row(self, samples: CaptionedDataset, key: Any) -> int:
-        """Of two moments."""
+        """Number of values in mean and standard deviation of a row's latents."""
         return 2 * math.prod(samples.latent_shape(key[0]))
 
     @staticmethod
     def load(samples: CaptionedDataset, key: Any) -> Tensor:
-        """An image, cut at the centre."""
+        """A row's image, center-cropped, [3, h, w] in [-1, 1]."""
         index, flipped = key
         return samples.pixel_values(samples.crop(index), index, flipped)
 
@@ -166,35 +167,37 @@ class TextEncoder(FrozenEncoder):
         """States, in the network's dtype."""
         return {"text": self.network(inputs.to(self.device))[0]}
 
-    def _encoders(self) -> list[Any]:
+    def _text_encoders(self) -> list[Any]:
+        """The text encoders that compute the states."""
         return [self.network]
 
-    def _config(self) -> dict[str, str]:
+    def _config_facts(self) -> dict[str, str]:
+        """The text encoders' settings, without those that versions of transformers add by themselves."""
         # Not what other versions of transformers write there of themselves.
         theirs = {"transformers_version", "architectures", "dtype", "torch_dtype"}
         return {
             f"{place}{name}": str(value)
-            for place, encoder in zip(("", "2."), self._encoders(), strict=False)
+            for place, encoder in zip(("", "2."), self._text_encoders(), strict=False)
             for name, value in encoder.config.to_dict().items()
             if not name.startswith("_") and name not in theirs
         }
 
-    def inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
-        """The token ids of every caption."""
+    def unique_inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
+        """Token ids of every caption, by content."""
         ids = samples.conditioning.tokenize(sorted(samples.all_captions(indices)))
-        return {content: content for content in map(text_content, ids)}
+        return {content: content for content in map(text_cache_key, ids)}
 
-    def shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
-        """That of all."""
+    def input_shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
+        """The length of all captions in tokens."""
         return self.length
 
     def values_per_row(self, samples: CaptionedDataset, key: Any) -> int:
-        """Of the states."""
-        return self.length * sum(encoder.config.hidden_size for encoder in self._encoders())
+        """Number of values in a caption's text states."""
+        return self.length * sum(encoder.config.hidden_size for encoder in self._text_encoders())
 
     @staticmethod
     def load(samples: CaptionedDataset, key: Any) -> Tensor:
-        """Token ids."""
+        """A caption's token ids from their bytes, int64 [length]."""
         return torch.frombuffer(bytearray(key), dtype=torch.int64)
 
 
@@ -231,12 +234,14 @@ class TextEncoderPair(TextEncoder):
                 values[unsaid] = 0
         return rows
 
-    def _encoders(self) -> list[Any]:
+    def _text_encoders(self) -> list[Any]:
+        """XL's two text encoders."""
         return list(self.network)
 
-    def _config(self) -> dict[str, str]:
-        return {**super()._config(), "zeros": str(self.empty is not None)}
+    def _config_facts(self) -> dict[str, str]:
+        """Settings of both text encoders, and whether zeros stand for no caption."""
+        return {**super()._config_facts(), "zeros": str(self.empty is not None)}
 
     def values_per_row(self, samples: CaptionedDataset, key: Any) -> int:
-        """Of the states and the whole."""
+        """Number of values in a caption's states and pooled output."""
         return super().values_per_row(samples, key) + int(self.network[1].config.projection_dim)

@@ -10,20 +10,20 @@ import huggingface_hub
 from diffusers import SchedulerMixin, UNet2DConditionModel
 
 from ...guidance.mixin import guidance_record
-from ...hub.custom_pipeline import custom_pipeline
-from ...hub.model_card import base_name, samplers_of
+from ...hub.custom_pipeline import custom_pipeline_source
+from ...hub.model_card import other_samplers_text, public_base_name
 from ...hub.weight_files import copy_in_float32
 from ...schedulers import FlowMatchMultistepScheduler
 from ...schedulers.flow import FlowMatchScheduler
 from ...schedulers.sampling import PathSampler
 from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
-from ..reporting.model_card import TrainingRecord, model_card
+from ..reporting.model_card import TrainingRecord, training_model_card
 from .base import Base, base_folder
 from .config import GuidedOutputConfig
 
 
 def export_scheduler(base: Base) -> SchedulerMixin:
-    """The stock scheduler that the pipeline is saved with.
+    """The stock scheduler that a trained pipeline is saved with.
 
     For zero terminal SNR it is that of `stock_scheduler`. Without, it is the base's own with the new prediction type.
     Of a flow model it is that of `stock_flow_scheduler`.
@@ -57,9 +57,9 @@ def save_pipeline_folder(
                 copy_in_float32(source / part, folder / part, base.variant)
     unet.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
-    subject = base_name(base.config.pretrained_model_name_or_path)
+    subject = public_base_name(base.config.pretrained_model_name_or_path)
     rows = {"recommended guidance rescale": str(config.guidance_rescale)}
-    write_card(base, scheduler, record, subject, rows, _usage(config, scheduler, sampler))
+    write_model_card(base, scheduler, record, subject, rows, _usage_section(config, scheduler, sampler))
     changes = {
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", type(unet).__name__],
@@ -68,13 +68,13 @@ def save_pipeline_folder(
     }
     index = {key: value for key, value in index.items() if key != "_name_or_path"} | changes
     if config.guidance_rescale > 0 or sampler is not None:
-        code = custom_pipeline(type(base.pipeline), config.guidance_rescale, sampler=sampler)
+        code = custom_pipeline_source(type(base.pipeline), config.guidance_rescale, sampler=sampler)
         (folder / "pipeline.py").write_text(code, encoding="utf-8")
     # Last: a folder without it is not taken for a pipeline.
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_card(
+def write_model_card(
     base: Base,
     scheduler: SchedulerMixin,
     record: TrainingRecord,
@@ -83,7 +83,7 @@ def write_card(
     usage: str,
     **data: Any,
 ) -> None:
-    """Write `README.md` into the run's folder.
+    """Write a trained model's card, `README.md`, into the run's folder.
 
     Args:
         base: that was trained.
@@ -97,11 +97,12 @@ def write_card(
     name = base.config.pretrained_model_name_or_path
     facts = {"base_model": None if Path(name).exists() else name, "tags": [base.architecture.tag], **data}
     card_data = huggingface_hub.ModelCardData(pipeline_tag="text-to-image", **facts)
-    text = model_card(record, base.schedule, scheduler, card_data, subject, rows, usage)
+    text = training_model_card(record, base.schedule, scheduler, card_data, subject, rows, usage)
     (record.folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _usage(config: GuidedOutputConfig, scheduler: SchedulerMixin, sampler: PathSampler | None) -> str:
+def _usage_section(config: GuidedOutputConfig, scheduler: SchedulerMixin, sampler: PathSampler | None) -> str:
+    """Usage section of a trained pipeline's model card."""
     usage = f"""```python
 from diffusers import DiffusionPipeline
 
@@ -116,4 +117,4 @@ image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={co
         usage += f"""\
 `zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, {" and ".join(does)} by itself.
 """
-    return usage + samplers_of(scheduler)
+    return usage + other_samplers_text(scheduler)

@@ -10,21 +10,21 @@ from torch import nn
 
 from ...hub.header import read_header
 from ...hub.lora import save_lora
-from ...hub.lora_files import lora_file
-from ...hub.lora_fit import check_loads, load_weights
-from ...hub.model_card import base_name, lora_usage
+from ...hub.lora_files import find_lora_file
+from ...hub.lora_fit import check_lora_loads, load_lora_file
+from ...hub.model_card import lora_usage, public_base_name
 from ...utils.extras import import_extra
 from ..parameters import trainable_parameters
 from ..reporting.model_card import TrainingRecord
 from .base import Base
 from .config import AdapterConfig, GuidedOutputConfig
-from .export import export_scheduler, write_card
+from .export import export_scheduler, write_model_card
 
 _ADAPTER = "default"
 
 
-def give_adapter(pipe: Any, config: AdapterConfig, seed: int) -> None:
-    """Give a pipeline's UNet an adapter, beside which all is frozen.
+def prepare_adapter(pipe: Any, config: AdapterConfig, seed: int) -> None:
+    """Give a pipeline's UNet the adapter to train, and freeze everything else.
 
     Args:
         pipe: the base.
@@ -44,19 +44,21 @@ def give_adapter(pipe: Any, config: AdapterConfig, seed: int) -> None:
 
 
 def _load_adapter(pipe: Any, source: str) -> None:
-    file = lora_file(source)
-    adapted = check_loads(pipe, file, read_header(file), adapter_name=_ADAPTER).get_list_adapters()
+    """Load `--lora_weights` into a pipeline's UNet as its trainable adapter."""
+    file = find_lora_file(source)
+    adapted = check_lora_loads(pipe, file, read_header(file), adapter_name=_ADAPTER).get_list_adapters()
     if others := sorted(set(adapted) - {"unet"}):
         raise ValueError(
             f"--lora_weights={source} changes {' and '.join(others)} too, and only the UNet is trained here: pass "
             "a LoRA of the UNet alone."
         )
-    load_weights(pipe, file, adapter_name=_ADAPTER)
+    load_lora_file(pipe, file, adapter_name=_ADAPTER)
     for name, parameter in pipe.unet.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
 
 def _add_adapter(peft: Any, unet: UNet2DConditionModel, config: AdapterConfig, seed: int) -> None:
+    """Add a new LoRA or DoRA to a UNet, initialized from the run's seed."""
     _check_targets(unet, config.lora_target_modules)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -71,6 +73,7 @@ def _add_adapter(peft: Any, unet: UNet2DConditionModel, config: AdapterConfig, s
 
 
 def _check_targets(unet: nn.Module, targets: list[str]) -> None:
+    """Refuse `--lora_target_modules` that match no layer of the UNet."""
     layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
@@ -81,20 +84,21 @@ def _check_targets(unet: nn.Module, targets: list[str]) -> None:
             )
 
 
-def described(unet: nn.Module, config: AdapterConfig) -> str:
-    """The adapter of a UNet in words."""
+def describe_adapter(unet: nn.Module, config: AdapterConfig) -> str:
+    """A UNet's trained adapter in words: kind, rank or source, parameters, layers."""
     parameters = sum(parameter.numel() for parameter in trainable_parameters(unet).values())
     if config.lora_weights:
-        return f"{_kind(unet)} from {config.lora_weights}, {parameters:,} parameters"
+        return f"{_adapter_kind(unet)} from {config.lora_weights}, {parameters:,} parameters"
     strength = f"rank {config.lora_rank}, alpha {config.lora_alpha or config.lora_rank:g}"
-    return f"{_kind(unet)} of {strength}, {parameters:,} parameters, on {' '.join(config.lora_target_modules)}"
+    return f"{_adapter_kind(unet)} of {strength}, {parameters:,} parameters, on {' '.join(config.lora_target_modules)}"
 
 
 def _is_dora(unet: Any) -> bool:
     return bool(unet.peft_config[_ADAPTER].use_dora)
 
 
-def _kind(unet: Any) -> str:
+def _adapter_kind(unet: Any) -> str:
+    """ "LoRA" or "DoRA", whichever a UNet's adapter is."""
     return "DoRA" if _is_dora(unet) else "LoRA"
 
 
@@ -108,13 +112,13 @@ def save_lora_folder(base: Base, pipe: Any, config: GuidedOutputConfig, adapter:
         adapter: in words.
         record: of its training.
     """
-    of = base_name(base.config.pretrained_model_name_or_path)
+    of = public_base_name(base.config.pretrained_model_name_or_path)
     data = {"tags": [base.architecture.tag, "lora"], "base_model_relation": "adapter"}
     guidance = {"guidance_scale": config.guidance_scale, "guidance_rescale": config.guidance_rescale}
     folder, dora = Path(config.output_dir).resolve().name, _is_dora(pipe.unet)
     scheduler = export_scheduler(base)
     usage = lora_usage(of, folder, scheduler, guidance, dora)
     rows = {"adapter": adapter, "recommended guidance rescale": str(config.guidance_rescale)}
-    write_card(base, scheduler, record, f"{_kind(pipe.unet)} of {of}", rows, usage, **data)
+    write_model_card(base, scheduler, record, f"{_adapter_kind(pipe.unet)} of {of}", rows, usage, **data)
     # Last: a folder without it is not taken for a result.
     save_lora(pipe, config.output_dir)

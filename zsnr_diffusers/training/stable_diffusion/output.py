@@ -13,13 +13,13 @@ from ...schedulers.flow import FlowMatchScheduler
 from ..data.dataset import Rows
 from ..output import Output
 from ..reporting.model_card import TrainingRecord
-from ..schedule import as_sampled
+from ..schedule import preview_scheduler
 from .base import Base
 from .config import AdapterConfig, GuidedOutputConfig
 from .embedding_cache import EmbeddingCache
 from .export import export_scheduler, save_pipeline_folder
-from .lora import described, save_lora_folder
-from .samples import captions_of
+from .lora import describe_adapter, save_lora_folder
+from .samples import captions_as_list
 
 _SEEDS = range(4)
 
@@ -44,23 +44,24 @@ class StableDiffusionOutput(Output):
         return export_scheduler(self.base)
 
     def pipeline(self, unet: Any) -> Any:
-        """With the scheduler that is saved, of a flow model ours, and the guidance rescale that is recommended."""
+        """The trained pipeline with the recommended guidance rescale and the exported scheduler, or our flow one."""
         flow = isinstance(self.base.schedule, FlowMatchScheduler)
         scheduler = self.base.schedule if flow else self.export_scheduler()
-        pipe = self._build(self.base.architecture.rescaled_class, unet=unet, scheduler=scheduler)
+        pipe = self._build_pipeline(self.base.architecture.rescaled_class, unet=unet, scheduler=scheduler)
         pipe.default_guidance_rescale = self.config.guidance_rescale
         return pipe
 
     def initial_pipeline(self, unet: Any) -> Any:
-        """With its own scheduler, without guidance rescale."""
-        own = as_sampled(self.base.pipeline.scheduler)
-        return self._build(self.base.architecture.pipeline_class, unet=unet, scheduler=own)
+        """The base's pipeline with its own scheduler, without guidance rescale."""
+        own = preview_scheduler(self.base.pipeline.scheduler)
+        return self._build_pipeline(self.base.architecture.pipeline_class, unet=unet, scheduler=own)
 
-    def _build(self, cls: Any, **components: Any) -> Any:
+    def _build_pipeline(self, cls: Any, **components: Any) -> Any:
+        """A pipeline of class `cls` from the base's components and these in their place."""
         return cls(**{**self.base.pipeline.components, **components}, **self.base.architecture.pipeline_kwargs())
 
     def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
-        """A row per validation prompt, a column per seed."""
+        """Images of a row per validation prompt and a column per seed."""
         config, prompts = self.config, self.config.validation_prompts
         if not prompts:
             return None
@@ -80,8 +81,8 @@ class StableDiffusionOutput(Output):
         return rows, prompts
 
     def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
-        """The first caption of each row."""
-        captions = [captions_of(caption)[0] for caption in self.rows[list(rows)][self.caption_column]]
+        """An image for the first caption of each data row."""
+        captions = [captions_as_list(caption)[0] for caption in self.rows[list(rows)][self.caption_column]]
         with self.embedding_cache.ready_to_generate():
             return generate_images(
                 pipe,
@@ -96,9 +97,9 @@ class StableDiffusionOutput(Output):
             )
 
     def save(self, unet: Any) -> None:
-        """See `export.save_pipeline_folder` and `lora.save_lora_folder`."""
+        """Write the trained LoRA or pipeline; see `save_lora_folder` and `save_pipeline_folder`."""
         if self.adapter.trains_adapter:
-            adapter = described(unet, self.adapter)
+            adapter = describe_adapter(unet, self.adapter)
             save_lora_folder(self.base, self.pipeline(unet), self.config, adapter, self.record)
         else:
             save_pipeline_folder(self.base, unet, self.config, self.record)

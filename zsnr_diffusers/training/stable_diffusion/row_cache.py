@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ...hub.weight_files import savable
+from ...hub.weight_files import prepare_for_safetensors
 from ...utils.files import atomic_write
 from ...utils.hashing import file_sha256
 
@@ -55,11 +55,12 @@ class Cache:
         # Each process opens the files itself.
         return {**self.__dict__, "_files": {}}
 
-    def _key(self, content: bytes) -> bytes:
+    def _row_key(self, content: bytes) -> bytes:
+        """Hash of a row's content and all the cache's facts."""
         return hashlib.sha256(self._salt + content).digest()
 
-    def find(self, contents: Iterable[bytes], verify: bool = True) -> list[bytes]:
-        """Find the rows of what these bytes stand for, which can then be read.
+    def find_missing(self, contents: Iterable[bytes], verify: bool = True) -> list[bytes]:
+        """Look up rows by content, so that they can be read, and list those that are not cached.
 
         Args:
             contents: of the inputs, or their hashes.
@@ -71,11 +72,11 @@ class Cache:
         Raises:
             OSError: a shard cannot be read.
         """
-        keys = {key: content for content in contents if (key := self._key(content)) not in self._places}
+        keys = {key: content for content in contents if (key := self._row_key(content)) not in self._places}
         shards = sorted(self.folder.glob("*.safetensors"))
         self.damaged = []
         with ThreadPoolExecutor() as pool:
-            for shard, rows in zip(shards, pool.map(lambda one: _find(one, keys, verify), shards), strict=True):
+            for shard, rows in zip(shards, pool.map(lambda one: _find_rows(one, keys, verify), shards), strict=True):
                 if rows is None:
                     self.damaged.append(shard)
                 else:
@@ -84,14 +85,14 @@ class Cache:
 
     def __getitem__(self, content: bytes) -> Rows:
         """The tensors of a row that was found; nothing else of its shard is read."""
-        shard, row = self._places[self._key(content)]
+        shard, row = self._places[self._row_key(content)]
         if shard not in self._files:
             self._files[shard] = safe_open(shard, "pt")
         file = self._files[shard]
         return {name: file.get_slice(name)[row] for name in file.keys() if name != "keys"}  # noqa: SIM118
 
     def prune(self) -> None:
-        """Remove damaged shards, and what killed runs left half-written long ago."""
+        """Remove damaged cache shards, and partial ones that killed runs left long ago."""
         for shard in self.damaged:
             with contextlib.suppress(FileNotFoundError):
                 if file_sha256(shard) != shard.stem:  # another run may have fixed it
@@ -110,15 +111,16 @@ class Cache:
         Raises:
             OSError: the disk is full or the folder read-only; shards that were finished stay.
         """
-        for _, alike in itertools.groupby(batches, lambda batch: _shapes(batch[1])):
-            self._write_alike(alike)
+        for _, alike in itertools.groupby(batches, lambda batch: _row_shapes(batch[1])):
+            self._write_same_shapes(alike)
 
-    def _write_alike(self, batches: Iterable[tuple[Sequence[bytes], Rows]]) -> None:
+    def _write_same_shapes(self, batches: Iterable[tuple[Sequence[bytes], Rows]]) -> None:
+        """Write rows of the same shapes, in shards of limited size and age."""
         keys: list[bytes] = []
         parts: list[Rows] = []
         size, started = 0, time.monotonic()
         for contents, rows in batches:
-            keys.extend(map(self._key, contents))
+            keys.extend(map(self._row_key, contents))
             parts.append({name: values.cpu() for name, values in rows.items()})
             size += sum(values.nbytes for values in rows.values())
             if size >= SHARD_BYTES or time.monotonic() - started >= SHARD_SECONDS:
@@ -128,20 +130,22 @@ class Cache:
             self._write_shard(keys, parts)
 
     def _write_shard(self, keys: Sequence[bytes], parts: Sequence[Rows]) -> None:
+        """Write one cache shard atomically, named by its SHA-256."""
         tensors = {name: torch.cat([rows[name] for rows in parts]) for name in parts[0]}
         tensors["keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, _KEY_BYTES)
-        data = save(savable(tensors), metadata={"computed": self._facts})
+        data = save(prepare_for_safetensors(tensors), metadata={"computed": self._facts})
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", shared=True) as partial:
             partial.write_bytes(data)
 
 
-def _shapes(rows: Rows) -> dict[str, torch.Size]:
+def _row_shapes(rows: Rows) -> dict[str, torch.Size]:
+    """Shape of one row of each tensor."""
     return {name: values.shape[1:] for name, values in rows.items()}
 
 
-def _find(shard: Path, wanted: Container[bytes], verify: bool) -> dict[bytes, int] | None:
-    """The rows of those keys that a shard has, None if it is damaged; one without any is not read through."""
+def _find_rows(shard: Path, wanted: Container[bytes], verify: bool) -> dict[bytes, int] | None:
+    """Row index of each wanted key in a cache shard, None if it is damaged; only shards with any are hashed."""
     try:
         with safe_open(shard, "pt") as file:
             keys = file.get_tensor("keys").numpy().tobytes()

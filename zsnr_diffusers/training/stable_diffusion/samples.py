@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..data.buckets import into_buckets
+from ..data.buckets import assign_to_buckets
 from ..data.dataset import Images, Rows, image_size, read_image, to_model_range
 from ..data.loader import Batch, TrainingDataset
 from ..data.transforms import Crop, Size, compute_crop, resize_and_crop
@@ -44,7 +44,7 @@ class CaptionedDataset(TrainingDataset):
         noise_offset: float = 0.0,
     ) -> None:
         self._sizes = images if isinstance(images, Mapping) else None
-        self.buckets = into_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
+        self.buckets = assign_to_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
         """Rows by the size that their images are brought to, if it is not the square for all."""
         self._square = buckets[0]
         self._bucket_of = {row: size for size, found in self.buckets.items() for row in found}
@@ -59,7 +59,7 @@ class CaptionedDataset(TrainingDataset):
         """Of the images of rows, if `latents` are stored."""
 
     def sample(self, index: int, draw: torch.Generator) -> Batch:
-        """The sample of a row.
+        """The training sample of a data row.
 
         Returns:
             `pixel_values` [3, h, w] in [-1, 1] or what is stored of it, `input_ids` [length] or what is stored of it,
@@ -67,14 +67,14 @@ class CaptionedDataset(TrainingDataset):
             the latents.
         """
         dropped, flipped, which = torch.rand(3, generator=draw).tolist()
-        captions = captions_of(self.captions[index][self.config.caption_column])
+        captions = captions_as_list(self.captions[index][self.config.caption_column])
         caption = "" if dropped < self.config.caption_dropout else captions[int(which * len(captions))]
         mirrored = self.config.random_flip and flipped < 0.5
         crop = self.crop(index, draw if self.config.random_crop else None)
         shape = self.latent_shape(index)
         return {
-            **self._image(crop, index, mirrored),
-            **self._text(caption),
+            **self._image_inputs(crop, index, mirrored),
+            **self._text_inputs(caption),
             **self.conditioning.for_crop(crop.hflip() if mirrored else crop),
             "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
             "noise": torch.randn(shape, generator=draw),
@@ -82,57 +82,59 @@ class CaptionedDataset(TrainingDataset):
         }
 
     def crop(self, index: int, draw: torch.Generator | None = None) -> Crop:
-        """What is shown of a row's image: the centre, or a piece that is drawn."""
+        """The crop of a row's image: at the center, or at random if `draw` is passed."""
         place = None if draw is None else torch.rand(2, generator=draw).tolist()
         size = self._sizes[index] if self._sizes else image_size(self.rows, self.config.image_column, index)
-        return compute_crop(size, self.size_of(index), place)
+        return compute_crop(size, self.bucket_size(index), place)
 
-    def some_images(self, count: int) -> Images:
-        """The first of `images`."""
+    def first_images(self, count: int) -> Images:
+        """The first `count` of the usable images, in the form that `images` was passed."""
         some = self.usable_rows[:count]
         return {row: self._sizes[row] for row in some} if self._sizes else some
 
-    def size_of(self, index: int) -> Size:
-        """What a row's image is brought to."""
+    def bucket_size(self, index: int) -> Size:
+        """Size to which a row's image is resized and cropped."""
         return self._bucket_of.get(index, self._square)
 
     def latent_shape(self, index: int) -> tuple[int, int, int]:
         """(channels, height, width) of a row's latents."""
-        (height, width), (channels, side) = self.size_of(index), self.latents
+        (height, width), (channels, side) = self.bucket_size(index), self.latents
         return channels, height // side, width // side
 
-    def _image(self, crop: Crop, index: int, flipped: bool) -> Batch:
+    def _image_inputs(self, crop: Crop, index: int, flipped: bool) -> Batch:
+        """A row's latent moments from the cache, or else its `pixel_values`."""
         if "latents" in self.caches:
-            return self.caches["latents"][self.image_content(index, flipped)]
+            return self.caches["latents"][self.image_cache_key(index, flipped)]
         return {"pixel_values": self.pixel_values(crop, index, flipped)}
 
-    def _text(self, caption: str) -> Batch:
+    def _text_inputs(self, caption: str) -> Batch:
+        """A caption's text states from the cache, or else its `input_ids`."""
         input_ids = self.conditioning.tokenize([caption])[0]
         if "text" in self.caches:
-            return self.caches["text"][text_content(input_ids)]
+            return self.caches["text"][text_cache_key(input_ids)]
         return {"input_ids": input_ids}
 
     def pixel_values(self, crop: Crop, index: int, flipped: bool) -> Tensor:
-        """A crop of the image of a row, [3, h, w] in [-1, 1]."""
+        """A crop of a row's image, [3, h, w] in [-1, 1]."""
         return to_model_range(resize_and_crop(read_image(self.rows, self.config.image_column, index), crop), flipped)
 
-    def image_content(self, index: int, flipped: bool) -> bytes:
-        """What `pixel_values` of the centre depend on."""
-        return self.hashes[index] + struct.pack("<2I?", *self.size_of(index), flipped)
+    def image_cache_key(self, index: int, flipped: bool) -> bytes:
+        """Bytes that identify a row's center-cropped `pixel_values`: file hash, size, flip."""
+        return self.hashes[index] + struct.pack("<2I?", *self.bucket_size(index), flipped)
 
     def all_captions(self, indices: Sequence[int]) -> set[str]:
-        """Every caption that these rows can have, the empty one of `caption_dropout` included."""
+        """Every caption that these data rows can give, the empty one of caption dropout included."""
         rows = self.captions[list(indices)][self.config.caption_column]
-        return {"", *(caption for row in rows for caption in captions_of(row))}
+        return {"", *(caption for row in rows for caption in captions_as_list(row))}
 
 
-def text_content(input_ids: Tensor) -> bytes:
-    """All that a text encoder's output depends on: captions that it reads alike are one."""
+def text_cache_key(input_ids: Tensor) -> bytes:
+    """Bytes that identify a caption to the text encoders: its token ids."""
     return input_ids.numpy().tobytes()
 
 
-def captions_of(caption: str | Sequence[str] | None) -> list[str]:
-    """The captions of a row, of which one is drawn; of nothing, the empty one."""
+def captions_as_list(caption: str | Sequence[str] | None) -> list[str]:
+    """A data row's captions as a list; [""] if it has none."""
     if not caption:
         return [""]
     return [caption] if isinstance(caption, str) else [str(one) for one in caption]

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from ...hub.model_card import terminal_snr
 from ..config.objective import FLOW
-from ..data.buckets import filled_up
+from ..data.buckets import round_up_to_batches
 from ..data.dataset import Images, noise_rows, open_rows
 from ..data.loader import Batch
-from ..objective import objective_of
+from ..objective import create_objective
 from ..parameters import base_state_dict
 from ..reporting.model_card import TrainingRecord
-from ..schedule import check_bridge
+from ..schedule import check_bridge_base
 from ..task import Task
 from .base import load_base
 from .config import TrainingConfig
 from .embedding_cache import EmbeddingCache
 from .encoders import Autoencoder
-from .lora import described, give_adapter
+from .lora import describe_adapter, prepare_adapter
 from .output import StableDiffusionOutput
 from .samples import CaptionedDataset
 
@@ -40,12 +40,12 @@ class StableDiffusionTask(Task):
         kind, zero = config.network_prediction, config.rescale_betas_zero_snr
         self.base = load_base(config, kind, zero, config.flow_shift)
         if config.flow_through_bridge:
-            check_bridge(self.base.pipeline.scheduler, config.pretrained_model_name_or_path)
+            check_bridge_base(self.base.pipeline.scheduler, config.pretrained_model_name_or_path)
         self.unet, self.schedule = self.base.pipeline.unet, self.base.schedule
         self.betas = self.base.betas
-        self.objective = objective_of(config, self.schedule, self.betas)
+        self.objective = create_objective(config, self.schedule, self.betas)
         if config.trains_adapter:
-            give_adapter(self.base.pipeline, config, config.seed)
+            prepare_adapter(self.base.pipeline, config, config.seed)
         config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config.resolution)
         self.buckets = self.base.buckets(config)
@@ -56,7 +56,7 @@ class StableDiffusionTask(Task):
             self.rows = open_rows(config)
         else:
             self.rows = noise_rows(config.image_column, self.resolution, **{config.caption_column: ""})
-        record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.loss_in_words())
+        record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
         self.output = StableDiffusionOutput(
             config,
             adapter=config,
@@ -69,34 +69,36 @@ class StableDiffusionTask(Task):
         )
 
     def initial_networks(self) -> Mapping[str, torch.nn.Module]:
-        """UNet, autoencoder and text encoders."""
+        """The base's UNet, autoencoder and text encoders."""
         return {name: getattr(self.base.pipeline, name) for name in self.base.architecture.networks}
 
     def summary(self, samples: CaptionedDataset) -> dict[str, str]:
-        """Base, prediction type, schedule and data."""
+        """Lines of the plan: base, adapter, prediction type, schedule, data and caches."""
         before = self.base.pipeline.scheduler
         parameters = sum(value.numel() for value in base_state_dict(self.unet).values())
         return {
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
-            **({"adapter": described(self.unet, self.config)} if self.config.trains_adapter else {}),
-            "prediction": f"{before.config.get('prediction_type', FLOW)} -> {self._prediction()}",
+            **({"adapter": describe_adapter(self.unet, self.config)} if self.config.trains_adapter else {}),
+            "prediction": f"{before.config.get('prediction_type', FLOW)} -> {self._describe_prediction()}",
             "SNR at the last timestep": f"{terminal_snr(before):.4g} -> {terminal_snr(self.schedule):.4g}",
-            **({"flow times": self.config.flow_in_words()} if self.config.is_flow else {}),
-            **self._data(samples),
+            **({"flow times": self.config.describe_flow_times()} if self.config.is_flow else {}),
+            **self._describe_data(samples),
             **{f"cached {name}": str(status) for name, status in self.embedding_cache.statuses.items()},
         }
 
-    def _prediction(self) -> str:
+    def _describe_prediction(self) -> str:
+        """The trained prediction type in words, for the plan."""
         config = self.config
         return f"{FLOW} of {config.network_prediction}" if config.flow_through_bridge else config.prediction_type
 
-    def _data(self, samples: CaptionedDataset) -> dict[str, str]:
+    def _describe_data(self, samples: CaptionedDataset) -> dict[str, str]:
+        """Lines of the plan about images and aspect-ratio buckets."""
         count, side = len(samples.usable_rows), self.resolution
         if not self.config.aspect_ratio_buckets:
             return {"data": f"{count:,} images at {side} x {side}"}
         batch, lines = samples.batch, {}
         for (height, width), rows in samples.buckets.items():
-            shown = filled_up(len(rows), batch)
+            shown = round_up_to_batches(len(rows), batch)
             lines[f"{width} x {height}"] = (
                 f"{len(rows):,} images, {shown // batch:,} global batches, {shown - len(rows):,} repeats"
             )
@@ -105,7 +107,7 @@ class StableDiffusionTask(Task):
         return {"data": data, **lines}
 
     def samples(self, images: Images, global_batch: int = 1) -> CaptionedDataset:
-        """Images, tokens, and noise for latents."""
+        """Training samples: images, token ids, and noise for latents."""
         base = self.base
         latents = (int(base.pipeline.vae.config.latent_channels), base.vae_scale_factor)
         return CaptionedDataset(
@@ -121,15 +123,15 @@ class StableDiffusionTask(Task):
         )
 
     def plan_cache(self, accelerator: Accelerator, samples: CaptionedDataset) -> None:
-        """What is stored of latents and text states."""
+        """Find which latents and text states are cached."""
         config = self.config
         count = config.max_train_steps * config.global_batch(accelerator.num_processes)
         self.embedding_cache.plan(accelerator, samples, config.cache_folder, count)
 
     def prepare(self, accelerator: Accelerator, samples: CaptionedDataset) -> CaptionedDataset:
-        """Store latents and text states, as far as they are to be, and leave the device to the UNet."""
+        """Cache latents and text states as planned, and leave the device to the UNet."""
         if self.config.measure and self.embedding_cache.stored:
-            few = self.samples(samples.some_images(_MEASURED_IMAGES), samples.batch)
+            few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, few)
             accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
             return few
@@ -137,7 +139,7 @@ class StableDiffusionTask(Task):
         return samples
 
     def x_0(self, batch: Batch, device: torch.device) -> Tensor:
-        """A sample of the autoencoder's posterior, scaled."""
+        """Scaled latents sampled from the autoencoder's posterior."""
         moments = batch if "mean" in batch else self.autoencoder(batch["pixel_values"])
         mean, std = (moments[name].to(device).float() for name in ("mean", "std"))
         latents = mean + std * batch["posterior_noise"].to(device)
@@ -145,6 +147,6 @@ class StableDiffusionTask(Task):
         return scaled
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
-        """The network's output under the captions, and sizes and crops of the images where it gets these."""
+        """The UNet's output under captions, and for XL under sizes and crops."""
         text = batch if "text" in batch else self.text_encoder(batch["input_ids"])
         return self.base.architecture.predict(unet, x_t, batch["timestep"].to(x_t.device), text, batch)
