@@ -14,6 +14,9 @@ from torch import Tensor
 from .core import classifier_free_guidance
 from .guidance.mixin import GuidanceRescaleMixin
 
+_THRESHOLDING = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+"""Keys of the config of schedulers that have dynamic thresholding."""
+
 
 class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
     """Makes images of given classes with a network of pixels, guided away from its prediction for no class.
@@ -164,20 +167,21 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
             )
         return labels
 
+    def _check_thresholding(self, ratio: float) -> None:
+        if not 0 < ratio <= 1:
+            raise ValueError(f"dynamic_thresholding_ratio={ratio} must lie in (0, 1]; Imagen has 0.995.")
+        if not set(_THRESHOLDING) <= set(self.scheduler.config):
+            name = type(self.scheduler).__name__
+            raise ValueError(f"{name} has no dynamic thresholding; take one of ours, or DDIM.")
+
     @contextmanager
     def _dynamic_thresholding(self, ratio: float | None) -> Iterator[None]:
         """Switch on the scheduler's dynamic thresholding (Imagen) for one call of the pipeline."""
         if ratio is None:
             yield
             return
-        if not 0 < ratio <= 1:
-            raise ValueError(f"dynamic_thresholding_ratio={ratio} must lie in (0, 1]; Imagen has 0.995.")
-        names = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
-        if not set(names) <= set(self.scheduler.config):
-            raise ValueError(
-                f"{type(self.scheduler).__name__} has no dynamic thresholding; take one of ours, or DDIM."
-            )
-        before = {name: self.scheduler.config[name] for name in names}
+        self._check_thresholding(ratio)
+        before = {name: self.scheduler.config[name] for name in _THRESHOLDING}
         # A largest threshold of 1, the default everywhere, would be plain clipping; Imagen has none.
         largest = before["sample_max_value"] if before["sample_max_value"] > 1 else float("inf")
         self.scheduler.register_to_config(

@@ -6,6 +6,7 @@ import torch
 
 from ..core import noise_level
 from .finding import Finding, enabled_clipping, from_config_line, retrain_command, severity_at_steps
+from .sources import Source
 from .subject import SchedulerUnderTest, is_rescaled_to_zero_snr
 
 
@@ -34,16 +35,15 @@ def check_schedule_left_behind(setup: SchedulerUnderTest) -> Finding | None:
     # A folder has room for a scheduler; a file that says what it is does all that it can.
     in_file = source.marked and source.path is None
     what = "the file says what it predicts, and " if in_file else "there is no scheduler beside the weights, and "
-    told = (
-        "" if source.marked else f" --prediction_type {source.prediction_type}" + " --zero_snr" * bool(source.zero_snr)
-    )
     load = f"to load both:\nzsnr_diffusers.{ours}\n" if source.marked else ""
-    return Finding(
-        "schedule-left-behind",
-        "note" if in_file else "error",
-        what + theirs,
-        f"{load}to have it beside the weights:\nzsnr convert {source.name} FOLDER{told}",
-    )
+    remedy = f"{load}to have it beside the weights:\n{_convert_command(source)}"
+    return Finding("schedule-left-behind", "note" if in_file else "error", what + theirs, remedy)
+
+
+def _convert_command(source: Source) -> str:
+    """The `zsnr convert` line that puts the right scheduler beside published weights."""
+    options = f" --prediction_type {source.prediction_type}" + " --zero_snr" * bool(source.zero_snr)
+    return f"zsnr convert {source.name} FOLDER" + ("" if source.marked else options)
 
 
 def _check_lora_schedule_unknown(setup: SchedulerUnderTest) -> Finding | None:

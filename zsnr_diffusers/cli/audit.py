@@ -82,11 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         "zero_snr": None if arguments.zero_snr is None else arguments.zero_snr == "yes",
     }
     places = {} if arguments.revision is None else {"revision": arguments.revision}
-    deep = (
-        {"deep": True, "prompts": _parse_prompts(arguments), "device": _resolve_device(arguments)}
-        if arguments.deep
-        else {}
-    )
+    deep = _deep_arguments(arguments) if arguments.deep else {}
     source: Any = arguments.source
     try:
         result = audit(source, **({} if arguments.fix else deep), **told, **places)
@@ -98,6 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
     show(result)
     _write_json_and_plot(arguments, result)
     return 0 if result.ok else 1
+
+
+def _deep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `audit` takes for `--deep`."""
+    return {"deep": True, "prompts": _parse_prompts(arguments), "device": _resolve_device(arguments)}
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

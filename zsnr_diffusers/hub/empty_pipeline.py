@@ -81,12 +81,17 @@ def _build_network(saved: SavedModel, name: str, dtype: torch.dtype) -> nn.Modul
         network: nn.Module = (
             cls.from_config(config) if library == "diffusers" else cls(cls.config_class.from_dict(config))
         )
+    _fill_with_zeros(network, dtype)
+    return network
+
+
+def _fill_with_zeros(network: nn.Module, dtype: torch.dtype) -> None:
+    """Give a network on the meta device weights on the CPU, each of one number that is repeated."""
     for module in network.modules():
         for key, parameter in module.named_parameters(recurse=False):
             setattr(module, key, nn.Parameter(_expanded_zero(parameter, dtype), requires_grad=False))
         for key, buffer in module.named_buffers(recurse=False):
             setattr(module, key, _expanded_zero(buffer, buffer.dtype))
-    return network
 
 
 def _expanded_zero(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -237,12 +237,15 @@ def flow_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["stochastic_sampling"] = True
     if kept.get("stochastic_sampling"):
         kept["timestep_spacing"] = "trailing"
-    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
-        if filled.get(key):
-            logger.warning(
-                f"{key}={filled[key]} of {_class_name_of(config)} is left out: steps are spaced as ours are."
-            )
+    _warn_of_stock_spacings(filled, _class_name_of(config))
     return kept
+
+
+def _warn_of_stock_spacings(config: Mapping[str, Any], class_name: str) -> None:
+    """Log each spacing of sigmas of a stock flow config that schedulers of this package do not carry over."""
+    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        if config.get(key):
+            logger.warning(f"{key}={config[key]} of {class_name} is left out: steps are spaced as ours are.")
 
 
 def model_config(config: Mapping[str, Any], accepted: Collection[str] = MODEL_KEYS) -> dict[str, Any]:

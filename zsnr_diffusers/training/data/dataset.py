@@ -30,7 +30,7 @@ Images: TypeAlias = Mapping[int, Size] | Sequence[int]
 def open_rows(config: DataConfig) -> Rows:
     """Open a configuration's data as rows with undecoded images and only the columns it names.
 
-    They have the columns that it names, and no others. Captions, if it asks for any, may lie beside a folder's images.
+    Captions, if it asks for any, may lie beside a folder's images.
 
     Raises:
         ValueError: no images, no captions, or columns of other names.
@@ -43,11 +43,7 @@ def open_rows(config: DataConfig) -> Rows:
         rows = read_folder_rows(config)
     else:
         where = f"--dataset_name={config.dataset_name}"
-        rows = datasets.load_dataset(config.dataset_name, split="train")
-        others = {name: split.num_examples for name, split in (rows.info.splits or {}).items() if name != "train"}
-        if others:
-            shown = ", ".join(f"{count} of {name}" for name, count in others.items())
-            notify(f"rows of the split train are used; left out: {shown}")
+        rows = _load_train_split(str(config.dataset_name))
     for option, column in config.columns.items():
         if column not in rows.column_names:
             raise ValueError(
@@ -56,6 +52,16 @@ def open_rows(config: DataConfig) -> Rows:
     rows = rows.select_columns([*config.columns.values()])
     # We decode, since Pillow's RGB of 16-bit and transparent images is not what they show.
     return rows.cast_column(config.image_column, datasets.Image(decode=False))
+
+
+def _load_train_split(name: str) -> datasets.Dataset:
+    """The split `train` of a data set of `datasets`, with a notice of the rows of other splits."""
+    rows = datasets.load_dataset(name, split="train")
+    others = {split: info.num_examples for split, info in (rows.info.splits or {}).items() if split != "train"}
+    if others:
+        shown = ", ".join(f"{count} of {split}" for split, count in others.items())
+        notify(f"rows of the split train are used; left out: {shown}")
+    return rows
 
 
 def noise_rows(column: str, resolution: int, **others: object) -> datasets.Dataset:
