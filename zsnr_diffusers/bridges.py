@@ -171,9 +171,9 @@ def _zero_snr_levels(scheduler: ZeroSNRScheduler) -> NoiseLevel:
     return scheduler.noise_level(torch.arange(len(scheduler)), torch.empty(1, dtype=torch.float64))
 
 
-def _interpolate_timesteps(wanted: Tensor, places: Tensor) -> Tensor:
-    """Timesteps, whole or between, at given places; `places` decreases over the timesteps."""
-    rising = places.flip(0)
+def _interpolate_timesteps(wanted: Tensor, levels: Tensor) -> Tensor:
+    """Timesteps, whole or between, by which a bridge asks a network with betas for flow times; `levels` decrease."""
+    rising = levels.flip(0)
     above = torch.searchsorted(rising, wanted).clamp(1, len(rising) - 1)
     low, high = rising[above - 1], rising[above]
     share = ((wanted - low) / (high - low)).clamp(0, 1)

@@ -109,7 +109,7 @@ def fix(
 
 
 def _write_fixed_configs(old: Source, new: Source, folder: Path) -> None:
-    """Write the fixed scheduler's config, and `model_index.json` if the class changed, into a pipeline's folder."""
+    """Write what `fix` changed after an audit: the scheduler's config, and `model_index.json` if its class is new."""
     if old.path is not None:  # as for every folder
         _replace_json(old.path, new.config)
     if new.index != old.index:

@@ -152,7 +152,7 @@ def _condition_type(pipe: Any) -> type:
 
 
 def _terminal_level(scheduler: Any) -> tuple[int, NoiseLevel]:
-    """T - 1, and the schedule's noise level there as numbers."""
+    """The last timestep T - 1, at which invariance to the noise is measured, and its noise level as numbers."""
     from ..core.noise import NoiseLevel, noise_level
 
     timestep = len(scheduler.alphas_cumprod) - 1

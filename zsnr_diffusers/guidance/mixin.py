@@ -135,7 +135,7 @@ def stock_class(pipeline_class: type) -> type:
 
 
 def guidance_record(guidance_rescale: float, space: str = "output") -> dict[str, Any]:
-    """Entries of `model_index.json` that record a pipeline's guidance rescale and space; none if it is 0."""
+    """Config entries by which the mixin keeps a pipeline's guidance rescale and space when saved; none if it is 0."""
     if guidance_rescale == 0:
         return {}
     return {RECORDED: guidance_rescale} | ({} if space == "output" else {RECORDED_SPACE: space})

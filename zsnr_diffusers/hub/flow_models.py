@@ -36,7 +36,7 @@ def missing_scheduler_attributes(code: str, scheduler: Any) -> list[str]:
 
 
 def is_made_for_betas(pipe: Any) -> bool:
-    """Whether a pipeline is of Stable Diffusion's kind, which scales the network's input by its scheduler."""
+    """Whether a loaded pipeline was written for schedulers with betas, so that a flow model needs a stand-in in it."""
     return "scale_model_input" in required_scheduler_attributes(pipeline_source_code(stock_class(type(pipe))))
 
 
