@@ -143,3 +143,38 @@ def test_equal_predictions_have_a_sign():
     assert find_combination_of_equals(c * (1 + 1e-7), c).factor == 1
     assert find_combination_of_equals(-c, c).factor == -1
     assert find_combination_of_equals(c.roll(1, -1), c) is None
+
+
+def test_in_single_precision_predictions_mixed_with_the_sample_are_told_from_a_plain_combination():
+    u, c, x = torch.randn(3, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    plain, mixed = u + 7.5 * (c - u), 0.5 * (u + 7.5 * (c - u)) + 0.25 * x
+    found = find_combination(plain, [u, c], x)
+    assert (found.factor, found.of_sample) == (1.0, 0.0)
+    assert found.apply_to(c, x) is c
+    assert found.weights == pytest.approx((-6.5, 7.5), abs=1e-4)
+    found = find_combination(mixed, [u, c], x)
+    assert (found.factor, found.of_sample) == pytest.approx((0.5, 0.25), abs=1e-4)
+    assert found.weights == pytest.approx((-6.5, 7.5), abs=1e-3)
+
+
+def test_predictions_that_differ_far_less_than_they_are_large_are_explained_within_their_rounding():
+    """Both sizes, of predictions and of their differences, count as root mean squares."""
+    c = 100 + torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    u = c - 1e-2 * torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    weights, explained = guidance_weights(u + 7.5 * (c - u), [u, c])
+    assert explained
+    assert weights == pytest.approx([-6.5, 7.5], abs=0.05)
+    near = c + 1e-6 * (c - u)
+    assert guidance_weights(c, [c, near]) is None
+    _, explained = guidance_weights(u + 7.5 * (c - u) + 1e-2 * torch.sin(40 * c), [u, c])
+    assert not explained
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_the_least_precise_dtype_says_what_is_equal(half):
+    """A pipeline that computes in half precision what its network gives in single, or the reverse."""
+    c = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    rounded = (c * (1 + 3e-3)).half().float()
+    guided, prediction = (rounded.half(), c) if half == 0 else (rounded, c.half())
+    assert find_combination_of_equals(guided, prediction) is not None
+    assert find_combination_of_equals(rounded, c) is None

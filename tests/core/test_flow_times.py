@@ -51,3 +51,7 @@ def test_what_means_nothing_is_refused():
         flow_times(evenly(2), "snr")
     with pytest.raises(ValueError, match=r"shift=0\.0 must be above 0"):
         flow_times(evenly(2), "uniform", shift=0.0)
+
+
+def test_the_density_of_sd3_is_the_default():
+    assert torch.equal(flow_times(evenly(9)), flow_times(evenly(9), "logit_normal", 1.0, 0.0, 1.0))

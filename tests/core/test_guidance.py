@@ -182,3 +182,22 @@ def test_half_precision_in_another_space():
     half = rescale_guidance_in_space(outputs[1].half(), outputs[0].half(), 0.7, x_t=x_t.half(), **kwargs)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.double(), exact, rtol=3e-3, atol=3e-3)  # inputs and result rounded to 11 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("alpha", [0.0, 1e-3])
+def test_the_result_has_the_dtype_of_the_output(dtype, alpha):
+    x_t, truths = pair_of_truths(level := NoiseLevel(alpha, (1 - alpha * alpha) ** 0.5))
+    outputs = [textbook("v_prediction", *truth, level).to(dtype) for truth in truths]
+    kwargs = {"space": "epsilon", "prediction_type": "v_prediction", "level": level}
+    assert rescale_guidance_in_space(*outputs, 0.7, x_t=x_t.to(dtype), **kwargs).dtype == dtype
+
+
+def test_near_zero_snr_the_noise_space_has_the_digits_of_single_precision():
+    """q is a thousand there, and is taken away again."""
+    x_t, truths = pair_of_truths(level := NoiseLevel(1e-3, (1 - 1e-6) ** 0.5))
+    outputs = [textbook("v_prediction", *truth, level) for truth in truths]
+    kwargs = {"space": "epsilon", "prediction_type": "v_prediction", "level": level}
+    exact = rescale_guidance_in_space(outputs[1].double(), outputs[0].double(), 0.7, x_t=x_t.double(), **kwargs)
+    single = rescale_guidance_in_space(outputs[1].float(), outputs[0].float(), 0.7, x_t=x_t.float(), **kwargs)
+    torch.testing.assert_close(single.double(), exact.double(), rtol=0, atol=2e-5)

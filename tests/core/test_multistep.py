@@ -200,3 +200,10 @@ def test_polynomials_in_the_variable_are_integrated_exactly(a):
 def test_order_that_there_is_no_method_for_is_refused(order):
     with pytest.raises(ValueError, match=f"solver_order={order} must be 1, 2 or 3"):
         multistep_updates(even(5), order)
+
+
+@pytest.mark.parametrize(("n", "fitted"), [(module.FEW_STEPS, True), (module.FEW_STEPS + 1, False)])
+def test_many_steps_need_no_fit(n, fitted, monkeypatch):
+    updates = multistep_updates(even(n))
+    monkeypatch.setattr(module, "RIDGE", 1e6)
+    assert (multistep_updates(even(n)) != updates) is fitted

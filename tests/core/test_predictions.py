@@ -13,7 +13,7 @@ from zsnr_diffusers.core import (
     x_0_factors,
 )
 from zsnr_diffusers.core.flow import flow_level
-from zsnr_diffusers.core.predictions import check_prediction_type
+from zsnr_diffusers.core.predictions import check_prediction_type, converted_prediction
 
 variance_preserving_levels = st.floats(0.0, 1.0).map(lambda a: NoiseLevel(a, (1 - a * a) ** 0.5))
 flow_levels = st.floats(0.0, 1.0).map(flow_level)
@@ -93,3 +93,16 @@ def test_dynamic_threshold_equals_stock(size, ratio, max_value):
     x = 2 * torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
     expected = stock._threshold_sample(x.reshape(4, *size, *[1] * (3 - len(size)))).reshape(x.shape)
     torch.testing.assert_close(dynamic_threshold(x, ratio, max_value), expected)
+
+
+@given(levels, st.floats(0.2, 5.0), st.sampled_from(PREDICTION_TYPES), st.sampled_from(PREDICTION_TYPES))
+def test_an_output_is_converted_to_that_of_the_same_data_and_noise_at_a_level_of_another_length(
+    level, length, kind, wanted
+):
+    if level.sigma < 1e-3 or (level.alpha < 1e-3 and "epsilon" in (kind, wanted)):
+        return
+    x_0, noise = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    other = NoiseLevel(length * level.alpha, length * level.sigma)
+    output = training_target(kind, x_0, noise, level)
+    converted = converted_prediction(output, add_noise(x_0, noise, level), level, kind, wanted, other)
+    torch.testing.assert_close(converted, training_target(wanted, x_0, noise, other), rtol=1e-6, atol=1e-6)

@@ -1,4 +1,5 @@
 import functools
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -102,3 +103,19 @@ def test_own_timesteps_of_inversion_increase():
     assert check_timesteps([1, 2, 9], 10, increasing=True) == [1, 2, 9]
     with pytest.raises(ValueError, match="timesteps must increase strictly; 1 follows 2"):
         check_timesteps([2, 1], 10, increasing=True)
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000))
+def test_places_are_rounded_to_the_nearest_timestep_and_ties_to_even_as_numpy_does(T, n):
+    """In exact arithmetic, where numpy rounds a quotient that is rounded itself."""
+    n = min(n, T)
+    trailing = [round(Fraction(T * k, n)) - 1 for k in range(n, 0, -1)]
+    assert spaced_timesteps("trailing", n, table(1000)[:1].expand(T)) == trailing
+    if n > 1:
+        linspace = [round(Fraction((T - 1) * k, n - 1)) for k in range(n - 1, -1, -1)]
+        assert spaced_timesteps("linspace", n, table(1000)[:1].expand(T)) == linspace
+
+
+def test_ties_are_met():
+    assert spaced_timesteps("trailing", 4, table(1000)[:1].expand(10)) == [9, 7, 4, 1]  # 10, 7.5, 5, 2.5
+    assert spaced_timesteps("linspace", 3, table(1000)[:1].expand(8)) == [7, 4, 0]  # 3.5
