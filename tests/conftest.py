@@ -18,7 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of ours
 hypothesis.settings.load_profile("untimed")
 
-CASES, MORE_CASES = 5, 2
+CASES, MORE_CASES = 4, 3
 """Of a parametrized test, how many cases a plain run has, and how many `.ci/run` adds; the others are slow."""
 
 ALL_CASES = Path(__file__).parent / "core"

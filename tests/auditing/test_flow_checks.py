@@ -144,6 +144,7 @@ def test_heun_visits_its_flow_times_twice_and_that_is_no_fault():
     assert names(result) == {"double-shift", "wasted-last-step"}
 
 
+@pytest.mark.full
 def test_stock_s_multistep_samplers_over_flow_times():
     assert names(audit(UniPCMultistepScheduler(**FLOW, flow_shift=3.0))) == {"cut-timesteps"}
     dpm = audit(DPMSolverMultistepScheduler(**FLOW))
@@ -187,6 +188,7 @@ def test_what_stock_can_do_right_is_fixed_with_stock(scheduler):
     assert fixed.config["flow_shift"] == scheduler.config["flow_shift"]
 
 
+@pytest.mark.full
 def test_fix_writes_what_stock_can_do_and_leaves_the_rest(tmp_path):
     config = {"_class_name": "DEISMultistepScheduler", **FLOW, "flow_shift": 3.0}
     folder = of_pipeline(tmp_path / "deis", config, "WanPipeline")
@@ -200,6 +202,7 @@ def test_fix_writes_what_stock_can_do_and_leaves_the_rest(tmp_path):
     assert not [*folder.rglob("*.bak")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pipeline", ["StableDiffusionPipeline", "StableDiffusionXLImg2ImgPipeline"])
 def test_stable_diffusion_cannot_run_stock_s_flow_scheduler(pipeline, tmp_path):
     folder = of_pipeline(tmp_path / "model", SD_3, pipeline)
@@ -222,6 +225,7 @@ def test_image_to_image_of_stable_diffusion_3_asks_what_unipc_does_not_have(tmp_
     assert finding.fix is None
 
 
+@pytest.mark.full
 def test_a_scheduler_with_betas_under_a_flow_model():
     config = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
     result = audit(config, prediction_type="flow_prediction")
@@ -254,6 +258,7 @@ def test_schedulers_of_one_pipeline_are_said_not_to_be_run():
     assert names(result) == {"not-run"}
 
 
+@pytest.mark.full
 def test_the_exact_network_of_a_wide_gaussian_is_run_too():
     runs = audit(FlowMatchMultistepScheduler()).setup.simulations
     assert all(run.wide is not None and torch.tensor(run.wide).isfinite() for run in runs)

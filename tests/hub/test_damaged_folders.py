@@ -110,6 +110,7 @@ KEYS = {
 }
 
 
+@pytest.mark.full
 @settings(
     deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -134,6 +134,7 @@ def test_a_file_of_2_that_says_nothing_names_flow_matching_too(tmp_path):
             call(file)
 
 
+@pytest.mark.full
 def test_places_that_disagree_are_named(configs, tmp_path, said):
     """Trainers of rectified flow leave epsilon in ModelSpec's place; the caller decides."""
     marks = {"modelspec.prediction_type": "epsilon", "prediction_type": FLOW}
@@ -147,6 +148,7 @@ def test_places_that_disagree_are_named(configs, tmp_path, said):
 # -- saving
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["1", "xl"])
 def test_a_folder_opens_without_this_package_and_with_it_as_it_was(kind, tmp_path):
     pipe = tiny_pipeline(kind, FlowMatchMultistepScheduler(shift=2.5))
@@ -163,6 +165,7 @@ def test_a_folder_opens_without_this_package_and_with_it_as_it_was(kind, tmp_pat
     assert "zsnr" not in (folder / "model_index.json").read_text()
 
 
+@pytest.mark.full
 def test_guidance_rescale_is_recorded_beside_it(tmp_path):
     pipe = enable_guidance_rescale(tiny_pipeline("1", FlowMatchMultistepScheduler()), 0.4, space="x_0")
     back = load_pipeline(save_pipeline(pipe, tmp_path / "pipe"))

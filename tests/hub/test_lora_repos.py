@@ -101,6 +101,7 @@ def test_it_is_pushed_with_a_card_and_loads_from_there(there, tmp_path):
     assert data.tags == ["lora", "zero-terminal-snr", V]
 
 
+@pytest.mark.full
 def test_a_card_of_ones_own_goes_with_it_and_one_that_is_there_stays(there, tmp_path):
     repos, _, _ = there()
     (tmp_path / "dark").mkdir()

@@ -407,6 +407,7 @@ def test_each_call_reads_the_header_of_a_file_once(reads, configs, tmp_path):
     assert reads(lambda: main([*map(str, convert)]), file.name) == (1,)
 
 
+@pytest.mark.full
 def test_each_call_reads_the_header_of_a_lora_once(reads, configs, tmp_path):
     folder = save_lora(adapted(target_modules=["to_k"]), tmp_path / "lora")
     for reader in (SavedModel.open, partial(load_lora, tiny_pipeline("1")), READERS[2]):

@@ -81,6 +81,7 @@ def check_card(pushed, folder):
         assert pushed[name] not in card.content
 
 
+@pytest.mark.full
 def test_a_network_of_pixels_is_pushed_alike(small_run, image_folder, hub):
     config = PixelTrainingConfig(
         **{**small_run, "luminance_images": 1, "validation_images": 1, "num_inference_steps": 1, "max_train_steps": 1},

@@ -216,6 +216,7 @@ def test_guidance_rescale_is_recorded_for_our_loader_and_written_out_for_others(
         assert f"default_guidance_rescale = {phi}" in (folder / "pipeline.py").read_text()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("phi", [0.0, 0.4])
 def test_a_flow_brings_the_sampler_of_our_loader_for_others(options, phi):
     """Stock's, which is saved, gives the network whole timesteps."""

@@ -71,6 +71,7 @@ def last_checkpoint(options, name="unet"):
 # -- what is trained
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_the_adapter_alone_changes(options, base_folder, shipping, use_dora):
     before = trainable_state_dict(task_of(options, use_dora=use_dora).unet)

@@ -218,9 +218,9 @@ def test_an_autoencoder_that_overflows_in_float16_computes_in_float32(asked):
     vae.register_to_config(force_upcast=asked)
     for heeds in (True, False):
         part = Autoencoder(vae, heeds)
-        assert part.precision(torch.float16) == (torch.float32 if asked and heeds else torch.float16)
-        assert part.precision(torch.bfloat16) == torch.bfloat16
-        assert part.precision(None) is None
+        assert part.arithmetic_dtype(torch.float16) == (torch.float32 if asked and heeds else torch.float16)
+        assert part.arithmetic_dtype(torch.bfloat16) == torch.bfloat16
+        assert part.arithmetic_dtype(None) is None
 
 
 @pytest.mark.full
