@@ -122,6 +122,8 @@ def test_unipc_is_diffusers_on_its_own_flow_times(order):
     model = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     stock = diffusers.UniPCMultistepScheduler(**model, solver_order=order)
     stock.set_timesteps(8)
+    if stock.sigmas[0] < 0.9999:
+        pytest.skip("older diffusers start from a signal")
     times, ends = stock.sigmas.double(), []
     ours = FlowUniPCBH2Scheduler(solver_order=order)
     ours.start([1.0, *times[1:].tolist()])

@@ -1,12 +1,11 @@
 """diffusers' guiders in the place of a pipeline's own combination."""
 
 import logging
-from types import SimpleNamespace
 
 import diffusers.guiders as guiders
 import pytest
 import torch
-from guided_pipelines import generate, watched_calls
+from guided_pipelines import by_hand, generate, watched_calls
 from small_pipelines import PIPELINES
 from tiny_pipelines import tiny_stable_diffusion
 
@@ -37,16 +36,6 @@ TASKS = {
 
 def make(name, **changes):
     return getattr(guiders, name)(**{**MAKE.get(name, {}), **changes})
-
-
-def by_hand(guider, step, steps, t, conditional, unconditional):
-    guider.set_state(step, steps, t)
-    if hasattr(guider, "prepare_inputs_from_block_state"):
-        batches = guider.prepare_inputs({"noise_pred": (conditional, unconditional)})
-    else:  # older diffusers
-        state = SimpleNamespace(c=conditional, u=unconditional)
-        batches = guider.prepare_inputs(state, {"noise_pred": ("c", "u")})
-    return guider(batches)[0]
 
 
 @pytest.mark.parametrize("name", GUIDERS)

@@ -1,5 +1,7 @@
 """Pipelines under guidance: what they generate, and what goes through their denoiser and scheduler."""
 
+from types import SimpleNamespace
+
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from tiny_pipelines import IMAGE
@@ -29,6 +31,17 @@ def watched_calls(pipe):
         step(output, *args, **kwargs),
     )[1]
     return seen
+
+
+def by_hand(guider, step, steps, t, conditional, unconditional):
+    """What a guider of diffusers makes of two predictions at a step."""
+    guider.set_state(step, steps, t)
+    if hasattr(guider, "prepare_inputs_from_block_state"):
+        batches = guider.prepare_inputs({"noise_pred": (conditional, unconditional)})
+    else:  # older diffusers
+        state = SimpleNamespace(c=conditional, u=unconditional)
+        batches = guider.prepare_inputs(state, {"noise_pred": ("c", "u")})
+    return guider(batches)[0]
 
 
 def clean(pipe):

@@ -1,5 +1,6 @@
 """Flow matching: point masses at every number of steps, stock where stock is right, and the contract of pipelines."""
 
+import inspect
 import math
 
 import numpy as np
@@ -101,6 +102,9 @@ def test_stock_visits_its_steps_unevenly_and_wastes_the_last_one_where_ours_does
     assert ours.sigmas.tolist() == pytest.approx([*wanted, 0.0])
 
 
+@pytest.mark.skipif(
+    "randn_like" in inspect.getsource(FlowMatchEulerDiscreteScheduler.step), reason="older diffusers ignore generators"
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_distilled_models_are_sampled_as_stock_does(seed):
     sigmas = trailing_times(4)

@@ -73,7 +73,6 @@ def test_one_swapped_line_runs_as_many_steps_as_stock(name, n):
 def test_pipelines_that_are_named_here_do_not_take_it():
     for name in NOT_FLOW_MATCHING:
         if name not in FLOW_PIPELINES:
-            assert hasattr(diffusers, name)
             continue
         found, _ = outcome(name)
         assert isinstance(found, ValueError | TypeError)
