@@ -284,3 +284,50 @@ def test_the_class_itself_takes_little_to_import():
     """A scheduler alone must not wait for transformers."""
     code = "import sys, zsnr_diffusers; print('transformers.modeling_utils' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_leading_at_zero_snr_is_refused_with_what_to_do():
+    remedy = "use 'trailing', or rescale_betas_zero_snr=False to sample a model that was not retrained"
+    with pytest.raises(ValueError, match=f"'leading' never visits the last timestep.*{remedy}"):
+        make("ddim", timestep_spacing="leading")
+    make("ddim", timestep_spacing="leading", rescale_betas_zero_snr=False)
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_the_first_timesteps_beyond_the_schedule_are_refused(timestep):
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=rf"timesteps \[{timestep}\] must lie in \[0, 999\]"):
+        make("ddim").add_noise(x, x, torch.tensor([timestep]))
+
+
+def test_a_number_of_steps_and_timesteps_together_are_refused_in_words():
+    with pytest.raises(
+        ValueError, match=r"^Pass either num_inference_steps or timesteps or sigmas to set_timesteps\.$"
+    ):
+        make("ddim").set_timesteps(4, timesteps=[999, 500])
+
+
+def test_noise_of_ddim_is_drawn_by_the_generator():
+    scheduler, x = make("ddim"), torch.zeros(2, 4, 8, 8)
+    scheduler.set_timesteps(4)
+
+    def step(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return scheduler.step(x, scheduler.timesteps[0], x, eta=1.0, generator=generator).prev_sample
+
+    assert torch.equal(step(1), step(1))
+    assert not torch.equal(step(1), step(2))
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.01, 1.5, -0.5])
+def test_a_strength_that_is_no_share_is_refused(strength):
+    with pytest.raises(ValueError, match=rf"strength={strength} must lie in \(0, 1\]"):
+        make("lcm").set_timesteps(2, strength=strength)
+
+
+def test_lcm_may_have_been_distilled_at_one_timestep():
+    scheduler = make("lcm")
+    scheduler.set_timesteps(1, original_inference_steps=1)
+    assert scheduler.timesteps.tolist() == [999]
+    with pytest.raises(ValueError, match="original_inference_steps=0"):
+        scheduler.set_timesteps(1, original_inference_steps=0)

@@ -1,6 +1,7 @@
 """Flow matching: point masses at every number of steps, stock where stock is right, and the contract of pipelines."""
 
 import inspect
+import logging
 import math
 
 import numpy as np
@@ -369,3 +370,12 @@ def test_results_have_the_samples_dtype(dtype):
     assert output.prev_sample.dtype == output.pred_original_sample.dtype == dtype
     assert scheduler.step_index == 1
     assert scheduler.index_for_timestep(scheduler.timesteps[1]) == 1
+
+
+@pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.5]])
+def test_flow_times_from_one_on_start_from_noise(sigmas, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("zsnr_diffusers"), "propagate", True)
+    FlowMatchMultistepScheduler().set_timesteps(sigmas=sigmas)
+    assert "The first sigma" not in caplog.text
+    FlowMatchMultistepScheduler().set_timesteps(sigmas=[0.9, 0.5])
+    assert "The first sigma is 0.9" in caplog.text
