@@ -4,7 +4,7 @@ import quickstart
 from PIL import Image
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_paints_with_each_remedy(tmp_path, capsys):
     quickstart.main(tmp_path, sizes=quickstart.Sizes(24, 2, 2, 2, seeds=2, num_inference_steps=2))
     shares = guidance_pictures.main(tmp_path, seeds=2)

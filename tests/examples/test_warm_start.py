@@ -78,7 +78,7 @@ def test_refitting_lowers_the_loss(flawed):
     assert loss() < 0.9 * before
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_prints_and_draws(flawed, tmp_path, capsys):
     folder, data = flawed
     options = ["--flawed", folder, "--data", data, "--seeds", 1, "--marks", 1, 2, "--pictures", 1]

@@ -273,7 +273,7 @@ def test_another_space_needs_a_scheduler_that_tells_noise_levels():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("space", ["output", "v"])
+@pytest.mark.parametrize("space", [pytest.param("output", marks=pytest.mark.slow), "v"])
 def test_phi_travels_with_the_pipeline(space, tmp_path, caplog):
     pipe = enable_guidance_rescale(tiny_stable_diffusion(), 0.4, space=space)
     expected = generate(pipe)

@@ -58,7 +58,9 @@ def without(kind, *parts):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if i else ()) for i, kind in enumerate(KINDS)]
+)
 def test_a_part_that_is_missing_is_taken_from_the_config_s_folder_or_as_it_is_given(kind, write, configs, bare):
     whole, folder = tiny_pipeline(kind), bare(kind)
     for missing in (*([part] for part in distribute_all_like(kind)), distribute_all_like(kind)):

@@ -66,7 +66,13 @@ def check(options, tmp_path, changes, tolerance):
 @pytest.mark.full
 @pytest.mark.usefixtures("_graphs")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, of its own inputs
-@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(value, id=name, marks=pytest.mark.slow if name == "network" else ())
+        for name, value in CHANGES.items()
+    ],
+)
 def test_training_is_what_it_is_without(run_options, tmp_path, changes):
     """Sums in another order; float32 keeps seven digits, and Adam divides small gradients by themselves."""
     check(run_options, tmp_path, changes, tolerance=1e-4)

@@ -36,11 +36,9 @@ CASES = [
 ]
 FAST = {
     ("1.5", "folder", "fp16", "full"),
-    ("2.1-base", "Hub", "fp16", "full"),
-    ("2.1", "folder", "bfloat16", "lora"),
     ("xl", "file", "float16", "lora"),
 }
-"""Each model, place and mode at least once; the others take minutes."""
+"""Both modes, and a folder and a file; the others take minutes."""
 
 
 @pytest.fixture(scope="module")
