@@ -16,4 +16,5 @@ FLOW_WARNINGS = [
     pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated"),  # PRX
     pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),  # sounds
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),  # Kandinsky 6
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated"),  # Ideogram 4, transformers 5.24
 ]
