@@ -59,7 +59,10 @@ def noise(*shape, dtype=torch.float64):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("numbers", [range(1, 40), [61, 103, 121, 250, 501, 981, 999, 1000]])
+@pytest.mark.parametrize(
+    "numbers",
+    [range(1, 40), [61, 103, 121, 250, 501, 981, 999, 1000], pytest.param(range(1, 1001), marks=pytest.mark.slow)],
+)
 def test_point_mass_is_reached_in_every_number_of_steps(cls, dtype, tolerance, numbers):
     for n in numbers:
         scheduler = cls()
