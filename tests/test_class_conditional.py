@@ -13,7 +13,7 @@ from zsnr_diffusers.core import dynamic_threshold
 from zsnr_diffusers.evaluation import generate_images
 
 
-def watched_calls(pipe):
+def recorded_calls(pipe):
     """Inputs and outputs of the network, and what the scheduler is given."""
     seen = []
     pipe.unet.register_forward_hook(
@@ -29,7 +29,7 @@ def watched_calls(pipe):
 
 def test_guides_from_no_class_to_the_class():
     pipe = build()
-    seen = watched_calls(pipe)
+    seen = recorded_calls(pipe)
     images = generate_classes(pipe)
     assert images.shape == (2, 3, 8, 8)
     assert len(seen) == 4
@@ -42,14 +42,14 @@ def test_guides_from_no_class_to_the_class():
 
 def test_without_guidance_the_network_sees_each_picture_once():
     pipe = build()
-    seen = watched_calls(pipe)
+    seen = recorded_calls(pipe)
     generate_classes(pipe, guidance_scale=1.0)
     assert [call["labels"].tolist() for call in seen] == [[0, 2]] * 4
 
 
 def test_rescale():
     pipe = build()
-    seen = watched_calls(pipe)
+    seen = recorded_calls(pipe)
     generate_classes(pipe, guidance_rescale=0.7)
     for call in seen:
         u, c = call["output"].chunk(2)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..utils.tables import Note, Style
+from ..utils.text import abbreviate
 from .subject import REPORTED_STEPS, SchedulerUnderTest
 
 Severity = Literal["error", "not zero-SNR", "wasteful", "note"]
 
-_TONES: dict[Severity, Style] = {"error": "bad", "not zero-SNR": "warning", "wasteful": "warning", "note": "quiet"}
+_STYLES: dict[Severity, Style] = {"error": "bad", "not zero-SNR": "warning", "wasteful": "warning", "note": "quiet"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Finding:
     @property
     def remark(self) -> Note:
         """What a printed audit report shows of the finding."""
-        return Note(self.severity, f"{self.name}: {self.what}", self.remedy, _TONES[self.severity])
+        return Note(self.severity, f"{self.name}: {self.what}", self.remedy, _STYLES[self.severity])
 
 
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -131,9 +132,7 @@ def euler_advice_and_fix(setup: SchedulerUnderTest) -> tuple[str, dict[str, Any]
 
 def format_step_numbers(numbers: Iterable[int]) -> str:
     """The first six numbers of steps, and how many more there are, for a finding's text."""
-    found = list(numbers)
-    more = f" and {len(found) - 6} more" if len(found) > 6 else ""
-    return f"n = {', '.join(map(str, found[:6]))}{more}"
+    return f"n = {abbreviate([*numbers], 6)}"
 
 
 def severity_at_steps(numbers: Iterable[int]) -> Severity:

@@ -179,7 +179,7 @@ def check_patched_schedule(setup: SchedulerUnderTest) -> Finding | None:
     remedy = (
         from_config_line(setup, fix)
         if fix
-        else "set the betas in the config (trained_betas), and make the scheduler anew"
+        else "set the betas in the config (trained_betas), and make a new scheduler"
     )
     what = "alphas_cumprod was replaced on the scheduler; its config says another schedule, which is what is saved"
     return Finding("patched-schedule", "error", what, remedy, fix)

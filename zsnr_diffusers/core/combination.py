@@ -36,7 +36,7 @@ class Combination(NamedTuple):
         return (self.factor * prediction.to(wide) + self.of_sample * sample.to(wide)).to(sample.dtype)
 
     def refit(self, guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> "Combination | None":
-        """The same guidance weights with factor and share of the sample fitted anew at another step; None if none fit.
+        """The same guidance weights with factor and share of the sample fitted to another step; None if none fit.
 
         What a pipeline turns into x_0 and back is rounded the more the nearer to the end, so that less is asked of it
         than when a combination is found.

@@ -159,7 +159,7 @@ class GuidanceInterceptor:
     def _find_combination(
         self, outputs: list[Tensor], guided: Tensor, sample: Tensor
     ) -> tuple[Layout, Combination] | None:
-        """Layout and guidance combination of this step's predictions, found anew when shapes change; or else None."""
+        """Layout and guidance combination of this step's predictions, found again for other shapes; or None."""
         shapes = (*(output.shape for output in outputs), guided.shape)
         if shapes in self._found:
             layout, known = self._found[shapes]

@@ -29,7 +29,7 @@ active_run: "ContextVar[Run | None]" = ContextVar("guidance_interceptor", defaul
 def watch_denoiser(denoiser: nn.Module, run: Run) -> None:
     """Have a run record a denoiser's outputs until its stack closes."""
     if getattr(denoiser, "_compiled_call_impl", None) is not None:
-        # `module.compile()` would trace a hook into the graph, and compile anew for every call of the pipeline.
+        # `module.compile()` would trace a hook into the graph, and compile again for every call of the pipeline.
         patch_method(denoiser, "_compiled_call_impl", _call_and_record, run)
         return
 

@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import huggingface_hub
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, SafetensorsParsingError
 
+from ..utils.text import abbreviate
 from .errors import explain_hub_errors
 from .header import Header, is_single_file, read_header
 from .layouts import SD_1, SD_2, SDXL
@@ -53,24 +54,18 @@ def count_lora_layers(file: Path, header: Header) -> int:
     if not down | up:
         raise ValueError(
             f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa and LoKr, are not read. It holds "
-            f"{abbreviate(others)}."
+            f"{abbreviate([*map(repr, others)], 3)}."
         )
     if others:
         kinds = ", ".join(dict.fromkeys(key.rpartition(".")[2] for key in others if not key.endswith(".weight")))
         raise ValueError(
             f"{file} holds more than diffusers applies of a LoRA, and what it leaves out"
-            f"{f' ({kinds})' if kinds else ''} is part of the result: {abbreviate(others)}. Merge it into its base "
-            "by the program that made it, or save it as a LoRA there."
+            f"{f' ({kinds})' if kinds else ''} is part of the result: {abbreviate([*map(repr, others)], 3)}. Merge it "
+            "into its base by the program that made it, or save it as a LoRA there."
         )
     if alone := sorted(down ^ up):
         raise ValueError(f"{file} has one of the two weights that there should be of {alone[0].rstrip('._')}.")
     return len(down)
-
-
-def abbreviate(names: Sequence[str]) -> str:
-    """The first three of many names, quoted, and the number of the others."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(map(repr, names[:3]))}{more}"
 
 
 def load_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | None:

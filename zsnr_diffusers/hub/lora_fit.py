@@ -11,9 +11,10 @@ import diffusers
 import torch
 from torch import nn
 
+from ..utils.text import abbreviate
 from .damage import explain_load_errors
 from .header import Header
-from .lora_files import abbreviate, count_lora_layers
+from .lora_files import count_lora_layers
 
 _FOREIGN = {
     "base_model.model.": "as peft's save_pretrained writes them, whose strength is in its adapter_config.json: load "
@@ -106,7 +107,7 @@ def _misfit_message(pipe: Any, file: Path, header: Header, found: int, left_out:
     for prefix, whose in _FOREIGN.items():
         if foreign := [key for key in keys if key.removeprefix("unet.").startswith(prefix)]:
             return f"{text}. Names such as {foreign[0]!r} are {whose}."
-    names = f" ({abbreviate(left_out)})" if left_out else ""
+    names = f" ({abbreviate([*map(repr, left_out)], 3)})" if left_out else ""
     known = {f"{part}_{name}" for part, network in _lora_networks(pipe).items() for name, _ in network.named_modules()}
     if {name.replace(".", "_") for name in left_out} & {name.replace(".", "_") for name in known}:
         return (

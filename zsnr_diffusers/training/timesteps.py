@@ -122,7 +122,7 @@ class LossByTimestep:
         self._sums.index_add_(1, timesteps, torch.stack([losses.where(finite, 0), finite.to(losses)]))
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean losses by timestep bin over all processes' samples, then start anew; empty bins are left out."""
+        """Mean losses by timestep bin over all processes' samples, then start again; empty bins are left out."""
         sums = accelerator.reduce(self._sums, "sum").double().cpu()
         self._sums.zero_()
         last = sums.shape[1] - 1

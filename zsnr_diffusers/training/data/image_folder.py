@@ -14,9 +14,13 @@ from pathlib import Path
 
 from ...utils.image_formats import IMAGE_SUFFIXES
 from ...utils.images import find_files, is_image
+from ...utils.text import abbreviate
 from ..config import DataConfig
 from .metadata import METADATA_FILES
-from .notices import abbreviate_names, notify, report_unusable
+from .notices import notify, report_unusable
+
+_FEW = 5
+"""Names of files that a notice has."""
 
 _TRAIN = ("train", "training")
 _SPLITS = (*_TRAIN, "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
@@ -43,7 +47,7 @@ class ImageFolder:
 
     def abbreviate(self, paths: Sequence[Path]) -> str:
         """The first of some paths, relative to the root, and the number of the others."""
-        return abbreviate_names([os.path.relpath(path, self.root) for path in paths])
+        return abbreviate([os.path.relpath(path, self.root) for path in paths], _FEW)
 
     def contains(self, path: Path) -> bool:
         """Whether a path lies in a part of the folder that is trained on."""
@@ -118,7 +122,7 @@ def _select_train_split(folder: ImageFolder) -> ImageFolder:
         return folder
     if others or not parts:
         shown = " and ".join(f"{name}/" for name in splits)
-        reason = f"with {abbreviate_names(others)} beside them they are no splits" if others else "there is no train/"
+        reason = f"with {abbreviate(others, _FEW)} beside them they are no splits" if others else "there is no train/"
         notify(f"all images are used, those of {shown} too: {reason}")
         return folder
     left_out = {name: count for name, count in counts.items() if base / name not in parts}

@@ -7,19 +7,13 @@ from tqdm.auto import tqdm
 from ...utils.distributed import is_main_process
 from ..config import DataConfig
 
-_MOST_NAMED, _FEW = 20, 5
+_MOST_NAMED = 20
 
 
 def notify(text: str) -> None:
     """Print a notice about the data once for all processes, above progress bars."""
     if is_main_process():
         tqdm.write(text)
-
-
-def abbreviate_names(names: Sequence[str]) -> str:
-    """The first five names, and the number of the others."""
-    more = len(names) - _FEW
-    return ", ".join(names[:_FEW]) + (f" and {more} more" if more > 0 else "")
 
 
 def report_unusable(bad: Sequence[str], what: str, config: DataConfig) -> None:
