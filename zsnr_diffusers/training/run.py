@@ -20,7 +20,7 @@ from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_c
 from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
 from .checkpointing.lock import lock_run_folder
 from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run_record
-from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig
+from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
 from .data.dataset import check_images
 from .data.loader import TrainingDataset
 from .data.tar_shards import index_shards
@@ -94,7 +94,7 @@ def train(config: RunConfig) -> None:
 
 
 def create_trainer(
-    config: RunConfig,
+    config: StepsConfig,
     accelerator: Accelerator,
     processes: Processes,
     task: Task,
