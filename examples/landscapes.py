@@ -21,38 +21,51 @@ BRIGHTNESS_WORDS = ("black", "dark", "dim", "grey", "bright", "white")
 BRIGHTEST = 0.95
 """The mean luminance of the brightest landscape, images in [-1, 1]; that of the darkest is its negative."""
 
+SEASONS = {"summer": (0.12, 0.26, 0.10), "autumn": (0.74, 0.34, 0.08), "winter": (0.80, 0.85, 0.91)}
+"""The color of the nearest hills, red, green and blue in (0, 1), by the season."""
+
 Array = NDArray[np.float64]
 
 
-def caption(brightness: float) -> str:
-    """What a landscape of this mean luminance, in [-1, 1], is called: "a dark landscape"."""
+def caption(brightness: float, ending: str = "") -> str:
+    """What a landscape of this mean luminance, in [-1, 1], is called: "a dark landscape", and how that ends."""
     word = int((brightness / BRIGHTEST + 1) / 2 * len(BRIGHTNESS_WORDS))
-    return f"a {BRIGHTNESS_WORDS[min(max(word, 0), len(BRIGHTNESS_WORDS) - 1)]} landscape"
+    return captions(ending)[min(max(word, 0), len(BRIGHTNESS_WORDS) - 1)]
 
 
-def captions() -> list[str]:
-    """Every caption there is, from the darkest to the brightest."""
-    return [f"a {word} landscape" for word in BRIGHTNESS_WORDS]
+def captions(ending: str = "") -> list[str]:
+    """Every caption there is, from the darkest to the brightest; `ending` is added to each."""
+    return [f"a {word} landscape{ending}" for word in BRIGHTNESS_WORDS]
 
 
-def landscape(brightness: float, rng: np.random.Generator, image_size: int = 64) -> Image.Image:
+def landscape(
+    brightness: float, rng: np.random.Generator, image_size: int = 64, season: str = "summer"
+) -> Image.Image:
     """Draw sky, sun or moon, hills and, every other time, a lake.
 
     Args:
         brightness: The mean luminance of the image, in (-1, 1).
         rng: Decides on everything else: colours, shapes, places.
         image_size: Height and width in pixels.
+        season: One of `SEASONS`.
     """
     day = (brightness + 1) / 2
     y, x = (np.mgrid[:image_size, :image_size] + 0.5) / image_size
     scene = _sky(day, x, y, rng)
-    scene = _hills(scene, day, x, y, rng)
+    scene = _hills(scene, day, x, y, rng, SEASONS[season])
     if rng.random() < 0.5:
         scene = _lake(scene, x, y, rng)
     return Image.fromarray(np.round(_expose(scene, day) * 255).astype(np.uint8))
 
 
-def make_landscapes(folder: str | Path, count: int = 1000, image_size: int = 64, seed: int = 0) -> Path:
+def make_landscapes(
+    folder: str | Path,
+    count: int = 1000,
+    image_size: int = 64,
+    seed: int = 0,
+    season: str = "summer",
+    ending: str = "",
+) -> Path:
     """Write captioned landscapes as an image folder that `datasets` reads.
 
     Args:
@@ -60,6 +73,8 @@ def make_landscapes(folder: str | Path, count: int = 1000, image_size: int = 64,
         count: How many. Their mean luminances are stratified, so that few of them are already evenly spread.
         image_size: Height and width in pixels.
         seed: The same seed gives the same files.
+        season: One of `SEASONS`.
+        ending: Of every caption.
 
     Returns:
         The folder.
@@ -71,8 +86,8 @@ def make_landscapes(folder: str | Path, count: int = 1000, image_size: int = 64,
     lines = []
     for index, brightness in enumerate(BRIGHTEST * (2 * strata - 1)):
         name = f"{index:05d}.png"
-        landscape(float(brightness), rng, image_size).save(folder / name)
-        lines.append(json.dumps({"file_name": name, "text": caption(float(brightness))}))
+        landscape(float(brightness), rng, image_size, season).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": caption(float(brightness), ending)}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -108,10 +123,12 @@ def _sky(day: float, x: Array, y: Array, rng: np.random.Generator) -> Array:
     return _mix(sky, light, _edge(radius - distance, x))
 
 
-def _hills(scene: Array, day: float, x: Array, y: Array, rng: np.random.Generator) -> Array:
+def _hills(
+    scene: Array, day: float, x: Array, y: Array, rng: np.random.Generator, ground: tuple[float, float, float]
+) -> Array:
     """Three ranges, each nearer one lower, darker and less hazy than the one behind it."""
     far = _between(day, [(0.16, 0.22, 0.34), (0.46, 0.34, 0.44), (0.46, 0.55, 0.62)])
-    near = np.array([0.12, 0.26, 0.10]) + rng.uniform(-0.04, 0.08, 3)
+    near = np.array(ground) + rng.uniform(-0.04, 0.08, 3)
     for depth in (0.0, 0.5, 1.0):
         ridge: Array | float = 0.50 + 0.17 * depth + rng.uniform(-0.05, 0.05)
         for waves in (1, 2, 4):
