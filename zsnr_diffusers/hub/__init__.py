@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .custom_pipeline import write_custom_pipeline
     from .load import load_pipeline
     from .lora import load_lora, save_lora
+    from .lora_extract import ExtractedLora, KeptShare, extract_lora
     from .save import save_pipeline
     from .saved_model import SavedModel
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "ExtractedLora": "lora_extract",
+        "KeptShare": "lora_extract",
         "SavedModel": "saved_model",
+        "extract_lora": "lora_extract",
         "load_lora": "lora",
         "load_pipeline": "load",
         "save_lora": "lora",
@@ -24,4 +28,14 @@ __getattr__, __dir__ = lazy_names(
     },
 )
 
-__all__ = ["SavedModel", "load_lora", "load_pipeline", "save_lora", "save_pipeline", "write_custom_pipeline"]
+__all__ = [
+    "ExtractedLora",
+    "KeptShare",
+    "SavedModel",
+    "extract_lora",
+    "load_lora",
+    "load_pipeline",
+    "save_lora",
+    "save_pipeline",
+    "write_custom_pipeline",
+]

@@ -67,7 +67,7 @@ def load_lora_file(pipe: Any, file: Path, **kwargs: Any) -> None:
         pipe.load_lora_weights(os.fspath(file.parent), weight_name=file.name, **kwargs)
 
 
-def _lora_networks(pipe: Any) -> dict[str, nn.Module]:
+def lora_networks(pipe: Any) -> dict[str, nn.Module]:
     """A pipeline's networks that can have an adapter, by name."""
     parts = {name: getattr(pipe, name, None) for name in pipe._lora_loadable_modules}
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
@@ -75,7 +75,7 @@ def _lora_networks(pipe: Any) -> dict[str, nn.Module]:
 
 def _copy_without_weights(pipe: Any) -> Any:
     """Copy a pipeline with its networks' layers and adapters, each weight replaced by a repeated zero."""
-    bare, networks = copy.copy(pipe), _lora_networks(pipe)
+    bare, networks = copy.copy(pipe), lora_networks(pipe)
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             setattr(bare, name, copy.deepcopy(part, _deepcopy_replacements(part)) if name in networks else None)
@@ -95,7 +95,7 @@ def _deepcopy_replacements(network: nn.Module) -> dict[int, Any]:
 
 def _count_adapted_layers(pipe: Any) -> int:
     """Number of layers with a LoRA in a pipeline's networks."""
-    names = (name for network in _lora_networks(pipe).values() for name, _ in network.named_parameters())
+    names = (name for network in lora_networks(pipe).values() for name, _ in network.named_parameters())
     return sum(".lora_A." in name for name in names)
 
 
@@ -108,7 +108,7 @@ def _misfit_message(pipe: Any, file: Path, header: Header, found: int, left_out:
         if foreign := [key for key in keys if key.removeprefix("unet.").startswith(prefix)]:
             return f"{text}. Names such as {foreign[0]!r} are {whose}."
     names = f" ({abbreviate([*map(repr, left_out)], 3)})" if left_out else ""
-    known = {f"{part}_{name}" for part, network in _lora_networks(pipe).items() for name, _ in network.named_modules()}
+    known = {f"{part}_{name}" for part, network in lora_networks(pipe).items() for name, _ in network.named_modules()}
     if {name.replace(".", "_") for name in left_out} & {name.replace(".", "_") for name in known}:
         return (
             f"{text}{names}: diffusers {diffusers.__version__} misreads these names, 0.39 and later do not. "
@@ -119,7 +119,7 @@ def _misfit_message(pipe: Any, file: Path, header: Header, found: int, left_out:
 
 def _unmatched_layers(pipe: Any, file: Path) -> Iterator[str]:
     """Names of a LoRA file's layers that no network of the pipeline has."""
-    networks = _lora_networks(pipe)
+    networks = lora_networks(pipe)
     blocks = {"unet_config": networks["unet"].config} if "unet" in networks else {}
     with explain_load_errors(file):
         state = pipe.lora_state_dict(os.fspath(file.parent), weight_name=file.name, **blocks)[0]

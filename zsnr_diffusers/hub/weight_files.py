@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -17,6 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..utils.files import atomic_path
+from .header import read_header
+
+if TYPE_CHECKING:
+    from .saved_model import SavedModel
 
 DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 """What `from_pretrained` of the installed diffusers calls the dtype."""
@@ -48,6 +52,16 @@ def with_single_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in arguments.items() if key not in ("dtype", "torch_dtype")}
     given = (arguments.get("dtype"), arguments.get("torch_dtype"))
     return {**others, DTYPE_ARGUMENT: next((dtype for dtype in given if dtype is not None), torch.float32)}
+
+
+def stored_dtype(saved: "SavedModel") -> torch.dtype:
+    """The dtype of a saved model's weights; float32 where they have several, or are at the Hub."""
+    files = [] if saved.folder is None else saved.folder.glob("*/*.safetensors")
+    headers = [saved.header] if saved.header.shapes else [read_header(file) for file in files]
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = {dtype for header in headers for key, dtype in header.dtypes.items() if 0 not in header.shapes[key]}
+    floats = found & set(names)
+    return names[floats.pop()] if len(floats) == 1 else torch.float32
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""`zsnr extract-lora`: the difference between a retrained model and its base as a LoRA."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..core.predictions import PREDICTION_TYPES
+from ..utils.tables import Text
+from ..utils.terminal import show
+from .arguments import new_parser, replace_arguments_by_options
+
+DESCRIPTION = """\
+Extracts from a retrained model what retraining changed, as a LoRA: of the difference between its weights and those of
+its base, for each linear layer and convolution of the UNet, and of the text encoders if they differ, the best
+approximation of the rank by singular value decomposition. Nothing is trained. The LoRA can be applied to fine-tunes of
+the same base, which then predict what the retrained model predicts, on its schedule.
+
+Written are the files of a LoRA that the trainer writes: by diffusers' names with the scheduler beside them, and by
+kohya's; a target that ends in .safetensors is one file of the latter. Printed is how much of the difference the LoRA
+keeps, as a share of its squared norm: biases, norms and embeddings have no place in a LoRA, and are lost."""
+
+EXAMPLES = """\
+examples:
+  what made Stable Diffusion 1.5 a zero-SNR model, in half precision:
+    zsnr extract-lora sd15-zsnr stable-diffusion-v1-5/stable-diffusion-v1-5 --rank 64 --dtype float16 \\
+      --output_dir sd15-zsnr-lora
+
+  the same of two single files, the first of which does not say what it predicts:
+    zsnr extract-lora zsnr.safetensors base.safetensors --prediction_type v_prediction --zero_snr \\
+      --config stable-diffusion-v1-5/stable-diffusion-v1-5 --output_dir zsnr-lora
+
+then, in Python, for any fine-tune of the base:
+    zsnr_diffusers.load_lora(pipe, "sd15-zsnr-lora")
+
+exit status: 0 done, 2 wrong arguments or data
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add `extract-lora` to the subparsers of `zsnr`."""
+    text = "make a LoRA of what a retrained model changed in its base"
+    parser = new_parser(commands, "extract-lora", text, DESCRIPTION, EXAMPLES)
+    parser.add_argument("retrained", metavar="RETRAINED", help="folder, Hub id or .safetensors file of a pipeline")
+    parser.add_argument("base", metavar="BASE", help="likewise: what it was trained from")
+    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="where to write the LoRA")
+    parser.add_argument("--rank", type=int, default=32, help="of the LoRA (default: 32)")
+    parser.add_argument(
+        "--prediction_type", choices=PREDICTION_TYPES, help="what RETRAINED predicts (default: what is found)"
+    )
+    schedule = parser.add_mutually_exclusive_group()
+    schedule.add_argument(
+        "--zero_snr", action="store_true", default=None, help="it was trained to zero terminal SNR (default: found)"
+    )
+    schedule.add_argument("--no_zero_snr", dest="zero_snr", action="store_false", help="it was not")
+    parser.add_argument("--guidance_rescale", type=float, help="phi to record (default: what RETRAINED records)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the LoRA (default: that of RETRAINED if it is here and has one for all, else float32)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="PATH_OR_ID",
+        help="for single files: a pipeline of their architecture, as for zsnr convert (default: the Hub's)",
+    )
+    parser.add_argument("--device", help="where weights are decomposed (default: cuda if there is one, else cpu)")
+    parser.add_argument(
+        "--push_to_hub", metavar="REPO", help="upload the LoRA to this repo of the Hub, which is made if need be"
+    )
+    parser.add_argument("--private", action="store_true", default=None, help="make that repo a private one")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `zsnr extract-lora`: write the LoRA, and print how much of the difference it keeps."""
+    import torch
+
+    from ..hub.lora import save_lora
+    from ..hub.lora_extract import extract_lora
+    from ..hub.lora_files import LORA_FILE
+    from ..hub.save import check_target
+
+    if arguments.private and arguments.push_to_hub is None:
+        raise ValueError("--private goes with --push_to_hub.")
+    try:
+        check_target(Path(arguments.output_dir), arguments.overwrite, LORA_FILE)
+        extracted = extract_lora(
+            arguments.retrained,
+            arguments.base,
+            arguments.rank,
+            dtype=arguments.dtype and getattr(torch, arguments.dtype),
+            device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            guidance_rescale=arguments.guidance_rescale,
+            prediction_type=arguments.prediction_type,
+            rescale_betas_zero_snr=arguments.zero_snr,
+            config=arguments.config,
+        )
+        upload = {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
+        save_lora(extracted.pipeline, arguments.output_dir, **upload)
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(replace_arguments_by_options(str(error))) from error
+    show(extracted)
+    show(Text(f"written: {arguments.output_dir}"))

@@ -1,0 +1,233 @@
+"""A LoRA of the difference between two models: what retraining changed, for the fine-tunes of the same base.
+
+Nothing is trained. The best approximation of a matrix by one of rank r is its singular value decomposition cut to the
+r largest values (Eckart & Young 1936, doi:10.1007/BF02288367), and a LoRA is a matrix of rank r for each layer.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.guidance import check_guidance_rescale
+from ..guidance.mixin import apply_guidance
+from ..utils.extras import import_extra
+from ..utils.tables import Part, Report, Table, Text
+from .ldm_format import detect_pipeline_layout
+from .load import load_pipeline
+from .saved_model import SavedModel
+from .weight_difference import WeightDifference, compare_pipelines
+from .weight_files import stored_dtype
+
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class KeptShare:
+    """How much of the difference between two models' weights a LoRA keeps, for one kind of weights in one network.
+
+    Attributes:
+        part: the network, by its name in the pipeline.
+        kind: `linear`, `convolution`, `bias`, `norm`, `embedding` or `other`; a LoRA is of the first two.
+        tensors: how many weights of this kind differ.
+        difference: squared Frobenius norm of their difference.
+        kept: the part of `difference` that the LoRA reproduces, as it is stored.
+    """
+
+    part: str
+    kind: str
+    tensors: int
+    difference: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class ExtractedLora(Report):
+    """A pipeline of the base with the extracted LoRA in it, for `save_lora`, and how much of the difference it keeps.
+
+    Attributes:
+        pipeline: of the base, with scheduler and guidance rescale of the retrained model.
+        rank: of the LoRA; layers with fewer rows or columns have as many.
+        shares: by network and kind of weights.
+    """
+
+    pipeline: Any
+    rank: int
+    shares: tuple[KeptShare, ...]
+
+    @property
+    def kept(self) -> float:
+        """The share of the squared norm of the whole difference that the LoRA keeps, from 0 to 1."""
+        return sum(share.kept for share in self.shares) / sum(share.difference for share in self.shares)
+
+    def parts(self) -> Iterator[Part]:
+        """A table with a row for each kind of weights, and the overall share."""
+        total = sum(share.difference for share in self.shares)
+        rows = [
+            (one.part, one.kind, str(one.tensors), f"{one.difference / total:.2%}", f"{one.kept / one.difference:.2%}")
+            for one in self.shares
+        ]
+        head = ("network", "weights", "tensors", "of the difference", "kept")
+        yield Table(head, tuple(rows), "<<>>>")
+        yield Text(
+            f"rank {self.rank} keeps {self.kept:.2%} of the difference (squared norm); biases, norms and embeddings "
+            "have no place in a LoRA"
+        )
+
+
+def extract_lora(
+    retrained: Any,
+    base: Any,
+    rank: int = 32,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    guidance_rescale: float | None = None,
+    prediction_type: str | None = None,
+    rescale_betas_zero_snr: bool | None = None,
+    config: Any = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> ExtractedLora:
+    """Extract from a retrained model and its base the LoRA that comes nearest to their difference.
+
+    It is of the linear layers and convolutions of the UNet, and of the text encoders if they differ. `save_lora`
+    writes it, with the schedule and the guidance rescale of the retrained model:
+
+        save_lora(extract_lora("sd15-zsnr", "sd15", rank=64).pipeline, "sd15-zsnr-lora")
+
+    Args:
+        retrained: what `load_pipeline` opens: a folder, a Hub id, a `.safetensors` file, or a `SavedModel`.
+        base: likewise; what `retrained` was trained from.
+        rank: of the LoRA, at least 1; layers with fewer rows or columns get as many.
+        dtype: of the LoRA's weights; that of the retrained model by default, float32 if it has several or is at the
+            Hub. Differences are decomposed in float64.
+        device: where they are decomposed; it needs float64, which MPS has not.
+        guidance_rescale: phi to record instead of what the retrained model records; 0 for none.
+        prediction_type: of the retrained model, instead of what is found.
+        rescale_betas_zero_snr: likewise.
+        config: for single files, a pipeline of their architecture; see `load_pipeline`.
+        progress: show a bar on a terminal.
+        kwargs: of `load_pipeline`, for both models.
+
+    Returns:
+        The base with the LoRA, and how much of the difference that is.
+
+    Raises:
+        ValueError: the two are of different architectures or shapes, have the same weights, or such as have little in
+            common; weights that are not finite; a rank below 1 or above that of every layer; a retrained model that
+            does not say what it predicts; and what `load_pipeline` refuses.
+        OSError: there is no such model, or the Hub refuses it.
+        ImportError: peft is not installed.
+    """
+    check_guidance_rescale(guidance_rescale or 0.0)
+    if rank < 1:
+        raise ValueError(f"rank={rank}: the rank of a LoRA is at least 1.")
+    import_extra("peft", "lora")
+    told = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
+    trained = SavedModel.open(retrained, **told, **kwargs)
+    of_base = replace(SavedModel.open(base, **kwargs), guidance={})  # the retrained model's is recorded
+    if trained.is_single_file and trained.prediction_type is None:
+        raise ValueError(
+            f"{trained.name} does not say what it predicts, and the LoRA would say it for good: pass prediction_type= "
+            "and rescale_betas_zero_snr= as it was trained."
+        )
+    if of_base.is_single_file and of_base.prediction_type is None:
+        of_base = SavedModel.open(of_base, prediction_type="epsilon")  # its weights alone are used
+    source, target = (_load_networks(saved, config) for saved in (trained, of_base))
+    differences = compare_pipelines(source, target, (trained.name, of_base.name))
+    _check_rank(rank, differences)
+    shares = _add_adapters(target, differences, rank, dtype or stored_dtype(trained), device, progress)
+    target.scheduler = source.scheduler
+    apply_guidance(target, trained.guidance, guidance_rescale)
+    return ExtractedLora(target, rank, shares)
+
+
+def low_rank_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors of the best approximation of a matrix by one of a rank, in the Frobenius and the spectral norm.
+
+    From the eigenvectors of the smaller Gram matrix, a quarter of the cost of the whole decomposition or less. In
+    float64 that squares singular values without a loss above 1e-8 of the largest, where float32 weights end.
+
+    Args:
+        matrix: float64 [m, n].
+        rank: at most min(m, n).
+
+    Returns:
+        `up` [m, rank] and `down` [rank, n], whose product is the approximation. Singular values descend, and their
+        square roots stand in both, so neither leaves the range of half precision before the weights do.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        up, down = low_rank_factors(matrix.T, rank)
+        return down.T, up.T
+    vectors = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:].flip(1)
+    rows = vectors.T @ matrix
+    strength = rows.norm(dim=1).sqrt()
+    # a row without strength is zero already
+    return vectors * strength, rows / strength.clamp(min=torch.finfo(matrix.dtype).tiny)[:, None]
+
+
+def _load_networks(saved: SavedModel, config: Any) -> Any:
+    """Load a saved pipeline in the dtype that it is stored in; refuse one that takes no LoRA of a UNet."""
+    options = {"config": config} if saved.is_single_file and config is not None else {}
+    pipe = load_pipeline(saved, dtype=stored_dtype(saved), **options)
+    if "unet" not in getattr(pipe, "_lora_loadable_modules", ()):
+        raise ValueError(f"{saved.name} is a {type(pipe).__name__}, which is no pipeline of a UNet that takes LoRA.")
+    detect_pipeline_layout(pipe)  # what no LoRA file can be written of is refused before the work
+    return pipe
+
+
+def _check_rank(rank: int, differences: Mapping[str, WeightDifference]) -> None:
+    """Refuse a rank that no layer has."""
+    largest = max(most for both in differences.values() for most in both.ranks().values())
+    if rank > largest:
+        raise ValueError(f"rank={rank} is more than any layer of these networks has, which is {largest}.")
+
+
+def _add_adapters(
+    pipe: Any,
+    differences: Mapping[str, WeightDifference],
+    rank: int,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    progress: bool,
+) -> tuple[KeptShare, ...]:
+    """Give a pipeline's networks the adapters that come nearest to the differences; returns what these keep."""
+    total = sum(len(both.kinds) for both in differences.values())
+    shares: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    with import_extra("tqdm").tqdm(total=total, unit="weight", disable=None if progress else True) as bar:
+        for part, both in differences.items():
+            ranks = {name: min(rank, most) for name, most in both.ranks().items()}
+            layers = _new_adapter(getattr(pipe, part), ranks, rank) if ranks else {}
+            for name, kind in both.kinds.items():
+                difference, kept = both.of(name, device), 0.0
+                squared = float(difference.square().sum())
+                if name in layers:
+                    kept = squared - _fill_adapter(layers[name], difference, ranks[name], dtype)
+                shares.setdefault((part, kind), []).append((squared, kept))
+                bar.update()
+    return tuple(KeptShare(*of, len(each), *map(sum, zip(*each, strict=True))) for of, each in shares.items())
+
+
+def _new_adapter(network: Any, ranks: Mapping[str, int], rank: int) -> dict[str, nn.Module]:
+    """Add an adapter of these ranks to a network; returns its layers, by the names of the weights."""
+    layers = {name.removesuffix(".weight"): of for name, of in ranks.items()}
+    small = {name: of for name, of in layers.items() if of != rank}
+    config = import_extra("peft", "lora").LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=list(layers), rank_pattern=small, alpha_pattern=small
+    )
+    with torch.random.fork_rng(devices=[]):  # its first weights are random, and replaced
+        network.add_adapter(config, _ADAPTER)
+    return {f"{name}.weight": network.get_submodule(name) for name in layers}
+
+
+def _fill_adapter(layer: Any, difference: Tensor, rank: int, dtype: torch.dtype) -> float:
+    """Set a layer's adapter to the best of its rank; returns the squared error that remains in the dtype."""
+    matrix = difference.flatten(1)
+    up, down = (factor.to(dtype) for factor in low_rank_factors(matrix, rank))
+    error = float((matrix - up.double() @ down.double()).square().sum())
+    for side, factor in ((layer.lora_A[_ADAPTER], down), (layer.lora_B[_ADAPTER], up)):
+        side.weight = nn.Parameter(factor.reshape(side.weight.shape).cpu().contiguous(), requires_grad=False)
+    return error
