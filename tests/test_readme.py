@@ -127,8 +127,8 @@ def test_the_training_commands_parse():
 
 def test_the_commands_parse(capsys):
     lines = commands("zsnr") + commands("zsnr_diffusers.cli")
-    assert {arguments[0] for arguments in lines} == {"evaluate", "audit", "convert", "calibrate"}
-    assert len(lines) == 12
+    assert {arguments[0] for arguments in lines} == {"evaluate", "audit", "convert", "extract-lora", "calibrate"}
+    assert len(lines) == 13
     for arguments in lines:
         # everything is accepted up to the folder or file, which is not here
         assert zsnr(arguments) == 2

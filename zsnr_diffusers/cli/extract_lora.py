@@ -14,8 +14,9 @@ from .arguments import new_parser, replace_arguments_by_options
 DESCRIPTION = """\
 Extracts from a retrained model what retraining changed, as a LoRA: of the difference between its weights and those of
 its base, for each linear layer and convolution of the UNet, and of the text encoders if they differ, the best
-approximation of the rank by singular value decomposition. Nothing is trained. The LoRA can be applied to fine-tunes of
-the same base, which then predict what the retrained model predicts, on its schedule.
+approximation of the rank by singular value decomposition. Nothing is trained. On the base the LoRA gives the retrained
+model again, as far as it keeps the difference. On fine-tunes of the base it brings brightness and schedule, but takes
+more of their style than a LoRA that was trained on the base (python -m zsnr_diffusers.training --lora_rank).
 
 Written are the files of a LoRA that the trainer writes: by diffusers' names with the scheduler beside them, and by
 kohya's; a target that ends in .safetensors is one file of the latter. Printed is how much of the difference the LoRA
@@ -31,7 +32,7 @@ examples:
     zsnr extract-lora zsnr.safetensors base.safetensors --prediction_type v_prediction --zero_snr \\
       --config stable-diffusion-v1-5/stable-diffusion-v1-5 --output_dir zsnr-lora
 
-then, in Python, for any fine-tune of the base:
+then, in Python, for a pipeline of the base:
     zsnr_diffusers.load_lora(pipe, "sd15-zsnr-lora")
 
 exit status: 0 done, 2 wrong arguments or data

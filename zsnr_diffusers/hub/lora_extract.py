@@ -1,4 +1,4 @@
-"""A LoRA of the difference between two models: what retraining changed, for the fine-tunes of the same base.
+"""A LoRA of the difference between two models: what retraining changed in its base, as a small file.
 
 Nothing is trained. The best approximation of a matrix by one of rank r is its singular value decomposition cut to the
 r largest values (Eckart & Young 1936, doi:10.1007/BF02288367), and a LoRA is a matrix of rank r for each layer.
@@ -126,17 +126,10 @@ def extract_lora(
     if rank < 1:
         raise ValueError(f"rank={rank}: the rank of a LoRA is at least 1.")
     import_extra("peft", "lora")
-    told = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
-    trained = SavedModel.open(retrained, **told, **kwargs)
-    of_base = replace(SavedModel.open(base, **kwargs), guidance={})  # the retrained model's is recorded
-    if trained.is_single_file and trained.prediction_type is None:
-        raise ValueError(
-            f"{trained.name} does not say what it predicts, and the LoRA would say it for good: pass prediction_type= "
-            "and rescale_betas_zero_snr= as it was trained."
-        )
-    if of_base.is_single_file and of_base.prediction_type is None:
-        of_base = SavedModel.open(of_base, prediction_type="epsilon")  # its weights alone are used
-    source, target = (_load_networks(saved, config) for saved in (trained, of_base))
+    told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
+    trained, of_base = SavedModel.open(retrained, **told, **kwargs), SavedModel.open(base, **kwargs)
+    _check_says_what_it_predicts(trained)
+    source, target = _load_networks(trained, config), _load_networks(_for_its_weights(of_base), config)
     differences = compare_pipelines(source, target, (trained.name, of_base.name))
     _check_rank(rank, differences)
     shares = _add_adapters(target, differences, rank, dtype or stored_dtype(trained), device, progress)
@@ -167,6 +160,21 @@ def low_rank_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     strength = rows.norm(dim=1).sqrt()
     # a row without strength is zero already
     return vectors * strength, rows / strength.clamp(min=torch.finfo(matrix.dtype).tiny)[:, None]
+
+
+def _check_says_what_it_predicts(saved: SavedModel) -> None:
+    """Refuse a single file that does not say what it predicts: the LoRA would say it for good."""
+    if saved.is_single_file and saved.prediction_type is None:
+        raise ValueError(
+            f"{saved.name} does not say what it predicts, and the LoRA would say it for good: pass prediction_type= "
+            "and rescale_betas_zero_snr= as it was trained."
+        )
+
+
+def _for_its_weights(saved: SavedModel) -> SavedModel:
+    """A base of which no guidance is recorded, and of which it does not matter what it predicts."""
+    silent = saved.is_single_file and saved.prediction_type is None
+    return replace(SavedModel.open(saved, prediction_type="epsilon") if silent else saved, guidance={})
 
 
 def _load_networks(saved: SavedModel, config: Any) -> Any:
