@@ -16,7 +16,12 @@ base never saw. Nothing of zero SNR is trained on these. Then each gets, by the 
 Printed for each, without guidance: W1 of the brightness to the data of the fine-tune, with its floor; how much of the
 brightness the prompt explains; and the style, 0 that of the base's data and 1 that of the fine-tune's. It is measured
 by what sets the seasons apart: the color of the ground against that of the sky, in logits, at equal brightness.
-FIGURES
+
+One run (one thread of an AMD EPYC): W1 on autumn and winter falls from 0.41 and 0.42 to 0.08 and 0.04 with the extracted
+LoRA of rank 16, and to 0.21 and 0.11 with the trained one (floor 0.04). The style falls from 0.66 and 0.60 to 0.04 and
+0.13, and to 0.29 and 0.19; the retrained model itself has 0.17. With fine-tunes that changed 20% of the weights' norm
+instead of 7 to 8% (`--finetune_rate 1e-3`), W1 is 0.08 and 0.10, and 0.05 and 0.20, the style 0.17 and 0.13, and 0.49
+and 0.23. With captions that the base never saw W1 is 0.54 or more at the default rate, and 0.23 or more at the other.
 """
 
 import argparse
@@ -84,6 +89,7 @@ class Study:
         output_dir: where everything else goes.
         images: of each fine-tune's data.
         finetune_steps: of each fine-tune.
+        finetune_rate: learning rate, likewise.
         lora_steps: of each trained LoRA.
         lora_ranks: of these.
         ranks: to extract.
@@ -95,6 +101,7 @@ class Study:
     output_dir: Path
     images: int = 600
     finetune_steps: int = 300
+    finetune_rate: float = 2e-4
     lora_steps: int = 600
     lora_ranks: tuple[int, ...] = (4, 16)
     ranks: tuple[int, ...] = (4, 16, 64)
@@ -126,7 +133,7 @@ def prepare(study: Study) -> None:
         data = study.data(target)
         if not (data / "metadata.jsonl").exists():
             make_landscapes(data, study.images, seed=1, season=target.season, ending=target.ending)
-        train_from_base(study, data, study.model(target), "epsilon", study.finetune_steps, 1e-3)
+        train_from_base(study, data, study.model(target), "epsilon", study.finetune_steps, study.finetune_rate)
     for rank in study.lora_ranks:
         folder = study.output_dir / f"trained-{rank}"
         train_from_base(study, study.data(BASE), folder, "v_prediction", study.lora_steps, 2e-3, lora_rank=rank)
@@ -247,8 +254,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Figures]]:
     parser = argparse.ArgumentParser(description="A zero-SNR LoRA of a base in its fine-tunes.", epilog=__doc__)
     parser.add_argument("--quickstart", type=Path, default=Path("quickstart"), help="default: %(default)s")
     parser.add_argument("--output_dir", type=Path, default=Path("transfer"), help="default: %(default)s")
-    for name in ("images", "finetune_steps", "lora_steps", "pictures", "steps"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Study, name), help="default: %(default)s")
+    for name in ("images", "finetune_steps", "finetune_rate", "lora_steps", "pictures", "steps"):
+        default = getattr(Study, name)
+        parser.add_argument(f"--{name}", type=type(default), default=default, help="default: %(default)s")
     for name in ("lora_ranks", "ranks"):
         parser.add_argument(
             f"--{name}", type=int, nargs="+", default=getattr(Study, name), help="default: %(default)s"

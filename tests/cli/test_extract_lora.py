@@ -67,6 +67,7 @@ def test_one_file_of_two_files_in_half_precision(base, retrained, tmp_path):
 def test_what_is_refused(base, retrained, tmp_path, capsys):
     target, (_, folder) = tmp_path / "lora", retrained
     assert "the rank of a LoRA is at least 1" in refused(capsys, folder, base, "--rank", 0, "--output_dir", target)
+    assert "pass --device cpu" in refused(capsys, folder, base, "--device", "mps", "--output_dir", target)
     assert "is more than any layer" in refused(capsys, folder, base, "--rank", 9999, "--output_dir", target)
     assert "there is no difference" in refused(capsys, base, base, "--output_dir", target)
     assert "--private goes with" in refused(capsys, folder, base, "--output_dir", target, "--private")

@@ -78,6 +78,17 @@ def test_a_matrix_of_lower_rank_is_whole_and_nothing_is_nothing():
         torch.testing.assert_close(up @ down, matrix, rtol=0, atol=1e-12 * float(matrix.abs().max()))
 
 
+def test_small_singular_values_beside_large_ones():
+    """Down to the rounding of float32, in which weights are."""
+    generator = torch.Generator().manual_seed(0)
+    sides = [torch.linalg.qr(torch.randn(n, 12, generator=generator, dtype=torch.float64)).Q for n in (12, 40)]
+    values = torch.logspace(0, -9, 12, dtype=torch.float64)
+    matrix = sides[0] * values @ sides[1].T
+    for rank in range(1, 12):
+        up, down = low_rank_factors(matrix, rank)
+        assert torch.linalg.norm(matrix - up @ down) < 1.001 * values[rank:].norm() + 1e-8
+
+
 def test_a_lora_comes_back_from_its_weights(configs, tmp_path):
     """What trained a model is found in it again, and is read by everyone."""
     pipe = fused("1")

@@ -15,8 +15,8 @@ DESCRIPTION = """\
 Extracts from a retrained model what retraining changed, as a LoRA: of the difference between its weights and those of
 its base, for each linear layer and convolution of the UNet, and of the text encoders if they differ, the best
 approximation of the rank by singular value decomposition. Nothing is trained. On the base the LoRA gives the retrained
-model again, as far as it keeps the difference. On fine-tunes of the base it brings brightness and schedule, but takes
-more of their style than a LoRA that was trained on the base (python -m zsnr_diffusers.training --lora_rank).
+model again, as far as it keeps the difference. On fine-tunes of the base it brings the brightness, but takes more of
+their style than a LoRA that was trained on the base (python -m zsnr_diffusers.training --lora_rank).
 
 Written are the files of a LoRA that the trainer writes: by diffusers' names with the scheduler beside them, and by
 kohya's; a target that ends in .safetensors is one file of the latter. Printed is how much of the difference the LoRA

@@ -104,7 +104,7 @@ def extract_lora(
         rank: of the LoRA, at least 1; layers with fewer rows or columns get as many.
         dtype: of the LoRA's weights; that of the retrained model by default, float32 if it has several or is at the
             Hub. Differences are decomposed in float64.
-        device: where they are decomposed; it needs float64, which MPS has not.
+        device: where they are decomposed, any but MPS, which has no float64.
         guidance_rescale: phi to record instead of what the retrained model records; 0 for none.
         prediction_type: of the retrained model, instead of what is found.
         rescale_betas_zero_snr: likewise.
@@ -117,14 +117,16 @@ def extract_lora(
 
     Raises:
         ValueError: the two are of different architectures or shapes, have the same weights, or such as have little in
-            common; weights that are not finite; a rank below 1 or above that of every layer; a retrained model that
-            does not say what it predicts; and what `load_pipeline` refuses.
+            common; weights that are not finite; a rank below 1 or above that of every layer; a device without
+            float64; a retrained model that does not say what it predicts; and what `load_pipeline` refuses.
         OSError: there is no such model, or the Hub refuses it.
         ImportError: peft is not installed.
     """
     check_guidance_rescale(guidance_rescale or 0.0)
     if rank < 1:
         raise ValueError(f"rank={rank}: the rank of a LoRA is at least 1.")
+    if torch.device(device).type == "mps":
+        raise ValueError("device='mps' has no float64, in which weights are decomposed: pass device='cpu'.")
     import_extra("peft", "lora")
     told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
     trained, of_base = SavedModel.open(retrained, **told, **kwargs), SavedModel.open(base, **kwargs)
@@ -141,8 +143,9 @@ def extract_lora(
 def low_rank_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The factors of the best approximation of a matrix by one of a rank, in the Frobenius and the spectral norm.
 
-    From the eigenvectors of the smaller Gram matrix, a quarter of the cost of the whole decomposition or less. In
-    float64 that squares singular values without a loss above 1e-8 of the largest, where float32 weights end.
+    From the eigenvectors of the smaller Gram matrix, which takes a quarter of the time of a whole decomposition of a
+    large layer. That squares singular values; in float64 they are right down to 1e-8 of the largest, where what is
+    left is less than the rounding of float32 weights.
 
     Args:
         matrix: float64 [m, n].
