@@ -17,9 +17,9 @@ Printed for each, without guidance: W1 of the brightness to the data of the fine
 brightness the prompt explains; and the style, 0 that of the base's data and 1 that of the fine-tune's. It is measured
 by what sets the seasons apart: the color of the ground against that of the sky, in logits, at equal brightness.
 
-One run (one thread of an AMD EPYC): W1 on autumn and winter falls from 0.41 and 0.42 to 0.08 and 0.04 with the extracted
-LoRA of rank 16, and to 0.21 and 0.11 with the trained one (floor 0.04). The style falls from 0.66 and 0.60 to 0.04 and
-0.13, and to 0.29 and 0.19; the retrained model itself has 0.17. With fine-tunes that changed 20% of the weights' norm
+One run: W1 on autumn and winter falls from 0.41 and 0.42 to 0.08 and 0.04 with the extracted LoRA of rank 16, and to
+0.21 and 0.11 with the trained one (floor 0.04). The style falls from 0.66 and 0.60 to 0.04 and 0.13, and to 0.29 and
+0.19; the retrained model itself has 0.17. With fine-tunes that changed 20% of the weights' norm
 instead of 7 to 8% (`--finetune_rate 1e-3`), W1 is 0.08 and 0.10, and 0.05 and 0.20, the style 0.17 and 0.13, and 0.49
 and 0.23. With captions that the base never saw W1 is 0.54 or more at the default rate, and 0.23 or more at the other.
 """
