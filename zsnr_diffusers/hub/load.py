@@ -18,6 +18,7 @@ from ..guidance.mixin import apply_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import is_flow
+from ..start.mixin import apply_start
 from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, has_zero_terminal_snr, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
 from .errors import explain_hub_errors
@@ -97,6 +98,8 @@ def load_pipeline(
         with error_context(saved.name):
             pipe.scheduler = scheduler_for(pipe, saved)
         logger.info(f"{saved.name}: {saved.facts}; sampled by {type(pipe.scheduler).__name__}.")
+    with explain_hub_errors(saved.name):
+        pipe = apply_start(pipe, saved.name, saved.index, kwargs)
     return apply_guidance(pipe, saved.guidance, guidance_rescale)
 
 
