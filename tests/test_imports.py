@@ -25,7 +25,7 @@ ROOMS = {
     "class_conditional": {"core", "guidance"},
     "calibration": {"core", "utils", "schedulers", "evaluation"},
     "hub": {"core", "utils", "schedulers", "guidance", "start", "class_conditional"},
-    "auditing": {"core", "utils", "schedulers", "guidance", "evaluation", "hub"},
+    "auditing": {"core", "utils", "schedulers", "guidance", "start", "evaluation", "hub"},
     "training": {
         "core",
         "utils",

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,17 @@ def test_the_marginal_is_that_of_noising_data_of_this_law(timestep):
     found = torch.cov(drawn.mT)
     error = (spread[:, None] ** 2 * spread**2 + expected**2).sqrt() / len(drawn) ** 0.5
     assert ((found - expected).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_less_noise_in_low_frequencies_leaves_less_of_it(share):
+    level = NoiseLevel(0.3, 0.91**0.5)
+    ours = replace(law(), noise=share)
+    noise = torch.randn(200_000, C, 2, 2, generator=generator(), dtype=torch.float64)
+    x = dct(ours.noisy(noise, ours.mean(FEATURES).expand(len(noise), -1, -1, -1), level), (K, K)).flatten(1)
+    expected = (0.3 * 2) ** 2 * ours.covariance + (share * level.sigma) ** 2 * torch.eye(D, dtype=torch.float64)
+    error = 5 * float(expected.diagonal().max()) * 2**0.5 / len(noise) ** 0.5  # five standard errors
+    torch.testing.assert_close(torch.cov(x.mT), expected, rtol=0, atol=error)
 
 
 def test_above_its_frequencies_it_is_noise():

@@ -163,7 +163,8 @@ def test_a_start_set_by_hand_holds_for_every_prompt():
     )
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     level = noise_level(pipe.scheduler.alphas_cumprod.double(), int(timestep))
-    expected = float(level.alpha) * start.law.bias.reshape(1, 4, 1, 1) + float(level.sigma) * noise
+    detail = noise - noise.mean(dim=(2, 3), keepdim=True)  # of the mean, all noise is gone
+    expected = float(level.alpha) * start.law.bias.reshape(1, 4, 1, 1) + float(level.sigma) * detail
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
 
 
@@ -231,7 +232,7 @@ def test_threads_that_share_a_pipeline_have_their_own_prompts():
     for prompt, latents in features.items():
         pipe.encode_prompt(prompt=prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
         alone = pipe.prepare_latents(1, 4, 64, 64, torch.float32, "cpu", torch.Generator().manual_seed(0))
-        assert torch.equal(latents, alone)
+        torch.testing.assert_close(latents, alone, rtol=0, atol=1e-4)  # kernels round by the number of threads
 
 
 def test_what_does_not_go_together_is_refused():

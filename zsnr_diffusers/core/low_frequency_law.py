@@ -31,19 +31,23 @@ class LowFrequencyLaw:
         covariance: of the residual, shape [D, D], symmetric and positive semidefinite; zeros for a fixed image.
         bounds: the smallest and largest amplitudes of any image that was fitted, shape [2, C, k, k]. A mean beyond
             them would be extrapolated from a prompt unlike all captions, and is clamped.
+        noise: standard deviation of the noise that is left in these frequencies, as a share of sigma. At 1 the
+            marginal is exact, which is right for a network that weighs what it sees in x_T against the prompt. At 0
+            there is x_0 alone, which is right for one that takes what it sees for the image.
     """
 
     bias: Tensor
     weight: Tensor
     covariance: Tensor
     bounds: Tensor
+    noise: float = 1.0
 
     @classmethod
-    def of_amplitudes(cls, amplitudes: Tensor) -> "LowFrequencyLaw":
+    def of_amplitudes(cls, amplitudes: Tensor, noise: float = 1.0) -> "LowFrequencyLaw":
         """The law of images with exactly these amplitudes [C, k, k], whatever the prompt."""
         size = amplitudes.numel()
         empty = amplitudes.new_zeros(size, 0)
-        return cls(amplitudes, empty, amplitudes.new_zeros(size, size), torch.stack([amplitudes, amplitudes]))
+        return cls(amplitudes, empty, amplitudes.new_zeros(size, size), torch.stack([amplitudes, amplitudes]), noise)
 
     @property
     def channels(self) -> int:
@@ -70,9 +74,10 @@ class LowFrequencyLaw:
     def noisy(self, noise: Tensor, mean: Tensor, level: NoiseLevel) -> Tensor:
         """Turn noise into a draw of x_t at a noise level, for x_0 with this law and no power above its frequencies.
 
-        x_t ~ N(alpha mean, alpha^2 covariance + sigma^2 I) in the orthonormal coefficients of the low frequencies, and
-        N(0, sigma^2 I) in all others. It is a linear map of the noise, so no other random numbers are drawn, what is
-        drawn for one sample does not depend on its neighbors, and at alpha = 0 it is the noise, bit for bit.
+        x_t ~ N(alpha mean, alpha^2 covariance + (noise sigma)^2 I) in the orthonormal coefficients of the low
+        frequencies, and N(0, sigma^2 I) in all others. It is a linear map of the noise, so no other random numbers are
+        drawn, and what is drawn for one sample does not depend on its neighbors. At alpha = 0 it is the noise, bit for
+        bit, whatever share of it would be left.
 
         Args:
             noise: standard normal, shape [B, C, h, w], or of video [B, C, frames, h, w]; the low frequencies of a
@@ -92,7 +97,7 @@ class LowFrequencyLaw:
         frames = (1,) * (len(sides) - 2)
         of_noise = dct(x, (*frames, self.frequencies, self.frequencies))
         rows, columns = of_noise.shape[-2:]  # fewer than k in a small image
-        root = self._root(rows, columns, alpha * scale, sigma).to(x)
+        root = self._root(rows, columns, alpha * scale, self.noise * sigma).to(x)
         drawn = (of_noise.flatten(1) @ root).reshape(of_noise.shape)
         low = drawn + alpha * scale * mean[..., :rows, :columns].to(x).reshape(of_noise.shape)
         return (sigma * x + inverse_dct(low - sigma * of_noise, sides)).to(noise.dtype)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..core.law_fit import fit_law, split_into_folds
-from ..core.low_frequency_law import LowFrequencyLaw
 from ..core.noise import noise_level
 from ..utils.images import ImageSource
 from .base_check import sample_weights
 from .data import MemoryCache, OpenCache, amplitudes_of_images, features_of_captions
 from .latents import check_levels
 from .report import StartReport
-from .start import Start
+from .start import Start, check_noise
 
 FEWEST_IMAGES = 24
 PURE_NOISE = 1e-3
@@ -31,6 +31,7 @@ def fit_start(
     captions: Sequence[str | Sequence[str]] | None,
     *,
     resolution: int | None = None,
+    noise: float = 0.0,
     open_cache: OpenCache = MemoryCache,
     progress: bool = True,
 ) -> Start:
@@ -42,6 +43,9 @@ def fit_start(
         images: paths, bytes or PIL images, such as the model is to generate; cut to squares as for training.
         captions: one for each image, or several, whose features are averaged; None for a start without prompt.
         resolution: pixels per side to encode at; by default the model's, 128 at most.
+        noise: what is left of the noise in the low frequencies of x_T, 0 to 1. At 1 x_T has the law that it was
+            trained on, exactly. Networks take much of that noise for brightness, so it competes with the prompt; at 0
+            images of a prompt differ as the images that were fitted do.
         open_cache: where what is computed of images and captions is kept.
         progress: show progress bars on a terminal.
 
@@ -53,6 +57,7 @@ def fit_start(
             in pure noise; latents that are not finite.
         ImageError: an image cannot be read.
     """
+    check_noise(noise)
     check_levels(pipe.scheduler)
     level = noise_level(pipe.scheduler.alphas_cumprod.cpu().double(), -1)
     if float(level.alpha) < PURE_NOISE:
@@ -67,7 +72,7 @@ def fit_start(
     numbers = range(1, amplitudes.shape[-1] + 1)
     fit = fit_law(amplitudes, features * scales, folds, level, side**2, numbers)
     law = fit.law
-    law = LowFrequencyLaw(law.bias, law.weight * scales.to(law.weight), law.covariance, law.bounds)
+    law = replace(law, weight=law.weight * scales.to(law.weight), noise=noise)
     report = StartReport.of_fit(fit, len(images), len(groups) if features.shape[1] else 0, pixels)
     name = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     return Start(law, name, sample_weights(pipe), report.to_dict())

@@ -72,8 +72,8 @@ class Start:
         """The content of a start's file."""
         tensors = {name: getattr(self.law, name) for name in _LAW}
         tensors |= {f"{_WEIGHTS}{name}": values for name, values in self.weights.items()}
-        about = {"version": _VERSION, "base": self.base, "report": self.report}
-        metadata = {"format": "pt", _METADATA: json.dumps(about, allow_nan=False)}
+        about = {"version": _VERSION, "base": self.base, "noise": self.law.noise, "report": self.report}
+        metadata = {_METADATA: json.dumps(about, allow_nan=False)}  # of several keys, safetensors mixes the order
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
     @classmethod
@@ -92,7 +92,8 @@ class Start:
         if about.get("version") != _VERSION or not set(_LAW) <= set(tensors):
             what = f"of version {about['version']}" if "version" in about else "no start of zsnr_diffusers"
             raise ValueError(f"{name} is {what}, and version {_VERSION} is read here. {FIT_ANOTHER}")
-        law = LowFrequencyLaw(**{key: tensors[key] for key in _LAW})
+        bias, weight, covariance, bounds = (tensors[key] for key in _LAW)
+        law = LowFrequencyLaw(bias, weight, covariance, bounds, float(about["noise"]))
         _check_law(law, name)
         weights = {key.removeprefix(_WEIGHTS): tensors[key] for key in tensors if key.startswith(_WEIGHTS)}
         return cls(law, about["base"], weights, about["report"])
@@ -111,6 +112,18 @@ class Start:
 FIT_ANOTHER = "Fit one: zsnr fit-start BASE --train_data_dir IMAGES --output start.safetensors."
 
 
+def check_noise(noise: float) -> None:
+    """Refuse a share of noise outside [0, 1].
+
+    Raises:
+        ValueError: with the value and what it means.
+    """
+    if not 0 <= noise <= 1:
+        raise ValueError(
+            f"noise={noise} must lie in [0, 1]: at 1 low frequencies have all their noise, as in training, at 0 none."
+        )
+
+
 def _check_law(law: LowFrequencyLaw, name: str) -> None:
     """Refuse a law whose tensors do not go together, or hold what is no number."""
     size = law.bias.numel()
@@ -123,5 +136,6 @@ def _check_law(law: LowFrequencyLaw, name: str) -> None:
     if law.bias.ndim != 3 or law.weight.ndim != 2 or wrong:
         shapes = ", ".join(f"{key} {list(getattr(law, key).shape)}" for key in _LAW)
         raise ValueError(f"{name} is damaged: its shapes do not go together ({shapes}). {FIT_ANOTHER}")
+    check_noise(law.noise)
     if broken := [key for key in _LAW if not bool(torch.isfinite(getattr(law, key)).all())]:
         raise ValueError(f"{name} is damaged: {broken[0]} is not finite. {FIT_ANOTHER}")
