@@ -33,6 +33,7 @@ ROOMS = {
         "schedulers",
         "bridges",
         "guidance",
+        "start",
         "evaluation",
         "pipelines",
         "class_conditional",

@@ -27,7 +27,7 @@ def law(scale=1.0):
 FEATURES = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("timestep", [999, 951, 500])
+@pytest.mark.parametrize("timestep", [999, pytest.param(951, marks=pytest.mark.full), 500])
 def test_the_marginal_is_that_of_noising_data_of_this_law(timestep):
     """x_0 is drawn by a factor of the covariance and noised; both laws have the same moments over all of x_t."""
     number, side = 1_000_000 // 50, 4

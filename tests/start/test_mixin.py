@@ -1,5 +1,6 @@
 import threading
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -18,6 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from guided_pipelines import generate
+from small_pipelines import PIPELINES
 from starts import MODELS, features_of, first_input, fitted, quiet, strong_start
 from tiny_pipelines import IMAGE, RIGHT_HALF, tiny_stable_diffusion
 
@@ -30,8 +32,9 @@ from zsnr_diffusers import (
     enable_guidance_rescale,
     enable_start,
 )
+from zsnr_diffusers.core.low_frequency_law import LowFrequencyLaw
 from zsnr_diffusers.core.noise import noise_level, noise_level_of_ratio
-from zsnr_diffusers.start import StartMixin, hand_set_start
+from zsnr_diffusers.start import Start, StartMixin, hand_set_start
 
 TRAINED = [
     DDIMScheduler,
@@ -274,3 +277,36 @@ def test_half_precision_starts_from_the_same():
     rounded, _ = first_input(half, generator=torch.Generator().manual_seed(0))
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), x, rtol=0.02, atol=0.02)
+
+
+def test_adapters_are_as_they_were():
+    """One in the UNet and one in the text encoder: the start is put in, and is not taken for that of another base."""
+    peft = pytest.importorskip("peft")
+    pipe = quiet("1.5")
+    start = strong_start(pipe)
+    plain, _ = first_input(enable_start(quiet("1.5"), start), generator=torch.Generator().manual_seed(0))
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "q_proj"], init_lora_weights=False)
+    pipe.unet.add_adapter(config)
+    enable_start(pipe, start)
+    x, _ = first_input(pipe, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(x, plain)
+    pipe.text_encoder.add_adapter(config)
+    enable_start(disable_start(pipe), start)
+    changed, _ = first_input(pipe, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(changed, plain)  # it means something else by the prompt
+
+
+def test_a_control_image_and_the_start_together():
+    small = PIPELINES["StableDiffusionControlNetPipeline"]
+    pipe = small.build()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, rescale_betas_zero_snr=False)
+
+    def images():
+        torch.manual_seed(0)
+        return np.asarray(pipe(**small.arguments()).images)
+
+    stock = images()
+    enable_start(pipe, Start(LowFrequencyLaw.of_amplitudes(torch.full((4, 1, 1), 5.0))))
+    assert not np.array_equal(images(), stock)
+    disable_start(pipe)
+    assert np.array_equal(images(), stock)
