@@ -47,7 +47,7 @@ def test_from_a_folder_to_a_start_that_is_used(base_folder, photos, tmp_path, ca
     assert (
         out.splitlines()[-1] == f'zsnr_diffusers.enable_start(pipe, "{(tmp_path / "start.safetensors").as_posix()}")'
     )
-    assert start.base == str(base_folder)
+    assert start.base == base_folder.name  # no path of this machine
     assert start.law.noise == 0.5
     enable_start(quiet("1.5"), start)
     assert {path.name.rpartition("-")[0] for path in (tmp_path / "cache").iterdir()} == {

@@ -131,6 +131,14 @@ def test_a_mean_is_not_extrapolated_beyond_what_images_have():
     torch.testing.assert_close(bounded.mean(1e-3 * FEATURES), ours.mean(1e-3 * FEATURES))
 
 
+def test_autocast_does_not_round_it():
+    noise = torch.randn(2, C, 8, 8, generator=generator())
+    args = noise, law().mean(FEATURES).expand(2, -1, -1, -1), NoiseLevel(0.1, 0.99**0.5)
+    plain = law().noisy(*args)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(law().noisy(*args), plain)
+
+
 def test_half_precision_comes_back_as_it_was():
     noise = torch.randn(2, C, 8, 8, generator=generator()).half()
     x = law().noisy(noise, law().mean(FEATURES).expand(2, -1, -1, -1), NoiseLevel(0.1, 0.99**0.5))

@@ -217,6 +217,17 @@ def test_a_class_of_one_s_own():
     assert torch.equal(generate(disable_start(mine)), generate(disable_start(pipe)))
 
 
+def test_a_class_with_a_start_of_its_own_can_be_without_it():
+    class Dark(StartMixin, StableDiffusionPipeline):
+        default_start = hand_set_start(quiet("1.5"), brightness=-0.9)
+
+    pipe = quiet("1.5")
+    dark = Dark(**pipe.components, requires_safety_checker=False)
+    dark.set_progress_bar_config(disable=True)
+    assert not torch.equal(generate(dark), generate(pipe))
+    assert torch.equal(generate(disable_start(dark)), generate(pipe))
+
+
 def test_threads_that_share_a_pipeline_have_their_own_prompts():
     pipe = enable_start(quiet("1.5"), strong_start(quiet("1.5")))
     features = {}

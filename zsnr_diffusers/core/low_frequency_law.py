@@ -21,7 +21,7 @@ from .dct import dct, inverse_dct
 from .noise import NoiseLevel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowFrequencyLaw:
     """N(bias + weight features, covariance) of the lowest k x k frequencies of C channels, D = C k k values.
 
@@ -92,15 +92,21 @@ class LowFrequencyLaw:
         if alpha == 0:
             return noise if sigma == 1 else sigma * noise
         x = noise.to(torch.promote_types(noise.dtype, torch.float32))
-        sides = x.shape[2:]
-        scale = math.sqrt(math.prod(sides))
+        autocast = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
+        with torch.autocast(autocast, enabled=False):  # it would round the products to half precision
+            return (sigma * x + self._change(x, mean, alpha, sigma)).to(noise.dtype)
+
+    def _change(self, noise: Tensor, mean: Tensor, alpha: float, sigma: float) -> Tensor:
+        """What `noisy` adds to sigma noise."""
+        sides = noise.shape[2:]
+        signal = alpha * math.sqrt(math.prod(sides))
         frames = (1,) * (len(sides) - 2)
-        of_noise = dct(x, (*frames, self.frequencies, self.frequencies))
+        of_noise = dct(noise, (*frames, self.frequencies, self.frequencies))
         rows, columns = of_noise.shape[-2:]  # fewer than k in a small image
-        root = self._root(rows, columns, alpha * scale, self.noise * sigma).to(x)
+        root = self._root(rows, columns, signal, self.noise * sigma).to(noise)
         drawn = (of_noise.flatten(1) @ root).reshape(of_noise.shape)
-        low = drawn + alpha * scale * mean[..., :rows, :columns].to(x).reshape(of_noise.shape)
-        return (sigma * x + inverse_dct(low - sigma * of_noise, sides)).to(noise.dtype)
+        low = drawn + signal * mean[..., :rows, :columns].to(noise).reshape(of_noise.shape)
+        return inverse_dct(low - sigma * of_noise, sides)
 
     def sample(
         self, shape: tuple[int, ...], mean: Tensor, level: NoiseLevel, generator: torch.Generator | None = None

@@ -47,6 +47,7 @@ def load_pipeline(
     `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
     without zero SNR keeps its scheduler, with its prediction type. A Stable Diffusion that was trained on to flow
     matching (`flow_prediction`) gets `FlowMatchMultistepScheduler`; pipelines made for flow matching keep theirs.
+    A start that was saved beside the pipeline is enabled (`enable_start`).
     Where two places disagree, there is a warning, and where a file of 1.x or XL says nothing and the config of its
     architecture decides.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..core.law_fit import fit_law, split_into_folds
@@ -53,8 +54,8 @@ def fit_start(
         The start, with a report on images held out (`StartReport.of`).
 
     Raises:
-        ValueError: too few images; captions that are as many as the images not, or all the same; a schedule that ends
-            in pure noise; latents that are not finite.
+        ValueError: too few images; another number of captions, or all the same; a schedule that ends in pure noise;
+            latents that are not finite.
         ImageError: an image cannot be read.
     """
     check_noise(noise)
@@ -74,8 +75,13 @@ def fit_start(
     law = fit.law
     law = replace(law, weight=law.weight * scales.to(law.weight), noise=noise)
     report = StartReport.of_fit(fit, len(images), len(groups) if features.shape[1] else 0, pixels)
+    return Start(law, _public_name(pipe), sample_weights(pipe), report.to_dict())
+
+
+def _public_name(pipe: Any) -> str:
+    """A pipeline's Hub id, or the name of its folder without the path; its class where it has neither."""
     name = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
-    return Start(law, name, sample_weights(pipe), report.to_dict())
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def check_data(num_images: int, captions: Sequence[str | Sequence[str]] | None) -> list[tuple[str, ...]]:

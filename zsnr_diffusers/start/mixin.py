@@ -201,7 +201,8 @@ def disable_start(pipe: Pipeline) -> Pipeline:
     Returns:
         The same pipeline.
     """
-    if not remove_mixin(pipe, StartMixin) and isinstance(pipe, StartMixin):
+    if remove_mixin(pipe, StartMixin):
+        vars(pipe).pop("default_start", None)
+    elif isinstance(pipe, StartMixin):  # a class of its own, which may have a start of its own
         pipe.default_start = None
-    vars(pipe).pop("default_start", None)
     return pipe

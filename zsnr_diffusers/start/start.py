@@ -29,7 +29,7 @@ _LAW = ("bias", "weight", "covariance", "bounds")
 _WEIGHTS = "base."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
     """The start of an epsilon model: what remains of an image's low frequencies in x_T, which it was trained to see.
 
