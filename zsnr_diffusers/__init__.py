@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         ZeroSNRStableDiffusionXLInstructPix2PixPipeline,
         ZeroSNRStableDiffusionXLPipeline,
     )
+    from .start import disable_start, enable_start
     from .unet import build_unet
 
 __version__ = "0.1.0"
@@ -63,6 +64,8 @@ __getattr__, __dir__ = lazy_names(
         "ZeroSNRStableDiffusionXLPipeline": "pipelines",
         "audit": "auditing",
         "build_unet": "unet",
+        "disable_start": "start",
+        "enable_start": "start",
         "load_lora": "hub",
         "load_pipeline": "hub",
         "save_lora": "hub",
@@ -98,7 +101,9 @@ __all__ = [
     "audit",
     "build_unet",
     "disable_guidance_rescale",
+    "disable_start",
     "enable_guidance_rescale",
+    "enable_start",
     "enforce_zero_terminal_snr",
     "load_lora",
     "load_pipeline",

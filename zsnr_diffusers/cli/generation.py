@@ -9,7 +9,7 @@ from typing import Any
 
 OPTIONS = (
     *("prompts", "prompts_file", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"),
-    *("batch_size", "dtype", "variant", "resolution", "lora"),
+    *("batch_size", "dtype", "variant", "resolution", "lora", "start"),
 )
 """What `add_arguments` adds; each is None unless given."""
 
@@ -37,6 +37,7 @@ def add_arguments(options: Any) -> None:
     options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
     options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
+    options.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
 
 
 def num_images(arguments: argparse.Namespace) -> int:
@@ -69,19 +70,21 @@ def default_device() -> str:
 
 
 def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
-    """Load the pipeline of `--pipeline` in `--dtype`, with `--lora` and `--guidance_rescale`, onto a device.
+    """Load the pipeline of `--pipeline` in `--dtype`, with `--lora`, `--start` and a guidance rescale, onto a device.
 
     Raises:
-        OSError: there is no such pipeline.
-        ValueError: a guidance rescale that it cannot take.
+        OSError: there is no such pipeline, or no such start.
+        ValueError: a guidance rescale that it cannot take, or a start of another base.
     """
     import torch
 
     from .. import schedulers  # noqa: F401  # a saved pipeline may name its classes; diffusers only looks them up
     from ..hub.load import load_pipeline as load
     from ..hub.lora import load_lora
+    from ..start import Start, enable_start
 
-    rescale = arguments.guidance_rescale
+    rescale, start = arguments.guidance_rescale, getattr(arguments, "start", None)
+    start = None if start is None else Start.load(start)  # before gigabytes of weights
     try:
         pipe = load(
             arguments.pipeline,
@@ -95,6 +98,11 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
         if arguments.guidance_rescale is None:
             raise
         raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
+    if start is not None:
+        try:
+            enable_start(pipe, start)
+        except TypeError as error:
+            raise ValueError(f"--start {arguments.start}: {error}") from error
     return pipe.to(device)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ..core.guidance import check_guidance_rescale, check_guidance_space
+from ..utils.added_mixins import add_mixin, plain_class, remove_mixin
 from .intercept import GuidanceInterceptor, GuidanceSettings, warn_once
 from .layout import find_denoisers
 
@@ -46,6 +47,7 @@ class GuidanceRescaleMixin:
     default_guider: Any = None
     guidance_space: str = "output"
     strict_guidance: bool = False
+    saved_under_stock_name = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -123,12 +125,11 @@ def _add_guidance_parameters(signature: inspect.Signature) -> inspect.Signature:
 def stock_class(pipeline_class: type) -> type:
     """The class under whose name a pipeline is saved.
 
-    That of an enabled pipeline before it was enabled; of a class with the mixin, the one of diffusers that it is built
-    on, or else itself.
+    That of an enabled pipeline before it was enabled; of a class with a mixin of ours, the one of diffusers that it is
+    built on, or else itself.
     """
-    if hasattr(pipeline_class, "_without_rescale"):
-        return pipeline_class._without_rescale
-    if not issubclass(pipeline_class, GuidanceRescaleMixin):
+    pipeline_class = plain_class(pipeline_class)
+    if not hasattr(pipeline_class, "saved_under_stock_name"):
         return pipeline_class
     stock = next(base for base in pipeline_class.__mro__ if base.__module__.startswith("diffusers."))
     return pipeline_class if stock.__name__ == "DiffusionPipeline" else stock
@@ -258,11 +259,7 @@ def enable_guidance_rescale(
         raise TypeError(
             f"{type(pipe).__name__} has neither a UNet nor a transformer whose predictions could be rescaled."
         )
-    if not isinstance(pipe, GuidanceRescaleMixin):
-        stock = type(pipe)
-        # Named like its base: the name is what diffusers writes to model_index.json and shows in messages.
-        namespace = {"__module__": stock.__module__, "_without_rescale": stock}
-        pipe.__class__ = type(stock.__name__, (GuidanceRescaleMixin, stock), namespace)
+    add_mixin(pipe, GuidanceRescaleMixin)
     chosen = {"default_guidance_rescale": phi, "guidance_space": space}
     vars(pipe).update(chosen, default_guider=guider, strict_guidance=strict)
     return pipe
@@ -278,9 +275,6 @@ def disable_guidance_rescale(pipe: Pipeline) -> Pipeline:
     """
     for name in ("default_guidance_rescale", "guidance_space", "default_guider", "strict_guidance"):
         vars(pipe).pop(name, None)
-    stock = getattr(type(pipe), "_without_rescale", None)
-    if stock is not None:
-        pipe.__class__ = stock
-    elif isinstance(pipe, GuidanceRescaleMixin):
+    if not remove_mixin(pipe, GuidanceRescaleMixin) and isinstance(pipe, GuidanceRescaleMixin):
         pipe.default_guidance_rescale = 0.0
     return pipe

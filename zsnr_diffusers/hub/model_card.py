@@ -9,6 +9,7 @@ import huggingface_hub
 from ..core import SCHEDULE_NAMES, noise_level, schedule_table, snr
 from ..guidance.mixin import stock_class
 from ..schedulers.config import is_flow
+from ..start.start import START_FILE
 from .custom_pipeline import bundled_scheduler
 from .flow_models import stock_scheduler_for
 from .lora_files import KOHYA_FILE, LORA_FILE
@@ -112,6 +113,9 @@ def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
         rows |= schedule_rows(scheduler, stock_scheduler_for(pipe))
         data.tags = schedule_tags(scheduler)
     rows |= _guidance_rescale_row(phi)
+    if (start := getattr(pipe, "default_start", None)) is not None and path.suffix != ".safetensors":
+        k = start.law.frequencies
+        rows["start"] = f"the lowest {k} x {k} frequencies that the model expects in x_T, in `{START_FILE}`"
     return card_text(data, repo.split("/")[-1], SUBJECT, rows, _pipeline_usage(pipe, path, repo, phi))
 
 
@@ -134,7 +138,11 @@ pipe = DiffusionPipeline.from_pretrained("{repo}")
 ```
 
 {other_samplers_text(getattr(pipe, "scheduler", None))}"""
-    brought = [*(["the guidance rescale"] if phi else []), *(["its own sampler"] if bundled_scheduler(pipe) else [])]
+    brought = [
+        *(["the guidance rescale"] if phi else []),
+        *(["the start"] if getattr(pipe, "default_start", None) is not None else []),
+        *(["its own sampler"] if bundled_scheduler(pipe) else []),
+    ]
     if brought:
         code += f"""\
 `pipeline.py` here brings {" and ".join(brought)}:

@@ -17,6 +17,7 @@ from ...schedulers import FlowMatchMultistepScheduler
 from ...schedulers.flow import FlowMatchScheduler
 from ...schedulers.sampling import PathSampler
 from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
+from ...start.start import RECORDED_START
 from ..reporting.model_card import TrainingRecord, training_model_card
 from .base import Base, base_folder
 from .config import GuidedOutputConfig
@@ -66,7 +67,8 @@ def save_pipeline_folder(
         "_diffusers_version": diffusers.__version__,
         **guidance_record(config.guidance_rescale),
     }
-    index = {key: value for key, value in index.items() if key != "_name_or_path"} | changes
+    # A start of the base is for its own schedule, and is not in the new folder.
+    index = {key: value for key, value in index.items() if key not in ("_name_or_path", RECORDED_START)} | changes
     if config.guidance_rescale > 0 or sampler is not None:
         code = custom_pipeline_source(type(base.pipeline), config.guidance_rescale, sampler=sampler)
         (folder / "pipeline.py").write_text(code, encoding="utf-8")
