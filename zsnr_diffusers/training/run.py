@@ -23,7 +23,7 @@ from .checkpointing.run_folder import check_disk_space, check_fingerprint, check
 from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
 from .data.dataset import check_images
 from .data.loader import TrainingDataset
-from .data.tar_shards import index_shards
+from .data.shard_formats import index_shards
 from .loop import TrainingLoop
 from .loss import LossWeighting
 from .measure import time_training_steps

@@ -26,6 +26,7 @@ from zsnr_diffusers.training.data.dataset import (
     row_name,
 )
 from zsnr_diffusers.training.data.remote import ShardError
+from zsnr_diffusers.training.data.shard_formats import index_shards
 from zsnr_diffusers.training.reporting.luminance import read_luminance_file
 from zsnr_diffusers.utils.distributed import Processes
 
@@ -144,7 +145,7 @@ def test_indices_are_shared_by_processes_and_stored_once(shard_options, tmp_path
     for rank in range(2):
         processes = Processes()
         processes.rank, processes.size = rank, 2
-        sharded.index_shards(config, processes)
+        index_shards(config, processes)
         assert len(urls) == (1, 3)[rank]
     opened(shard_options)
     assert len(urls) == 3
@@ -338,5 +339,5 @@ def test_networks_of_pixels_too(small_run, shard_options, tmp_path):
     train(PixelTrainingConfig(**{**small_run, **pixels, "max_train_steps": 1}))
     tensors, _ = read_checkpoint(tmp_path / "run" / "checkpoint-000001")
     assert "unet" in tensors
-    with pytest.raises(ValueError, match="--class_column needs --dataset_name or --train_data_dir"):
-        PixelTrainingConfig(**{**small_run, **pixels, "class_column": "label"})
+    with pytest.raises(ValueError, match="--class_column needs --dataset_name, --train_data_dir"):
+        train(PixelTrainingConfig(**{**small_run, **pixels, "class_column": "label"}))
