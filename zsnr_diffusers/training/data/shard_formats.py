@@ -2,19 +2,28 @@
 
 from ...utils.distributed import Processes
 from ..config import DataConfig
-from .remote import resolve_urls
+from .parquet_shards import ParquetShards
+from .remote import ShardError, resolve_urls
 from .shards import Shards
 from .tar_shards import TarShards
 
 
 def create_shards(config: DataConfig) -> Shards:
-    """The shards that a configuration names, not open yet.
+    """The shards that a configuration names, by the ending of their files; not open yet.
 
     Raises:
-        ShardError: there are none.
+        ShardError: there are none, or files of both formats.
         ValueError: options do not fit the format.
     """
-    return TarShards(config, resolve_urls(str(config.train_shards)))
+    urls = resolve_urls(str(config.train_shards))
+    parquet = [url for url in urls if url.lower().endswith(".parquet")]
+    others = [url for url in urls if url not in set(parquet)]
+    if parquet and others:
+        raise ShardError(
+            f"{config.train_shards}: {len(parquet)} files are parquet, such as {parquet[0]}, and {len(others)} are "
+            f"not, such as {others[0]}; name files of one format."
+        )
+    return ParquetShards(config, parquet) if parquet else TarShards(config, others)
 
 
 def index_shards(config: DataConfig, processes: Processes) -> None:
