@@ -10,6 +10,7 @@ import pyarrow
 import pytest
 
 from zsnr_diffusers.training.data import row_group_cache
+from zsnr_diffusers.training.data.remote import ShardError
 from zsnr_diffusers.training.data.row_group_cache import RowGroupCache, map_table, write_table
 
 KEYS = [f"{number:032x}" for number in range(5)]
@@ -97,13 +98,17 @@ def test_a_damaged_file_is_read_again(tmp_path, reads):
     assert len(reads) == 4
 
 
-def test_what_is_read_with_an_error_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("error", [ShardError("in the midst"), OSError(28, "No space left on device")])
+def test_what_ends_with_an_error_leaves_nothing(tmp_path, error):
     def read():
         yield batches(KEYS[0])[0]
-        raise OSError("in the midst")
+        raise error
 
     cache = RowGroupCache(tmp_path, 10**6, 1)
-    with pytest.raises(OSError, match="in the midst"):
+    said = (
+        "^in the midst$" if isinstance(error, ShardError) else r" cannot store a row group: .* space .*\. Free space"
+    )
+    with pytest.raises(ShardError, match=said):
         cache.get(KEYS[0], 100, read)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert get(cache, KEYS[0], Reads())

@@ -146,7 +146,7 @@ def is_row_readable(rows: Rows, config: DataConfig, index: int) -> bool:
 
 
 def rows_to_sample(rows: Rows, usable_rows: Sequence[int], seed: int) -> Sequence[int]:
-    """The usable rows to draw a sample from: all, or those of some shards, by the seed; see `Shards.rows_to_sample`."""
+    """The usable rows to draw a sample from: all, or those of some shards; see `Shards.rows_to_sample`."""
     if isinstance(rows, ShardDataset) and len(usable_rows) == len(rows):
         return rows.shards.rows_to_sample(random.Random(seed))
     return usable_rows

@@ -225,7 +225,7 @@ def read_row_group(footer: ParquetFooter, number: int, sources: Mapping[str, Sou
         ShardError: it cannot be read or decoded, or the file changed.
     """
     reader = RangeReader(footer.url, footer.size)
-    rows = footer.metadata.row_group(number).num_rows
+    rows, found = footer.metadata.row_group(number).num_rows, 0
     chunks = chain.from_iterable(column_chunks(footer, number, source) for source in sources.values())
     size = sum(chunk.total_uncompressed_size for chunk in chunks)
     schema = pyarrow.schema({name: source.type for name, source in sources.items()})
@@ -239,7 +239,7 @@ def read_row_group(footer: ParquetFooter, number: int, sources: Mapping[str, Sou
             columns=[source.path for source in sources.values()],
             use_threads=False,  # which would not survive a fork
         ):
-            rows -= len(batch)
+            found += len(batch)
             columns = [_select(batch, source) for source in sources.values()]
             yield pyarrow.RecordBatch.from_arrays(columns, schema=schema)
     except ShardError as error:
@@ -247,12 +247,12 @@ def read_row_group(footer: ParquetFooter, number: int, sources: Mapping[str, Sou
     except (pyarrow.ArrowException, OSError) as error:
         footer.check_unchanged()
         raise ShardError(
-            f"row group {number} of {footer.url} cannot be decoded: {_one_line(error)}. The file is damaged: get or "
-            "write it again"
+            f"row group {number} of {footer.url} cannot be decoded: {_one_line(error)}. If the file is damaged, get "
+            "or write it again"
         ) from error
     footer.check_unchanged()
-    if rows:
-        raise ShardError(f"row group {number} of {footer.url} lacks {rows} rows: get or write the file again")
+    if found != rows:
+        raise ShardError(f"row group {number} of {footer.url} has {found} of {rows} rows: get or write the file again")
 
 
 def _select(batch: Any, source: Source) -> Any:

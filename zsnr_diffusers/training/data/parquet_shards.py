@@ -61,6 +61,7 @@ class ParquetShards(Shards):
     def __init__(self, config: DataConfig, urls: Sequence[str]) -> None:
         super().__init__(config, urls)
         self.columns = {option: config.columns[option] for option in _OPTIONS if option in config.columns}
+        self._footers: dict[str, ParquetFooter] = {}
         self.window, self.limit_gb = config.shuffle_shards, config.shard_cache_gb
         folder = config.row_group_folder if self.folder is not None and config.shard_cache_gb else None
         self.cache = RowGroupCache(folder, round(config.shard_cache_gb * 1e9), config.shuffle_shards)
@@ -88,9 +89,11 @@ class ParquetShards(Shards):
         ]
 
     def _load_or_read_footer(self, url: str, state: FileState) -> ParquetFooter:
-        """The footer of a file, read from the index folder, or by range and saved there."""
+        """The footer of a file, read from the index folder, or by range and saved there or kept."""
         if self.folder is None:
-            return read_footer(url, state.size)
+            if url not in self._footers:
+                self._footers[url] = read_footer(url, state.size)
+            return self._footers[url]
         file = self.folder / f"{_hash_facts('footer', url, state)}.footer"
         footer = ParquetFooter.load(file, url, state.size)
         if footer is None:

@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.ipc
 
 from ...utils.files import atomic_write
+from .remote import ShardError
 
 try:
     import fcntl
@@ -57,7 +58,7 @@ class RowGroupCache:
             read: its record batches.
 
         Raises:
-            OSError: the disk is full or the folder read-only.
+            ShardError: the disk is full or the folder read-only; and what `read` raises.
         """
         with self._lock:
             table = self._open.pop(key, None)
@@ -76,24 +77,34 @@ class RowGroupCache:
 
     def _load(self, key: str, size: int, read: Callable[[], Iterable[Any]]) -> Any:
         """The table of a key, mapped from its file, which is written first if need be."""
-        if self.folder is None:
-            return pyarrow.Table.from_batches(read())
-        file = self.folder / f"{key}.arrow"
-        table = map_table(file)
-        if table is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _hold(self.folder, key):
-                table = map_table(file)  # if another process was first
-                if table is None:
-                    self._make_room(size)
-                    write_table(file, read())
-                    table = map_table(file)
-        return pyarrow.Table.from_batches(read()) if table is None else table  # where files cannot be mapped
+        table = None
+        if self.folder is not None:
+            file = self.folder / f"{key}.arrow"
+            table = map_table(file)
+            if table is None:
+                self._store(file, size, read)
+                table = map_table(file)
+        return pyarrow.Table.from_batches(read()) if table is None else table  # also where files cannot be mapped
 
-    def _make_room(self, size: int) -> None:
+    def _store(self, file: Path, size: int, read: Callable[[], Iterable[Any]]) -> None:
+        """Write the file of a table, if no other process does so meanwhile."""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with _hold(file.parent, file.stem):
+                if map_table(file) is None:
+                    self._make_room(file.parent, size)
+                    write_table(file, read())
+        except ShardError:
+            raise
+        except OSError as error:
+            raise ShardError(
+                f"{file.parent} cannot store a row group: {error}. Free space there, lower --shard_cache_gb, or set "
+                "it to 0 to keep row groups in memory"
+            ) from error
+
+    def _make_room(self, folder: Path, size: int) -> None:
         """Remove the least recently used files until so many bytes fit."""
-        assert self.folder is not None
-        files = sorted(_list_files(self.folder), key=lambda file: file.used)
+        files = sorted(_list_files(folder), key=lambda file: file.used)
         excess = sum(file.size for file in files) + size - self.limit
         now = time.time()
         for file in files:

@@ -40,6 +40,10 @@ examples:
   accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
       --output_dir sd21-zsnr-lora-2 --lora_weights sd21-zsnr-lora --learning_rate 1e-4
 
+  # a dataset of the Hub, read from there row group by row group; 20 GB of them are kept on the local disk
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --output_dir sd21-zsnr \\
+      --train_shards "hf://datasets/me/photos/data/train-*.parquet" --cache_dir /scratch/cache --shard_cache_gb 20
+
   # more data than a disk holds: tars of 0001.jpg beside 0001.txt, read by range from where they lie
   accelerate launch --config_file examples/configs/accelerate/several_machines.yaml -m zsnr_diffusers.training \\
       --config examples/configs/sd21.yaml --train_shards "s3://bucket/{0000..0999}.tar" --cache_dir /shared/cache
@@ -115,8 +119,8 @@ class CaptionedDataConfig(DataConfig):
 
     caption_column: str = option(
         "text",
-        "Column of the captions; of a list of captions one is drawn each time. In --train_shards: `text` is .txt, or "
-        "this field of .json where there is none; another name is a field of .json.",
+        "Column of the captions; of a list of captions one is drawn each time. In tars of --train_shards: `text` is "
+        ".txt, or this field of .json where there is none; another name is a field of .json.",
     )
     caption_extension: str = option(
         ".txt",
