@@ -232,6 +232,23 @@ def test_captions_are_the_same_however_they_are_encoded(tmp_path, values):
     assert read(footer, 0, caption_column="text") == {"caption_column": values.to_pylist()}
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        pyarrow.array([b"ab", None, b"cd"]),
+        pyarrow.array([b"ab", None, b"cd"], pyarrow.large_binary()),
+        pyarrow.array([b"ab", None, b"cd"], pyarrow.binary(2)),
+        pyarrow.array([b"ab", None, b"cd"]).dictionary_encode(),
+        pyarrow.array([None, None, None]),
+    ],
+)
+@pytest.mark.parametrize("struct", [False, True])
+def test_images_are_the_same_however_they_are_encoded(tmp_path, values, struct):
+    column = pyarrow.StructArray.from_arrays([values, pyarrow.array(["x"] * 3)], ["bytes", "path"])
+    footer = one_column(tmp_path, column if struct else values, "image")
+    assert read(footer, 0, image_column="image") == {"image_column": values.to_pylist()}
+
+
 def test_images_that_are_null(tmp_path):
     images = pyarrow.array([{"bytes": b"a", "path": None}, None, {"bytes": None, "path": "b.png"}], STRUCT)
     footer = one_column(tmp_path, images, "image")

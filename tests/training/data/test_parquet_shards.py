@@ -18,6 +18,7 @@ from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.fingerprint import _data_sha256
 from zsnr_diffusers.training.data import parquet_shards, remote, row_group_cache
 from zsnr_diffusers.training.data.dataset import check_images, image_size, open_rows, read_image, row_name
+from zsnr_diffusers.training.data.loader import make_generator
 from zsnr_diffusers.training.data.remote import ShardError
 from zsnr_diffusers.training.data.shard_formats import create_shards, index_shards
 from zsnr_diffusers.training.data.shuffle import ShardShuffle
@@ -80,8 +81,6 @@ def test_each_row_group_is_read_once_in_an_epoch(shard_options, tmp_path, reads,
     reads.clear()
     assert [row_name(rows, "image", row) for row in range(10)]
     assert not reads
-    from zsnr_diffusers.training.data.loader import make_generator
-
     for row in ShardShuffle([shard.rows for shard in rows.shards.all], 2, make_generator):
         assert rows[row]["image"]["bytes"]
         rows.select_columns(["text"])[row]["text"]
@@ -307,15 +306,9 @@ def test_a_run_with_classes_is_that_on_the_same_rows_of_datasets(small_run, imag
         PixelTask(PixelTrainingConfig(**options, train_shards=str(file))),
     ]
     assert tasks[0].classes == tasks[1].classes
-    shown = [task.samples(range(10)).sample(3, remote_draw()) for task in tasks]
+    shown = [task.samples(range(10)).sample(3, make_generator(0)) for task in tasks]
     assert all((shown[0][name] == shown[1][name]).all() for name in shown[0])
     trained(PixelTrainingConfig(**options, train_shards=str(file)))
-
-
-def remote_draw():
-    from zsnr_diffusers.training.data.loader import make_generator
-
-    return make_generator(0)
 
 
 # -- runs

@@ -114,6 +114,17 @@ def test_what_ends_with_an_error_leaves_nothing(tmp_path, error):
     assert get(cache, KEYS[0], Reads())
 
 
+def test_a_file_that_another_process_wrote_and_uses_need_not_be_replaced(tmp_path):
+    """As on Windows, where it cannot be."""
+
+    def read():
+        write_table(tmp_path / f"{KEYS[0]}.arrow", batches(KEYS[0]))
+        yield batches(KEYS[0])[0]
+        raise PermissionError("in use")
+
+    assert len(RowGroupCache(tmp_path, 10**6, 1).get(KEYS[0], 100, read)) == 100
+
+
 def test_partial_files_of_killed_processes_are_removed_and_others_not(tmp_path, reads):
     old, new = tmp_path / ".old.partial", tmp_path / ".new.partial"
     for file, age in ((old, row_group_cache._ABANDONED + 60), (new, 60)):

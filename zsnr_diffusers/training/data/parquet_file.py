@@ -102,10 +102,15 @@ class ParquetFooter:
         """
         end = self.data[-_TAIL:]
         if read_range(self.url, self.size - len(end), self.size) != end:
-            raise ShardError(
-                f"{self.url} changed while it was in use. Put back the file that the run began with, or start a new "
-                "run in another --output_dir"
-            )
+            raise changed_error(self.url)
+
+
+def changed_error(url: str) -> ShardError:
+    """The error for a parquet file that is not the one that a run began with."""
+    return ShardError(
+        f"{url} changed while it was in use. Put back the file that the run began with, or start a new run in another "
+        "--output_dir"
+    )
 
 
 def read_footer(url: str, size: int) -> ParquetFooter:
@@ -127,7 +132,7 @@ def read_footer(url: str, size: int) -> ParquetFooter:
     if length > len(tail):
         tail = read_range(url, size - length, size - len(tail)) + tail
     footer = ParquetFooter(url, size, tail[-length:])
-    assert footer.schema is not None  # read here, so that damage shows before the start
+    _ = footer.schema  # so that damage shows before the footer is stored
     return footer
 
 
@@ -136,7 +141,7 @@ class Source(NamedTuple):
 
     Attributes:
         path: of the column, or of the field of a struct, as pyarrow selects it.
-        type: without dictionaries, and with 64-bit offsets.
+        type: without dictionaries, of images and captions with 64-bit offsets.
     """
 
     path: str
@@ -237,7 +242,7 @@ def read_row_group(footer: ParquetFooter, number: int, sources: Mapping[str, Sou
             batch_size=max(1, rows * _BATCH // max(size, _BATCH)),
             row_groups=[number],
             columns=[source.path for source in sources.values()],
-            use_threads=False,  # which would not survive a fork
+            use_threads=False,  # workers share the cores already
         ):
             found += len(batch)
             columns = [_select(batch, source) for source in sources.values()]

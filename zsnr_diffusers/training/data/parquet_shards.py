@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,16 @@ from ...utils.distributed import is_main_process
 from ...utils.images import ImageError
 from ..config import DataConfig
 from .notices import notify
-from .parquet_file import ParquetFooter, Source, column_chunks, find_source, read_footer, read_row_group
-from .remote import FileState, ShardError, file_state
+from .parquet_file import (
+    ParquetFooter,
+    Source,
+    changed_error,
+    column_chunks,
+    find_source,
+    read_footer,
+    read_row_group,
+)
+from .remote import FileState, file_state
 from .row_group_cache import RowGroupCache, map_table, write_table
 from .shards import THREADS, Shard, Shards
 
@@ -124,16 +133,16 @@ class ParquetShards(Shards):
         needed = sum(sorted((group.size for group in self.all), reverse=True)[: self.window])
         if needed > self.cache.limit:
             raise ValueError(
-                f"--shard_cache_gb={self.limit_gb:g} is less than the {needed / 1e9:.3g} GB that --shuffle_shards="
+                f"--shard_cache_gb={self.limit_gb:g} is less than the {_gb(needed):g} GB that --shuffle_shards="
                 f"{self.window} row groups take: each would be read again for every few rows. Raise it, lower "
                 f"--shuffle_shards, or write files with smaller row groups; the largest, row group {largest.number} "
-                f"of {largest.name}, takes {largest.size / 1e9:.3g} GB."
+                f"of {largest.name}, takes {_gb(largest.size):g} GB."
             )
         missing = self.cache.missing_space(sum(group.size for group in self.all))
         if missing > 0:
             raise ValueError(
-                f"--shard_cache_gb={self.limit_gb:g}: {self.cache.folder} has {missing / 1e9:.3g} GB too little space "
-                f"for the row groups of --train_shards. Lower it, to {needed / 1e9:.3g} at least, or name a "
+                f"--shard_cache_gb={self.limit_gb:g}: {self.cache.folder} has {_gb(missing):g} GB too little space "
+                f"for the row groups of --train_shards. Lower it, to {_gb(needed):g} at least, or name a "
                 "--cache_dir on another disk."
             )
 
@@ -180,8 +189,8 @@ class ParquetShards(Shards):
             return [value for batch in self._read_column(option) for value in batch.column(option).to_pylist()]
         file = self.folder / f"{_hash_facts('values', option, [group.key for group in self.all])}.arrow"
         if (table := map_table(file)) is None:
-            write_table(file, self._read_column(option))
-            table = map_table(file)
+            table = pyarrow.Table.from_batches(self._read_column(option))
+            write_table(file, table.to_batches())
         values: list[Any] = table.column(option).to_pylist()
         return values
 
@@ -212,7 +221,7 @@ class ParquetShards(Shards):
         """The footer of a row group's file, which must be the one that it was found by."""
         footer = self._load_or_read_footer(group.url, group.state)
         if footer.sha256 != group.footer:
-            raise ShardError(f"{group.url} changed while it was in use: put back the file that the run began with")
+            raise changed_error(group.url)
         return footer
 
 
@@ -238,7 +247,7 @@ def _describe_row_group(
         incomplete=(f"row group {number} ({missing} of {rows} rows have no image)",) if missing else (),
         sha256=_hash_facts(rows, facts),
         number=number,
-        size=sum(size for _, _, _, size in facts),
+        size=sum(size for _, _, _, size in facts) + 8 * rows * len(sources),  # where each value begins
         without_caption=_null_count(captions) if flat else 0,
         footer=footer.sha256,
         key=_hash_facts("row group", footer.url, footer.size, footer.sha256, number, columns),
@@ -249,6 +258,11 @@ def _null_count(chunks: Sequence[Any]) -> int:
     """Nulls in parts of columns, as far as the footer counts them."""
     statistics = [chunk.statistics for chunk in chunks if chunk.is_stats_set]
     return sum(one.null_count for one in statistics if one.has_null_count)
+
+
+def _gb(size: int) -> float:
+    """Bytes in GB, rounded up so that as many are enough."""
+    return math.ceil(size / 1e7) / 100
 
 
 def _hash_facts(*facts: Any) -> str:

@@ -97,6 +97,8 @@ class RowGroupCache:
         except ShardError:
             raise
         except OSError as error:
+            if map_table(file) is not None:  # without locks; on Windows, a file that is in use cannot be replaced
+                return
             raise ShardError(
                 f"{file.parent} cannot store a row group: {error}. Free space there, lower --shard_cache_gb, or set "
                 "it to 0 to keep row groups in memory"

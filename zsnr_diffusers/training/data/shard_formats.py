@@ -16,14 +16,19 @@ def create_shards(config: DataConfig) -> Shards:
         ValueError: options do not fit the format.
     """
     urls = resolve_urls(str(config.train_shards))
-    parquet = [url for url in urls if url.lower().endswith(".parquet")]
-    others = [url for url in urls if url not in set(parquet)]
+    parquet = [url for url in urls if _is_parquet(url)]
+    others = [url for url in urls if not _is_parquet(url)]
     if parquet and others:
         raise ShardError(
             f"{config.train_shards}: {len(parquet)} files are parquet, such as {parquet[0]}, and {len(others)} are "
             f"not, such as {others[0]}; name files of one format."
         )
     return ParquetShards(config, parquet) if parquet else TarShards(config, others)
+
+
+def _is_parquet(url: str) -> bool:
+    """Whether a file is parquet, by its ending."""
+    return url.lower().endswith(".parquet")
 
 
 def index_shards(config: DataConfig, processes: Processes) -> None:
