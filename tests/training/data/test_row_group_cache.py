@@ -18,7 +18,7 @@ KEYS = [f"{number:032x}" for number in range(5)]
 
 def batches(key, rows=100):
     """Two batches, of about 1,600 bytes."""
-    return [pyarrow.record_batch({"value": [int(key, 16)] * (rows // 2)}) for _ in range(2)]
+    return [pyarrow.RecordBatch.from_pydict({"value": [int(key, 16)] * (rows // 2)}) for _ in range(2)]
 
 
 class Reads(list):
