@@ -223,7 +223,7 @@ def test_a_big_row_group_is_read_in_pieces(tmp_path, reads, monkeypatch):
         pyarrow.array([None] * 4),
         pyarrow.array([["a", "b"], [], None, [None]]),
         pyarrow.array([["a", "b"], [], None, [None]], pyarrow.large_list(pyarrow.string())),
-        pyarrow.array([["a", "b"], ["c", "d"], None, [None, "e"]], pyarrow.list_(pyarrow.string(), 2)),
+        pyarrow.array([["a", "b"], ["c", "d"], [None, "e"]], pyarrow.list_(pyarrow.string(), 2)),
         pyarrow.ListArray.from_arrays([0, 1, 2, 2, 3], pyarrow.array(["a", "b", "a"]).dictionary_encode()),
     ],
 )
