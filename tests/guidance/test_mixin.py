@@ -143,7 +143,7 @@ def test_signature_shows_what_a_call_takes_beside_stock_s_arguments():
     for cls in (ZeroSNRStableDiffusionPipeline, ZeroSNRStableDiffusionImg2ImgPipeline):
         ours = [*inspect.signature(cls.__call__).parameters]
         stock = [*inspect.signature(cls.__mro__[2].__call__).parameters]
-        assert {*ours} == {*stock, "guidance_rescale", "guider"}
+        assert {*ours} == {*stock, "guidance_rescale", "keep_low_frequencies", "guider"}
         assert [name for name in ours if name in stock] == stock
         assert cls.__call__.__doc__ == cls.__mro__[2].__call__.__doc__
 

@@ -202,18 +202,24 @@ def test_resolution_that_does_not_fit_is_refused(options):
         loaded(config).resolution(18)
 
 
-@pytest.mark.parametrize("phi", [0.0, 0.4])
-def test_guidance_rescale_is_recorded_for_our_loader_and_written_out_for_others(options, phi):
-    config = TrainingConfig(**{**options, "guidance_rescale": phi})
+@pytest.mark.parametrize(("phi", "k"), [(0.0, 0), (0.4, 0), (0.0, 2), (0.4, 2)])
+def test_guidance_is_recorded_for_our_loader_and_written_out_for_others(options, phi, k):
+    config = TrainingConfig(**{**options, "guidance_rescale": phi, "keep_low_frequencies": k})
     base = loaded(config)
     save(base, config)
     folder = Path(config.output_dir)
-    assert json.loads((folder / "model_index.json").read_text()).get("_guidance_rescale", 0.0) == phi
-    assert getattr(load_pipeline(folder), "default_guidance_rescale", 0.0) == phi
-    assert (folder / "pipeline.py").exists() == (phi > 0)
-    assert ("custom_pipeline" in (folder / "README.md").read_text()) == (phi > 0)
-    if phi:
-        assert f"default_guidance_rescale = {phi}" in (folder / "pipeline.py").read_text()
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index.get("_guidance_rescale", 0.0) == phi
+    assert index.get("_guidance_keep_low_frequencies", 0) == k
+    pipe, card = load_pipeline(folder), (folder / "README.md").read_text()
+    assert getattr(pipe, "default_guidance_rescale", 0.0) == phi
+    assert getattr(pipe, "default_keep_low_frequencies", 0) == k
+    assert ("| recommended `keep_low_frequencies` of zsnr_diffusers | 2 |" in card) == (k > 0)
+    assert (folder / "pipeline.py").exists() == ("custom_pipeline" in card) == (phi > 0 or k > 0)
+    if phi or k:
+        source = (folder / "pipeline.py").read_text()
+        assert f"default_guidance_rescale = {phi}" in source
+        assert f"default_keep_low_frequencies = {k}" in source
 
 
 @pytest.mark.full

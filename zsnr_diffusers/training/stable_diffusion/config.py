@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ...core.guidance import check_guidance_rescale
+from ...core.low_frequencies import check_keep_low_frequencies
 from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE
 from ..config import (
     IDENTITY,
@@ -240,9 +241,14 @@ class GuidedOutputConfig(OutputConfig):
         DEFAULT_GUIDANCE_RESCALE, "Guidance rescale of the previews, recommended on the model card."
     )
 
+    keep_low_frequencies: int = option(
+        0, "Lowest k x k frequencies that guidance leaves alone, in the previews and as recorded for load_pipeline."
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_guidance_rescale(self.guidance_rescale)
+        check_keep_low_frequencies(self.keep_low_frequencies)
 
 
 @dataclass
