@@ -22,6 +22,7 @@ from tiny_class_conditional import build as build_class_conditional
 from tiny_class_conditional import generate_classes
 from tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
+import zsnr_diffusers
 from zsnr_diffusers import (
     KeepLowFrequenciesGuidance,
     ZeroSNRStableDiffusionPipeline,
@@ -31,6 +32,7 @@ from zsnr_diffusers import (
     load_pipeline,
 )
 from zsnr_diffusers.core import classifier_free_guidance, low_pass, rescale_guidance
+from zsnr_diffusers.guidance.layout import find_denoisers
 from zsnr_diffusers.guidance.record import guidance_record, recorded_guidance
 
 pytestmark = [*PIPELINE_WARNINGS, *FLOW_WARNINGS]
@@ -79,6 +81,7 @@ def test_predictions_without_height_and_width_are_refused_and_nothing_stays(name
         called(pipe, small)
     schedulers = [part for part in vars(pipe).values() if isinstance(part, diffusers.SchedulerMixin)]
     assert not any("step" in vars(scheduler) for scheduler in schedulers)
+    assert not any(denoiser._forward_hooks for denoiser in find_denoisers(pipe))
 
 
 @pytest.mark.parametrize("cls", [StableDiffusionPipeline, StableDiffusionImg2ImgPipeline])
@@ -142,6 +145,23 @@ def test_half_precision():
     latents = generate(pipe)
     assert latents.dtype == torch.bfloat16
     assert bool(latents.isfinite().all())
+
+
+READY = [name for name in zsnr_diffusers.__all__ if name.startswith("ZeroSNR") and name.endswith("Pipeline")]
+TEXT_TO_IMAGE = ("ZeroSNRStableDiffusionPipeline", "ZeroSNRStableDiffusionXLPipeline")
+
+
+def test_a_ready_class_of_text_to_image_is_stock_s_with_both_off():
+    stock = generate(tiny_stable_diffusion())
+    ready = ZeroSNRStableDiffusionPipeline(**tiny_stable_diffusion().components, requires_safety_checker=False)
+    assert not torch.equal(generate(ready), generate(ready, keep_low_frequencies=0))
+    assert torch.equal(generate(ready, guidance_rescale=0.0, keep_low_frequencies=0), stock)
+    assert torch.equal(generate(disable_guidance_rescale(ready)), stock)
+
+
+def test_ready_classes_of_text_to_image_keep_4_by_default_and_the_others_none():
+    for name in READY:
+        assert getattr(zsnr_diffusers, name).default_keep_low_frequencies == (4 if name in TEXT_TO_IMAGE else 0)
 
 
 # The ways to ask for it
@@ -343,6 +363,7 @@ def test_k_travels_with_the_pipeline(tmp_path, log):
 
 @pytest.mark.full
 def test_what_is_given_to_a_loader_leaves_the_rest_as_it_is(tmp_path):
+    assert ZeroSNRStableDiffusionPipeline.default_keep_low_frequencies == 4
     tiny_stable_diffusion().save_pretrained(tmp_path)
     loaded = load_pipeline(tmp_path, keep_low_frequencies=K)
     assert (loaded.default_guidance_rescale, loaded.default_keep_low_frequencies) == (0.0, K)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.guidance import check_guidance_rescale, classifier_free_guidance, rescale_guidance
 from ..core.low_frequencies import check_keep_low_frequencies, keep_low_frequencies
+from .mixin import DEFAULT_KEEP_LOW_FREQUENCIES
 
 
 class KeepLowFrequenciesGuidance(ClassifierFreeGuidance):
@@ -41,7 +42,7 @@ class KeepLowFrequenciesGuidance(ClassifierFreeGuidance):
     def __init__(
         self,
         guidance_scale: float = 7.5,
-        keep_low_frequencies: int = 4,
+        keep_low_frequencies: int = DEFAULT_KEEP_LOW_FREQUENCIES,
         guidance_rescale: float = 0.0,
         use_original_formulation: bool = False,
         start: float = 0.0,

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,7 +16,11 @@ from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, load_pipeline
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.reporting.model_card import TrainingRecord
 from zsnr_diffusers.training.stable_diffusion.base import load_base
-from zsnr_diffusers.training.stable_diffusion.export import export_scheduler, save_pipeline_folder
+from zsnr_diffusers.training.stable_diffusion.export import (
+    export_scheduler,
+    kept_low_frequencies,
+    save_pipeline_folder,
+)
 
 POINT = 0.7
 
@@ -220,6 +225,15 @@ def test_guidance_is_recorded_for_our_loader_and_written_out_for_others(options,
         source = (folder / "pipeline.py").read_text()
         assert f"default_guidance_rescale = {phi}" in source
         assert f"default_keep_low_frequencies = {k}" in source
+
+
+@pytest.mark.parametrize("changes", [{}, {"rescale_betas_zero_snr": False}, {"prediction_type": "flow_prediction"}])
+def test_low_frequencies_are_kept_by_default_at_zero_terminal_snr_of_betas(options, changes):
+    config = TrainingConfig(**{**options, **changes})
+    base = load_base(config, config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift)
+    assert kept_low_frequencies(base, config) == (0 if changes else 4)
+    assert kept_low_frequencies(base, dataclasses.replace(config, keep_low_frequencies=3)) == 3
+    assert kept_low_frequencies(base, dataclasses.replace(config, keep_low_frequencies=0)) == 0
 
 
 @pytest.mark.full

@@ -18,7 +18,7 @@ from ..schedule import preview_scheduler
 from .base import Base
 from .config import AdapterConfig, GuidedOutputConfig
 from .embedding_cache import EmbeddingCache
-from .export import export_scheduler, save_pipeline_folder
+from .export import export_scheduler, kept_low_frequencies, save_pipeline_folder
 from .lora import describe_adapter, save_lora_folder
 from .samples import captions_as_list
 
@@ -50,7 +50,7 @@ class StableDiffusionOutput(Output):
         scheduler = self.base.schedule if flow else self.export_scheduler()
         pipe = self._build_pipeline(self.base.architecture.rescaled_class, unet=unet, scheduler=scheduler)
         pipe.default_guidance_rescale = self.config.guidance_rescale
-        pipe.default_keep_low_frequencies = self.config.keep_low_frequencies
+        pipe.default_keep_low_frequencies = kept_low_frequencies(self.base, self.config)
         return pipe
 
     def initial_pipeline(self, unet: Any) -> Any:
