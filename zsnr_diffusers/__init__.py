@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ZeroSNRStableDiffusionXLInstructPix2PixPipeline,
         ZeroSNRStableDiffusionXLPipeline,
     )
+    from .start import disable_start, enable_start
     from .unet import build_unet
 
 __version__ = "0.1.0"
@@ -65,6 +66,8 @@ __getattr__, __dir__ = lazy_names(
         "ZeroSNRStableDiffusionXLPipeline": "pipelines",
         "audit": "auditing",
         "build_unet": "unet",
+        "disable_start": "start",
+        "enable_start": "start",
         "load_lora": "hub",
         "load_pipeline": "hub",
         "save_lora": "hub",
@@ -101,7 +104,9 @@ __all__ = [
     "audit",
     "build_unet",
     "disable_guidance_rescale",
+    "disable_start",
     "enable_guidance_rescale",
+    "enable_start",
     "enforce_zero_terminal_snr",
     "keep_low_frequencies",
     "load_lora",

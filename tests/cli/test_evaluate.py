@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from command_line import evaluate, fill, refused
 from PIL import Image
+from starts import quiet, strong_start
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
 import zsnr_diffusers.utils.extras as extras
@@ -114,6 +115,19 @@ def test_guidance_options_change_the_images(tmp_path, real, text_pipeline):
         with Image.open(tmp_path / str(i) / "000000.png") as image:
             images.append(np.asarray(image).astype(int))
     assert not any(np.array_equal(a, b) for a, b in itertools.combinations(images, 2))
+
+
+def test_a_start_changes_the_images_of_an_epsilon_model(tmp_path, real, base_folder, capsys):
+    strong_start(quiet("1.5")).save(tmp_path / "start.safetensors")
+    sizes = ("--num_images", 2, "--num_inference_steps", 2, "--resolution", 64, "--device", "cpu")
+    call = ("--real", real, "--pipeline", base_folder, "--prompts", "a", "b", *sizes)
+    for name, more in (("plain", ()), ("started", ("--start", tmp_path / "start.safetensors"))):
+        assert evaluate(*call, *more, "--save_images", tmp_path / name) == 0
+    plain, started = (measure_folder(tmp_path / name).luminance for name in ("plain", "started"))
+    assert np.abs(plain - started).max() > 1e-3
+    capsys.readouterr()
+    assert "nowhere.safetensors" in refused(capsys, *call, "--start", tmp_path / "nowhere.safetensors")
+    assert "--start: only with --pipeline" in refused(capsys, "--real", real, "--generated", real, "--start", "a")
 
 
 def test_missing_folder(tmp_path, real, capsys):

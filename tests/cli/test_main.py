@@ -44,7 +44,7 @@ def test_help_teaches_by_example(arguments, capsys):
 def test_every_example_of_the_help_parses(capsys):
     """Which is what people copy."""
     lines = []
-    names = ("audit", "calibrate", "convert", "evaluate")
+    names = ("audit", "calibrate", "convert", "evaluate", "fit-start")
     for arguments in (["--help"], *([command, "--help"] for command in names)):
         with pytest.raises(SystemExit):
             main(arguments)
@@ -61,7 +61,9 @@ def test_as_a_process(tmp_path, real):
     done = subprocess.run([*command, "--generated", str(real)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:2] == ["generated", "4"]
-    assert done.stderr == ""  # no progress bar where the output is not a terminal
+    # No progress bar where the output is not a terminal. bitsandbytes, which peft brings in, has a line of its own on
+    # processors with bfloat16.
+    assert [line for line in done.stderr.splitlines() if "gemm_4bit_forward" not in line] == []
     failed = subprocess.run(
         [*command, "--generated", str(tmp_path / "x")], capture_output=True, text=True, timeout=120
     )

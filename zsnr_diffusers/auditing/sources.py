@@ -16,6 +16,7 @@ from ..hub.saved_model import SCHEDULER_FILE, SavedModel
 from ..hub.single_file import SD_BETAS
 from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler
 from ..schedulers.config import OWN_SPACING
+from ..start.start import RECORDED_START
 
 _BETAS = {key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
 _LEADING = {**_BETAS, "timestep_spacing": "leading", "steps_offset": 1}
@@ -99,6 +100,11 @@ class Source:
     def guided(self) -> bool:
         """Whether images are made of a text or an image, and so with a large guidance scale."""
         return any(key.startswith(("text_encoder", "image_encoder")) for key in self.index)
+
+    @property
+    def has_start(self) -> bool:
+        """Whether a start is enabled, or saved beside the pipeline."""
+        return getattr(self.pipeline, "default_start", None) is not None or RECORDED_START in self.index
 
     @property
     def has_weights(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 OPTIONS = (
     *("prompts", "prompts_file", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"),
-    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora"),
+    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora", "start"),
 )
 """What `add_arguments` adds; each is None unless given."""
 
@@ -39,6 +39,7 @@ def add_arguments(options: Any) -> None:
     options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
     options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
+    options.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
 
 
 def num_images(arguments: argparse.Namespace) -> int:
@@ -71,19 +72,21 @@ def default_device() -> str:
 
 
 def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
-    """Load the pipeline of `--pipeline` in `--dtype`, with `--lora` and the guidance options, onto a device.
+    """Load the pipeline of `--pipeline` in `--dtype`, with `--lora`, `--start` and guidance options, onto a device.
 
     Raises:
-        OSError: there is no such pipeline.
-        ValueError: a guidance rescale or low frequencies that it cannot take.
+        OSError: there is no such pipeline, or no such start.
+        ValueError: a guidance rescale or low frequencies that it cannot take, or a start of another base.
     """
     import torch
 
     from .. import schedulers  # noqa: F401  # a saved pipeline may name its classes; diffusers only looks them up
     from ..hub.load import load_pipeline as load
     from ..hub.lora import load_lora
+    from ..start import Start, enable_start
 
-    guidance = guidance_options(arguments)
+    guidance, start = guidance_options(arguments), getattr(arguments, "start", None)
+    start = None if start is None else Start.load(start)  # before gigabytes of weights
     try:
         pipe = load(
             arguments.pipeline,
@@ -96,6 +99,11 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
     except TypeError as error:
         refuse_guidance_options(error, guidance)
         raise
+    if start is not None:
+        try:
+            enable_start(pipe, start)
+        except TypeError as error:
+            raise ValueError(f"--start {arguments.start}: {error}") from error
     return pipe.to(device)
 
 

@@ -5,11 +5,12 @@ of the images given the prompt, so what is extrapolated there is brightness and 
 too bright for their prompt. Detail, which guidance is used for, lies in the higher frequencies.
 """
 
-import math
 from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from .dct import dct, inverse_dct
 
 
 def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
@@ -48,26 +49,10 @@ def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
 
 
 def low_pass(x: Tensor, k: int) -> Tensor:
-    """The lowest k x k frequencies of images [..., H, W], an orthogonal projection on the first vectors of a DCT-II.
-
-    Ahmed, Natarajan & Rao 1974 (doi:10.1109/T-C.1974.223784). Unlike a Fourier transform, the DCT does not wrap
-    around, so an image that is bright at the top and dark at the bottom has no jump in it.
-    """
-    rows, columns = (_dct_rows(side, k, x) for side in x.shape[-2:])
+    """The lowest k x k frequencies of images [..., H, W]: an orthogonal projection on the first vectors of a DCT."""
     autocast = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
     with torch.autocast(autocast, enabled=False):  # it would round the factors to half precision
-        return rows.mT @ (rows @ x @ columns.mT) @ columns
-
-
-def _dct_rows(side: int, k: int, like: Tensor) -> Tensor:
-    """The first k rows of the orthonormal DCT-II of `side` values, shape [min(k, side), side]."""
-    frequency = torch.arange(min(k, side), device=like.device)
-    place = 2 * torch.arange(side, device=like.device) + 1
-    # Whole turns are taken off as integers: what is left is small, and exact in every dtype.
-    turns = (frequency[:, None] * place) % (4 * side)
-    rows = (turns.to(like.dtype) * (math.pi / (2 * side))).cos() * math.sqrt(2 / side)
-    rows[0] = math.sqrt(1 / side)
-    return rows
+        return inverse_dct(dct(x, (k, k)), x.shape[-2:])
 
 
 def no_height_and_width(k: int, shape: tuple[int, ...]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ..core.guidance import check_guidance_rescale, check_guidance_space
 from ..core.low_frequencies import check_keep_low_frequencies
+from ..utils.added_mixins import add_mixin, plain_class, remove_mixin
 from .checks import check_guider, check_has_guidance, warn_about_zero_init
 from .intercept import GuidanceInterceptor, GuidanceSettings
 from .layout import find_denoisers
@@ -55,6 +56,7 @@ class GuidanceRescaleMixin:
     default_guider: Any = None
     guidance_space: str = "output"
     strict_guidance: bool = False
+    saved_under_stock_name = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -140,12 +142,11 @@ def _add_guidance_parameters(signature: inspect.Signature) -> inspect.Signature:
 def stock_class(pipeline_class: type) -> type:
     """The class under whose name a pipeline is saved.
 
-    That of an enabled pipeline before it was enabled; of a class with the mixin, the one of diffusers that it is built
-    on, or else itself.
+    That of an enabled pipeline before it was enabled; of a class with a mixin of ours, the one of diffusers that it is
+    built on, or else itself.
     """
-    if hasattr(pipeline_class, "_without_rescale"):
-        return pipeline_class._without_rescale
-    if not issubclass(pipeline_class, GuidanceRescaleMixin):
+    pipeline_class = plain_class(pipeline_class)
+    if not hasattr(pipeline_class, "saved_under_stock_name"):
         return pipeline_class
     stock = next(base for base in pipeline_class.__mro__ if base.__module__.startswith("diffusers."))
     return pipeline_class if stock.__name__ == "DiffusionPipeline" else stock
@@ -216,11 +217,7 @@ def enable_guidance_rescale(
         raise TypeError(
             f"{type(pipe).__name__} has neither a UNet nor a transformer whose predictions could be rescaled."
         )
-    if not isinstance(pipe, GuidanceRescaleMixin):
-        stock = type(pipe)
-        # Named like its base: the name is what diffusers writes to model_index.json and shows in messages.
-        namespace = {"__module__": stock.__module__, "_without_rescale": stock}
-        pipe.__class__ = type(stock.__name__, (GuidanceRescaleMixin, stock), namespace)
+    add_mixin(pipe, GuidanceRescaleMixin)
     chosen = {"default_guidance_rescale": phi, "default_keep_low_frequencies": int(keep_low_frequencies)}
     vars(pipe).update(chosen, guidance_space=space, default_guider=guider, strict_guidance=strict)
     return pipe
@@ -237,9 +234,6 @@ def disable_guidance_rescale(pipe: Pipeline) -> Pipeline:
     defaults = ("default_guidance_rescale", "default_keep_low_frequencies", "default_guider")
     for name in (*defaults, "guidance_space", "strict_guidance"):
         vars(pipe).pop(name, None)
-    stock = getattr(type(pipe), "_without_rescale", None)
-    if stock is not None:
-        pipe.__class__ = stock
-    elif isinstance(pipe, GuidanceRescaleMixin):
+    if not remove_mixin(pipe, GuidanceRescaleMixin) and isinstance(pipe, GuidanceRescaleMixin):
         pipe.default_guidance_rescale, pipe.default_keep_low_frequencies = 0.0, 0
     return pipe

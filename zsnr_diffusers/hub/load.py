@@ -19,6 +19,7 @@ from ..guidance.mixin import apply_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import is_flow
+from ..start.mixin import apply_start
 from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, has_zero_terminal_snr, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
 from .errors import explain_hub_errors
@@ -48,6 +49,7 @@ def load_pipeline(
     `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
     without zero SNR keeps its scheduler, with its prediction type. A Stable Diffusion that was trained on to flow
     matching (`flow_prediction`) gets `FlowMatchMultistepScheduler`; pipelines made for flow matching keep theirs.
+    A start that was saved beside the pipeline is enabled (`enable_start`).
     Where two places disagree, there is a warning, and where a file of 1.x or XL says nothing and the config of its
     architecture decides.
 
@@ -101,6 +103,8 @@ def load_pipeline(
         with error_context(saved.name):
             pipe.scheduler = scheduler_for(pipe, saved)
         logger.info(f"{saved.name}: {saved.facts}; sampled by {type(pipe.scheduler).__name__}.")
+    with explain_hub_errors(saved.name):
+        pipe = apply_start(pipe, saved.name, saved.index, kwargs)
     return apply_guidance(pipe, saved.guidance, guidance_rescale, keep_low_frequencies)
 
 

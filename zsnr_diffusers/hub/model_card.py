@@ -9,6 +9,7 @@ import huggingface_hub
 from ..core import SCHEDULE_NAMES, noise_level, schedule_table, snr
 from ..guidance.mixin import stock_class
 from ..schedulers.config import is_flow
+from ..start.start import START_FILE
 from .custom_pipeline import bundled_scheduler
 from .flow_models import stock_scheduler_for
 from .lora_files import KOHYA_FILE, LORA_FILE
@@ -112,6 +113,9 @@ def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
         rows |= schedule_rows(scheduler, stock_scheduler_for(pipe))
         data.tags = schedule_tags(scheduler)
     rows |= guidance_rows(*_default_guidance(pipe))
+    if (start := getattr(pipe, "default_start", None)) is not None and path.suffix != ".safetensors":
+        k = start.law.frequencies
+        rows["start"] = f"the lowest {k} x {k} frequencies that the model expects in x_T, in `{START_FILE}`"
     return card_text(data, repo.split("/")[-1], SUBJECT, rows, _pipeline_usage(pipe, path, repo))
 
 
@@ -135,7 +139,12 @@ pipe = DiffusionPipeline.from_pretrained("{repo}")
 
 {other_samplers_text(getattr(pipe, "scheduler", None))}"""
     phi, k = _default_guidance(pipe)
-    parts = {"the guidance rescale": phi, "kept low frequencies": k, "its own sampler": bundled_scheduler(pipe)}
+    parts = {
+        "the guidance rescale": phi > 0,
+        "kept low frequencies": k > 0,
+        "the start": getattr(pipe, "default_start", None) is not None,
+        "its own sampler": bundled_scheduler(pipe) is not None,
+    }
     brought = [name for name, there in parts.items() if there]
     if brought:
         listed = " and ".join(filter(None, [", ".join(brought[:-1]), brought[-1]]))

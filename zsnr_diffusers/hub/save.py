@@ -34,11 +34,12 @@ def save_pipeline(
     """Save a pipeline for people who do not have this package, and push it to the Hub if asked to.
 
     As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
-    `stock_scheduler_for`. Guidance rescale and kept low frequencies are recorded in it, and there is a `pipeline.py`
-    that applies them, and that brings a sampler of ours where it is another than DDIM; see `write_custom_pipeline`.
-    As a single file, it has the original names of Stable Diffusion 1.x, 2.x or XL, the keys `v_pred` and `ztsnr` where
-    the model predicts v and ends in pure noise, and ModelSpec metadata; `load_pipeline` finds betas, flow matching and
-    guidance in it too. Weights keep their dtype. What is there is whole: it is written under another name first.
+    `stock_scheduler_for`. Guidance rescale and kept low frequencies are recorded in it, a start lies beside
+    (`enable_start`), and there is a `pipeline.py` that applies them, and that brings a sampler of ours where it is
+    another than DDIM; see `write_custom_pipeline`. As a single file, it has the original names of Stable Diffusion
+    1.x, 2.x or XL, the keys `v_pred` and `ztsnr` where the model predicts v and ends in pure noise, and ModelSpec
+    metadata; `load_pipeline` finds betas, flow matching and guidance in it too. Weights keep their dtype. What is
+    there is whole: it is written under another name first.
 
     Args:
         pipe: the pipeline.
@@ -127,5 +128,6 @@ def _write_folder(pipe: Any, folder: Path) -> None:
         file = folder / "model_index.json"
         index = json.loads(file.read_text(encoding="utf-8")) | {"scheduler": ["diffusers", type(stock).__name__]}
         file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if record_of_pipeline(pipe) or bundled_scheduler(pipe) is not None:
+    started = getattr(pipe, "default_start", None) is not None
+    if record_of_pipeline(pipe) or started or bundled_scheduler(pipe) is not None:
         write_custom_pipeline(pipe, folder)

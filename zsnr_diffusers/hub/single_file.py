@@ -71,6 +71,11 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
             f"{', '.join(foreign)}: load_pipeline finds this in the file, other programs take every such file to have "
             "Stable Diffusion's betas."
         )
+    if getattr(pipe, "default_start", None) is not None:
+        logger.warning(
+            f"{path.name} holds no start, for which no program has a name: save it beside the file, "
+            "pipe.default_start.save(path), and enable it after loading."
+        )
     keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
     save_file(
         prepare_for_safetensors(

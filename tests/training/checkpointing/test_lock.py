@@ -136,6 +136,50 @@ def test_a_holder_that_goes_between_our_two_steps(tmp_path, monkeypatch):
         assert (tmp_path / LOCK_FILE).exists()
 
 
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_lock_file_is_held_only_while_it_is_the_one_at_its_path(tmp_path, removed):
+    file = tmp_path / LOCK_FILE
+    with file.open("a+") as stream:
+        assert lock._is_same_file(stream, file)
+        file.unlink()
+        if not removed:
+            file.write_text("of the next holder")
+        assert not lock._is_same_file(stream, file)
+
+
+@pytest.mark.parametrize("error", [ProcessLookupError, PermissionError, None])
+def test_a_process_of_this_machine_is_asked_by_the_signal_that_does_nothing(tmp_path, monkeypatch, error):
+    """One of another user's refuses even that, and runs."""
+    asked = []
+
+    def kill(number, what):
+        asked.append((number, what))
+        if error:
+            raise error
+
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(os, "kill", kill)
+    file = tmp_path / LOCK_FILE
+    file.write_text(f"17 on {socket.gethostname()}")
+    if error is ProcessLookupError:
+        with lock_run_folder(tmp_path):
+            assert file.read_text() == f"{os.getpid()} on {socket.gethostname()}"
+    else:
+        with pytest.raises(ValueError, match="in use by process 17 on"), lock_run_folder(tmp_path):
+            raise AssertionError
+        assert file.read_text() == f"17 on {socket.gethostname()}"
+    assert asked == [(17, 0)]
+
+
+@pytest.mark.parametrize("text", ["", "nobody", "-1 on elsewhere"])
+def test_a_lock_file_without_a_process_holds_nothing(tmp_path, monkeypatch, text):
+    """A process that was killed before it wrote leaves an empty one."""
+    monkeypatch.setattr(lock, "fcntl", None)
+    (tmp_path / LOCK_FILE).write_text(text)
+    with lock_run_folder(tmp_path):
+        assert (tmp_path / LOCK_FILE).read_text().startswith(f"{os.getpid()} on ")
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuse(self, *args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))

@@ -12,6 +12,7 @@ from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.checkpointing import run_folder
 from zsnr_diffusers.training.checkpointing.fingerprint import compute_fingerprint
 from zsnr_diffusers.training.checkpointing.lock import LOCK_FILE
+from zsnr_diffusers.training.config import OutputConfig
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
 
@@ -148,6 +149,31 @@ def test_a_damaged_configuration_is_named(options, text):
 
 
 Disk = namedtuple("Disk", "total used free")
+
+
+@pytest.mark.parametrize(("limit", "there", "missing"), [(2, 0, 3), (2, 1, 2), (2, 3, 1), (2, 5, 1), (1, 0, 2)])
+def test_room_is_asked_for_the_checkpoints_that_are_missing_and_one_being_written(
+    tmp_path, monkeypatch, limit, there, missing
+):
+    for step in range(1, there + 1):
+        (tmp_path / f"checkpoint-{step:06}").mkdir()
+    config = OutputConfig(output_dir=str(tmp_path), checkpoints_total_limit=limit)
+    size, asked = 1_500_000_000, []
+
+    def disk(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or Disk(0, 0, free))
+
+    disk(missing * size)
+    run_folder.check_disk_space(config, size)
+    disk(missing * size - 10_000_000)
+    with pytest.raises(ValueError, match="are free") as refused:
+        run_folder.check_disk_space(config, size)
+    assert str(refused.value) == (
+        f"--output_dir={tmp_path} needs {1.5 * missing:.2f} GB, for {missing} more checkpoints of 1.50 GB, and "
+        f"{1.5 * missing - 0.01:.2f} GB are free: make room, choose another folder, or lower "
+        f"--checkpoints_total_limit={limit}."
+    )
+    assert asked == [tmp_path, tmp_path]
 
 
 @pytest.mark.full

@@ -61,6 +61,18 @@ def test_the_second_ends_at_once(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_the_second_ends_a_process_as_if_nobody_listened(monkeypatch):
+    sent, now = [], iter([10.0, 11.0, 11.1])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: next(now))
+    with StopSignals() as signals:
+        signals._handle_signal(signal.SIGTERM, None)
+        monkeypatch.setattr(os, "kill", lambda *what: sent.append((*what, signal.getsignal(signal.SIGTERM))))
+        signals._handle_signal(signal.SIGTERM, None)  # a second later it may still be an echo
+        assert sent == []
+        signals._handle_signal(signal.SIGTERM, None)
+    assert sent == [(os.getpid(), signal.SIGTERM, signal.SIG_DFL)]
+
+
 def test_other_threads_do_not_listen():
     before, seen = handlers(), []
 

@@ -10,9 +10,11 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from huggingface_hub import ModelCard
 from published_models import in_memory
+from small_stable_diffusion import flawed_scheduler
+from starts import strong_start
 from tiny_pipelines import tiny_stable_diffusion
 
-from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, load_pipeline
+from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, enable_start, load_pipeline, save_pipeline
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.reporting.model_card import TrainingRecord
 from zsnr_diffusers.training.stable_diffusion.base import load_base
@@ -199,6 +201,15 @@ def test_other_pipelines_are_refused_with_what_they_are(options, base_folder, tm
         loaded(base_at(inpaint))
     with pytest.raises(OSError, match="no/such-model"):
         loaded(base_at("no/such-model"))
+
+
+def test_a_start_of_the_base_does_not_go_with_the_trained_model(options, tmp_path):
+    pipe = tiny_stable_diffusion(flawed_scheduler())
+    base = save_pipeline(enable_start(pipe, strong_start(pipe)), tmp_path / "started")
+    config = TrainingConfig(**{**options, "pretrained_model_name_or_path": str(base)})
+    save(loaded(config), config)
+    assert "_start" not in json.loads(Path(config.output_dir, "model_index.json").read_text())
+    assert not hasattr(load_pipeline(config.output_dir), "default_start")
 
 
 def test_resolution_that_does_not_fit_is_refused(options):

@@ -142,7 +142,7 @@ def test_training_lowers_the_loss_on_the_pictures_that_it_sees(options, base_fol
 
     def loss(unet):
         with torch.no_grad():
-            x_0 = task.x_0(batch, torch.device("cpu"))
+            x_0 = task.x_0(batch)
             level = task.schedule.noise_level(batch["timestep"], like=x_0)
             x_t = level.alpha * x_0 + level.sigma * batch["noise"]
             v = level.alpha * batch["noise"] - level.sigma * x_0

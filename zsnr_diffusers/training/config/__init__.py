@@ -4,7 +4,7 @@ from .data import Captions, DataConfig, FolderConfig
 from .objective import FlowConfig, ObjectiveConfig
 from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, Options, option
 from .output import OutputConfig
-from .run import RunConfig
+from .run import RunConfig, StepsConfig
 from .steps import ComputeConfig, OptimizationConfig
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "Options",
     "OutputConfig",
     "RunConfig",
+    "StepsConfig",
     "option",
 ]

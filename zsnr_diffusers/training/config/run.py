@@ -11,7 +11,12 @@ from .steps import ComputeConfig, OptimizationConfig
 
 
 @dataclass
-class RunConfig(OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, DataConfig):
+class StepsConfig(ComputeConfig, OptimizationConfig, ObjectiveConfig):
+    """All that the trainer reads: how a step is computed, what it changes and what it is asked."""
+
+
+@dataclass
+class RunConfig(OutputConfig, StepsConfig, DataConfig):
     """What every run depends on, whatever it trains. Options are listed from the last parent to the first.
 
     Raises:

@@ -18,6 +18,7 @@ from ...schedulers import FlowMatchMultistepScheduler
 from ...schedulers.flow import FlowMatchScheduler
 from ...schedulers.sampling import PathSampler
 from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
+from ...start.start import RECORDED_START
 from ..reporting.model_card import TrainingRecord, training_model_card
 from .base import Base, base_folder
 from .config import GuidedOutputConfig
@@ -79,7 +80,8 @@ def save_pipeline_folder(
         "_diffusers_version": diffusers.__version__,
         **guidance,
     }
-    index = {key: value for key, value in index.items() if key != "_name_or_path"} | changes
+    # A start of the base is for its own schedule, and is not in the new folder.
+    index = {key: value for key, value in index.items() if key not in ("_name_or_path", RECORDED_START)} | changes
     if guidance or sampler is not None:
         code = custom_pipeline_source(
             type(base.pipeline),
