@@ -10,7 +10,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from .dct import dct, inverse_dct
+from .dct import dct, inverse_dct, without_autocast
 
 
 def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
@@ -50,8 +50,7 @@ def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
 
 def low_pass(x: Tensor, k: int) -> Tensor:
     """The lowest k x k frequencies of images [..., H, W]: an orthogonal projection on the first vectors of a DCT."""
-    autocast = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
-    with torch.autocast(autocast, enabled=False):  # it would round the factors to half precision
+    with without_autocast(x):
         return inverse_dct(dct(x, (k, k)), x.shape[-2:])
 
 
