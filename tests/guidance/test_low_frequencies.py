@@ -287,10 +287,27 @@ def test_the_guider_s_config_is_saved_whole(tmp_path):
     assert {*inspect.signature(KeepLowFrequenciesGuidance).parameters} == {*values}
 
 
-def test_rescale_in_the_guider_and_the_pipeline_is_refused():
-    guider = KeepLowFrequenciesGuidance(guidance_rescale=0.5)
+def test_what_the_guider_does_and_the_pipeline_too_is_refused():
+    guider = KeepLowFrequenciesGuidance(keep_low_frequencies=3, guidance_rescale=0.5)
     with pytest.raises(ValueError, match=r"guidance_rescale=0.5 and the pipeline 0.7"):
         enable_guidance_rescale(tiny_stable_diffusion(), 0.7, guider=guider)
+    with pytest.raises(ValueError, match=r"keep_low_frequencies=3 and the pipeline 2, .* set one of them to 0"):
+        enable_guidance_rescale(tiny_stable_diffusion(), guider=guider, keep_low_frequencies=K)
+    with pytest.raises(ValueError, match="and the pipeline 2"):
+        generate(enable_guidance_rescale(tiny_stable_diffusion(), 0.0, keep_low_frequencies=K), guider=guider)
+
+
+@pytest.mark.skipif("HunyuanImagePipeline" not in TRANSFORMERS, reason="not in older diffusers")
+def test_a_pipeline_with_a_guider_among_its_components_takes_it():
+    small = TRANSFORMERS["HunyuanImagePipeline"]
+    theirs, ours = build(small), build(small)
+    ours.guider = KeepLowFrequenciesGuidance(3.0, K)
+    theirs.guider = guiders.ClassifierFreeGuidance(3.0)
+    stock = called(theirs, small)
+    enable_guidance_rescale(theirs, 0.0, keep_low_frequencies=K, strict=True)
+    kept = called(ours, small)
+    torch.testing.assert_close(kept, called(theirs, small), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(kept, stock, rtol=1e-3, atol=1e-3)
 
 
 def test_the_guider_refuses_tokens_with_what_to_do():

@@ -23,12 +23,12 @@ def check_has_guidance(pipeline_class: type) -> None:
         raise TypeError(f"{pipeline_class.__name__} has no classifier-free guidance that could be rescaled.")
 
 
-def check_guider(guider: Any, guidance_rescale: float = 0.0) -> None:
+def check_guider(guider: Any, guidance_rescale: float = 0.0, keep_low_frequencies: int = 0) -> None:
     """Refuse a guider that cannot work on the two predictions that a pipeline makes.
 
     Raises:
         TypeError: it has not the interface of diffusers' guiders, or needs a forward pass of its own.
-        ValueError: both it and the pipeline would rescale.
+        ValueError: both it and the pipeline would rescale, or keep low frequencies.
     """
     name = type(guider).__name__
     if not callable(guider) or not hasattr(guider, "set_state") or not hasattr(guider, "prepare_inputs"):
@@ -44,6 +44,11 @@ def check_guider(guider: Any, guidance_rescale: float = 0.0) -> None:
         raise ValueError(
             f"{name} has guidance_rescale={guider.guidance_rescale} and the pipeline {guidance_rescale}, which would "
             "rescale twice; set one of them to 0."
+        )
+    if keep_low_frequencies > 0 and getattr(guider, "keep_low_frequencies", 0) > 0:
+        raise ValueError(
+            f"{name} has keep_low_frequencies={guider.keep_low_frequencies} and the pipeline {keep_low_frequencies}, "
+            "of which the larger would act; set one of them to 0."
         )
 
 

@@ -114,7 +114,7 @@ def _wrap_call(call: Callable[..., Any]) -> Callable[..., Any]:
         check_guidance_rescale(phi)
         check_keep_low_frequencies(k)
         if guider is not None:
-            check_guider(guider, phi)
+            check_guider(guider, phi, k)
             warn_about_zero_init(guider, self)
         if phi == 0 and k == 0 and guider is None:
             return call(self, *args, **(kwargs if guidance_rescale is None else off | kwargs))
@@ -204,15 +204,15 @@ def enable_guidance_rescale(
 
     Raises:
         TypeError: the pipeline has no denoiser or no guidance; the guider needs more than two predictions.
-        ValueError: phi outside [0, 1], k no count, unknown space, or phi both here and in the guider. A call raises it
-            where k is above 0 and predictions have no height and width, such as the packed tokens of Flux.
+        ValueError: phi outside [0, 1], k no count, unknown space, or phi or k both here and in the guider. A call
+            raises it where k is above 0 and predictions have no height and width, such as the packed tokens of Flux.
     """
     phi = (0.0 if guider is not None else DEFAULT_GUIDANCE_RESCALE) if guidance_rescale is None else guidance_rescale
     check_guidance_rescale(phi)
     check_keep_low_frequencies(keep_low_frequencies)
     check_guidance_space(space)
     if guider is not None:
-        check_guider(guider, phi)
+        check_guider(guider, phi, keep_low_frequencies)
     if not hasattr(pipe, "__dict__") or not find_denoisers(pipe):
         raise TypeError(
             f"{type(pipe).__name__} has neither a UNet nor a transformer whose predictions could be rescaled."
