@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -139,6 +140,10 @@ def test_guidance_rescale_of_a_pipeline():
     assert audit(pipe).guidance_rescale is None
     assert audit(enable_guidance_rescale(pipe, 0.6)).guidance_rescale == 0.6
     assert "guidance-rescale-missing" not in names(audit(pipe))
+    result = audit(enable_guidance_rescale(pipe, 0.0, keep_low_frequencies=2))
+    assert (result.guidance_rescale, result.keep_low_frequencies) == (0.0, 2)
+    assert "guidance-rescale-missing" not in names(result)
+    assert re.search(r"guidance leaves alone +the lowest 2 x 2 frequencies", str(result))
 
 
 @pytest.mark.full

@@ -61,3 +61,9 @@ def inverse_dct(coefficients: Tensor, sides: Sequence[int]) -> Tensor:
         basis = dct_basis(side, coefficients.shape[axis], coefficients)
         coefficients = torch.tensordot(coefficients, basis, dims=([axis], [0])).movedim(-1, axis)
     return coefficients
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which no autocast rounds matrix products of tensors like x to half precision."""
+    device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
+    return torch.autocast(device, enabled=False)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dct import dct, inverse_dct
+from .dct import dct, inverse_dct, without_autocast
 from .noise import NoiseLevel
 
 
@@ -92,8 +92,7 @@ class LowFrequencyLaw:
         if alpha == 0:
             return noise if sigma == 1 else sigma * noise
         x = noise.to(torch.promote_types(noise.dtype, torch.float32))
-        autocast = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
-        with torch.autocast(autocast, enabled=False):  # it would round the products to half precision
+        with without_autocast(x):
             return (sigma * x + self._change(x, mean, alpha, sigma)).to(noise.dtype)
 
     def _change(self, noise: Tensor, mean: Tensor, alpha: float, sigma: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""A pipeline with guidance rescale, start and sampler of ours as one file, for people who do not have this package.
+"""A pipeline with guidance, start and sampler of ours as one file, for people who do not have this package.
 
 The file is put together from this package's source: the class that is wanted and whatever it needs, found by name.
 """
@@ -20,6 +20,7 @@ from ..core import (
     combination,
     dct,
     flow,
+    low_frequencies,
     low_frequency_law,
     multistep,
     noise,
@@ -29,8 +30,9 @@ from ..core import (
     spacing,
 )
 from ..core import guidance as core_guidance
-from ..guidance import intercept, layout, levels, method_patch, mixin
-from ..guidance.mixin import GuidanceRescaleMixin, check_has_guidance, has_guidance, stock_class
+from ..guidance import checks, intercept, layout, levels, method_patch, mixin, record
+from ..guidance.checks import check_has_guidance, has_guidance
+from ..guidance.mixin import GuidanceRescaleMixin, stock_class
 from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler, base, config, sampling
 from ..schedulers import flow as flow_schedulers
 from ..schedulers.config import own_spacing
@@ -47,10 +49,10 @@ from .flow_models import is_made_for_betas
 
 _PARTS: tuple[ModuleType, ...] = (
     *(files, added_mixins),
-    *(noise, predictions, core_guidance, combination, spacing, flow, solvers, safeguard, multistep, calibrated),
-    *(dct, low_frequency_law),
+    *(noise, predictions, core_guidance, dct, low_frequencies, low_frequency_law, combination),
+    *(spacing, flow, solvers, safeguard, multistep, calibrated),
     *(config, sampling, base, flow_schedulers, schedulers),
-    *(method_patch, layout, levels, intercept, mixin, class_conditional),
+    *(method_patch, layout, levels, intercept, checks, record, mixin, class_conditional),
     *(start_file, latents, base_check, start_mixin),
 )
 """What such a pipeline is made of, each after what it needs."""
@@ -69,13 +71,13 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     """Write `pipeline.py` beside a saved pipeline, for people who do not have this package.
 
     `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`, with the folder's path or
-    the id of the Hub repo that it became, then gives the pipeline with its guidance rescale, its start, and its
-    sampler, see `bundled_scheduler`. The file needs torch and diffusers alone, and is put together from this package's
-    own source. Without these arguments nobody runs it, and the scheduler is the stock one that is
-    saved.
+    the id of the Hub repo that it became, then gives the pipeline with its guidance (rescale and the low frequencies
+    that it keeps), its start, and its sampler, see `bundled_scheduler`. The file needs torch and diffusers alone, and
+    is put together from this package's own source. Without these arguments nobody runs it, and the scheduler is the
+    stock one that is saved.
 
     Args:
-        pipe: the pipeline, with the guidance rescale, the start and the scheduler that the file shall apply.
+        pipe: the pipeline, with the guidance, the start and the scheduler that the file shall apply.
         folder: where it was saved.
 
     Returns:
@@ -84,7 +86,7 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     Raises:
         TypeError: the pipeline has no guidance, or is of a class that is not diffusers'.
     """
-    settings = ("default_guidance_rescale", "guidance_space")
+    settings = ("default_guidance_rescale", "default_keep_low_frequencies", "guidance_space")
     values = {key: getattr(pipe, key, getattr(GuidanceRescaleMixin, key)) for key in settings}
     path = Path(folder, "pipeline.py")
     path.write_text(
@@ -121,6 +123,7 @@ def custom_pipeline_source(
     stock: type,
     default_guidance_rescale: float,
     guidance_space: str = "output",
+    default_keep_low_frequencies: int = 0,
     sampler: PathSampler | None = None,
     start: Start | None = None,
 ) -> str:
@@ -133,12 +136,16 @@ def custom_pipeline_source(
         raise TypeError(
             f"{stock.__name__} is no class of diffusers, so a file that stands alone cannot be built on it."
         )
-    values = {"default_guidance_rescale": default_guidance_rescale, "guidance_space": guidance_space}
+    values = {
+        "default_guidance_rescale": default_guidance_rescale,
+        "default_keep_low_frequencies": int(default_keep_low_frequencies),
+        "guidance_space": guidance_space,
+    }
     name, ours = stock.__name__, stock is ClassConditionalPipeline
     mixins = [*([StartMixin.__name__] if start else []), GuidanceRescaleMixin.__name__]
     roots = {*([name] if ours else mixins), *([type(sampler).__name__] if sampler else [])}
     imports, definitions = _inline_sources(roots)
-    head = f'''"""{name} with the guidance rescale of Lin et al. 2023 (arXiv:2305.08891), Algorithm 2.
+    head = f'''"""{name} with guidance rescale (arXiv:2305.08891, Algorithm 2) and kept low frequencies.
 
 Put together from zsnr_diffusers, licence Apache-2.0.
 """'''

@@ -13,6 +13,7 @@ from diffusers.utils import logging
 
 from ..class_conditional import ClassConditionalPipeline
 from ..core.guidance import check_guidance_rescale
+from ..core.low_frequencies import check_keep_low_frequencies
 from ..core.predictions import EPSILON_AT_ZERO_SNR
 from ..guidance.mixin import apply_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
@@ -35,6 +36,7 @@ def load_pipeline(
     source: Any,
     *,
     guidance_rescale: float | None = None,
+    keep_low_frequencies: int | None = None,
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool | None = None,
     **kwargs: Any,
@@ -55,6 +57,7 @@ def load_pipeline(
         source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL; or one of
             them as a `SavedModel`, whose files are not read again, and whose options go on.
         guidance_rescale: phi instead of what is recorded; 0 for none.
+        keep_low_frequencies: k instead of what is recorded; 0 for none. See `enable_guidance_rescale`.
         prediction_type: instead of what is found; `flow_prediction` of a Stable Diffusion that was trained on to flow
             matching, which files seldom say.
         rescale_betas_zero_snr: likewise.
@@ -71,13 +74,14 @@ def load_pipeline(
 
     Raises:
         OSError: there is no pipeline, or no config for a file; what the Hub refuses, with the reason.
-        ValueError: phi outside [0, 1], given or recorded; a damaged file, one of another model or with quantized
-            weights, or without a part that is not given; zero SNR of a model that predicts epsilon; a Stable
-            Diffusion 2.x file that does not say what it predicts; code in a folder or repo, without
+        ValueError: phi outside [0, 1] or k no count, given or recorded; a damaged file, one of another model or with
+            quantized weights, or without a part that is not given; zero SNR of a model that predicts epsilon; a
+            Stable Diffusion 2.x file that does not say what it predicts; code in a folder or repo, without
             `trust_remote_code=True`.
-        TypeError: phi for a pipeline without guidance.
+        TypeError: phi or k for a pipeline without guidance.
     """
     check_guidance_rescale(guidance_rescale or 0.0)
+    check_keep_low_frequencies(keep_low_frequencies or 0)
     if "scheduler" in kwargs and (prediction_type, rescale_betas_zero_snr) != (None, None):
         raise ValueError("Pass either scheduler or prediction_type and rescale_betas_zero_snr; a scheduler says both.")
     told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
@@ -101,7 +105,7 @@ def load_pipeline(
         logger.info(f"{saved.name}: {saved.facts}; sampled by {type(pipe.scheduler).__name__}.")
     with explain_hub_errors(saved.name):
         pipe = apply_start(pipe, saved.name, saved.index, kwargs)
-    return apply_guidance(pipe, saved.guidance, guidance_rescale)
+    return apply_guidance(pipe, saved.guidance, guidance_rescale, keep_low_frequencies)
 
 
 def _warn_if_prediction_is_guessed(saved: SavedModel) -> None:

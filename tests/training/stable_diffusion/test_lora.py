@@ -266,6 +266,7 @@ def test_it_paints_what_the_run_would_have_painted(options, base_folder, shippin
     bare, image = generate(base), generate(shipping[0])
     assert load_lora(base, options["output_dir"]).scheduler.config.rescale_betas_zero_snr
     assert base.default_guidance_rescale == shipping[0].default_guidance_rescale == 0.7
+    assert base.default_keep_low_frequencies == shipping[0].default_keep_low_frequencies == 4
     # the strength, 3 / 2, stands in the weights rather than behind the product
     torch.testing.assert_close(generate(base), image, rtol=0, atol=1e-5 * image.abs().max().item())
     assert (bare - image).abs().max() > 0.1

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ...core.guidance import check_guidance_rescale
-from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE
+from ...core.low_frequencies import check_keep_low_frequencies
+from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE, DEFAULT_KEEP_LOW_FREQUENCIES
 from ..config import (
     IDENTITY,
     NOT_NEGATIVE,
@@ -244,9 +245,16 @@ class GuidedOutputConfig(OutputConfig):
         DEFAULT_GUIDANCE_RESCALE, "Guidance rescale of the previews, recommended on the model card."
     )
 
+    keep_low_frequencies: int | None = option(
+        None,
+        "Lowest k x k frequencies that guidance leaves alone, in the previews and as recorded for load_pipeline "
+        f"(default: {DEFAULT_KEEP_LOW_FREQUENCIES} at zero terminal SNR, else 0).",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_guidance_rescale(self.guidance_rescale)
+        check_keep_low_frequencies(self.keep_low_frequencies or 0)
 
 
 @dataclass
