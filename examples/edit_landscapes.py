@@ -83,7 +83,9 @@ def main(
             f"{pipeline} holds no pipeline; make it by: python examples/quickstart.py --output_dir {pipeline.parent}"
         )
     quieten_libraries()
-    base = ZeroSNRStableDiffusionPipeline.from_pretrained(pipeline, guidance_rescale=GUIDANCE_RESCALE)
+    # All settings are guided alike, and images that are edited keep no frequencies by default.
+    guidance = {"guidance_rescale": GUIDANCE_RESCALE, "keep_low_frequencies": 0}
+    base = ZeroSNRStableDiffusionPipeline.from_pretrained(pipeline, **guidance)
     # Even steps in time, so that a strength is a share of it
     base.scheduler = ZeroSNRMultistepScheduler.from_config(base.scheduler.config, timestep_spacing="trailing")
     instructed = train_to_edit(base, sizes, seed)

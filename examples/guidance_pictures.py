@@ -58,7 +58,7 @@ def main(quickstart_dir: Path = Path("quickstart"), seeds: int = 16) -> dict[str
     if not (quickstart_dir / "retrained" / "model_index.json").exists():
         raise SystemExit(f"{quickstart_dir / 'retrained'} holds no pipeline; run examples/quickstart.py first.")
     quieten_libraries()
-    pipe = load_pipeline(quickstart_dir / "retrained")
+    pipe = load_pipeline(quickstart_dir / "retrained", keep_low_frequencies=0)
     pipe.set_progress_bar_config(desc="painting", leave=False)
     real = mean_luminance(read_landscapes(quickstart_dir / "landscapes"))
     print(f"guidance {GUIDANCE_SCALE:g}, {seeds * len(captions())} images each\n")

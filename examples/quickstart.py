@@ -6,7 +6,9 @@
 A Stable Diffusion of stock classes is trained as Stable Diffusion was (epsilon, a schedule that never reaches pure
 noise, sampled from a timestep that is not the last). It generates medium grey whatever the prompt asks for. The same
 weights are then trained on, as `finetune_stable_diffusion.py` would, in two ways: with v-loss on the same flawed
-schedule, and with v-loss on zero terminal SNR. All three generate the same prompts from the same seeds.
+schedule, and with v-loss on zero terminal SNR. Beside them stands the flawed model as it is, with a start: the low
+frequencies that it expects in x_T, fitted to the same images in seconds. All four generate the same prompts from the
+same seeds.
 
 Everything lands in `--output_dir`: each pipeline with its checkpoints and logs, `brightness.png` and `samples.png`.
 Run it again and it goes on where it was.
@@ -30,6 +32,7 @@ from landscapes import captions, make_landscapes, read_landscapes
 from PIL import Image, ImageDraw
 from small_stable_diffusion import build_stable_diffusion, train_vae
 
+from zsnr_diffusers import enable_start
 from zsnr_diffusers.evaluation import (
     generate_images,
     luminance_coverage,
@@ -38,6 +41,7 @@ from zsnr_diffusers.evaluation import (
     prompt_share,
     sample_grid,
 )
+from zsnr_diffusers.start import START_FILE, StartReport, fit_start
 from zsnr_diffusers.training import TrainingConfig, train
 
 GUIDANCE_SCALE, GUIDANCE_RESCALE = 1.5, 0.7
@@ -54,6 +58,8 @@ class Arm:
     prediction_type: str
     rescale_betas_zero_snr: bool
     steps: int
+    start: Path | None = None
+    """In place of training."""
 
     @property
     def guidance_rescale(self) -> float:
@@ -120,7 +126,18 @@ def main(
                 resume=True,
             )
         )
+    print("\n== flawed, with a start")
+    start = fit_start_of(flawed, data, output_dir / START_FILE)
+    arms.insert(1, Arm("flawed, with a start: nothing trained", flawed, flawed, "epsilon", False, 0, start))
     return compare(output_dir, data, arms, sizes)
+
+
+def fit_start_of(base: Path, data: Path, file: Path) -> Path:
+    """Fit a start to the images that the base was trained on; no weight of it is changed."""
+    rows = datasets.load_dataset("imagefolder", data_dir=str(data), split="train")
+    start = fit_start(DiffusionPipeline.from_pretrained(base), list(rows["image"]), list(rows["text"]))
+    print(StartReport.of(start.report))
+    return start.save(file)
 
 
 def quieten_libraries() -> None:
@@ -148,6 +165,8 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
     generated: dict[str, list[Image.Image]] = {}
     for arm in arms:
         pipe = DiffusionPipeline.from_pretrained(arm.folder)
+        if arm.start is not None:
+            enable_start(pipe, arm.start)
         for guidance_scale, how in ((1.0, ""), (GUIDANCE_SCALE, f", guidance {GUIDANCE_SCALE:g}")):
             print(f"generating with {arm.name}{how}")
             generated[arm.name + how] = generate_images(
@@ -211,14 +230,16 @@ def print_per_prompt(real, real_prompts, luminance, prompts) -> None:
 
 def print_verdict(figures, names, output_dir) -> None:
     """The claim in one paragraph, from the figures."""
-    flawed, stock, retrained = (figures[name] for name in names)
+    flawed, started, stock, retrained = (figures[name] for name in names)
     data = figures["data"]
     print(
         f"\nRetrained, the model is {flawed['w1'] / retrained['w1']:.1f} times closer to the data's brightness than "
         f"before (W1 {flawed['w1']:.3f} -> {retrained['w1']:.3f}), and v-loss on the stock schedule alone gets to "
         f"{stock['w1']:.3f}.\nIt generates from {retrained['p5']:.2f} to {retrained['p95']:.2f} (the data: "
         f"{data['p5']:.2f} to {data['p95']:.2f}), and the prompt decides {retrained['share']:.0%} of it "
-        f"(before: {flawed['share']:.0%}).\nPictures: {output_dir / 'brightness.png'}, {output_dir / 'samples.png'}. "
+        f"(before: {flawed['share']:.0%}).\nWith a start and its weights as they were, the flawed model gets to W1 "
+        f"{started['w1']:.3f}, {started['p5']:.2f} to {started['p95']:.2f}, and the prompt decides "
+        f"{started['share']:.0%}.\nPictures: {output_dir / 'brightness.png'}, {output_dir / 'samples.png'}. "
         f"The pipeline: {output_dir / 'retrained'}"
     )
 

@@ -18,13 +18,14 @@ ROOMS = {
     "unet": set(),
     "schedulers": {"core"},
     "bridges": {"core", "schedulers"},
-    "guidance": {"core"},
+    "guidance": {"core", "utils"},
+    "start": {"core", "utils", "guidance"},
     "evaluation": {"core", "utils"},
     "pipelines": {"guidance"},
     "class_conditional": {"core", "guidance"},
     "calibration": {"core", "utils", "schedulers", "evaluation"},
-    "hub": {"core", "utils", "schedulers", "guidance", "class_conditional"},
-    "auditing": {"core", "utils", "schedulers", "guidance", "evaluation", "hub"},
+    "hub": {"core", "utils", "schedulers", "guidance", "start", "class_conditional"},
+    "auditing": {"core", "utils", "schedulers", "guidance", "start", "evaluation", "hub"},
     "training": {
         "core",
         "utils",
@@ -32,12 +33,13 @@ ROOMS = {
         "schedulers",
         "bridges",
         "guidance",
+        "start",
         "evaluation",
         "pipelines",
         "class_conditional",
         "hub",
     },
-    "cli": {"core", "utils", "schedulers", "evaluation", "calibration", "hub", "auditing"},
+    "cli": {"core", "utils", "schedulers", "evaluation", "calibration", "start", "hub", "auditing", "training"},
 }
 """What each room of the package may import, besides itself."""
 
@@ -126,7 +128,9 @@ def test_public_names_are_there():
     assert set(zsnr_diffusers.__all__) <= set(dir(zsnr_diffusers))
 
 
-@pytest.mark.parametrize("room", ["auditing", "calibration", "core", "evaluation", "guidance", "hub", "training"])
+@pytest.mark.parametrize(
+    "room", ["auditing", "calibration", "core", "evaluation", "guidance", "hub", "start", "training"]
+)
 def test_names_of_a_room_are_there(room):
     face = importlib.import_module(f"zsnr_diffusers.{room}")
     assert face.__all__ == sorted(face.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))

@@ -127,12 +127,13 @@ def test_the_training_commands_parse():
 
 def test_the_commands_parse(capsys):
     lines = commands("zsnr") + commands("zsnr_diffusers.cli")
-    assert {arguments[0] for arguments in lines} == {"evaluate", "audit", "convert", "extract-lora", "calibrate"}
-    assert len(lines) == 13
+    names = {"evaluate", "audit", "convert", "extract-lora", "calibrate", "fit-start"}
+    assert {arguments[0] for arguments in lines} == names
+    assert len(lines) == 15
     for arguments in lines:
         # everything is accepted up to the folder or file, which is not here
         assert zsnr(arguments) == 2
-        files = ("--real", "--reference", "--prompts_file")
+        files = ("--real", "--reference", "--prompts_file", "--train_data_dir")
         needed = next((option for option in files if option in arguments), arguments[0])
         assert arguments[arguments.index(needed) + 1] in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 # model_index.json names `zsnr_diffusers.schedulers`, and diffusers loads a custom scheduler only from a module that is
 # already imported; so these are imported with the package.
 from .bridges import as_flow_model, as_v_model
-from .core import enforce_zero_terminal_snr, rescale_guidance
+from .core import enforce_zero_terminal_snr, keep_low_frequencies, rescale_guidance
 from .guidance import GuidanceError, GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
 from .schedulers import (
     FlowMatchEulerScheduler,
@@ -26,6 +26,7 @@ from .utils.versions import warn_of_untested_versions
 if TYPE_CHECKING:
     from .auditing import audit
     from .class_conditional import ClassConditionalPipeline
+    from .guidance.guider import KeepLowFrequenciesGuidance
     from .hub import load_lora, load_pipeline, save_lora, save_pipeline, write_custom_pipeline
     from .pipelines import (
         ZeroSNRStableDiffusionControlNetPipeline,
@@ -39,18 +40,20 @@ if TYPE_CHECKING:
         ZeroSNRStableDiffusionXLInstructPix2PixPipeline,
         ZeroSNRStableDiffusionXLPipeline,
     )
+    from .start import disable_start, enable_start
     from .unet import build_unet
 
 __version__ = "0.1.0"
 
 warn_of_untested_versions()
 
-# Pipelines pull in transformers, and networks the models of diffusers, which takes seconds; who only wants a scheduler
-# does not wait for it.
+# Pipelines pull in transformers, networks the models of diffusers and a guider its guiders, which takes seconds; who
+# only wants a scheduler does not wait for it.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ClassConditionalPipeline": "class_conditional",
+        "KeepLowFrequenciesGuidance": "guidance.guider",
         "ZeroSNRStableDiffusionControlNetPipeline": "pipelines",
         "ZeroSNRStableDiffusionImg2ImgPipeline": "pipelines",
         "ZeroSNRStableDiffusionInpaintPipeline": "pipelines",
@@ -63,6 +66,8 @@ __getattr__, __dir__ = lazy_names(
         "ZeroSNRStableDiffusionXLPipeline": "pipelines",
         "audit": "auditing",
         "build_unet": "unet",
+        "disable_start": "start",
+        "enable_start": "start",
         "load_lora": "hub",
         "load_pipeline": "hub",
         "save_lora": "hub",
@@ -77,6 +82,7 @@ __all__ = [
     "FlowMatchMultistepScheduler",
     "GuidanceError",
     "GuidanceRescaleMixin",
+    "KeepLowFrequenciesGuidance",
     "ZeroSNRDDIMInverseScheduler",
     "ZeroSNRDDIMScheduler",
     "ZeroSNRDDPMScheduler",
@@ -98,8 +104,11 @@ __all__ = [
     "audit",
     "build_unet",
     "disable_guidance_rescale",
+    "disable_start",
     "enable_guidance_rescale",
+    "enable_start",
     "enforce_zero_terminal_snr",
+    "keep_low_frequencies",
     "load_lora",
     "load_pipeline",
     "rescale_guidance",

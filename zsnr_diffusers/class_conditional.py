@@ -70,8 +70,9 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Make one image per label.
 
-        Against saturation by a large guidance scale there are two remedies, each a flag: `guidance_rescale` (added by
-        the mixin; Lin et al. 2023, section 3.4) and `dynamic_thresholding_ratio` (Saharia et al. 2022, section 2.3).
+        Against saturation by a large guidance scale there are three remedies, each a flag: `guidance_rescale` (Lin et
+        al. 2023, section 3.4) and `keep_low_frequencies`, which the mixin adds, and `dynamic_thresholding_ratio`
+        (Saharia et al. 2022, section 2.3).
 
         Args:
             class_labels: a class or several; None for images of no class.

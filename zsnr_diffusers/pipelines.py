@@ -1,4 +1,9 @@
-"""Ready pipelines: guidance rescale 0.7 unless told otherwise; everything else is stock's."""
+"""Ready pipelines: guidance rescale 0.7 unless told otherwise; everything else is stock's.
+
+Those of text to image also leave the lowest 4 x 4 frequencies to the conditional prediction: their first step is at
+zero SNR, where guidance extrapolates brightness and nothing else. Edits start from an image, and an instruction such
+as "make it night" may well want that.
+"""
 
 from diffusers import (
     StableDiffusionControlNetPipeline,
@@ -13,13 +18,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from .guidance.mixin import DEFAULT_GUIDANCE_RESCALE, GuidanceRescaleMixin
+from .guidance.mixin import DEFAULT_GUIDANCE_RESCALE, DEFAULT_KEEP_LOW_FREQUENCIES, GuidanceRescaleMixin
 
 
 class ZeroSNRStableDiffusionPipeline(GuidanceRescaleMixin, StableDiffusionPipeline):
     """Text to image."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+    default_keep_low_frequencies = DEFAULT_KEEP_LOW_FREQUENCIES
 
 
 class ZeroSNRStableDiffusionImg2ImgPipeline(GuidanceRescaleMixin, StableDiffusionImg2ImgPipeline):
@@ -50,6 +56,7 @@ class ZeroSNRStableDiffusionXLPipeline(GuidanceRescaleMixin, StableDiffusionXLPi
     """Text to image with SDXL."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
+    default_keep_low_frequencies = DEFAULT_KEEP_LOW_FREQUENCIES
 
 
 class ZeroSNRStableDiffusionXLImg2ImgPipeline(GuidanceRescaleMixin, StableDiffusionXLImg2ImgPipeline):

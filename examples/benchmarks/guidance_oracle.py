@@ -3,7 +3,8 @@
 A run with our rescale is written down: what its denoisers returned, and what its scheduler got and gave. Then an
 untouched pipeline runs twice on the same predictions and the same samples. Once it shows how stock combines them. Once
 all predictions of a step are the conditional one, and it shows what stock makes of that: the conditional prediction,
-negated, cut and turned as the pipeline does it. Algorithm 2 of Lin et al. 2023 on the two is what ought to have been.
+negated, cut and turned as the pipeline does it. Algorithm 2 of Lin et al. 2023 on the two is what ought to have been,
+and where low frequencies are kept, the conditional one's share of those, wave by wave.
 """
 
 import functools
@@ -11,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -91,8 +93,19 @@ def _noting(original: Callable[..., Any], run: Run, given: Iterator[Step] | None
     return step
 
 
-def errors(small: Small, run: Run, phi: float, conditional: int | None = None) -> tuple[float, float]:
-    """The largest error and the largest change over a run's steps, relative to the largest value there, or 1."""
+def errors(
+    small: Small, run: Run, phi: float, conditional: int | None = None, k: int = 0, channels_last: bool = False
+) -> tuple[float, float]:
+    """The largest error and the largest change over a run's steps, relative to the largest value there, or 1.
+
+    Args:
+        small: the pipeline.
+        run: of it, with guidance rescale `phi` and the lowest k x k frequencies kept.
+        phi: guidance rescale.
+        conditional: which of a step's predictions is the conditional one, where it is not the usual one.
+        k: how many frequencies were kept.
+        channels_last: whether predictions are [B, F, H, W, C].
+    """
     which = (0 if small.guidance == "separate" else 1) if conditional is None else conditional
     guided = _again(small, run, run.outputs)
     alone = _again(small, run, [output for step in run.steps for output in _all_conditional(step, which)])
@@ -105,7 +118,8 @@ def errors(small: Small, run: Run, phi: float, conditional: int | None = None) -
         channels = step.sample.shape[1]
         frames = _frames(_tensors(outputs[0])[0], step.sample)
         expected = combined.got.double()
-        expected[:, :channels] = algorithm_2(combined.got[:, :channels], single.got[:, :channels], phi, frames)
+        rescaled = algorithm_2(combined.got[:, :channels], single.got[:, :channels], phi, frames)
+        expected[:, :channels] = kept(rescaled, single.got[:, :channels].double(), k, channels_last)
         scale = max(1.0, expected.abs().max().item())
         error = max(error, (step.got - expected).abs().max().item() / scale)
         change = max(change, (step.got - combined.got).abs().max().item() / scale)
@@ -187,3 +201,18 @@ def algorithm_2(guided: Tensor, conditional: Tensor, phi: float, frames: int = 1
     dims = tuple(range(1, c.ndim))
     rescaled = g * (c.std(dims, keepdim=True) / g.std(dims, keepdim=True))
     return (phi * rescaled + (1 - phi) * g).flatten(0, 1)
+
+
+def kept(guided: Tensor, conditional: Tensor, k: int, channels_last: bool = False) -> Tensor:
+    """The guided prediction with the conditional one's share of each of the lowest k x k cosine waves, in float64."""
+    if guided.ndim < 4:  # sound beside a video
+        return guided
+    g, c = (x.movedim(-1, -3) if channels_last else x for x in (guided.double(), conditional.double()))
+    height, width = g.shape[-2:]
+    difference, result = g - c, g
+    for i, j in product(range(min(k, height)), range(min(k, width))):
+        rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width))
+        wave = torch.outer((torch.pi * i * rows / height).cos(), (torch.pi * j * columns / width).cos())
+        wave = wave / wave.norm()
+        result = result - (difference * wave).sum((-2, -1), keepdim=True) * wave
+    return result.movedim(-3, -1) if channels_last else result

@@ -174,7 +174,7 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Tra
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.device == "cpu")
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config))
-    task.plan_cache(accelerator, samples)
+    task.plan_cache(accelerator, Processes(), samples)
     return create_trainer(config, accelerator, Processes(), task, samples)
 
 

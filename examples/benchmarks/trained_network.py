@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.pipeline == parser.get_default("pipeline") and not Path(args.pipeline).is_dir():
         parser.error("there is no quickstart/retrained yet: run python examples/quickstart.py, or pass --pipeline.")
-    pipe = load_pipeline(args.pipeline, guidance_rescale=0.0).to(args.device)
+    pipe = load_pipeline(args.pipeline, guidance_rescale=0.0, keep_low_frequencies=0).to(args.device)
     if isinstance(pipe, ClassConditionalPipeline) and args.prompts:
         parser.error("this pipeline makes images of classes: leave --prompts out.")
     if is_flow(pipe.scheduler.config) and args.calibrated:

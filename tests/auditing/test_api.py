@@ -137,7 +137,7 @@ def test_what_an_error_needs_goes_before_what_a_note_would_change(folder):
 
 def test_recorded_guidance_rescale_of_a_folder(folder):
     write(folder, config_of(DDIMScheduler), {"_guidance_rescale": 0.7})
-    assert audit(folder).guidance_rescale == 0.7
+    assert (audit(folder).guidance_rescale, audit(folder).keep_low_frequencies) == (0.7, 0)
     for wrong in (1.5, "much"):
         write(folder, index={"_guidance_rescale": wrong})
         with pytest.raises(ValueError, match=r"guidance.rescale"):

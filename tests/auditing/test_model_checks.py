@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 import torch
 from audited import RELEASED, STEPS, config_of, found, misses, names
 from diffusers import (
+    DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
     EulerAncestralDiscreteScheduler,
@@ -11,9 +13,10 @@ from diffusers import (
     PNDMScheduler,
 )
 from small_stable_diffusion import flawed_scheduler
+from starts import quiet, strong_start
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
-from zsnr_diffusers import audit, enable_guidance_rescale
+from zsnr_diffusers import audit, enable_guidance_rescale, enable_start, save_pipeline
 
 
 # -- what no config tells
@@ -47,6 +50,22 @@ def test_an_epsilon_model_is_sent_to_training_and_never_gets_the_flag():
     assert [*misses(scheduler, zero_snr=False)] == []
     assert names(audit(scheduler)) == {"terminal-snr", "extra-timestep"}
     assert found(audit(DDPMScheduler(), zero_snr=True), "terminal-snr").fix is None
+
+
+def test_an_epsilon_model_that_is_not_to_be_trained_is_offered_a_start(tmp_path):
+    pipe = quiet("1.5")
+    pipe.save_pretrained(tmp_path / "saved")
+    remedy = found(audit(tmp_path / "saved", steps=STEPS), "terminal-snr").remedy
+    assert f"\nzsnr fit-start {tmp_path / 'saved'} --train_data_dir PICTURES --output start.safetensors" in remedy
+    assert "zsnr fit-start PIPELINE" in found(audit(pipe, steps=STEPS), "terminal-snr").remedy
+    for without in (flawed_scheduler(), DDIMPipeline(tiny_unconditional().unet, flawed_scheduler())):
+        assert "fit-start" not in found(audit(without, steps=STEPS), "terminal-snr").remedy
+    enable_start(pipe, strong_start(pipe))
+    save_pipeline(pipe, tmp_path / "started")
+    for source in (pipe, tmp_path / "started"):
+        finding = found(audit(source, steps=STEPS), "terminal-snr")
+        assert "its start puts the image there that the network expects" in finding.what
+        assert "fit-start" not in finding.remedy
 
 
 def test_the_cosine_schedule_is_nearly_zero_and_not_zero():
@@ -121,6 +140,10 @@ def test_guidance_rescale_of_a_pipeline():
     assert audit(pipe).guidance_rescale is None
     assert audit(enable_guidance_rescale(pipe, 0.6)).guidance_rescale == 0.6
     assert "guidance-rescale-missing" not in names(audit(pipe))
+    result = audit(enable_guidance_rescale(pipe, 0.0, keep_low_frequencies=2))
+    assert (result.guidance_rescale, result.keep_low_frequencies) == (0.0, 2)
+    assert "guidance-rescale-missing" not in names(result)
+    assert re.search(r"guidance leaves alone +the lowest 2 x 2 frequencies", str(result))
 
 
 @pytest.mark.full

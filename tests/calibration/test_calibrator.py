@@ -25,9 +25,9 @@ def test_it_is_better_on_what_was_fitted_and_stored_where_it_is_on_what_was_held
     assert {*scheduler.config["calibration"]} == {str(one.num_inference_steps) for one in report.numbers if one.better}
     assert scheduler.config["calibration"] == report.config()
     entry = report.config()["2"]
-    assert (entry["guidance_scale"], entry["guidance_rescale"]) == (3.0, 0.0)
+    assert (entry["guidance_scale"], entry["guidance_rescale"], entry["keep_low_frequencies"]) == (3.0, 0.0, 0)
     assert json.loads(json.dumps(report.to_dict()))["numbers"][0]["kept"] is True
-    assert "error to 16 steps at guidance 3 (guidance_rescale 0): 6 images fitted, 2 held out" in str(report)
+    assert "at guidance 3 (guidance_rescale 0, keep_low_frequencies 0): 6 images fitted, 2 held out" in str(report)
 
 
 @pytest.mark.full

@@ -15,7 +15,7 @@ from tiny_pipelines import IMAGE, RIGHT_HALF
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler, enable_guidance_rescale
 from zsnr_diffusers.calibration import calibrate
-from zsnr_diffusers.calibration.network import record_guided_network
+from zsnr_diffusers.calibration.network import Guidance, record_guided_network
 from zsnr_diffusers.calibration.trajectory import sample_in_steps
 
 SEEDS = [3, 4, 5]
@@ -23,10 +23,11 @@ SEEDS = [3, 4, 5]
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["sd", "xl", "classes"])
-@pytest.mark.parametrize(("guidance_scale", "guidance_rescale"), [(1.0, 0.0), (6.0, 0.0), (6.0, 0.7)])
-def test_it_leads_to_the_latents_of_the_pipeline(kind, guidance_scale, guidance_rescale):
+@pytest.mark.parametrize("guidance", [(1.0,), (6.0,), (6.0, 0.7), (6.0, 0.7, 2)])
+def test_it_leads_to_the_latents_of_the_pipeline(kind, guidance):
     pipe, conditions = pipeline(kind)
-    guidance = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+    enable_guidance_rescale(pipe, 0.0)
+    guidance = Guidance(*guidance).call_kwargs(pipe)
     network = record_guided_network(pipe, conditions, SEEDS, batch_size=2, **guidance)
     assert (len(network), network.num_batches) == (3, 2)
     found = sample_in_steps(network, ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config), 4)
@@ -34,6 +35,14 @@ def test_it_leads_to_the_latents_of_the_pipeline(kind, guidance_scale, guidance_
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     call = {name: conditions, "generator": generators, "num_inference_steps": 4, "output_type": "latent", **guidance}
     torch.testing.assert_close(found, pipe(**call).images, rtol=1e-4, atol=1e-4)  # other sizes of batches
+
+
+def test_low_frequencies_that_a_pipeline_does_not_know_are_refused():
+    pipe, conditions = pipeline("sd")
+    with pytest.raises(ValueError, match=r"enable_guidance_rescale\(pipe, 0.7, keep_low_frequencies=2\)"):
+        record_guided_network(
+            pipe, conditions, SEEDS, guidance_scale=6.0, guidance_rescale=0.7, keep_low_frequencies=2
+        )
 
 
 def test_the_pipeline_is_left_as_it_was():
@@ -53,6 +62,9 @@ def test_what_the_pipeline_rescales_by_default_does_not_stand_in_for_0():
     assert torch.equal(plain(plain.noise, 500), again(again.noise, 500))
     rescaled = record_guided_network(pipe, conditions, SEEDS, guidance_scale=6.0, guidance_rescale=0.7)
     assert not torch.allclose(plain(plain.noise, 500), rescaled(plain.noise, 500), rtol=1e-2)
+    enable_guidance_rescale(pipe, 0.0, keep_low_frequencies=2)
+    again = record_guided_network(pipe, conditions, SEEDS, guidance_scale=6.0)
+    assert torch.equal(plain(plain.noise, 500), again(again.noise, 500))
 
 
 def test_negative_prompts_and_sizes_are_those_of_the_call():

@@ -40,8 +40,10 @@ def refused(capsys, *arguments):
 def test_there_and_back(folder, tmp_path, capsys):
     file, back = tmp_path / "model.safetensors", tmp_path / "back"
     options = ["--prediction_type", "v_prediction", "--zero_snr", "--guidance_rescale", 0.7]
+    options += ["--keep_low_frequencies", 2]
     assert convert(folder, file, *options) == 0
     facts = "StableDiffusionPipeline, prediction_type=v_prediction, rescale_betas_zero_snr=True, guidance_rescale=0.7"
+    facts += ", keep_low_frequencies=2"
     assert capsys.readouterr().out == f"{file}: {facts}\n"
     assert {"v_pred", "ztsnr"} < load_file(file).keys()
     assert convert(file, back, "--config", folder) == 0
@@ -49,7 +51,7 @@ def test_there_and_back(folder, tmp_path, capsys):
     pipe = load_pipeline(back)
     assert_same_weights(tiny_pipeline("1"), pipe)
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
-    assert pipe.default_guidance_rescale == 0.7
+    assert (pipe.default_guidance_rescale, pipe.default_keep_low_frequencies) == (0.7, 2)
     assert (back / "pipeline.py").exists()
 
 
@@ -92,10 +94,13 @@ def test_what_is_refused(folder, tmp_path, capsys):
 
 
 @pytest.mark.full
-def test_a_recorded_phi_can_be_dropped(folder, tmp_path):
-    enable_guidance_rescale(tiny_pipeline("1", sd_scheduler("v_prediction")), 0.4).save_pretrained(tmp_path / "one")
-    assert convert(tmp_path / "one", tmp_path / "two", "--guidance_rescale", 0) == 0
-    assert "_guidance_rescale" not in json.loads((tmp_path / "two" / "model_index.json").read_text())
+def test_recorded_guidance_can_be_dropped(folder, tmp_path):
+    pipe = enable_guidance_rescale(tiny_pipeline("1", sd_scheduler("v_prediction")), 0.4, keep_low_frequencies=2)
+    pipe.save_pretrained(tmp_path / "one")
+    none = ("--guidance_rescale", 0, "--keep_low_frequencies", 0)
+    assert convert(tmp_path / "one", tmp_path / "two", *none) == 0
+    index = json.loads((tmp_path / "two" / "model_index.json").read_text())
+    assert not [name for name in index if name.startswith("_guidance")]
     assert not (tmp_path / "two" / "pipeline.py").exists()
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 from unittest import mock
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from command_line import evaluate, fill, refused
 from PIL import Image
+from starts import quiet, strong_start
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
 import zsnr_diffusers.utils.extras as extras
@@ -106,14 +108,26 @@ def test_guidance_options_change_the_images(tmp_path, real, text_pipeline):
     call = ("--real", real, "--pipeline", text_pipeline, "--prompts", "black cat", "--num_images", 1)
     call += ("--num_inference_steps", 2, "--device", "cpu")
     images = []
-    for i, options in enumerate(
-        [("--guidance_scale", 1), ("--guidance_scale", 9), ("--guidance_scale", 9, "--guidance_rescale", 1)]
-    ):
+    strong = ("--guidance_scale", 9)
+    rescaled, kept = (*strong, "--guidance_rescale", 1), (*strong, "--keep_low_frequencies", 2)
+    for i, options in enumerate([("--guidance_scale", 1), strong, rescaled, kept]):
         assert evaluate(*call, *options, "--save_images", tmp_path / str(i)) == 0
         with Image.open(tmp_path / str(i) / "000000.png") as image:
             images.append(np.asarray(image).astype(int))
-    assert not np.array_equal(images[0], images[1])
-    assert not np.array_equal(images[1], images[2])
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(images, 2))
+
+
+def test_a_start_changes_the_images_of_an_epsilon_model(tmp_path, real, base_folder, capsys):
+    strong_start(quiet("1.5")).save(tmp_path / "start.safetensors")
+    sizes = ("--num_images", 2, "--num_inference_steps", 2, "--resolution", 64, "--device", "cpu")
+    call = ("--real", real, "--pipeline", base_folder, "--prompts", "a", "b", *sizes)
+    for name, more in (("plain", ()), ("started", ("--start", tmp_path / "start.safetensors"))):
+        assert evaluate(*call, *more, "--save_images", tmp_path / name) == 0
+    plain, started = (measure_folder(tmp_path / name).luminance for name in ("plain", "started"))
+    assert np.abs(plain - started).max() > 1e-3
+    capsys.readouterr()
+    assert "nowhere.safetensors" in refused(capsys, *call, "--start", tmp_path / "nowhere.safetensors")
+    assert "--start: only with --pipeline" in refused(capsys, "--real", real, "--generated", real, "--start", "a")
 
 
 def test_missing_folder(tmp_path, real, capsys):
@@ -156,6 +170,7 @@ def test_wrong_values_for_a_pipeline(real, pipeline, tmp_path, capsys):
     assert "unconditional" in refused(capsys, *call, "--prompts", "a cat")
     assert "does not take guidance_scale" in refused(capsys, *call, "--guidance_scale", 3)
     assert "--guidance_rescale 0.7" in refused(capsys, *call, "--guidance_rescale", 0.7)
+    assert "--keep_low_frequencies 2" in refused(capsys, *call, "--keep_low_frequencies", 2)
     assert "got 0" in refused(capsys, *call, "--num_images", 0)
     assert "already holds images" in refused(capsys, *call, "--save_images", real)
     (tmp_path / "prompts.txt").write_text("\n")

@@ -8,6 +8,8 @@ import quickstart
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
 
+from zsnr_diffusers.start import Start
+
 TINY = quickstart.Sizes(images=24, vae_steps=2, flawed_steps=2, retrained_steps=2, seeds=2, num_inference_steps=2)
 
 
@@ -15,7 +17,8 @@ TINY = quickstart.Sizes(images=24, vae_steps=2, flawed_steps=2, retrained_steps=
 def test_quickstart_trains_compares_and_draws_and_goes_on_where_it_was(tmp_path, capsys):
     figures = quickstart.main(tmp_path, sizes=TINY)
     text = capsys.readouterr().out
-    assert set(figures) > {"flawed: epsilon, stock schedule", "v-loss on the stock schedule", "data"}
+    arms = {"flawed: epsilon, stock schedule", "flawed, with a start: nothing trained", "v-loss on the stock schedule"}
+    assert set(figures) > {*arms, "data"}
     for name, row in figures.items():
         assert name in text
         assert -1 <= row["p5"] <= row["p95"] <= 1
@@ -23,6 +26,9 @@ def test_quickstart_trains_compares_and_draws_and_goes_on_where_it_was(tmp_path,
         assert f"a {word} landscape" in text
     with Image.open(tmp_path / "samples.png") as sheet, Image.open(tmp_path / "brightness.png"):
         assert sheet.width > 3 * 2 * 64
+    start = Start.load(tmp_path / "start.safetensors")
+    assert start.base == "flawed"
+    assert start.law.num_features == 64
     schedulers = {
         arm: DiffusionPipeline.from_pretrained(tmp_path / arm).scheduler
         for arm in ("flawed", "v-stock-schedule", "retrained")

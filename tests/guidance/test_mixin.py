@@ -111,7 +111,7 @@ def test_enabling_twice_is_enabling_once():
 
 def test_subclass_of_a_ready_pipeline_rescales_once():
     class Mine(ZeroSNRStableDiffusionPipeline):
-        pass
+        default_keep_low_frequencies = 0
 
     pipe = Mine(**tiny_stable_diffusion().components, requires_safety_checker=False)
     torch.testing.assert_close(
@@ -123,8 +123,9 @@ def test_subclass_of_a_ready_pipeline_rescales_once():
 @pytest.mark.parametrize("cls", [ZeroSNRStableDiffusionPipeline, ZeroSNRStableDiffusionImg2ImgPipeline])
 def test_ready_pipelines_rescale_by_default_and_are_saved_as_stock(cls, tmp_path):
     pipe = cls(**tiny_stable_diffusion().components, requires_safety_checker=False)
-    stock_cls = cls.__mro__[2]
-    expected = generate(enable_guidance_rescale(stock_cls(**pipe.components, requires_safety_checker=False), 0.7))
+    stock_cls, k = cls.__mro__[2], cls.default_keep_low_frequencies
+    expected = stock_cls(**pipe.components, requires_safety_checker=False)
+    expected = generate(enable_guidance_rescale(expected, 0.7, keep_low_frequencies=k))
     assert torch.equal(generate(pipe), expected)
     pipe.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == stock_cls.__name__
@@ -143,7 +144,7 @@ def test_signature_shows_what_a_call_takes_beside_stock_s_arguments():
     for cls in (ZeroSNRStableDiffusionPipeline, ZeroSNRStableDiffusionImg2ImgPipeline):
         ours = [*inspect.signature(cls.__call__).parameters]
         stock = [*inspect.signature(cls.__mro__[2].__call__).parameters]
-        assert {*ours} == {*stock, "guidance_rescale", "guider"}
+        assert {*ours} == {*stock, "guidance_rescale", "keep_low_frequencies", "guider"}
         assert [name for name in ours if name in stock] == stock
         assert cls.__call__.__doc__ == cls.__mro__[2].__call__.__doc__
 

@@ -73,12 +73,14 @@ READY = [name for name in zsnr_diffusers.__all__ if name.startswith("ZeroSNR") a
 
 
 @pytest.mark.parametrize("name", READY)
-def test_a_ready_class_is_stock_s_with_rescale(name):
+def test_a_ready_class_is_stock_s_with_its_guidance(name):
     cls = getattr(zsnr_diffusers, name)
     stock = cls.__mro__[2]
     assert stock.__name__ == name.removeprefix("ZeroSNR")
     small = PIPELINES[stock.__name__]
-    enabled = enable_guidance_rescale(small.build(), 0.7, strict=True)
+    enabled = enable_guidance_rescale(
+        small.build(), 0.7, keep_low_frequencies=cls.default_keep_low_frequencies, strict=True
+    )
     options = {"requires_safety_checker": False, "add_watermarker": False}
     taken = inspect.signature(stock.__init__).parameters
     ready = cls(**enabled.components, **{key: value for key, value in options.items() if key in taken})

@@ -46,13 +46,13 @@ def write_shards(folder, samples, sizes=(4, 3, 3)):
     return f"{folder}/{{0..{len(sizes) - 1}}}.tar"
 
 
-def to_memory(folder, protocol="memory"):
+def to_memory(folder, protocol="memory", ending="tar"):
     """The same shards where fsspec has them in memory; the pattern that names them."""
     system = fsspec.filesystem(protocol)
-    files = sorted(folder.glob("*.tar"))
+    files = sorted(folder.glob(f"*.{ending}"))
     for file in files:
         system.pipe(f"/{folder.name}/{file.name}", file.read_bytes())
-    return f"{protocol}://{folder.name}/{{0..{len(files) - 1}}}.tar"
+    return f"{protocol}://{folder.name}/{{0..{len(files) - 1}}}.{ending}"
 
 
 class FlakyFileSystem(MemoryFileSystem):

@@ -17,6 +17,9 @@ class ThreadProcesses(LaunchedProcesses):
         self._barrier.wait()  # nobody writes before all have read
         return values
 
+    def broadcast(self, value):
+        return self.gather(value)[0]
+
 
 def in_threads(size, function):
     """What `function(processes)` returns or raises in each of `size` processes; one left waiting is an error."""

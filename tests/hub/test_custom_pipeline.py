@@ -1,4 +1,4 @@
-"""The file with which people who do not have this package load a repo with its rescale."""
+"""The file with which people who do not have this package load a repo with its guidance."""
 
 import ast
 import builtins
@@ -75,13 +75,13 @@ def run_alone(code, tmp_path, *arguments, **environment):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("space", ["output", "v"])
-def test_a_folder_opens_with_its_rescale_where_this_package_is_not(space, tmp_path):
+@pytest.mark.parametrize(("space", "k"), [("output", 2), ("v", 0)])
+def test_a_folder_opens_with_its_guidance_where_this_package_is_not(space, k, tmp_path):
     folder = tmp_path / "repo"
-    pipe = enable_guidance_rescale(tiny_stable_diffusion(), 0.4, space=space)
+    pipe = enable_guidance_rescale(tiny_stable_diffusion(), 0.4, space=space, keep_low_frequencies=k)
     pipe.save_pretrained(folder)
     write_custom_pipeline(pipe, folder)
-    calls = '[{}, {"guidance_rescale": 0.0}, {"guidance_rescale": 1.0}]'
+    calls = '[{}, {"guidance_rescale": 0.0, "keep_low_frequencies": 0}, {"guidance_rescale": 1.0}]'
     name, default, off, full = in_a_process_without_us(folder, tmp_path, calls)
     assert name == "RescaledStableDiffusionPipeline"
     assert torch.equal(default, generate(pipe))
@@ -339,7 +339,19 @@ def test_no_name_means_two_things_in_what_files_are_made_of():
 
 def test_a_pipeline_that_does_not_rescale_gets_a_file_that_does_not(tmp_path):
     pipe = disable_guidance_rescale(enable_guidance_rescale(tiny_stable_diffusion()))
-    assert "default_guidance_rescale = 0.0" in write_custom_pipeline(pipe, tmp_path).read_text()
+    source = write_custom_pipeline(pipe, tmp_path).read_text()
+    assert "default_guidance_rescale = 0.0" in source
+    assert "default_keep_low_frequencies = 0" in source
+
+
+def test_a_pipeline_that_keeps_low_frequencies_and_does_not_rescale_gets_a_file_that_does_so_too(tmp_path):
+    pipe = enable_guidance_rescale(tiny_stable_diffusion(), 0.0, keep_low_frequencies=2)
+    folder = save_pipeline(pipe, tmp_path / "repo")
+    names = {}
+    exec(compile((folder / "pipeline.py").read_text(), "pipeline.py", "exec"), names)
+    other = names["RescaledStableDiffusionPipeline"](**pipe.components, requires_safety_checker=False)
+    assert torch.equal(generate(other), generate(pipe))
+    assert "`pipeline.py` here brings kept low frequencies:" in pipeline_card(pipe, folder, "acme/dark")
 
 
 def test_a_pipeline_without_guidance_is_refused(tmp_path):

@@ -161,6 +161,18 @@ def test_without_zero_snr_the_pipeline_s_own_sampler_stays(tmp_path):
         assert not hasattr(base, "default_guidance_rescale")
 
 
+@pytest.mark.full
+def test_the_low_frequencies_to_keep_stand_in_the_file(tmp_path, said):
+    pipe = adapted()
+    pipe.default_keep_low_frequencies = 3
+    save_lora(pipe, tmp_path / "lora.safetensors")
+    base = load_lora(tiny_pipeline("1"), tmp_path / "lora.safetensors")
+    assert (base.default_guidance_rescale, base.default_keep_low_frequencies) == (PHI, 3)
+    assert said("INFO")[0].endswith("guidance rescale 0.6, lowest 3 x 3 frequencies kept.")
+    other = load_lora(tiny_pipeline("1"), tmp_path / "lora.safetensors", keep_low_frequencies=0)
+    assert (other.default_guidance_rescale, other.default_keep_low_frequencies) == (PHI, 0)
+
+
 def rewritten(saved, path, metadata):
     save_file(load_file(saved[0] / LORA_FILE), path, metadata)
     return path

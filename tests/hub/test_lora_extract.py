@@ -185,12 +185,15 @@ def test_at_full_rank_only_biases_and_norms_are_lost(retrained, configs, tmp_pat
     assert_paints_alike(base, whole)
 
 
-def test_dtype_and_guidance_rescale_as_asked(retrained, configs, tmp_path):
+def test_dtype_and_guidance_as_asked(retrained, configs, tmp_path):
     folder, _ = retrained(among=lambda name: "conv_in" in name)
-    extracted = extract_lora(folder, configs["1"], 2, dtype=torch.bfloat16, guidance_rescale=0.3)
+    extracted = extract_lora(
+        folder, configs["1"], 2, dtype=torch.bfloat16, guidance_rescale=0.3, keep_low_frequencies=2
+    )
     file = save_lora(extracted.pipeline, tmp_path / "lora") / LORA_FILE
     assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
     assert json.loads(read_header(file).metadata["zsnr_diffusers"])["_guidance_rescale"] == 0.3
+    assert load_lora(tiny_pipeline("1"), file).default_keep_low_frequencies == 2
 
 
 @pytest.mark.full

@@ -136,7 +136,7 @@ def test_what_save_pipeline_records(write):
     record = {**schedule, "prediction_type": V, "_guidance_rescale": 0.4, "_guidance_rescale_space": "v", "other": 1}
     saved = SavedModel.open(write(zsnr_diffusers=json.dumps(record)))
     assert saved.schedule == schedule
-    assert saved.guidance == {"guidance_rescale": 0.4, "space": "v"}
+    assert saved.guidance == {"guidance_rescale": 0.4, "space": "v", "keep_low_frequencies": 0}
 
 
 @pytest.mark.parametrize(

@@ -125,12 +125,13 @@ def test_inpainting_models_get_their_class(configs, tmp_path):
 def test_single_files_round_trip(kind, scheduler, configs, tmp_path):
     pipe, zero_snr = tiny_pipeline(kind, scheduler), scheduler.config["rescale_betas_zero_snr"]
     if zero_snr:
-        enable_guidance_rescale(pipe, 0.4, space="v")
+        enable_guidance_rescale(pipe, 0.4, space="v", keep_low_frequencies=2)
     file = save_pipeline(pipe, tmp_path / "one" / "model.safetensors")
     back = load_pipeline(file, config=configs[kind])
     assert_same_weights(pipe, back)
     assert says(back) == (scheduler.config["prediction_type"], zero_snr)
     assert getattr(back, "default_guidance_rescale", 0.0) == (0.4 if zero_snr else 0.0)
+    assert getattr(back, "default_keep_low_frequencies", 0) == (2 if zero_snr else 0)
     if zero_snr:
         assert back.guidance_space == "v"
         back.scheduler = scheduler  # the sampler is not the model's

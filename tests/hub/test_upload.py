@@ -20,7 +20,7 @@ from zsnr_diffusers.cli import main
 
 def dark():
     pipe = tiny_pipeline("1", ZeroSNRMultistepScheduler.from_config(sd_scheduler(V).config))
-    return enable_guidance_rescale(pipe, 0.4)
+    return enable_guidance_rescale(pipe, 0.4, keep_low_frequencies=2)
 
 
 def test_what_is_saved_is_pushed_with_a_card_and_loads_from_there(there, tmp_path):
@@ -34,7 +34,7 @@ def test_what_is_saved_is_pushed_with_a_card_and_loads_from_there(there, tmp_pat
     back = load_pipeline("acme/dark", **places)
     assert_same_weights(pipe, back)
     assert says(back) == (V, True)
-    assert back.default_guidance_rescale == 0.4
+    assert (back.default_guidance_rescale, back.default_keep_low_frequencies) == (0.4, 2)
     assert audit("acme/dark", **places).ok
     text = card.decode()
     assert "| prediction type | `v_prediction` |" in text
@@ -42,7 +42,8 @@ def test_what_is_saved_is_pushed_with_a_card_and_loads_from_there(there, tmp_pat
     assert "| signal-to-noise ratio at the last timestep | 0 |" in text
     assert "| scheduler, timestep spacing | `EulerDiscreteScheduler`, `trailing` |" in text
     assert "| recommended guidance rescale | 0.4 |" in text
-    assert "`pipeline.py` here brings the guidance rescale and its own sampler" in text
+    assert "| recommended `keep_low_frequencies` of zsnr_diffusers | 2 |" in text
+    assert "`pipeline.py` here brings the guidance rescale, kept low frequencies and its own sampler" in text
     assert 'from_pretrained("acme/dark", custom_pipeline="acme/dark", trust_remote_code=True)' in text
     data = ModelCard(text).data
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
@@ -121,7 +122,7 @@ def test_convert_pushes(there, tmp_path, capsys):
     source, target = save_pipeline(dark(), tmp_path / "dark"), tmp_path / "dark.safetensors"
     repos, made, _ = there()
     assert main(["convert", str(source), str(target), "--push_to_hub", "acme/dark", "--private"]) == 0
-    assert capsys.readouterr().out.endswith("guidance_rescale=0.4; pushed to acme/dark\n")
+    assert capsys.readouterr().out.endswith("guidance_rescale=0.4, keep_low_frequencies=2; pushed to acme/dark\n")
     assert (repos["acme/dark"] / "dark.safetensors").read_bytes() == target.read_bytes()
     assert made == {"acme/dark": "private"}
     there(repos, failures={"/commit/main": 403})

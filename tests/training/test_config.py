@@ -110,6 +110,7 @@ def test_help_teaches(capsys):
         ({"lr_warmup_steps": -1}, "--lr_warmup_steps=-1 must not be negative"),
         ({"caption_dropout": 1.5}, r"--caption_dropout=1.5 must lie in \[0, 1\]"),
         ({"guidance_rescale": 2.0}, "guidance_rescale=2.0 must lie in"),
+        ({"keep_low_frequencies": -1}, "keep_low_frequencies=-1 must be an integer of at least 0"),
         ({"loss_weighting": "min_snr"}, r"gives the last timestep weight 0 at zero .* Use 'min_snr_floored'"),
         ({"loss_weighting": "p2"}, "--loss_weighting='p2' is not known; choose one of constant, min_snr_floored"),
         ({"loss_weighting": "min_snr_floored", "snr_gamma": 0.5}, "snr_gamma=0.5 must be above 1, the floor"),

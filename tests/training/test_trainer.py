@@ -99,14 +99,15 @@ def test_previews_are_sampled_as_shipped(options, monkeypatch):
     seen, call = [], ZeroSNRStableDiffusionPipeline.__call__
 
     def spy(self, *args, **kwargs):
-        seen.append((self.scheduler, self.default_guidance_rescale, kwargs.get("guidance_rescale")))
+        guidance = self.default_guidance_rescale, self.default_keep_low_frequencies
+        seen.append((self.scheduler, guidance, kwargs.get("guidance_rescale")))
         return call(self, *args, **kwargs)
 
     monkeypatch.setattr(ZeroSNRStableDiffusionPipeline, "__call__", spy)
     run(options, validation_prompts=["snow"], guidance_rescale=0.6, max_train_steps=1)
-    ((scheduler, phi, changed),) = seen
+    ((scheduler, guidance, changed),) = seen
     shipped = DiffusionPipeline.from_pretrained(options["output_dir"]).scheduler
-    assert (phi, changed) == (0.6, None)
+    assert (guidance, changed) == ((0.6, 4), None)
     assert type(scheduler) is type(shipped)
     assert scheduler.config.timestep_spacing == shipped.config.timestep_spacing == "trailing"
 

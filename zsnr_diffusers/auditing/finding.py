@@ -89,6 +89,15 @@ def retrain_command(setup: SchedulerUnderTest) -> str:
     )
 
 
+def fit_start_command(setup: SchedulerUnderTest) -> str | None:
+    """Command line that fits a start to the model as it is; None where there is no text, or no autoencoder."""
+    source = setup.source
+    if source.lora or not source.latent or "text_encoder" not in source.index:
+        return None
+    name = source.name if source.live is None else "PIPELINE"
+    return f"zsnr fit-start {name} --train_data_dir PICTURES --output start.safetensors"
+
+
 def enabled_clipping(setup: SchedulerUnderTest) -> list[str]:
     """Which of `clip_sample` and `thresholding` are switched on in the scheduler's config."""
     accepted = [name for name in _CLIPS if name in setup.config and accepts_argument(setup, name)]

@@ -5,7 +5,14 @@ from typing import Any
 import torch
 
 from ..core import noise_level
-from .finding import Finding, enabled_clipping, from_config_line, retrain_command, severity_at_steps
+from .finding import (
+    Finding,
+    enabled_clipping,
+    fit_start_command,
+    from_config_line,
+    retrain_command,
+    severity_at_steps,
+)
 from .sources import Source
 from .subject import SchedulerUnderTest, is_rescaled_to_zero_snr
 
@@ -81,9 +88,12 @@ def check_terminal_snr(setup: SchedulerUnderTest) -> Finding | None:
     what = f"the schedule never reaches pure noise, so brightness is read off the noise: {alpha}"
     fix = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if (setup.source.prediction_type or setup.config["prediction_type"]) == "epsilon":
-        return Finding(
-            "terminal-snr", "not zero-SNR", what, f"retrain it with v-prediction:\n{retrain_command(setup)}"
-        )
+        advice = f"retrain it with v-prediction:\n{retrain_command(setup)}"
+        if setup.source.has_start:
+            what += "; its start puts the image there that the network expects"
+        elif fit := fit_start_command(setup):
+            advice += f"\nor leave it as it is, and let it start from what it expects to see:\n{fit}"
+        return Finding("terminal-snr", "not zero-SNR", what, advice)
     if setup.source.zero_snr:
         what = f"the model was trained at zero terminal SNR, and is sampled at {alpha}"
         return Finding("terminal-snr", "error", what, from_config_line(setup, fix), fix)

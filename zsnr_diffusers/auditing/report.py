@@ -63,6 +63,7 @@ class Audit(Report):
         final_alpha: sqrt(alpha_bar) of where sampling ends; 1 is right. None where the scheduler does not say.
         trained_betas: whether the betas themselves are saved.
         guidance_rescale: phi, as recorded; None if it is not.
+        keep_low_frequencies: k of `enable_guidance_rescale`, as recorded; 0 if it is not.
         steps_tried: numbers of steps that the scheduler was run for.
         findings: faults and notes, errors first.
         config: the scheduler's config as it is saved.
@@ -84,6 +85,7 @@ class Audit(Report):
     final_alpha: float | None
     trained_betas: bool
     guidance_rescale: float | None
+    keep_low_frequencies: int
     steps_tried: tuple[int, ...]
     findings: tuple[Finding, ...]
     config: dict[str, Any]
@@ -193,6 +195,8 @@ class Audit(Report):
         yield "first timesteps", self._first_timesteps_text, str(self.num_train_timesteps - 1)
         yield "final sqrt(alpha_bar)", final, "1"
         yield "guidance rescale", phi, ""
+        if k := self.keep_low_frequencies:
+            yield "guidance leaves alone", f"the lowest {k} x {k} frequencies", ""
         yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
 
 
@@ -261,6 +265,7 @@ def audit_source(source: Source, numbers: Sequence[int] | None = None) -> Audit:
         final_alpha=None if setup.final_level is None else float(setup.final_level.alpha),
         trained_betas=config.get("trained_betas") is not None,
         guidance_rescale=source.guidance_rescale,
+        keep_low_frequencies=source.keep_low_frequencies,
         steps_tried=tuple(run.num_inference_steps for run in setup.simulations),
         findings=run_checks(setup),
         config=source.config,

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import SchedulerMixin
 
 from ..guidance.mixin import stock_class
+from ..guidance.record import record_of_pipeline, recorded_guidance
 from ..hub.claims import ARGUMENTS, RESOLVED_FIELDS, SCHEDULER
 from ..hub.files import SCHEDULER_CONFIG
 from ..hub.layouts import SD_1, SD_2, SDXL, OriginalFormat, detect_layout, unet_in_channels
@@ -15,6 +16,7 @@ from ..hub.saved_model import SCHEDULER_FILE, SavedModel
 from ..hub.single_file import SD_BETAS
 from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler
 from ..schedulers.config import OWN_SPACING
+from ..start.start import RECORDED_START
 
 _BETAS = {key: SD_BETAS[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
 _LEADING = {**_BETAS, "timestep_spacing": "leading", "steps_offset": 1}
@@ -64,6 +66,7 @@ class Source:
         prediction_type: what the network predicts, where that is known from elsewhere than the config.
         zero_snr: whether it was trained at zero terminal SNR, likewise.
         guidance_rescale: phi, as it is recorded.
+        keep_low_frequencies: k of `enable_guidance_rescale`, as it is recorded.
         lora: whether it is a LoRA.
         published: whether the config is not the model's own, but what its architecture was published with, or what
             `load_pipeline` and `load_lora` make of the marks in a file: there is no config beside the weights.
@@ -81,6 +84,7 @@ class Source:
     prediction_type: str | None = None
     zero_snr: bool | None = None
     guidance_rescale: float | None = None
+    keep_low_frequencies: int = 0
     lora: bool = False
     published: bool = False
     marked: bool = False
@@ -96,6 +100,11 @@ class Source:
     def guided(self) -> bool:
         """Whether images are made of a text or an image, and so with a large guidance scale."""
         return any(key.startswith(("text_encoder", "image_encoder")) for key in self.index)
+
+    @property
+    def has_start(self) -> bool:
+        """Whether a start is enabled, or saved beside the pipeline."""
+        return getattr(self.pipeline, "default_start", None) is not None or RECORDED_START in self.index
 
     @property
     def has_weights(self) -> bool:
@@ -171,10 +180,15 @@ def _source_from_pipeline(pipe: Any) -> Source:
     """What to audit of a pipeline in memory: its scheduler, components, and recorded guidance rescale."""
     name = stock_class(type(pipe)).__name__
     parts = {key: part for key, part in getattr(pipe, "components", vars(pipe)).items() if part is not None}
-    phi = getattr(pipe, "default_guidance_rescale", 0.0)
+    recorded = recorded_guidance(record_of_pipeline(pipe))
     index = {**dict.fromkeys(parts, True), "_class_name": name}
     index.pop("scheduler", None)  # its class is that of the object
-    return _source_from_scheduler(pipe.scheduler, name, index=index, pipeline=pipe, guidance_rescale=phi or None)
+    return _source_from_scheduler(pipe.scheduler, name, index=index, pipeline=pipe, **_guidance(recorded))
+
+
+def _guidance(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `Source` on the guidance that is recorded."""
+    return {name: recorded[name] for name in ("guidance_rescale", "keep_low_frequencies") if name in recorded}
 
 
 def _source_from_saved_model(saved: SavedModel) -> Source:
@@ -200,7 +214,7 @@ def _source_from_saved_model(saved: SavedModel) -> Source:
         path=None if saved.folder is None else saved.folder / saved.scheduler_file,
         prediction_type=known.prediction_type,
         zero_snr=None if known.prediction_type == "flow_prediction" else known.rescale_betas_zero_snr,
-        guidance_rescale=saved.guidance.get("guidance_rescale"),
+        **_guidance(saved.guidance),
         lora=saved.is_lora,
         published=published,
         marked=said.prediction_type is not None,

@@ -9,9 +9,10 @@ from PIL import Image
 
 from ..core.calibrated import CalibratedSteps
 from ..core.guidance import check_guidance_rescale
+from ..core.low_frequencies import check_keep_low_frequencies
 from ..evaluation import generate_images, sample_grid
 from ..schedulers import ZeroSNRMultistepScheduler
-from .network import GuidedNetwork, call_kwargs_for_batch, guidance_kwargs, record_guided_network
+from .network import Guidance, GuidedNetwork, call_kwargs_for_batch, record_guided_network
 from .report import CalibratedNumber, Calibration
 from .search import max_network_calls, search_timesteps
 from .student import Student
@@ -38,6 +39,7 @@ class Calibrator:
         steps: numbers of steps, each at least 2.
         guidance_scale: w in u + w (c - u); the calibration holds for this one.
         guidance_rescale: phi of Lin et al. 2023, Algorithm 2; by default the pipeline's own.
+        keep_low_frequencies: k of `enable_guidance_rescale`; by default the pipeline's own.
         num_prompts: how many images, each of a seed of its own; prompts are repeated or left out for that.
         seed: of the first image.
         teacher_steps: of the teacher.
@@ -61,24 +63,24 @@ class Calibrator:
         steps: Sequence[int] = STEPS,
         guidance_scale: float,
         guidance_rescale: float | None = None,
+        keep_low_frequencies: int | None = None,
         num_prompts: int = NUM_PROMPTS,
         seed: int = 0,
         teacher_steps: int = TEACHER_STEPS,
         batch_size: int = 4,
         **call_kwargs: Any,
     ) -> None:
-        rescale = getattr(pipe, "default_guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale
-        check_guidance_rescale(rescale)
+        self.guidance = _resolve_guidance(pipe, guidance_scale, guidance_rescale, keep_low_frequencies)
         self.fitted, self.held_out = split_prompts(prompts, num_prompts, seed)
         self.steps, self.teacher_steps = sorted(set(steps)), teacher_steps
-        self.guidance_scale, self.guidance_rescale = guidance_scale, rescale if guidance_scale > 1 else 0.0
         self._pipe, self._call_kwargs = pipe, call_kwargs
         self.scheduler = default_scheduler(pipe.scheduler)
         self._timesteps = teacher_timesteps(self.scheduler, teacher_steps, self.steps)
         self.on_call: Callable[[], Any] = lambda: None
-        guidance = {"guidance_scale": guidance_scale, "guidance_rescale": self.guidance_rescale}
         self._networks = [
-            record_guided_network(pipe, conditions, seeds, **guidance, batch_size=batch_size, **call_kwargs)
+            record_guided_network(
+                pipe, conditions, seeds, **self.guidance._asdict(), batch_size=batch_size, **call_kwargs
+            )
             for conditions, seeds in (self.fitted, self.held_out)
         ]
 
@@ -145,7 +147,7 @@ class Calibrator:
     def _generate_held_out(self, scheduler: Any, num_inference_steps: int, rows: int) -> list[Image.Image]:
         """Images of the first held-out prompts by another scheduler, `rows` at most."""
         conditions, seeds = self.held_out
-        call = guidance_kwargs(self._pipe, self.guidance_scale, self.guidance_rescale) | self._call_kwargs
+        call = self.guidance.call_kwargs(self._pipe) | self._call_kwargs
         former, self._pipe.scheduler = self._pipe.scheduler, scheduler
         try:
             return generate_images(
@@ -163,7 +165,8 @@ class Calibrator:
     def report(self, numbers: Sequence[CalibratedNumber]) -> Calibration:
         """The report on these numbers of steps, with what they were calibrated for."""
         images = len(self._networks[0]), len(self._networks[1])
-        return Calibration(tuple(numbers), self.guidance_scale, self.guidance_rescale, self.teacher_steps, images)
+        scale, rescale, k = self.guidance
+        return Calibration(tuple(numbers), scale, rescale, self.teacher_steps, images, k)
 
 
 def calibrate(
@@ -199,6 +202,17 @@ def calibrate(
     calibrator = Calibrator(pipe, prompts, guidance_scale=guidance_scale, **options)
     report = calibrator.report([*calibrator.numbers()])
     return calibrator.calibrated(report.config()), report
+
+
+def _resolve_guidance(
+    pipe: Any, guidance_scale: float, guidance_rescale: float | None, keep_low_frequencies: int | None
+) -> Guidance:
+    """The guidance to calibrate for: what is given, or else the pipeline's own; without guidance nothing beside it."""
+    phi = getattr(pipe, "default_guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale
+    k = getattr(pipe, "default_keep_low_frequencies", 0) if keep_low_frequencies is None else keep_low_frequencies
+    check_guidance_rescale(phi)
+    check_keep_low_frequencies(k)
+    return Guidance(guidance_scale, phi, k) if guidance_scale > 1 else Guidance(guidance_scale)
 
 
 Share = tuple[list[Any] | None, list[int]]

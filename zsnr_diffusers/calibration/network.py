@@ -11,12 +11,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.guidance import classifier_free_guidance, rescale_guidance
+from ..core.low_frequencies import keep_low_frequencies
 from ..evaluation.generation import iter_images
 from ..schedulers import ZeroSNRMultistepScheduler
 
@@ -50,8 +51,37 @@ class Batch:
     kwargs: dict[str, Any]
 
 
+class Guidance(NamedTuple):
+    """How a network is guided: arguments of a pipeline's call."""
+
+    guidance_scale: float
+    guidance_rescale: float = 0.0
+    keep_low_frequencies: int = 0
+
+    def combine(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """The guided prediction, as `enable_guidance_rescale` makes it."""
+        guided = classifier_free_guidance(unconditional, conditional, self.guidance_scale)
+        guided = rescale_guidance(guided, conditional, self.guidance_rescale)
+        return keep_low_frequencies(guided, conditional, self.keep_low_frequencies)
+
+    def call_kwargs(self, pipe: Any) -> dict[str, Any]:
+        """These as arguments of a pipeline's call; also those that are 0, so that no default takes their place.
+
+        Raises:
+            ValueError: the pipeline does not know low frequencies; most of stock's would take the argument without a
+                word.
+        """
+        taken, phi, k = inspect.signature(pipe.__call__).parameters, self.guidance_rescale, self.keep_low_frequencies
+        if k > 0 and "keep_low_frequencies" not in taken:
+            raise ValueError(
+                f"{type(pipe).__name__} has no keep_low_frequencies={k}; first call "
+                f"enable_guidance_rescale(pipe, {phi:g}, keep_low_frequencies={k})."
+            )
+        return {name: value for name, value in self._asdict().items() if value or name in taken}
+
+
 class GuidedNetwork:
-    """u + w (c - u) of a pipeline's UNet, for samples that each have a condition and a seed of their own.
+    """The guided prediction of a pipeline's UNet, for samples that each have a condition and a seed of their own.
 
     Attributes:
         noise: x_T of every sample, shape [N, ...], float32 on the CPU.
@@ -60,9 +90,9 @@ class GuidedNetwork:
         on_call: called after each of them.
     """
 
-    def __init__(self, pipe: Any, batches: Sequence[Batch], guidance_scale: float, guidance_rescale: float) -> None:
+    def __init__(self, pipe: Any, batches: Sequence[Batch], guidance: Guidance) -> None:
         self._unet, self._device, self._batches = pipe.unet, pipe._execution_device, batches
-        self._guidance = guidance_scale, guidance_rescale
+        self._guidance = guidance
         self.dtype = pipe.unet.dtype
         self.noise = torch.cat([batch.noise for batch in batches])
         self.calls = 0
@@ -74,7 +104,7 @@ class GuidedNetwork:
     @property
     def uses_guidance(self) -> bool:
         """Whether the guidance scale is above 1, so that the UNet is called on two copies of x_t."""
-        return self._guidance[0] > 1
+        return self._guidance.guidance_scale > 1
 
     @property
     def num_batches(self) -> int:
@@ -92,7 +122,6 @@ class GuidedNetwork:
 
     def predict_batch(self, batch: Batch, x_t: Tensor, timestep: int) -> Tensor:
         """The guided prediction for the samples of one batch, float32 on the CPU."""
-        scale, rescale = self._guidance
         x = x_t.to(self._device, self.dtype)
         args, kwargs = _to_device((batch.args, batch.kwargs), self._device)
         t = torch.tensor(timestep, device=self._device)
@@ -101,9 +130,7 @@ class GuidedNetwork:
         self.calls += 1
         self.on_call()
         if self.uses_guidance:
-            unconditional, conditional = output.chunk(2)
-            output = classifier_free_guidance(unconditional, conditional, scale)
-            output = rescale_guidance(output, conditional, rescale)
+            output = self._guidance.combine(*output.chunk(2))
         return output.float().cpu()
 
 
@@ -114,6 +141,7 @@ def record_guided_network(
     *,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
+    keep_low_frequencies: int = 0,
     batch_size: int = 4,
     **call_kwargs: Any,
 ) -> GuidedNetwork:
@@ -125,6 +153,7 @@ def record_guided_network(
         seeds: one per sample; each is the noise that the pipeline makes of it.
         guidance_scale: w in u + w (c - u); 1 or less is no guidance.
         guidance_rescale: phi of Lin et al. 2023, Algorithm 2.
+        keep_low_frequencies: k of `enable_guidance_rescale`.
         batch_size: samples per call of the UNet.
         call_kwargs: for the pipeline's call.
 
@@ -134,7 +163,8 @@ def record_guided_network(
     _check_pipeline(pipe)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    call_kwargs |= guidance_kwargs(pipe, guidance_scale, guidance_rescale)
+    guidance = Guidance(guidance_scale, guidance_rescale, keep_low_frequencies)
+    call_kwargs |= guidance.call_kwargs(pipe)
     call_kwargs |= {"num_inference_steps": 1, "output_type": "latent"}
     scheduler = _FirstStepScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="kappa", eta=0.0, calibration=None
@@ -148,17 +178,8 @@ def record_guided_network(
             next(iter_images(pipe, prompts, seeds[part], batch_size=batch_size, progress=False, **call))
         batches.append(_make_batch(pipe, seen))
         if start == 0:
-            _check_prediction_agrees(
-                pipe, GuidedNetwork(pipe, batches, guidance_scale, guidance_rescale), seen, len(scheduler)
-            )
-    return GuidedNetwork(pipe, batches, guidance_scale, guidance_rescale)
-
-
-def guidance_kwargs(pipe: Any, guidance_scale: float, guidance_rescale: float) -> dict[str, Any]:
-    """Arguments of a pipeline's call; phi also where it is 0, so that no default of the pipeline's takes its place."""
-    takes_rescale = "guidance_rescale" in inspect.signature(pipe.__call__).parameters
-    rescale = {"guidance_rescale": guidance_rescale} if takes_rescale or guidance_rescale > 0 else {}
-    return {"guidance_scale": guidance_scale, **rescale}
+            _check_prediction_agrees(pipe, GuidedNetwork(pipe, batches, guidance), seen, len(scheduler))
+    return GuidedNetwork(pipe, batches, guidance)
 
 
 def call_kwargs_for_batch(call_kwargs: Mapping[str, Any], size: int) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Calibration(Report):
         guidance_rescale: phi of Lin et al. 2023, Algorithm 2.
         teacher_steps: of the run that all are compared with.
         images: how many were fitted to, and how many were held out.
+        keep_low_frequencies: k of `enable_guidance_rescale`.
     """
 
     numbers: tuple[CalibratedNumber, ...]
@@ -61,10 +62,15 @@ class Calibration(Report):
     guidance_rescale: float
     teacher_steps: int
     images: tuple[int, int]
+    keep_low_frequencies: int = 0
 
     def config(self) -> dict[str, Any]:
         """The `calibration` of a `ZeroSNRMultistepScheduler`: those that got better, by number of steps as a text."""
-        made_for = {"guidance_scale": self.guidance_scale, "guidance_rescale": self.guidance_rescale}
+        made_for = {
+            "guidance_scale": self.guidance_scale,
+            "guidance_rescale": self.guidance_rescale,
+            "keep_low_frequencies": self.keep_low_frequencies,
+        }
         return {
             number: steps | made_for for one in self.numbers if one.better for number, steps in one.config().items()
         }
@@ -78,7 +84,8 @@ class Calibration(Report):
         fitted, held_out = self.images
         yield Text(
             f"error to {self.teacher_steps} steps at guidance {self.guidance_scale:g} "
-            f"(guidance_rescale {self.guidance_rescale:g}): {fitted} images fitted, {held_out} held out"
+            f"(guidance_rescale {self.guidance_rescale:g}, keep_low_frequencies {self.keep_low_frequencies}): "
+            f"{fitted} images fitted, {held_out} held out"
         )
         head = ("steps", "default", "calibrated", "held out: default", "calibrated", "ratio", "")
         yield Table(head, tuple(map(_table_row, self.numbers)), "<>>>>><")

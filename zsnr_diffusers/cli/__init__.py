@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..utils.distributed import ProcessError, is_main_process
-from . import audit, calibrate, convert, evaluate, extract_lora
+from . import audit, calibrate, convert, evaluate, extract_lora, fit_start
 
 DESCRIPTION = "Zero-terminal-SNR diffusion (Lin et al. 2023, arXiv:2305.08891) for diffusers."
 
@@ -28,6 +28,9 @@ examples:
 
   as good as it gets in 4 to 8 steps:
     zsnr calibrate sd21-zsnr/ --prompts_file prompts.txt --guidance_scale 5 --output_dir sd21-fast
+
+  dark and bright from a model that predicts epsilon, without training:
+    zsnr fit-start my-model --train_data_dir photos --output start.safetensors
 
 zsnr COMMAND --help has more of each
 """
@@ -61,6 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (evaluate, audit, convert, extract_lora, calibrate):
+    for command in (evaluate, audit, convert, extract_lora, calibrate, fit_start):
         command.add_parser(commands)
     return parser

@@ -57,6 +57,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--guidance_rescale", type=float, help="phi, 0 to 1 (default: what is recorded in the pipeline, or 0)"
     )
+    parser.add_argument("--keep_low_frequencies", type=int, metavar="K", help=generation.KEEP_HELP)
     parser.add_argument("--negative_prompt", metavar="TEXT", help="for all prompts (default: none)")
     parser.add_argument(
         "--num_prompts", type=int, default=64, help="images, each of its own seed; prompts are repeated (default: 64)"
@@ -86,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         guidance_scale=_resolve_guidance_scale(pipe, arguments),
         guidance_rescale=arguments.guidance_rescale,
+        keep_low_frequencies=arguments.keep_low_frequencies,
         num_prompts=arguments.num_prompts,
         seed=arguments.seed,
         teacher_steps=arguments.teacher_steps,

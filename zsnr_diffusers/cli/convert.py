@@ -12,6 +12,7 @@ from ..core.predictions import PREDICTION_TYPES
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
 from .arguments import new_parser, replace_arguments_by_options
+from .generation import guidance_options, refuse_guidance_options
 
 if TYPE_CHECKING:
     from ..hub.saved_model import SavedModel
@@ -79,6 +80,12 @@ def add_parser(commands: Any) -> None:
     schedule.add_argument("--no_zero_snr", dest="zero_snr", action="store_false", help="it was not")
     parser.add_argument("--guidance_rescale", type=float, help="phi to record (default: what is recorded)")
     parser.add_argument(
+        "--keep_low_frequencies",
+        type=int,
+        metavar="K",
+        help="lowest K x K frequencies that guidance leaves alone, to record (default: what is recorded)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         help="of the weights (default: the source's if it is here and has one for all, else float32)",
@@ -119,15 +126,16 @@ def run(arguments: argparse.Namespace) -> None:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(replace_arguments_by_options(str(error))) from error
     except TypeError as error:
-        if arguments.guidance_rescale is None:
-            raise
-        raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
+        refuse_guidance_options(error, guidance_options(arguments))
+        raise
     claim = scheduler_claim(pipe.scheduler.config)
     found = {
         "prediction_type": claim.prediction_type,
         "rescale_betas_zero_snr": claim.rescale_betas_zero_snr,
         "guidance_rescale": getattr(pipe, "default_guidance_rescale", 0.0),
     }
+    if k := getattr(pipe, "default_keep_low_frequencies", 0):
+        found["keep_low_frequencies"] = k
     show(Converted(arguments.target, what, found, arguments.push_to_hub))
 
 
@@ -165,8 +173,8 @@ def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple
         _check_prediction_type_known(saved)
     given = {"config": arguments.config, "variant": arguments.variant, "vae": arguments.vae}
     options = {name: value for name, value in given.items() if value is not None}
-    phi, dtype = arguments.guidance_rescale, _resolve_dtype(arguments, saved)
-    pipe = load_pipeline(saved, dtype=dtype, guidance_rescale=phi, **options)
+    options |= guidance_options(arguments)
+    pipe = load_pipeline(saved, dtype=_resolve_dtype(arguments, saved), **options)
     save_pipeline(pipe, arguments.target, overwrite=arguments.overwrite, **_upload_kwargs(arguments))
     return pipe, type(pipe).__name__
 
@@ -191,7 +199,7 @@ def _convert_lora(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any
     check_target(Path(arguments.target), arguments.overwrite, LORA_FILE)
     base = arguments.config or find_lora_base(saved.name, saved.header)
     pipe = empty_pipeline(base, _resolve_dtype(arguments, saved))
-    load_lora(pipe, saved, guidance_rescale=arguments.guidance_rescale)
+    load_lora(pipe, saved, **guidance_options(arguments))
     save_lora(pipe, arguments.target, **_upload_kwargs(arguments))
     return pipe, f"LoRA of {base}"
 

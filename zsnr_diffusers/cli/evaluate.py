@@ -58,6 +58,9 @@ examples:
       --prompts "a black cat at night" "a polar bear in snow" "a white page" "a coal mine" \\
       --num_inference_steps 25 --guidance_scale 7.5 --guidance_rescale 0.7 --invariance --json result.json
 
+  the same of a model that predicts epsilon, with a start in place of training (zsnr fit-start):
+    zsnr evaluate --real photos/ --pipeline my-model --start start.safetensors --prompts "a night sky" "snow"
+
   an unconditional pipeline from a local folder, keeping its images:
     zsnr evaluate --real photos/ --pipeline out/my-model --num_images 256 --save_images samples/
 

@@ -10,6 +10,7 @@ from ..core.predictions import PREDICTION_TYPES
 from ..utils.tables import Text
 from ..utils.terminal import show
 from .arguments import new_parser, replace_arguments_by_options
+from .generation import guidance_options
 
 DESCRIPTION = """\
 Extracts from a retrained model what retraining changed, as a LoRA: of the difference between its weights and those of
@@ -57,6 +58,12 @@ def add_parser(commands: Any) -> None:
     schedule.add_argument("--no_zero_snr", dest="zero_snr", action="store_false", help="it was not")
     parser.add_argument("--guidance_rescale", type=float, help="phi to record (default: what RETRAINED records)")
     parser.add_argument(
+        "--keep_low_frequencies",
+        type=int,
+        metavar="K",
+        help="lowest K x K frequencies that guidance leaves alone, to record (default: what RETRAINED records)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         help="of the LoRA (default: that of RETRAINED if it is here and has one for all, else float32)",
@@ -94,10 +101,10 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.rank,
             dtype=arguments.dtype and getattr(torch, arguments.dtype),
             device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            guidance_rescale=arguments.guidance_rescale,
             prediction_type=arguments.prediction_type,
             rescale_betas_zero_snr=arguments.zero_snr,
             config=arguments.config,
+            **guidance_options(arguments),
         )
         upload = {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
         save_lora(extracted.pipeline, arguments.output_dir, **upload)

@@ -9,12 +9,13 @@ from typing import Any
 
 OPTIONS = (
     *("prompts", "prompts_file", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"),
-    *("batch_size", "dtype", "variant", "resolution", "lora"),
+    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora", "start"),
 )
 """What `add_arguments` adds; each is None unless given."""
 
 CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "batch_size")
 NUM_IMAGES = 64
+KEEP_HELP = "lowest K x K frequencies that guidance leaves alone (default: what is recorded in the pipeline, or 0)"
 
 
 def add_arguments(options: Any) -> None:
@@ -32,11 +33,13 @@ def add_arguments(options: Any) -> None:
         type=float,
         help="phi of the paper's Algorithm 2, 0.7 there (default: what is recorded in the pipeline, or 0)",
     )
+    options.add_argument("--keep_low_frequencies", type=int, metavar="K", help=KEEP_HELP)
     options.add_argument("--batch_size", type=int, help="per process (default: 4)")
     options.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
     options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
     options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
+    options.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
 
 
 def num_images(arguments: argparse.Namespace) -> int:
@@ -69,33 +72,56 @@ def default_device() -> str:
 
 
 def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
-    """Load the pipeline of `--pipeline` in `--dtype`, with `--lora` and `--guidance_rescale`, onto a device.
+    """Load the pipeline of `--pipeline` in `--dtype`, with `--lora`, `--start` and guidance options, onto a device.
 
     Raises:
-        OSError: there is no such pipeline.
-        ValueError: a guidance rescale that it cannot take.
+        OSError: there is no such pipeline, or no such start.
+        ValueError: a guidance rescale or low frequencies that it cannot take, or a start of another base.
     """
     import torch
 
     from .. import schedulers  # noqa: F401  # a saved pipeline may name its classes; diffusers only looks them up
     from ..hub.load import load_pipeline as load
     from ..hub.lora import load_lora
+    from ..start import Start, enable_start
 
-    rescale = arguments.guidance_rescale
+    guidance, start = guidance_options(arguments), getattr(arguments, "start", None)
+    start = None if start is None else Start.load(start)  # before gigabytes of weights
     try:
         pipe = load(
             arguments.pipeline,
             dtype=getattr(torch, arguments.dtype or "float32"),
-            guidance_rescale=rescale if arguments.lora is None else None,
             **{} if arguments.variant is None else {"variant": arguments.variant},
+            **guidance if arguments.lora is None else {},
         )
         if arguments.lora is not None:
-            load_lora(pipe, arguments.lora, guidance_rescale=rescale)
+            load_lora(pipe, arguments.lora, **guidance)
     except TypeError as error:
-        if arguments.guidance_rescale is None:
-            raise
-        raise ValueError(f"--guidance_rescale {arguments.guidance_rescale}: {error} Leave it out.") from error
+        refuse_guidance_options(error, guidance)
+        raise
+    if start is not None:
+        try:
+            enable_start(pipe, start)
+        except TypeError as error:
+            raise ValueError(f"--start {arguments.start}: {error}") from error
     return pipe.to(device)
+
+
+def guidance_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`--guidance_rescale` and `--keep_low_frequencies` as given, as arguments of `load_pipeline` and `load_lora`."""
+    options = {name: getattr(arguments, name) for name in ("guidance_rescale", "keep_low_frequencies")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def refuse_guidance_options(error: TypeError, guidance: dict[str, Any]) -> None:
+    """Say the error of a pipeline without guidance in words of the command line, if such options were given.
+
+    Raises:
+        ValueError: they were.
+    """
+    if guidance:
+        options = " ".join(f"--{name} {value}" for name, value in guidance.items())
+        raise ValueError(f"{options}: {error} Leave it out.") from error
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str] | None:

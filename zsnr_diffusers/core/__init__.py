@@ -17,6 +17,7 @@ from .likelihood import (
     step_kl_factors,
 )
 from .losses import v_loss
+from .low_frequencies import keep_low_frequencies, low_pass
 from .multistep import multistep_updates
 from .noise import (
     SCHEDULE_NAMES,
@@ -86,8 +87,10 @@ __all__ = [
     "inversion_updates",
     "kappa",
     "kappa_times",
+    "keep_low_frequencies",
     "level_features",
     "loss_weights",
+    "low_pass",
     "multistep_updates",
     "noise_level",
     "pndm_updates",

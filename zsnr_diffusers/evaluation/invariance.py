@@ -158,7 +158,7 @@ def _terminal_level(scheduler: Any) -> tuple[int, NoiseLevel]:
     timestep = len(scheduler.alphas_cumprod) - 1
     if scheduler.config.get("rescale_betas_zero_snr", False):
         return timestep, NoiseLevel(0.0, 1.0)  # stock Euler, DPM++ and UniPC write alpha_bar = 2^-24 here
-    level = noise_level(scheduler.alphas_cumprod.double(), timestep)
+    level = noise_level(scheduler.alphas_cumprod.cpu().double(), timestep)
     return timestep, NoiseLevel(float(level.alpha), float(level.sigma))
 
 

@@ -1,8 +1,9 @@
-"""Guidance rescale (Lin et al. 2023, Algorithm 2), and any guider of diffusers, in any pipeline that guides."""
+"""Guidance in any pipeline: rescale (Lin et al. 2023, Algorithm 2), kept low frequencies, any guider of diffusers."""
 
 from .intercept import GuidanceError, GuidanceSettings
 from .mixin import (
     DEFAULT_GUIDANCE_RESCALE,
+    DEFAULT_KEEP_LOW_FREQUENCIES,
     GuidanceRescaleMixin,
     disable_guidance_rescale,
     enable_guidance_rescale,
@@ -10,6 +11,7 @@ from .mixin import (
 
 __all__ = [
     "DEFAULT_GUIDANCE_RESCALE",
+    "DEFAULT_KEEP_LOW_FREQUENCIES",
     "GuidanceError",
     "GuidanceRescaleMixin",
     "GuidanceSettings",

@@ -21,7 +21,15 @@ from torch import Tensor, cat
 
 from ..core.combination import Combination, find_combination, find_combination_of_equals, guidance_weights
 from ..core.guidance import rescale_guidance
-from .layout import Layout, find_denoisers, frames_per_sample, output_tensors, possible_layouts
+from ..core.low_frequencies import keep_low_frequencies, no_height_and_width
+from .layout import (
+    Layout,
+    find_denoisers,
+    frames_per_sample,
+    has_channels_last,
+    output_tensors,
+    possible_layouts,
+)
 from .levels import check_scheduler_levels, rescale_in_space
 from .method_patch import active_run, patch_method, watch_denoiser
 
@@ -56,6 +64,7 @@ class GuidanceSettings:
     space: str = "output"
     guider: Any = None
     strict: bool = False
+    keep_low_frequencies: int = 0
 
 
 class GuidanceInterceptor:
@@ -74,6 +83,7 @@ class GuidanceInterceptor:
         self._timestep: Any = None
         self._step = -1
         self._settled = False
+        self._channels_last = any(map(has_channels_last, find_denoisers(pipe)))
         self.stack = ExitStack()
 
     def __enter__(self) -> "GuidanceInterceptor":
@@ -135,7 +145,7 @@ class GuidanceInterceptor:
     def _guide(
         self, outputs: list[Tensor], guided: Tensor, sample: Tensor, timestep: Any, scheduler: Any
     ) -> Tensor | None:
-        """The guided, rescaled prediction for a scheduler step; None to keep the pipeline's own."""
+        """The prediction for a scheduler step, guided as the settings say; None to keep the pipeline's own."""
         found = self._find_combination(outputs, guided, sample)
         if found is None:
             return None
@@ -154,7 +164,9 @@ class GuidanceInterceptor:
             video = (-1, number, *guided.shape[1:])
             guided, conditional, sample = (x.reshape(video) for x in (guided, conditional, sample))
         rescaled = self._rescale(guided, conditional, sample, timestep, scheduler)
-        return rescaled.flatten(0, 1) if number > 1 else rescaled
+        # Last, so that the rescale, which multiplies brightness too, changes nothing of what is kept.
+        kept = self._keep_low_frequencies(rescaled, conditional)
+        return kept.flatten(0, 1) if number > 1 else kept
 
     def _find_combination(
         self, outputs: list[Tensor], guided: Tensor, sample: Tensor
@@ -197,6 +209,18 @@ class GuidanceInterceptor:
         return rescale_in_space(
             guided, conditional, settings.guidance_rescale, settings.space, sample, timestep, scheduler
         )
+
+    def _keep_low_frequencies(self, guided: Tensor, conditional: Tensor) -> Tensor:
+        """Keep the conditional prediction's low frequencies; sound that is made with a video has no such thing."""
+        k = self._settings.keep_low_frequencies
+        if k == 0 or (guided.ndim < 4 and self._place > 1):
+            return guided
+        if guided.ndim > 5:  # rows of patches, with the height and width of a patch
+            raise ValueError(no_height_and_width(k, guided.shape))
+        if self._channels_last and guided.ndim == 5:
+            guided, conditional = guided.movedim(-1, -3), conditional.movedim(-1, -3)
+            return keep_low_frequencies(guided, conditional, k).movedim(-3, -1)
+        return keep_low_frequencies(guided, conditional, k)
 
     def _apply_guider(self, conditional: Tensor, unconditional: Tensor, timestep: Any, scheduler: Any) -> Tensor:
         """Combine two predictions by the settings' guider of diffusers."""

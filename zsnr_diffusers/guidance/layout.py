@@ -32,6 +32,11 @@ def _is_transformer(part: Any) -> bool:
     return isinstance(part, ModelMixin) and "Transformer" in kind and "ControlNet" not in kind
 
 
+def has_channels_last(denoiser: nn.Module) -> bool:
+    """Whether a denoiser predicts [B, F, H, W, C], as those of Kandinsky 5 and 6 do; no shape tells."""
+    return "out_visual_dim" in getattr(_unwrap_compiled(denoiser), "config", {})
+
+
 def output_tensors(output: Any) -> tuple[Tensor, ...]:
     """A denoiser's output as a tuple of tensors, one for each scheduler it is made for, usually one.
 

@@ -1,4 +1,4 @@
-"""A pipeline with guidance rescale and a sampler of ours as one file, for people who do not have this package.
+"""A pipeline with guidance, start and sampler of ours as one file, for people who do not have this package.
 
 The file is put together from this package's source: the class that is wanted and whatever it needs, found by name.
 """
@@ -7,6 +7,7 @@ import ast
 import functools
 import inspect
 import symtable
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,22 +15,45 @@ from typing import Any
 
 from .. import class_conditional, schedulers
 from ..class_conditional import ClassConditionalPipeline
-from ..core import calibrated, combination, flow, multistep, noise, predictions, safeguard, solvers, spacing
+from ..core import (
+    calibrated,
+    combination,
+    dct,
+    flow,
+    low_frequencies,
+    low_frequency_law,
+    multistep,
+    noise,
+    predictions,
+    safeguard,
+    solvers,
+    spacing,
+)
 from ..core import guidance as core_guidance
-from ..guidance import intercept, layout, levels, method_patch, mixin
-from ..guidance.mixin import GuidanceRescaleMixin, check_has_guidance, has_guidance, stock_class
+from ..guidance import checks, intercept, layout, levels, method_patch, mixin, record
+from ..guidance.checks import check_has_guidance, has_guidance
+from ..guidance.mixin import GuidanceRescaleMixin, stock_class
 from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler, base, config, sampling
 from ..schedulers import flow as flow_schedulers
 from ..schedulers.config import own_spacing
 from ..schedulers.flow import FlowMatchScheduler
 from ..schedulers.sampling import PathSampler
 from ..schedulers.stock import is_flow_stand_in
+from ..start import base_check, latents
+from ..start import mixin as start_mixin
+from ..start import start as start_file
+from ..start.mixin import StartMixin
+from ..start.start import Start
+from ..utils import added_mixins, files
 from .flow_models import is_made_for_betas
 
 _PARTS: tuple[ModuleType, ...] = (
-    *(noise, predictions, core_guidance, combination, spacing, flow, solvers, safeguard, multistep, calibrated),
+    *(files, added_mixins),
+    *(noise, predictions, core_guidance, dct, low_frequencies, low_frequency_law, combination),
+    *(spacing, flow, solvers, safeguard, multistep, calibrated),
     *(config, sampling, base, flow_schedulers, schedulers),
-    *(method_patch, layout, levels, intercept, mixin, class_conditional),
+    *(method_patch, layout, levels, intercept, checks, record, mixin, class_conditional),
+    *(start_file, latents, base_check, start_mixin),
 )
 """What such a pipeline is made of, each after what it needs."""
 
@@ -47,12 +71,13 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     """Write `pipeline.py` beside a saved pipeline, for people who do not have this package.
 
     `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`, with the folder's path or
-    the id of the Hub repo that it became, then gives the pipeline with its guidance rescale and its sampler, see
-    `bundled_scheduler`. The file needs torch and diffusers alone, and is put together from this package's own source.
-    Without these arguments nobody runs it, and the scheduler is the stock one that is saved.
+    the id of the Hub repo that it became, then gives the pipeline with its guidance (rescale and the low frequencies
+    that it keeps), its start, and its sampler, see `bundled_scheduler`. The file needs torch and diffusers alone, and
+    is put together from this package's own source. Without these arguments nobody runs it, and the scheduler is the
+    stock one that is saved.
 
     Args:
-        pipe: the pipeline, with the guidance rescale and the scheduler that the file shall apply.
+        pipe: the pipeline, with the guidance, the start and the scheduler that the file shall apply.
         folder: where it was saved.
 
     Returns:
@@ -61,11 +86,17 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     Raises:
         TypeError: the pipeline has no guidance, or is of a class that is not diffusers'.
     """
-    settings = ("default_guidance_rescale", "guidance_space")
+    settings = ("default_guidance_rescale", "default_keep_low_frequencies", "guidance_space")
     values = {key: getattr(pipe, key, getattr(GuidanceRescaleMixin, key)) for key in settings}
     path = Path(folder, "pipeline.py")
     path.write_text(
-        custom_pipeline_source(stock_class(type(pipe)), **values, sampler=bundled_scheduler(pipe)), encoding="utf-8"
+        custom_pipeline_source(
+            stock_class(type(pipe)),
+            **values,
+            sampler=bundled_scheduler(pipe),
+            start=getattr(pipe, "default_start", None),
+        ),
+        encoding="utf-8",
     )
     return path
 
@@ -92,19 +123,29 @@ def custom_pipeline_source(
     stock: type,
     default_guidance_rescale: float,
     guidance_space: str = "output",
+    default_keep_low_frequencies: int = 0,
     sampler: PathSampler | None = None,
+    start: Start | None = None,
 ) -> str:
-    """Source of `pipeline.py` for a pipeline of class `stock`, with a sampler in place of the saved scheduler."""
+    """Source of `pipeline.py` for a pipeline of class `stock`, with a sampler in place of the saved scheduler.
+
+    A start stands in the text itself: `DiffusionPipeline.download` fetches no file that is not a component's.
+    """
     check_has_guidance(stock)
     if not stock.__module__.startswith(("diffusers.", class_conditional.__name__)):
         raise TypeError(
             f"{stock.__name__} is no class of diffusers, so a file that stands alone cannot be built on it."
         )
-    values = {"default_guidance_rescale": default_guidance_rescale, "guidance_space": guidance_space}
+    values = {
+        "default_guidance_rescale": default_guidance_rescale,
+        "default_keep_low_frequencies": int(default_keep_low_frequencies),
+        "guidance_space": guidance_space,
+    }
     name, ours = stock.__name__, stock is ClassConditionalPipeline
-    roots = {name if ours else GuidanceRescaleMixin.__name__, *([type(sampler).__name__] if sampler else [])}
+    mixins = [*([StartMixin.__name__] if start else []), GuidanceRescaleMixin.__name__]
+    roots = {*([name] if ours else mixins), *([type(sampler).__name__] if sampler else [])}
     imports, definitions = _inline_sources(roots)
-    head = f'''"""{name} with the guidance rescale of Lin et al. 2023 (arXiv:2305.08891), Algorithm 2.
+    head = f'''"""{name} with guidance rescale (arXiv:2305.08891, Algorithm 2) and kept low frequencies.
 
 Put together from zsnr_diffusers, licence Apache-2.0.
 """'''
@@ -112,15 +153,22 @@ Put together from zsnr_diffusers, licence Apache-2.0.
         tail = "\n".join(f"{name}.{key} = {value!r}" for key, value in values.items())
     else:
         imports.append(f"from diffusers import {name}")
-        tail = f"class Rescaled{name}(GuidanceRescaleMixin, {name}):\n" + "\n".join(
+        tail = f"class Rescaled{name}({', '.join(mixins)}, {name}):\n" + "\n".join(
             [
-                f'    """{name} with guidance rescale."""\n',
+                f'    """{name} with guidance rescale{" and a start" if start else ""}."""\n',
                 *(f"    {key} = {value!r}" for key, value in values.items()),
+                *(_start_lines(start) if start else []),
                 *(_sampler_override_lines(sampler) if sampler else []),
             ]
         )
     blocks = ["\n".join(sorted(imports)), *definitions, tail]
     return head + "\n\n" + "\n\n\n".join(blocks) + "\n"
+
+
+def _start_lines(start: Start) -> list[str]:
+    """Lines of `pipeline.py` by which the pipeline's class has a start."""
+    lines = textwrap.wrap(start.to_text(), 100)
+    return ["    default_start = Start.from_text(", *(f'        "{line}"' for line in lines), "    )"]
 
 
 def _sampler_override_lines(sampler: PathSampler) -> list[str]:

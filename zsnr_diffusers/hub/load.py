@@ -13,11 +13,13 @@ from diffusers.utils import logging
 
 from ..class_conditional import ClassConditionalPipeline
 from ..core.guidance import check_guidance_rescale
+from ..core.low_frequencies import check_keep_low_frequencies
 from ..core.predictions import EPSILON_AT_ZERO_SNR
 from ..guidance.mixin import apply_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import is_flow
+from ..start.mixin import apply_start
 from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, has_zero_terminal_snr, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
 from .errors import explain_hub_errors
@@ -34,6 +36,7 @@ def load_pipeline(
     source: Any,
     *,
     guidance_rescale: float | None = None,
+    keep_low_frequencies: int | None = None,
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool | None = None,
     **kwargs: Any,
@@ -46,6 +49,7 @@ def load_pipeline(
     `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
     without zero SNR keeps its scheduler, with its prediction type. A Stable Diffusion that was trained on to flow
     matching (`flow_prediction`) gets `FlowMatchMultistepScheduler`; pipelines made for flow matching keep theirs.
+    A start that was saved beside the pipeline is enabled (`enable_start`).
     Where two places disagree, there is a warning, and where a file of 1.x or XL says nothing and the config of its
     architecture decides.
 
@@ -53,6 +57,7 @@ def load_pipeline(
         source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL; or one of
             them as a `SavedModel`, whose files are not read again, and whose options go on.
         guidance_rescale: phi instead of what is recorded; 0 for none.
+        keep_low_frequencies: k instead of what is recorded; 0 for none. See `enable_guidance_rescale`.
         prediction_type: instead of what is found; `flow_prediction` of a Stable Diffusion that was trained on to flow
             matching, which files seldom say.
         rescale_betas_zero_snr: likewise.
@@ -69,13 +74,14 @@ def load_pipeline(
 
     Raises:
         OSError: there is no pipeline, or no config for a file; what the Hub refuses, with the reason.
-        ValueError: phi outside [0, 1], given or recorded; a damaged file, one of another model or with quantized
-            weights, or without a part that is not given; zero SNR of a model that predicts epsilon; a Stable
-            Diffusion 2.x file that does not say what it predicts; code in a folder or repo, without
+        ValueError: phi outside [0, 1] or k no count, given or recorded; a damaged file, one of another model or with
+            quantized weights, or without a part that is not given; zero SNR of a model that predicts epsilon; a
+            Stable Diffusion 2.x file that does not say what it predicts; code in a folder or repo, without
             `trust_remote_code=True`.
-        TypeError: phi for a pipeline without guidance.
+        TypeError: phi or k for a pipeline without guidance.
     """
     check_guidance_rescale(guidance_rescale or 0.0)
+    check_keep_low_frequencies(keep_low_frequencies or 0)
     if "scheduler" in kwargs and (prediction_type, rescale_betas_zero_snr) != (None, None):
         raise ValueError("Pass either scheduler or prediction_type and rescale_betas_zero_snr; a scheduler says both.")
     told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
@@ -97,7 +103,9 @@ def load_pipeline(
         with error_context(saved.name):
             pipe.scheduler = scheduler_for(pipe, saved)
         logger.info(f"{saved.name}: {saved.facts}; sampled by {type(pipe.scheduler).__name__}.")
-    return apply_guidance(pipe, saved.guidance, guidance_rescale)
+    with explain_hub_errors(saved.name):
+        pipe = apply_start(pipe, saved.name, saved.index, kwargs)
+    return apply_guidance(pipe, saved.guidance, guidance_rescale, keep_low_frequencies)
 
 
 def _warn_if_prediction_is_guessed(saved: SavedModel) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from diffusers.utils import logging
 
 from ..core.guidance import check_guidance_rescale
+from ..core.low_frequencies import check_keep_low_frequencies
 from ..guidance.mixin import apply_guidance
 from ..utils.extras import import_extra
 from .files import HUB_KWARGS, SCHEDULER_CONFIG, error_context, hub_kwargs_of
@@ -32,6 +33,7 @@ def load_lora(
     *,
     weight_name: str = LORA_FILE,
     guidance_rescale: float | None = None,
+    keep_low_frequencies: int | None = None,
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool | None = None,
     **kwargs: Any,
@@ -48,6 +50,7 @@ def load_lora(
         source: a folder, a Hub id, or a `.safetensors` file; or one of them as a `SavedModel`.
         weight_name: the file in a folder or Hub repo; a `SavedModel` is of one file already.
         guidance_rescale: phi instead of what is recorded; 0 for none.
+        keep_low_frequencies: k instead of what is recorded; 0 for none. See `enable_guidance_rescale`.
         prediction_type: instead of what is found.
         rescale_betas_zero_snr: likewise.
         kwargs: of `pipe.load_lora_weights`, such as `adapter_name`, and where to look: `subfolder`, `revision`, ...
@@ -57,13 +60,15 @@ def load_lora(
 
     Raises:
         ValueError: the file does not say what the network predicts with it, and neither do the arguments; zero SNR of
-            a model that predicts epsilon, by the file or by file and pipeline together; phi outside [0, 1]; a damaged
-            file; one of which not all is read or not all layers are in the pipeline. The pipeline is then as it was.
+            a model that predicts epsilon, by the file or by file and pipeline together; phi outside [0, 1]; k no
+            count; a damaged file; one of which not all is read or not all layers are in the pipeline. The pipeline is
+            then as it was.
         OSError: there is no such file, or the Hub refuses it, with the reason.
-        TypeError: the pipeline takes no LoRA, or no guidance rescale.
+        TypeError: the pipeline takes no LoRA, or has no guidance for phi or k.
         ImportError: peft is not installed.
     """
     check_guidance_rescale(guidance_rescale or 0.0)
+    check_keep_low_frequencies(keep_low_frequencies or 0)
     import_extra("peft", "lora")
     if not hasattr(pipe, "load_lora_weights"):
         raise TypeError(f"{type(pipe).__name__} has no load_lora_weights.")
@@ -82,13 +87,15 @@ def load_lora(
         logger.warning(f"{file}: {conflict}")
     with error_context(file):
         scheduler = scheduler_for(pipe, saved)
+    guidance = saved.guidance, guidance_rescale, keep_low_frequencies
     # What fails, fails here, where the pipeline is as it was.
-    apply_guidance(check_lora_loads(pipe, file, saved.header, **kwargs), saved.guidance, guidance_rescale)
+    apply_guidance(check_lora_loads(pipe, file, saved.header, **kwargs), *guidance)
     load_lora_file(pipe, file, **kwargs)
     pipe.scheduler = scheduler
-    pipe = apply_guidance(pipe, saved.guidance, guidance_rescale)
-    phi = getattr(pipe, "default_guidance_rescale", 0.0)
-    logger.info(f"{file}: {saved.facts}; sampled by {type(scheduler).__name__}, guidance rescale {phi:g}.")
+    pipe = apply_guidance(pipe, *guidance)
+    phi, k = getattr(pipe, "default_guidance_rescale", 0.0), getattr(pipe, "default_keep_low_frequencies", 0)
+    kept = f", lowest {k} x {k} frequencies kept" if k else ""
+    logger.info(f"{file}: {saved.facts}; sampled by {type(scheduler).__name__}, guidance rescale {phi:g}{kept}.")
     return pipe
 
 
@@ -106,14 +113,14 @@ def save_lora(
     In a folder are then `pytorch_lora_weights.safetensors`, which `load_lora_weights` of stock opens; a scheduler of
     stock, in `scheduler/`; and of a LoRA that is no DoRA `kohya_lora_weights.safetensors`, with the names by which
     ComfyUI, Forge, InvokeAI and sd-scripts know layers. A path that ends in `.safetensors` becomes a file with these
-    names alone. Schedule, prediction type and guidance rescale stand in the metadata of all files.
+    names alone. Schedule, prediction type and guidance stand in the metadata of all files.
 
     The strength of the adapter, alpha / rank, is multiplied into its weights: not all who read diffusers' format find
     it elsewhere. Weights keep their dtype unless the product would be rounded there; then they become float32.
 
     Args:
-        pipe: with one adapter, in its UNet and maybe its text encoders; its scheduler and `default_guidance_rescale`
-            are recorded.
+        pipe: with one adapter, in its UNet and maybe its text encoders; its scheduler, `default_guidance_rescale` and
+            `default_keep_low_frequencies` are recorded.
         path: a folder, made if need be, or a file; files of these names are replaced.
         push_to_hub: id of a Hub repo, which is made if need be, and whether it can be written is found out before
             anything is saved. It gets the files named above, in one commit, and a model card unless it has one.

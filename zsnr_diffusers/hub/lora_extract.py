@@ -48,7 +48,7 @@ class ExtractedLora(Report):
     """A pipeline of the base with the extracted LoRA in it, for `save_lora`, and how much of the difference it keeps.
 
     Attributes:
-        pipeline: of the base, with scheduler and guidance rescale of the retrained model.
+        pipeline: of the base, with scheduler and guidance of the retrained model.
         rank: of the LoRA; layers with fewer rows or columns have as many.
         shares: by network and kind of weights.
     """
@@ -85,6 +85,7 @@ def extract_lora(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     guidance_rescale: float | None = None,
+    keep_low_frequencies: int | None = None,
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool | None = None,
     config: Any = None,
@@ -94,7 +95,7 @@ def extract_lora(
     """Extract from a retrained model and its base the LoRA that comes nearest to their difference.
 
     It is of the linear layers and convolutions of the UNet, and of the text encoders if they differ. `save_lora`
-    writes it, with the schedule and the guidance rescale of the retrained model:
+    writes it, with the schedule and the guidance of the retrained model:
 
         save_lora(extract_lora("sd15-zsnr", "sd15", rank=64).pipeline, "sd15-zsnr-lora")
 
@@ -106,6 +107,7 @@ def extract_lora(
             Hub. Differences are decomposed in float64.
         device: where they are decomposed, any but MPS, which has no float64.
         guidance_rescale: phi to record instead of what the retrained model records; 0 for none.
+        keep_low_frequencies: k to record, likewise.
         prediction_type: of the retrained model, instead of what is found.
         rescale_betas_zero_snr: likewise.
         config: for single files, a pipeline of their architecture; see `load_pipeline`.
@@ -136,7 +138,7 @@ def extract_lora(
     _check_rank(rank, differences)
     shares = _add_adapters(target, differences, rank, dtype or stored_dtype(trained), device, progress)
     target.scheduler = source.scheduler
-    apply_guidance(target, trained.guidance, guidance_rescale)
+    apply_guidance(target, trained.guidance, guidance_rescale, keep_low_frequencies)
     return ExtractedLora(target, rank, shares)
 
 

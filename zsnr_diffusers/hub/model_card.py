@@ -9,6 +9,7 @@ import huggingface_hub
 from ..core import SCHEDULE_NAMES, noise_level, schedule_table, snr
 from ..guidance.mixin import stock_class
 from ..schedulers.config import is_flow
+from ..start.start import START_FILE
 from .custom_pipeline import bundled_scheduler
 from .flow_models import stock_scheduler_for
 from .lora_files import KOHYA_FILE, LORA_FILE
@@ -101,8 +102,8 @@ def card_text(
 
 
 def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
-    """Text of a pipeline's model card: schedule, prediction type, spacing, guidance rescale, and how to load it."""
-    stock, phi = stock_class(type(pipe)), _default_guidance_rescale(pipe)
+    """Text of a pipeline's model card: schedule, prediction type, spacing, guidance, and how to load it."""
+    stock = stock_class(type(pipe))
     data = huggingface_hub.ModelCardData(library_name="diffusers", tags=[])
     if stock.__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         data.pipeline_tag = "text-to-image"
@@ -111,11 +112,14 @@ def pipeline_card(pipe: Any, path: Path, repo: str) -> str:
     if scheduler is not None and (is_flow(scheduler.config) or "beta_schedule" in scheduler.config):
         rows |= schedule_rows(scheduler, stock_scheduler_for(pipe))
         data.tags = schedule_tags(scheduler)
-    rows |= _guidance_rescale_row(phi)
-    return card_text(data, repo.split("/")[-1], SUBJECT, rows, _pipeline_usage(pipe, path, repo, phi))
+    rows |= guidance_rows(*_default_guidance(pipe))
+    if (start := getattr(pipe, "default_start", None)) is not None and path.suffix != ".safetensors":
+        k = start.law.frequencies
+        rows["start"] = f"the lowest {k} x {k} frequencies that the model expects in x_T, in `{START_FILE}`"
+    return card_text(data, repo.split("/")[-1], SUBJECT, rows, _pipeline_usage(pipe, path, repo))
 
 
-def _pipeline_usage(pipe: Any, path: Path, repo: str, phi: float) -> str:
+def _pipeline_usage(pipe: Any, path: Path, repo: str) -> str:
     """Usage section of a pipeline's model card, for a single file or a folder."""
     if path.suffix == ".safetensors":
         return f"""```python
@@ -134,10 +138,18 @@ pipe = DiffusionPipeline.from_pretrained("{repo}")
 ```
 
 {other_samplers_text(getattr(pipe, "scheduler", None))}"""
-    brought = [*(["the guidance rescale"] if phi else []), *(["its own sampler"] if bundled_scheduler(pipe) else [])]
+    phi, k = _default_guidance(pipe)
+    parts = {
+        "the guidance rescale": phi > 0,
+        "kept low frequencies": k > 0,
+        "the start": getattr(pipe, "default_start", None) is not None,
+        "its own sampler": bundled_scheduler(pipe) is not None,
+    }
+    brought = [name for name, there in parts.items() if there]
     if brought:
+        listed = " and ".join(filter(None, [", ".join(brought[:-1]), brought[-1]]))
         code += f"""\
-`pipeline.py` here brings {" and ".join(brought)}:
+`pipeline.py` here brings {listed}:
 `DiffusionPipeline.from_pretrained("{repo}", custom_pipeline="{repo}", trust_remote_code=True)`.
 """
     return code
@@ -157,7 +169,7 @@ def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
     """Text of a LoRA's model card: the base and schedule it is for, and how to load both."""
     name = str(pipe.config.get("_name_or_path") or "")
     base = public_base_name(name) if name else "the base"
-    scheduler, phi = stock_scheduler_for(pipe), _default_guidance_rescale(pipe)
+    scheduler, (phi, k) = stock_scheduler_for(pipe), _default_guidance(pipe)
     data = huggingface_hub.ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
@@ -165,7 +177,7 @@ def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
         base_model_relation="adapter",
         tags=["lora", *schedule_tags(pipe.scheduler)],
     )
-    rows = {"base": f"`{base}`", **schedule_rows(pipe.scheduler, scheduler), **_guidance_rescale_row(phi)}
+    rows = {"base": f"`{base}`", **schedule_rows(pipe.scheduler, scheduler), **guidance_rows(phi, k)}
     guidance = {"guidance_rescale": phi} if phi else {}
     usage = lora_usage(base, repo, scheduler, guidance, dora, path.name if path.suffix == ".safetensors" else None)
     return card_text(data, repo.split("/")[-1], SUBJECT, rows, usage)
@@ -197,7 +209,7 @@ image = pipe({_call_arguments({key: value for key, value in guidance.items() if 
         needs = f"With it the base is a flow-matching model.\n{SAMPLERS_OF_FLOW.rstrip()}"
     if file is not None:
         return f"""{ours}
-That installs the scheduler and the guidance rescale that the file names. ComfyUI, Forge, InvokeAI and kohya's
+That installs the scheduler and the guidance settings that the file names. ComfyUI, Forge, InvokeAI and kohya's
 scripts read its weights. {needs}
 """
     others = (
@@ -215,7 +227,7 @@ pipe.scheduler = {stock}.from_pretrained("{source}", subfolder="scheduler")
 image = pipe({_call_arguments(guidance)}).images[0]
 ```
 
-The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance rescale:
+The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance settings:
 
 {ours}
 {others} {needs}
@@ -227,11 +239,16 @@ def _call_arguments(guidance: Mapping[str, float]) -> str:
     return ", ".join(['"..."', *(f"{key}={value:g}" for key, value in guidance.items())])
 
 
-def _default_guidance_rescale(pipe: Any) -> float:
-    """A pipeline's `default_guidance_rescale`, 0 if it has none."""
-    return float(getattr(pipe, "default_guidance_rescale", 0.0))
+def _default_guidance(pipe: Any) -> tuple[float, int]:
+    """A pipeline's `default_guidance_rescale` and `default_keep_low_frequencies`, 0 where it has none."""
+    return (
+        float(getattr(pipe, "default_guidance_rescale", 0.0)),
+        int(getattr(pipe, "default_keep_low_frequencies", 0)),
+    )
 
 
-def _guidance_rescale_row(phi: float) -> dict[str, str]:
-    """The model card's table row on guidance rescale; none if it is 0."""
-    return {"recommended guidance rescale": f"{phi:g}"} if phi else {}
+def guidance_rows(guidance_rescale: float, keep_low_frequencies: int) -> dict[str, str]:
+    """Rows of a model card's table on guidance; none for what is 0."""
+    k = keep_low_frequencies
+    rows = {"recommended guidance rescale": f"{guidance_rescale:g}"} if guidance_rescale else {}
+    return rows | ({"recommended `keep_low_frequencies` of zsnr_diffusers": f"{k}"} if k else {})

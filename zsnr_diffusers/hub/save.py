@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..guidance.record import record_of_pipeline
 from ..schedulers.sampling import PathSampler
 from ..utils.files import atomic_path
 from .claims import scheduler_claim
@@ -33,11 +34,12 @@ def save_pipeline(
     """Save a pipeline for people who do not have this package, and push it to the Hub if asked to.
 
     As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
-    `stock_scheduler_for`. The guidance rescale is recorded in it, and there is a `pipeline.py` that applies it, and
-    that brings a sampler of ours where it is another than DDIM; see `write_custom_pipeline`. As a single file, it has
-    the original names of Stable Diffusion 1.x, 2.x or XL, the keys `v_pred` and `ztsnr` where the model predicts v
-    and ends in pure noise, and ModelSpec metadata; `load_pipeline` finds betas, flow matching and guidance rescale in
-    it too. Weights keep their dtype. What is there is whole: it is written under another name first.
+    `stock_scheduler_for`. Guidance rescale and kept low frequencies are recorded in it, a start lies beside
+    (`enable_start`), and there is a `pipeline.py` that applies them, and that brings a sampler of ours where it is
+    another than DDIM; see `write_custom_pipeline`. As a single file, it has the original names of Stable Diffusion
+    1.x, 2.x or XL, the keys `v_pred` and `ztsnr` where the model predicts v and ends in pure noise, and ModelSpec
+    metadata; `load_pipeline` finds betas, flow matching and guidance in it too. Weights keep their dtype. What is
+    there is whole: it is written under another name first.
 
     Args:
         pipe: the pipeline.
@@ -59,7 +61,7 @@ def save_pipeline(
         FileExistsError: there is something, and `overwrite` was not passed, or it is a folder without a pipeline.
         ValueError: the name does not go with the format, or is that of another kind of file; what a single file or a
             stock scheduler cannot hold.
-        TypeError: guidance rescale in a pipeline whose class is not diffusers'.
+        TypeError: guidance rescale or kept low frequencies in a pipeline whose class is not diffusers'.
     """
     path = Path(path)
     by_name = "single_file" if path.suffix == ".safetensors" else "diffusers"
@@ -112,7 +114,7 @@ def check_file_name(path: Path) -> None:
 
 
 def _write_folder(pipe: Any, folder: Path) -> None:
-    """Write a pipeline as a folder of stock classes, with `pipeline.py` where guidance rescale or sampler need it."""
+    """Write a pipeline as a folder of stock classes, with `pipeline.py` where guidance or sampler need it."""
     scheduler = getattr(pipe, "scheduler", None)
     stock = stock_scheduler_for(pipe) if isinstance(scheduler, PathSampler) else None
     pipe.save_pretrained(folder)
@@ -126,5 +128,6 @@ def _write_folder(pipe: Any, folder: Path) -> None:
         file = folder / "model_index.json"
         index = json.loads(file.read_text(encoding="utf-8")) | {"scheduler": ["diffusers", type(stock).__name__]}
         file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if getattr(pipe, "default_guidance_rescale", 0.0) > 0 or bundled_scheduler(pipe) is not None:
+    started = getattr(pipe, "default_start", None) is not None
+    if record_of_pipeline(pipe) or started or bundled_scheduler(pipe) is not None:
         write_custom_pipeline(pipe, folder)

@@ -10,7 +10,7 @@ from diffusers.utils import logging
 from safetensors.torch import save_file
 
 from ..core.predictions import check_prediction_type
-from ..guidance.mixin import guidance_record
+from ..guidance.record import record_of_pipeline
 from ..schedulers import FlowMatchMultistepScheduler
 from ..schedulers.config import FLOW_FACTS, flow_model_config, is_flow, model_config
 from .weight_files import prepare_for_safetensors
@@ -18,7 +18,7 @@ from .weight_files import prepare_for_safetensors
 logger = logging.get_logger(__name__)
 
 RECORD = "zsnr_diffusers"
-"""The entry of the metadata with what these layouts have no place for: schedule and guidance rescale, as JSON."""
+"""The entry of the metadata with what these layouts have no place for: schedule and guidance, as JSON."""
 
 _DETAILS = {
     "clip_sample": ("clip_sample_range",),
@@ -71,6 +71,11 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
             f"{', '.join(foreign)}: load_pipeline finds this in the file, other programs take every such file to have "
             "Stable Diffusion's betas."
         )
+    if getattr(pipe, "default_start", None) is not None:
+        logger.warning(
+            f"{path.name} holds no start, for which no program has a name: save it beside the file, "
+            "pipe.default_start.save(path), and enable it after loading."
+        )
     keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
     save_file(
         prepare_for_safetensors(
@@ -82,17 +87,17 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
 
 
 def model_record(pipe: Any, zero_snr: bool) -> dict[str, Any]:
-    """The record that a weights file keeps of its model: schedule, prediction type, guidance rescale.
+    """The record that a weights file keeps of its model: schedule, prediction type, guidance.
 
     Raises:
         ValueError: its scheduler is of neither a variance-preserving schedule nor flow matching.
     """
     if is_flow(pipe.scheduler.config):
-        return flow_record(pipe.scheduler.config) | _guidance_record(pipe)
+        return flow_record(pipe.scheduler.config) | record_of_pipeline(pipe)
     facts = model_config(pipe.scheduler.config)
     idle = {detail for switch, details in _DETAILS.items() if not facts.get(switch) for detail in details}
     record = {key: value for key, value in facts.items() if key not in idle} | {"rescale_betas_zero_snr": zero_snr}
-    return record | _guidance_record(pipe)
+    return record | record_of_pipeline(pipe)
 
 
 def flow_record(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,13 +106,6 @@ def flow_record(config: Mapping[str, Any]) -> dict[str, Any]:
     usual = FlowMatchMultistepScheduler().config
     said = [key for key in FLOW_FACTS if key in facts and (key == "prediction_type" or facts[key] != usual[key])]
     return {key: facts[key] for key in said}
-
-
-def _guidance_record(pipe: Any) -> dict[str, Any]:
-    """A pipeline's guidance rescale for a file's record; empty if it has none."""
-    if getattr(pipe, "default_guidance_rescale", 0.0) <= 0:
-        return {}
-    return guidance_record(pipe.default_guidance_rescale, pipe.guidance_space)
 
 
 def file_metadata(pipe: Any, record: Mapping[str, Any], architecture: str, title: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from ..utils.distributed import Processes, launched_processes
 from .config import ComputeConfig
@@ -39,7 +39,11 @@ def create_accelerator(
         mixed_precision=config.mixed_precision,
         log_with=None if report_to == "none" else report_to,
         project_dir=output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+            # Else all gradients are kept twice, 10 GB more for SDXL.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
     _check_processes(accelerator.num_processes)
     if accelerator.distributed_type in _OTHERS:

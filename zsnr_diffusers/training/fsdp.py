@@ -51,9 +51,9 @@ def gather_full_tensors(tensors: Tensors, keep: bool) -> Tensors:
     for file, values in tensors.items():
         found[file] = {}
         for name, value in values.items():
-            one = full_tensor(value).cpu() if isinstance(value, DTensor) else value
+            one = full_tensor(value)
             if keep:
-                found[file][name] = one
+                found[file][name] = one.cpu() if isinstance(value, DTensor) else one
     return found
 
 

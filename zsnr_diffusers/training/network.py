@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from torch import nn
 
 from .accelerator import mixed_precision_dtype
 from .checkpointing.checkpoint import Tensors
 from .config import ComputeConfig
+from .ema import MovingAverage
 from .fsdp import apply_fsdp, full_model, gather_full_tensors
 from .parameters import cast_for_training, trainable_parameters
 from .speed import no_compile, prepare_memory_and_compile
@@ -23,6 +23,7 @@ class TrainedNetwork:
         module: the UNet itself, outside of any wrapper.
         unet: what is called in a step; the module, or a wrapper of accelerate's around it.
         sharded: whether it is divided over processes.
+        parameters: that are trained, in the network's order.
         ema: the moving average; None if there is none.
         accelerator: of the run.
     """
@@ -46,34 +47,18 @@ class TrainedNetwork:
         self.sharded = config.sharding != "none" and accelerator.num_processes > 1
         if self.sharded:
             apply_fsdp(self.module, accelerator.device, accelerator.num_processes, config.sharding == "optimizer")
-        self.ema = self._create_ema(ema_decay, ema_warmup, accelerator)
+        self.parameters: list[nn.Parameter] = [*trainable_parameters(self.module).values()]
+        self.ema = MovingAverage(self.parameters, ema_decay, ema_warmup, self.module) if ema_decay else None
+        if self.ema is not None:
+            self.ema.to(accelerator.device)
         # Evaluation mode: what is sharded averages gradients itself, and must not be wrapped again for that.
         self.unet = accelerator.prepare_model(self.module, evaluation_mode=self.sharded)
         self.accelerator, self._config = accelerator, config
 
-    def _create_ema(self, decay: float, warmup: bool, accelerator: Accelerator) -> EMAModel | None:
-        """diffusers' `EMAModel` of the trained parameters; None for decay 0."""
-        if decay == 0:
-            return None
-        ema = EMAModel(
-            self.parameters(),
-            decay=decay,
-            min_decay=0.0 if warmup else decay,
-            foreach=True,
-            model_cls=type(self.module),
-            model_config=self.module.config,
-        )
-        ema.to(accelerator.device)
-        return ema
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The trained parameters, in the network's order."""
-        return [*trainable_parameters(self.module).values()]
-
     def update_ema(self) -> None:
         """Update the moving average with the current weights."""
         if self.ema is not None:
-            self.ema.step(self.parameters())
+            self.ema.step(self.parameters)
 
     @contextlib.contextmanager
     def export_unet(self, tensors: Callable[[], Tensors]) -> Iterator[Any]:
@@ -93,20 +78,8 @@ class TrainedNetwork:
             return
         self.module.eval()
         try:
-            with self._ema_weights(), no_compile(self._config):
+            averaged = contextlib.nullcontext() if self.ema is None else self.ema.swapped_in(self.parameters)
+            with averaged, no_compile(self._config):
                 yield self.module
         finally:
             self.module.train()
-
-    @contextlib.contextmanager
-    def _ema_weights(self) -> Iterator[None]:
-        """Swap the moving average in for the UNet's weights, if there is one."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.store(self.parameters())
-        self.ema.copy_to(self.parameters())
-        try:
-            yield
-        finally:
-            self.ema.restore(self.parameters())

@@ -43,8 +43,9 @@ class Objective:
         Args:
             x_0: clean samples, shape [B, ...], float32.
             noise: N(0, 1), same shape.
-            timesteps: as they were drawn, shape [B].
+            timesteps: as they were drawn, shape [B], best on the CPU, from where nobody waits for a copy.
         """
+        timesteps = timesteps.to(x_0.device, non_blocking=True)
         level = self.schedule.noise_level(timesteps, like=x_0)
         target = training_target(self.prediction_type, x_0, noise, level)
         return NoisedBatch(add_noise(x_0, noise, level), timesteps, target, lambda output: output)

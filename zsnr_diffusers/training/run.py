@@ -23,7 +23,7 @@ from .checkpointing.run_folder import check_disk_space, check_fingerprint, check
 from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
 from .data.dataset import check_images
 from .data.loader import TrainingDataset
-from .data.tar_shards import index_shards
+from .data.shard_formats import index_shards
 from .loop import TrainingLoop
 from .loss import LossWeighting
 from .measure import time_training_steps
@@ -69,7 +69,7 @@ def train(config: RunConfig) -> None:
         task = processes.main_first(lambda: TASKS[type(config)](config))
         images = processes.run_on_main(lambda: check_images(task.rows, config))
         samples = task.samples(images, config.global_batch(processes.size))
-        task.plan_cache(accelerator, samples)
+        task.plan_cache(accelerator, processes, samples)
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
@@ -112,7 +112,7 @@ def create_trainer(
         checkpoint: to go on from.
     """
     batch = config.global_batch(accelerator.num_processes)
-    timed = _add_timesteps(config, task, task.prepare(accelerator, samples), batch)
+    timed = _add_timesteps(config, task, task.prepare(accelerator, processes, samples), batch)
     weighting = LossWeighting(config, task.schedule, accelerator.device)
     network = TrainedNetwork(task.unet, config, accelerator, config.ema_decay, config.ema_warmup)
     return Trainer(config, task, timed, network, weighting, processes, checkpoint)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from .config import ComputeConfig, OptimizationConfig
 
@@ -78,7 +79,7 @@ def create_adamw(
 
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **settings)
         return optimizer
-    return torch.optim.AdamW(groups, **settings, fused=device.type in ("cpu", "cuda"))
+    return torch.optim.AdamW(groups, **settings, fused=device.type in _get_fused_kernels_supported_devices())
 
 
 def copy_with_strides_of(tensor: Tensor, like: Tensor) -> Tensor:

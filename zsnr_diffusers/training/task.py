@@ -10,6 +10,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from ..schedulers.base import ZeroSNRScheduler
+from ..utils.distributed import Processes
 from .config import DataConfig
 from .data.dataset import Images, Rows
 from .data.loader import Batch, TrainingDataset
@@ -53,10 +54,10 @@ class Task(ABC):
     def samples(self, images: Images, global_batch: int = 1) -> TrainingDataset:
         """The training samples of the rows that can be used, from `check_images`."""
 
-    def plan_cache(self, accelerator: Accelerator, samples: Any) -> None:  # noqa: B027
+    def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: Any) -> None:  # noqa: B027
         """Find out which results of frozen networks are cached; nothing is written. Called before `summary`."""
 
-    def prepare(self, accelerator: Accelerator, samples: Any) -> TrainingDataset:
+    def prepare(self, accelerator: Accelerator, processes: Processes, samples: Any) -> TrainingDataset:
         """Move frozen networks to their devices, or cache their results.
 
         Returns:
@@ -65,8 +66,8 @@ class Task(ABC):
         return samples
 
     @abstractmethod
-    def x_0(self, batch: Batch, device: torch.device) -> Tensor:
-        """Clean samples to noise from a batch, float32 [B, C, H, W], without gradients."""
+    def x_0(self, batch: Batch) -> Tensor:
+        """Clean samples to noise from a batch on the device, float32 [B, C, H, W], without gradients."""
 
     @abstractmethod
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:

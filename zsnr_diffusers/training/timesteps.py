@@ -123,7 +123,7 @@ class LossByTimestep:
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean losses by timestep bin over all processes' samples, then start again; empty bins are left out."""
-        sums = accelerator.reduce(self._sums, "sum").double().cpu()
+        sums = accelerator.reduce(self._sums, "sum").cpu().double()
         self._sums.zero_()
         last = sums.shape[1] - 1
         ends = [(last + 1) * k // _BINS for k in range(_BINS + 1)]

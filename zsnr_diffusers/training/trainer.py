@@ -60,7 +60,7 @@ class Trainer:
         self.accelerator, self.checkpoint = network.accelerator, checkpoint
         self.loss_by_timestep = LossByTimestep(task.objective.num_train_timesteps, self.accelerator.device)
         self.signals, self.stop = StopSignals(verbose=processes.is_main), False
-        groups = [{"params": network.parameters()}, *weighting.parameter_groups()]
+        groups = [{"params": network.parameters}, *weighting.parameter_groups()]
         self.optimization = Optimization(groups, config, self.accelerator)
         weighting.prepare(self.accelerator)
         self.state = TrainingState(
@@ -107,7 +107,7 @@ class Trainer:
                 losses.append(loss.detach())
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.network.unet.parameters(), self.config.max_grad_norm)
+                    norm = self.accelerator.clip_grad_norm_(self.network.parameters, self.config.max_grad_norm)
                     mean, norm = self._reduce_metrics(torch.stack(losses).mean(), full_tensor(norm))
                     finite = self._is_finite(mean, norm)
                 self.optimization.update(finite)
@@ -119,13 +119,14 @@ class Trainer:
 
     def _compute_losses(self, batch: Batch) -> Tensor:
         """The weighted training loss of each sample of a batch, shape [B]."""
-        task, device = self.task, self.accelerator.device
-        noise, x_0 = batch["noise"].to(device), task.x_0(batch, device)
-        asked = task.objective.noised_batch(x_0, noise, batch["timestep"])
+        task, device, timesteps = self.task, self.accelerator.device, batch["timestep"]
+        # In one go from pinned memory, so that nobody waits; in what dtype they are used is the device's affair.
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps)
         output = task.predict(self.network.unet, asked.x_t, {**batch, "timestep": asked.timestep})
         losses = v_loss(asked.convert_output(output), asked.target)
-        self.loss_by_timestep.add(losses, batch["timestep"].to(device, non_blocking=True))
-        return self.weighting(losses, batch["timestep"])
+        self.loss_by_timestep.add(losses, batch["timestep"])
+        return self.weighting(losses, timesteps)
 
     def _reduce_metrics(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
         """Average loss and gradient norm over all processes and, on the same way, find out whether one has to stop.

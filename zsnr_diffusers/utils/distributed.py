@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .extras import import_extra
 
@@ -45,6 +45,10 @@ class Processes:
         """The value of every process in the order of ranks, in each of them."""
         return [value]
 
+    def broadcast(self, value: T) -> T:
+        """The main process's value, in every process."""
+        return value
+
     @contextmanager
     def sync_errors(self) -> Iterator[None]:
         """Wait at the end until all processes are there, and stop all of them if one of them failed inside.
@@ -64,7 +68,7 @@ class Processes:
         """Call `work` in the main process alone, and return its result in every process."""
         with self.sync_errors():
             result = [work()] if self.is_main else []
-        return self.gather(result)[0][0]
+        return self.broadcast(result)[0]
 
     def drain(self) -> None:
         """Wait until exchanged data is freed; to be called before the process group is taken down."""
@@ -92,6 +96,12 @@ class LaunchedProcesses(Processes):
         values: list[Any] = [None] * self.size
         self._distributed.all_gather_object(values, value, group=self._group)
         return values
+
+    def broadcast(self, value: T) -> T:
+        """The main process's value, in every process; pickled, and of the others nothing is sent."""
+        values = [value if self.is_main else None]
+        self._distributed.broadcast_object_list(values, src=0, group=self._group)
+        return cast("T", values[0])
 
     @contextmanager
     def sync_errors(self) -> Iterator[None]:

@@ -6,7 +6,14 @@ import pytest
 from tar_shards import FlakyFileSystem, serve_ranges
 
 from zsnr_diffusers.training.data import remote
-from zsnr_diffusers.training.data.remote import ShardError, expand_braces, file_state, read_range, resolve_urls
+from zsnr_diffusers.training.data.remote import (
+    RangeReader,
+    ShardError,
+    expand_braces,
+    file_state,
+    read_range,
+    resolve_urls,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -130,3 +137,16 @@ def test_over_http(tmp_path, pauses):
 def test_a_missing_library_is_named():
     with pytest.raises(ShardError, match='"requests" and "aiohttp" to be installed'):
         file_state("http://127.0.0.1/a.tar")
+
+
+@pytest.mark.parametrize(("window", "sizes"), [(0, [3, 2, 5]), (6, [6, 5])])
+def test_a_reader_reads_what_is_asked_for_or_a_window(window, sizes, monkeypatch):
+    fsspec.filesystem("flaky").pipe("/a.tar", b"0123456789")
+    monkeypatch.setattr(FlakyFileSystem, "reads", [])
+    reader = RangeReader("flaky://a.tar", 10, window)
+    assert (reader.readable(), reader.seekable(), reader.tell()) == (True, True, 0)
+    assert reader.read(3) == b"012"
+    assert (reader.read(2), reader.tell()) == (b"34", 5)
+    assert reader.seek(0, 1) == reader.seek(5) == reader.seek(-5, 2) == 5
+    assert (reader.read(), reader.read(), reader.read(1)) == (b"56789", b"", b"")
+    assert FlakyFileSystem.reads == sizes

@@ -1,32 +1,22 @@
-"""Training on tar shards: the rows, their order, and what becomes of a run when they cannot be read."""
+"""Tar shards: what is a sample, and what is read of it; what all formats share is in `test_shards.py`."""
 
-import re
-from pathlib import Path
-
-import datasets
 import fsspec
 import pytest
-import torch
-from child_processes import exit_code, start_ranks
-from diffusers import UNet2DConditionModel
-from tar_shards import FlakyFileSystem, captioned, serve_ranges, tar, to_memory, write_shards
-from training_runs import logged, same, trained, weights
+from tar_shards import FlakyFileSystem, captioned, tar, to_memory, write_shards
+from training_runs import trained
 
-from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, TrainingError, train
-from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints, read_checkpoint
+from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.fingerprint import _data_sha256
 from zsnr_diffusers.training.data import remote
 from zsnr_diffusers.training.data import tar_shards as sharded
 from zsnr_diffusers.training.data.dataset import (
     check_images,
-    image_sha256,
     image_size,
     open_rows,
     read_image,
     row_name,
 )
-from zsnr_diffusers.training.data.remote import ShardError
-from zsnr_diffusers.training.reporting.luminance import read_luminance_file
+from zsnr_diffusers.training.data.shard_formats import index_shards
 from zsnr_diffusers.utils.distributed import Processes
 
 
@@ -54,26 +44,6 @@ def run(options, **changes):
 def write(tmp_path, data, name="shard.tar"):
     (tmp_path / name).write_bytes(data)
     return {"train_shards": str(tmp_path / name), "train_data_dir": None}
-
-
-# -- rows
-
-
-def test_rows_are_those_of_the_folder(shard_options, options, image_folder):
-    rows = opened(shard_options)
-    folder = open_rows(TrainingConfig(**options))
-    assert isinstance(folder, datasets.Dataset)
-    assert len(rows) == len(folder) == 10
-    assert rows.column_names == folder.column_names
-    for index in range(10):
-        assert list(rows[index]) == list(folder[index])
-        assert rows[index]["text"] == folder[index]["text"]
-        assert read_image(rows, "image", index).tobytes() == read_image(folder, "image", index).tobytes()
-        assert image_sha256(rows, "image", index) == image_sha256(folder, "image", index)
-    assert rows.select_columns(["text"])[[7, 0]] == folder.select_columns(["text"])[[7, 0]]
-    assert row_name(rows, "image", 5) == f"5 ({captioned(image_folder)[5][0]}.png in 1.tar)"
-    with pytest.raises(KeyError):
-        rows.select_columns(["text"])[0]["image"]
 
 
 def test_a_row_is_one_read_and_its_name_none(shard_options, tmp_path, monkeypatch):
@@ -144,7 +114,7 @@ def test_indices_are_shared_by_processes_and_stored_once(shard_options, tmp_path
     for rank in range(2):
         processes = Processes()
         processes.rank, processes.size = rank, 2
-        sharded.index_shards(config, processes)
+        index_shards(config, processes)
         assert len(urls) == (1, 3)[rank]
     opened(shard_options)
     assert len(urls) == 3
@@ -177,166 +147,7 @@ def test_the_fingerprint_is_of_names_sizes_and_places(shard_options, image_folde
     assert sha256(train_shards=moved.replace("{0..2}", "{0..1}")) != first
 
 
-# -- runs
-
-
-@pytest.mark.full
-def test_where_shards_lie_does_not_matter_nor_do_workers(shard_options, tmp_path):
-    first = run(shard_options, output_dir=str(tmp_path / "disk"))
-    memory = to_memory(tmp_path / "shards")
-    assert same(run(shard_options, train_shards=memory, dataloader_num_workers=2), first)
-
-
-@pytest.mark.full
-def test_over_http_with_workers(shard_options, tmp_path):
-    pytest.importorskip("aiohttp", reason="fsspec reads HTTP with it")
-    with serve_ranges(tmp_path / "shards") as place:
-        changes = {"train_shards": f"{place}/{{0..2}}.tar", "dataloader_num_workers": 2}
-        over_http = run(shard_options, output_dir=str(tmp_path / "http"), **changes)
-    assert same(over_http, run(shard_options))
-
-
-@pytest.mark.full
-def test_resumed_is_bitwise_the_uninterrupted_run(shard_options, tmp_path):
-    """Across the end of an epoch, which comes after five steps."""
-    shard_options |= {"max_train_steps": 7, "checkpointing_steps": 3, "lr_scheduler": "constant"}
-    whole = run(shard_options, output_dir=str(tmp_path / "whole"))
-    run(shard_options, max_train_steps=3)
-    assert same(run(shard_options, resume=True), whole)
-    with pytest.raises(ValueError, match="--shuffle_shards was 2 and is now 1"):
-        run(shard_options, resume=True, shuffle_shards=1)
-
-
-@pytest.mark.full
-def test_two_processes_give_the_loss_of_one(shard_options, tmp_path):
-    shard_options |= {"report_to": "tensorboard"}
-    run(shard_options)
-    two = {**shard_options, "train_batch_size": 1, "output_dir": str(tmp_path / "two")}
-    two = {name: value for name, value in two.items() if value is not None}
-    assert [exit_code(rank) for rank in start_ranks(two, tmp_path)] == [0, 0]
-    losses = [[value for _, value in logged(folder)["loss"]] for folder in (two["output_dir"], tmp_path / "run")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # a sum in another order; float32 keeps seven digits
-
-
-@pytest.fixture
-def damaged(shard_options, image_folder, tmp_path):
-    """Options of shards, the second of which has a bad image and a pickle that is called an image."""
-    samples = captioned(image_folder)
-    samples[5] = (samples[5][0], b"\x80\x04cposix\nsystem\n(S'exit 1'\ntR.", samples[5][2])
-    samples[6] = (samples[6][0], samples[6][1][:60], samples[6][2])
-    write_shards(tmp_path / "shards", samples)
-    return {**shard_options, "max_train_steps": 5}
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_ends_the_run_with_its_name_and_the_checkpoint(damaged, workers):
-    damaged |= {"checkpointing_steps": 1, "dataloader_num_workers": workers}
-    with pytest.raises(TrainingError, match=r"^At step \d: cannot read image 0000\d\.png in 1\.tar: ") as error:
-        run(damaged)
-    kept = [path.name for path in list_checkpoints(Path(damaged["output_dir"]))]
-    end = rf"; the last good checkpoint is \S*{kept[-1]}\. " if kept else r"; there was no checkpoint yet\. "
-    assert re.search(f"{end}Then --resume\\.$", str(error.value))
-    assert "\n" not in str(error.value)
-
-
-def test_a_bad_image_is_named_and_the_next_row_shown(damaged, shard_options, capsys):
-    config = TrainingConfig(**{**damaged, "on_bad_image": "skip"})
-    train(config)
-    out = capsys.readouterr().out
-    assert out.count("the next row is shown in its place") == 2
-    from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
-
-    samples = StableDiffusionTask(config).samples(range(10))
-    order = list(samples._epoch_order(0)[:])
-    place = next(place for place in range(9) if order[place] in (5, 6) and order[place + 1] not in (5, 6))
-    shown, after = samples[place], samples[place + 1]
-    # Mirrored or not, and noised otherwise: a sample's randomness is that of its place.
-    assert torch.equal(shown["pixel_values"], after["pixel_values"])
-    assert not torch.equal(shown["noise"], after["noise"])
-    assert same(run(damaged, on_bad_image="skip", resume=True), weights(damaged["output_dir"]))
-
-
-@pytest.mark.full
-def test_bad_images_are_not_measured_either(damaged):
-    changes = {"on_bad_image": "skip", "luminance_images": 10, "num_inference_steps": 1, "max_train_steps": 1}
-    train(TrainingConfig(**{**damaged, **changes}))
-    coverages = read_luminance_file(Path(damaged["output_dir"]))
-    assert [(one.generated.n, one.real.n) for one in coverages.values()] == [(8, 8)] * 2
-
-
-def test_nothing_but_bad_images_ends_the_run(options, tmp_path):
-    folder = write(tmp_path, tar({f"{i}.{kind}": b"" for i in range(20) for kind in ("png", "txt")}))
-    with pytest.raises(TrainingError, match=r"At step 1: cannot read image \d+\.png in shard\.tar: the file is empty"):
-        run(options, **folder, on_bad_image="skip")
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_server_that_fails_in_the_midst_ends_the_run_and_it_goes_on_later(
-    shard_options, tmp_path, monkeypatch, workers
-):
-    shard_options |= {"checkpointing_steps": 1, "dataloader_num_workers": workers}
-    shard_options |= {"cache_dir": str(tmp_path / "cache"), "train_shards": to_memory(tmp_path / "shards", "flaky")}
-    whole = run(shard_options, output_dir=str(tmp_path / "whole"))
-    error = RuntimeError("500, server error")
-    hiccups = [None, error, error, None, error]  # each is tried three times
-    monkeypatch.setattr(FlakyFileSystem, "errors", [*hiccups, None, None, error])
-    with pytest.raises(
-        TrainingError, match=r"^At step 3: flaky://shards/\d\.tar cannot be read: 500, .*000002\. Then"
-    ):
-        run(shard_options)
-    monkeypatch.setattr(FlakyFileSystem, "errors", [])
-    assert same(run(shard_options, resume=True), whole)
-
-
-def test_a_missing_shard_and_a_truncated_one_stop_before_the_start(shard_options, tmp_path):
-    with pytest.raises(ShardError, match=r"3\.tar cannot be read: there is no such file"):
-        run(shard_options, train_shards=shard_options["train_shards"].replace("..2", "..3"))
-    file = tmp_path / "shards" / "1.tar"
-    file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(ShardError, match=r"1\.tar is no whole tar"):
-        run(shard_options)
-    with pytest.raises(ShardError, match="no file matches"):
-        run(shard_options, train_shards=str(tmp_path / "*.zip"))
-
-
-def test_a_shard_that_changed_is_not_resumed(shard_options, image_folder, tmp_path):
-    run(shard_options, max_train_steps=2)
-    write_shards(tmp_path / "shards", captioned(image_folder), (3, 4, 3))
-    with pytest.raises(ValueError, match="the data was"):
-        run(shard_options, resume=True)
-
-
-@pytest.mark.full
-def test_a_dry_run_stores_nothing_unless_told_where(shard_options, tmp_path, capsys):
-    train(TrainingConfig(**{**shard_options, "dry_run": True}))
-    assert "10 images at 64 x 64" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
-    train(TrainingConfig(**{**shard_options, "dry_run": True, "cache_dir": str(tmp_path / "cache")}))
-    assert len(list((tmp_path / "cache" / "shards").iterdir())) == 3
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.full
-def test_nothing_is_cached_of_shards_unless_asked(shard_options, tmp_path):
-    run(shard_options)
-    assert {path.name for path in (tmp_path / "run" / "cache").iterdir()} == {"shards"}
-    run(shard_options, cache="both", output_dir=str(tmp_path / "cached"))
-    assert len(list((tmp_path / "cached" / "cache").iterdir())) == 3
-    # Other batch sizes of autoencoder and text encoder round otherwise. What networks compute is the same, not each
-    # weight: the gradient of what normalization takes away is rounding alone, which Adam blows up.
-    x_t, text = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 77, 32)
-    networks = [UNet2DConditionModel.from_pretrained(tmp_path / name, subfolder="unet") for name in ("run", "cached")]
-    with torch.no_grad():
-        plain, cached = (network(x_t, 500, text).sample for network in networks)
-    torch.testing.assert_close(plain, cached, rtol=0, atol=1e-4)
-
-
-def test_networks_of_pixels_too(small_run, shard_options, tmp_path):
-    pixels = {"unet": "small-16", "train_shards": shard_options["train_shards"], "validation_images": 0}
-    train(PixelTrainingConfig(**{**small_run, **pixels, "max_train_steps": 1}))
-    tensors, _ = read_checkpoint(tmp_path / "run" / "checkpoint-000001")
-    assert "unet" in tensors
-    with pytest.raises(ValueError, match="--class_column needs --dataset_name or --train_data_dir"):
-        PixelTrainingConfig(**{**small_run, **pixels, "class_column": "label"})
+def test_tars_have_no_classes(small_run, shard_options):
+    options = {**small_run, "train_shards": shard_options["train_shards"], "class_column": "label"}
+    with pytest.raises(ValueError, match="--class_column needs --dataset_name, --train_data_dir, or parquet files"):
+        train(PixelTrainingConfig(**options))

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 from collections import Counter, namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from child_processes import exit_code, start_ranks
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,9 +22,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import default_collate
 
 from zsnr_diffusers.training import TrainingConfig, train
+from zsnr_diffusers.training import accelerator as accelerator_module
 from zsnr_diffusers.training.data.dataset import check_images
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_dataloader
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask, embedding_cache, encoders, row_cache
+from zsnr_diffusers.utils.distributed import Processes
 from zsnr_diffusers.utils.hashing import file_sha256
 
 Prepared = namedtuple("Prepared", "task samples")
@@ -36,8 +41,8 @@ def prepare(options, **changes):
     accelerator = Accelerator(cpu=True, mixed_precision=config.mixed_precision or "no")
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config))
-    task.plan_cache(accelerator, samples)
-    return Prepared(task, task.prepare(accelerator, samples))
+    task.plan_cache(accelerator, Processes(), samples)
+    return Prepared(task, task.prepare(accelerator, Processes(), samples))
 
 
 def inputs_of_unet(prepared, positions):
@@ -46,7 +51,7 @@ def inputs_of_unet(prepared, positions):
     seen = []
     for position in positions:
         batch = default_collate([samples[position], samples[position + 1]])
-        x_0 = task.x_0(batch, CPU)
+        x_0 = task.x_0(batch)
         task.predict(lambda x, t, text, return_dict, x_0=x_0: seen.append((x_0, text)) or (x,), x_0, batch)
     return [torch.cat(parts) for parts in zip(*seen, strict=True)]
 
@@ -380,16 +385,36 @@ def test_each_process_stores_a_share(own, computed):
     own["cache"] = "latents"
     task = StableDiffusionTask(TrainingConfig(**own))
     samples = task.samples(check_images(task.rows, task.config))
-    task.plan_cache(Accelerator(cpu=True), samples)
-    first = SimpleNamespace(process_index=1, num_processes=2, is_main_process=False, device=CPU, mixed_precision="no")
-    first.wait_for_everyone = lambda: None
+    accelerator, ranks = Accelerator(cpu=True), [Processes(), Processes()]
+    task.plan_cache(accelerator, ranks[0], samples)
+    for rank, processes in enumerate(ranks):
+        processes.rank, processes.size = rank, 2
     with pytest.raises(ValueError, match=r"5 of 10 .*name a --cache_dir that all processes share"):
-        task.embedding_cache.populate(first, samples)
+        task.embedding_cache.populate(accelerator, ranks[1], samples)
     assert computed == {"latents": 5}
-    second = SimpleNamespace(**{**vars(first), "process_index": 0, "is_main_process": True})
-    task.embedding_cache.populate(second, samples)
+    task.embedding_cache.populate(accelerator, ranks[0], samples)
     assert computed == {"latents": 10}
     inputs_of_unet(Prepared(task, samples), range(0, 10, 2))
+
+
+def hash_slowly():
+    """Images take longer to hash than a process waits within a step."""
+    accelerator_module.TIMEOUT = timedelta(seconds=2)
+    original = encoders.image_sha256
+
+    def slow(*args):
+        time.sleep(0.5)
+        return original(*args)
+
+    encoders.image_sha256 = slow
+    encoders.ThreadPoolExecutor = lambda: ThreadPoolExecutor(1)
+
+
+@pytest.mark.full
+def test_others_wait_for_the_process_that_hashes_as_long_as_it_takes(own, tmp_path):
+    own = {**own, "max_train_steps": 1, "train_batch_size": 5}
+    ranks = start_ranks(own, tmp_path, prepare=hash_slowly)
+    assert [exit_code(rank) for rank in ranks] == [0, 0], (tmp_path / "rank1.log").read_text()
 
 
 # -- what is said and chosen
@@ -475,9 +500,9 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
         return {name: made[-1] for name, made in moves.items()}
 
     accelerator = Accelerator(cpu=True)
-    task.plan_cache(accelerator, samples)
+    task.plan_cache(accelerator, Processes(), samples)
     monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
-    task.prepare(accelerator, samples)
+    task.prepare(accelerator, Processes(), samples)
     stored = {"none": set(), "both": {"latents", "text"}}.get(choice, {choice})
     training = {name: "cpu" if name in stored else "meta" for name in moves}
     assert places() == training

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,13 +10,19 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from huggingface_hub import ModelCard
 from published_models import in_memory
+from small_stable_diffusion import flawed_scheduler
+from starts import strong_start
 from tiny_pipelines import tiny_stable_diffusion
 
-from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, load_pipeline
+from zsnr_diffusers import ZeroSNRDDIMScheduler, audit, enable_start, load_pipeline, save_pipeline
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.reporting.model_card import TrainingRecord
 from zsnr_diffusers.training.stable_diffusion.base import load_base
-from zsnr_diffusers.training.stable_diffusion.export import export_scheduler, save_pipeline_folder
+from zsnr_diffusers.training.stable_diffusion.export import (
+    export_scheduler,
+    kept_low_frequencies,
+    save_pipeline_folder,
+)
 
 POINT = 0.7
 
@@ -196,24 +203,48 @@ def test_other_pipelines_are_refused_with_what_they_are(options, base_folder, tm
         loaded(base_at("no/such-model"))
 
 
+def test_a_start_of_the_base_does_not_go_with_the_trained_model(options, tmp_path):
+    pipe = tiny_stable_diffusion(flawed_scheduler())
+    base = save_pipeline(enable_start(pipe, strong_start(pipe)), tmp_path / "started")
+    config = TrainingConfig(**{**options, "pretrained_model_name_or_path": str(base)})
+    save(loaded(config), config)
+    assert "_start" not in json.loads(Path(config.output_dir, "model_index.json").read_text())
+    assert not hasattr(load_pipeline(config.output_dir), "default_start")
+
+
 def test_resolution_that_does_not_fit_is_refused(options):
     config = TrainingConfig(**{**options, "resolution": 18})
     with pytest.raises(ValueError, match="--resolution=18 must be a multiple of 16"):
         loaded(config).resolution(18)
 
 
-@pytest.mark.parametrize("phi", [0.0, 0.4])
-def test_guidance_rescale_is_recorded_for_our_loader_and_written_out_for_others(options, phi):
-    config = TrainingConfig(**{**options, "guidance_rescale": phi})
+@pytest.mark.parametrize(("phi", "k"), [(0.0, 0), (0.4, 0), (0.0, 2), (0.4, 2)])
+def test_guidance_is_recorded_for_our_loader_and_written_out_for_others(options, phi, k):
+    config = TrainingConfig(**{**options, "guidance_rescale": phi, "keep_low_frequencies": k})
     base = loaded(config)
     save(base, config)
     folder = Path(config.output_dir)
-    assert json.loads((folder / "model_index.json").read_text()).get("_guidance_rescale", 0.0) == phi
-    assert getattr(load_pipeline(folder), "default_guidance_rescale", 0.0) == phi
-    assert (folder / "pipeline.py").exists() == (phi > 0)
-    assert ("custom_pipeline" in (folder / "README.md").read_text()) == (phi > 0)
-    if phi:
-        assert f"default_guidance_rescale = {phi}" in (folder / "pipeline.py").read_text()
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index.get("_guidance_rescale", 0.0) == phi
+    assert index.get("_guidance_keep_low_frequencies", 0) == k
+    pipe, card = load_pipeline(folder), (folder / "README.md").read_text()
+    assert getattr(pipe, "default_guidance_rescale", 0.0) == phi
+    assert getattr(pipe, "default_keep_low_frequencies", 0) == k
+    assert ("| recommended `keep_low_frequencies` of zsnr_diffusers | 2 |" in card) == (k > 0)
+    assert (folder / "pipeline.py").exists() == ("custom_pipeline" in card) == (phi > 0 or k > 0)
+    if phi or k:
+        source = (folder / "pipeline.py").read_text()
+        assert f"default_guidance_rescale = {phi}" in source
+        assert f"default_keep_low_frequencies = {k}" in source
+
+
+@pytest.mark.parametrize("changes", [{}, {"rescale_betas_zero_snr": False}, {"prediction_type": "flow_prediction"}])
+def test_low_frequencies_are_kept_by_default_at_zero_terminal_snr_of_betas(options, changes):
+    config = TrainingConfig(**{**options, **changes})
+    base = load_base(config, config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift)
+    assert kept_low_frequencies(base, config) == (0 if changes else 4)
+    assert kept_low_frequencies(base, dataclasses.replace(config, keep_low_frequencies=3)) == 3
+    assert kept_low_frequencies(base, dataclasses.replace(config, keep_low_frequencies=0)) == 0
 
 
 @pytest.mark.full

@@ -24,6 +24,7 @@ from zsnr_diffusers.training.data.loader import DistributedBatchSampler
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 from zsnr_diffusers.training.stable_diffusion.conditioning import Conditioning
 from zsnr_diffusers.training.stable_diffusion.samples import CaptionedDataset
+from zsnr_diffusers.utils.distributed import Processes
 
 CONDITIONS = Conditioning([tiny_stable_diffusion().tokenizer])
 
@@ -173,8 +174,8 @@ def filled(options, **changes):
     config = TrainingConfig(**{**options, "max_train_steps": 20, **changes})
     accelerator, task = Accelerator(cpu=True), StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config, progress=False), config.global_batch(1))
-    task.plan_cache(accelerator, samples)
-    task.prepare(accelerator, samples)
+    task.plan_cache(accelerator, Processes(), samples)
+    task.prepare(accelerator, Processes(), samples)
     return task, samples
 
 
@@ -204,7 +205,8 @@ def test_what_is_stored_is_found_by_size(shapes, tmp_path):
     square = len(samples.buckets[128, 128])
     config = TrainingConfig(**{**shapes, "aspect_ratio_buckets": False, "max_train_steps": 20})
     task = StableDiffusionTask(config)
-    task.plan_cache(Accelerator(cpu=True), task.samples(check_images(task.rows, config, progress=False)))
+    samples = task.samples(check_images(task.rows, config, progress=False))
+    task.plan_cache(Accelerator(cpu=True), Processes(), samples)
     assert len(task.embedding_cache.statuses["latents"].missing) == 10 - square
     assert 0 < square < 10
 

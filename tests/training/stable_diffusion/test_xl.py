@@ -180,7 +180,8 @@ def test_the_result_is_a_stock_pipeline_and_previews_show_what_it_paints(xl_opti
         [sys.executable, "-c", STOCK_ALONE, folder, tmp_path / "images.pt"], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    pipe = load_pipeline(folder)
+    assert load_pipeline(folder).default_keep_low_frequencies == 4
+    pipe = load_pipeline(folder, keep_low_frequencies=0)  # which stock does not have
     assert pipe.default_guidance_rescale == 0.7
     pipe.scheduler = ZeroSNRDDIMScheduler.from_config(pipe.scheduler.config)
     generated = pipe(
@@ -190,7 +191,8 @@ def test_the_result_is_a_stock_pipeline_and_previews_show_what_it_paints(xl_opti
     torch.testing.assert_close(generated, torch.load(tmp_path / "images.pt"), rtol=0, atol=0.5 / 255)
     assert audit(folder).verdict == "OK"
     assert "stable-diffusion-xl" in (folder / "README.md").read_text()
-    assert "default_guidance_rescale = 0.7" in (folder / "pipeline.py").read_text()
+    source = (folder / "pipeline.py").read_text()
+    assert "default_guidance_rescale = 0.7\n    default_keep_low_frequencies = 4\n" in source
 
 
 @pytest.mark.slow  # the same is shown of the loop itself

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...utils.hashing import tensors_sha256
 from ..data.dataset import Rows
-from ..data.tar_shards import TarDataset
+from ..data.shards import ShardDataset
 from ..parameters import base_state_dict
 from ..task import Task
 
@@ -37,7 +37,7 @@ def compute_fingerprint(task: Task, usable_rows: Sequence[int]) -> Fingerprint:
 
 def _data_sha256(rows: Rows, usable_rows: Sequence[int], image_column: str) -> str:
     """SHA-256 of the images' names and sizes and all other columns of the used rows; no image is read."""
-    if isinstance(rows, TarDataset):
+    if isinstance(rows, ShardDataset):
         return rows.shards.sha256
     digest = hashlib.sha256()
     for batch in rows.select(usable_rows).with_format("arrow").iter(batch_size=1000):

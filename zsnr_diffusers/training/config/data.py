@@ -51,16 +51,25 @@ class DataConfig(FolderConfig):
     )
     train_shards: Annotated[str | None, IDENTITY] = option(
         None,
-        "Tar shards in WebDataset's layout, instead of --dataset_name: s3://bucket/{0000..0127}.tar, /data/*.tar, or "
-        "whatever fsspec opens. A sample is 0001.jpg beside 0001.txt or 0001.json. Rows are read by range, so no disk "
-        "has to hold them; where they lie is found once by reading the tars' headers, and stored in --cache_dir. "
-        "Images are not checked before the start: --on_bad_image counts when one comes up.",
+        "Files read from where they lie, instead of --dataset_name: hf://datasets/me/photos/data/train-*.parquet, "
+        "s3://bucket/{0000..0127}.tar, /data/*.tar, or whatever fsspec opens. Parquet files hold columns, images as "
+        "bytes or as `datasets` writes them; row groups are read one by one, see --shard_cache_gb. Tars are in "
+        "WebDataset's layout, 0001.jpg beside 0001.txt or 0001.json; rows are read by range, so no disk has to hold "
+        "them. Before the start, only footers of parquet files and headers in tars are read, once, and stored in "
+        "--cache_dir. Images are not checked before the start: --on_bad_image counts when one comes up.",
     )
     shuffle_shards: Annotated[int, POSITIVE, IDENTITY] = option(
         16,
-        "Shards whose rows are shuffled together: each epoch takes all shards in another order, as many at a time. "
-        "More mix better, fewer are kinder to caches between here and the data. Rows of one shard should be mixed "
-        "already.",
+        "Tars, or row groups of parquet files, whose rows are shuffled together: each epoch takes all of them in "
+        "another order, as many at a time. More mix better, fewer are kinder to caches between here and the data. "
+        "Rows of one should be mixed already.",
+    )
+    shard_cache_gb: Annotated[float, NOT_NEGATIVE] = option(
+        20.0,
+        "Of parquet files in --train_shards: GB of row groups that are kept, decoded, in --cache_dir, best on a local "
+        "disk; the least recently used make room. All processes of a machine share them, so each is read once per "
+        "epoch, or once at all if all fit. 0: nothing is written, and every process and worker keeps "
+        "--shuffle_shards row groups in memory.",
     )
     image_column: str = option("image", "Column of the images.")
     resolution: Annotated[int | None, POSITIVE, IDENTITY] = option(
@@ -102,3 +111,8 @@ class DataConfig(FolderConfig):
     def shard_index_folder(self) -> Path | None:
         """Folder for indices of `train_shards`; None in a dry run without `--cache_dir`, which writes nothing."""
         return None if self.dry_run and not self.cache_dir else self.cache_folder / "shards"
+
+    @property
+    def row_group_folder(self) -> Path:
+        """Folder for row groups of parquet files in `train_shards`."""
+        return self.cache_folder / "row_groups"

@@ -1,6 +1,7 @@
 """The rows of a run's data, checked before training, and their images as tensors."""
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,10 +17,11 @@ from ...utils.images import ImageError, load_rgb, oriented_size
 from ..config import DataConfig
 from .folder_rows import read_folder_rows
 from .notices import notify, report_unusable
-from .tar_shards import TarDataset, TarShards
+from .shard_formats import create_shards
+from .shards import ShardDataset
 from .transforms import Size
 
-Rows: TypeAlias = datasets.Dataset | TarDataset
+Rows: TypeAlias = datasets.Dataset | ShardDataset
 """Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
 None. Rows of shards are read when a column of theirs is."""
 
@@ -37,7 +39,9 @@ def open_rows(config: DataConfig) -> Rows:
         OSError: no such folder or data set.
     """
     if config.train_shards:
-        return TarDataset(TarShards(config).open(), [*config.columns.values()])
+        shards = create_shards(config)
+        shards.open()
+        return ShardDataset(shards, [*config.columns.values()])
     if config.train_data_dir:
         where = f"--train_data_dir={config.train_data_dir}"
         rows = read_folder_rows(config)
@@ -81,9 +85,10 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Image
     Raises:
         ValueError: an image cannot be read and `--on_bad_image` is `fail`, or none can.
     """
-    if isinstance(rows, TarDataset):
+    if isinstance(rows, ShardDataset):
         incomplete = rows.shards.incomplete
-        report_unusable(incomplete, f"{len(incomplete)} samples of {config.train_shards} are not whole", config)
+        what = f"{len(incomplete)} {rows.shards.unit} of {config.train_shards} are not whole"
+        report_unusable(incomplete, what, config)
         if not rows:
             raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
         return range(len(rows))
@@ -124,12 +129,12 @@ def read_image(rows: Rows, column: str, index: int) -> Image.Image:
 
 
 def is_row_readable(rows: Rows, config: DataConfig, index: int) -> bool:
-    """Whether a row of tar shards can be read; other rows were checked before the start.
+    """Whether a row of shards can be read; other rows were checked before the start.
 
     Raises:
         ImageError: it cannot, and `--on_bad_image` is `fail`.
     """
-    if isinstance(rows, TarDataset):
+    if isinstance(rows, ShardDataset):
         try:
             read_image(rows, config.image_column, index)
             rows[[index]]
@@ -138,6 +143,13 @@ def is_row_readable(rows: Rows, config: DataConfig, index: int) -> bool:
                 raise
             return False
     return True
+
+
+def rows_to_sample(rows: Rows, usable_rows: Sequence[int], seed: int) -> Sequence[int]:
+    """The usable rows to draw a sample from: all, or those of some shards; see `Shards.rows_to_sample`."""
+    if isinstance(rows, ShardDataset) and len(usable_rows) == len(rows):
+        return rows.shards.rows_to_sample(random.Random(seed))
+    return usable_rows
 
 
 def image_size(rows: Rows, column: str, index: int) -> Size:

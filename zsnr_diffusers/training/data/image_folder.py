@@ -91,7 +91,10 @@ def _scan_folder(config: DataConfig) -> ImageFolder:
         path for path in folder.files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
     ]
     if not images:
-        remedy = f", but {packed}: unpack archives, or pass .tar as --train_shards and tables as --dataset_name"
+        remedy = (
+            f", but {packed}: unpack archives, or pass .tar and .parquet as --train_shards, other tables as "
+            "--dataset_name"
+        )
         raise ValueError(f"--train_data_dir={config.train_data_dir} holds no images{remedy * bool(packed)}.")
     if packed:
         notify(f"{config.train_data_dir} also holds {packed}; they are not opened")

@@ -21,8 +21,8 @@ from ..checkpointing.signals import ignore_stop_signals
 from ..config import DataConfig, OptimizationConfig
 from .buckets import epoch_order, round_up_to_batches
 from .dataset import Rows
+from .shards import ShardDataset
 from .shuffle import ShardShuffle
-from .tar_shards import TarDataset
 
 Batch = dict[str, Tensor]
 
@@ -62,8 +62,8 @@ class TrainingDataset(Dataset[Batch], ABC):
         noise_offset: float = 0.0,
     ) -> None:
         self.rows, self.seed, self.noise_offset = rows, config.seed, noise_offset
-        self.skips_bad_images = isinstance(rows, TarDataset) and config.on_bad_image == "skip"
-        self._shards = rows.shards.all if isinstance(rows, TarDataset) and len(usable_rows) == len(rows) else []
+        self.skips_bad_images = isinstance(rows, ShardDataset) and config.on_bad_image == "skip"
+        self._shards = rows.shards.all if isinstance(rows, ShardDataset) and len(usable_rows) == len(rows) else []
         self.shuffle_shards = config.shuffle_shards
         # Of shards there may be more rows than memory has room for.
         self.usable_rows: Sequence[int] = range(len(usable_rows)) if self._shards else list(usable_rows)

@@ -1,6 +1,7 @@
 """Files wherever fsspec reaches (disks, HTTP, S3, the Hub, ...): found by pattern, read by range."""
 
 import hashlib
+import io
 import os
 import re
 import time
@@ -92,7 +93,9 @@ def read_range(url: str, start: int, end: int) -> bytes:
     """
 
     def read(system: Any, path: str) -> bytes:
-        data: bytes = system.cat_file(path, start=start, end=end)
+        # The Hub's file system would read 5 MiB ahead.
+        options = {"cache_type": "none"} if system.protocol == "hf" else {}
+        data: bytes = system.cat_file(path, start=start, end=end, **options)
         if len(data) != end - start:
             raise OSError(
                 f"of bytes {start:,} to {end:,} came {len(data):,}: it is shorter than it was, or its server cannot "
@@ -101,6 +104,52 @@ def read_range(url: str, start: int, end: int) -> bytes:
         return data
 
     return _retry(url, read)
+
+
+class RangeReader(io.RawIOBase):
+    """A remote file as a file object, read by range.
+
+    Args:
+        url: of the file.
+        size: of it, in bytes.
+        window: the least bytes that are read at a time, for what is asked for next.
+    """
+
+    def __init__(self, url: str, size: int, window: int = 0) -> None:
+        self.url, self.size, self.least, self.at, self.start, self.window = url, size, window, 0, 0, b""
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Position in the file, in bytes."""
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position in the file without reading; returns it."""
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        return self.at
+
+    def read(self, count: int = -1) -> bytes:
+        """Read bytes from the buffered window, refilled by range as needed.
+
+        Raises:
+            ShardError: as `read_range`.
+        """
+        end = self.size if count < 0 else min(self.at + count, self.size)
+        if end <= self.at:
+            return b""
+        if not self.start <= self.at < end <= self.start + len(self.window):
+            self.start = self.at
+            self.window = read_range(self.url, self.at, min(max(end, self.at + self.least), self.size))
+        data = self.window[self.at - self.start : end - self.start]
+        self.at += len(data)
+        return data
 
 
 def _retry(url: str, work: Callable[[Any, str], T], no_retry: tuple[type[Exception], ...] = ()) -> T:

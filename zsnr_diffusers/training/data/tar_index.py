@@ -6,7 +6,6 @@ pickles among them, are never opened.
 """
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...utils.files import atomic_write
 from ...utils.image_formats import IMAGE_SUFFIXES
-from .remote import FileState, ShardError, read_range
+from .remote import FileState, RangeReader, ShardError
 
 _FORMAT = 3
 """Raised whenever an index of the same shard would be another than before."""
@@ -109,7 +108,7 @@ def index_path(folder: Path, url: str, state: FileState, captions: Sequence[str]
 
 def _read_members(url: str, size: int) -> Iterator[tarfile.TarInfo]:
     """Headers of the regular files in a tar shard, in order; refuses one that is cut off."""
-    reader = _RangeReader(url, size)
+    reader = RangeReader(url, size, _WINDOW)
     try:
         with tarfile.open(fileobj=reader, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -123,42 +122,6 @@ def _read_members(url: str, size: int) -> Iterator[tarfile.TarInfo]:
     reader.seek(end)
     if reader.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise ShardError(f"{url} is no whole tar: it ends without the block of zeros that is written last")
-
-
-class _RangeReader(io.RawIOBase):
-    """A tar shard as a file object for `tarfile`, read by range with some bytes more for the next header."""
-
-    def __init__(self, url: str, size: int) -> None:
-        self.url, self.size, self.at, self.start, self.window = url, size, 0, 0, b""
-
-    def seekable(self) -> bool:
-        """True; for `tarfile`."""
-        return True
-
-    def readable(self) -> bool:
-        """True; for `tarfile`."""
-        return True
-
-    def tell(self) -> int:
-        """Position in the tar shard, in bytes."""
-        return self.at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position in the tar shard without reading; returns it."""
-        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
-        return self.at
-
-    def read(self, count: int = -1) -> bytes:
-        """Read bytes of the tar shard from the buffered window, refilled by range as needed."""
-        end = self.size if count < 0 else min(self.at + count, self.size)
-        if end <= self.at:
-            return b""
-        if not self.start <= self.at < end <= self.start + len(self.window):
-            self.start = self.at
-            self.window = read_range(self.url, self.at, min(max(end, self.at + _WINDOW), self.size))
-        data = self.window[self.at - self.start : end - self.start]
-        self.at += len(data)
-        return data
 
 
 def _split_member_name(name: str) -> tuple[str, str]:

@@ -80,16 +80,12 @@ class ClassDataConfig(DataConfig):
 
     class_column: Annotated[str | None, IDENTITY] = option(
         None,
-        "Column of the classes, for images of given classes; `label` for a folder of folders.",
+        "Column of the classes, for images of given classes; `label` for a folder of folders. Tars in --train_shards "
+        "have none; of parquet files, the whole column is read before the start.",
     )
     class_dropout: Annotated[float, SHARE] = option(
         0.1, "Share of classes replaced by none, for classifier-free guidance."
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.class_column and self.train_shards:
-            raise ValueError("--class_column needs --dataset_name or --train_data_dir; --train_shards has no classes.")
 
     @property
     def columns(self) -> dict[str, str]:

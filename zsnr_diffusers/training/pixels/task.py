@@ -106,13 +106,12 @@ class PixelTask(Task):
         offset = self.config.noise_offset
         return LabelledDataset(self.rows, images, self.config, labels, shape, steps, no_class, offset)
 
-    def x_0(self, batch: Batch, device: torch.device) -> Tensor:
+    def x_0(self, batch: Batch) -> Tensor:
         """The batch's images."""
-        return batch["pixel_values"].to(device)
+        return batch["pixel_values"]
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
         """The network's output under the classes, if it has any."""
-        labels = batch.get("class_labels")
         timestep = batch["timestep"].to(x_t.device)
-        output: Tensor = unet(x_t, timestep, None if labels is None else labels.to(x_t.device), return_dict=False)[0]
+        output: Tensor = unet(x_t, timestep, batch.get("class_labels"), return_dict=False)[0]
         return output

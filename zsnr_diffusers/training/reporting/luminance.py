@@ -11,7 +11,7 @@ from typing import Any
 from ...evaluation.luminance import Floats, LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance
 from ...evaluation.plots import plot_luminance_over_steps
 from ...utils.files import write_json
-from ..data.dataset import is_row_readable, read_image
+from ..data.dataset import is_row_readable, read_image, rows_to_sample
 from ..data.loader import derive_seed
 from ..task import Task
 
@@ -26,8 +26,11 @@ def sample_rows(usable_rows: Sequence[int], seed: int, count: int) -> list[int]:
 
 
 def sample_readable_rows(task: Task, usable_rows: Sequence[int], count: int) -> list[int]:
-    """`sample_rows` without rows of tar shards that cannot be read, which were not checked before."""
-    drawn = sample_rows(usable_rows, task.data.seed, count)
+    """`sample_rows` without rows of shards that cannot be read, which were not checked before.
+
+    Of parquet files they are of a few row groups: each that one more row lies in has to be read whole.
+    """
+    drawn = sample_rows(rows_to_sample(task.rows, usable_rows, task.data.seed), task.data.seed, count)
     with ThreadPoolExecutor() as pool:
         usable = pool.map(lambda row: is_row_readable(task.rows, task.data, row), drawn)
         return [row for row, can in zip(drawn, usable, strict=True) if can]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ...core.guidance import check_guidance_rescale
-from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE
+from ...core.low_frequencies import check_keep_low_frequencies
+from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE, DEFAULT_KEEP_LOW_FREQUENCIES
 from ..config import (
     IDENTITY,
     NOT_NEGATIVE,
@@ -39,6 +40,10 @@ examples:
   # the same LoRA trained on, from its file
   accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
       --output_dir sd21-zsnr-lora-2 --lora_weights sd21-zsnr-lora --learning_rate 1e-4
+
+  # a dataset of the Hub, read from there row group by row group; 20 GB of them are kept on the local disk
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --output_dir sd21-zsnr \\
+      --train_shards "hf://datasets/me/photos/data/train-*.parquet" --cache_dir /scratch/cache --shard_cache_gb 20
 
   # more data than a disk holds: tars of 0001.jpg beside 0001.txt, read by range from where they lie
   accelerate launch --config_file examples/configs/accelerate/several_machines.yaml -m zsnr_diffusers.training \\
@@ -115,8 +120,8 @@ class CaptionedDataConfig(DataConfig):
 
     caption_column: str = option(
         "text",
-        "Column of the captions; of a list of captions one is drawn each time. In --train_shards: `text` is .txt, or "
-        "this field of .json where there is none; another name is a field of .json.",
+        "Column of the captions; of a list of captions one is drawn each time. In tars of --train_shards: `text` is "
+        ".txt, or this field of .json where there is none; another name is a field of .json.",
     )
     caption_extension: str = option(
         ".txt",
@@ -240,9 +245,16 @@ class GuidedOutputConfig(OutputConfig):
         DEFAULT_GUIDANCE_RESCALE, "Guidance rescale of the previews, recommended on the model card."
     )
 
+    keep_low_frequencies: int | None = option(
+        None,
+        "Lowest k x k frequencies that guidance leaves alone, in the previews and as recorded for load_pipeline "
+        f"(default: {DEFAULT_KEEP_LOW_FREQUENCIES} at zero terminal SNR, else 0).",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_guidance_rescale(self.guidance_rescale)
+        check_keep_low_frequencies(self.keep_low_frequencies or 0)
 
 
 @dataclass

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...hub.weight_files import suppress_empty_float32_warnings
+from ...utils.distributed import Processes
 from ..accelerator import mixed_precision_dtype
 from .config import CaptionedDataConfig
 from .encoders import FrozenEncoder
@@ -69,12 +69,18 @@ class EmbeddingCache:
         self.device = torch.device("cpu")
 
     def plan(
-        self, accelerator: Accelerator, samples: CaptionedDataset, folder: Path, count: int | None = None
+        self,
+        accelerator: Accelerator,
+        processes: Processes,
+        samples: CaptionedDataset,
+        folder: Path,
+        count: int | None = None,
     ) -> None:
         """Find which encoder results of a run are cached, and choose which of the missing ones to cache.
 
         Args:
             accelerator: of the run.
+            processes: of the run; the others wait for the main one, who hashes all images, as long as it takes.
             samples: that it draws.
             folder: of caches; the main process's counts.
             count: samples that the run will show; None for all rows.
@@ -82,25 +88,31 @@ class EmbeddingCache:
         Raises:
             ValueError: what `--cache` asks for does not fit on the disk.
         """
-        if accelerator.is_main_process:
-            config = self.config
-            rows = list(samples.usable_rows) if count is None else samples.rows_seen(count)
-            indices = rows if config.cached else []
-            half = mixed_precision_dtype(accelerator)
-            self.statuses = {
-                part.name: _cache_status(part, samples, indices, folder, part.arithmetic_dtype(half))
-                for part in self.parts
-                if part.name in config.cached
-            }
-            _disable_what_does_not_fit(list(self.statuses.values()), folder, config.cache)
-        self.statuses, samples.hashes = broadcast_object_list([self.statuses, samples.hashes])
+        half = mixed_precision_dtype(accelerator)
+        self.statuses, samples.hashes = processes.run_on_main(
+            lambda: self._find_statuses(half, samples, folder, count)
+        )
+
+    def _find_statuses(
+        self, half: torch.dtype | None, samples: CaptionedDataset, folder: Path, count: int | None
+    ) -> tuple[dict[str, CacheStatus], dict[int, bytes]]:
+        """Status of each encoder that may be cached, by name, and the hashes of the images, by row."""
+        rows = list(samples.usable_rows) if count is None else samples.rows_seen(count)
+        indices = rows if self.config.cached else []
+        statuses = {
+            part.name: _cache_status(part, samples, indices, folder, part.arithmetic_dtype(half))
+            for part in self.parts
+            if part.name in self.config.cached
+        }
+        _disable_what_does_not_fit(list(statuses.values()), folder, self.config.cache)
+        return statuses, samples.hashes
 
     @property
     def stored(self) -> dict[str, CacheStatus]:
         """Status of those encoders whose results are read from the cache during training."""
         return {name: status for name, status in self.statuses.items() if status.enabled}
 
-    def populate(self, accelerator: Accelerator, samples: CaptionedDataset) -> dict[str, float]:
+    def populate(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> dict[str, float]:
         """Compute missing encoder results, each process a share, and let `samples` read the cache.
 
         Parts whose results are stored end on the CPU, the others on the device.
@@ -122,7 +134,7 @@ class EmbeddingCache:
             if status is None or status.missing:
                 part.network.to(accelerator.device)
             if status is not None:
-                _populate_part(accelerator, part, status, samples)
+                _populate_part(processes, part, status, samples)
                 part.network.to("cpu")
             seconds[part.name] = time.perf_counter() - started
         samples.caches = {name: status.cache for name, status in self.stored.items()}
@@ -148,20 +160,19 @@ class EmbeddingCache:
                 if part.name in self.stored:
                     part.network.to("cpu")
 
-    def benchmark(self, accelerator: Accelerator, samples: CaptionedDataset) -> float:
+    def benchmark(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> float:
         """Cache what a few samples need, in a temporary folder, to time it.
 
         Returns:
             The hours that everything that is missing would take.
         """
         missing = {name: len(status.missing) for name, status in self.stored.items()}
-        if accelerator.is_main_process:
+        folder = Path()
+        if processes.is_main:
             folder = Path(tempfile.mkdtemp())
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            self.plan(accelerator, samples, folder)
-        else:
-            self.plan(accelerator, samples, Path())
-        seconds = self.populate(accelerator, samples)
+        self.plan(accelerator, processes, samples, folder)
+        seconds = self.populate(accelerator, processes, samples)
         return sum(seconds[name] * missing.get(name, 0) / self.stored[name].count for name in self.stored) / 3600
 
 
@@ -194,15 +205,13 @@ def _disable_what_does_not_fit(statuses: Sequence[CacheStatus], folder: Path, ch
         )
 
 
-def _populate_part(
-    accelerator: Accelerator, part: FrozenEncoder, status: CacheStatus, samples: CaptionedDataset
-) -> None:
+def _populate_part(processes: Processes, part: FrozenEncoder, status: CacheStatus, samples: CaptionedDataset) -> None:
     """Compute this process's share of an encoder's missing results and write them to the cache."""
-    if accelerator.is_main_process:
-        status.cache.prune()
-    share = dict(list(status.missing.items())[accelerator.process_index :: accelerator.num_processes])
-    status.cache.write(_encode_inputs(part, share, samples, progress=accelerator.is_main_process))
-    accelerator.wait_for_everyone()
+    with processes.sync_errors():
+        if processes.is_main:
+            status.cache.prune()
+        share = dict(list(status.missing.items())[processes.rank :: processes.size])
+        status.cache.write(_encode_inputs(part, share, samples, progress=processes.is_main))
     if lost := status.cache.find_missing(status.missing, verify=False):
         raise ValueError(
             f"{len(lost)} of {len(status.missing)} results that were just stored in {status.cache.folder} are not "

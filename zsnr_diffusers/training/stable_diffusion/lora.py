@@ -18,7 +18,7 @@ from ..parameters import trainable_parameters
 from ..reporting.model_card import TrainingRecord
 from .base import Base
 from .config import AdapterConfig, GuidedOutputConfig
-from .export import export_scheduler, write_model_card
+from .export import export_scheduler, kept_low_frequencies, recommended_guidance_rows, write_model_card
 
 _ADAPTER = "default"
 
@@ -118,7 +118,7 @@ def save_lora_folder(base: Base, pipe: Any, config: GuidedOutputConfig, adapter:
     folder, dora = Path(config.output_dir).resolve().name, _is_dora(pipe.unet)
     scheduler = export_scheduler(base)
     usage = lora_usage(of, folder, scheduler, guidance, dora)
-    rows = {"adapter": adapter, "recommended guidance rescale": str(config.guidance_rescale)}
+    rows = {"adapter": adapter, **recommended_guidance_rows(config, kept_low_frequencies(base, config))}
     write_model_card(base, scheduler, record, f"{_adapter_kind(pipe.unet)} of {of}", rows, usage, **data)
     # Last: a folder without it is not taken for a result.
     save_lora(pipe, config.output_dir)

@@ -9,6 +9,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 
 from ...evaluation.generation import generate_images
+from ...guidance.mixin import GuidanceRescaleMixin
 from ...schedulers.flow import FlowMatchScheduler
 from ..data.dataset import Rows
 from ..output import Output
@@ -17,7 +18,7 @@ from ..schedule import preview_scheduler
 from .base import Base
 from .config import AdapterConfig, GuidedOutputConfig
 from .embedding_cache import EmbeddingCache
-from .export import export_scheduler, save_pipeline_folder
+from .export import export_scheduler, kept_low_frequencies, save_pipeline_folder
 from .lora import describe_adapter, save_lora_folder
 from .samples import captions_as_list
 
@@ -44,11 +45,12 @@ class StableDiffusionOutput(Output):
         return export_scheduler(self.base)
 
     def pipeline(self, unet: Any) -> Any:
-        """The trained pipeline with the recommended guidance rescale and the exported scheduler, or our flow one."""
+        """The trained pipeline with the recommended guidance and the exported scheduler, or our flow one."""
         flow = isinstance(self.base.schedule, FlowMatchScheduler)
         scheduler = self.base.schedule if flow else self.export_scheduler()
         pipe = self._build_pipeline(self.base.architecture.rescaled_class, unet=unet, scheduler=scheduler)
         pipe.default_guidance_rescale = self.config.guidance_rescale
+        pipe.default_keep_low_frequencies = kept_low_frequencies(self.base, self.config)
         return pipe
 
     def initial_pipeline(self, unet: Any) -> Any:
@@ -83,6 +85,9 @@ class StableDiffusionOutput(Output):
     def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
         """An image for the first caption of each data row."""
         captions = [captions_as_list(caption)[0] for caption in self.rows[list(rows)][self.caption_column]]
+        unguided: dict[str, Any] = {"guidance_scale": 1.0, "guidance_rescale": 0.0}
+        if isinstance(pipe, GuidanceRescaleMixin):  # and not the base's own, of a class of stock
+            unguided["keep_low_frequencies"] = 0
         with self.embedding_cache.ready_to_generate():
             return generate_images(
                 pipe,
@@ -90,8 +95,7 @@ class StableDiffusionOutput(Output):
                 range(len(rows)),
                 progress=False,
                 num_inference_steps=self.config.num_inference_steps,
-                guidance_scale=1.0,
-                guidance_rescale=0.0,
+                **unguided,
                 height=self.resolution,
                 width=self.resolution,
             )

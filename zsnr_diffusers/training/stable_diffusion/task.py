@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ...hub.model_card import terminal_snr
+from ...utils.distributed import Processes
 from ..config.objective import FLOW
 from ..data.buckets import round_up_to_batches
 from ..data.dataset import Images, noise_rows, open_rows
@@ -122,27 +123,26 @@ class StableDiffusionTask(Task):
             self.config.noise_offset,
         )
 
-    def plan_cache(self, accelerator: Accelerator, samples: CaptionedDataset) -> None:
+    def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> None:
         """Find which latents and text states are cached."""
         config = self.config
-        count = config.max_train_steps * config.global_batch(accelerator.num_processes)
-        self.embedding_cache.plan(accelerator, samples, config.cache_folder, count)
+        count = config.max_train_steps * config.global_batch(processes.size)
+        self.embedding_cache.plan(accelerator, processes, samples, config.cache_folder, count)
 
-    def prepare(self, accelerator: Accelerator, samples: CaptionedDataset) -> CaptionedDataset:
+    def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
         """Cache latents and text states as planned, and leave the device to the UNet."""
         if self.config.measure and self.embedding_cache.stored:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
-            hours = self.embedding_cache.benchmark(accelerator, few)
+            hours = self.embedding_cache.benchmark(accelerator, processes, few)
             accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
             return few
-        self.embedding_cache.populate(accelerator, samples)
+        self.embedding_cache.populate(accelerator, processes, samples)
         return samples
 
-    def x_0(self, batch: Batch, device: torch.device) -> Tensor:
+    def x_0(self, batch: Batch) -> Tensor:
         """Scaled latents sampled from the autoencoder's posterior."""
         moments = batch if "mean" in batch else self.autoencoder(batch["pixel_values"])
-        mean, std = (moments[name].to(device).float() for name in ("mean", "std"))
-        latents = mean + std * batch["posterior_noise"].to(device)
+        latents = moments["mean"].float() + moments["std"].float() * batch["posterior_noise"]
         scaled: Tensor = latents * self.base.pipeline.vae.config.scaling_factor
         return scaled
 

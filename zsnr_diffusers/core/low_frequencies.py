@@ -1,0 +1,76 @@
+"""Guidance that leaves the lowest frequencies of an image to the conditional prediction.
+
+Guidance extrapolates from one prediction through another. Where the signal-to-noise ratio is 0, predictions are means
+of the images given the prompt, so what is extrapolated there is brightness and color, and images come out too dark or
+too bright for their prompt. Detail, which guidance is used for, lies in the higher frequencies.
+"""
+
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from .dct import dct, inverse_dct, without_autocast
+
+
+def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
+    """Replace the lowest k x k frequencies of the guided prediction by those of the conditional one.
+
+    guided - P(guided - conditional), with P the orthogonal projection of `low_pass`. Sadat et al. 2025
+    (arXiv:2506.19713) likewise guide low frequencies less than high ones, there with two scales and a Laplacian
+    pyramid.
+
+    Given x_t, predictions of noise, v, x_0 and flow are affine in each other with one factor per sample. In the
+    difference x_t cancels, and P is linear, so the result means the same image whatever the network predicts.
+
+    Args:
+        guided: prediction after guidance, shape [B, C, H, W]; or any [B, ..., H, W], such as the frames of a video,
+            each of which has a brightness and is treated by itself.
+        conditional: conditional prediction, same shape.
+        k: how many frequencies of each side to keep, half cycles per image from 0 on. 0 is off and returns `guided`
+            itself, 1 keeps the mean of each channel, and from the larger side on the result is `conditional`.
+
+    Returns:
+        Tensor of that shape in the dtype of `guided`; the arithmetic is float32 or better.
+
+    Raises:
+        ValueError: k is negative or no integer; predictions without height and width, such as packed tokens.
+    """
+    check_keep_low_frequencies(k)
+    if k == 0:
+        return guided
+    if guided.ndim < 4:
+        raise ValueError(no_height_and_width(k, guided.shape))
+    if k >= max(guided.shape[-2:]):
+        return conditional.to(guided.dtype)
+    wide = torch.promote_types(guided.dtype, torch.float32)
+    difference = guided.to(wide) - conditional.to(wide)
+    return (guided.to(wide) - low_pass(difference, k)).to(guided.dtype)
+
+
+def low_pass(x: Tensor, k: int) -> Tensor:
+    """The lowest k x k frequencies of images [..., H, W]: an orthogonal projection on the first vectors of a DCT."""
+    with without_autocast(x):
+        return inverse_dct(dct(x, (k, k)), x.shape[-2:])
+
+
+def no_height_and_width(k: int, shape: tuple[int, ...]) -> str:
+    """Message for predictions of which the last two dimensions are not height and width."""
+    return (
+        f"keep_low_frequencies={k} needs predictions [..., H, W], and got {list(shape)}: tokens, channels last, or "
+        "sound have no height and width at the end. Pass keep_low_frequencies=0 for this pipeline; in a loop of your "
+        "own, unpack the predictions first."
+    )
+
+
+def check_keep_low_frequencies(k: int) -> None:
+    """Refuse a number of low frequencies that is negative or no integer.
+
+    Raises:
+        ValueError: with the value and what it means.
+    """
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 0:
+        raise ValueError(
+            f"keep_low_frequencies={k!r} must be an integer of at least 0: 1 keeps the mean of the conditional "
+            "prediction, 2 its lowest 2 x 2 frequencies, 0 is off."
+        )

@@ -1,0 +1,18 @@
+"""The start of models that are never retrained: the low frequencies that they expect in x_T, by prompt or by hand."""
+
+from .fit import fit_start
+from .hand_set import hand_set_start
+from .mixin import StartMixin, disable_start, enable_start
+from .report import StartReport
+from .start import START_FILE, Start
+
+__all__ = [
+    "START_FILE",
+    "Start",
+    "StartMixin",
+    "StartReport",
+    "disable_start",
+    "enable_start",
+    "fit_start",
+    "hand_set_start",
+]

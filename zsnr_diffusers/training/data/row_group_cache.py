@@ -1,0 +1,181 @@
+"""Row groups on a local disk, decoded, for all processes of a run to map into memory.
+
+What reads one row of a row group reads all of it; so it is read once, by one process, and kept as an Arrow file, which
+any number of processes read at random access without a copy of their own. The least recently used ones make room.
+"""
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.ipc
+
+from ...utils.files import atomic_write
+from .remote import ShardError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK_FILE = ".lock"
+
+_ABANDONED = 3600.0
+"""Seconds without a byte written, after which a partial file is one of a process that was killed."""
+
+
+class RowGroupCache:
+    """Tables by key, as files that processes share, or in the memory of each.
+
+    Args:
+        folder: of the files, which may also be used by other runs; None keeps tables in memory.
+        limit: bytes that all files may take.
+        most_open: tables that a process has open, or in memory, at a time.
+    """
+
+    def __init__(self, folder: Path | None, limit: int, most_open: int) -> None:
+        self.folder, self.limit, self.most_open = folder, limit, most_open
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowGroupCache, (self.folder, self.limit, self.most_open)  # a mapped file would be copied
+
+    def get(self, key: str, size: int, read: Callable[[], Iterable[Any]]) -> Any:
+        """The table of a key, read if it is not there.
+
+        Args:
+            key: 32 hexadecimal digits.
+            size: of the table, in bytes; an estimate.
+            read: its record batches.
+
+        Raises:
+            ShardError: the disk is full or the folder read-only; and what `read` raises.
+        """
+        with self._lock:
+            table = self._open.pop(key, None)
+            self._open[key] = table = self._load(key, size, read) if table is None else table
+            while len(self._open) > self.most_open:
+                self._open.popitem(last=False)
+        return table
+
+    def missing_space(self, size: int) -> int:
+        """Bytes by which the disk is too full for so many bytes of row groups, those that are stored included."""
+        if self.folder is None:
+            return 0
+        stored = sum(one.size for one in _list_files(self.folder)) if self.folder.exists() else 0
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        return min(size, self.limit) - stored - shutil.disk_usage(there).free
+
+    def _load(self, key: str, size: int, read: Callable[[], Iterable[Any]]) -> Any:
+        """The table of a key, mapped from its file, which is written first if need be."""
+        table = None
+        if self.folder is not None:
+            file = self.folder / f"{key}.arrow"
+            table = map_table(file)
+            if table is None:
+                self._store(file, size, read)
+                table = map_table(file)
+        return pyarrow.Table.from_batches(read()) if table is None else table  # also where files cannot be mapped
+
+    def _store(self, file: Path, size: int, read: Callable[[], Iterable[Any]]) -> None:
+        """Write the file of a table, if no other process does so meanwhile."""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with _hold(file.parent, file.stem):
+                if map_table(file) is None:
+                    self._make_room(file.parent, size)
+                    write_table(file, read())
+        except ShardError:
+            raise
+        except OSError as error:
+            if map_table(file) is not None:  # without locks; on Windows, a file that is in use cannot be replaced
+                return
+            raise ShardError(
+                f"{file.parent} cannot store a row group: {error}. Free space there, lower --shard_cache_gb, or set "
+                "it to 0 to keep row groups in memory"
+            ) from error
+
+    def _make_room(self, folder: Path, size: int) -> None:
+        """Remove the least recently used files until so many bytes fit."""
+        files = sorted(_list_files(folder), key=lambda file: file.used)
+        excess = sum(file.size for file in files) + size - self.limit
+        now = time.time()
+        for file in files:
+            abandoned = file.partial and file.used < now - _ABANDONED
+            if abandoned or (excess > 0 and not file.partial):
+                with contextlib.suppress(OSError):  # on Windows, one that is in use stays
+                    file.path.unlink(missing_ok=True)
+                    excess -= file.size
+
+
+class _File(NamedTuple):
+    path: Path
+    size: int
+    used: float
+    """When it was last opened or written to, in seconds since the epoch."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is still written, or was left by a process that was killed."""
+        return self.path.suffix == ".partial"
+
+
+def _list_files(folder: Path) -> list[_File]:
+    """Files in a folder of row groups, whole and partial ones; some may be gone by now."""
+    files = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            files.append(_File(path, status.st_size, status.st_mtime))
+    return [file for file in files if file.path.name != _LOCK_FILE]
+
+
+@contextlib.contextmanager
+def _hold(folder: Path, key: str) -> Iterator[None]:
+    """Hold a key against other processes, so that one reads what all of them wait for.
+
+    The system ends it with the process, however that ends. Where there are no such locks, each process reads for
+    itself, which is slower and no less correct.
+    """
+    with Path(folder, _LOCK_FILE).open("ab") as file:
+        with contextlib.suppress(OSError):
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, int(key[:7], 16))  # a byte for each key
+        yield
+
+
+def map_table(file: Path) -> Any:
+    """The `pyarrow.Table` in an Arrow file, mapped into memory; None if there is none or it is damaged."""
+    try:
+        table = pyarrow.ipc.open_file(pyarrow.memory_map(str(file))).read_all()
+    except (pyarrow.ArrowException, OSError):
+        return None
+    with contextlib.suppress(OSError):  # a folder that others write
+        os.utime(file)
+    return table
+
+
+def write_table(file: Path, batches: Iterable[Any]) -> None:
+    """Write record batches, of which there is at least one, to an Arrow file atomically, one at a time.
+
+    Raises:
+        OSError: the disk is full or the folder read-only.
+    """
+    batches = iter(batches)
+    first = next(batches)
+    with (
+        atomic_write(file, shared=True) as partial,
+        pyarrow.OSFile(str(partial), "wb") as sink,
+        pyarrow.ipc.new_file(sink, first.schema) as writer,
+    ):
+        for batch in chain([first], batches):
+            writer.write_batch(batch)
