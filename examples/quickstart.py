@@ -32,7 +32,7 @@ from landscapes import captions, make_landscapes, read_landscapes
 from PIL import Image, ImageDraw
 from small_stable_diffusion import build_stable_diffusion, train_vae
 
-from zsnr_diffusers import enable_start
+from zsnr_diffusers import enable_start, load_pipeline
 from zsnr_diffusers.evaluation import (
     generate_images,
     luminance_coverage,
@@ -164,7 +164,7 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
     prompts = [prompt for prompt in captions() for _ in range(sizes.seeds)]
     generated: dict[str, list[Image.Image]] = {}
     for arm in arms:
-        pipe = DiffusionPipeline.from_pretrained(arm.folder)
+        pipe = load_pipeline(arm.folder)  # with the guidance that training has recorded
         if arm.start is not None:
             enable_start(pipe, arm.start)
         for guidance_scale, how in ((1.0, ""), (GUIDANCE_SCALE, f", guidance {GUIDANCE_SCALE:g}")):
@@ -176,7 +176,6 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
                 batch_size=24,
                 num_inference_steps=sizes.num_inference_steps,
                 guidance_scale=guidance_scale,
-                guidance_rescale=arm.guidance_rescale if guidance_scale > 1 else 0.0,
             )
     luminance = {name: mean_luminance(images) for name, images in generated.items()}
     figures = print_overall(real, real_prompts, luminance, prompts)
@@ -190,7 +189,7 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
 def print_overall(real, real_prompts, luminance, prompts) -> dict[str, dict[str, float]]:
     """One row per arm and guidance, and the data's."""
     print(f"\nMean luminance per image (-1 black, 1 white), {len(prompts)} images each")
-    print(f"{'':48} {'mean':>6} {'W1':>6} {'floor':>6} {'p5':>6} {'p95':>6} {'prompt share':>13}")
+    print(f"{'':52} {'mean':>6} {'W1':>6} {'floor':>6} {'p5':>6} {'p95':>6} {'prompt share':>13}")
     figures = {}
     for name, values in luminance.items():
         coverage = luminance_coverage(values, real, groups=(prompts, real_prompts))
@@ -198,12 +197,12 @@ def print_overall(real, real_prompts, luminance, prompts) -> dict[str, dict[str,
         ours = coverage.generated
         figures[name] = {"w1": coverage.w1, "p5": ours.p5, "p95": ours.p95, "share": share}
         print(
-            f"{name:48} {ours.mean:6.2f} {coverage.w1:6.3f} {coverage.floor:6.3f} {ours.p5:6.2f} {ours.p95:6.2f} "
+            f"{name:52} {ours.mean:6.2f} {coverage.w1:6.3f} {coverage.floor:6.3f} {ours.p5:6.2f} {ours.p95:6.2f} "
             f"{share:13.2f}"
         )
     data, share = coverage.real, prompt_share(real, real_prompts)
     figures["data"] = {"w1": 0.0, "p5": data.p5, "p95": data.p95, "share": share}
-    print(f"{'data':48} {data.mean:6.2f} {'':6} {'':6} {data.p5:6.2f} {data.p95:6.2f} {share:13.2f}")
+    print(f"{'data':52} {data.mean:6.2f} {'':6} {'':6} {data.p5:6.2f} {data.p95:6.2f} {share:13.2f}")
     print("W1: Wasserstein distance to the data; floor: what a perfect model would show with as many images.")
     print("Guidance exaggerates what a prompt asks for, so it moves even a perfect model away from the data.")
     print("prompt share: of the variance of brightness, the part that the prompt explains rather than the seed.")

@@ -88,12 +88,7 @@ def check_terminal_snr(setup: SchedulerUnderTest) -> Finding | None:
     what = f"the schedule never reaches pure noise, so brightness is read off the noise: {alpha}"
     fix = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if (setup.source.prediction_type or setup.config["prediction_type"]) == "epsilon":
-        advice = f"retrain it with v-prediction:\n{retrain_command(setup)}"
-        if setup.source.has_start:
-            what += "; its start puts the image there that the network expects"
-        elif fit := fit_start_command(setup):
-            advice += f"\nor leave it as it is, and let it start from what it expects to see:\n{fit}"
-        return Finding("terminal-snr", "not zero-SNR", what, advice)
+        return _epsilon_without_zero_snr(setup, what)
     if setup.source.zero_snr:
         what = f"the model was trained at zero terminal SNR, and is sampled at {alpha}"
         return Finding("terminal-snr", "error", what, from_config_line(setup, fix), fix)
@@ -104,6 +99,16 @@ def check_terminal_snr(setup: SchedulerUnderTest) -> Finding | None:
         )
         return Finding("terminal-snr", "not zero-SNR", what, told)
     return Finding("terminal-snr", "not zero-SNR", what, retrain_command(setup))
+
+
+def _epsilon_without_zero_snr(setup: SchedulerUnderTest, what: str) -> Finding:
+    """The finding for a model of epsilon, which can be retrained, or left as it is and given a start."""
+    advice = f"retrain it with v-prediction:\n{retrain_command(setup)}"
+    if setup.source.has_start:
+        what += "; its start puts the image there that the network expects"
+    elif fit := fit_start_command(setup):
+        advice += f"\nor leave it as it is, and let it start from what it expects to see:\n{fit}"
+    return Finding("terminal-snr", "not zero-SNR", what, advice)
 
 
 def check_flag_without_training(setup: SchedulerUnderTest) -> Finding | None:

@@ -22,6 +22,36 @@ def new_parser(commands: Any, name: str, text: str, description: str, examples: 
     return parser
 
 
+def add_claim_options(parser: Any, whose: str, choices: Any) -> None:
+    """Add --prediction_type, --zero_snr and --no_zero_snr, which say what a model was trained to."""
+    parser.add_argument("--prediction_type", choices=choices, help=f"what {whose} predicts (default: what is found)")
+    schedule = parser.add_mutually_exclusive_group()
+    schedule.add_argument(
+        "--zero_snr", action="store_true", default=None, help="it was trained to zero terminal SNR (default: found)"
+    )
+    schedule.add_argument("--no_zero_snr", dest="zero_snr", action="store_false", help="it was not")
+
+
+def add_recorded_guidance_options(parser: Any, default: str) -> None:
+    """Add --guidance_rescale and --keep_low_frequencies, which are recorded in what is written."""
+    parser.add_argument("--guidance_rescale", type=float, help=f"phi to record (default: {default})")
+    parser.add_argument(
+        "--keep_low_frequencies",
+        type=int,
+        metavar="K",
+        help=f"lowest K x K frequencies that guidance leaves alone, to record (default: {default})",
+    )
+
+
+def add_target_options(parser: Any, what: str) -> None:
+    """Add --push_to_hub, --private and --overwrite, for what is written."""
+    parser.add_argument(
+        "--push_to_hub", metavar="REPO", help=f"upload {what} to this repo of the Hub, which is made if need be"
+    )
+    parser.add_argument("--private", action="store_true", default=None, help="make that repo a private one")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
 _SWITCHES = {
     "rescale_betas_zero_snr=True": "--zero_snr",
     "rescale_betas_zero_snr=False": "--no_zero_snr",

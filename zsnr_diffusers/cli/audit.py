@@ -52,13 +52,8 @@ exit status: 0 OK, 1 either of the others, 2 wrong arguments or no such model
 
 def add_parser(commands: Any) -> None:
     """Add `audit` to the subparsers of `zsnr`."""
-    parser = new_parser(
-        commands,
-        "audit",
-        "is a model set up right for zero terminal SNR, and if not, make it right",
-        DESCRIPTION,
-        EXAMPLES,
-    )
+    text = "is a model set up right for zero terminal SNR, and if not, make it right"
+    parser = new_parser(commands, "audit", text, DESCRIPTION, EXAMPLES)
     parser.add_argument("source", metavar="SOURCE", help="folder, Hub id or .safetensors file, of a pipeline or LoRA")
     parser.add_argument("--fix", action="store_true", help="write the fixed scheduler_config.json; local folders only")
     parser.add_argument("--json", metavar="FILE", help="write everything here")

@@ -73,6 +73,17 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run, prompts=None)
 
 
+_CALIBRATOR_OPTIONS = (
+    "steps",
+    "guidance_rescale",
+    "keep_low_frequencies",
+    "num_prompts",
+    "seed",
+    "teacher_steps",
+    "batch_size",
+)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run `zsnr calibrate` and write its results; 0 if any number of steps got better, 1 if none."""
     from ..calibration.calibrator import Calibrator, split_prompts
@@ -84,14 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     calibrator = Calibrator(
         pipe,
         _prompts_for_pipeline(pipe, prompts),
-        steps=arguments.steps,
         guidance_scale=_resolve_guidance_scale(pipe, arguments),
-        guidance_rescale=arguments.guidance_rescale,
-        keep_low_frequencies=arguments.keep_low_frequencies,
-        num_prompts=arguments.num_prompts,
-        seed=arguments.seed,
-        teacher_steps=arguments.teacher_steps,
-        batch_size=arguments.batch_size,
+        **{name: getattr(arguments, name) for name in _CALIBRATOR_OPTIONS},
         **_pipeline_call_kwargs(arguments),
     )
     return _calibrate_and_save(calibrator, Path(arguments.output_dir))

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from ..core.predictions import PREDICTION_TYPES
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
-from .arguments import new_parser, replace_arguments_by_options
+from .arguments import (
+    add_claim_options,
+    add_recorded_guidance_options,
+    add_target_options,
+    new_parser,
+    replace_arguments_by_options,
+)
 from .generation import guidance_options, refuse_guidance_options
 
 if TYPE_CHECKING:
@@ -68,23 +74,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file, of a pipeline or LoRA")
     parser.add_argument("target", metavar="TARGET", help="folder, or a name that ends in .safetensors")
-    parser.add_argument(
-        "--prediction_type",
-        choices=PREDICTION_TYPES,
-        help="what the network predicts (default: what is found)",
-    )
-    schedule = parser.add_mutually_exclusive_group()
-    schedule.add_argument(
-        "--zero_snr", action="store_true", default=None, help="it was trained to zero terminal SNR (default: found)"
-    )
-    schedule.add_argument("--no_zero_snr", dest="zero_snr", action="store_false", help="it was not")
-    parser.add_argument("--guidance_rescale", type=float, help="phi to record (default: what is recorded)")
-    parser.add_argument(
-        "--keep_low_frequencies",
-        type=int,
-        metavar="K",
-        help="lowest K x K frequencies that guidance leaves alone, to record (default: what is recorded)",
-    )
+    add_claim_options(parser, "the network", PREDICTION_TYPES)
+    add_recorded_guidance_options(parser, "what is recorded")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -103,11 +94,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--variant", help="of a pipeline's weights, such as fp16 (default: none, or the only one)")
     parser.add_argument("--weight_name", metavar="FILE", help="for a LoRA in a folder or repo: its file's name")
-    parser.add_argument(
-        "--push_to_hub", metavar="REPO", help="upload the target to this repo of the Hub, which is made if need be"
-    )
-    parser.add_argument("--private", action="store_true", default=None, help="make that repo a private one")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_target_options(parser, "the target")
     parser.set_defaults(run=run)
 
 

@@ -9,7 +9,13 @@ from typing import Any
 from ..core.predictions import PREDICTION_TYPES
 from ..utils.tables import Text
 from ..utils.terminal import show
-from .arguments import new_parser, replace_arguments_by_options
+from .arguments import (
+    add_claim_options,
+    add_recorded_guidance_options,
+    add_target_options,
+    new_parser,
+    replace_arguments_by_options,
+)
 from .generation import guidance_options
 
 DESCRIPTION = """\
@@ -48,21 +54,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("base", metavar="BASE", help="likewise: what it was trained from")
     parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="where to write the LoRA")
     parser.add_argument("--rank", type=int, default=32, help="of the LoRA (default: 32)")
-    parser.add_argument(
-        "--prediction_type", choices=PREDICTION_TYPES, help="what RETRAINED predicts (default: what is found)"
-    )
-    schedule = parser.add_mutually_exclusive_group()
-    schedule.add_argument(
-        "--zero_snr", action="store_true", default=None, help="it was trained to zero terminal SNR (default: found)"
-    )
-    schedule.add_argument("--no_zero_snr", dest="zero_snr", action="store_false", help="it was not")
-    parser.add_argument("--guidance_rescale", type=float, help="phi to record (default: what RETRAINED records)")
-    parser.add_argument(
-        "--keep_low_frequencies",
-        type=int,
-        metavar="K",
-        help="lowest K x K frequencies that guidance leaves alone, to record (default: what RETRAINED records)",
-    )
+    add_claim_options(parser, "RETRAINED", PREDICTION_TYPES)
+    add_recorded_guidance_options(parser, "what RETRAINED records")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -74,11 +67,7 @@ def add_parser(commands: Any) -> None:
         help="for single files: a pipeline of their architecture, as for zsnr convert (default: the Hub's)",
     )
     parser.add_argument("--device", help="where weights are decomposed (default: cuda if there is one, else cpu)")
-    parser.add_argument(
-        "--push_to_hub", metavar="REPO", help="upload the LoRA to this repo of the Hub, which is made if need be"
-    )
-    parser.add_argument("--private", action="store_true", default=None, help="make that repo a private one")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_target_options(parser, "the LoRA")
     parser.set_defaults(run=run)
 
 

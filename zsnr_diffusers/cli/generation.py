@@ -23,9 +23,7 @@ def add_arguments(options: Any) -> None:
     prompts = options.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts, or class labels")
     prompts.add_argument("--prompts_file", metavar="FILE", help="one prompt per line, UTF-8")
-    options.add_argument(
-        "--num_images", type=int, help=f"in all, spread evenly over the prompts (default: {NUM_IMAGES})"
-    )
+    options.add_argument("--num_images", type=int, help=f"in all, evenly over the prompts (default: {NUM_IMAGES})")
     options.add_argument("--num_inference_steps", type=int, help="(default: the pipeline's)")
     options.add_argument("--guidance_scale", type=float, help="(default: the pipeline's)")
     options.add_argument(

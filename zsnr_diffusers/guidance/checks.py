@@ -40,16 +40,13 @@ def check_guider(guider: Any, guidance_rescale: float = 0.0, keep_low_frequencie
         raise TypeError(f"{name} needs the predictions {', '.join(needed)}; a pipeline makes the first two alone.")
     if any("prepare_models" in vars(base) for base in type(guider).__mro__ if base.__name__ != "BaseGuidance"):
         raise TypeError(f"{name} changes the network for a forward pass of its own, which a pipeline does not make.")
-    if guidance_rescale > 0 and getattr(guider, "guidance_rescale", 0) > 0:
-        raise ValueError(
-            f"{name} has guidance_rescale={guider.guidance_rescale} and the pipeline {guidance_rescale}, which would "
-            "rescale twice; set one of them to 0."
-        )
-    if keep_low_frequencies > 0 and getattr(guider, "keep_low_frequencies", 0) > 0:
-        raise ValueError(
-            f"{name} has keep_low_frequencies={guider.keep_low_frequencies} and the pipeline {keep_low_frequencies}, "
-            "of which the larger would act; set one of them to 0."
-        )
+    for setting, ours, effect in (
+        ("guidance_rescale", guidance_rescale, "which would rescale twice"),
+        ("keep_low_frequencies", keep_low_frequencies, "of which the larger would act"),
+    ):
+        theirs = getattr(guider, setting, 0)
+        if ours > 0 and theirs > 0:
+            raise ValueError(f"{name} has {setting}={theirs} and the pipeline {ours}, {effect}; set one of them to 0.")
 
 
 def warn_about_zero_init(guider: Any, pipe: Any) -> None:

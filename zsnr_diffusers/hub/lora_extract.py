@@ -215,11 +215,11 @@ def _add_adapters(
             ranks = {name: min(rank, most) for name, most in both.ranks().items()}
             layers = _new_adapter(getattr(pipe, part), ranks, rank) if ranks else {}
             for name, kind in both.kinds.items():
-                difference, kept = both.of(name, device), 0.0
-                squared = float(difference.square().sum())
+                difference = both.of(name, device)
+                squared = lost = float(difference.square().sum())
                 if name in layers:
-                    kept = squared - _fill_adapter(layers[name], difference, ranks[name], dtype)
-                shares.setdefault((part, kind), []).append((squared, kept))
+                    lost = _fill_adapter(layers[name], difference, ranks[name], dtype)
+                shares.setdefault((part, kind), []).append((squared, squared - lost))
                 bar.update()
     return tuple(KeptShare(*of, len(each), *map(sum, zip(*each, strict=True))) for of, each in shares.items())
 

@@ -220,10 +220,6 @@ def _read_weights_header(name: str, header: Header, file: Path | None) -> SavedM
         check_config_types(record, with_defaults({"rescale_betas_zero_snr": False}, DDIMScheduler))
         check_known_prediction_type(record.get("prediction_type", "epsilon"))
     claims = [claim_from_config(f"metadata {RECORD}", record), key_claim(name, header), *metadata_claims(header)]
-    if file is not None:
-        beside = original_config_path(file)
-        claims += [original_config_claim(beside)] if beside.is_file() else []
-        claims += [buffer_claim(file, header), known_model_claim(file)]
     known = dict.fromkeys((*MODEL_KEYS, *FLOW_FACTS))
     schedule = {key: record[key] for key in known if key in record and key not in RESOLVED_FIELDS}
     return SavedModel(
@@ -231,10 +227,17 @@ def _read_weights_header(name: str, header: Header, file: Path | None) -> SavedM
         header=header,
         weights=file,
         is_lora=holds_lora(header),
-        claims=tuple(claims),
+        claims=(*claims, *(_claims_of_file(file, header) if file else ())),
         schedule=schedule,
         guidance=guidance,
     )
+
+
+def _claims_of_file(file: Path, header: Header) -> list[Claim]:
+    """What buffers, the config beside a local weights file, and known models say of it."""
+    beside = original_config_path(file)
+    said = [original_config_claim(beside)] if beside.is_file() else []
+    return [*said, buffer_claim(file, header), known_model_claim(file)]
 
 
 def _load_scheduler_config(source: Any, name: str, places: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:

@@ -48,14 +48,19 @@ def hand_set_start(
     if image is not None:
         small = load_rgb(image)
         return _of_image(pipe, small, min(MAX_FREQUENCIES, *small.size), noise)
-    if brightness is not None:
-        if not -1 <= brightness <= 1:
-            raise ValueError(f"brightness={brightness} must lie in [-1, 1], from black to white.")
-        color = ((brightness + 1) / 2,) * 3
+    color = color if brightness is None else _gray(brightness)
     if color is None or len(color) != 3 or not all(0 <= part <= 1 for part in color):
         raise ValueError(f"color={color} must be red, green and blue, each in [0, 1].")
     flat = Image.new("RGB", (_SIDE, _SIDE), tuple(round(255 * part) for part in color))
     return _of_image(pipe, flat, 1, noise)
+
+
+def _gray(brightness: float) -> tuple[float, float, float]:
+    """The gray of a brightness in [-1, 1], each part in [0, 1]."""
+    if not -1 <= brightness <= 1:
+        raise ValueError(f"brightness={brightness} must lie in [-1, 1], from black to white.")
+    level = (brightness + 1) / 2
+    return level, level, level
 
 
 def _of_image(pipe: Any, image: Image.Image, frequencies: int, noise: float) -> Start:
