@@ -76,7 +76,7 @@ class Remedy:
 
 
 def guided_by(name: str, *scales: Callable[[float], Any], **settings: Any) -> Remedy:
-    """A remedy that is a guider of diffusers, made anew for every call; the scale is its first argument."""
+    """A remedy that is a guider of diffusers, a new one for every call; the scale is its first argument."""
     (make,) = scales or (lambda scale: scale,)
     return Remedy(lambda scale: {"guider": getattr(guiders, name)(make(scale), **settings)})
 

@@ -4,8 +4,9 @@ Parsing imports no heavy library; what a command needs is imported once it runs.
 """
 
 import argparse
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -43,6 +44,16 @@ def add_recorded_guidance_options(parser: Any, default: str) -> None:
     )
 
 
+def check_target_options(arguments: argparse.Namespace) -> None:
+    """Refuse --private without --push_to_hub.
+
+    Raises:
+        ValueError: with both.
+    """
+    if arguments.private and arguments.push_to_hub is None:
+        raise ValueError("--private goes with --push_to_hub.")
+
+
 def add_target_options(parser: Any, what: str) -> None:
     """Add --push_to_hub, --private and --overwrite, for what is written."""
     parser.add_argument(
@@ -58,6 +69,16 @@ _SWITCHES = {
     "rescale_betas_zero_snr=": "--zero_snr or --no_zero_snr",
     "overwrite=True": "--overwrite",
 }
+
+
+@contextlib.contextmanager
+def errors_in_options() -> Iterator[None]:
+    """A context in which errors of data and files tell to pass options, not Python arguments."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(replace_arguments_by_options(str(error))) from error
 
 
 def replace_arguments_by_options(text: str, switches: Mapping[str, str] = _SWITCHES) -> str:

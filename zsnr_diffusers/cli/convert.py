@@ -15,8 +15,9 @@ from .arguments import (
     add_claim_options,
     add_recorded_guidance_options,
     add_target_options,
+    check_target_options,
+    errors_in_options,
     new_parser,
-    replace_arguments_by_options,
 )
 from .generation import guidance_options, refuse_guidance_options
 
@@ -103,15 +104,12 @@ def run(arguments: argparse.Namespace) -> None:
     from ..hub.claims import scheduler_claim
     from ..hub.saved_model import SavedModel
 
-    if arguments.private and arguments.push_to_hub is None:
-        raise ValueError("--private goes with --push_to_hub.")
+    check_target_options(arguments)
     try:
-        told = {"prediction_type": arguments.prediction_type, "rescale_betas_zero_snr": arguments.zero_snr}
-        saved = SavedModel.open(arguments.source, weight_name=arguments.weight_name, **told)
-        pipe, what = (_convert_lora if saved.is_lora else _convert_pipeline)(arguments, saved)
-    except (OSError, ValueError) as error:
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(replace_arguments_by_options(str(error))) from error
+        with errors_in_options():
+            told = {"prediction_type": arguments.prediction_type, "rescale_betas_zero_snr": arguments.zero_snr}
+            saved = SavedModel.open(arguments.source, weight_name=arguments.weight_name, **told)
+            pipe, what = (_convert_lora if saved.is_lora else _convert_pipeline)(arguments, saved)
     except TypeError as error:
         refuse_guidance_options(error, guidance_options(arguments))
         raise

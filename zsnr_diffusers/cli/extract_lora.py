@@ -13,8 +13,9 @@ from .arguments import (
     add_claim_options,
     add_recorded_guidance_options,
     add_target_options,
+    check_target_options,
+    errors_in_options,
     new_parser,
-    replace_arguments_by_options,
 )
 from .generation import guidance_options
 
@@ -80,9 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..hub.lora_files import LORA_FILE
     from ..hub.save import check_target
 
-    if arguments.private and arguments.push_to_hub is None:
-        raise ValueError("--private goes with --push_to_hub.")
-    try:
+    check_target_options(arguments)
+    with errors_in_options():
         check_target(Path(arguments.output_dir), arguments.overwrite, LORA_FILE)
         extracted = extract_lora(
             arguments.retrained,
@@ -97,8 +97,5 @@ def run(arguments: argparse.Namespace) -> None:
         )
         upload = {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
         save_lora(extracted.pipeline, arguments.output_dir, **upload)
-    except (OSError, ValueError) as error:
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(replace_arguments_by_options(str(error))) from error
     show(extracted)
     show(Text(f"written: {arguments.output_dir}"))

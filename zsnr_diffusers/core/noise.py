@@ -235,6 +235,11 @@ def add_noise(x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
     return level.alpha * x_0 + level.sigma * noise
 
 
+def has_zero_terminal_snr(alphas_cumprod: Tensor) -> bool:
+    """Whether a schedule alpha_bar [T] ends at zero SNR, which diffusers may store as an alpha_bar of 2^-24."""
+    return float(alphas_cumprod[-1]) < 1e-6
+
+
 def transition(cleaner: NoiseLevel, noisier: NoiseLevel) -> NoiseLevel:
     """The level with which `add_noise` takes a sample from one level to a noisier one: a step of q(x_t | x_s).
 

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from ..core.noise import has_zero_terminal_snr
 from .intercept import warn_once
 
 
@@ -53,7 +54,7 @@ def warn_about_zero_init(guider: Any, pipe: Any) -> None:
     """Warn that CFG-Zero*'s zeroed first steps delete what a zero-SNR model decides there: the brightness."""
     steps = getattr(guider, "zero_init_steps", 0)
     table = getattr(getattr(pipe, "scheduler", None), "alphas_cumprod", None)
-    if steps and table is not None and float(table[-1]) < 1e-6:  # stock writes zero SNR as 2^-24
+    if steps and table is not None and has_zero_terminal_snr(table):
         warn_once(
             pipe,
             f"{type(guider).__name__} replaces the first prediction by zero (zero_init_steps={steps}). On a zero-SNR "

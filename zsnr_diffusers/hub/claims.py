@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffusers
-from torch import Tensor
 
 from .. import schedulers
 from ..core import alpha_bar_table
+from ..core.noise import has_zero_terminal_snr
 from ..schedulers.config import betas_list, is_flow, with_defaults
 from .known_models import known_model_settings, repo_id_of
 
@@ -59,11 +59,6 @@ def _betas_have_zero_terminal_snr(config: Mapping[str, Any]) -> bool:
     if betas is None or config.get("prediction_type", "epsilon") == "epsilon":
         return False
     return has_zero_terminal_snr(alpha_bar_table(trained_betas=betas_list(betas)))
-
-
-def has_zero_terminal_snr(alphas_cumprod: Tensor) -> bool:
-    """Whether a schedule ends at zero SNR, which diffusers may store as an alpha_bar of 2^-24."""
-    return float(alphas_cumprod[-1]) < 1e-6
 
 
 def scheduler_class(config: Mapping[str, Any]) -> Any:

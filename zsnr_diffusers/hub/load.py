@@ -14,13 +14,14 @@ from diffusers.utils import logging
 from ..class_conditional import ClassConditionalPipeline
 from ..core.guidance import check_guidance_rescale
 from ..core.low_frequencies import check_keep_low_frequencies
+from ..core.noise import has_zero_terminal_snr
 from ..core.predictions import EPSILON_AT_ZERO_SNR
 from ..guidance.mixin import apply_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import is_flow
 from ..start.mixin import apply_start
-from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, has_zero_terminal_snr, scheduler_claim
+from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
 from .errors import explain_hub_errors
 from .files import INDEX, error_context, find_only_variant

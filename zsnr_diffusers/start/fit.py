@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.law_fit import fit_law, split_into_folds
-from ..core.noise import noise_level
+from ..core.noise import has_zero_terminal_snr, noise_level
 from ..utils.images import ImageSource
 from .base_check import sample_weights
 from .data import MemoryCache, OpenCache, amplitudes_of_images, features_of_captions
@@ -17,8 +17,6 @@ from .report import StartReport
 from .start import Start, check_noise
 
 FEWEST_IMAGES = 24
-PURE_NOISE = 1e-3
-"""Largest alpha that is none: diffusers writes zero SNR as alpha_bar = 2^-24."""
 MAX_RESOLUTION = 128
 """Pixels per side that images are encoded at unless said otherwise: enough for low frequencies, and fast."""
 
@@ -61,7 +59,7 @@ def fit_start(
     check_noise(noise)
     check_levels(pipe.scheduler)
     level = noise_level(pipe.scheduler.alphas_cumprod.cpu().double(), -1)
-    if float(level.alpha) < PURE_NOISE:
+    if has_zero_terminal_snr(pipe.scheduler.alphas_cumprod):
         raise ValueError("The schedule of this pipeline ends in pure noise: its model needs no start.")
     texts = check_data(len(images), captions)
     pixels = _resolution(pipe, resolution)

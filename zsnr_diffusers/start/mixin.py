@@ -17,6 +17,7 @@ from diffusers.utils import logging
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
+from ..core.noise import has_zero_terminal_snr
 from ..guidance.mixin import stock_class
 from ..utils.added_mixins import add_mixin, remove_mixin
 from .base_check import check_base
@@ -163,7 +164,7 @@ def enable_start(pipe: Pipeline, start: Start | str | PathLike[str]) -> Pipeline
             "Fit one without captions (zsnr fit-start --no_captions), or set one by hand (hand_set_start)."
         )
     check_base(start, pipe)
-    if float(pipe.scheduler.alphas_cumprod[-1]) < 1e-6:  # type: ignore[attr-defined]  # 2^-24 stands for zero
+    if has_zero_terminal_snr(pipe.scheduler.alphas_cumprod):  # type: ignore[attr-defined]
         logger.warning(
             f"The schedule of {type(pipe).__name__} ends in pure noise, where a model expects no image: the start "
             "changes nothing, or next to nothing."

@@ -120,7 +120,7 @@ class Trainer:
     def _compute_losses(self, batch: Batch) -> Tensor:
         """The weighted training loss of each sample of a batch, shape [B]."""
         task, device, timesteps = self.task, self.accelerator.device, batch["timestep"]
-        # In one go from pinned memory, so that nobody waits; in what dtype they are used is the device's affair.
+        # From pinned memory, so that nobody waits; casts follow on the device.
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps)
         output = task.predict(self.network.unet, asked.x_t, {**batch, "timestep": asked.timestep})

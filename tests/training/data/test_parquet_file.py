@@ -10,7 +10,7 @@ import pytest
 from parquet_shards import table, write
 from tar_shards import FlakyFileSystem, serve_ranges
 
-from zsnr_diffusers.training.data import parquet_file, remote
+from zsnr_diffusers.training.data import parquet_file
 from zsnr_diffusers.training.data.parquet_file import (
     ParquetFooter,
     Source,
@@ -22,14 +22,7 @@ from zsnr_diffusers.training.data.remote import ShardError, file_state
 
 SAMPLES = [(f"{number}", bytes([number]) * 1000, f"caption {number}") for number in range(10)]
 
-
-@pytest.fixture(autouse=True)
-def reads(monkeypatch):
-    """Bytes of each read of a `flaky://` file."""
-    monkeypatch.setattr(remote, "RETRY_DELAYS", ())
-    monkeypatch.setattr(FlakyFileSystem, "errors", [])
-    monkeypatch.setattr(FlakyFileSystem, "reads", [])
-    return FlakyFileSystem.reads
+pytestmark = pytest.mark.usefixtures("reads")
 
 
 def footer_of(url):

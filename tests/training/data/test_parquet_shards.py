@@ -11,12 +11,12 @@ import pyarrow.parquet
 import pytest
 from hub_dataset import serve_dataset
 from parquet_shards import table, write, write_by_datasets, write_parquet
-from tar_shards import FlakyFileSystem, captioned, serve_ranges, to_memory
+from tar_shards import captioned, serve_ranges, to_memory
 from training_runs import same, trained
 
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.fingerprint import _data_sha256
-from zsnr_diffusers.training.data import parquet_shards, remote, row_group_cache
+from zsnr_diffusers.training.data import parquet_shards, row_group_cache
 from zsnr_diffusers.training.data.dataset import check_images, image_size, open_rows, read_image, row_name
 from zsnr_diffusers.training.data.loader import make_generator
 from zsnr_diffusers.training.data.remote import ShardError
@@ -28,14 +28,7 @@ from zsnr_diffusers.training.stable_diffusion.samples import captions_as_list
 from zsnr_diffusers.utils.distributed import Processes
 from zsnr_diffusers.utils.images import ImageError
 
-
-@pytest.fixture(autouse=True)
-def reads(monkeypatch):
-    """Bytes of each read of a `flaky://` file."""
-    monkeypatch.setattr(remote, "RETRY_DELAYS", ())
-    monkeypatch.setattr(FlakyFileSystem, "errors", [])
-    monkeypatch.setattr(FlakyFileSystem, "reads", [])
-    return FlakyFileSystem.reads
+pytestmark = pytest.mark.usefixtures("reads")
 
 
 @pytest.fixture
