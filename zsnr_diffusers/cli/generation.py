@@ -7,9 +7,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from ..utils.command_line import CommandParser
+from .arguments import CLAIMS, add_claim_options
+
 OPTIONS = (
     *("prompts", "prompts_file", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"),
-    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora", "start"),
+    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora", "start", *CLAIMS),
 )
 """What `add_arguments` adds; each is None unless given."""
 
@@ -18,7 +21,7 @@ NUM_IMAGES = 64
 KEEP_HELP = "lowest K x K frequencies that guidance leaves alone (default: what is recorded in the pipeline, or 0)"
 
 
-def add_arguments(options: Any) -> None:
+def add_arguments(parser: CommandParser, options: Any) -> None:
     """Add the options that say which images a pipeline generates, such as --prompts, to an argument group."""
     prompts = options.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts, or class labels")
@@ -38,6 +41,7 @@ def add_arguments(options: Any) -> None:
     options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
     options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
     options.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
+    add_claim_options(parser, "the network", options)
 
 
 def num_images(arguments: argparse.Namespace) -> int:
@@ -89,7 +93,7 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
         pipe = load(
             arguments.pipeline,
             dtype=getattr(torch, arguments.dtype or "float32"),
-            **{} if arguments.variant is None else {"variant": arguments.variant},
+            **{name: value for name in ("variant", *CLAIMS) if (value := getattr(arguments, name)) is not None},
             **guidance if arguments.lora is None else {},
         )
         if arguments.lora is not None:

@@ -3,39 +3,70 @@
 And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID; and how
 many bits a model of pixels needs for a real one; and show how noise is added and taken away.
 
-Importing this loads neither torch nor a plotting library; each function imports what it needs.
+Importing this loads no library; each function imports what it needs.
 """
 
-from ..utils.distributed import Processes, launched_processes
-from .distances import (
-    InceptionScore,
-    KernelDistance,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    kernel_distance_of_subsets,
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ..utils.distributed import Processes, launched_processes
+    from .distances import (
+        InceptionScore,
+        KernelDistance,
+        frechet_distance,
+        inception_score,
+        kernel_distance,
+        kernel_distance_of_subsets,
+    )
+    from .extraction import ImageFeatures, image_features, image_statistics
+    from .feature_statistics import FeatureOrigin, FeatureStatistics
+    from .features import INCEPTION_SHA256, CustomFeatures, DinoV2Features, FeatureNetwork, InceptionFeatures
+    from .generation import generate_images, iter_images
+    from .inception_weights import inception_file
+    from .invariance import TerminalInvariance, terminal_invariance
+    from .likelihood import BitsPerDim, bits_per_dim
+    from .luminance import LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance, prompt_share
+    from .markov_chains import Chain, chain_picture, denoising_chain, noising_chain
+    from .measure import Measurements, measure_folder, measure_images, measure_pipeline
+    from .metrics import Figure, frechet_figure, inception_score_figure, kernel_figure
+    from .plots import (
+        luminance_picture,
+        plot_bits_per_dim,
+        plot_luminance,
+        plot_luminance_over_steps,
+        plot_schedule,
+        sample_grid,
+    )
+    from .reference import Reference, check_reference, load_reference
+    from .resize import quantize, resize_like_tensorflow1
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        ".utils.distributed": "Processes launched_processes",
+        "distances": (
+            "InceptionScore KernelDistance frechet_distance inception_score kernel_distance kernel_distance_of_subsets"
+        ),
+        "extraction": "ImageFeatures image_features image_statistics",
+        "feature_statistics": "FeatureOrigin FeatureStatistics",
+        "features": "INCEPTION_SHA256 CustomFeatures DinoV2Features FeatureNetwork InceptionFeatures",
+        "generation": "generate_images iter_images",
+        "inception_weights": "inception_file",
+        "invariance": "TerminalInvariance terminal_invariance",
+        "likelihood": "BitsPerDim bits_per_dim",
+        "luminance": "LuminanceCoverage LuminanceSummary luminance_coverage mean_luminance prompt_share",
+        "markov_chains": "Chain chain_picture denoising_chain noising_chain",
+        "measure": "Measurements measure_folder measure_images measure_pipeline",
+        "metrics": "Figure frechet_figure inception_score_figure kernel_figure",
+        "plots": (
+            "luminance_picture plot_bits_per_dim plot_luminance plot_luminance_over_steps plot_schedule sample_grid"
+        ),
+        "reference": "Reference check_reference load_reference",
+        "resize": "quantize resize_like_tensorflow1",
+    },
 )
-from .extraction import ImageFeatures, image_features, image_statistics
-from .feature_statistics import FeatureOrigin, FeatureStatistics
-from .features import INCEPTION_SHA256, CustomFeatures, DinoV2Features, FeatureNetwork, InceptionFeatures
-from .generation import generate_images, iter_images
-from .inception_file import inception_file
-from .invariance import TerminalInvariance, terminal_invariance
-from .likelihood import BitsPerDim, bits_per_dim
-from .luminance import LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance, prompt_share
-from .markov_chains import Chain, chain_picture, denoising_chain, noising_chain
-from .measure import Measurements, measure_folder, measure_images, measure_pipeline
-from .metrics import Figure, frechet_figure, inception_score_figure, kernel_figure
-from .plots import (
-    luminance_picture,
-    plot_bits_per_dim,
-    plot_luminance,
-    plot_luminance_over_steps,
-    plot_schedule,
-    sample_grid,
-)
-from .reference import Reference, check_reference, load_reference
-from .resize import quantize, resize_like_tensorflow1
 
 __all__ = [
     "INCEPTION_SHA256",

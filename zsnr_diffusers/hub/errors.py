@@ -25,7 +25,7 @@ from .known_models import find_repo_copy
 TRANSPORT: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
 """What the client lets through of the library that it asks by, which is another one in each of its major versions."""
 
-_LOG_IN = "log in by `hf auth login`, or pass token="
+_LOG_IN = "log in by `hf auth login` or set HF_TOKEN, or pass token="
 
 
 @contextlib.contextmanager

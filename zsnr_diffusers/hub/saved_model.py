@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ..core.predictions import check_known_prediction_type
+from ..core.choices import check_known_prediction_type
 from ..guidance.record import recorded_guidance
 from ..schedulers.config import FLOW_FACTS, MODEL_KEYS, check_config_types, with_defaults
 from .claims import (
