@@ -20,7 +20,7 @@ ROOMS = {
     "bridges": {"core", "schedulers"},
     "guidance": {"core", "utils"},
     "start": {"core", "utils", "guidance"},
-    "evaluation": {"core", "utils"},
+    "evaluation": {"core", "utils", "schedulers"},
     "pipelines": {"core", "guidance"},
     "class_conditional": {"core", "guidance"},
     "calibration": {"core", "utils", "schedulers", "evaluation"},

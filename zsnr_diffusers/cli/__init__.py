@@ -19,6 +19,7 @@ COMMANDS = {
     "audit": "is a model set up right for zero terminal SNR, and if not, make it right",
     "train": "retrain Stable Diffusion, or train a LoRA of it, with v-loss at zero terminal SNR",
     "evaluate": "compare generated and real images: brightness, FID, Inception Score, KID",
+    "compare": "sample by several schedulers at several numbers of steps, side by side",
     "convert": "save a pipeline or LoRA as a single file, or a single file as a folder",
     "extract-lora": "make a LoRA of what a retrained model changed in its base",
     "calibrate": "fit few-step sampling to a model, by what it generates in many steps",
@@ -33,6 +34,9 @@ examples:
 
   what training on a folder of captioned images would do, without doing it:
     zsnr train --config examples/configs/sd21.yaml --train_data_dir photos --dry_run
+
+  which scheduler, and how many steps:
+    zsnr compare sd21-zsnr --schedulers zsnr dpmpp_2m --steps 5 10 20 --prompts "a night sky" --output_dir compared
 
   one file of it for other programs, and onto the Hub:
     zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr

@@ -23,11 +23,21 @@ KEEP_HELP = "lowest K x K frequencies that guidance leaves alone (default: what 
 
 def add_arguments(parser: CommandParser, options: Any) -> None:
     """Add the options that say which images a pipeline generates, such as --prompts, to an argument group."""
+    add_prompt_options(options)
+    options.add_argument("--num_images", type=int, help=f"in all, evenly over the prompts (default: {NUM_IMAGES})")
+    options.add_argument("--num_inference_steps", type=int, help="(default: the pipeline's)")
+    add_pipeline_options(parser, options)
+
+
+def add_prompt_options(options: Any) -> None:
+    """Add --prompts and --prompts_file to a parser or a group of it."""
     prompts = options.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts, or class labels")
     prompts.add_argument("--prompts_file", metavar="FILE", help="one prompt per line, UTF-8")
-    options.add_argument("--num_images", type=int, help=f"in all, evenly over the prompts (default: {NUM_IMAGES})")
-    options.add_argument("--num_inference_steps", type=int, help="(default: the pipeline's)")
+
+
+def add_pipeline_options(parser: CommandParser, options: Any) -> None:
+    """Add the options of how a pipeline is loaded and guides, to the parser or to a group of it."""
     options.add_argument("--guidance_scale", type=float, help="(default: the pipeline's)")
     options.add_argument(
         "--guidance_rescale",
@@ -58,7 +68,7 @@ def num_images(arguments: argparse.Namespace) -> int:
 
 def pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
     """The command line's arguments of the pipeline's call, such as `--guidance_scale`, as `iter_images` takes them."""
-    options = {name: getattr(arguments, name) for name in CALL_OPTIONS if getattr(arguments, name) is not None}
+    options = {name: value for name in CALL_OPTIONS if (value := getattr(arguments, name, None)) is not None}
     return (
         options if arguments.resolution is None else options | dict.fromkeys(("height", "width"), arguments.resolution)
     )

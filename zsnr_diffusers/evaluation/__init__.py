@@ -12,6 +12,7 @@ from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ..utils.distributed import Processes, launched_processes
+    from .comparison_report import ComparedSamples, SchedulerComparison
     from .distances import (
         InceptionScore,
         KernelDistance,
@@ -41,11 +42,13 @@ if TYPE_CHECKING:
     )
     from .reference import Reference, check_reference, load_reference
     from .resize import quantize, resize_like_tensorflow1
+    from .scheduler_comparison import compare_schedulers
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         ".utils.distributed": "Processes launched_processes",
+        "comparison_report": "ComparedSamples SchedulerComparison",
         "distances": (
             "InceptionScore KernelDistance frechet_distance inception_score kernel_distance kernel_distance_of_subsets"
         ),
@@ -65,6 +68,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "reference": "Reference check_reference load_reference",
         "resize": "quantize resize_like_tensorflow1",
+        "scheduler_comparison": "compare_schedulers",
     },
 )
 
@@ -72,6 +76,7 @@ __all__ = [
     "INCEPTION_SHA256",
     "BitsPerDim",
     "Chain",
+    "ComparedSamples",
     "CustomFeatures",
     "DinoV2Features",
     "FeatureNetwork",
@@ -87,10 +92,12 @@ __all__ = [
     "Measurements",
     "Processes",
     "Reference",
+    "SchedulerComparison",
     "TerminalInvariance",
     "bits_per_dim",
     "chain_picture",
     "check_reference",
+    "compare_schedulers",
     "denoising_chain",
     "frechet_distance",
     "frechet_figure",
