@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..utils.files import atomic_path, write_text
+from ..utils.notebook import parts_as_html
 from ..utils.tables import Part, Report, Table, Text
 from .plots import sample_grid
 
@@ -160,6 +161,9 @@ class SchedulerComparison(Report):
                 name: {str(n): cell.to_dict() for n, cell in row.items()} for name, row in self.by_scheduler().items()
             },
         }
+
+    def _repr_html_(self) -> str:
+        return parts_as_html(self.parts()) + "".join(self._html_table(i) for i in range(len(self.prompts)))
 
     def to_html(self) -> str:
         """One page with the images in it, a table per prompt; everything that was given is escaped."""

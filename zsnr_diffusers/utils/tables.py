@@ -14,7 +14,7 @@ Style = Literal["plain", "title", "good", "warning", "bad", "quiet"]
 
 
 class Report:
-    """What can be printed: as plain text by `str`, as tables by `terminal.show`."""
+    """What can be printed: as plain text by `str`, as tables by `terminal.show` and in a notebook."""
 
     def parts(self) -> Iterable[Part]:
         """Texts, tables and notes of the report, from top to bottom."""
@@ -22,6 +22,11 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(part.text() for part in self.parts())
+
+    def _repr_html_(self) -> str:
+        from .notebook import parts_as_html
+
+        return parts_as_html(self.parts())
 
 
 @dataclass(frozen=True)
