@@ -36,6 +36,13 @@ def test_every_example_of_the_help_parses(capsys):
         parse(line)
 
 
+def test_every_command_can_be_quiet(capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "--quiet" in capsys.readouterr().out
+
+
 @pytest.mark.full
 def test_as_a_process(tmp_path, real):
     command = [sys.executable, "-m", "zsnr_diffusers.cli", "evaluate", "--real", str(real)]

@@ -12,6 +12,7 @@ from typing import Any
 from .. import __version__
 from ..utils.command_line import CommandParser, arguments_as_options
 from ..utils.distributed import ProcessError, is_main_process
+from ..utils.quiet import quietly
 
 DESCRIPTION = "Zero-terminal-SNR diffusion (Lin et al. 2023, arXiv:2305.08891) for diffusers."
 
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     parser, arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
-        status: int | None = _module(arguments.command).run(arguments)
+        with quietly(bool(arguments.quiet)):
+            status: int | None = _module(arguments.command).run(arguments)
     except (OSError, ValueError, ImportError, ProcessError) as error:  # what the user can fix; all else is a bug
         if is_main_process():
             print(f"{parser.prog}: error: {arguments_as_options(str(error), parser)}", file=sys.stderr)

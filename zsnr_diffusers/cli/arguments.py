@@ -7,20 +7,22 @@ import argparse
 from typing import Any
 
 from ..core.choices import PREDICTION_TYPES
-from ..utils.command_line import CommandParser
+from ..utils.command_line import CommandParser, add_quiet
 
 CLAIMS = ("prediction_type", "rescale_betas_zero_snr")
 """What `add_claim_options` adds; each is None unless given."""
 
 
 def command_parser(name: str, description: str, examples: str) -> CommandParser:
-    """The parser of a command, without its options; `examples` end its help."""
-    return CommandParser(
+    """The parser of a command, with --quiet alone; `examples` end its help."""
+    parser = CommandParser(
         f"zsnr {name}",
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_quiet(parser)
+    return parser
 
 
 def add_claim_options(parser: CommandParser, whose: str, group: Any = None) -> None:

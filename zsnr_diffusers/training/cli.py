@@ -7,14 +7,18 @@ import signal
 from collections.abc import Sequence
 from typing import TypeVar
 
-from ..utils.command_line import CommandParser, arguments_as_options
+from ..utils.command_line import CommandParser, add_quiet, arguments_as_options
 from ..utils.distributed import ProcessError
+from ..utils.quiet import quietly
 from .config import RunConfig
 from .config.command_line import add_options, read_yaml
 from .errors import TrainingError
 from .stable_diffusion.config import TrainingConfig
 
 Config = TypeVar("Config", bound=RunConfig)
+
+_NO_OPTIONS = ("config", "recipe", "quiet", "command")
+"""Arguments that are no fields of a configuration."""
 
 
 def parse_config(
@@ -49,6 +53,7 @@ def new_config_parser(kind: type[RunConfig], program: str | None = None) -> Comm
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; those on the command line win.")
+    add_quiet(parser)
     if kind.recipes:
         parser.add_argument("--recipe", choices=kind.recipes, help="Options by name; others win over it.")
     add_options(parser, kind)
@@ -61,7 +66,7 @@ def config_of_arguments(arguments: argparse.Namespace, kind: type[Config], parse
     Raises:
         SystemExit: a wrong option, with exit status 2 and the message on standard error.
     """
-    given = {name: value for name, value in vars(arguments).items() if name not in ("config", "recipe", "command")}
+    given = {name: value for name, value in vars(arguments).items() if name not in _NO_OPTIONS}
     recipe, file = getattr(arguments, "recipe", None), arguments.config
     try:
         options = {**kind.recipes[recipe]} if recipe else {}
@@ -96,7 +101,8 @@ def train_as_told(arguments: argparse.Namespace, kind: type[RunConfig], parser: 
     try:
         from .run import train  # torch, diffusers and accelerate: seconds
 
-        train(config)
+        with quietly(bool(arguments.quiet)):
+            train(config)
     except (ValueError, OSError, ImportError, TrainingError, ProcessError) as error:
         raise SystemExit(f"error: {arguments_as_options(str(error), parser)}") from error
     except KeyboardInterrupt:

@@ -96,6 +96,11 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, text if is_main_process() else None)
 
 
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add --quiet, which is None unless given."""
+    parser.add_argument("--quiet", action="store_true", default=None, help="no progress bars and notices of libraries")
+
+
 def did_you_mean(candidates: Sequence[str]) -> str:
     """The question that ends an error's sentence; empty without a candidate."""
     if not candidates:
