@@ -83,6 +83,19 @@ def test_what_is_answered_at_once_imports_no_heavy_library(arguments):
     assert not imported & {"torch", "diffusers", "transformers", "accelerate", "datasets", "numpy", "PIL", "rich"}
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("audit nothing --plot a.bmpx", "--plot 'a.bmpx': name a file that ends in one of ."),
+        ("evaluate --real a --generated b --plot a", "--plot 'a': name a file that ends in one of "),
+        ("calibrate a --prompts_file no.txt --output_dir b", "--prompts_file 'no.txt': there is no such file"),
+    ],
+)
+def test_refused_before_anything_is_looked_for(line, said, capsys):
+    assert main(line.split()) == 2
+    assert f"zsnr {line.partition(' ')[0]}: error: {said}" in capsys.readouterr().err
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

@@ -81,6 +81,8 @@ def test_other_spellings_are_not_in_the_help(parser):
         ("pass device='cpu' or zero_snr=False", "pass --device cpu or --no_zero_snr"),
         ("pass zero_snr= as it was trained", "pass --zero_snr or --no_zero_snr as it was trained"),
         ("num_images=0 must be at least 1.", "--num_images 0 must be at least 1."),
+        ("num_images=-1 must be at least 1.", "--num_images -1 must be at least 1."),
+        ("config=['a', 'b'] is none", "config=['a', 'b'] is none"),
         ("log in, or pass token=.", "log in."),
         ("log in, or pass config=.", "log in, or pass --config."),
         ("pass eta=1.0 to it", "pass eta=1.0 to it"),

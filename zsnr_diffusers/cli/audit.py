@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.command_line import CommandParser
-from ..utils.extras import import_extra
 from ..utils.terminal import show
 from . import generation
 from .arguments import add_claim_options, command_parser
@@ -100,7 +100,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.fix and not Path(arguments.source).is_dir():
         raise ValueError(f"--fix {arguments.source}: only local folders are fixed")
     if arguments.plot:
-        import_extra("matplotlib.figure")
+        generation.check_plot_option(arguments.plot)
 
 
 def _parse_prompts(arguments: argparse.Namespace) -> Any:
@@ -123,8 +123,17 @@ def _fix_and_print(before: Audit, told: dict[str, Any]) -> Audit:
         return after
     kept = {finding.name for finding in after.findings}
     gone = [finding.name for finding in before.findings if finding.name not in kept]
-    print(f"fixed: {', '.join(gone)}; the former files are kept as .bak\n")
+    print(f"fixed: {', '.join(gone)}; the former files are kept as .bak")
+    print("\n".join(_changed_settings(before.config, after.config)) + "\n")
     return after
+
+
+def _changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each setting of a scheduler's config that changed, with both values."""
+    for name in dict.fromkeys((*before, *after)):
+        old, new = (config.get(name, "not there") for config in (before, after))
+        if old != new:
+            yield f"  {'class' if name == '_class_name' else name}: {old} -> {new}"
 
 
 def _write_json_and_plot(arguments: argparse.Namespace, result: Audit) -> None:

@@ -134,8 +134,10 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--save_reference {arguments.save_reference!r}: it is written as .safetensors, not .npz")
     if "pipeline" in given:
         feature_networks.check_image_count(pipelines.num_images(arguments), "generated", arguments)
-    for module in ("scipy.stats", "tqdm", *(["matplotlib.figure"] if arguments.plot else [])):
+    for module in ("scipy.stats", "tqdm"):
         import_extra(module)
+    if arguments.plot:
+        pipelines.check_plot_option(arguments.plot)
 
 
 def _check_option_combinations(arguments: argparse.Namespace, given: set[str]) -> None:

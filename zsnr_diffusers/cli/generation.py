@@ -74,6 +74,20 @@ def pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def check_plot_option(path: str) -> None:
+    """Refuse a `--plot` that cannot be drawn, before anything is computed for it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: a file name with another ending than matplotlib writes.
+    """
+    from ..utils.extras import import_extra
+
+    known = import_extra("matplotlib.backend_bases").FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"--plot {path!r}: name a file that ends in one of .{', .'.join(sorted(known))}")
+
+
 def default_device() -> str:
     """The best torch device of this machine: cuda, mps or cpu."""
     import torch
@@ -146,6 +160,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
     if arguments.prompts_file is None:
         prompts: list[str] | None = arguments.prompts
         return prompts
+    if not Path(arguments.prompts_file).is_file():
+        raise OSError(f"--prompts_file {arguments.prompts_file!r}: there is no such file")
     lines = Path(arguments.prompts_file).read_text(encoding="utf-8-sig").splitlines()
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
@@ -157,12 +173,15 @@ def distinct_conditions(pipe: Any, prompts: list[str] | None) -> list[Any] | Non
     """The distinct prompts, as class labels if the pipeline takes these; None for None.
 
     Raises:
-        ValueError: words for a pipeline of class labels.
+        ValueError: words for a pipeline of class labels, or nothing for one that needs prompts or labels.
     """
+    parameters = inspect.signature(pipe.__call__).parameters
     if prompts is None:
+        if {"prompt", "class_labels"} & {*parameters}:
+            raise ValueError(f"{type(pipe).__name__} needs --prompts or --prompts_file")
         return None
     distinct = list(dict.fromkeys(prompts))
-    if "class_labels" not in inspect.signature(pipe.__call__).parameters:
+    if "class_labels" not in parameters:
         return distinct
     wrong = [prompt for prompt in distinct if not prompt.isdecimal()]
     if wrong:

@@ -73,7 +73,7 @@ def explain_hub_error(error: BaseException, repo: str) -> str | None:
     if failed:
         cause = next(filter(_is_transport_error, failed), failed[0])
         reason = f"the connection failed{_over_requested_file(cause)} ({_one_line(cause)})"
-        return f"{reason}; ask again, files that have come are kept"
+        return f"{reason}; retry: completed downloads are kept"
     return _one_line(error) if isinstance(error, OSError) else None
 
 

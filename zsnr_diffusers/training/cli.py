@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 from collections.abc import Sequence
 from typing import TypeVar
 
 from ..utils.command_line import CommandParser, add_quiet, arguments_as_options
-from ..utils.distributed import ProcessError
+from ..utils.distributed import ProcessError, is_main_process
 from ..utils.quiet import quietly
 from .config import RunConfig
 from .config.command_line import add_options, read_yaml
@@ -103,7 +104,22 @@ def train_as_told(arguments: argparse.Namespace, kind: type[RunConfig], parser: 
 
         with quietly(bool(arguments.quiet)):
             train(config)
+        if is_main_process() and not config.dry_run:
+            base = config.identity_values().get("pretrained_model_name_or_path")
+            print(_next_steps(config.output_dir, config.train_data_dir, base if config.trains_adapter else None))
     except (ValueError, OSError, ImportError, TrainingError, ProcessError) as error:
         raise SystemExit(f"error: {arguments_as_options(str(error), parser)}") from error
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _next_steps(output_dir: str, images: str | None, base: str | None) -> str:
+    """Commands to look at what came out of a run; `base` is that of a LoRA."""
+    result, real = shlex.quote(output_dir), shlex.quote(images or "IMAGES")
+    source = f"--pipeline {result}" if base is None else f"--pipeline {shlex.quote(base)} --lora {result}"
+    load = f'load_pipeline("{output_dir}")' if base is None else f'load_lora(pipe, "{output_dir}")'
+    return (
+        f"next:\n  zsnr audit {result}\n"
+        f"  zsnr evaluate --real {real} {source} [--prompts TEXT ...]\n"
+        f"  pipe = zsnr_diffusers.{load}"
+    )

@@ -148,4 +148,4 @@ def arguments_as_options(text: str, parser: CommandParser) -> str:
         return found[0] if f"--{found[1]}" in parser._option_string_actions else ""
 
     text = re.sub(r", or pass (\w+)=[^.;,]*", last_remedy, text)
-    return re.sub(r"(?<![-\w.(])(\w+)=(True|False|None|'[^']*'|[\d.]*\d)?(?!\w)", option, text)
+    return re.sub(r"(?<![-\w.(])(\w+)=(True|False|None|'[^']*'|-?[\d.]*\d)?(?![\w\[-])", option, text)
