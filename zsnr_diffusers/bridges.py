@@ -105,6 +105,15 @@ def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
 
     Raises:
         ValueError: the schedule does not end at an SNR of zero, so its samples of pure noise are none.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers import ZeroSNRDDIMScheduler, as_flow_model, build_unet
+        >>> unet = build_unet("small-8")
+        >>> with torch.no_grad(), as_flow_model(unet, ZeroSNRDDIMScheduler()):
+        ...     velocity = unet(torch.zeros(1, 3, 8, 8), torch.tensor(1000.0)).sample
+        >>> velocity.shape
+        torch.Size([1, 3, 8, 8])
     """
     ask = flow_timestep_lookup(scheduler)
     return Bridge(network, ask, scheduler.config["prediction_type"], "flow_prediction")
@@ -148,6 +157,15 @@ def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
 
     Raises:
         ValueError: the schedule does not end at an SNR of zero, or the scheduler expects another prediction.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers import ZeroSNRDDIMScheduler, as_v_model, build_unet
+        >>> unet = build_unet("small-8")
+        >>> with torch.no_grad(), as_v_model(unet, ZeroSNRDDIMScheduler()):
+        ...     v = unet(torch.zeros(1, 3, 8, 8), torch.tensor(999)).sample
+        >>> v.shape
+        torch.Size([1, 3, 8, 8])
     """
     if (kind := scheduler.config["prediction_type"]) != "v_prediction":
         raise ValueError(f"The scheduler has prediction_type={kind!r}; as_v_model needs one with 'v_prediction'.")

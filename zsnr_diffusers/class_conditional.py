@@ -27,6 +27,15 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
     Args:
         unet: predicts from (x_t, timestep, class_labels) on images in [-1, 1].
         scheduler: any of ours, or of diffusers.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRMultistepScheduler, build_unet
+        >>> pipe = ClassConditionalPipeline(build_unet("small-8", class_labels=10), ZeroSNRMultistepScheduler())
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> images = pipe([3, 7], num_inference_steps=2, guidance_scale=2.0).images
+        >>> [image.size for image in images]
+        [(8, 8), (8, 8)]
     """
 
     model_cpu_offload_seq = "unet"

@@ -88,6 +88,12 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
     Raises:
         ValueError: an unknown name, fewer than one class, a `sample_size` that cannot be halved at every level, or
             `num_class_embeds` among the changes.
+
+    Examples:
+        >>> from zsnr_diffusers import build_unet
+        >>> unet = build_unet("small-8", class_labels=10)
+        >>> unet.config.num_class_embeds
+        11
     """
     if name not in PRESETS:
         raise ValueError(f"name={name!r} is no preset; there are {', '.join(PRESETS)}.")

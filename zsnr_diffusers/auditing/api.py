@@ -54,6 +54,13 @@ def audit(
         TypeError: a source of another kind, or an unknown argument.
         ValueError: no scheduler of a variance-preserving or flow-matching model, or one that cannot be made; a file of
             a Stable Diffusion 2.x of which nothing says what it predicts.
+
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> from zsnr_diffusers import audit
+        >>> stock = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        >>> audit(stock).verdict
+        'works as published; not zero-SNR'
     """
     unknown = sorted(set(kwargs) - set(HUB_KWARGS))
     if unknown:

@@ -20,7 +20,14 @@ GUIDANCE_SPACES = {
 
 
 def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
-    """u + w (c - u) (Ho & Salimans 2022, arXiv:2207.12598; as in diffusers, w = 1 is no guidance)."""
+    """u + w (c - u) (Ho & Salimans 2022, arXiv:2207.12598; as in diffusers, w = 1 is no guidance).
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import classifier_free_guidance
+        >>> classifier_free_guidance(torch.tensor([1.0]), torch.tensor([2.0]), guidance_scale=7.5)
+        tensor([8.5000])
+    """
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
@@ -41,6 +48,13 @@ def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: floa
 
     Raises:
         ValueError: phi outside [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import rescale_guidance
+        >>> guided, conditional = torch.tensor([[-4.0, 4.0]]), torch.tensor([[-1.0, 1.0]])
+        >>> rescale_guidance(guided, conditional, guidance_rescale=1.0)
+        tensor([[-1.,  1.]])
     """
     check_guidance_rescale(guidance_rescale)
     if guidance_rescale == 0:

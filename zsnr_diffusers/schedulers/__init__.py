@@ -53,6 +53,15 @@ class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
     """DDIM (Song et al. 2021, arXiv:2010.02502) from pure noise to clean data, at every number of steps.
 
     Equal to stock's `DDIMScheduler` wherever stock steps to its own next timestep, and to `EulerDiscreteScheduler`.
+
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> from zsnr_diffusers import ZeroSNRDDIMScheduler
+        >>> stock = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
+        >>> scheduler = ZeroSNRDDIMScheduler.from_config(stock.config)
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist(), scheduler.alphas_cumprod[-1].item()
+        ([999, 749, 499, 249], 0.0)
     """
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
@@ -117,6 +126,12 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
 
     Raises:
         ValueError: unknown variance type, and as in `ZeroSNRScheduler`.
+
+    Examples:
+        >>> from zsnr_diffusers import ZeroSNRDDPMScheduler
+        >>> scheduler = ZeroSNRDDPMScheduler(variance_type="fixed_large")
+        >>> scheduler.alphas_cumprod[-1].item()
+        0.0
     """
 
     _eta = 1.0
@@ -162,6 +177,15 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     Raises:
         ValueError: order or eta out of range, a calibration of another schedule or sampler, and as in
             `ZeroSNRScheduler`.
+
+    Examples:
+        >>> from diffusers import UniPCMultistepScheduler
+        >>> from zsnr_diffusers import ZeroSNRMultistepScheduler
+        >>> stock = UniPCMultistepScheduler(prediction_type="v_prediction")
+        >>> scheduler = ZeroSNRMultistepScheduler.from_config(stock.config)
+        >>> scheduler.set_timesteps(5)
+        >>> scheduler.timesteps.tolist()
+        [999, 722, 491, 204, 43]
     """
 
     _memory = True
@@ -227,6 +251,13 @@ class ZeroSNRPNDMScheduler(_SimpleStep):
 
     On x_0 in place of epsilon, which pure noise says nothing about. `ZeroSNRMultistepScheduler` is the better sampler;
     this one is for results that are to be compared with PNDM.
+
+    Examples:
+        >>> from zsnr_diffusers import ZeroSNRPNDMScheduler
+        >>> scheduler = ZeroSNRPNDMScheduler()
+        >>> scheduler.set_timesteps(50)
+        >>> len(scheduler.timesteps)
+        50
     """
 
     _memory = True
@@ -247,6 +278,13 @@ class ZeroSNRLCMScheduler(_SimpleStep):
             default exceeds T. More steps than that are possible and lead to timesteps in between.
 
     The other parameters are those of `ZeroSNRScheduler`.
+
+    Examples:
+        >>> from zsnr_diffusers import ZeroSNRLCMScheduler
+        >>> scheduler = ZeroSNRLCMScheduler()
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist()
+        [999, 759, 499, 259]
     """
 
     @register_to_config_with_base(ZeroSNRScheduler.__init__)
@@ -323,6 +361,13 @@ class ZeroSNRDDIMInverseScheduler(_SimpleStep):
 
     Pass the clean sample to the first step. `prev_sample` of the last step is the noise. Timesteps increase, also a
     caller's own.
+
+    Examples:
+        >>> from zsnr_diffusers import ZeroSNRDDIMInverseScheduler
+        >>> scheduler = ZeroSNRDDIMInverseScheduler()
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist()
+        [249, 499, 749, 999]
     """
 
     _memory = True
@@ -356,6 +401,14 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
 
     Raises:
         ValueError: order or eta out of range, and as in `FlowMatchScheduler`.
+
+    Examples:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> from zsnr_diffusers import FlowMatchMultistepScheduler
+        >>> scheduler = FlowMatchMultistepScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+        >>> scheduler.set_timesteps(4)
+        >>> [round(t) for t in scheduler.timesteps.tolist()]
+        [1000, 912, 613, 188]
     """
 
     _memory = True
@@ -392,6 +445,13 @@ class FlowMatchEulerScheduler(FlowMatchScheduler):
     spaced before the shift, so that the first is 1 and none is shifted twice.
 
     The parameters are those of `FlowMatchScheduler`.
+
+    Examples:
+        >>> from zsnr_diffusers import FlowMatchEulerScheduler
+        >>> scheduler = FlowMatchEulerScheduler()
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist()
+        [1000.0, 750.0, 500.0, 250.0]
     """
 
     @register_to_config_with_base(FlowMatchScheduler.__init__)
