@@ -21,7 +21,7 @@ Ask = Callable[[Tensor], tuple[NoiseLevel, Tensor, NoiseLevel]]
 
 
 class Bridge:
-    """A network that is asked as one of another kind, until `remove`; also a context manager."""
+    """A network that is asked as one of a different kind, until `remove`; also a context manager."""
 
     def __init__(self, network: nn.Module, ask: Ask, prediction_type: str, wanted: str) -> None:
         """Hang the conversion around the network's calls.

@@ -116,7 +116,7 @@ def test_the_page_of_fine_tuning_is_enough(base_folder, image_folder, tmp_path, 
     shutil.copytree(image_folder, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(measure, "_MEASURED_STEPS", 2)
-    monkeypatch.setattr(api, "ALL_STEPS", range(1, 9))  # every number of steps takes minutes
+    monkeypatch.setattr(api, "ALL_STEPS", range(1, 9))  # every step count takes minutes
     small = {
         **{"pretrained_model_name_or_path": str(base_folder), "resolution": 64, "mixed_precision": "no"},
         **{"max_train_steps": 2, "train_batch_size": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0},

@@ -89,8 +89,8 @@ def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar
 def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0) -> Tensor:
     """Scale each sample's predicted x_0 down so that all but a share of its pixels lie in [-1, 1]; clip those.
 
-    Saharia et al. 2022 (Imagen, arXiv:2205.11487), section 2.3; for models of pixels. The threshold is the quantile of
-    |x_0|, at least 1 and at most `max_value`.
+    Saharia et al. 2022 (Imagen, arXiv:2205.11487), section 2.3; for pixel-space models. The threshold is the quantile
+    of |x_0|, at least 1 and at most `max_value`.
 
     Args:
         x_0: shape [B, ...], floating point.
@@ -171,7 +171,7 @@ def ideal_output(
     """What the best network returns for data N(mean, spread^2): its prediction is exactly E[x_0 | x_t].
 
     E[x_0 | x_t] = mean + alpha spread^2 / (alpha^2 spread^2 + sigma^2) (x_t - alpha mean). A spread of 0 is data that
-    is one point, which every right sampler reaches in any number of steps.
+    is one point, which every right sampler reaches in any step count.
 
     Args:
         prediction_type: as in `training_target`.

@@ -27,7 +27,7 @@ DEFAULT_GUIDANCE_RESCALE = 0.7
 
 
 DEFAULT_KEEP_LOW_FREQUENCIES = 4
-"""Of text to image from zero SNR: the fewest with which brightness at guidance scale 7.5 is at most 1.3 times as far
+"""Of text-to-image from zero SNR: the fewest with which brightness at guidance scale 7.5 is at most 1.3 times as far
 from the data's as without guidance (`examples/benchmarks/guidance_brightness.py`)."""
 
 

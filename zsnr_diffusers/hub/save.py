@@ -59,8 +59,8 @@ def save_pipeline(
     Raises:
         OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
         FileExistsError: there is something, and `overwrite` was not passed, or it is a folder without a pipeline.
-        ValueError: the name does not go with the format, or is that of another kind of file; what a single file or a
-            stock scheduler cannot hold.
+        ValueError: the name does not go with the format, or is that of a different kind of file; what a single file
+            or a stock scheduler cannot hold.
         TypeError: guidance rescale or kept low frequencies in a pipeline whose class is not diffusers'.
     """
     path = Path(path)

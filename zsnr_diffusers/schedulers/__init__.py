@@ -50,7 +50,7 @@ _DISTILLED_AT = 50
 
 
 class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
-    """DDIM (Song et al. 2021, arXiv:2010.02502) from pure noise to clean data, at every number of steps.
+    """DDIM (Song et al. 2021, arXiv:2010.02502) from pure noise to clean data, at every step count.
 
     Equal to stock's `DDIMScheduler` wherever stock steps to its own next timestep, and to `EulerDiscreteScheduler`.
 
@@ -114,7 +114,7 @@ class _SimpleStep(ZeroSNRScheduler):
 
 
 class ZeroSNRDDPMScheduler(_SimpleStep):
-    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239), at every number of steps.
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239), at every step count.
 
     Equal to stock's `DDPMScheduler`, and with the posterior's variance to `EulerAncestralDiscreteScheduler`.
 
@@ -165,10 +165,10 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
         corrector: raise the order by one.
         eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
-        calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by number of steps as a text:
+        calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by step count as a text:
             `{"5": {"timesteps": [5 of them], "weights": [5 rows], ...}}`; see `zsnr_diffusers.core.calibrated`.
             `set_timesteps(n)` with one of these numbers takes them, without the safeguard. A run that begins behind
-            the first timestep (image to image) visits the timesteps with the default's weights, and so do other
+            the first timestep (image-to-image) visits the timesteps with the default's weights, and so do other
             timesteps. They are for eta 0 only.
 
     The other parameters are those of `ZeroSNRScheduler`; `timestep_spacing` is `kappa` here. `from_config` leaves out
@@ -223,7 +223,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def _spaced_timesteps(self, num_inference_steps: int) -> list[int]:
-        """The calibrated timesteps of this number of steps, or else those of the config's spacing."""
+        """The calibrated timesteps of this step count, or else those of the config's spacing."""
         steps = self._calibrations.get(num_inference_steps)
         return super()._spaced_timesteps(num_inference_steps) if steps is None else steps.timesteps
 
@@ -312,7 +312,7 @@ class ZeroSNRLCMScheduler(_SimpleStep):
             timesteps: the timesteps themselves instead, strictly decreasing in [0, T-1].
             sigmas: noise levels instead, as in `ZeroSNRScheduler.set_timesteps`.
             original_inference_steps: in place of the config's.
-            strength: of image to image, in (0, 1]: start at this share of the distilled timesteps.
+            strength: of image-to-image, in (0, 1]: start at this share of the distilled timesteps.
 
         Raises:
             ValueError: a value out of range, or a strength that leaves fewer timesteps than steps.
@@ -439,7 +439,7 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
 
 
 class FlowMatchEulerScheduler(FlowMatchScheduler):
-    """Euler's method for flow-matching models, which is DDIM's: order 1, at every number of steps.
+    """Euler's method for flow-matching models, which is DDIM's: order 1, at every step count.
 
     Equal to stock's `FlowMatchEulerDiscreteScheduler` on the same sigmas; its own, by default, are `trailing`, evenly
     spaced before the shift, so that the first is 1 and none is shifted twice.

@@ -139,11 +139,11 @@ def enable_start(pipe: Pipeline, start: Start | str | PathLike[str]) -> Pipeline
     prompt asks for. No weight is changed, and no step is added.
 
     Latents that are passed to a call are left alone, and so are calls that start from an image. Any scheduler with
-    betas and any number of steps do, also those whose first timestep is not the last; at zero terminal SNR nothing
+    betas and any step count do, also those whose first timestep is not the last; at zero terminal SNR nothing
     changes. Negative prompts have no part in it.
 
     Args:
-        pipe: a diffusers pipeline with a UNet, text to image or inpainting.
+        pipe: a diffusers pipeline with a UNet, text-to-image or inpainting.
         start: from `fit_start` or `hand_set_start`, or the path of its file.
 
     Returns:
