@@ -90,7 +90,7 @@ def broadcast_level(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> Noi
 
 
 def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
-    """Ask a network that was trained on betas as a flow-matching model.
+    """Use a network that was trained on betas as a flow-matching model.
 
     From then on it takes samples (1 - s) x_0 + s noise and timesteps 1000 s, and returns noise - x_0, so that
     `FlowMatchMultistepScheduler` samples it, guiders and trainers of flow models take it. A flow time between two
@@ -143,7 +143,7 @@ def flow_timestep_lookup(scheduler: ZeroSNRScheduler) -> Ask:
 
 
 def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
-    """Ask a flow-matching network as one with v-prediction on betas.
+    """Use a flow-matching network as one with v-prediction on betas.
 
     From then on it takes samples alpha x_0 + sigma noise and the timesteps of `scheduler`, and returns
     v = alpha noise - sigma x_0, so that every scheduler for betas at zero terminal SNR samples it.

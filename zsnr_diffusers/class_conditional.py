@@ -19,7 +19,7 @@ _THRESHOLDING = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value
 
 
 class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
-    """Makes images of given classes with a pixel-space network, guided away from its prediction for no class.
+    """Generates images of given classes with a pixel-space network and classifier-free guidance.
 
     The network's last class embedding stands for no class, as in DiT (Peebles & Xie 2022, arXiv:2212.09748), so a
     network for ten classes has `num_class_embeds=11`. A network without class embeddings makes images of no class.

@@ -41,13 +41,13 @@ class ZeroSNRStableDiffusionInpaintPipeline(GuidanceRescaleMixin, StableDiffusio
 
 
 class ZeroSNRStableDiffusionControlNetPipeline(GuidanceRescaleMixin, StableDiffusionControlNetPipeline):
-    """Text-to-image along a control image; diffusers' class has no guidance rescale."""
+    """Text-to-image with a control image; diffusers' class has no guidance rescale."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
 
 class ZeroSNRStableDiffusionInstructPix2PixPipeline(GuidanceRescaleMixin, StableDiffusionInstructPix2PixPipeline):
-    """An instruction and an image to an image; rescaled to the prediction that knows both."""
+    """Image editing by instruction; rescaled to the prediction conditioned on both."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
@@ -72,12 +72,12 @@ class ZeroSNRStableDiffusionXLInpaintPipeline(GuidanceRescaleMixin, StableDiffus
 
 
 class ZeroSNRStableDiffusionXLControlNetPipeline(GuidanceRescaleMixin, StableDiffusionXLControlNetPipeline):
-    """Text-to-image along a control image with SDXL; diffusers' class has no guidance rescale."""
+    """Text-to-image with a control image and SDXL; diffusers' class has no guidance rescale."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
 
 class ZeroSNRStableDiffusionXLInstructPix2PixPipeline(GuidanceRescaleMixin, StableDiffusionXLInstructPix2PixPipeline):
-    """An instruction and an image to an image with SDXL; rescaled to the prediction that knows both."""
+    """Image editing by instruction with SDXL; rescaled to the prediction conditioned on both."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE

@@ -67,7 +67,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UNet2DModel:
-    """A pixel-space network from a preset, with the first weights of Ho et al. 2020.
+    """A pixel-space network from a preset, with the initialization of Ho et al. 2020.
 
     Xavier-uniform convolutions and dense layers, biases of zero; a gain of 1e-5 where a residual block or attention
     joins the main path and in the last convolution (variance scaling of 1e-10 in the paper's code), so that the

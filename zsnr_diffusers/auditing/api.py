@@ -27,7 +27,7 @@ def audit(
     steps: Iterable[int] | None = None,
     **kwargs: Any,
 ) -> Audit:
-    """Check whether a model is set up right for zero terminal SNR or flow matching, and say what fixes it.
+    """Check whether a model is configured correctly for zero terminal SNR or flow matching, and how to fix it.
 
     The scheduler is made as stock makes it and run on numbers whose right result is known, for 1 to 20 steps and some
     more. Of a flow-matching model, the flow times of 1 to 100 steps are looked at, too, as its pipeline asks for them.

@@ -10,6 +10,7 @@ from .noise import noise_level
 
 FlowTimeSampling = Literal["logit_normal", "uniform", "snr"]
 FLOW_TIME_SAMPLINGS: tuple[str, ...] = get_args(FlowTimeSampling)
+"""Names of the densities from which `flow_times` draws training times."""
 
 
 def logit_normal_times(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

@@ -32,7 +32,7 @@ def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, guidanc
 
 
 def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: float) -> Tensor:
-    """Bring the guided prediction back to the spread of the conditional one.
+    """Rescale the guided prediction to the standard deviation of the conditional one.
 
     Lin et al. 2023 (arXiv:2305.08891), Algorithm 2: per sample, `guided * std(conditional) / std(guided)`, blended
     with the unscaled value. A sample of which either prediction has no spread at all (what an ideal zero-SNR model

@@ -230,7 +230,7 @@ def schedule_table(
 
 
 SCHEDULE_NAMES = tuple(inspect.signature(schedule_table).parameters)
-"""What of a scheduler's config decides on its schedule."""
+"""Settings of a scheduler config that describe its noise schedule."""
 
 
 def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:

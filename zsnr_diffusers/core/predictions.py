@@ -12,6 +12,7 @@ from torch import Tensor
 from .noise import NoiseLevel, Scalar
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+"""What a network may predict, by the names of diffusers."""
 
 EPSILON_AT_ZERO_SNR = (
     "prediction_type='epsilon' cannot be used at zero signal-to-noise ratio: at the last timestep the sample is the "
@@ -112,7 +113,7 @@ def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0)
 
 
 def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-    """What a network of this prediction type is to return for `x_t = alpha x_0 + sigma noise`.
+    """Training target of a prediction type at `x_t = alpha x_0 + sigma noise`.
 
     For `v_prediction` it is v = alpha noise - sigma x_0 (Lin et al. 2023, eq. 10), for `flow_prediction` the velocity
     of the straight path, noise - x_0.

@@ -42,6 +42,7 @@ _V_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "min_snr": _min_snr_weights,
 }
 LOSS_WEIGHTINGS = ("constant", *_V_WEIGHTS)
+"""Names of the weightings of `loss_weights`."""
 
 
 def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma: float) -> None:

@@ -53,7 +53,7 @@ _MOST_CALLS = 8
 
 
 class GuidanceError(RuntimeError):
-    """A pipeline guides in a way that cannot be acted on, and `strict=True` asked for an error."""
+    """Guidance rescale does not apply to a pipeline, and `strict=True` was passed."""
 
 
 @dataclass

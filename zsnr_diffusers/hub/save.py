@@ -31,7 +31,7 @@ def save_pipeline(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> Path:
-    """Save a pipeline for people who do not have this package, and push it to the Hub if asked to.
+    """Save a pipeline for users without this package, and optionally push it to the Hub.
 
     As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
     `stock_scheduler_for`. Guidance rescale and kept low frequencies are recorded in it, a start lies beside

@@ -150,7 +150,7 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
 
 
 class ZeroSNRMultistepScheduler(_SimpleStep):
-    """The sampler to use: high order from a signal-to-noise ratio of exactly zero on, for the ODE and for the SDE.
+    """The recommended sampler: high order from an SNR of exactly zero, for the ODE and for the SDE.
 
     A polynomial through the last outputs in a variable that is regular at pure noise and at clean data, a corrector
     without a further network call, and, where the steps are spaced by `kappa`, weights and last step fitted to a
@@ -247,7 +247,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
 
 
 class ZeroSNRPNDMScheduler(_SimpleStep):
-    """PNDM's linear multistep (Liu et al. 2022, arXiv:2202.09778; "PLMS") from pure noise, n calls for n steps.
+    """PNDM's linear multistep (Liu et al. 2022, arXiv:2202.09778; "PLMS"), one network evaluation per step.
 
     On x_0 in place of epsilon, which pure noise says nothing about. `ZeroSNRMultistepScheduler` is the better sampler;
     this one is for results that are to be compared with PNDM.
@@ -354,7 +354,7 @@ class ZeroSNRLCMScheduler(_SimpleStep):
 
 
 class ZeroSNRDDIMInverseScheduler(_SimpleStep):
-    """From an image to the noise that `ZeroSNRDDIMScheduler` makes it of, over the same timesteps.
+    """DDIM inversion: from an image to the noise from which `ZeroSNRDDIMScheduler` generates it, over its timesteps.
 
     Ends at pure noise itself, T-1. Each step predicts the next sample, and corrects it, once the network has seen it,
     to what DDIM's step starts from; stock's `DDIMInverseScheduler` keeps the prediction, and its error.

@@ -132,7 +132,7 @@ def check_makes_latents(pipeline_class: type) -> None:
 
 
 def enable_start(pipe: Pipeline, start: Start | str | PathLike[str]) -> Pipeline:
-    """Have a pipeline begin with the low frequencies that its model was trained to see, from now on.
+    """Add the low frequencies that a model expects to the initial noise of its pipeline, in all calls from now on.
 
     A model whose schedule never reaches pure noise, as that of Stable Diffusion, reads how dark or bright its image is
     off what is left of the image in x_T (Lin et al. 2023, arXiv:2305.08891). With a start it finds there what the
@@ -197,7 +197,7 @@ def apply_start(pipe: Pipeline, source: Any, config: Mapping[str, Any], places: 
 
 
 def disable_start(pipe: Pipeline) -> Pipeline:
-    """Undo `enable_start`: the pipeline begins with pure noise again.
+    """Undo `enable_start`: the pipeline starts from pure noise again.
 
     Returns:
         The same pipeline.
