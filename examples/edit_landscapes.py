@@ -225,7 +225,7 @@ def embed(base: ZeroSNRStableDiffusionPipeline, text: str) -> Tensor:
     return base.encode_prompt(text, base.device, 1, do_classifier_free_guidance=False)[0]
 
 
-# Painting, measuring, drawing
+# Generating, measuring, drawing
 
 
 def generate(
