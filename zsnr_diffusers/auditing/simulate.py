@@ -1,6 +1,6 @@
 """Runs of a scheduler on data whose right result is known.
 
-Two numbers are sampled side by side. All data of the first is one point: a sampler reaches it in any number of steps,
+Two numbers are sampled side by side. All data of the first is one point: a sampler reaches it in any step count,
 whatever its method, unless it leaves noise, diverges or crashes. Data of the second is Gaussian, as wide as the
 brightness of latents; what the exact rule of DDIM makes of it on the same timesteps tells a wrong step size.
 """
@@ -34,7 +34,7 @@ _START = torch.tensor([2.0, 1.0]).double()
 
 @dataclass(frozen=True)
 class Simulation:
-    """One number of steps.
+    """One step count.
 
     Attributes:
         num_inference_steps: n.
@@ -138,13 +138,13 @@ def training_level(table: Tensor, timestep: float) -> NoiseLevel:
 
 
 def simulate_all(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Simulation, ...]:
-    """Simulate sampling in each number of steps; what stock warns of on the way is ignored."""
+    """Simulate sampling in each step count; what stock warns of on the way is ignored."""
     with suppress_warnings():
         return tuple(simulate(scheduler, n, table) for n in with_progress(numbers))
 
 
 def with_progress(numbers: Iterable[int]) -> Iterator[int]:
-    """The same numbers of steps, with a bar of all their steps on a terminal where they take minutes."""
+    """The same step counts, with a bar of all their steps on a terminal where they take minutes."""
     numbers = tuple(numbers)
     shown = len(numbers) > _QUICK
     with import_extra("tqdm").tqdm(

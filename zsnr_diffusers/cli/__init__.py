@@ -20,7 +20,7 @@ COMMANDS = {
     "audit": "is a model set up right for zero terminal SNR, and if not, make it right",
     "train": "retrain Stable Diffusion, or train a LoRA of it, with v-loss at zero terminal SNR",
     "evaluate": "compare generated and real images: brightness, FID, Inception Score, KID",
-    "compare": "sample by several schedulers at several numbers of steps, side by side",
+    "compare": "sample by several schedulers at several step counts, side by side",
     "convert": "save a pipeline or LoRA as a single file, or a single file as a folder",
     "extract-lora": "make a LoRA of what a retrained model changed in its base",
     "calibrate": "fit few-step sampling to a model, by what it generates in many steps",

@@ -1,4 +1,4 @@
-"""`zsnr compare`: what several schedulers make of the same noise, at several numbers of steps."""
+"""`zsnr compare`: what several schedulers make of the same noise, at several step counts."""
 
 from __future__ import annotations
 

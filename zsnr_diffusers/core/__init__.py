@@ -1,7 +1,7 @@
-"""The numbers: pure functions over float64 tables, one module per step of Lin et al. 2023 (arXiv:2305.08891).
+"""The mathematics as pure functions over float64 tables, one module per step of Lin et al. 2023 (arXiv:2305.08891).
 
-Its modules import torch and the standard library only, and `choices` not even torch; names are imported once they are
-asked for. `NoiseLevel` is the currency: whatever acts on a sample takes a noise level, never a timestep or a table.
+Its modules import torch and the standard library only, `choices` not even torch; names are imported on first use.
+Every function that acts on a sample takes a `NoiseLevel`, never a timestep or a table.
 """
 
 from typing import TYPE_CHECKING

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Literal, get_args
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+"""What a network may predict, by the names of diffusers."""
 
 EPSILON_AT_ZERO_SNR = (
     "prediction_type='epsilon' cannot be used at zero signal-to-noise ratio: at the last timestep the sample is the "
@@ -53,6 +54,7 @@ def check_prediction_type(prediction_type: str, zero_terminal_snr: bool) -> None
 
 FlowTimeSampling = Literal["logit_normal", "uniform", "snr"]
 FLOW_TIME_SAMPLINGS: tuple[str, ...] = get_args(FlowTimeSampling)
+"""Names of the densities from which `flow_times` draws training times."""
 
 
 def check_shift(shift: float) -> None:
@@ -110,6 +112,7 @@ MIN_SNR_AT_ZERO_SNR = (
 )
 
 LOSS_WEIGHTINGS = ("constant", "min_snr_floored", "soft_min_snr_floored", "min_snr")
+"""Names of the weightings of `loss_weights`."""
 
 
 def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma: float) -> None:
@@ -117,6 +120,10 @@ def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma
 
     Raises:
         ValueError: with the value and what to do instead.
+
+    Examples:
+        >>> from zsnr_diffusers.core import check_loss_weighting
+        >>> check_loss_weighting("min_snr_floored", zero_terminal_snr=True, snr_gamma=5.0)
     """
     if loss_weighting == "min_snr" and zero_terminal_snr:
         raise ValueError(MIN_SNR_AT_ZERO_SNR)
@@ -130,5 +137,5 @@ DEFAULT_GUIDANCE_RESCALE = 0.7
 """The paper's choice at guidance scale 7.5 (Lin et al. 2023, arXiv:2305.08891, section 3.4)."""
 
 DEFAULT_KEEP_LOW_FREQUENCIES = 4
-"""Of text to image from zero SNR: the fewest with which brightness at guidance scale 7.5 is at most 1.3 times as far
+"""Of text-to-image from zero SNR: the fewest with which brightness at guidance scale 7.5 is at most 1.3 times as far
 from the data's as without guidance (`examples/benchmarks/guidance_brightness.py`)."""

@@ -53,6 +53,12 @@ def flow_times(
 
     Raises:
         ValueError: unknown sampling, `snr` without a schedule, or a shift not above 0.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import flow_times
+        >>> flow_times(torch.tensor([0.25, 0.5, 0.75]), shift=3.0)
+        tensor([0.6045, 0.7500, 0.8548])
     """
     if sampling not in FLOW_TIME_SAMPLINGS:
         raise ValueError(

@@ -86,7 +86,7 @@ def _geometric_mean(values: list[float]) -> float:
 
 @dataclass(frozen=True)
 class SchedulerComparison(Report):
-    """Schedulers side by side, a row each, over numbers of steps; see `compare_schedulers`.
+    """Schedulers side by side, a row each, over step counts; see `compare_schedulers`.
 
     Attributes:
         pipeline: name of its class.
@@ -115,7 +115,7 @@ class SchedulerComparison(Report):
         return rows
 
     def steps(self) -> list[int]:
-        """The numbers of steps, from the fewest."""
+        """The step counts, from the fewest."""
         return sorted({cell.steps for cell in self.cells})
 
     def parts(self) -> Iterator[Part]:
@@ -139,7 +139,7 @@ class SchedulerComparison(Report):
         )
 
     def grid(self) -> Image.Image:
-        """The images, a row per prompt and scheduler, a column per number of steps, the reference to the right."""
+        """The images, a row per prompt and scheduler, a column per step count, the reference to the right."""
         steps, rows, labels = self.steps(), [], []
         for i, prompt in enumerate(self.prompts):
             for name, row in self.by_scheduler().items():

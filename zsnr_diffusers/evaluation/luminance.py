@@ -157,7 +157,7 @@ class LuminanceCoverage(Report):
         rows = [(name, *summary.cells()) for name, summary in summaries]
         yield Table(("luminance", "n", *_COLUMNS), tuple(rows), align="<" + ">" * (1 + len(_COLUMNS)))
         yield Text(
-            f"Wasserstein-1 {self.w1:.4f}; a perfect generator with as many images: {self.floor:.4f} on average, "
+            f"Wasserstein-1 {self.w1:.4f}; expected from finite sampling: {self.floor:.4f} on average, "
             f"below {self.floor_p95:.4f} in 95 %",
             "warning" if self.w1 > self.floor_p95 else "good",
         )

@@ -36,16 +36,16 @@ def compare_schedulers(
     progress: bool = True,
     **call_kwargs: Any,
 ) -> SchedulerComparison:
-    """Sample the same prompts and seeds by several schedulers at several numbers of steps.
+    """Sample the same prompts and seeds by several schedulers at several step counts.
 
     Each result is compared with a reference: the same pipeline in many steps of order 3 along the probability-flow
     ODE. Schedulers that add noise of their own do not lead there, and are as far from it as their noise is. A
-    scheduler that fails is left at the number of steps where it does, with the reason, and the others go on.
+    scheduler that fails is left at the step count where it does, with the reason, and the others go on.
 
     Args:
         pipe: any pipeline with a scheduler; it has its own again afterwards.
         schedulers: short names or classes, see `zsnr_diffusers.schedulers.by_name`.
-        steps: numbers of steps.
+        steps: step counts.
         prompts: one image each, class labels for a class-conditional pipeline, None for an unconditional one.
         seed: of the first prompt's noise; the others count on from it.
         reference_steps: of the reference.
