@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from pages import guide
 
 from zsnr_diffusers.cli import COMMANDS, main
 from zsnr_diffusers.training import PixelTrainingConfig
@@ -31,6 +32,24 @@ MISTAKES = {
     "or a .safetensors file.",
 }
 """A command line, and the first of two lines that answer it, behind the command's name."""
+
+
+ON_THE_PAGE = (
+    *("adit x", "--verison", "audit model --plto x.png", "audit", "convert a b --dtype fp16"),
+    *("calibrate m --prompt_file p --output_dir o", "evaluate --real a", "train --lerning_rate 1", "train --lora 16"),
+    *("train --mixed_precision bfloat16", "train --train_data_dir photos"),
+)
+"""Those that the guide shows."""
+
+
+def row(line):
+    """A mistake and its answer as a row of the guide's table."""
+    return f"| `zsnr {line}` | {MISTAKES[line].format(commands=', '.join(COMMANDS))} |"
+
+
+def test_the_guide_shows_what_is_answered():
+    page = guide("commands")
+    assert [line for line in page.splitlines() if line in {*map(row, MISTAKES)}] == [*map(row, ON_THE_PAGE)]
 
 
 @pytest.mark.parametrize("line", MISTAKES)

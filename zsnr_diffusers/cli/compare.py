@@ -19,7 +19,7 @@ and the seconds that it took.
 Schedulers go by short names, such as zsnr, ddim, dpmpp_2m, dpmpp_2m_karras, unipc, euler, euler_a and heun, or by
 their class, such as UniPCMultistepScheduler; zsnr is ZeroSNRMultistepScheduler, or FlowMatchMultistepScheduler for a
 flow-matching model. All start at the last timestep, and end in zero SNR where the model does. One that fails at some
-number of steps leaves the reason in its cell, and the others go on.
+step count leaves the reason in its cell, and the others go on.
 
 Written are comparison.png, comparison.html, which is one file with all images, and comparison.json, after each
 scheduler."""

@@ -39,8 +39,8 @@ class ComparedSamples:
         scheduler: its name.
         steps: number of them.
         images: one per prompt; empty where it failed.
-        latent: per image, the RMS distance of what the last step returned (latents, or pixels of a model of pixels) to
-            the reference, over the standard deviation of the latter.
+        latent: per image, the RMS distance of what the last step returned (latents, or pixels of a pixel-space model)
+            to the reference, over the standard deviation of the latter.
         pixel: per image, the RMS difference of pixels, from 0 to 1.
         seconds: per image, text encoders and autoencoder included.
         network_calls: of each image; Heun's method needs two in most steps.
