@@ -6,7 +6,6 @@ import pytest
 from tiny_pipelines import tiny_unconditional
 
 from zsnr_diffusers import audit
-from zsnr_diffusers.utils.notebook import parts_as_html
 from zsnr_diffusers.utils.tables import KeyValues, Note, Remarks, Table, Text
 
 EVIL = "<script>&\"'"
@@ -46,17 +45,17 @@ def read(text):
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_everything_is_escaped(part):
-    tags = read(parts_as_html([part]))
+    tags = read(part.html())
     assert tags.seen <= {"p", "table", "tr", "th", "td", "pre"}
     said = {Text: 1, KeyValues: 3, Table: 4, Remarks: 3}
     assert tags.text.count(EVIL) == said[type(part)]
 
 
 def test_cells_are_aligned_and_a_head_is_left_out_where_there_is_none():
-    text = parts_as_html([Table((), (("a", "1"),), "<>")])
+    text = Table((), (("a", "1"),), "<>").html()
     assert text == '<table><tr><td style="text-align:left">a</td><td style="text-align:right">1</td></tr></table>'
-    assert "<th" not in parts_as_html([KeyValues(("", ""), (("a", "1"),))])
-    assert parts_as_html([KeyValues((), ())]) == "<table></table>"
+    assert "<th" not in KeyValues(("", ""), (("a", "1"),)).html()
+    assert KeyValues((), ()).html() == "<table></table>"
 
 
 def test_a_report_says_in_a_notebook_what_it_says_as_text():

@@ -16,7 +16,6 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..utils.files import atomic_path, write_text
-from ..utils.notebook import parts_as_html
 from ..utils.tables import Part, Report, Table, Text
 from .plots import sample_grid
 
@@ -163,7 +162,7 @@ class SchedulerComparison(Report):
         }
 
     def _repr_html_(self) -> str:
-        return parts_as_html(self.parts()) + "".join(self._html_table(i) for i in range(len(self.prompts)))
+        return super()._repr_html_() + "".join(self._html_table(i) for i in range(len(self.prompts)))
 
     def to_html(self) -> str:
         """One page with the images in it, a table per prompt; everything that was given is escaped."""
