@@ -28,6 +28,15 @@ BASES = {"": ("schedulers.base.ZeroSNRScheduler", "schedulers.flow.FlowMatchSche
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
+def on_config(config):
+    """Put the guides into the navigation, in the order of the index."""
+    index = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    for entry in config.nav:
+        if "Guides" in entry:
+            entry["Guides"] = re.findall(r"\((guides/\w+\.md)\)", index)
+    return config
+
+
 def on_files(files, config):
     """Add the generated pages, and leave out the index that GitHub shows of `examples/`."""
     files.remove(files.get_file_from_path("README.md"))
