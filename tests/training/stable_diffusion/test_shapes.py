@@ -21,6 +21,7 @@ from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.data.buckets import bucket_sizes, nearest_bucket
 from zsnr_diffusers.training.data.dataset import check_images
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler
+from zsnr_diffusers.training.data.row_values import ImageSizes
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 from zsnr_diffusers.training.stable_diffusion.conditioning import Conditioning
 from zsnr_diffusers.training.stable_diffusion.samples import CaptionedDataset
@@ -78,7 +79,9 @@ def test_every_global_batch_is_of_one_bucket_and_every_image_comes_in_its_turn(i
         seed=seed,
     )
     size, sizes = config.global_batch(world), bucket_sizes(64, 8)
-    samples = CaptionedDataset(Captions(), dict(enumerate(images)), config, CONDITIONS, sizes, (4, 8), 1000, size)
+    samples = CaptionedDataset(
+        Captions(), ImageSizes.of(enumerate(images)), config, CONDITIONS, sizes, (4, 8), 1000, size
+    )
     steps = samples.epoch_length // size
     assert samples.epoch_length == steps * size
     for epoch in range(2):

@@ -82,6 +82,11 @@ class DataConfig(FolderConfig):
         "What to do about images that cannot be read: stop before training, or leave them out. Both name them. Those "
         "of --train_shards are met on the way: fail ends with a checkpoint to go on from, skip shows the next row.",
     )
+    rehash: bool = option(
+        False,
+        "Read all images and what is cached of them again at the start. Else those are not opened whose size and time "
+        "of last change are as they were when they were last read whole, which is noted in --cache_dir.",
+    )
     seed: Annotated[int, IDENTITY] = option(
         0, "Decides on all randomness: same seed, same weights, however often a run was interrupted."
     )

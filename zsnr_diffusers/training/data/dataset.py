@@ -2,7 +2,8 @@
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,17 +16,22 @@ from tqdm.auto import tqdm
 
 from ...utils.images import ImageError, load_rgb, oriented_size
 from ..config import DataConfig
+from .file_index import FILE_NAME, FileIndex, Records, file_records, is_known, row_records
 from .folder_rows import read_folder_rows
 from .notices import notify, report_unusable
+from .row_values import ImageHashes, ImageSizes
 from .shard_formats import create_shards
 from .shards import ShardDataset
 from .transforms import Size
+
+_BATCH = 100_000
+"""Rows whose paths are in memory at a time."""
 
 Rows: TypeAlias = datasets.Dataset | ShardDataset
 """Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
 None. Rows of shards are read when a column of theirs is."""
 
-Images: TypeAlias = Mapping[int, Size] | Sequence[int]
+Images: TypeAlias = ImageSizes | Sequence[int]
 """Rows whose images can be used, with the sizes of these where they are known."""
 
 
@@ -77,10 +83,23 @@ def noise_rows(column: str, resolution: int, **others: object) -> datasets.Datas
     return rows.cast_column(column, datasets.Image(decode=False))
 
 
-def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Images:
+def open_file_index(config: DataConfig) -> FileIndex:
+    """What is known of the files of a configuration's data; `--rehash` has all of them read anew."""
+    return FileIndex(config.cache_folder / FILE_NAME, read_only=config.dry_run, rehash=config.rehash)
+
+
+def check_images(rows: Rows, config: DataConfig, progress: bool = True, index: FileIndex | None = None) -> Images:
     """Decode every image once before training; index and size of those that can be read.
 
-    Of shards, samples are whole or left out, and no image is read: their rows alone are returned.
+    Files that were decoded at an earlier start and have not changed since are not opened: should they be damaged all
+    the same, that shows when they are read. Of shards, samples are whole or left out, and no image is read: their
+    rows alone are returned.
+
+    Args:
+        rows: from `open_rows`.
+        config: of the run.
+        progress: whether to show it.
+        index: of what is known of files, to which what is found is added; None for nothing.
 
     Raises:
         ValueError: an image cannot be read and `--on_bad_image` is `fail`, or none can.
@@ -93,29 +112,75 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Image
             raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
         return range(len(rows))
 
-    def size_or_complaint(index: int) -> Size | str:
+    index = index or FileIndex()
+    records = index.fill(image_records(rows, config.image_column))
+
+    def complaint_of(row: int) -> str | None:
         try:
-            width, height = read_image(rows, config.image_column, index).size
+            records["width"][row], records["height"][row] = read_image(rows, config.image_column, row).size
         except ImageError as error:
             return str(error)
-        return height, width
+        return None
+
+    unread = np.flatnonzero(~is_known(records, "height")).tolist()
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(complaint_of, unread)
+        bar = tqdm(found, "checking images", len(unread), disable=not progress, unit="image")
+        bad = [complaint for complaint in bar if complaint]
+    if unread:
+        index.store(records)
+    report_unusable(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
+    usable = np.flatnonzero(is_known(records, "height"))
+    if not len(usable):
+        raise ValueError("No image is left to train on.")
+    return ImageSizes(usable, np.stack([records["height"], records["width"]], axis=1)[usable])
+
+
+def hash_images(rows: Rows, column: str, indices: Sequence[int], index: FileIndex | None = None) -> ImageHashes:
+    """SHA-256 of the image files of data rows; those that were hashed before and have not changed are not read.
+
+    Args:
+        rows: from `open_rows`.
+        column: of the images.
+        indices: of the rows.
+        index: as in `check_images`.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    wanted, index = np.unique(np.asarray(indices, np.int64)), index or FileIndex()
+    if isinstance(rows, ShardDataset):
+        hashes, places = np.zeros((len(wanted), 32), np.uint8), np.arange(len(wanted))
+    else:
+        records = index.fill(image_records(rows, column)[wanted])
+        hashes, places = records["sha256"], np.flatnonzero(~is_known(records, "sha256"))
+
+    def hash_one(place: int) -> None:
+        hashes[place] = np.frombuffer(image_sha256(rows, column, int(wanted[place])), np.uint8)
 
     with ThreadPoolExecutor() as pool:
-        found = list(
-            tqdm(
-                pool.map(size_or_complaint, range(len(rows))),
-                "checking images",
-                len(rows),
-                disable=not progress,
-                unit="image",
-            )
-        )
-    bad = [complaint for complaint in found if isinstance(complaint, str)]
-    report_unusable(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
-    usable_rows = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
-    if not usable_rows:
-        raise ValueError("No image is left to train on.")
-    return usable_rows
+        found = pool.map(hash_one, places.tolist())
+        deque(tqdm(found, "hashing images", len(places), disable=not len(places), unit="image"), maxlen=0)
+    if len(places) and not isinstance(rows, ShardDataset):
+        index.store(records)
+    return ImageHashes(wanted, hashes)
+
+
+def image_records(rows: datasets.Dataset, column: str) -> Records:
+    """Records of the images of all rows, with their present state and nothing that was found in them.
+
+    Images without a file of their own go by the data set's fingerprint.
+    """
+    records = row_records(rows._fingerprint, np.arange(len(rows)))
+    first = 0
+    for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=_BATCH):
+        images = batch.column(column).combine_chunks()
+        paths = images.field("path").to_pylist()
+        alone = np.asarray(images.field("bytes").is_null()) & np.array([path is not None for path in paths])
+        places = np.flatnonzero(alone)
+        records[first + places] = file_records([paths[place] for place in places.tolist()])
+        first += len(paths)
+    return records
 
 
 def read_image(rows: Rows, column: str, index: int) -> Image.Image:

@@ -8,6 +8,7 @@ accumulation. (Dropout is drawn for a forward pass as a whole, by (seed, step, p
 
 import functools
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
@@ -66,7 +67,7 @@ class TrainingDataset(Dataset[Batch], ABC):
         self._shards = rows.shards.all if isinstance(rows, ShardDataset) and len(usable_rows) == len(rows) else []
         self.shuffle_shards = config.shuffle_shards
         # Of shards there may be more rows than memory has room for.
-        self.usable_rows: Sequence[int] = range(len(usable_rows)) if self._shards else list(usable_rows)
+        self.usable_rows: Sequence[int] = range(len(usable_rows)) if self._shards else array("q", usable_rows)
         self.groups, self.batch = list(groups) or [self.usable_rows], batch
         self.epoch_length = sum(round_up_to_batches(len(group), batch) for group in self.groups)
         """Samples in an epoch."""
@@ -86,7 +87,9 @@ class TrainingDataset(Dataset[Batch], ABC):
 
     def rows_seen(self, count: int) -> list[int]:
         """Data rows that the first `count` positions show, each once."""
-        return list(dict.fromkeys(self._epoch_order(0)[:count]))
+        shown = np.asarray(self._epoch_order(0)[:count], np.int64)
+        rows: list[int] = shown[np.sort(np.unique(shown, return_index=True)[1])].tolist()
+        return rows
 
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position: what `sample` returns for its row and its stream of randomness.

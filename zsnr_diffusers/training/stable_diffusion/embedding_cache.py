@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from tqdm.auto import tqdm
 from ...hub.weight_files import suppress_empty_float32_warnings
 from ...utils.distributed import Processes
 from ..accelerator import mixed_precision_dtype
+from ..data.dataset import hash_images
+from ..data.file_index import FileIndex
 from .config import CaptionedDataConfig
-from .encoders import FrozenEncoder
+from .encoders import Autoencoder, FrozenEncoder
 from .row_cache import Cache, Rows
 from .samples import CaptionedDataset
 
@@ -61,10 +63,13 @@ class EmbeddingCache:
     Args:
         config: with what may be stored.
         parts: most costly first.
+        index: of what is known of files.
     """
 
-    def __init__(self, config: CaptionedDataConfig, parts: Sequence[FrozenEncoder]) -> None:
-        self.config, self.parts = config, parts
+    def __init__(
+        self, config: CaptionedDataConfig, parts: Sequence[FrozenEncoder], index: FileIndex | None = None
+    ) -> None:
+        self.config, self.parts, self.index = config, parts, index or FileIndex()
         self.statuses: dict[str, CacheStatus] = {}
         self.device = torch.device("cpu")
 
@@ -95,12 +100,14 @@ class EmbeddingCache:
 
     def _find_statuses(
         self, half: torch.dtype | None, samples: CaptionedDataset, folder: Path, count: int | None
-    ) -> tuple[dict[str, CacheStatus], dict[int, bytes]]:
+    ) -> tuple[dict[str, CacheStatus], Mapping[int, bytes]]:
         """Status of each encoder that may be cached, by name, and the hashes of the images, by row."""
         rows = list(samples.usable_rows) if count is None else samples.rows_seen(count)
         indices = rows if self.config.cached else []
+        if Autoencoder.name in self.config.cached:
+            samples.hashes = hash_images(samples.rows, self.config.image_column, indices, self.index)
         statuses = {
-            part.name: _cache_status(part, samples, indices, folder, part.arithmetic_dtype(half))
+            part.name: _cache_status(part, samples, indices, folder, part.arithmetic_dtype(half), self.index)
             for part in self.parts
             if part.name in self.config.cached
         }
@@ -177,10 +184,15 @@ class EmbeddingCache:
 
 
 def _cache_status(
-    part: FrozenEncoder, samples: CaptionedDataset, indices: list[int], folder: Path, dtype: torch.dtype | None
+    part: FrozenEncoder,
+    samples: CaptionedDataset,
+    indices: list[int],
+    folder: Path,
+    dtype: torch.dtype | None,
+    index: FileIndex,
 ) -> CacheStatus:
     """Which results of an encoder for these data rows are cached and which are missing."""
-    cache = Cache(folder, part.name, part.cache_facts(dtype))
+    cache = Cache(folder, part.name, part.cache_facts(dtype), index)
     inputs = part.unique_inputs(samples, indices)
     missing = {content: inputs[content] for content in cache.find_missing(inputs)}
     itemsize = (dtype or part.dtype).itemsize

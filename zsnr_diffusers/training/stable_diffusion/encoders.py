@@ -3,15 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...utils.hashing import state_sha256
-from ..data.dataset import image_sha256
 from ..data.transforms import RESIZE_METHOD
 from .row_cache import Rows
 from .samples import CaptionedDataset, text_cache_key
@@ -123,13 +120,7 @@ class Autoencoder(FrozenEncoder):
         return {k: str(v) for k, v in self.network.config.items() if not k.startswith("_") and k not in ours}
 
     def unique_inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
-        """(row, flipped) of every image, by the hash of its file and its size; also fills `samples.hashes`."""
-        column = samples.config.image_column
-        with ThreadPoolExecutor() as pool:
-            hashes = pool.map(lambda index: image_sha256(samples.rows, column, index), indices)
-            samples.hashes = dict(
-                zip(indices, tqdm(hashes, "hashing images", len(indices), unit="image"), strict=True)
-            )
+        """(row, flipped) of every image, by the hash of its file, from `samples.hashes`, and its size."""
         flips = (False, True) if samples.config.random_flip else (False,)
         return {samples.image_cache_key(index, flip): (index, flip) for index in indices for flip in flips}
 

@@ -3,12 +3,14 @@
 import struct
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.buckets import assign_to_buckets
 from ..data.dataset import Images, Rows, image_size, read_image, to_model_range
 from ..data.loader import Batch, TrainingDataset
+from ..data.row_values import ImageSizes, RowValues
 from ..data.transforms import Crop, Size, compute_crop, resize_and_crop
 from .conditioning import Conditioning
 from .config import CaptionedDataConfig
@@ -43,11 +45,11 @@ class CaptionedDataset(TrainingDataset):
         global_batch: int = 1,
         noise_offset: float = 0.0,
     ) -> None:
-        self._sizes = images if isinstance(images, Mapping) else None
+        self._sizes = images if isinstance(images, ImageSizes) else None
         self.buckets = assign_to_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
         """Rows by the size that their images are brought to, if it is not the square for all."""
         self._square = buckets[0]
-        self._bucket_of = {row: size for size, found in self.buckets.items() for row in found}
+        self._bucket_of = _bucket_numbers(self.buckets)
         batch = global_batch if self.buckets else 1
         super().__init__(rows, images, config, self.buckets.values(), batch, noise_offset)
         self.config, self.conditioning = config, conditioning
@@ -55,7 +57,7 @@ class CaptionedDataset(TrainingDataset):
         self.captions = rows.select_columns([config.caption_column])
         self.caches: dict[str, Cache] = {}
         """What is stored of images (`latents`) and captions (`text`), and given in place of these."""
-        self.hashes: dict[int, bytes] = {}
+        self.hashes: Mapping[int, bytes] = {}
         """Of the images of rows, if `latents` are stored."""
 
     def sample(self, index: int, draw: torch.Generator) -> Batch:
@@ -89,12 +91,11 @@ class CaptionedDataset(TrainingDataset):
 
     def first_images(self, count: int) -> Images:
         """The first `count` of the usable images, in the form that `images` was passed."""
-        some = self.usable_rows[:count]
-        return {row: self._sizes[row] for row in some} if self._sizes else some
+        return self._sizes.first(count) if self._sizes else self.usable_rows[:count]
 
     def bucket_size(self, index: int) -> Size:
         """Size to which a row's image is resized and cropped."""
-        return self._bucket_of.get(index, self._square)
+        return [*self.buckets][self._bucket_of[index]] if self.buckets else self._square
 
     def latent_shape(self, index: int) -> tuple[int, int, int]:
         """(channels, height, width) of a row's latents."""
@@ -126,6 +127,14 @@ class CaptionedDataset(TrainingDataset):
         """Every caption that these data rows can give, the empty one of caption dropout included."""
         rows = self.captions[list(indices)][self.config.caption_column]
         return {"", *(caption for row in rows for caption in captions_as_list(row))}
+
+
+def _bucket_numbers(buckets: Mapping[Size, Sequence[int]]) -> Mapping[int, int]:
+    """The number of the bucket of each row."""
+    rows = np.concatenate([np.asarray(found, np.int64) for found in buckets.values()] or [np.empty(0, np.int64)])
+    numbers = np.repeat(np.arange(len(buckets), dtype=np.int16), [*map(len, buckets.values())])
+    order = np.argsort(rows)
+    return RowValues(rows[order], numbers[order])
 
 
 def text_cache_key(input_ids: Tensor) -> bytes:

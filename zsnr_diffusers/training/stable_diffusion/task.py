@@ -13,7 +13,7 @@ from ...hub.model_card import terminal_snr
 from ...utils.distributed import Processes
 from ..config.objective import FLOW
 from ..data.buckets import round_up_to_batches
-from ..data.dataset import Images, noise_rows, open_rows
+from ..data.dataset import Images, noise_rows, open_file_index, open_rows
 from ..data.loader import Batch
 from ..objective import create_objective
 from ..parameters import base_state_dict
@@ -52,7 +52,7 @@ class StableDiffusionTask(Task):
         self.buckets = self.base.buckets(config)
         self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.architecture.uses_force_upcast)
         self.text_encoder = self.base.architecture.text_encoder()
-        self.embedding_cache = EmbeddingCache(config, (self.autoencoder, self.text_encoder))
+        self.embedding_cache = EmbeddingCache(config, (self.autoencoder, self.text_encoder), open_file_index(config))
         if config.has_data:
             self.rows = open_rows(config)
         else:
