@@ -1,5 +1,6 @@
 """What a run is trained on, and where it may write what it computes of that."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -7,6 +8,10 @@ from typing import Annotated, Literal, NamedTuple
 from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, Options, option
 
 ONE_SOURCE = "Pass the data as one of --dataset_name, --train_data_dir and --train_shards."
+
+
+_MOST_WORKERS = 8
+"""By default: they feed any one GPU, and each takes memory."""
 
 
 class Captions(NamedTuple):
@@ -90,12 +95,25 @@ class DataConfig(FolderConfig):
     seed: Annotated[int, IDENTITY] = option(
         0, "Decides on all randomness: same seed, same weights, however often a run was interrupted."
     )
-    dataloader_num_workers: Annotated[int, NOT_NEGATIVE] = option(0, "Processes that read images.")
+    dataloader_num_workers: Annotated[int | None, NOT_NEGATIVE] = option(
+        None,
+        "Processes that read images for each process that trains; 0: it reads them itself, between steps. Default: on "
+        "Linux one for each core that falls to a process, 8 at most; elsewhere 0, since starting them takes seconds.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if sum(map(bool, (self.dataset_name, self.train_data_dir, self.train_shards))) > 1:
             raise ValueError(ONE_SOURCE)
+
+    @property
+    def num_workers(self) -> int:
+        """`--dataloader_num_workers`, or its default for this machine and the processes that train on it."""
+        if self.dataloader_num_workers is not None:
+            return self.dataloader_num_workers
+        if not hasattr(os, "sched_getaffinity"):  # where processes are not forked
+            return 0
+        return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
     @property
     def has_data(self) -> bool:

@@ -183,14 +183,14 @@ def image_records(rows: datasets.Dataset, column: str) -> Records:
     return records
 
 
-def read_image(rows: Rows, column: str, index: int) -> Image.Image:
-    """The image of a data row, as upright RGB.
+def read_image(rows: Rows, column: str, index: int, at_least: Size | None = None) -> Image.Image:
+    """The image of a data row, as upright RGB; no smaller than a size, if one is passed, or of its own.
 
     Raises:
         ImageError: it cannot be read.
     """
     source, path = _image_source(rows, column, index)
-    return load_rgb(source, name=path or f"of row {index}")
+    return load_rgb(source, path or f"of row {index}", at_least)
 
 
 def is_row_readable(rows: Rows, config: DataConfig, index: int) -> bool:
@@ -249,7 +249,6 @@ def row_name(rows: Rows, column: str, index: int) -> str:
     return f"{index} ({Path(path).name})" if path else str(index)
 
 
-def to_model_range(pixels: Tensor, flip: bool) -> Tensor:
-    """uint8 pixels as float32 in [-1, 1], mirrored left to right if `flip`."""
-    scaled = pixels.float() / 127.5 - 1
-    return scaled.flip(-1) if flip else scaled
+def to_model_range(pixels: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1

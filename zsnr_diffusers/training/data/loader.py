@@ -153,7 +153,7 @@ def create_dataloader(
     return DataLoader(
         samples,
         batch_sampler=positions,
-        num_workers=config.dataloader_num_workers,
+        num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
         worker_init_fn=ignore_stop_signals,

@@ -241,7 +241,8 @@ def _encode_inputs(
     loader = DataLoader(
         _Inputs(part.load, samples, list(inputs.values())),
         batch_sampler=batches,
-        num_workers=config.dataloader_num_workers if inputs else 0,
+        num_workers=config.num_workers if inputs else 0,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
     with tqdm(desc=f"storing {part.name}", total=len(inputs), disable=not progress, unit=part.label) as bar:

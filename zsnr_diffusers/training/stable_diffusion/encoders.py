@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.hashing import state_sha256
+from ..data.dataset import to_model_range
 from ..data.transforms import RESIZE_METHOD
 from .row_cache import Rows
 from .samples import CaptionedDataset, text_cache_key
@@ -84,7 +85,7 @@ class FrozenEncoder(ABC):
 
 
 class Autoencoder(FrozenEncoder):
-    """Images [B, 3, h, w] in [-1, 1] to the moments of their latents: `mean` and `std` [B, C, h', w'].
+    """Images uint8 [B, 3, h, w] to the moments of their latents: `mean` and `std` [B, C, h', w'].
 
     Args:
         vae: an AutoencoderKL.
@@ -106,7 +107,8 @@ class Autoencoder(FrozenEncoder):
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
         """Moments, in the network's dtype."""
-        moments = self.network.encode(inputs.to(self.device, self.dtype)).latent_dist
+        pixels = to_model_range(inputs.to(self.device, non_blocking=True)).to(self.dtype)
+        moments = self.network.encode(pixels).latent_dist
         return {"mean": moments.mean, "std": moments.std}
 
     def cache_facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -134,7 +136,7 @@ class Autoencoder(FrozenEncoder):
 
     @staticmethod
     def load(samples: CaptionedDataset, key: Any) -> Tensor:
-        """A row's image, center-cropped, [3, h, w] in [-1, 1]."""
+        """A row's image, center-cropped, uint8 [3, h, w]."""
         index, flipped = key
         return samples.pixel_values(samples.crop(index), index, flipped)
 
@@ -156,7 +158,7 @@ class TextEncoder(FrozenEncoder):
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
         """States, in the network's dtype."""
-        return {"text": self.network(inputs.to(self.device))[0]}
+        return {"text": self.network(inputs.to(self.device, non_blocking=True))[0]}
 
     def _text_encoders(self) -> list[Any]:
         """The text encoders that compute the states."""
@@ -213,7 +215,7 @@ class TextEncoderPair(TextEncoder):
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
         """States and the whole, in the networks' dtype."""
-        ids = inputs.to(self.device).chunk(2, dim=1)
+        ids = inputs.to(self.device, non_blocking=True).chunk(2, dim=1)
         outputs = [encoder(half, output_hidden_states=True) for encoder, half in zip(self.network, ids, strict=True)]
         rows = {
             "text": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),

@@ -13,8 +13,8 @@ import itertools
 import json
 import time
 import zlib
-from collections.abc import Container, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +171,26 @@ class Cache:
         Raises:
             OSError: the disk is full or the folder read-only; shards that were finished stay.
         """
-        for _, alike in itertools.groupby(batches, lambda batch: _row_shapes(batch[1])):
-            self._write_same_shapes(alike)
+        pending: list[Future[None]] = []
+        with ThreadPoolExecutor(1) as pool:
 
-    def _write_same_shapes(self, batches: Iterable[tuple[Sequence[bytes], Rows]]) -> None:
-        """Write rows of the same shapes, in shards of limited size and age."""
+            def submit(keys: Sequence[bytes], parts: Sequence[Rows]) -> None:
+                # The disk works while the next rows are computed; one shard at a time, or memory would fill up.
+                while pending:
+                    pending.pop().result()
+                pending.append(pool.submit(self._write_shard, keys, parts))
+
+            for _, alike in itertools.groupby(batches, lambda batch: _row_shapes(batch[1])):
+                self._write_same_shapes(alike, submit)
+            while pending:
+                pending.pop().result()
+
+    def _write_same_shapes(
+        self,
+        batches: Iterable[tuple[Sequence[bytes], Rows]],
+        submit: Callable[[Sequence[bytes], Sequence[Rows]], None],
+    ) -> None:
+        """Submit rows of the same shapes to be written, in shards of limited size and age."""
         keys: list[bytes] = []
         parts: list[Rows] = []
         size, started = 0, time.monotonic()
@@ -184,10 +199,10 @@ class Cache:
             parts.append({name: values.cpu() for name, values in rows.items()})
             size += sum(values.nbytes for values in rows.values())
             if size >= SHARD_BYTES or time.monotonic() - started >= SHARD_SECONDS:
-                self._write_shard(keys, parts)
+                submit(keys, parts)
                 keys, parts, size, started = [], [], 0, time.monotonic()
         if keys:
-            self._write_shard(keys, parts)
+            submit(keys, parts)
 
     def _write_shard(self, keys: Sequence[bytes], parts: Sequence[Rows]) -> None:
         """Write one cache shard atomically, named by its SHA-256."""

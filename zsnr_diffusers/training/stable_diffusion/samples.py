@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.buckets import assign_to_buckets
-from ..data.dataset import Images, Rows, image_size, read_image, to_model_range
+from ..data.dataset import Images, Rows, image_size, read_image
 from ..data.loader import Batch, TrainingDataset
 from ..data.row_values import ImageSizes, RowValues
 from ..data.transforms import Crop, Size, compute_crop, resize_and_crop
@@ -64,7 +64,7 @@ class CaptionedDataset(TrainingDataset):
         """The training sample of a data row.
 
         Returns:
-            `pixel_values` [3, h, w] in [-1, 1] or what is stored of it, `input_ids` [length] or what is stored of it,
+            `pixel_values` uint8 [3, h, w] or what is stored of it, `input_ids` [length] or what is stored of it,
             what `conditioning` says of the crop, `timestep`, and N(0, 1) `noise` and `posterior_noise` in the shape of
             the latents.
         """
@@ -116,8 +116,9 @@ class CaptionedDataset(TrainingDataset):
         return {"input_ids": input_ids}
 
     def pixel_values(self, crop: Crop, index: int, flipped: bool) -> Tensor:
-        """A crop of a row's image, [3, h, w] in [-1, 1]."""
-        return to_model_range(resize_and_crop(read_image(self.rows, self.config.image_column, index), crop), flipped)
+        """A crop of a row's image, uint8 [3, h, w]: a quarter of the bytes that floats have on their way."""
+        pixels = resize_and_crop(read_image(self.rows, self.config.image_column, index, crop.decoded), crop)
+        return pixels.flip(-1) if flipped else pixels
 
     def image_cache_key(self, index: int, flipped: bool) -> bytes:
         """Bytes that identify a row's center-cropped `pixel_values`: file hash, size, flip."""
