@@ -71,10 +71,11 @@ class DataConfig(FolderConfig):
     )
     shard_cache_gb: Annotated[float, NOT_NEGATIVE] = option(
         20.0,
-        "Of parquet files in --train_shards: GB of row groups that are kept, decoded, in --cache_dir, best on a local "
-        "disk; the least recently used make room. All processes of a machine share them, so each is read once per "
-        "epoch, or once at all if all fit. 0: nothing is written, and every process and worker keeps "
-        "--shuffle_shards row groups in memory.",
+        "GB of --train_shards that are kept in --cache_dir, best on a local disk: row groups of parquet, decoded, and "
+        "copies of tars that lie elsewhere, of which rows are read by range until they are copied. The least "
+        "recently used make room. All processes of a machine share them, so each is read once per epoch, or once at "
+        "all if all fit. 0: nothing is written; every process and worker keeps --shuffle_shards row groups in memory, "
+        "and reads rows of tars by range.",
     )
     image_column: str = option("image", "Column of the images.")
     resolution: Annotated[int | None, POSITIVE, IDENTITY] = option(
@@ -126,6 +127,11 @@ class DataConfig(FolderConfig):
         return {"image_column": self.image_column}
 
     @property
+    def needs_image_sizes(self) -> bool:
+        """Whether the sizes of all images must be known before the start."""
+        return False
+
+    @property
     def captions(self) -> Captions | None:
         """Column and file extension of captions; None if the model needs none."""
         return None
@@ -136,6 +142,6 @@ class DataConfig(FolderConfig):
         return None if self.dry_run and not self.cache_dir else self.cache_folder / "shards"
 
     @property
-    def row_group_folder(self) -> Path:
-        """Folder for row groups of parquet files in `train_shards`."""
-        return self.cache_folder / "row_groups"
+    def shard_data_folder(self) -> Path:
+        """Folder for what is kept of `train_shards`: row groups of parquet files, copies of tars."""
+        return self.cache_folder / "shard_data"

@@ -88,11 +88,32 @@ def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generat
     for group in groups:
         shuffled = np.asarray(group, np.int64)[torch.randperm(len(group), generator=draw).numpy()]
         parts.append(np.resize(shuffled, round_up_to_batches(len(group), batch)))  # from its start again
-    rows = np.concatenate(parts)
+    rows = np.concatenate([*parts, np.empty(0, np.int64)])
     if len(groups) > 1:
         order = torch.randperm(len(rows) // batch, generator=draw).numpy()
         rows = rows.reshape(-1, batch)[order].reshape(-1)
     return _as_sequence(rows)
+
+
+def whole_batches(
+    groups: Sequence[NDArray[np.int64]], batch: int, draw: torch.Generator
+) -> tuple[Sequence[int], list[NDArray[np.int64]]]:
+    """As many whole batches as there are of each group, in random order, and the rows of each group that are left.
+
+    Args:
+        groups: of rows, some of which may be empty.
+        batch: samples in a batch, all of one group.
+        draw: all that is random.
+    """
+    parts, left = [], []
+    for group in groups:
+        shuffled = group[torch.randperm(len(group), generator=draw).numpy()]
+        end = len(group) // batch * batch
+        parts.append(shuffled[:end])
+        left.append(shuffled[end:])
+    rows = np.concatenate(parts)
+    order = torch.randperm(len(rows) // batch, generator=draw).numpy()
+    return _as_sequence(rows.reshape(-1, batch)[order].reshape(-1)), left
 
 
 def _as_sequence(rows: NDArray[np.int64]) -> Sequence[int]:

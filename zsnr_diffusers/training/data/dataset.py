@@ -110,7 +110,7 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True, index: F
         report_unusable(incomplete, what, config)
         if not rows:
             raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
-        return range(len(rows))
+        return _measure_shards(rows, config) if config.needs_image_sizes else range(len(rows))
 
     index = index or FileIndex()
     records = index.fill(image_records(rows, config.image_column))
@@ -134,6 +134,18 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True, index: F
     if not len(usable):
         raise ValueError("No image is left to train on.")
     return ImageSizes(usable, np.stack([records["height"], records["width"]], axis=1)[usable])
+
+
+def _measure_shards(rows: ShardDataset, config: DataConfig) -> ImageSizes:
+    """Sizes of the images of shards, by their headers."""
+    sizes = rows.shards.image_sizes()
+    bad = np.flatnonzero(~sizes.any(axis=1)).tolist()
+    names = [rows.shards.name(row) for row in bad]
+    report_unusable(names, f"{len(bad)} of {len(rows)} images have no header that can be read", config)
+    usable = np.flatnonzero(sizes.any(axis=1))
+    if not len(usable):
+        raise ValueError("No image is left to train on.")
+    return ImageSizes(usable, sizes[usable])
 
 
 def hash_images(rows: Rows, column: str, indices: Sequence[int], index: FileIndex | None = None) -> ImageHashes:

@@ -23,7 +23,7 @@ from ..config import DataConfig, OptimizationConfig
 from .buckets import epoch_order, round_up_to_batches
 from .dataset import Rows
 from .shards import ShardDataset
-from .shuffle import ShardShuffle
+from .shuffle import RowGroups, ShardShuffle
 
 Batch = dict[str, Tensor]
 
@@ -64,10 +64,12 @@ class TrainingDataset(Dataset[Batch], ABC):
     ) -> None:
         self.rows, self.seed, self.noise_offset = rows, config.seed, noise_offset
         self.skips_bad_images = isinstance(rows, ShardDataset) and config.on_bad_image == "skip"
-        self._shards = rows.shards.all if isinstance(rows, ShardDataset) and len(usable_rows) == len(rows) else []
+        shards = isinstance(rows, ShardDataset) and 2 * len(usable_rows) > len(rows)  # else some are tried out
+        self._shards = rows.shards.all if shards and isinstance(rows, ShardDataset) else []
         self.shuffle_shards = config.shuffle_shards
         # Of shards there may be more rows than memory has room for.
-        self.usable_rows: Sequence[int] = range(len(usable_rows)) if self._shards else array("q", usable_rows)
+        whole = self._shards and len(usable_rows) == len(rows)
+        self.usable_rows: Sequence[int] = range(len(usable_rows)) if whole else array("q", usable_rows)
         self.groups, self.batch = list(groups) or [self.usable_rows], batch
         self.epoch_length = sum(round_up_to_batches(len(group), batch) for group in self.groups)
         """Samples in an epoch."""
@@ -77,8 +79,16 @@ class TrainingDataset(Dataset[Batch], ABC):
         """Row of each position in an epoch."""
         if self._shards:
             counts = [shard.rows for shard in self._shards]
-            return ShardShuffle(counts, self.shuffle_shards, functools.partial(make_generator, self.seed, 0, epoch))
+            stream = functools.partial(make_generator, self.seed, 0, epoch)
+            return ShardShuffle(counts, self.shuffle_shards, stream, self._row_groups, self.batch)
         return epoch_order(self.groups, self.batch, make_generator(self.seed, 0, epoch))
+
+    @functools.cached_property
+    def _row_groups(self) -> RowGroups | None:
+        """The groups of the rows of shards; None if all rows are alike."""
+        if len(self.groups) == 1 and len(self.groups[0]) == len(self.rows):
+            return None
+        return RowGroups(self.groups, [shard.rows for shard in self._shards])
 
     def row_at(self, position: int) -> int:
         """Index of the data row that the sample at a position is made from."""

@@ -135,7 +135,8 @@ class CaptionedDataConfig(DataConfig):
     aspect_ratio_buckets: Annotated[bool, IDENTITY] = option(
         False,
         "Let images keep about their shape: each is brought to that of some sizes of at most the area of --resolution "
-        "squared whose aspect ratio is nearest. Every global batch is of one size.",
+        "squared whose aspect ratio is nearest. Every global batch is of one size. For tars of --train_shards, sizes "
+        "are read with the headers before the start; for parquet files, all images are read once for it.",
     )
     random_crop: Annotated[bool, IDENTITY] = option(
         False,
@@ -153,11 +154,6 @@ class CaptionedDataConfig(DataConfig):
             raise ValueError(
                 f"--caption_extension={self.caption_extension!r} is no ending of files: begin with a dot, as in .txt."
             )
-        if self.aspect_ratio_buckets and self.train_shards:
-            raise ValueError(
-                "--aspect_ratio_buckets needs the size of every image before the start, when those of --train_shards "
-                "are not read: leave it out, or pass --dataset_name or --train_data_dir."
-            )
         if self.random_crop and self.cache in ("latents", "both"):
             raise ValueError(
                 f"--cache={self.cache} stores the latents of each image once, and --random_crop cuts it anew each "
@@ -168,6 +164,11 @@ class CaptionedDataConfig(DataConfig):
     def columns(self) -> dict[str, str]:
         """Data columns to read, that of captions included."""
         return {**super().columns, "caption_column": self.caption_column}
+
+    @property
+    def needs_image_sizes(self) -> bool:
+        """True for aspect-ratio buckets."""
+        return self.aspect_ratio_buckets
 
     @property
     def captions(self) -> Captions:
