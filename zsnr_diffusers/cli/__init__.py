@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..utils.distributed import ProcessError, is_main_process
-from . import audit, calibrate, convert, evaluate, extract_lora, fit_start
+from . import audit, calibrate, convert, encode, evaluate, extract_lora, fit_start
 
 DESCRIPTION = "Zero-terminal-SNR diffusion (Lin et al. 2023, arXiv:2305.08891) for diffusers."
 
@@ -31,6 +31,9 @@ examples:
 
   dark and bright from a model that predicts epsilon, without training:
     zsnr fit-start my-model --train_data_dir photos --output start.safetensors
+
+  latents and text of a data set, to train on without autoencoder and text encoders:
+    zsnr encode stabilityai/stable-diffusion-xl-base-1.0 --train_data_dir photos --output_dir photos-sdxl
 
 zsnr COMMAND --help has more of each
 """
@@ -64,6 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (evaluate, audit, convert, extract_lora, calibrate, fit_start):
+    for command in (evaluate, audit, convert, extract_lora, calibrate, fit_start, encode):
         command.add_parser(commands)
     return parser

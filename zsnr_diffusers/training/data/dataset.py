@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ...utils.images import ImageError, load_rgb, oriented_size
 from ..config import DataConfig
+from .encoded import EncodedRows, is_encoded
 from .file_index import FILE_NAME, FileIndex, Records, file_records, is_known, row_records
 from .folder_rows import read_folder_rows
 from .notices import notify, report_unusable
@@ -48,6 +49,11 @@ def open_rows(config: DataConfig) -> Rows:
         shards = create_shards(config)
         shards.open()
         return ShardDataset(shards, [*config.columns.values()])
+    if is_encoded(config.train_data_dir):
+        captions = config.columns.get("caption_column")
+        if captions is None:
+            raise ValueError(f"--train_data_dir={config.train_data_dir} holds no images: it was encoded.")
+        return EncodedRows.open(Path(str(config.train_data_dir))).dataset(config.image_column, captions)
     if config.train_data_dir:
         where = f"--train_data_dir={config.train_data_dir}"
         rows = read_folder_rows(config)
@@ -112,6 +118,8 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True, index: F
             raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
         return _measure_shards(rows, config) if config.needs_image_sizes else range(len(rows))
 
+    if is_encoded(config.train_data_dir):
+        return EncodedRows.open(Path(str(config.train_data_dir))).sizes
     index = index or FileIndex()
     records = index.fill(image_records(rows, config.image_column))
 

@@ -19,6 +19,7 @@ from ..config import (
     RunConfig,
     option,
 )
+from ..data.encoded import is_encoded
 
 EXAMPLES = """\
 examples:
@@ -150,6 +151,12 @@ class CaptionedDataConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if is_encoded(self.train_data_dir) and (self.random_crop or self.cache not in ("auto", "both")):
+            option = "--random_crop" if self.random_crop else f"--cache={self.cache}"
+            raise ValueError(
+                f"{option}: --train_data_dir={self.train_data_dir} holds latents and text states that were encoded "
+                "beforehand, and no images; leave it out, or name the folder of the images."
+            )
         if not re.fullmatch(r"\.[^/\\]*[^/\\.]", self.caption_extension):
             raise ValueError(
                 f"--caption_extension={self.caption_extension!r} is no ending of files: begin with a dot, as in .txt."
@@ -178,6 +185,8 @@ class CaptionedDataConfig(DataConfig):
     @property
     def cached(self) -> tuple[str, ...]:
         """Which encoders' results may be cached: `latents`, `text`."""
+        if is_encoded(self.train_data_dir):
+            return ("latents", "text")
         # Shards may be more than any disk holds, and so may be what is computed of them.
         if self.cache == "none" or (self.cache == "auto" and self.train_shards):
             return ()

@@ -33,6 +33,8 @@ class FrozenEncoder(ABC):
 
     def __init__(self, network: Any) -> None:
         self.network = network.requires_grad_(False).eval()
+        self.facts: dict[str, Any] = {}
+        """What the results that are stored depend on, once that was asked for."""
 
     def arithmetic_dtype(self, half: torch.dtype | None) -> torch.dtype | None:
         """Dtype to compute in under mixed precision `half`; None for the network's own."""

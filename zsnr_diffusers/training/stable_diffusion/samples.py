@@ -48,7 +48,7 @@ class CaptionedDataset(TrainingDataset):
         self._sizes = images if isinstance(images, ImageSizes) else None
         self.buckets = assign_to_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
         """Rows by the size that their images are brought to, if it is not the square for all."""
-        self._square = buckets[0]
+        self._square, self.resolution = buckets[0], buckets[0][0]
         self._bucket_of = _bucket_numbers(self.buckets)
         batch = global_batch if self.buckets else 1
         super().__init__(rows, images, config, self.buckets.values(), batch, noise_offset)
@@ -86,8 +86,11 @@ class CaptionedDataset(TrainingDataset):
     def crop(self, index: int, draw: torch.Generator | None = None) -> Crop:
         """The crop of a row's image: at the center, or at random if `draw` is passed."""
         place = None if draw is None else torch.rand(2, generator=draw).tolist()
-        size = self._sizes[index] if self._sizes else image_size(self.rows, self.config.image_column, index)
-        return compute_crop(size, self.bucket_size(index), place)
+        return compute_crop(self.image_size(index), self.bucket_size(index), place)
+
+    def image_size(self, index: int) -> Size:
+        """(height, width) of a row's image."""
+        return self._sizes[index] if self._sizes else image_size(self.rows, self.config.image_column, index)
 
     def first_images(self, count: int) -> Images:
         """The first `count` of the usable images, in the form that `images` was passed."""

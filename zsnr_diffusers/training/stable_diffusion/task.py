@@ -14,6 +14,7 @@ from ...utils.distributed import Processes
 from ..config.objective import FLOW
 from ..data.buckets import round_up_to_batches
 from ..data.dataset import Images, noise_rows, open_file_index, open_rows
+from ..data.encoded import EncodedRows, is_encoded
 from ..data.loader import Batch
 from ..objective import create_objective
 from ..parameters import base_state_dict
@@ -52,7 +53,13 @@ class StableDiffusionTask(Task):
         self.buckets = self.base.buckets(config)
         self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.architecture.uses_force_upcast)
         self.text_encoder = self.base.architecture.text_encoder()
-        self.embedding_cache = EmbeddingCache(config, (self.autoencoder, self.text_encoder), open_file_index(config))
+        self.embedding_cache = EmbeddingCache(
+            config,
+            (self.autoencoder, self.text_encoder),
+            open_file_index(config),
+            EncodedRows.open(Path(str(config.train_data_dir))) if is_encoded(config.train_data_dir) else None,
+            self.base.reload_frozen,
+        )
         if config.has_data:
             self.rows = open_rows(config)
         else:
@@ -131,7 +138,7 @@ class StableDiffusionTask(Task):
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
         """Cache latents and text states as planned, and leave the device to the UNet."""
-        if self.config.measure and self.embedding_cache.stored:
+        if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, processes, few)
             accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
