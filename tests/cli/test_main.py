@@ -44,7 +44,7 @@ def test_help_teaches_by_example(arguments, capsys):
 def test_every_example_of_the_help_parses(capsys):
     """Which is what people copy."""
     lines = []
-    names = ("audit", "calibrate", "convert", "evaluate", "extract-lora", "fit-start")
+    names = ("audit", "calibrate", "convert", "encode", "evaluate", "extract-lora", "fit-start")
     for arguments in (["--help"], *([command, "--help"] for command in names)):
         with pytest.raises(SystemExit):
             main(arguments)

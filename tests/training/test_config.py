@@ -222,7 +222,7 @@ def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
                 kinds = {ast.unparse(one.annotation) for one in arguments if one.annotation}
                 if kinds & {kind.__name__ for kind in PARTS}:
                     takers.add((path.name, node.name))
-    assert takers == {("run.py", "train"), ("task.py", "__init__")}
+    assert takers == {("run.py", "train"), ("encode.py", "encode"), ("task.py", "__init__")}
 
 
 @pytest.mark.parametrize(

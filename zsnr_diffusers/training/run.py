@@ -73,7 +73,9 @@ def train(config: RunConfig) -> None:
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
-            show(_plan_run(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
+            shown = config.max_train_steps * config.global_batch(processes.size)
+            summary = {**task.summary(samples), **samples.describe_mix(shown)}
+            show(_plan_run(config, summary, samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
             hub_repo_name(config)
         if config.dry_run and not config.measure:

@@ -17,14 +17,20 @@ from training_runs import same, trained
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.fingerprint import _data_sha256
 from zsnr_diffusers.training.data import parquet_shards, shard_cache
-from zsnr_diffusers.training.data.dataset import check_images, image_size, open_rows, read_image, row_name
+from zsnr_diffusers.training.data.dataset import (
+    captions_as_list,
+    check_images,
+    image_size,
+    open_rows,
+    read_image,
+    row_name,
+)
 from zsnr_diffusers.training.data.loader import make_generator
 from zsnr_diffusers.training.data.remote import ShardError
 from zsnr_diffusers.training.data.shard_formats import create_shards, index_shards
 from zsnr_diffusers.training.data.shuffle import ShardShuffle
 from zsnr_diffusers.training.pixels import PixelTask
 from zsnr_diffusers.training.pixels.classes import read_classes
-from zsnr_diffusers.training.stable_diffusion.samples import captions_as_list
 from zsnr_diffusers.utils.distributed import Processes
 from zsnr_diffusers.utils.images import ImageError
 

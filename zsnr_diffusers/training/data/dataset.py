@@ -5,11 +5,13 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
+import pyarrow
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -27,6 +29,9 @@ from .transforms import Size
 
 _BATCH = 100_000
 """Rows whose paths are in memory at a time."""
+
+SOURCE_COLUMN = "mix_source"
+"""Of rows of a mix: the number of their data set."""
 
 Rows: TypeAlias = datasets.Dataset | ShardDataset
 """Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
@@ -49,6 +54,8 @@ def open_rows(config: DataConfig) -> Rows:
         shards = create_shards(config)
         shards.open()
         return ShardDataset(shards, [*config.columns.values()])
+    if config.data_mix:
+        return _open_mix(config)
     if is_encoded(config.train_data_dir):
         captions = config.columns.get("caption_column")
         if captions is None:
@@ -68,6 +75,36 @@ def open_rows(config: DataConfig) -> Rows:
     rows = rows.select_columns([*config.columns.values()])
     # We decode, since Pillow's RGB of 16-bit and transparent images is not what they show.
     return rows.cast_column(config.image_column, datasets.Image(decode=False))
+
+
+def _open_mix(config: DataConfig) -> datasets.Dataset:
+    """The rows of all sources of `--data_mix`, one after the other, with their number in `SOURCE_COLUMN`."""
+    if "class_column" in config.columns:
+        raise ValueError("--data_mix has no classes, whose numbers would be others in each data set.")
+    caption, parts = config.columns.get("caption_column"), []
+    for number, (name, _) in enumerate(config.mix_sources):
+        if is_encoded(name):
+            raise ValueError(f"--data_mix: {name} holds no images, it was encoded; name folders of images.")
+        folder, other = (name, None) if Path(name).is_dir() else (None, name)
+        rows = open_rows(replace(config, data_mix=[], train_data_dir=folder, dataset_name=other))
+        assert isinstance(rows, datasets.Dataset)
+        columns = {config.image_column: rows.data.column(config.image_column)}
+        if caption:
+            texts = rows.data.column(caption).to_pylist()
+            columns[caption] = pyarrow.array(
+                [captions_as_list(text) for text in texts], pyarrow.list_(pyarrow.string())
+            )
+        columns[SOURCE_COLUMN] = pyarrow.array([number] * len(rows), pyarrow.int16())
+        part = datasets.Dataset(pyarrow.table(columns))
+        parts.append(part.cast_column(config.image_column, datasets.Image(decode=False)))
+    return datasets.concatenate_datasets(parts)
+
+
+def captions_as_list(caption: str | Sequence[str] | None) -> list[str]:
+    """A data row's captions as a list; [""] if it has none."""
+    if not caption:
+        return [""]
+    return [caption] if isinstance(caption, str) else [str(one) for one in caption]
 
 
 def _load_train_split(name: str) -> datasets.Dataset:

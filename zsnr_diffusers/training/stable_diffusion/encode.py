@@ -16,7 +16,7 @@ from ..data.encoded import FACTS_FILE, write_encoded_rows
 from ..data.row_values import ImageHashes, ImageSizes
 from ..data.shard_formats import index_shards
 from ..reporting.luminance import measure_data_luminance
-from .config import TrainingConfig
+from .config import CaptionedDataConfig, TrainingConfig
 from .samples import CaptionedDataset
 from .task import StableDiffusionTask
 
@@ -65,7 +65,9 @@ def _lock_folder(folder: Path, lock: contextlib.ExitStack) -> None:
     (folder / FACTS_FILE).unlink(missing_ok=True)  # until all is there again
 
 
-def _write_rows(config: TrainingConfig, task: StableDiffusionTask, samples: CaptionedDataset, precision: str) -> None:
+def _write_rows(
+    config: CaptionedDataConfig, task: StableDiffusionTask, samples: CaptionedDataset, precision: str
+) -> None:
     """Write the table of the rows that were encoded, and how."""
     usable = list(samples.usable_rows)
     sizes = ImageSizes.of((place, samples.image_size(row)) for place, row in enumerate(usable))

@@ -11,7 +11,7 @@ from PIL import Image
 from ...evaluation.generation import generate_images
 from ...guidance.mixin import GuidanceRescaleMixin
 from ...schedulers.flow import FlowMatchScheduler
-from ..data.dataset import Rows
+from ..data.dataset import Rows, captions_as_list
 from ..output import Output
 from ..reporting.model_card import TrainingRecord
 from ..schedule import preview_scheduler
@@ -20,7 +20,6 @@ from .config import AdapterConfig, GuidedOutputConfig
 from .embedding_cache import EmbeddingCache
 from .export import export_scheduler, kept_low_frequencies, save_pipeline_folder
 from .lora import describe_adapter, save_lora_folder
-from .samples import captions_as_list
 
 _SEEDS = range(4)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.buckets import assign_to_buckets
-from ..data.dataset import Images, Rows, image_size, read_image
+from ..data.dataset import Images, Rows, captions_as_list, image_size, read_image
 from ..data.loader import Batch, TrainingDataset
 from ..data.row_values import ImageSizes, RowValues
 from ..data.transforms import Crop, Size, compute_crop, resize_and_crop
@@ -144,10 +144,3 @@ def _bucket_numbers(buckets: Mapping[Size, Sequence[int]]) -> Mapping[int, int]:
 def text_cache_key(input_ids: Tensor) -> bytes:
     """Bytes that identify a caption to the text encoders: its token ids."""
     return input_ids.numpy().tobytes()
-
-
-def captions_as_list(caption: str | Sequence[str] | None) -> list[str]:
-    """A data row's captions as a list; [""] if it has none."""
-    if not caption:
-        return [""]
-    return [caption] if isinstance(caption, str) else [str(one) for one in caption]
