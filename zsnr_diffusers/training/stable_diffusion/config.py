@@ -133,6 +133,17 @@ class CaptionedDataConfig(DataConfig):
     caption_dropout: Annotated[float, SHARE] = option(
         0.1, "Share of captions replaced by the empty one, for classifier-free guidance."
     )
+    shuffle_tags: Annotated[bool, IDENTITY] = option(
+        False,
+        "Captions are lists of tags, separated by commas: put them in another random order each time, all but the "
+        "first --keep_tags. What the text encoders give cannot be stored then.",
+    )
+    keep_tags: Annotated[int, NOT_NEGATIVE, IDENTITY] = option(
+        0, "Tags at the beginning of a caption that are neither moved nor dropped: a subject, a style, a trigger word."
+    )
+    tag_dropout: Annotated[float, SHARE, IDENTITY] = option(
+        0.0, "Share of the other tags that is left out, each by itself and each time anew; nor is text stored then."
+    )
     aspect_ratio_buckets: Annotated[bool, IDENTITY] = option(
         False,
         "Let images keep about their shape: each is brought to that of some sizes of at most the area of --resolution "
@@ -146,7 +157,8 @@ class CaptionedDataConfig(DataConfig):
     cache: Literal["auto", "none", "latents", "text", "both"] = option(
         "auto",
         "What autoencoder and text encoder give is computed once and stored: latents, text, both, none, or auto: what "
-        "fits into half of the free disk space. With --random_crop it is text alone, of --train_shards nothing.",
+        "fits into half of the free disk space. With --random_crop it is text alone, with varied tags latents alone, "
+        "of --train_shards nothing.",
     )
 
     def __post_init__(self) -> None:
@@ -156,6 +168,17 @@ class CaptionedDataConfig(DataConfig):
             raise ValueError(
                 f"{option}: --train_data_dir={self.train_data_dir} holds latents and text states that were encoded "
                 "beforehand, and no images; leave it out, or name the folder of the images."
+            )
+        if self.keep_tags and not self.varies_tags:
+            raise ValueError(
+                f"--keep_tags={self.keep_tags} keeps tags where they are moved or dropped: pass "
+                "--shuffle_tags or --tag_dropout too."
+            )
+        if self.varies_tags and (self.cache in ("text", "both") or is_encoded(self.train_data_dir)):
+            option = "--shuffle_tags" if self.shuffle_tags else f"--tag_dropout={self.tag_dropout}"
+            raise ValueError(
+                f"{option} makes other captions each time, and of text what was computed once is stored: pass "
+                "--cache=latents, auto or none, and the folder of the images."
             )
         if not re.fullmatch(r"\.[^/\\]*[^/\\.]", self.caption_extension):
             raise ValueError(
@@ -191,7 +214,13 @@ class CaptionedDataConfig(DataConfig):
         if self.cache == "none" or (self.cache == "auto" and self.train_shards):
             return ()
         chosen = (self.cache,) if self.cache in ("latents", "text") else ("latents", "text")
-        return tuple(name for name in chosen if name != "latents" or not self.random_crop)
+        varies = {"latents": self.random_crop, "text": self.varies_tags}
+        return tuple(name for name in chosen if not varies[name])
+
+    @property
+    def varies_tags(self) -> bool:
+        """Whether a row gives other captions each time, by the order or choice of their tags."""
+        return self.shuffle_tags or self.tag_dropout > 0
 
 
 @dataclass

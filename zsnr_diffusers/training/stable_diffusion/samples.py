@@ -74,14 +74,17 @@ class CaptionedDataset(TrainingDataset):
         mirrored = self.config.random_flip and flipped < 0.5
         crop = self.crop(index, draw if self.config.random_crop else None)
         shape = self.latent_shape(index)
-        return {
+        batch = {
             **self._image_inputs(crop, index, mirrored),
-            **self._text_inputs(caption),
             **self.conditioning.for_crop(crop.hflip() if mirrored else crop),
             "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
             "noise": torch.randn(shape, generator=draw),
             "posterior_noise": torch.randn(shape, generator=draw),
         }
+        if self.config.varies_tags and caption:  # after all else, which is thus the same without
+            config = self.config
+            caption = vary_tags(caption, config.shuffle_tags, config.keep_tags, config.tag_dropout, draw)
+        return {**batch, **self._text_inputs(caption)}
 
     def crop(self, index: int, draw: torch.Generator | None = None) -> Crop:
         """The crop of a row's image: at the center, or at random if `draw` is passed."""
@@ -131,6 +134,23 @@ class CaptionedDataset(TrainingDataset):
         """Every caption that these data rows can give, the empty one of caption dropout included."""
         rows = self.captions[list(indices)][self.config.caption_column]
         return {"", *(caption for row in rows for caption in captions_as_list(row))}
+
+
+def vary_tags(caption: str, shuffle: bool, keep: int, dropout: float, draw: torch.Generator) -> str:
+    """A caption of tags, separated by commas, with these in another order, or without some of them.
+
+    Args:
+        caption: of tags; spaces around them do not matter.
+        shuffle: whether they change places.
+        keep: tags at the beginning that stay as they are.
+        dropout: probability of each other to be left out.
+        draw: all that is random.
+    """
+    tags = [tag for tag in map(str.strip, caption.split(",")) if tag]
+    first, others = tags[:keep], tags[keep:]
+    order = torch.randperm(len(others), generator=draw).tolist() if shuffle else range(len(others))
+    stays = (torch.rand(len(others), generator=draw) >= dropout).tolist()
+    return ", ".join([*first, *(others[place] for place in order if stays[place])])
 
 
 def _bucket_numbers(buckets: Mapping[Size, Sequence[int]]) -> Mapping[int, int]:
