@@ -107,6 +107,18 @@ class BaseConfig(Options):
         "Default: those without a variant, or the only ones there are. Training is in float32 whatever they hold.",
     )
 
+    max_token_length: Annotated[Literal[75, 150, 225], IDENTITY] = option(
+        75,
+        "Tokens of a caption that are read, the rest is cut off. More than 75 are encoded 75 by 75, and the states "
+        "follow each other, as ComfyUI and A1111's web UI have them; diffusers' pipelines take such as prompt_embeds. "
+        "Previews see the first 75.",
+    )
+    clip_skip: Annotated[int | None, NOT_NEGATIVE, IDENTITY] = option(
+        None,
+        "Layers of the text encoders that are skipped, counted as clip_skip of diffusers' pipelines is: 1 where "
+        "others, kohya's scripts among them, say 2. Such a model is sampled with the same.",
+    )
+
     def __post_init__(self) -> None:
         if not self.pretrained_model_name_or_path:
             raise ValueError(

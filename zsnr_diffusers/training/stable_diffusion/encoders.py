@@ -149,18 +149,33 @@ class TextEncoder(FrozenEncoder):
     Args:
         text_encoder: a CLIPTextModel.
         length: tokens of a caption.
+        chunks: into which they are cut, each encoded by itself; the states follow each other.
+        clip_skip: layers at the end that are left out, as in the pipeline's call; None for none.
     """
 
     name, label, batch_size = "text", "caption", 32
 
-    def __init__(self, text_encoder: Any, length: int) -> None:
+    def __init__(self, text_encoder: Any, length: int, chunks: int = 1, clip_skip: int | None = None) -> None:
         super().__init__(text_encoder)
-        self.length = length
+        self.length, self.chunks, self.clip_skip = length, chunks, clip_skip
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
         """States, in the network's dtype."""
-        return {"text": self.network(inputs.to(self.device, non_blocking=True))[0]}
+        ids = self._cut(inputs.to(self.device, non_blocking=True))
+        if self.clip_skip is None:
+            return {"text": self._join(self.network(ids)[0])}
+        states = self.network(ids, output_hidden_states=True).hidden_states[-(self.clip_skip + 1)]
+        # As the pipeline does: what is skipped are layers, not the norm behind them.
+        return {"text": self._join(self.network.text_model.final_layer_norm(states))}
+
+    def _cut(self, ids: Tensor) -> Tensor:
+        """Token ids [B, length] as chunks [B * chunks, length / chunks]."""
+        return ids.reshape(len(ids) * self.chunks, -1)
+
+    def _join(self, states: Tensor) -> Tensor:
+        """States of chunks as those of captions, [B, length, D]."""
+        return states.reshape(len(states) // self.chunks, self.length, -1)
 
     def _text_encoders(self) -> list[Any]:
         """The text encoders that compute the states."""
@@ -170,12 +185,14 @@ class TextEncoder(FrozenEncoder):
         """The text encoders' settings, without those that versions of transformers add by themselves."""
         # Not what other versions of transformers write there of themselves.
         theirs = {"transformers_version", "architectures", "dtype", "torch_dtype"}
-        return {
+        facts = {
             f"{place}{name}": str(value)
             for place, encoder in zip(("", "2."), self._text_encoders(), strict=False)
             for name, value in encoder.config.to_dict().items()
             if not name.startswith("_") and name not in theirs
         }
+        ours = {"chunks": (self.chunks, 1), "clip_skip": (self.clip_skip, None)}
+        return facts | {name: str(value) for name, (value, usual) in ours.items() if value != usual}
 
     def unique_inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
         """Token ids of every caption, by content."""
@@ -205,23 +222,37 @@ class TextEncoderPair(TextEncoder):
     Args:
         text_encoder: a CLIPTextModel.
         text_encoder_2: a CLIPTextModelWithProjection.
-        length: tokens of a caption.
+        length: tokens of a caption by one of both.
         empty: token ids [2 length] of no caption, where the pipeline has `force_zeros_for_empty_prompt`: zeros are
             given for them, so that dropped captions train what the pipeline guides away from.
+        chunks: as in `TextEncoder`; the second's output is that of the first chunk.
+        clip_skip: layers left out before the last, as in the pipeline's call; None for none.
     """
 
-    def __init__(self, text_encoder: Any, text_encoder_2: Any, length: int, empty: Tensor | None) -> None:
-        super().__init__(nn.ModuleList([text_encoder, text_encoder_2]), length)
+    def __init__(
+        self,
+        text_encoder: Any,
+        text_encoder_2: Any,
+        length: int,
+        empty: Tensor | None,
+        chunks: int = 1,
+        clip_skip: int | None = None,
+    ) -> None:
+        super().__init__(nn.ModuleList([text_encoder, text_encoder_2]), length, chunks, clip_skip)
         self.empty = empty
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
         """States and the whole, in the networks' dtype."""
         ids = inputs.to(self.device, non_blocking=True).chunk(2, dim=1)
-        outputs = [encoder(half, output_hidden_states=True) for encoder, half in zip(self.network, ids, strict=True)]
+        outputs = [
+            encoder(self._cut(half), output_hidden_states=True)
+            for encoder, half in zip(self.network, ids, strict=True)
+        ]
+        layer = -2 - (self.clip_skip or 0)
         rows = {
-            "text": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
-            "pooled": outputs[1].text_embeds,
+            "text": torch.cat([self._join(output.hidden_states[layer]) for output in outputs], dim=-1),
+            "pooled": outputs[1].text_embeds[:: self.chunks],
         }
         if self.empty is not None:
             unsaid = (inputs == self.empty.to(inputs.device)).all(dim=1).to(self.device)

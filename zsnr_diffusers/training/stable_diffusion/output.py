@@ -37,6 +37,7 @@ class StableDiffusionOutput(Output):
     rows: Rows
     """Of the data, with their captions."""
     caption_column: str
+    clip_skip: int | None
     record: TrainingRecord
 
     def export_scheduler(self) -> SchedulerMixin:
@@ -76,6 +77,7 @@ class StableDiffusionOutput(Output):
                     guidance_scale=config.guidance_scale,
                     height=self.resolution,
                     width=self.resolution,
+                    clip_skip=self.clip_skip,
                 ).images
                 for prompt in prompts
             ]
@@ -95,6 +97,7 @@ class StableDiffusionOutput(Output):
                 progress=False,
                 num_inference_steps=self.config.num_inference_steps,
                 **unguided,
+                clip_skip=self.clip_skip,
                 height=self.resolution,
                 width=self.resolution,
             )

@@ -52,7 +52,8 @@ class StableDiffusionTask(Task):
         self.resolution = self.base.resolution(config.resolution)
         self.buckets = self.base.buckets(config)
         self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.architecture.uses_force_upcast)
-        self.text_encoder = self.base.architecture.text_encoder()
+        self.base.architecture.conditioning.chunks = config.max_token_length // 75
+        self.text_encoder = self.base.architecture.text_encoder(config.clip_skip)
         self.embedding_cache = EmbeddingCache(
             config,
             (self.autoencoder, self.text_encoder),
@@ -73,6 +74,7 @@ class StableDiffusionTask(Task):
             resolution=self.resolution,
             rows=self.rows.select_columns([config.caption_column]),
             caption_column=config.caption_column,
+            clip_skip=config.clip_skip,
             record=record,
         )
 
