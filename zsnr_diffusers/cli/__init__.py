@@ -32,7 +32,7 @@ examples:
   dark and bright from a model that predicts epsilon, without training:
     zsnr fit-start my-model --train_data_dir photos --output start.safetensors
 
-  latents and text of a data set, to train on without autoencoder and text encoders:
+  latents and text of a dataset, to train on without autoencoder and text encoders:
     zsnr encode stabilityai/stable-diffusion-xl-base-1.0 --train_data_dir photos --output_dir photos-sdxl
 
 zsnr COMMAND --help has more of each

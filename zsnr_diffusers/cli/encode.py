@@ -1,4 +1,4 @@
-"""`zsnr encode`: latents and text states of a data set, to train on without autoencoder and text encoders."""
+"""`zsnr encode`: latents and text states of a dataset, to train on without autoencoder and text encoders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..utils.extras import import_extra
 from .arguments import new_parser
 
 DESCRIPTION = """\
-Computes once what the autoencoder and the text encoders of a Stable Diffusion 1.x, 2.x or XL make of a data set, and
+Computes once what the autoencoder and the text encoders of a Stable Diffusion 1.x, 2.x or XL make of a dataset, and
 writes it to a folder that training reads in place of the images: --train_data_dir FOLDER. Training then has no
 autoencoder and no text encoders in memory, but for previews, and opens no image. The losses are those of a run on the
 images that caches what is computed, bit for bit.
@@ -43,7 +43,7 @@ _NUMBERS = ("resolution", "dataloader_num_workers", "shard_cache_gb")
 
 def add_parser(commands: Any) -> None:
     """Add `encode` to the subparsers of `zsnr`."""
-    parser = new_parser(commands, "encode", "encode a data set once, to train on", DESCRIPTION, EXAMPLES)
+    parser = new_parser(commands, "encode", "encode a dataset once, to train on", DESCRIPTION, EXAMPLES)
     parser.add_argument("base", metavar="BASE", help="folder, Hub id or .safetensors file of the pipeline to train")
     parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="where to write")
     options = parser.add_argument_group("as python -m zsnr_diffusers.training --help says")

@@ -77,7 +77,7 @@ def default_device() -> str:
 def set_gpu_defaults(arguments: argparse.Namespace, device: Any) -> None:
     """Set `--batch_size` and `--dtype` that were not given to what a GPU is fast with; nothing on other devices.
 
-    Models of pixels stay in float32: figures of papers are of that, and no decoder hides what 8 bits of mantissa do.
+    Pixel-space models stay in float32: figures of papers are of that, and no decoder hides what 8 bits of mantissa do.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Several data sets in one run: their shares, and that order is of seed and place alone."""
+"""Several datasets in one run: their shares, and that order is of seed and place alone."""
 
 import shutil
 from collections import Counter
@@ -99,7 +99,7 @@ def test_the_plan_and_the_card_say_the_shares(mixed, tmp_path, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "70.0% of the samples: 10 images" in out
     card = Path(mixed["output_dir"], "README.md").read_text()
-    assert "Trained on samples of several data sets: 70% hills, 30% shapes." in card
+    assert "Trained on samples of several datasets: 70% hills, 30% shapes." in card
     assert str(tmp_path) not in card
 
 
@@ -116,9 +116,9 @@ def test_a_resumed_run_on_a_mix_is_the_uninterrupted_one(mixed, tmp_path):
 @pytest.mark.parametrize(
     ("mix", "said"),
     [
-        (["a"], r"--data_mix='a' must be a folder or data set and a weight above 0"),
+        (["a"], r"--data_mix='a' must be a folder or dataset and a weight above 0"),
         (["a=0", "b=1"], r"--data_mix='a=0' must be"),
-        (["a=1"], "must name two or more data sets"),
+        (["a=1"], "must name two or more datasets"),
         (["a=1", "a=2"], "each once"),
     ],
 )

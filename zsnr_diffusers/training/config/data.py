@@ -79,7 +79,7 @@ class DataConfig(FolderConfig):
     )
     data_mix: Annotated[list[str], IDENTITY] = option(  # noqa: RUF009
         [],
-        "Several data sets in one run, each a folder of images or a data set of the Hub with its weight: photos=0.7 "
+        "Several datasets in one run, each a folder of images or a dataset of the Hub with its weight: photos=0.7 "
         "drawings=0.3. So many of 1,000 samples come from each, in random order, however many images it has; with "
         "--aspect_ratio_buckets of 1,000 global batches.",
     )
@@ -114,7 +114,7 @@ class DataConfig(FolderConfig):
             raise ValueError(ONE_SOURCE)
         names = [name for name, _ in self.mix_sources]
         if len(names) == 1 or len(set(names)) < len(names):
-            raise ValueError(f"--data_mix={self.data_mix} must name two or more data sets, each once.")
+            raise ValueError(f"--data_mix={self.data_mix} must name two or more datasets, each once.")
 
     @property
     def num_workers(self) -> int:
@@ -173,5 +173,5 @@ def _parse_source(entry: str) -> tuple[str, float]:
     except ValueError:
         weight = 0.0
     if not (separator and name and 0 < weight < float("inf")):
-        raise ValueError(f"--data_mix={entry!r} must be a folder or data set and a weight above 0, as in photos=0.7.")
+        raise ValueError(f"--data_mix={entry!r} must be a folder or dataset and a weight above 0, as in photos=0.7.")
     return name, weight

@@ -31,7 +31,7 @@ _BATCH = 100_000
 """Rows whose paths are in memory at a time."""
 
 SOURCE_COLUMN = "mix_source"
-"""Of rows of a mix: the number of their data set."""
+"""Of rows of a mix: the number of their dataset."""
 
 Rows: TypeAlias = datasets.Dataset | ShardDataset
 """Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
@@ -80,7 +80,7 @@ def open_rows(config: DataConfig) -> Rows:
 def _open_mix(config: DataConfig) -> datasets.Dataset:
     """The rows of all sources of `--data_mix`, one after the other, with their number in `SOURCE_COLUMN`."""
     if "class_column" in config.columns:
-        raise ValueError("--data_mix has no classes, whose numbers would be others in each data set.")
+        raise ValueError("--data_mix has no classes, whose numbers would be others in each dataset.")
     caption, parts = config.columns.get("caption_column"), []
     for number, (name, _) in enumerate(config.mix_sources):
         if is_encoded(name):
@@ -127,7 +127,7 @@ def noise_rows(column: str, resolution: int, **others: object) -> datasets.Datas
 
 
 def open_file_index(config: DataConfig) -> FileIndex:
-    """What is known of the files of a configuration's data; `--rehash` has all of them read anew."""
+    """What is known of the files of a configuration's data; `--rehash` has all of them read again."""
     return FileIndex(config.cache_folder / FILE_NAME, read_only=config.dry_run, rehash=config.rehash)
 
 
@@ -226,7 +226,7 @@ def hash_images(rows: Rows, column: str, indices: Sequence[int], index: FileInde
 def image_records(rows: datasets.Dataset, column: str) -> Records:
     """Records of the images of all rows, with their present state and nothing that was found in them.
 
-    Images without a file of their own go by the data set's fingerprint.
+    Images without a file of their own go by the dataset's fingerprint.
     """
     records = row_records(rows._fingerprint, np.arange(len(rows)))
     first = 0

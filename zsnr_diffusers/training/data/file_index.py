@@ -1,7 +1,7 @@
 """What is known of files that have not changed since they were read: a table on disk, by path, size and mtime.
 
 Decoding a million images and hashing them takes an hour, listing their sizes and times a minute. So what was read is
-kept, and only what is new or has changed is read anew. All is in arrays: 64 bytes for a file, however long its path.
+kept, and only what is new or has changed is read again. All is in arrays: 64 bytes for a file, however long its path.
 """
 
 import hashlib
@@ -48,13 +48,13 @@ class FileIndex:
     Args:
         file: of the table, which other runs may write to as well; None for none.
         read_only: whether nothing is written to it.
-        rehash: whether all is read anew, and what is known is replaced.
+        rehash: whether all is read again, and what is known is replaced.
     """
 
     def __init__(self, file: Path | None = None, *, read_only: bool = False, rehash: bool = False) -> None:
         self.file, self.read_only, self.rehash = file, read_only, rehash
         self._fresh: Records = np.empty(0, RECORD)
-        """What was read by this object, which holds even if all is to be read anew."""
+        """What was read by this object, which holds even if all is to be read again."""
 
     def fill(self, records: Records) -> Records:
         """Fill in what is known of files whose size and time of last change are those that were recorded."""
@@ -114,10 +114,10 @@ def file_records(paths: Sequence[str]) -> Records:
 
 
 def row_records(fingerprint: str, rows: NDArray[np.int64]) -> Records:
-    """Records of images that lie in the rows of a data set, which changes its fingerprint if it changes.
+    """Records of images that lie in the rows of a dataset, which changes its fingerprint if it changes.
 
     Args:
-        fingerprint: of the data set.
+        fingerprint: of the dataset.
         rows: numbers of the rows.
     """
     records = np.zeros(len(rows), RECORD)

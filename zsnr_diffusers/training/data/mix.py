@@ -1,4 +1,4 @@
-"""Several data sets in one sequence of samples, each with its share."""
+"""Several datasets in one sequence of samples, each with its share."""
 
 from collections.abc import Sequence
 from functools import lru_cache

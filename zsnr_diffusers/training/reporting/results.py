@@ -30,7 +30,7 @@ def add_results_section(folder: Path, steps: int, losses: Sequence[float], optio
     if mix := [Path(entry).name.rpartition("=") for entry in options["data_mix"]]:
         total = sum(float(weight) for _, _, weight in mix)
         shares = ", ".join(f"{float(weight) / total:.0%} {name}" for name, _, weight in mix)
-        parts.append(f"Trained on samples of several data sets: {shares}.\n")
+        parts.append(f"Trained on samples of several datasets: {shares}.\n")
     parts.append(_options_section(options))
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write("\n## Results\n\n" + "\n".join(part for part in parts if part))

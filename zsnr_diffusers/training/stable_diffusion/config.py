@@ -154,7 +154,7 @@ class CaptionedDataConfig(DataConfig):
         0, "Tags at the beginning of a caption that are neither moved nor dropped: a subject, a style, a trigger word."
     )
     tag_dropout: Annotated[float, SHARE, IDENTITY] = option(
-        0.0, "Share of the other tags that is left out, each by itself and each time anew; nor is text stored then."
+        0.0, "Share of the other tags that is left out, each by itself and again each time; nor is text stored then."
     )
     aspect_ratio_buckets: Annotated[bool, IDENTITY] = option(
         False,

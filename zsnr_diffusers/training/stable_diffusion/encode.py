@@ -1,4 +1,4 @@
-"""Latents and text states of a whole data set, computed once, to train on without autoencoder and text encoders."""
+"""Latents and text states of a whole dataset, computed once, to train on without autoencoder and text encoders."""
 
 import contextlib
 from pathlib import Path
@@ -57,7 +57,7 @@ def encode(config: TrainingConfig) -> None:
 
 
 def _lock_folder(folder: Path, lock: contextlib.ExitStack) -> None:
-    """Lock a folder that holds nothing, or data that were encoded; what is in it is encoded anew where it changed."""
+    """Lock a folder that holds nothing, or data that were encoded; what is in it is encoded again where it changed."""
     others = [path.name for path in folder.glob("*") if path.name in _NOT_OURS]
     if others:
         raise ValueError(f"--output_dir={folder} holds {', '.join(others)}: choose a folder of its own.")

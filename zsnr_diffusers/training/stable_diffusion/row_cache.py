@@ -147,7 +147,7 @@ class Cache:
         if checksum is not None and int(checksum) != _row_checksum(found):
             raise ShardError(
                 f"{self._shards[number]} is damaged in row {row}: start again with --rehash, which finds all that is "
-                "damaged and computes it anew"
+                "damaged and computes it again"
             )
         return found
 
