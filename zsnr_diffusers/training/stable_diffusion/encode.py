@@ -1,6 +1,7 @@
 """Latents and text states of a whole dataset, computed once, to train on without autoencoder and text encoders."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..data.dataset import check_images, open_file_index
 from ..data.encoded import FACTS_FILE, write_encoded_rows
 from ..data.row_values import ImageHashes, ImageSizes
 from ..data.shard_formats import index_shards
+from ..data.shards import THREADS
 from ..reporting.luminance import measure_data_luminance
 from .config import CaptionedDataConfig, TrainingConfig
 from .samples import CaptionedDataset
@@ -70,7 +72,9 @@ def _write_rows(
 ) -> None:
     """Write the table of the rows that were encoded, and how."""
     usable = list(samples.usable_rows)
-    sizes = ImageSizes.of((place, samples.image_size(row)) for place, row in enumerate(usable))
+    with ThreadPoolExecutor(THREADS) as pool:  # rows of shards are read again for it, and may lie far away
+        sizes = ImageSizes.of(enumerate(pool.map(samples.image_size, usable)))
+        captions = list(pool.map(lambda row: samples.captions[row][config.caption_column], usable))
     digests = b"".join(samples.hashes[row] for row in usable)
     hashes = ImageHashes(np.arange(len(usable)), np.frombuffer(digests, np.uint8).reshape(-1, 32))
     facts: dict[str, Any] = {
@@ -81,5 +85,4 @@ def _write_rows(
     }
     images = [task.rows[row][config.image_column] for row in usable]
     names = [Path(image["path"] or f"row {row}").name for row, image in zip(usable, images, strict=True)]
-    captions = [samples.captions[row][config.caption_column] for row in usable]
     write_encoded_rows(Path(config.output_dir), facts, names, captions, sizes, hashes)
