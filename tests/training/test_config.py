@@ -145,10 +145,6 @@ def test_help_teaches(capsys):
         ({"flow_shift": 3.0}, "--flow_shift=3.0: of flow matching alone; pass --prediction_type flow_prediction"),
         ({"flow_through_bridge": True}, "--flow_through_bridge=True: of flow matching alone"),
         ({"logging_steps": 0}, "--logging_steps=0 must be above 0"),
-        (
-            {"train_data_dir": None, "train_shards": "a.tar", "aspect_ratio_buckets": True},
-            "--aspect_ratio_buckets needs the size of every image before",
-        ),
         ({"lora_rank": 4, "sharding": "optimizer"}, "leave out one of --sharding and --lora_rank"),
         ({"lora_rank": 0}, "--lora_rank=0 must be above 0"),
         ({"lora_rank": 4, "lora_alpha": 0.0}, "--lora_alpha=0.0 must be above 0"),
@@ -242,7 +238,7 @@ def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
                 kinds = {ast.unparse(one.annotation) for one in arguments if one.annotation}
                 if kinds & {kind.__name__ for kind in PARTS}:
                     takers.add((path.name, node.name))
-    assert takers == {("run.py", "train"), ("task.py", "__init__")}
+    assert takers == {("run.py", "train"), ("encode.py", "encode"), ("task.py", "__init__")}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ COMMANDS = {
     "extract-lora": "make a LoRA of what a retrained model changed in its base",
     "calibrate": "fit few-step sampling to a model, by what it generates in many steps",
     "fit-start": "let a model that is never retrained generate dark and bright, by what its noise starts with",
+    "encode": "write the latents and text states of a dataset, to train on without autoencoder and text encoders",
 }
 """What each command does. Its module, named with underscores, makes its parser and runs it."""
 
@@ -53,6 +54,9 @@ examples:
 
   dark and bright from a model that predicts epsilon, without training:
     zsnr fit-start my-model --train_data_dir photos --output start.safetensors
+
+  latents and text of a dataset, to train on without autoencoder and text encoders:
+    zsnr encode stabilityai/stable-diffusion-xl-base-1.0 --train_data_dir photos --output_dir photos-sdxl
 
 exit status: 0 done; 1 done, and the answer is no (an audit's verdict is not OK, a calibration got nothing better),
   or training stopped; 2 wrong arguments, data or models; 130 or 143 training interrupted by SIGINT or SIGTERM

@@ -101,12 +101,14 @@ def _open_data(arguments: argparse.Namespace) -> tuple[Sequence[Any], list[Any] 
     """Images and captions of `--train_data_dir` or `--dataset_name`, read as training reads them."""
     import_extra("datasets", "train")
     from ..training.data.dataset import check_images, open_rows
+    from ..training.data.file_index import FILE_NAME, FileIndex
     from ..training.stable_diffusion.config import CaptionedDataConfig
 
     names = ("train_data_dir", "dataset_name", "image_column", "caption_column", "caption_extension", "on_bad_image")
     config = CaptionedDataConfig(**{name: getattr(arguments, name) for name in names})
     rows = open_rows(config)
-    usable = [*check_images(rows, config)]
+    folder = arguments.cache_dir
+    usable = [*check_images(rows, config, index=FileIndex(Path(folder, FILE_NAME)) if folder else None)]
     captions = None
     if not arguments.no_captions:
         column = rows.select_columns([config.caption_column])

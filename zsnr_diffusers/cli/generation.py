@@ -18,6 +18,7 @@ OPTIONS = (
 
 CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "batch_size")
 NUM_IMAGES = 64
+_GPU_BATCH_SIZE = 16
 KEEP_HELP = "lowest K x K frequencies that guidance leaves alone (default: what is recorded in the pipeline, or 0)"
 
 
@@ -45,8 +46,12 @@ def add_pipeline_options(parser: CommandParser, options: Any) -> None:
         help="phi of the paper's Algorithm 2, 0.7 there (default: what is recorded in the pipeline, or 0)",
     )
     options.add_argument("--keep_low_frequencies", type=int, metavar="K", help=KEEP_HELP)
-    options.add_argument("--batch_size", type=int, help="per process (default: 4)")
-    options.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
+    options.add_argument("--batch_size", type=int, help="per process (default: 16 on CUDA, else 4)")
+    options.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="(default: on CUDA bfloat16 for models of latents, else float32)",
+    )
     options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
     options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
@@ -95,6 +100,24 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def set_gpu_defaults(arguments: argparse.Namespace, device: Any) -> None:
+    """Set `--batch_size` and `--dtype` that were not given to what a GPU is fast with; nothing on other devices.
+
+    Pixel-space models stay in float32: figures of papers are of that, and no decoder hides what 8 bits of mantissa do.
+    """
+    import torch
+
+    from ..hub.header import is_single_file
+    from ..hub.saved_model import SavedModel
+
+    if torch.device(device).type != "cuda":
+        return
+    arguments.batch_size = arguments.batch_size or _GPU_BATCH_SIZE
+    if arguments.dtype is None:
+        latents = is_single_file(arguments.pipeline) or "vae" in SavedModel.open(arguments.pipeline).index
+        arguments.dtype = "bfloat16" if latents else "float32"
 
 
 def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:

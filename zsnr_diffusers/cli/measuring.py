@@ -88,6 +88,7 @@ def _load_pipeline_and_prompts(arguments: argparse.Namespace, device: Any) -> tu
     if arguments.pipeline is None:
         return None, None
     texts = pipelines.read_prompts(arguments)
+    pipelines.set_gpu_defaults(arguments, device)
     pipe = pipelines.load_pipeline(arguments, device)
     prompts = pipelines.distinct_conditions(pipe, texts)
     # What the call would refuse is refused now; no image is made before it is asked for.

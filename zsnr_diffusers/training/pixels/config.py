@@ -87,6 +87,13 @@ class ClassDataConfig(DataConfig):
         0.1, "Share of classes replaced by none, for classifier-free guidance."
     )
 
+    dataloader_num_workers: Annotated[int | None, NOT_NEGATIVE] = option(
+        0,
+        "Processes that read images for each process that trains. Default: 0, it reads them itself and keeps them "
+        "decoded, up to 1 GB of them; each of these processes would keep its own. Of more images, or large ones, "
+        "give each GPU 4 to 8.",
+    )
+
     @property
     def columns(self) -> dict[str, str]:
         """Data columns to read, that of classes included."""
