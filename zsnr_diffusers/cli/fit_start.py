@@ -65,7 +65,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
     parser.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     parser.add_argument("--device", help="where networks run (default: cuda or mps if there is one, else cpu)")
-    parser.set_defaults(run=run, lora=None, guidance_rescale=None, keep_low_frequencies=None)
+    parser.set_defaults(run=run, lora=None, guidance_rescale=None, keep_low_frequencies=None, no_start=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
