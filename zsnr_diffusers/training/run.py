@@ -20,6 +20,7 @@ from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_c
 from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
 from .checkpointing.lock import lock_run_folder
 from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run_record
+from .checkpointing.saver import CheckpointSaver
 from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
 from .data.dataset import check_images
 from .data.loader import TrainingDataset
@@ -115,7 +116,8 @@ def create_trainer(
     timed = _add_timesteps(config, task, task.prepare(accelerator, processes, samples), batch)
     weighting = LossWeighting(config, task.schedule, accelerator.device)
     network = TrainedNetwork(task.unet, config, accelerator, config.ema_decay, config.ema_warmup)
-    return Trainer(config, task, timed, network, weighting, processes, checkpoint)
+    saver = CheckpointSaver(processes, checkpoint, config.async_checkpointing)
+    return Trainer(config, task, timed, network, weighting, processes, saver, checkpoint)
 
 
 def _add_timesteps(config: ObjectiveConfig, task: Task, samples: TrainingDataset, batch: int) -> SampledTimesteps:

@@ -13,14 +13,15 @@ from tqdm.auto import tqdm
 
 from ..core import v_loss
 from ..utils.distributed import Processes
-from .checkpointing.checkpoint import checkpoint_step, read_checkpoint, write_checkpoint
+from .checkpointing.checkpoint import checkpoint_step, read_checkpoint
+from .checkpointing.saver import CheckpointSaver
 from .checkpointing.signals import StopSignals
 from .checkpointing.state import TrainingState
 from .config import OptimizationConfig
 from .data.dataset import row_name
 from .data.loader import Batch, DistributedBatchSampler, create_dataloader, derive_seed
 from .errors import TrainingError
-from .fsdp import full_tensor, gather_full_tensors
+from .fsdp import full_tensor
 from .loss import LossWeighting
 from .network import TrainedNetwork
 from .optimization import Optimization
@@ -42,6 +43,7 @@ class Trainer:
         network: of the task.
         weighting: of losses.
         processes: of the run.
+        saver: of its checkpoints.
         checkpoint: to go on from.
     """
 
@@ -53,11 +55,12 @@ class Trainer:
         network: TrainedNetwork,
         weighting: LossWeighting,
         processes: Processes,
+        saver: CheckpointSaver,
         checkpoint: Path | None = None,
     ) -> None:
         self.config, self.task, self.samples = config, task, samples
         self.network, self.weighting, self.processes = network, weighting, processes
-        self.accelerator, self.checkpoint = network.accelerator, checkpoint
+        self.accelerator, self.saver = network.accelerator, saver
         self.loss_by_timestep = LossByTimestep(task.objective.num_train_timesteps, self.accelerator.device)
         self.signals, self.stop = StopSignals(verbose=processes.is_main), False
         groups = [{"params": network.parameters}, *weighting.parameter_groups()]
@@ -133,7 +136,7 @@ class Trainer:
 
         Here alone a step waits for the device. The weights must not be updated before it is known that they can be.
         """
-        signaled = loss.new_full((), float(self.signals.received > 0))
+        signaled = loss.new_full((), float(self.signals.received > 0 or self.saver.failed))
         mean, norms, stop = self.accelerator.reduce(torch.stack([loss, norm, signaled]), "mean").tolist()
         self.stop = stop > 0
         return float(mean), float(norms)
@@ -149,8 +152,9 @@ class Trainer:
             f"At step {self.step + 1} the loss was {loss} and the gradient norm {norm}; the weights were not updated"
         )
         if self.skipped_steps > self.config.nan_skip:
+            kept = self.processes.run_on_main(self.saver.describe_last)
             raise TrainingError(
-                f"{found}, and {self.last_checkpoint}. The batch was made of the rows {self._batch_row_names()}. "
+                f"{found}, and {kept}. The batch was made of the rows {self._batch_row_names()}. "
                 "Lower --learning_rate or lengthen --lr_warmup_steps, then --resume; --nan_skip leaves out single "
                 "steps."
             )
@@ -170,14 +174,6 @@ class Trainer:
         return self.network.export_unet(self.state.tensors)
 
     def save_checkpoint(self, folder: Path, limit: int) -> None:
-        """Write a checkpoint into the run's folder and keep the newest `limit`; collective."""
-        tensors = gather_full_tensors(self.state.tensors(), keep=self.processes.is_main)
+        """Save a checkpoint into the run's folder and keep the newest `limit`; collective. See `CheckpointSaver`."""
         numbers = {**self.state.numbers(), "left_out": self.skipped_steps, "losses": list(self.losses)}
-        self.checkpoint = self.processes.run_on_main(
-            lambda: write_checkpoint(folder, self.step, tensors, numbers, limit)
-        )
-
-    @property
-    def last_checkpoint(self) -> str:
-        """The last good checkpoint in words, for messages."""
-        return f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there was no checkpoint yet"
+        self.saver.save(folder, self.step, self.state.tensors(), numbers, limit)

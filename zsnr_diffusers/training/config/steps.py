@@ -88,3 +88,8 @@ class ComputeConfig(Options):
         "another choice.",
     )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
+    async_checkpointing: bool = option(
+        True,
+        "Write checkpoints while training goes on, from a copy of the state in the memory of the main process's host, "
+        "which takes as much as a checkpoint on the disk. False, or where so much is not free: training waits.",
+    )
