@@ -22,6 +22,7 @@ from .data.dataset import row_name
 from .data.loader import Batch, DistributedBatchSampler, create_dataloader, derive_seed
 from .errors import TrainingError
 from .fsdp import full_tensor
+from .host_copy import HostCopy
 from .loss import LossWeighting
 from .network import TrainedNetwork
 from .optimization import Optimization
@@ -100,7 +101,7 @@ class Trainer:
             The loss, averaged over it.
         """
         self.optimization.set_step(self.step)
-        losses, finite = [], True
+        losses: list[Tensor] = []
         for part in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
             # Dropout has no generator but the global one.
@@ -110,10 +111,7 @@ class Trainer:
                 losses.append(loss.detach())
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.network.parameters, self.config.max_grad_norm)
-                    mean, norm = self._reduce_metrics(torch.stack(losses).mean(), full_tensor(norm))
-                    finite = self._is_finite(mean, norm)
-                self.optimization.update(finite)
+                    mean, finite = self._update_weights(torch.stack(losses).mean())
         self.step += 1
         if finite:
             self.losses.append(mean)
@@ -125,24 +123,40 @@ class Trainer:
         task, device, timesteps = self.task, self.accelerator.device, batch["timestep"]
         # From pinned memory, so that nobody waits; casts follow on the device.
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps)
+        on_device = batch["timestep"]
+        asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps, on_device)
         output = task.predict(self.network.unet, asked.x_t, {**batch, "timestep": asked.timestep})
         losses = v_loss(asked.convert_output(output), asked.target)
-        self.loss_by_timestep.add(losses, batch["timestep"])
-        return self.weighting(losses, timesteps)
+        self.loss_by_timestep.add(losses, on_device)
+        return self.weighting(losses, timesteps, on_device)
 
-    def _reduce_metrics(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
-        """Average loss and gradient norm over all processes and, on the same way, find out whether one has to stop.
+    def _update_weights(self, loss: Tensor) -> tuple[float, bool]:
+        """Clip the gradients and update the weights, if loss and gradients are finite in all processes.
 
-        Here alone a step waits for the device. The weights must not be updated before it is known that they can be.
+        Returns:
+            The loss over all processes, and whether the weights were updated.
         """
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters, self.config.max_grad_norm)
+        metrics = self._reduce_metrics(loss, full_tensor(norm))
+        on_its_way = HostCopy(metrics)
+        if self.optimization.skips_on_device:
+            checked = metrics[:1] if self.accelerator.scaler is not None else metrics[:2]  # see `_is_finite`
+            self.optimization.update_unless(1 - checked.isfinite().all().float())
+        # Here alone a step waits for the device, which has the update to do meanwhile.
+        mean, norms, stop = on_its_way.tolist()
+        self.stop, finite = stop > 0, self._is_finite(mean, norms)
+        if not self.optimization.skips_on_device:
+            self.optimization.update(finite)
+        return mean, finite
+
+    def _reduce_metrics(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Loss and gradient norm averaged over all processes, and whether one of them has to stop, shape [3]."""
         signaled = loss.new_full((), float(self.signals.received > 0 or self.saver.failed))
-        mean, norms, stop = self.accelerator.reduce(torch.stack([loss, norm, signaled]), "mean").tolist()
-        self.stop = stop > 0
-        return float(mean), float(norms)
+        metrics: Tensor = self.accelerator.reduce(torch.stack([loss, norm, signaled]), "mean")
+        return metrics
 
     def _is_finite(self, loss: float, norm: float) -> bool:
-        """Whether loss and gradients are finite, so that weights can be updated; an error after too many are not."""
+        """Whether loss and gradients are finite, so that weights are updated; an error after too many are not."""
         # Under fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
             self.skipped_steps = 0
