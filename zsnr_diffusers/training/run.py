@@ -59,7 +59,7 @@ def train(config: RunConfig) -> None:
         TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
         TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
-    check_speed(config, config.use_8bit_adam)
+    check_speed(config)
     accelerator, processes = create_accelerator(
         config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
     )
@@ -115,7 +115,7 @@ def create_trainer(
     batch = config.global_batch(accelerator.num_processes)
     timed = _add_timesteps(config, task, task.prepare(accelerator, processes, samples), batch)
     weighting = LossWeighting(config, task.schedule, accelerator.device)
-    network = TrainedNetwork(task.unet, config, accelerator, config.ema_decay, config.ema_warmup)
+    network = TrainedNetwork(task.unet, config, accelerator)
     saver = CheckpointSaver(processes, checkpoint, config.async_checkpointing)
     return Trainer(config, task, timed, network, weighting, processes, saver, checkpoint)
 

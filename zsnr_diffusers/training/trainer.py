@@ -102,11 +102,12 @@ class Trainer:
         """
         self.optimization.set_step(self.step)
         losses: list[Tensor] = []
-        for part in range(self.config.gradient_accumulation_steps):
+        passes = self.config.gradient_accumulation_steps
+        for part in range(passes):
             batch = next(batches)
             # Dropout has no generator but the global one.
             torch.manual_seed(derive_seed(self.task.data.seed, 2, self.step, part, self.accelerator.process_index))
-            with self.accelerator.accumulate(self.network.unet):
+            with self.network.accumulate(last=part == passes - 1):
                 loss = self._compute_losses(batch).mean()
                 losses.append(loss.detach())
                 self.accelerator.backward(loss)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...hub.model_card import terminal_snr
 from ...utils.distributed import Processes
+from ..accelerator import mixed_precision_dtype
 from ..config.objective import FLOW
 from ..data.buckets import round_up_to_batches
 from ..data.dataset import Images, noise_rows, open_rows
@@ -57,6 +58,7 @@ class StableDiffusionTask(Task):
             self.rows = open_rows(config)
         else:
             self.rows = noise_rows(config.image_column, self.resolution, **{config.caption_column: ""})
+        self._text_dtype = torch.float32
         record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
         self.output = StableDiffusionOutput(
             config,
@@ -131,6 +133,7 @@ class StableDiffusionTask(Task):
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
         """Cache latents and text states as planned, and leave the device to the UNet."""
+        self._text_dtype = mixed_precision_dtype(accelerator) or torch.float32
         if self.config.measure and self.embedding_cache.stored:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, processes, few)
@@ -148,5 +151,7 @@ class StableDiffusionTask(Task):
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
         """The UNet's output under captions, and for XL under sizes and crops."""
-        text = batch if "text" in batch else self.text_encoder(batch["input_ids"])
+        text = dict(batch if "text" in batch else self.text_encoder(batch["input_ids"]))
+        # Once, where autocast would make a copy for each of the layers that read it.
+        text["text"] = text["text"].to(x_t.device, self._text_dtype)
         return self.base.architecture.predict(unet, x_t, batch["timestep"].to(x_t.device), text, batch)
