@@ -18,7 +18,7 @@ CAN_SHARD_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 """torch's `fully_shard` takes it for granted of any device, which at 2.6 is wrong."""
 
 
-_GROUPS = ("BasicTransformerBlock", "ResnetBlock2D")
+SHARDED_LAYERS = ("BasicTransformerBlock", "ResnetBlock2D")
 """Layers that are gathered at once, each by itself: the innermost of what diffusers says must not be split."""
 
 
@@ -39,7 +39,7 @@ def apply_fsdp(
     mesh = init_device_mesh(device.type, (processes,))
     # Inputs stay as they are: timesteps between whole numbers have no place in bfloat16. autocast casts the others.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    layers = [layer for layer in unet.modules() if type(layer).__name__ in _GROUPS]
+    layers = [layer for layer in unet.modules() if type(layer).__name__ in SHARDED_LAYERS]
     for part in (*layers, *unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
         if part is not None:
             fully_shard(part, mesh=mesh, reshard_after_forward=not keeps_parameters, mp_policy=policy)

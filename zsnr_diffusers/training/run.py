@@ -15,7 +15,7 @@ from ..schedulers.config import is_flow
 from ..utils.distributed import Processes
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
-from .accelerator import create_accelerator
+from .accelerator import create_accelerator, mixed_precision_dtype
 from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_checkpoints
 from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
 from .checkpointing.lock import lock_run_folder
@@ -28,6 +28,7 @@ from .data.shard_formats import index_shards
 from .loop import TrainingLoop
 from .loss import LossWeighting
 from .measure import time_training_steps
+from .memory import estimate_memory
 from .network import TrainedNetwork
 from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
@@ -74,7 +75,11 @@ def train(config: RunConfig) -> None:
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
-            show(_plan_run(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
+            summary = {
+                **task.summary(samples),
+                **(_describe_memory(config, task, accelerator) if config.dry_run else {}),
+            }
+            show(_plan_run(config, summary, samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
             hub_repo_name(config)
         if config.dry_run and not config.measure:
@@ -183,6 +188,15 @@ def _describe_export(task: Task) -> str:
     if is_flow(scheduler.config):
         return f"{type(scheduler).__name__} over flow times, shift {scheduler.config.flow_shift:g}"
     return f"{type(scheduler).__name__}, {scheduler.config.timestep_spacing} spacing"
+
+
+def _describe_memory(config: StepsConfig, task: Task, accelerator: Accelerator) -> dict[str, str]:
+    """What a step takes of each device's memory, for the plan."""
+    half = mixed_precision_dtype(accelerator)
+    found = estimate_memory(
+        task.unet, config, half, task.sample_size(), accelerator.num_processes, task.frozen_bytes(half)
+    )
+    return {"memory": f"{found}; libraries take 1 to 3 GB of a GPU more"}
 
 
 def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:

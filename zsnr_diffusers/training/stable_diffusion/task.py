@@ -109,6 +109,21 @@ class StableDiffusionTask(Task):
         data = f"{count:,} images in {len(lines)} buckets (width x height), and {repeats:,} repeats in an epoch"
         return {"data": data, **lines}
 
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of latents; those of other buckets have about as many pixels."""
+        side = self.resolution // self.base.vae_scale_factor
+        return side, side
+
+    def frozen_bytes(self, half: torch.dtype | None) -> int:
+        """Memory of autoencoder and text encoders whose results are not cached."""
+        stored = self.embedding_cache.stored
+        return sum(
+            (part.arithmetic_dtype(half) or part.dtype).itemsize * value.numel()
+            for part in self.embedding_cache.parts
+            if part.name not in stored
+            for value in part.network.parameters()
+        )
+
     def samples(self, images: Images, global_batch: int = 1) -> CaptionedDataset:
         """Training samples: images, token ids, and noise for latents."""
         base = self.base
