@@ -5,8 +5,8 @@
     python examples/benchmarks/memory_table.py --configs examples/configs/*.yaml
 
 What `--dry_run` of the training says of a run, as a table in Markdown: GB (1e9 bytes) on each GPU under bf16, with
-latents and text cached. Weights, gradients, optimizer and EMA are exact, activations are what torch keeps for the backward
-pass; CUDA's context, workspaces of cuDNN and blocks that nobody uses take 1 to 3 GB more.
+latents and text cached. Weights, gradients, optimizer and EMA are exact, activations are what torch keeps for the
+backward pass; CUDA's context, workspaces of cuDNN and blocks that nobody uses take 1 to 3 GB more.
 """
 
 import argparse

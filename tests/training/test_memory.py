@@ -130,6 +130,9 @@ def test_what_is_divided_is_a_share_and_what_is_gathered_is_whole(options, shard
     assert alone.gathered == 0
     gathered = alone.weights // 2  # in two bytes each
     assert divided.gathered == gathered if sharding == "optimizer" else 0 < divided.gathered < gathered
+    passes = TrainingConfig(**{**options, "sharding": sharding, "gradient_accumulation_steps": 2})
+    more = estimate_memory(task.unet, passes, torch.bfloat16, task.sample_size(), processes=4).gathered
+    assert more - divided.gathered == (alone.gradients if sharding == "optimizer" else 0)
     assert divided.activations < alone.activations  # autocast makes no copies of weights
     assert estimate_memory(task.unet, part, torch.bfloat16, task.sample_size()) == alone
 

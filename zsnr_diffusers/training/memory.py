@@ -42,7 +42,7 @@ class MemoryEstimate:
     optimizer: int
     ema: int
     gathered: int
-    """Weights of other processes' shares, while they are needed."""
+    """Weights of other processes' shares while they are needed, and gradients before they are divided."""
     activations: int
     """Kept for the backward pass, copies of weights in half precision among them."""
     recomputed: int
@@ -62,7 +62,7 @@ class MemoryEstimate:
             "gradients": self.gradients,
             "optimizer": self.optimizer,
             "EMA": self.ema,
-            "gathered weights": self.gathered,
+            "gathered": self.gathered,
             "activations": self.activations + self.recomputed,
             "frozen networks": self.frozen,
         }
@@ -88,6 +88,8 @@ def estimate_memory(
     trained = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     weights, count = _bytes(bare.parameters()), sum(parameter.numel() for parameter in trained)
     gathered = _gathered_bytes(bare, half, config.sharding == "optimizer") if sharded else 0
+    if sharded and config.sharding == "optimizer" and config.gradient_accumulation_steps > 1:
+        gathered += 4 * count  # gradients, which go to their owners at the last pass
     if sharded and half is not None:
         bare.to(half)  # as they are gathered
     with FakeTensorMode():
