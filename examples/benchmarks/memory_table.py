@@ -6,7 +6,7 @@
 
 What `--dry_run` of the training says of a run, as a table in Markdown: GB (1e9 bytes) on each GPU under bf16, with
 latents and text cached. Weights, gradients, optimizer and EMA are exact, activations are what torch keeps for the
-backward pass; CUDA's context, workspaces of cuDNN and blocks that nobody uses take 1 to 3 GB more.
+backward pass; CUDA's context, workspaces of cuDNN and unused blocks of the allocator take 1 to 3 GB more.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from small_pipelines.published import PUBLISHED
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.memory import MemoryEstimate, estimate_memory
 
+NAMES = {"1.5": "SD 1.5", "2.1-base": "SD 2.1-base", "2.1": "SD 2.1", "xl": "SDXL"}
 RESOLUTIONS = {"1.5": 512, "2.1-base": 512, "2.1": 768, "xl": 1024}
 _BASES = {"stable-diffusion-v1-5": "1.5", "stable-diffusion-2-1-base": "2.1-base", "stable-diffusion-xl": "xl"}
 """Parts of a repo's name, and whose shapes it has."""
@@ -88,7 +89,7 @@ def of_file(path: Path) -> Row:
     options = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = TrainingConfig(**options, train_data_dir="data")
     (model,) = [name for part, name in _BASES.items() if part in options["pretrained_model_name_or_path"]]
-    return Row(model, f"`{path.name}`", config.train_batch_size, estimate(model, config))
+    return Row(NAMES[model], f"`{path.name}`", config.train_batch_size, estimate(model, config))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
             paths = {"pretrained_model_name_or_path": model, "train_data_dir": "data", "output_dir": "run"}
             config = TrainingConfig(**paths, train_batch_size=options.batch_size, **changes)
             found = estimate(model, config, processes)
-            rows.append(Row(f"{model} at {RESOLUTIONS[model]}", name, options.batch_size, found))
+            rows.append(Row(f"{NAMES[model]} at {RESOLUTIONS[model]}", name, options.batch_size, found))
             print(rows[-1], flush=True)
     return rows
 

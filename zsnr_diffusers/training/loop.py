@@ -120,7 +120,7 @@ class TrainingLoop:
             trainer.saver.wait()  # before anything is written that says that the run is over
         if trainer.stop and not last:
             kept = trainer.saver.describe_last()
-            self.accelerator.print(f"Stopped after step {trainer.step}; {kept}. --resume goes on from there.")
+            self.accelerator.print(f"Stopped after step {trainer.step}; {kept}. --resume continues from there.")
             self._finish()
             # In a process that heard nothing itself, the others did.
             raise TrainingInterrupted(trainer.signals.received or signal.SIGTERM)

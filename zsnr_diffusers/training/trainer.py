@@ -45,7 +45,7 @@ class Trainer:
         weighting: of losses.
         processes: of the run.
         saver: of its checkpoints.
-        checkpoint: to go on from.
+        checkpoint: to continue from.
     """
 
     def __init__(

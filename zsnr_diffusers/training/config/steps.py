@@ -54,7 +54,7 @@ class OptimizationConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr_warmup_steps is None:
-            # Resolved here, so that it is written down: a run that goes on from its file keeps its warm-up.
+            # Resolved here, so that it is written down: a run that continues from its file keeps its warm-up.
             fits = self.max_train_steps > _WARMUP_STEPS
             self.lr_warmup_steps = _WARMUP_STEPS if fits else self.max_train_steps // 10
 
@@ -96,7 +96,7 @@ class ComputeConfig(Options):
         "optimizer state and moving average, at hardly more traffic (ZeRO-2); gradients of accumulated passes are "
         "whole until the last. parameters: also the network's, which are gathered block by block as they are needed, "
         "and gradients after each pass (ZeRO-3). Under bf16, parameters are gathered in it, norms among them. "
-        "Checkpoints are the same, so a run can go on with another choice.",
+        "Checkpoints are the same, so a run can continue with another choice.",
     )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
     async_checkpointing: bool = option(
