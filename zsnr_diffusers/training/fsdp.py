@@ -33,7 +33,7 @@ def apply_fsdp(
         processes: how many there are.
         keeps_parameters: gather each layer once per step, not again for the backward pass. Gradients and optimizer
             state are still divided, as in ZeRO-2 (Rajbhandari et al. 2020, arXiv:1910.02054).
-        half: dtype to gather parameters in, that of mixed precision; gradients are summed in float32 nevertheless.
+        half: dtype to gather parameters in, that of mixed precision; gradients are summed in float32 anyway.
     """
     unet.to(device)
     mesh = init_device_mesh(device.type, (processes,))

@@ -28,7 +28,7 @@ class CheckpointSaver:
         processes: of the run.
         last: the newest whole checkpoint, None if there is none.
         in_background: let a thread write. Where the host has no memory for a copy of the state, it is written at
-            once nevertheless.
+            once anyway.
     """
 
     def __init__(self, processes: Processes, last: Path | None, in_background: bool) -> None:
