@@ -14,7 +14,8 @@ from ...utils.distributed import Processes
 from ..accelerator import mixed_precision_dtype
 from ..config.objective import FLOW
 from ..data.buckets import round_up_to_batches
-from ..data.dataset import Images, noise_rows, open_rows
+from ..data.dataset import Images, noise_rows, open_file_index, open_rows
+from ..data.encoded import EncodedRows, is_encoded
 from ..data.loader import Batch
 from ..objective import create_objective
 from ..parameters import base_state_dict
@@ -52,8 +53,15 @@ class StableDiffusionTask(Task):
         self.resolution = self.base.resolution(config.resolution)
         self.buckets = self.base.buckets(config)
         self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.architecture.uses_force_upcast)
-        self.text_encoder = self.base.architecture.text_encoder()
-        self.embedding_cache = EmbeddingCache(config, (self.autoencoder, self.text_encoder))
+        self.base.architecture.conditioning.chunks = config.max_token_length // 75
+        self.text_encoder = self.base.architecture.text_encoder(config.clip_skip)
+        self.embedding_cache = EmbeddingCache(
+            config,
+            (self.autoencoder, self.text_encoder),
+            open_file_index(config),
+            EncodedRows.open(Path(str(config.train_data_dir))) if is_encoded(config.train_data_dir) else None,
+            self.base.reload_frozen,
+        )
         if config.has_data:
             self.rows = open_rows(config)
         else:
@@ -68,6 +76,7 @@ class StableDiffusionTask(Task):
             resolution=self.resolution,
             rows=self.rows.select_columns([config.caption_column]),
             caption_column=config.caption_column,
+            clip_skip=config.clip_skip,
             record=record,
         )
 
@@ -149,7 +158,7 @@ class StableDiffusionTask(Task):
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
         """Cache latents and text states as planned, and leave the device to the UNet."""
         self._text_dtype = mixed_precision_dtype(accelerator) or torch.float32
-        if self.config.measure and self.embedding_cache.stored:
+        if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, processes, few)
             accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
