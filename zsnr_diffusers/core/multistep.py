@@ -16,19 +16,26 @@ from torch import Tensor
 from .noise import NoiseLevel, kappa
 from .safeguard import Safeguard
 from .solvers import Update, check_eta
-from .spacing import LARGEST_SCALE, clean_position, position
+from .spacing import LARGEST_SCALE, Scales, clean_position, position
 
 MAX_ORDER = 3
-MAX_STEP_RATIO = 2.0
-"""Steps are even if no interval is so many times longer than the one before."""
+MAX_STEP_RATIO = 1.8
+"""Steps are even if no interval is so many times longer than the one before; three of `kappa` spacing are not."""
 SMALLEST_END_SCALE = 0.05
 """The smallest scale that the last step looks for behind the last output of even steps."""
+COARSE_END_SCALE, LONG_LAST_STEP = 0.1, 1.1
+"""The same where the last step is longer than this, in `position`, so that the last output knows less of it."""
+LONGEST_FITTED = 2.0
+"""The length, in `position`, beyond which a step is too long for weights to be fitted; four steps have a longer."""
 SPECTRUM = (0.1, 64.0)
 """Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
 FEW_STEPS = 64
 """More of them need no fit: their polynomials are nearly exact, and it takes a third of a millisecond a step."""
-RIDGE = 0.4
-"""Relative error, over a run, that moving the weights by a whole step each must save, for the fit to move them."""
+RIDGE = 1.3
+"""Relative error, times sqrt(n), that moving the weights by a whole step each must save over n steps, or they stay.
+
+The more steps, the nearer polynomials are by themselves, and the less error there is to fit to.
+"""
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +97,11 @@ def _last_step_weights(kappas: Tensor, most: int, even: bool) -> Tensor:
         return torch.ones(1, dtype=torch.float64)
     last = kappas[-most:].flip(0)
     last = last[last > 0]  # pure noise knows nothing of the end
-    nodes, end = (position(last, SMALLEST_END_SCALE), clean_position(SMALLEST_END_SCALE)) if even else (last**-2, 0.0)
+    nodes, end = last**-2, 0.0
+    if even:
+        is_long = _position_intervals(kappas)[-1] > LONG_LAST_STEP
+        scales = Scales(COARSE_END_SCALE if is_long else SMALLEST_END_SCALE, LARGEST_SCALE)
+        nodes, end = position(last, scales), clean_position(scales)
     return _lagrange(nodes[None], torch.tensor([[end]], dtype=torch.float64))[0, :, 0]
 
 
@@ -118,8 +129,8 @@ def multistep_updates(
     theirs in log(kappa).
 
     Without fresh noise, two things more. The last step returns not the last x_0, but where the last ones lead, see
-    `_last_step_weights`. And where the steps are few and about even in `position`, the weights are fitted to a
-    spectrum of Gaussian data, see `_fit_weights_to_spectrum`.
+    `_last_step_weights`. And where the steps are few, though at least five, and about even in `position`, the weights
+    are fitted to a spectrum of Gaussian data, see `_fit_weights_to_spectrum`.
 
     Args:
         path: levels from the noisiest on, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
@@ -135,7 +146,7 @@ def multistep_updates(
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept, even = _keep_factors(kappas, eta), _is_evenly_spaced(kappas)
     rows = _step_weights(kappas, kept, order, corrector, eta, even)
-    if even and eta == 0 and len(path) <= FEW_STEPS:
+    if even and eta == 0 and len(path) <= FEW_STEPS and _position_intervals(kappas).max() <= LONGEST_FITTED:
         _fit_weights_to_spectrum(rows, kappas)
     return _assemble_updates(path, kept, rows)
 
@@ -210,15 +221,15 @@ def _fit_weights_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
 
     For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
     Row by row the sampler is run on all s at once, and the row is moved by the least squares of the relative error
-    after it, errors of earlier steps included, with `RIDGE` / n for a ridge; the sum of a row, which makes a constant
-    output exact, stays.
+    after it, errors of earlier steps included, with `RIDGE` / n^1.5 for a ridge; the sum of a row, which makes a
+    constant output exact, stays.
     """
     smallest, largest = map(math.log10, SPECTRUM)
     s = torch.logspace(smallest, largest, 64, dtype=torch.float64)
     growth = (1 + (s * kappas[:, None]) ** 2).sqrt()
     slopes = s**2 * kappas[:, None] / growth**2  # x_0 = slope * x / sigma
     wanted = torch.cat([growth[1:], s[None]])
-    ridge = (RIDGE / len(rows)) ** 2 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
+    ridge = RIDGE**2 / len(rows) ** 3 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
     y, outputs = growth[0], torch.empty(len(rows), len(s), dtype=torch.float64)
     for i, row in enumerate(rows):
         outputs[i] = slopes[i] * y
