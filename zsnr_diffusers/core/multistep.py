@@ -19,14 +19,16 @@ from .solvers import Update, check_eta
 from .spacing import LARGEST_SCALE, Scales, clean_position, position
 
 MAX_ORDER = 3
-MAX_STEP_RATIO = 1.8
-"""Steps are even if no interval is so many times longer than the one before; three of `kappa` spacing are not."""
+MAX_STEP_RATIO = 2.0
+"""Steps are even if no interval is so many times longer than the one before."""
 SMALLEST_END_SCALE = 0.05
 """The smallest scale that the last step looks for behind the last output of even steps."""
 COARSE_END_SCALE, LONG_LAST_STEP = 0.1, 1.1
 """The same where the last step is longer than this, in `position`, so that the last output knows less of it."""
-LONGEST_FITTED = 2.0
-"""The length, in `position`, beyond which a step is too long for weights to be fitted; four steps have a longer."""
+LONGEST_LAST_STEP = 2.5
+"""A last step longer than this, as three steps have it, leads from outputs that resolve no detail at all."""
+UNFITTED_STEPS = 4
+"""So many steps keep their polynomials: trained networks lose more by the fit than exact denoisers gain."""
 SPECTRUM = (0.1, 64.0)
 """Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
 FEW_STEPS = 64
@@ -97,10 +99,9 @@ def _last_step_weights(kappas: Tensor, most: int, even: bool) -> Tensor:
         return torch.ones(1, dtype=torch.float64)
     last = kappas[-most:].flip(0)
     last = last[last > 0]  # pure noise knows nothing of the end
-    nodes, end = last**-2, 0.0
-    if even:
-        is_long = _position_intervals(kappas)[-1] > LONG_LAST_STEP
-        scales = Scales(COARSE_END_SCALE if is_long else SMALLEST_END_SCALE, LARGEST_SCALE)
+    nodes, end, interval = last**-2, 0.0, _position_intervals(kappas)[-1]
+    if even and interval <= LONGEST_LAST_STEP:
+        scales = Scales(COARSE_END_SCALE if interval > LONG_LAST_STEP else SMALLEST_END_SCALE, LARGEST_SCALE)
         nodes, end = position(last, scales), clean_position(scales)
     return _lagrange(nodes[None], torch.tensor([[end]], dtype=torch.float64))[0, :, 0]
 
@@ -129,8 +130,8 @@ def multistep_updates(
     theirs in log(kappa).
 
     Without fresh noise, two things more. The last step returns not the last x_0, but where the last ones lead, see
-    `_last_step_weights`. And where the steps are few, though at least five, and about even in `position`, the weights
-    are fitted to a spectrum of Gaussian data, see `_fit_weights_to_spectrum`.
+    `_last_step_weights`. And where the steps are few and about even in `position`, the weights are fitted to a
+    spectrum of Gaussian data, see `_fit_weights_to_spectrum`.
 
     Args:
         path: levels from the noisiest on, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
@@ -152,7 +153,7 @@ def multistep_updates(
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept, even = _keep_factors(kappas, eta), _is_evenly_spaced(kappas)
     rows = _step_weights(kappas, kept, order, corrector, eta, even)
-    if even and eta == 0 and len(path) <= FEW_STEPS and _position_intervals(kappas).max() <= LONGEST_FITTED:
+    if even and eta == 0 and len(path) <= FEW_STEPS and len(path) != UNFITTED_STEPS:
         _fit_weights_to_spectrum(rows, kappas)
     return _assemble_updates(path, kept, rows)
 

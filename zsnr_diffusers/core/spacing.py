@@ -30,7 +30,7 @@ class Scales(NamedTuple):
     largest: float
 
 
-FEW_STEPS_SCALES = {3: Scales(0.1, 11.0), 4: Scales(0.026, 16.0), 5: Scales(0.03, 32.0), 6: Scales(0.028, 32.0)}
+FEW_STEPS_SCALES = {3: Scales(0.1, 9.0), 4: Scales(0.026, 16.0), 5: Scales(0.028, 32.0), 6: Scales(0.025, 32.0)}
 """So few steps do not reach from end to end: under guidance they are nearer where they leave out the ends."""
 
 
