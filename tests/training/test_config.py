@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import zsnr_diffusers
-from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, parse_config
+from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, main, parse_config
 from zsnr_diffusers.training.config import (
     ComputeConfig,
     DataConfig,
@@ -83,6 +83,22 @@ def test_example_configurations_are_valid(file):
     config = parse_config(["--config", str(file), "--train_data_dir", "photos"])
     assert config.rescale_betas_zero_snr
     assert set(yaml.safe_load(file.read_text())) <= {f.name for f in dataclasses.fields(TrainingConfig)}
+
+
+def test_next_steps_after_training(monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr("zsnr_diffusers.training.run.train", ran.append)
+    main([*LEAST_ARGUMENTS, "--output_dir", "my model"])
+    out = capsys.readouterr().out
+    assert "zsnr audit 'my model'\n" in out
+    assert "zsnr evaluate --real photos --pipeline 'my model' [--prompts TEXT ...]\n" in out
+    assert out.endswith('zsnr_diffusers.load_pipeline("my model")\n')
+    main([*LEAST_ARGUMENTS, "--output_dir", "lora", "--lora_rank", "4", "--quiet"])
+    assert "--pipeline base --lora lora" in (out := capsys.readouterr().out)
+    assert 'load_lora(pipe, "lora")' in out
+    main([*LEAST_ARGUMENTS, "--dry_run"])
+    assert capsys.readouterr().out == ""
+    assert [config.lora_rank for config in ran] == [None, 4, None]
 
 
 def test_help_teaches(capsys):

@@ -5,8 +5,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+if missing := [name for name in ("accelerate", "datasets") if find_spec(name) is None]:
+    raise ImportError(f'Training needs {" and ".join(missing)}: python -m pip install "zsnr_diffusers[train]"')
 
 from accelerate import Accelerator
 
@@ -71,7 +75,7 @@ def train(config: RunConfig) -> None:
         samples = task.samples(images, config.global_batch(processes.size))
         task.plan_cache(accelerator, processes, samples)
         if accelerator.is_local_main_process:
-            print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
+            print(damaged + (f"{config.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
             show(_plan_run(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:

@@ -27,7 +27,7 @@ class FolderConfig(Options):
         "Where what is computed of the data once is stored; runs may share it, also at the same time. Default: "
         "`cache` in --output_dir.",
     )
-    dry_run: bool = option(False, "Check everything, print the resolved configuration and the plan, and stop.")
+    dry_run: bool = option(False, "Check everything, print what is not at its default and the plan, and stop.")
 
     @property
     def cache_folder(self) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from ...core.solvers import check_variance_type
+from ...core.choices import check_variance_type
 from ...unet import PRESETS
 from ..config import (
     IDENTITY,

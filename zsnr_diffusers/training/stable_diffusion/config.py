@@ -4,9 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from ...core.guidance import check_guidance_rescale
-from ...core.low_frequencies import check_keep_low_frequencies
-from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE, DEFAULT_KEEP_LOW_FREQUENCIES
+from ...core.choices import (
+    DEFAULT_GUIDANCE_RESCALE,
+    DEFAULT_KEEP_LOW_FREQUENCIES,
+    check_guidance_rescale,
+    check_keep_low_frequencies,
+)
 from ..config import (
     IDENTITY,
     NOT_NEGATIVE,
