@@ -7,6 +7,8 @@ Importing this loads neither torch nor a plotting library; each function imports
 """
 
 from ..utils.distributed import Processes, launched_processes
+from .brightness import BrightnessScore, PromptSuite, brightness_score, load_suite
+from .classifier import ClassifierFeatures, train_classifier
 from .distances import (
     InceptionScore,
     KernelDistance,
@@ -22,7 +24,14 @@ from .generation import generate_images, iter_images
 from .inception_file import inception_file
 from .invariance import TerminalInvariance, terminal_invariance
 from .likelihood import BitsPerDim, bits_per_dim
-from .luminance import LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance, prompt_share
+from .luminance import (
+    LuminanceCoverage,
+    LuminanceSummary,
+    clipped_share,
+    luminance_coverage,
+    mean_luminance,
+    prompt_share,
+)
 from .markov_chains import Chain, chain_picture, denoising_chain, noising_chain
 from .measure import Measurements, measure_folder, measure_images, measure_pipeline
 from .metrics import Figure, frechet_figure, inception_score_figure, kernel_figure
@@ -34,13 +43,16 @@ from .plots import (
     plot_schedule,
     sample_grid,
 )
+from .precision_recall import PrecisionRecall, precision_recall
 from .reference import Reference, check_reference, load_reference
 from .resize import quantize, resize_like_tensorflow1
 
 __all__ = [
     "INCEPTION_SHA256",
     "BitsPerDim",
+    "BrightnessScore",
     "Chain",
+    "ClassifierFeatures",
     "CustomFeatures",
     "DinoV2Features",
     "FeatureNetwork",
@@ -54,12 +66,16 @@ __all__ = [
     "LuminanceCoverage",
     "LuminanceSummary",
     "Measurements",
+    "PrecisionRecall",
     "Processes",
+    "PromptSuite",
     "Reference",
     "TerminalInvariance",
     "bits_per_dim",
+    "brightness_score",
     "chain_picture",
     "check_reference",
+    "clipped_share",
     "denoising_chain",
     "frechet_distance",
     "frechet_figure",
@@ -75,6 +91,7 @@ __all__ = [
     "kernel_figure",
     "launched_processes",
     "load_reference",
+    "load_suite",
     "luminance_coverage",
     "luminance_picture",
     "mean_luminance",
@@ -86,9 +103,11 @@ __all__ = [
     "plot_luminance",
     "plot_luminance_over_steps",
     "plot_schedule",
+    "precision_recall",
     "prompt_share",
     "quantize",
     "resize_like_tensorflow1",
     "sample_grid",
     "terminal_invariance",
+    "train_classifier",
 ]
