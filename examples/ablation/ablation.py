@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from arms import ARMS, BUDGETS, Arm, Budget, Cell, asked_labels, cells, sampler, trained
 from fashion_mnist import CLASSES, DEFAULT_FOLDER, Clothes, read_fashion_mnist, write_training_set
-from judge import CLASSIFIER, CLASSIFIER_SHA256, Judge, Row, make_classifier
+from judge import CLASSIFIER, CLASSIFIER_SHA256, NEIGHBORS, Judge, Row, make_classifier
 from PIL import Image
 from report import Results, write_report
 
@@ -174,10 +174,11 @@ def describe(judge: Judge, budget: Budget) -> str:
     """What all figures depend on."""
     reference = judge.reference
     return (
-        f"{budget.samples} images of {budget.image_size} x {budget.image_size} per cell and seed, all classes in equal "
-        f"number; network: {budget.preset} with {dict(budget.network)}, {budget.train_steps} steps of "
+        f"{budget.samples} images of {budget.image_size} x {budget.image_size} per cell and seed, all classes in "
+        f"equal number; network: {budget.preset} with {dict(budget.network)}, {budget.train_steps} steps of "
         f"{budget.train_batch_size} from {budget.train_images} images; features: {judge.network.origin}; Fréchet "
-        f"distance to {reference.count} images of the test part, kernel distance, precision and recall to 2000 of them."
+        f"distance to {reference.count} images of the test part, kernel distance, precision and recall to "
+        f"{NEIGHBORS} of them."
     )
 
 

@@ -22,9 +22,9 @@ KEPT = 4
 class Budget:
     """How much of everything.
 
-    `network` are changes of a preset. `beta_end` makes the last timestep leak as much of the brightness of these images
-    as Stable Diffusion's schedule, which ends at 0.012, does of 64 x 64 latents: the sum over pixels of alpha_bar /
-    (1 - alpha_bar) is the same. Stable Diffusion's own would leak 4 to 16 times less here, and hide the flaw.
+    `network` are changes of a preset. `beta_end` makes the last timestep leak as much of the mean of these images as
+    Stable Diffusion's schedule, which ends at 0.012, does of 64 x 64 latents: the sum over pixels of alpha_bar / (1 -
+    alpha_bar) is the same. Stable Diffusion's own would leak 16 times less of 16 x 16 pixels, and hide the flaw.
     """
 
     image_size: int
@@ -89,8 +89,8 @@ BUDGETS = {
 class Arm:
     """A network, by what it was trained to. Epsilon at zero SNR is none: the last timestep would teach nothing.
 
-    There x_t is the noise itself, so the network would learn to copy its input, and x_0 = (x_t - sigma epsilon) / alpha
-    divides by zero when it is sampled. The trainer refuses it.
+    There x_t is the noise itself, so the network would learn to copy its input, and sampling it divides by zero: x_0 =
+    (x_t - sigma epsilon) / alpha. The trainer refuses it.
     """
 
     name: str

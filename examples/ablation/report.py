@@ -1,18 +1,221 @@
-"""Tables and figures."""
+"""What has been measured, as tables and pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from arms import ARMS, GUIDED, MAIN_STEPS, RESCALE, SAMPLERS, STEPS, STOCK, UNGUIDED, Cell
+from effects import (
+    ALL_FIXES,
+    FIXES,
+    INTERACTIONS,
+    STOCK_RECIPE,
+    Interval,
+    Rows,
+    contrast,
+    difference,
+    main_effect,
+    seeds_of,
+    together,
+)
+from fashion_mnist import CLASSES
+from judge import Row
+from matplotlib.figure import Figure
+from PIL import Image
+
+from zsnr_diffusers.evaluation import sample_grid
+
+FIGURES = {
+    "frechet_distance": ("FD", "{:.2f}"),
+    "kernel_distance": ("KID x 1000", "{:.1f}"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "accuracy": ("class accuracy", "{:.3f}"),
+    "w1": ("W1", "{:.3f}"),
+}
+"""Name in tables and format of each figure of a row."""
+
+EFFECTS_ON = ("frechet_distance", "w1", "accuracy", "recall")
+COLORS = {"epsilon": "tab:gray", "v": "tab:orange", "v-zero-snr": "tab:blue"}
+LINES = {"leading": ":", "trailing": "--", "ours": "-"}
 
 
 @dataclass
 class Results:
-    """All rows by arm, cell and seed; terminal invariance by arm and seed; real images as a floor."""
+    """All rows by arm, cell and seed; terminal invariance by arm and seed; and real images as a floor."""
 
-    rows: dict[Any, Any]
-    invariance: dict[Any, float]
-    real: Any
+    rows: Rows
+    invariance: dict[tuple[str, int], float]
+    real: Row
 
 
 def write_report(results: Results, output_dir: Path, dependencies: str) -> None:
-    """Placeholder."""
+    """Write `tables.md`, `effects.png` and `samples.png`, of all that is there."""
+    parts = [dependencies, effects_table(results.rows), interactions_table(results.rows)]
+    parts += [cells_table(results), invariance_table(results)]
+    text = "\n\n".join(part for part in parts if part)
+    (output_dir / "tables.md").write_text(text + "\n", encoding="utf-8")
+    if results.rows:
+        draw_steps(results, output_dir / "effects.png")
+        draw_samples(output_dir)
+    print(f"Tables: {output_dir / 'tables.md'}; pictures: {output_dir / 'effects.png'}, {output_dir / 'samples.png'}")
+
+
+def effects_table(rows: Rows) -> str:
+    """Each fix alone, on top of all others, and on average over contexts."""
+    seeds = len(seeds_of(rows, (STOCK_RECIPE, ALL_FIXES)))
+    if not seeds:
+        return ""
+    lines = [f"## Effects, {MAIN_STEPS} steps, guidance {GUIDED:g}, {seeds} seeds", ""]
+    for figure in EFFECTS_ON:
+        name, shape = FIGURES[figure]
+        body = []
+        for fix in FIXES:
+            ways = (fix.alone and difference(fix.alone), fix.last and difference(fix.last), main_effect(fix))
+            found = [contrast(rows, terms, figure) if terms else None for terms in ways]
+            body.append([fix.name, *(show(one, shape, sign=True) if one else "refused" for one in found)])
+        body.append(["all four", "", "", show(contrast(rows, together(), figure), shape, sign=True)])
+        head = [f"effect on {name}", "alone", "on top of all others", "average"]
+        lines += [markdown(head, body), ""]
+    return "\n".join(lines).rstrip()
+
+
+def interactions_table(rows: Rows) -> str:
+    """How much more two fixes give together than their sum."""
+    if not seeds_of(rows, (STOCK_RECIPE, ALL_FIXES)):
+        return ""
+    body = []
+    for name, terms in INTERACTIONS.items():
+        found = [show(contrast(rows, terms, figure), FIGURES[figure][1], sign=True) for figure in EFFECTS_ON]
+        body.append([name, *found])
+    head = ["interaction", *(FIGURES[figure][0] for figure in EFFECTS_ON)]
+    return "## Interactions\n\n" + markdown(head, body)
+
+
+def cells_table(results: Results) -> str:
+    """Every cell that has been measured, with the seeds that it has."""
+    body = []
+    cells = sorted({cell for _, cell, _ in results.rows}, key=_order)
+    for cell in cells:
+        for arm in ARMS:
+            found = [row for (name, one, _), row in results.rows.items() if (name, one) == (arm.name, cell)]
+            if found:
+                values = [
+                    show(Interval.of(getattr(row, figure) for row in found), shape)
+                    for figure, (_, shape) in FIGURES.items()
+                ]
+                body.append([arm.name, *describe_cell(cell), str(len(found)), *values])
+    real = [shape.format(getattr(results.real, figure)) for figure, (_, shape) in FIGURES.items()]
+    body.append(["real images", "", "", "", "", "", *real])
+    head = ["network", "sampler", "steps", "guidance", "rescale, kept", "seeds"]
+    floor = f"W1 of a perfect generator with as many images: {results.real.floor:.3f}."
+    return f"## All cells\n\n{floor}\n\n" + markdown([*head, *(name for name, _ in FIGURES.values())], body)
+
+
+def _order(cell: Cell) -> tuple[float, ...]:
+    place = SAMPLERS.index(cell.sampler)
+    return cell.guidance_scale, cell.keep_low_frequencies, cell.guidance_rescale, cell.steps, place
+
+
+def describe_cell(cell: Cell) -> list[str]:
+    """Sampler, steps, guidance, and what corrects the guidance."""
+    remedies = [f"{cell.guidance_rescale:g}"] if cell.guidance_rescale else []
+    remedies += [f"{cell.keep_low_frequencies} x {cell.keep_low_frequencies}"] if cell.keep_low_frequencies else []
+    return [cell.sampler, str(cell.steps), f"{cell.guidance_scale:g}", ", ".join(remedies) or "-"]
+
+
+def invariance_table(results: Results) -> str:
+    """Terminal invariance of each network."""
+    body = []
+    for arm in ARMS:
+        found = [share for (name, _), share in results.invariance.items() if name == arm.name]
+        if found:
+            body.append([arm.name, str(len(found)), show(Interval.of(found), "{:.4f}")])
+    return "## Terminal invariance\n\n" + markdown(["network", "seeds", "share that the noise decides"], body)
+
+
+def show(interval: Interval | None, shape: str, sign: bool = False) -> str:
+    """A mean with its interval; an effect with its sign, in bold if 0 lies outside the interval."""
+    if interval is None:
+        return "-"
+    mean = shape.format(interval.mean)
+    mean = f"+{mean}" if sign and interval.mean >= 0 else mean
+    text = mean if interval.half_width is None else f"{mean} ± {shape.format(interval.half_width)}"
+    return f"**{text}**" if sign and interval.is_clear else text
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    rows = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def draw_steps(results: Results, path: Path) -> None:
+    """Fréchet distance and W1 over steps: without guidance, with it, and with guidance rescale."""
+    settings = ((UNGUIDED, 0.0, "no guidance"), (GUIDED, 0.0, f"guidance {GUIDED:g}"))
+    settings += ((GUIDED, RESCALE, f"guidance {GUIDED:g}, rescale {RESCALE:g}"),)
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    grid = figure.subplots(2, 3, sharex=True, sharey="row")
+    for axes_of_figure, name in zip(grid, ("frechet_distance", "w1"), strict=True):
+        for axes, (w, phi, title) in zip(axes_of_figure, settings, strict=True):
+            for arm in ARMS:
+                for sampler in SAMPLERS:
+                    _draw_line(axes, results.rows, arm.name, sampler, (w, phi), name)
+            floor = results.real.floor if name == "w1" else results.real.frechet_distance
+            axes.axhline(floor, color="black", linewidth=0.8, label="real images")
+            axes.set(title=title if name == "frechet_distance" else "", xscale="log", yscale="log")
+            axes.set_xticks(STEPS, [str(n) for n in STEPS])
+            axes.minorticks_off()
+    for axes, name in zip(grid[:, 0], ("Fréchet distance", "W1 of luminance"), strict=True):
+        axes.set_ylabel(name)
+    for axes in grid[1]:
+        axes.set_xlabel("steps")
+    grid[0, 2].legend(fontsize="x-small", frameon=False, ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_line(axes: object, rows: Rows, arm: str, sampler: str, guidance: tuple[float, float], figure: str) -> None:
+    """Mean over seeds by steps, with its interval where there are several."""
+    points = []
+    for n in STEPS:
+        found = [
+            getattr(row, figure) for (a, c, _), row in rows.items() if (a, c) == (arm, Cell(sampler, n, *guidance))
+        ]
+        if found:
+            points.append((n, Interval.of(found)))
+    if points:
+        steps, intervals = zip(*points, strict=True)
+        axes.errorbar(  # type: ignore[attr-defined]
+            steps,
+            [one.mean for one in intervals],
+            [one.half_width or 0.0 for one in intervals],
+            color=COLORS[arm],
+            linestyle=LINES[sampler],
+            marker=".",
+            linewidth=1,
+            elinewidth=0.5,
+            label=f"{arm}, {sampler}",
+        )
+
+
+def draw_samples(output_dir: Path) -> None:
+    """An image of each class by every recipe, of the first seed that has it."""
+    rows, labels = [], []
+    for arm in ARMS:
+        for sampler in STOCK:
+            for phi in (0.0, RESCALE):
+                cell = Cell(sampler, MAIN_STEPS, GUIDED, phi)
+                strips = sorted((output_dir / "results").glob(f"{arm.name}-[0-9]*/{cell.name}.png"))
+                if strips:
+                    rows.append(_images_of(strips[0]))
+                    labels.append(f"{arm.name}, {sampler}" + (f", rescale {phi:g}" if phi else ""))
+    if rows:
+        sample_grid(rows, labels, output_dir / "samples.png", cell=48)
+
+
+def _images_of(strip: Path) -> list[Image.Image]:
+    """The images side by side in a file, enlarged."""
+    with Image.open(strip) as row:
+        side = row.height
+        images = [row.crop((i * side, 0, (i + 1) * side, side)) for i in range(len(CLASSES))]
+    return [image.resize((48, 48), Image.Resampling.NEAREST) for image in images]

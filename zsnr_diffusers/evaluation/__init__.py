@@ -32,6 +32,7 @@ from .luminance import (
     mean_luminance,
     prompt_share,
 )
+from .manifolds import PrecisionRecall, precision_recall
 from .markov_chains import Chain, chain_picture, denoising_chain, noising_chain
 from .measure import Measurements, measure_folder, measure_images, measure_pipeline
 from .metrics import Figure, frechet_figure, inception_score_figure, kernel_figure
@@ -43,7 +44,6 @@ from .plots import (
     plot_schedule,
     sample_grid,
 )
-from .precision_recall import PrecisionRecall, precision_recall
 from .reference import Reference, check_reference, load_reference
 from .resize import quantize, resize_like_tensorflow1
 

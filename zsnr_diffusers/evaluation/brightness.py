@@ -83,8 +83,8 @@ class BrightnessScore(Report):
         prompts: how many of its prompts.
         images: how many images of them.
         adherence: rank correlation of generated with asked luminance: the share of pairs of images in the asked order
-            less that in the reverse one, over pairs whose prompts are `LEAST_DIFFERENCE` apart (Somers' D). 1 is right,
-            0 is a model that ignores the prompt.
+            less that in the reverse one, over pairs whose prompts are `LEAST_DIFFERENCE` apart (Somers' D). 1 is
+            right, 0 is a model that ignores the prompt.
         range_covered: share of the range from the 5th to the 95th percentile of asked luminance that lies within that
             of generated luminance, 0 to 1.
         error: mean distance of a prompt's mean luminance from what it asks for.
@@ -131,9 +131,10 @@ def brightness_score(
     found, shares = np.asarray(luminance, dtype=np.float64), np.asarray(clipped, dtype=np.float64)
     if not len(prompts) == len(found) == len(shares):
         raise ValueError(f"expected a prompt for each image, got {len(prompts)} for {len(found)} and {len(shares)}")
-    if strange := set(prompts) ^ set(asked_of):
-        which = "is not in" if strange - set(asked_of) else "has no image of"
-        raise ValueError(f"the suite {suite.name}: {sorted(strange)[0]!r} {which} it")
+    if unknown := sorted(set(prompts) - set(asked_of)):
+        raise ValueError(f"suite {suite.name}: the prompt {unknown[0]!r} is not in it")
+    if missing := sorted(set(asked_of) - set(prompts)):
+        raise ValueError(f"suite {suite.name}: the prompt {missing[0]!r} has no image")
     asked = np.array([asked_of[prompt] for prompt in prompts])
     means = {prompt: float(found[[one == prompt for one in prompts]].mean()) for prompt in suite.prompts}
     mild = np.abs(asked) < NEARLY_BLACK_OR_WHITE

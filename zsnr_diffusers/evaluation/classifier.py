@@ -126,12 +126,12 @@ def train_classifier(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     with import_extra("tqdm").tqdm(total=steps, desc=f"training the classifier {name}", disable=None) as bar:
         for _ in range(epochs):
-            for batch in torch.randperm(len(images), generator=draw).split(batch_size)[: len(images) // batch_size]:
+            for batch in _batches(len(images), batch_size, draw):
                 pixels = images[batch].float()
                 noisy = pixels + noise * torch.randn(pixels.shape, generator=draw)
                 loss = F.cross_entropy(classify(tensors, STRIDES, noisy)[1], labels[batch])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 decay.step()
                 bar.update()
@@ -139,6 +139,14 @@ def train_classifier(
     with atomic_write(Path(path)) as partial:
         save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial, metadata)
     return file_sha256(path)
+
+
+def _batches(n: int, batch_size: int, draw: torch.Generator) -> list[Tensor]:
+    """Numbers of n images in random order, in whole batches."""
+    import torch
+
+    order = torch.randperm(n, generator=draw)
+    return [order[start : start + batch_size] for start in range(0, n - batch_size + 1, batch_size)]
 
 
 def _first_tensors(channels: int, size: int, classes: int, draw: torch.Generator) -> dict[str, Tensor]:

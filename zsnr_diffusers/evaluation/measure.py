@@ -45,8 +45,9 @@ GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
 class Measurements:
     """What was measured of n images, in their order.
 
-    `luminance` and `clipped`, the share of values that are 0 or 255, are float64 [n]; `features` those of the network, None without one or without images; `skipped` names
-    the files that could not be read; `first` is the name and the size of the first image.
+    `luminance` and `clipped`, the share of values that are 0 or 255, are float64 [n]; `features` those of the network,
+    None without one or without images; `skipped` names the files that could not be read; `first` is the name and the
+    size of the first image.
     """
 
     luminance: Floats
