@@ -1,10 +1,13 @@
 import json
 
+import numpy as np
 import pytest
+import torch
 from command_line import evaluate, fill, refused
+from PIL import Image
 from tiny_pipelines import tiny_stable_diffusion
 
-from zsnr_diffusers.evaluation import brightness_score, load_suite, measure_folder
+from zsnr_diffusers.evaluation import brightness_score, load_suite, measure_folder, train_classifier
 
 ROWS = [{"text": "black", "luminance": -0.9}, {"text": "grey", "luminance": 0}, {"text": "white", "luminance": 0.9}]
 
@@ -46,3 +49,21 @@ def test_what_is_wrong_with_a_suite_is_said_before_a_model_is_loaded(tmp_path, s
     assert "leave out one of --suite, --prompts" in refused(capsys, *call, "--suite", suite, "--prompts", "a")
     real = fill(tmp_path / "real", [0, 255])
     assert "--suite: only with --pipeline" in refused(capsys, "--generated", real, "--suite", suite)
+
+
+def test_a_classifier_of_one_kind_of_images(tmp_path, capsys):
+    weights, real = tmp_path / "c.safetensors", tmp_path / "real"
+    pixels = np.random.default_rng(0).integers(256, size=(80, 8, 8), dtype=np.uint8)
+    labels = torch.arange(80) % 4
+    sha256 = train_classifier(torch.from_numpy(pixels)[:, None], labels, weights, "noise", epochs=1, batch_size=32)
+    real.mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(real / f"{i}.png")
+    call = ("--real", real, "--generated", real, "--fid", "--is", "--features", "classifier", "--device", "cpu")
+    named = ("--feature_weights", weights, "--feature_sha256", sha256)
+    assert evaluate(*call, *named, "--save_reference", tmp_path / "r.safetensors") == 0
+    report = capsys.readouterr().out
+    assert "Fréchet distance" in report
+    assert f"classifier noise, Pillow bicubic to 8, sha256 {sha256[:12]}" in report
+    assert "needs its file: --feature_weights FILE" in refused(capsys, *call)
+    assert "expected 00" in refused(capsys, *call, "--feature_weights", weights, "--feature_sha256", "00")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..evaluation import INCEPTION_SHA256, DinoV2Features, FeatureNetwork, InceptionFeatures, Processes, inception_file
+from ..evaluation import (
+    INCEPTION_SHA256,
+    ClassifierFeatures,
+    DinoV2Features,
+    FeatureNetwork,
+    InceptionFeatures,
+    Processes,
+    inception_file,
+)
 
 OPTIONS = ("features", "feature_weights", "feature_sha256")
 """What `add_arguments` adds; each is None unless given."""
@@ -15,14 +23,15 @@ def add_arguments(options: Any) -> None:
     """Add the options that name the network of FID, Inception Score and KID to an argument group."""
     options.add_argument(
         "--features",
-        choices=("inception", "dinov2"),
-        help="network: that of FID, of 2015-12-05, or DINOv2 for FD-DINOv2 (default: inception)",
+        choices=("inception", "dinov2", "classifier"),
+        help="network: that of FID, of 2015-12-05; DINOv2 for FD-DINOv2; or a small classifier of images of one kind, "
+        "such as examples/ablation/classifier.safetensors (default: inception)",
     )
     options.add_argument(
         "--feature_weights",
         metavar="PATH_OR_ID",
-        help="inception-2015-12-05.pt, or a folder or Hub id of DINOv2 (default: torch hub's cache, fetched if it is "
-        "not there; facebook/dinov2-large)",
+        help="inception-2015-12-05.pt, a folder or Hub id of DINOv2, or the classifier's file (default: torch hub's "
+        "cache, fetched if it is not there; facebook/dinov2-large; none)",
     )
     options.add_argument(
         "--feature_sha256",
@@ -39,6 +48,11 @@ def load_feature_network(arguments: argparse.Namespace, device: Any, processes: 
         ValueError: a file of another hash or kind.
     """
     weights, sha256 = arguments.feature_weights, arguments.feature_sha256
+    if arguments.features == "classifier":
+        with processes.sync_errors():
+            if weights is None:
+                raise ValueError("--features classifier needs its file: --feature_weights FILE")
+            return ClassifierFeatures(weights, sha256, device)
     if arguments.features == "dinov2":
         with processes.sync_errors():
             return DinoV2Features(weights or "facebook/dinov2-large", sha256, device=device)
