@@ -26,7 +26,7 @@ from zsnr_diffusers.evaluation import (
 HERE = Path(__file__).parent
 CLASSIFIER = HERE / "classifier.safetensors"
 REFERENCE = HERE / "reference.safetensors"
-CLASSIFIER_SHA256 = "b337bc724b9e29e06171b4de1b6df2f2f9ab79cae98838c6d17ebd8a4be6b1f9"
+CLASSIFIER_SHA256 = "feef864b862364d6047a3d2d51d707f78f092195efb3252a88f299d212cfd2a7"
 """Of the file in this folder; figures by another classifier do not compare."""
 
 NEIGHBORS = 2000

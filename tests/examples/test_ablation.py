@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shlex
 
 import ablation
 import fashion_mnist
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_fashion_mnist
 from arms import ARMS, BUDGETS, Arm, Cell, cells, sampler
+from command_line import evaluate
 from fashion_mnist import read_fashion_mnist
 from PIL import Image
 
@@ -103,6 +106,23 @@ def test_the_judge_prefers_real_images(source):
     assert noise.precision < 0.2
     assert noise.w1 > 5 * noise.floor
     assert noise.kernel_distance > real.kernel_distance
+
+
+@pytest.mark.full
+def test_the_command_for_others_gives_the_same_figures(source, tmp_path, capsys):
+    page = (judge.HERE / "README.md").read_text(encoding="utf-8")
+    line = next(line for line in page.replace("\\\n", " ").splitlines() if line.startswith("zsnr evaluate"))
+    images, labels = _noise(80), [i % 10 for i in range(80)]
+    (tmp_path / "samples").mkdir()
+    for i, image in enumerate(images):
+        image.save(tmp_path / "samples" / f"{i:03d}.png")
+    words = [str(tmp_path / "samples") if word == "samples/" else word for word in shlex.split(line)[2:]]
+    paths = [str(judge.HERE.parents[1] / word) if word.startswith("examples/") else word for word in words]
+    assert evaluate(*paths, "--device", "cpu", "--json", tmp_path / "a.json") == 0
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    row = judge.Judge(read_fashion_mnist(str(source), "test", 16))(images, labels)
+    assert figures["fid"]["value"] == pytest.approx(row.frechet_distance, rel=1e-4)
+    assert judge.CLASSIFIER_SHA256[:12] in capsys.readouterr().out
 
 
 def _noise(n):

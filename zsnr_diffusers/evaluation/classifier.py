@@ -50,12 +50,12 @@ class ClassifierFeatures:
                 f"{str(path)!r} has sha256 {found}, expected {sha256}; get the file again, or pass the hash of the "
                 "one that is meant (figures of other classifiers do not compare)"
             )
-        self._tensors, metadata = _read(path)
+        self._tensors, facts = _read(path)
         self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
-        self._strides: list[int] = json.loads(metadata["strides"])
+        self._strides: list[int] = facts["strides"]
         self._device = device
-        self.size = int(metadata["size"])
-        self.origin = FeatureOrigin(f"classifier {metadata['name']}", f"Pillow bicubic to {self.size}", found)
+        self.size: int = facts["size"]
+        self.origin = FeatureOrigin(f"classifier {facts['name']}", f"Pillow bicubic to {self.size}", found)
 
     def __call__(self, images: Tensor) -> FeaturesAndLogits:
         """Features [n, d] and logits [n, classes], float32, of uint8 images [n, 3, h, w]."""
@@ -135,8 +135,10 @@ def train_classifier(
                 optimizer.step()
                 decay.step()
                 bar.update()
-    metadata = {"format": FILE_FORMAT, "name": name, "size": str(images.shape[-1]), "strides": json.dumps(STRIDES)}
+    facts = {"name": name, "size": images.shape[-1], "strides": STRIDES}
     with atomic_write(Path(path)) as partial:
+        # One entry, since safetensors writes several in any order, and the same training should give the same hash.
+        metadata = {FILE_FORMAT: json.dumps(facts, sort_keys=True)}
         save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial, metadata)
     return file_sha256(path)
 
@@ -178,8 +180,8 @@ def _check_training_set(images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"expected a label per image, got {list(labels.shape)} for {shape[0]} images")
 
 
-def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read tensors and metadata of a classifier's file."""
+def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read tensors of a classifier's file, and how they are used."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -188,6 +190,6 @@ def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} cannot be read as safetensors ({error}); get it again") from error
-    if metadata.get("format") != FILE_FORMAT:
+    if FILE_FORMAT not in metadata:
         raise ValueError(f"{str(path)!r} is no classifier of images; name a file that train_classifier wrote")
-    return tensors, metadata
+    return tensors, json.loads(metadata[FILE_FORMAT])
