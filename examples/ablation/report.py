@@ -27,11 +27,12 @@ from zsnr_diffusers.evaluation import sample_grid
 
 FIGURES = {
     "frechet_distance": ("FD", "{:.2f}"),
-    "kernel_distance": ("KID x 1000", "{:.1f}"),
+    "kernel_distance": ("KID", "{:.2f}"),
     "precision": ("precision", "{:.3f}"),
     "recall": ("recall", "{:.3f}"),
     "accuracy": ("class accuracy", "{:.3f}"),
     "w1": ("W1", "{:.3f}"),
+    "luminance_mean": ("luminance", "{:.3f}"),
 }
 """Name in tables and format of each figure of a row."""
 
