@@ -3,7 +3,7 @@
     python examples/quickstart.py && python examples/edit_landscapes.py
 
 The quickstart's retrained model is asked for landscapes from black to white three times. With a text alone. With a
-text and an image of another brightness that it starts from, noised: image to image, whose strength trades the one for
+text and an image of another brightness that it starts from, noised: image-to-image, whose strength trades the one for
 the other. And with an instruction and an image that it sees while it generates: InstructPix2Pix (Brooks et al. 2023,
 arXiv:2211.09800), for which its UNet gets four channels more and is trained on, with v-loss on zero terminal SNR, on
 pairs of one scene at two times of day.
@@ -225,7 +225,7 @@ def embed(base: ZeroSNRStableDiffusionPipeline, text: str) -> Tensor:
     return base.encode_prompt(text, base.device, 1, do_classifier_free_guidance=False)[0]
 
 
-# Painting, measuring, drawing
+# Generating, measuring, drawing
 
 
 def generate(
@@ -247,10 +247,10 @@ def generate(
             **arguments,
         ).images
 
-    generated = {"text to image": call("text to image", base, prompt=task.prompts)}
+    generated = {"text-to-image": call("text-to-image", base, prompt=task.prompts)}
     from_image = ZeroSNRStableDiffusionImg2ImgPipeline(**base.components, requires_safety_checker=False)
     for strength in STRENGTHS:
-        name = f"image to image, strength {strength}"
+        name = f"image-to-image, strength {strength}"
         generated[name] = call(name, from_image, prompt=task.prompts, image=task.sources, strength=strength)
     generated["InstructPix2Pix"] = call(
         "InstructPix2Pix",
@@ -297,7 +297,7 @@ def draw(path: Path, generated: dict[str, list[Image.Image]], task: Task) -> Non
     """A row per setting for the first scene: its source, then a column per brightness."""
     scenes = len(task.sources) // len(BRIGHTNESS_WORDS)
     blank = Image.new("RGB", task.sources[0].size, "white")
-    rows = [[blank if name == "text to image" else task.sources[0], *generated[name][::scenes]] for name in generated]
+    rows = [[blank if name == "text-to-image" else task.sources[0], *generated[name][::scenes]] for name in generated]
     labels = [name.replace("Pix2Pix", " Pix2Pix") for name in generated]  # too long for a line
     sheet = sample_grid(rows, labels, column_labels=["source", *BRIGHTNESS_WORDS])
     sheet.quantize(256, kmeans=3).save(path, optimize=True)  # a third of the size

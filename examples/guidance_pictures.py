@@ -59,7 +59,7 @@ def main(quickstart_dir: Path = Path("quickstart"), seeds: int = 16) -> dict[str
         raise SystemExit(f"{quickstart_dir / 'retrained'} holds no pipeline; run examples/quickstart.py first.")
     quieten_libraries()
     pipe = load_pipeline(quickstart_dir / "retrained", keep_low_frequencies=0)
-    pipe.set_progress_bar_config(desc="painting", leave=False)
+    pipe.set_progress_bar_config(desc="generating", leave=False)
     real = mean_luminance(read_landscapes(quickstart_dir / "landscapes"))
     print(f"guidance {GUIDANCE_SCALE:g}, {seeds * len(captions())} images each\n")
     print("| remedy | pixel values clipped | W1 of brightness to the data |")

@@ -10,12 +10,14 @@ schedule, and with v-loss on zero terminal SNR. Beside them stands the flawed mo
 frequencies that it expects in x_T, fitted to the same images in seconds. All four generate the same prompts from the
 same seeds.
 
-Everything lands in `--output_dir`: each pipeline with its checkpoints and logs, `brightness.png` and `samples.png`.
+Everything lands in `--output_dir`: each pipeline with its checkpoints and logs, `before_after.png`, `samples.png` and
+`brightness.png`.
 Run it again and it goes on where it was.
 """
 
 import argparse
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,7 @@ import numpy as np
 import transformers
 from diffusers import DiffusionPipeline
 from landscapes import captions, make_landscapes, read_landscapes
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from small_stable_diffusion import build_stable_diffusion, train_vae
 
 from zsnr_diffusers import enable_start, load_pipeline
@@ -182,8 +184,24 @@ def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict
     print_per_prompt(real, real_prompts, {arm.name: luminance[arm.name] for arm in arms}, prompts)
     plot_luminance(output_dir / "brightness.png", {arm.name: luminance[arm.name] for arm in arms}, real)
     draw_samples(output_dir / "samples.png", {arm.name: generated[arm.name] for arm in arms}, sizes.seeds)
+    draw_before_after(
+        output_dir / "before_after.png",
+        {
+            "before: default noise schedule": by_prompt(generated[arms[0].name], prompts),
+            "after: zero terminal SNR": by_prompt(generated[arms[-1].name], prompts),
+            "real images": by_prompt(rows["image"], real_prompts),
+        },
+    )
     print_verdict(figures, [arm.name for arm in arms], output_dir)
     return figures
+
+
+def by_prompt(images: Iterable[Image.Image], prompts: Sequence[str]) -> dict[str, list[Image.Image]]:
+    """The images of each prompt, in order."""
+    found: dict[str, list[Image.Image]] = {prompt: [] for prompt in captions()}
+    for image, prompt in zip(images, prompts, strict=True):
+        found[prompt].append(image)
+    return found
 
 
 def print_overall(real, real_prompts, luminance, prompts) -> dict[str, dict[str, float]]:
@@ -238,7 +256,7 @@ def print_verdict(figures, names, output_dir) -> None:
         f"{data['p5']:.2f} to {data['p95']:.2f}), and the prompt decides {retrained['share']:.0%} of it "
         f"(before: {flawed['share']:.0%}).\nWith a start and its weights as they were, the flawed model gets to W1 "
         f"{started['w1']:.3f}, {started['p5']:.2f} to {started['p95']:.2f}, and the prompt decides "
-        f"{started['share']:.0%}.\nPictures: {output_dir / 'brightness.png'}, {output_dir / 'samples.png'}. "
+        f"{started['share']:.0%}.\nImages: before_after.png, samples.png and brightness.png in {output_dir}. "
         f"The pipeline: {output_dir / 'retrained'}"
     )
 
@@ -256,6 +274,34 @@ def draw_samples(path: Path, generated: dict[str, list[Image.Image]], seeds: int
         sheet.paste(block, (left, title))
         ImageDraw.Draw(sheet).text((left + block.width - 5 * 68, 2), name, "black")
         left += block.width
+    sheet.save(path)
+
+
+def draw_before_after(
+    path: Path, blocks: Mapping[str, Mapping[str, Sequence[Image.Image]]], columns: int = 3, cell: int = 128
+) -> None:
+    """Draw the darkest, the middle and the brightest prompt, in blocks side by side, each under its title.
+
+    Args:
+        path: of the image.
+        blocks: by title, the images of each prompt.
+        columns: images of a row of a block.
+        cell: side of an image, in pixels.
+    """
+    prompts = [captions()[place] for place in (0, 3, 5)]
+    font, gap, margin, top = ImageFont.load_default(size=22), 4, 120, 36
+    width = columns * (cell + gap) + 5 * gap
+    sheet = Image.new("RGB", (margin + len(blocks) * width, top + len(prompts) * (cell + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, prompt in enumerate(prompts):
+        y = top + row * (cell + gap)
+        draw.multiline_text((gap, y + cell // 4), prompt.replace(" landscape", "\nlandscape"), "black", font)
+        for block, images in enumerate(blocks.values()):
+            for column, image in enumerate(images[prompt][:columns]):
+                tile = ImageOps.fit(image, (cell, cell), Image.Resampling.BICUBIC)
+                sheet.paste(tile, (margin + block * width + column * (cell + gap), y))
+    for block, title in enumerate(blocks):
+        draw.text((margin + block * width, gap), title, "black", font)
     sheet.save(path)
 
 

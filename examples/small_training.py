@@ -28,7 +28,7 @@ def minimize(
         steps: how many.
         learning_rate: after the warm-up.
         name: of the progress bar.
-        look: called with the number of steps made, while the averaged weights are in the network.
+        look: called with the step count made, while the averaged weights are in the network.
         look_after: at which numbers.
     """
     optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate)

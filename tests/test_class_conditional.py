@@ -152,7 +152,7 @@ def test_a_network_without_classes():
     stock.set_progress_bar_config(disable=True)
     ours.set_progress_bar_config(disable=True)
     images = ours(num_inference_steps=5, generator=seeded(), output_type="np").images
-    # stock's DDIM, at a number of steps that divides T
+    # stock's DDIM, at a step count that divides T
     np.testing.assert_allclose(
         images, stock(num_inference_steps=5, generator=seeded(), output_type="np").images, atol=1e-5
     )

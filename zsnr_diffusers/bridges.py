@@ -21,7 +21,7 @@ Ask = Callable[[Tensor], tuple[NoiseLevel, Tensor, NoiseLevel]]
 
 
 class Bridge:
-    """A network that is asked as one of another kind, until `remove`; also a context manager."""
+    """A network that is asked as one of a different kind, until `remove`; also a context manager."""
 
     def __init__(self, network: nn.Module, ask: Ask, prediction_type: str, wanted: str) -> None:
         """Hang the conversion around the network's calls.
@@ -90,7 +90,7 @@ def broadcast_level(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> Noi
 
 
 def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
-    """Ask a network that was trained on betas as a flow-matching model.
+    """Use a network that was trained on betas as a flow-matching model.
 
     From then on it takes samples (1 - s) x_0 + s noise and timesteps 1000 s, and returns noise - x_0, so that
     `FlowMatchMultistepScheduler` samples it, guiders and trainers of flow models take it. A flow time between two
@@ -105,6 +105,15 @@ def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
 
     Raises:
         ValueError: the schedule does not end at an SNR of zero, so its samples of pure noise are none.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers import ZeroSNRDDIMScheduler, as_flow_model, build_unet
+        >>> unet = build_unet("small-8")
+        >>> with torch.no_grad(), as_flow_model(unet, ZeroSNRDDIMScheduler()):
+        ...     velocity = unet(torch.zeros(1, 3, 8, 8), torch.tensor(1000.0)).sample
+        >>> velocity.shape
+        torch.Size([1, 3, 8, 8])
     """
     ask = flow_timestep_lookup(scheduler)
     return Bridge(network, ask, scheduler.config["prediction_type"], "flow_prediction")
@@ -134,7 +143,7 @@ def flow_timestep_lookup(scheduler: ZeroSNRScheduler) -> Ask:
 
 
 def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
-    """Ask a flow-matching network as one with v-prediction on betas.
+    """Use a flow-matching network as one with v-prediction on betas.
 
     From then on it takes samples alpha x_0 + sigma noise and the timesteps of `scheduler`, and returns
     v = alpha noise - sigma x_0, so that every scheduler for betas at zero terminal SNR samples it.
@@ -148,6 +157,15 @@ def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
 
     Raises:
         ValueError: the schedule does not end at an SNR of zero, or the scheduler expects another prediction.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers import ZeroSNRDDIMScheduler, as_v_model, build_unet
+        >>> unet = build_unet("small-8")
+        >>> with torch.no_grad(), as_v_model(unet, ZeroSNRDDIMScheduler()):
+        ...     v = unet(torch.zeros(1, 3, 8, 8), torch.tensor(999)).sample
+        >>> v.shape
+        torch.Size([1, 3, 8, 8])
     """
     if (kind := scheduler.config["prediction_type"]) != "v_prediction":
         raise ValueError(f"The scheduler has prediction_type={kind!r}; as_v_model needs one with 'v_prediction'.")

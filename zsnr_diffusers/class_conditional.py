@@ -19,7 +19,7 @@ _THRESHOLDING = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value
 
 
 class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
-    """Makes images of given classes with a network of pixels, guided away from its prediction for no class.
+    """Generates images of given classes with a pixel-space network and classifier-free guidance.
 
     The network's last class embedding stands for no class, as in DiT (Peebles & Xie 2022, arXiv:2212.09748), so a
     network for ten classes has `num_class_embeds=11`. A network without class embeddings makes images of no class.
@@ -27,6 +27,15 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
     Args:
         unet: predicts from (x_t, timestep, class_labels) on images in [-1, 1].
         scheduler: any of ours, or of diffusers.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRMultistepScheduler, build_unet
+        >>> pipe = ClassConditionalPipeline(build_unet("small-8", class_labels=10), ZeroSNRMultistepScheduler())
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> images = pipe([3, 7], num_inference_steps=2, guidance_scale=2.0).images
+        >>> [image.size for image in images]
+        [(8, 8), (8, 8)]
     """
 
     model_cpu_offload_seq = "unet"

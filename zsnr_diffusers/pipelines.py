@@ -1,6 +1,6 @@
 """Ready pipelines: guidance rescale 0.7 unless told otherwise; everything else is stock's.
 
-Those of text to image also leave the lowest 4 x 4 frequencies to the conditional prediction: their first step is at
+Those of text-to-image also leave the lowest 4 x 4 frequencies to the conditional prediction: their first step is at
 zero SNR, where guidance extrapolates brightness and nothing else. Edits start from an image, and an instruction such
 as "make it night" may well want that.
 """
@@ -22,45 +22,45 @@ from .guidance.mixin import DEFAULT_GUIDANCE_RESCALE, DEFAULT_KEEP_LOW_FREQUENCI
 
 
 class ZeroSNRStableDiffusionPipeline(GuidanceRescaleMixin, StableDiffusionPipeline):
-    """Text to image."""
+    """Text-to-image."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
     default_keep_low_frequencies = DEFAULT_KEEP_LOW_FREQUENCIES
 
 
 class ZeroSNRStableDiffusionImg2ImgPipeline(GuidanceRescaleMixin, StableDiffusionImg2ImgPipeline):
-    """Image to image; stock's has no guidance rescale."""
+    """Image-to-image; diffusers' class has no guidance rescale."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
 
 class ZeroSNRStableDiffusionInpaintPipeline(GuidanceRescaleMixin, StableDiffusionInpaintPipeline):
-    """Inpainting; stock's has no guidance rescale."""
+    """Inpainting; diffusers' class has no guidance rescale."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
 
 class ZeroSNRStableDiffusionControlNetPipeline(GuidanceRescaleMixin, StableDiffusionControlNetPipeline):
-    """Text to image along a control image; stock's has no guidance rescale."""
+    """Text-to-image with a control image; diffusers' class has no guidance rescale."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
 
 class ZeroSNRStableDiffusionInstructPix2PixPipeline(GuidanceRescaleMixin, StableDiffusionInstructPix2PixPipeline):
-    """An instruction and an image to an image; rescaled to the prediction that knows both."""
+    """Image editing by instruction; rescaled to the prediction conditioned on both."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
 
 class ZeroSNRStableDiffusionXLPipeline(GuidanceRescaleMixin, StableDiffusionXLPipeline):
-    """Text to image with SDXL."""
+    """Text-to-image with SDXL."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
     default_keep_low_frequencies = DEFAULT_KEEP_LOW_FREQUENCIES
 
 
 class ZeroSNRStableDiffusionXLImg2ImgPipeline(GuidanceRescaleMixin, StableDiffusionXLImg2ImgPipeline):
-    """Image to image with SDXL."""
+    """Image-to-image with SDXL."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
@@ -72,12 +72,12 @@ class ZeroSNRStableDiffusionXLInpaintPipeline(GuidanceRescaleMixin, StableDiffus
 
 
 class ZeroSNRStableDiffusionXLControlNetPipeline(GuidanceRescaleMixin, StableDiffusionXLControlNetPipeline):
-    """Text to image along a control image with SDXL; stock's has no guidance rescale."""
+    """Text-to-image with a control image and SDXL; diffusers' class has no guidance rescale."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE
 
 
 class ZeroSNRStableDiffusionXLInstructPix2PixPipeline(GuidanceRescaleMixin, StableDiffusionXLInstructPix2PixPipeline):
-    """An instruction and an image to an image with SDXL; rescaled to the prediction that knows both."""
+    """Image editing by instruction with SDXL; rescaled to the prediction conditioned on both."""
 
     default_guidance_rescale = DEFAULT_GUIDANCE_RESCALE

@@ -67,7 +67,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UNet2DModel:
-    """A network of pixels from a preset, with the first weights of Ho et al. 2020.
+    """A pixel-space network from a preset, with the initialization of Ho et al. 2020.
 
     Xavier-uniform convolutions and dense layers, biases of zero; a gain of 1e-5 where a residual block or attention
     joins the main path and in the last convolution (variance scaling of 1e-10 in the paper's code), so that the
@@ -88,6 +88,12 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
     Raises:
         ValueError: an unknown name, fewer than one class, a `sample_size` that cannot be halved at every level, or
             `num_class_embeds` among the changes.
+
+    Examples:
+        >>> from zsnr_diffusers import build_unet
+        >>> unet = build_unet("small-8", class_labels=10)
+        >>> unet.config.num_class_embeds
+        11
     """
     if name not in PRESETS:
         raise ValueError(f"name={name!r} is no preset; there are {', '.join(PRESETS)}.")

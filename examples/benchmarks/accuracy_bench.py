@@ -17,7 +17,7 @@ Triple = tuple[float, float, float]
 KINDS = ("all", "Gaussians", "mixtures")
 """What the three figures of a sampler are of."""
 Figures = Mapping[tuple[str, Hashable], Triple]
-"""By a sampler's label and a column, which is a number of steps, or guidance scale and number of steps."""
+"""By a sampler's label and a column, which is a step count, or guidance scale and step count."""
 
 
 def brief(sampler: Sampler) -> str:
@@ -69,7 +69,7 @@ class Bench:
     def all_errors(
         self, samplers: Sequence[Sampler], steps: Sequence[int], title: str
     ) -> dict[tuple[str, int], Tensor | None]:
-        """`errors` of each sampler at each number of steps, by its label."""
+        """`errors` of each sampler at each step count, by its label."""
         jobs = tqdm([(s, n) for s in samplers for n in steps], desc=title, leave=False, disable=None)
         return {(sampler.label, n): self.errors(sampler, n) for sampler, n in jobs}
 

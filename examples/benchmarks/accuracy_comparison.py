@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Comparison(NamedTuple):
-    """The main table: errors per case and figures of all samplers, by label and number of steps."""
+    """The main table: errors per case and figures of all samplers, by label and step count."""
 
     stock: list[Sampler]
     rivals: list[Sampler]

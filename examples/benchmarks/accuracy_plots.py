@@ -15,7 +15,7 @@ ZERO_SNR_TITLE = "Distance to the exact probability-flow ODE at zero terminal SN
 def plot_errors(
     path: Path, curves: Mapping[str, Sequence[float]], steps: Sequence[int], title: str = ZERO_SNR_TITLE
 ) -> None:
-    """Error against the number of steps, both logarithmic."""
+    """Error against the step count, both logarithmic."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots()
     _draw(axes, curves, steps)

@@ -1,10 +1,10 @@
-"""Guidance rescale in every pipeline of diffusers that guides, checked at the scheduler's door.
+"""Guidance rescale in every pipeline of diffusers that guides, checked at `scheduler.step`.
 
     python examples/benchmarks/guidance_pipelines.py
 
 Each pipeline is the real class with small random components (`small_pipelines`), and what reaches `scheduler.step` is
-compared with Algorithm 2 of Lin et al. 2023 (`guidance_oracle`). Prints the README's two tables, of pipelines with a
-UNet and with a transformer; 5 minutes on one CPU core.
+compared with Algorithm 2 of Lin et al. 2023 (`guidance_oracle`). Prints the two tables of
+`examples/guides/pipelines.md`, of pipelines with a UNet and with a transformer; 5 minutes on one CPU core.
 """
 
 import argparse
@@ -160,7 +160,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for names in (PIPELINES, TRANSFORMERS):
         findings = [examine(name) for name in sorted(names)]
-        print("| pipeline | stock | here |")
+        print("| pipeline | diffusers | here |")
         print("|---|---|---|")
         for found in findings:
             print(finding_row(found))

@@ -32,7 +32,7 @@ OTHERS = [
 NAMED = [DEFAULT, *OTHERS, *USUAL.values()]
 
 Cell = tuple[float, int]
-"""Guidance scale and number of steps."""
+"""Guidance scale and step count."""
 
 
 class Groups(NamedTuple):
@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace, groups: Groups, report: dict[str, Any]) ->
 def tabulate(
     figures: dict[tuple[str, Cell], Triple], groups: Groups, cells: Sequence[Cell], title: str
 ) -> dict[str, Any]:
-    """Print one guidance scale: ours, the usual of stock, and the best of each group at each number of steps."""
+    """Print one guidance scale: ours, the usual of stock, and the best of each group at each step count."""
     steps = [n for _, n in cells]
     winners = {name: [best(figures, among, cell).label for cell in cells] for name, among in groups.by_name.items()}
     rows = {s.label: [figures[s.label, cell] for cell in cells] for s in NAMED}
@@ -85,7 +85,7 @@ def compare(
 ) -> dict[str, dict[str, dict[int, Triple]]]:
     """Print ours over each group's best of each cell, and over one stock configuration for all cells.
 
-    Returns the ratios of each table, by guidance scale and number of steps.
+    Returns the ratios of each table, by guidance scale and step count.
     """
     single = single_best(figures, groups.stock, [(scale, n) for scale in scales for n in steps])
     tables, tail = {}, "of all cases (Gaussians, mixtures); below 1: closer"
@@ -100,7 +100,7 @@ def compare(
 
 
 def summarize(tables: dict[str, dict[str, dict[int, Triple]]]) -> None:
-    """The worst ratio over all guidance scales and numbers of steps, for each table and kind of data."""
+    """The worst ratio over all guidance scales and step counts, for each table and kind of data."""
     print("\nWorst ratio over guidance scales and steps\n" + "-" * 42)
     for name, by_scale in tables.items():
         cells = {(scale, n): values for scale, by_n in by_scale.items() for n, values in by_n.items()}

@@ -68,7 +68,7 @@ def compare_trailing(bench: Bench, steps: Sequence[int], stock: Sequence[Sampler
 
 
 def compare_curves(bench: Bench, found: Comparison, report: dict[str, Any]) -> None:
-    """Ours, notable stock and the best of others at many numbers of steps."""
+    """Ours, notable stock and the best of others at many step counts."""
     others = [Sampler(ZeroSNRMultistepScheduler, multistep_options(*o)) for o in (("kappa", 3), ("trailing", 2))]
     rivals = {s.label: s for s in found.winners(found.rivals)}.values()
     samplers = [DEFAULT, *others, *found.notable(found.stock), *rivals]
@@ -120,7 +120,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
             Printed in turn: all samplers in all spacings; trailing steps only; how much of a bright or dark image's
             mean is recovered; the SDE, by energy distance. Everything is also in OUTPUT_DIR/report.json; the images
-            are error.png (against the number of steps) and recovered.png (by scale)."""),
+            are error.png (against the step count) and recovered.png (by scale)."""),
     )
     parser.add_argument("--seed", type=int, default=0, help="of the mixtures and the noise; another one is a test of "
                         "what was chosen on this one (default: 0)")  # fmt: skip
@@ -132,7 +132,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--sde_samples", type=int, default=2000, help="per mixture, for the SDE; 0 skips it (default: 2000)"
     )
     add_options(parser)
-    parser.add_argument("--all", action="store_true", help="every number of steps from 3 to 50 on trailing steps, "
+    parser.add_argument("--all", action="store_true", help="every step count from 3 to 50 on trailing steps, "
                         "instead of a dozen of them; some minutes more")  # fmt: skip
     parser.add_argument("--flow", action="store_true", help="flow matching in place of Stable Diffusion's schedule: "
                         "the main table alone, against stock's flow samplers at shifts 1, 1.5, 3 and 7")  # fmt: skip

@@ -181,7 +181,7 @@ class FewStepImages:
         self.config = {**pipe.scheduler.config, **({} if is_flow(pipe.scheduler.config) else UNCLIPPED)}
 
     def __call__(self, scheduler: Any, steps: int) -> Tensor:
-        """Latents, or pixels of a model of pixels, shape [images, C, H, W], on the CPU."""
+        """Latents, or pixels of a pixel-space model, shape [images, C, H, W], on the CPU."""
         self.pipe.scheduler = in_any_pipeline(scheduler)
         steps = steps // 2 + 1 if "Heun" in type(scheduler).__name__ else steps
         call = {"num_inference_steps": steps, "guidance_scale": self.guidance_scale, "output_type": "latent"}
@@ -199,7 +199,7 @@ def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
 def measure(
     sampled: FewStepImages, steps: Sequence[int], calibrated: str | None = None, many: int = 500
 ) -> dict[str, list[Any]]:
-    """Rows of `errors` at each number of steps, or of the name of what was raised; the reference takes `many`."""
+    """Rows of `errors` at each step count, or of the name of what was raised; the reference takes `many`."""
     makers = samplers(sampled.config, calibrated)
     with tqdm(total=2 + len(makers) * len(steps), desc="sampling") as bar:
         reference, simplest, first_order = references(sampled.config)

@@ -36,7 +36,7 @@ def _any_flow_transformer() -> Any:
 
 
 def _far_transformer() -> Any:
-    # All in one piece: between pieces there are calls of another kind.
+    # All in one piece: between pieces there are calls of a different kind.
     return diffusers.AnyFlowFARTransformer3DModel(**WAN_SHAPE, full_chunk_limit=1, chunk_partition=(2,))
 
 

@@ -102,7 +102,7 @@ def test_deep_tries_every_number_of_steps_and_loads_the_weights(tmp_path, capsys
     small.write_text(json.dumps({**config, "num_train_timesteps": 20}))
     assert run(tmp_path, "--deep", "--device", "cpu") == 1  # nobody trained it
     out = capsys.readouterr().out
-    assert "run for               20 numbers of steps" in out
+    assert "tested at             20 step counts" in out
     assert "terminal invariance: " in out
     assert "not-trained-there" in out
 

@@ -91,7 +91,7 @@ def test_text_pipeline_with_a_file_of_prompts(tmp_path, real, text_pipeline, cap
     result = json.loads((tmp_path / "a.json").read_text())
     assert 0 <= result["prompt_share"]["share"] <= 1
     assert result["prompt_share"]["noise_alone"] == pytest.approx(1 / 3)
-    assert "prompt share" in capsys.readouterr().out
+    assert "explained by the prompt: " in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "samples" / "metadata.jsonl").read_text().splitlines()]
     assert [(row["text"], row["seed"]) for row in rows] == [
         ("black cat", 0),

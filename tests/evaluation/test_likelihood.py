@@ -16,7 +16,7 @@ VARIANCE_TYPES = ["fixed_small", "fixed_large"]
 
 
 class PixelStub(torch.nn.Module):
-    """A network of pixels in float64, given by a function of (x_t, timesteps [B]); remembers its calls."""
+    """A pixel-space network in float64, given by a function of (x_t, timesteps [B]); remembers its calls."""
 
     dtype, device = torch.float64, torch.device("cpu")
 
@@ -414,7 +414,7 @@ def test_grey_pictures():
         ({"batch_size": 0}, "batch_size must be at least 1 .*batch_size=0"),
         ({"scheduler": DDPMScheduler()}, "DDPMScheduler is none of our schedulers"),
         ({"scheduler": schedule(1, rescale_betas_zero_snr=False)}, "num_train_timesteps=1"),
-        ({"unet": PixelStub(odd_network, channels=4)}, "from 4 to 4 channels; bits/dim is of models of pixels"),
+        ({"unet": PixelStub(odd_network, channels=4)}, "from 4 to 4 channels; bits/dim is of pixel-space models"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

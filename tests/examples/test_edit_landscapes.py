@@ -21,8 +21,8 @@ def test_trains_paints_in_all_settings_and_draws(tmp_path, capsys):
         assert -1 <= row["kept"] <= 1
         line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         assert line.endswith(f"| {row['error']:.3f} | {row['kept']:.2f} |")
-    settings = {"text to image", "InstructPix2Pix"}
-    settings |= {f"image to image, strength {strength}" for strength in edit_landscapes.STRENGTHS}
+    settings = {"text-to-image", "InstructPix2Pix"}
+    settings |= {f"image-to-image, strength {strength}" for strength in edit_landscapes.STRENGTHS}
     data = {"data: the same scene", "the same, through the autoencoder", "data: another scene"}
     assert set(figures) == settings | data
     # Words are a sixth of the range wide, and a landscape lies anywhere within.

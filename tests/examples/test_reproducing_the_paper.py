@@ -1,30 +1,22 @@
 import re
-import shlex
 from itertools import pairwise
-from pathlib import Path
 
+from pages import ROOT, commands, guide
 from small_stable_diffusion import flawed_scheduler
 from tiny_pipelines import tiny_stable_diffusion
 
-import zsnr_diffusers
 from zsnr_diffusers.cli import main as zsnr
 from zsnr_diffusers.training import parse_config, train
 
-ROOT = Path(zsnr_diffusers.__file__).parents[1]
 RECIPE = ROOT / "examples" / "configs" / "lin2023.yaml"
-PAGE = (ROOT / "examples" / "guides" / "reproducing_the_paper.md").read_text(encoding="utf-8")
-
-
-def commands(program):
-    """Arguments of the page's commands of a program."""
-    text = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
-    words = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [line[line.index(program) + 1 :] for line in words if program in line]
+PAGE = guide("reproducing_the_paper")
 
 
 def test_the_recipe_is_the_paper_s(monkeypatch):
     monkeypatch.chdir(ROOT)
-    fixed, unchanged = map(parse_config, commands("zsnr_diffusers.training"))
+    (command,) = commands(PAGE, "zsnr_diffusers.training")
+    changes = re.search(r"the same command and `([^`]+)`", PAGE)[1].split()
+    fixed, unchanged = parse_config(command), parse_config([*command, *changes])
     for config in (fixed, unchanged):
         assert config.global_batch(processes=8) == 2048
         assert (config.max_train_steps, config.learning_rate, config.ema_decay) == (50_000, 1e-4, 0.9999)
@@ -49,7 +41,7 @@ def test_a_dry_run_accepts_the_recipe(tmp_path, image_folder, capsys):
 
 def test_the_commands_of_the_table_get_as_far_as_the_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    table = [command for command in commands("zsnr") if "--fid" in command]
+    table = [command for command in commands(PAGE, "zsnr") if "--fid" in command]
     assert len(table) == 3
     for command in table:
         assert zsnr(command) == 2

@@ -1,20 +1,20 @@
 """Guidance rescale in every UNet pipeline of the installed diffusers; what is compared stands in the script."""
 
 import inspect
-from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from cases import thirds
 from guidance_pipelines import CONDITIONAL, NOT_HERE, TRANSFORMERS, examine, finding_row, result
+from pages import guide
 from small_pipelines import PIPELINES
 from third_parties import PIPELINE_WARNINGS
 
 import zsnr_diffusers
 from zsnr_diffusers import enable_guidance_rescale
 
-README = Path(zsnr_diffusers.__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+TABLES = guide("pipelines")
 pytestmark = PIPELINE_WARNINGS
 
 
@@ -31,7 +31,7 @@ def test_rescale_acts_as_algorithm_2_and_leaves_nothing_behind(name):
     assert found.same_at_zero
     assert found.same_after_disable
     if diffusers.__version__ == "0.42.1":
-        assert finding_row(found) in README
+        assert finding_row(found) in TABLES
 
 
 STOCK_IGNORES = ("StableDiffusionPanoramaPipeline", "TextToVideoZeroSDXLPipeline")

@@ -6,7 +6,6 @@ What is compared stands in `guidance_pipelines.py`, what ought to come out in `g
 import functools
 import inspect
 import logging
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -15,14 +14,14 @@ from diffusers.guiders import AdaptiveProjectedGuidance
 from guidance_oracle import build, errors, recorded
 from guidance_pipelines import CONDITIONAL, NOT_HERE, TRANSFORMERS, called, examine, finding_row
 from guided_pipelines import by_hand
+from pages import guide
 from small_pipelines import FLOW_PIPELINES
 from third_parties import FLOW_WARNINGS, PIPELINE_WARNINGS
 
-import zsnr_diffusers
 from zsnr_diffusers import FlowMatchMultistepScheduler, GuidanceError, enable_guidance_rescale, rescale_guidance
 from zsnr_diffusers.guidance.layout import find_denoisers
 
-README = Path(zsnr_diffusers.__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+TABLES = guide("pipelines")
 pytestmark = [*PIPELINE_WARNINGS, *FLOW_WARNINGS]
 NAMES = sorted(TRANSFORMERS)
 ACTING = [name for name in NAMES if name not in NOT_HERE]
@@ -52,7 +51,7 @@ def test_what_reaches_the_scheduler_is_algorithm_2(name):
     if found.reason is None:
         assert found.change > 4 * found.error
     if diffusers.__version__ == "0.42.1":
-        assert finding_row(found) in README
+        assert finding_row(found) in TABLES
 
 
 IN_STOCK = {

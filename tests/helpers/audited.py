@@ -42,7 +42,7 @@ def names(result):
 
 
 def misses(scheduler, numbers=STEPS, zero_snr=True, T=1000):
-    """Numbers of steps at which a scheduler does not reach data that is one point."""
+    """Step counts at which a scheduler does not reach data that is one point."""
     alphas, sigmas = levels(T, zero_snr)
     for n in numbers:
         scheduler.set_timesteps(n)

@@ -135,7 +135,7 @@ def run_to_the_point(scheduler, x, alphas, sigmas, begin=0, **kwargs):
 
 
 def misses(name, dtype, numbers):
-    """Numbers of steps that do not make n calls at n right timesteps, or miss the point by more than rounding costs.
+    """Step counts that do not make n calls at n right timesteps, or miss the point by more than rounding costs.
 
     An image of one point is inverted to the noise that a sample of that value holds at the first level.
     """

@@ -80,7 +80,7 @@ def test_it_is_pushed_with_a_card_and_loads_from_there(there, tmp_path):
     repos, made, places = there()
     pipe, folder = adapted(), tmp_path / "dark"
     (folder / "checkpoint-10").mkdir(parents=True)
-    (folder / "checkpoint-10" / "notes").touch()  # of another kind, and nobody else's business
+    (folder / "checkpoint-10" / "notes").touch()  # of a different kind, and nobody else's business
     pipe.register_to_config(_name_or_path="acme/base")
     assert save_lora(pipe, folder, push_to_hub="acme/dark", private=True) == folder
     assert made == {"acme/dark": "private"}

@@ -180,8 +180,8 @@ def changed(**changes):
 
 WEIGHTS = calibration()["5"]["weights"]
 BAD = [
-    ([1, 2], "must map numbers of steps"),
-    ({"five": {}}, "has the key 'five', which is no number of steps"),
+    ([1, 2], "must map step counts"),
+    ({"five": {}}, "has the key 'five', which is no step count"),
     ({"5": {}}, "of 5 steps lacks 'timesteps'"),
     ({"5": 3}, "of 5 steps cannot be read"),
     ({"6": calibration()["5"]}, "of 6 steps has 5 timesteps and 5 rows"),

@@ -1,4 +1,4 @@
-"""Flow matching: point masses at every number of steps, stock where stock is right, and the contract of pipelines."""
+"""Flow matching: point masses at every step count, stock where stock is right, and the contract of pipelines."""
 
 import inspect
 import logging
@@ -326,7 +326,7 @@ def test_mu_beside_a_pipelines_own_sigmas_is_left_unread_without_dynamic_shiftin
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("begin", [0, 3, 9])
 def test_a_run_may_begin_anywhere(cls, begin):
-    """As image to image does: noised by `scale_noise`, from a timestep in the middle."""
+    """As image-to-image does: noised by `scale_noise`, from a timestep in the middle."""
     scheduler = cls()
     scheduler.set_timesteps(10)
     scheduler.set_begin_index(begin)

@@ -401,7 +401,7 @@ def test_a_copy_made_in_the_middle_goes_on_alike(sampler, copied):
 
 
 def test_latent_consistency_pipelines_sample_with_ours():
-    """They hand the timesteps of distillation to `set_timesteps`; image to image hands it the strength too."""
+    """They hand the timesteps of distillation to `set_timesteps`; image-to-image hands it the strength too."""
     pipe = tiny_stable_diffusion()
     parts = {**pipe.components, "safety_checker": None, "feature_extractor": None, "image_encoder": None}
     parts["unet"] = UNet2DConditionModel.from_config(pipe.unet.config, time_cond_proj_dim=32)

@@ -1,4 +1,4 @@
-"""Whole runs of every sampler: what a user may do between steps, and where every number of steps must lead."""
+"""Whole runs of every sampler: what a user may do between steps, and where every step count must lead."""
 
 import copy
 import pickle
@@ -32,7 +32,7 @@ from zsnr_diffusers import ZeroSNRDDIMScheduler
 MEMORY = [name for name in SAMPLERS if name.startswith(("multistep", "pndm", "inverse"))]
 """Samplers whose step uses the outputs of earlier steps."""
 NOTORIOUS = (61, 103, 121, 122, 501, 932, 974, 981, 995, 1000)
-"""Numbers of steps at which stock schedulers return one timestep more, or leave much noise."""
+"""Step counts at which stock schedulers return one timestep more, or leave much noise."""
 HALF = [torch.float16, torch.bfloat16]
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
@@ -170,7 +170,7 @@ def test_own_timesteps_of_inversion_increase():
     assert abs(noise.item() - (1 - alphas[20]) * POINT / sigmas[20]) <= bound
 
 
-# -- all data one point, which every right sampler reaches at every number of steps
+# -- all data one point, which every right sampler reaches at every step count
 
 
 @pytest.mark.full
@@ -206,7 +206,7 @@ def test_n_timesteps_for_every_n(name):
 @settings(max_examples=300, deadline=None)
 @given(runs())
 def test_point_mass_for_any_schedule_options_timesteps_and_beginning(drawn):
-    """Image to image begins in the middle, with the point noised to the level there."""
+    """Image-to-image begins in the middle, with the point noised to the level there."""
     scheduler, count, begin, (alphas, sigmas), extra = drawn
     scheduler.set_begin_index(begin)
     noise = torch.tensor([2.0, -1.0, 0.3], dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Is a model set up right for zero terminal SNR or flow matching, and if not, what makes it right?
+"""Checks whether a model is configured correctly for zero terminal SNR or flow matching, and suggests fixes.
 
-`audit` looks at a scheduler's config and, where that is the honest way, runs the scheduler that it describes on data
-whose right result is known. No weights are loaded unless asked for.
+`audit` reads the config of a scheduler and runs that scheduler on data with a known result. No weights are loaded
+unless requested.
 """
 
 from .api import audit, fix

@@ -13,7 +13,7 @@ from .report import Audit, audit_source
 from .sources import Source, read_source
 
 ALL_STEPS = range(1, LARGEST_T + 1)
-"""Every number of steps; those above T are left out."""
+"""Every step count; those above T are left out."""
 
 
 def audit(
@@ -27,7 +27,7 @@ def audit(
     steps: Iterable[int] | None = None,
     **kwargs: Any,
 ) -> Audit:
-    """Check whether a model is set up right for zero terminal SNR or flow matching, and say what fixes it.
+    """Check whether a model is configured correctly for zero terminal SNR or flow matching, and how to fix it.
 
     The scheduler is made as stock makes it and run on numbers whose right result is known, for 1 to 20 steps and some
     more. Of a flow-matching model, the flow times of 1 to 100 steps are looked at, too, as its pipeline asks for them.
@@ -37,13 +37,13 @@ def audit(
         source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a Hub id, or a `.safetensors`
             file of a Stable Diffusion; a LoRA's folder, repo or file is audited with the scheduler beside it, or with
             that which its base was published with. What is saved may be a `SavedModel` that was opened before.
-        deep: run the scheduler for every number of steps from 1 to T, which takes minutes; and load the weights, if
+        deep: run the scheduler for every step count from 1 to T, which takes minutes; and load the weights, if
             there are any, for `evaluation.terminal_invariance`.
         prompts: for `deep`: texts, or class labels. Eight images of each are made, for their brightness.
         device: for `deep`: where the networks of a pipeline that is loaded here run.
         prediction_type: what the network was trained to predict, if the config may be wrong about it.
         zero_snr: whether it was trained at zero terminal SNR, likewise: no config can tell.
-        steps: numbers of steps to run the scheduler for, in place of those above.
+        steps: step counts to run the scheduler for, in place of those above.
         kwargs: for a Hub id: revision, token, cache_dir, local_files_only, force_download.
 
     Returns:
@@ -51,9 +51,16 @@ def audit(
 
     Raises:
         OSError: there is nothing, or no scheduler in it.
-        TypeError: a source of another kind, or an unknown argument.
+        TypeError: a source of a different kind, or an unknown argument.
         ValueError: no scheduler of a variance-preserving or flow-matching model, or one that cannot be made; a file of
             a Stable Diffusion 2.x of which nothing says what it predicts.
+
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> from zsnr_diffusers import audit
+        >>> stock = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        >>> audit(stock).verdict
+        'works as published; not zero-SNR'
     """
     unknown = sorted(set(kwargs) - set(HUB_KWARGS))
     if unknown:

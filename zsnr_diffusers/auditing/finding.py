@@ -28,7 +28,7 @@ class Finding:
             only, each has a line of its own, and so has the case, with a colon at its end.
         fix: changes to the scheduler's config that fix it, `_class_name` among them where another class is needed;
             None where changing the config does not.
-        steps: numbers of steps that it was seen at, where it is a matter of them.
+        steps: step counts that it was seen at, where it is a matter of them.
     """
 
     name: str
@@ -79,12 +79,12 @@ def retrain_command(setup: SchedulerUnderTest) -> str:
     if setup.source.lora:
         return (
             "accelerate launch -m zsnr_diffusers.training --pretrained_model_name_or_path BASE --lora_rank 64 "
-            "--train_data_dir PICTURES --output_dir RETRAINED"
+            "--train_data_dir IMAGES --output_dir RETRAINED"
         )
     module = "zsnr_diffusers.training.pixels" if setup.source.latent is False else "zsnr_diffusers.training"
     name = setup.source.name if setup.source.index and setup.source.live is None else "PIPELINE"
     return (
-        f"accelerate launch -m {module} --pretrained_model_name_or_path {name} --train_data_dir PICTURES "
+        f"accelerate launch -m {module} --pretrained_model_name_or_path {name} --train_data_dir IMAGES "
         "--output_dir RETRAINED"
     )
 
@@ -95,7 +95,7 @@ def fit_start_command(setup: SchedulerUnderTest) -> str | None:
     if source.lora or not source.latent or "text_encoder" not in source.index:
         return None
     name = source.name if source.live is None else "PIPELINE"
-    return f"zsnr fit-start {name} --train_data_dir PICTURES --output start.safetensors"
+    return f"zsnr fit-start {name} --train_data_dir IMAGES --output start.safetensors"
 
 
 def enabled_clipping(setup: SchedulerUnderTest) -> list[str]:
@@ -140,10 +140,10 @@ def euler_advice_and_fix(setup: SchedulerUnderTest) -> tuple[str, dict[str, Any]
 
 
 def format_step_numbers(numbers: Iterable[int]) -> str:
-    """The first six numbers of steps, and how many more there are, for a finding's text."""
+    """The first six step counts, and how many more there are, for a finding's text."""
     return f"n = {abbreviate([*numbers], 6)}"
 
 
 def severity_at_steps(numbers: Iterable[int]) -> Severity:
-    """`error` if one of these numbers of steps is in `REPORTED_STEPS`, else `note`."""
+    """`error` if one of these step counts is in `REPORTED_STEPS`, else `note`."""
     return "error" if set(numbers) & set(REPORTED_STEPS) else "note"

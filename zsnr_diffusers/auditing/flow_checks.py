@@ -208,7 +208,7 @@ def check_leaves_noise(setup: FlowSchedulerUnderTest) -> Finding | None:
 
 
 def steps_with_broken_sigmas(setup: FlowSchedulerUnderTest) -> tuple[int, ...]:
-    """Numbers of steps that `check_broken_sigmas` reports, for other checks to leave out."""
+    """Step counts that `check_broken_sigmas` reports, for other checks to leave out."""
     found = check_broken_sigmas(setup)
     return () if found is None else found.steps
 

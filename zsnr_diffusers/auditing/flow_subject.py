@@ -31,7 +31,7 @@ from .subject import (
 )
 
 SPACING_STEPS = range(1, 101)
-"""Numbers of steps whose flow times are looked at; that takes no run."""
+"""Step counts whose flow times are looked at; that takes no run."""
 
 _OWN_SIGMAS = "np.linspace(1"
 """How pipelines of diffusers make the sigmas 1, (n - 1) / n, ..., 1 / n that they pass on."""
@@ -157,7 +157,7 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @property
     def first_timesteps(self) -> tuple[tuple[int, float], ...]:
-        """Pairs of a number of steps that the report shows and the noisiest timestep; of Mochi that is 0."""
+        """Pairs of a step count that the report shows and the noisiest timestep; of Mochi that is 0."""
         noisiest = min if self.config.get("invert_sigmas") else max
         return tuple((n, noisiest(timesteps)) for n, timesteps in self.visited_timesteps.items())
 
@@ -196,7 +196,7 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @cached_property
     def simulations(self) -> tuple[Simulation, ...]:
-        """A simulated run for each number of steps, with an ideal network at the sample's own flow time."""
+        """A simulated run for each step count, with an ideal network at the sample's own flow time."""
         if self.skip_reason is not None:
             return ()
         with suppress_warnings():

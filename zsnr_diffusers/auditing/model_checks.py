@@ -85,7 +85,7 @@ def check_terminal_snr(setup: SchedulerUnderTest) -> Finding | None:
     if setup.zero_snr:
         return None
     alpha = f"sqrt(alpha_bar_T) = {float(noise_level(setup.trained, -1).alpha):.4g}"
-    what = f"the schedule never reaches pure noise, so brightness is read off the noise: {alpha}"
+    what = f"the schedule never reaches pure noise, so signal of the image leaks into the last timestep: {alpha}"
     fix = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if (setup.source.prediction_type or setup.config["prediction_type"]) == "epsilon":
         return _epsilon_without_zero_snr(setup, what)

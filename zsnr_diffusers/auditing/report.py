@@ -59,12 +59,12 @@ class Audit(Report):
         num_train_timesteps: T.
         rescale_betas_zero_snr: the flag, as configured.
         timestep_spacing: as configured; None where the scheduler has none.
-        first_timesteps: pairs of a number of steps and the first timestep that it visits; T - 1 is right.
+        first_timesteps: pairs of a step count and the first timestep that it visits; T - 1 is right.
         final_alpha: sqrt(alpha_bar) of where sampling ends; 1 is right. None where the scheduler does not say.
         trained_betas: whether the betas themselves are saved.
         guidance_rescale: phi, as recorded; None if it is not.
         keep_low_frequencies: k of `enable_guidance_rescale`, as recorded; 0 if it is not.
-        steps_tried: numbers of steps that the scheduler was run for.
+        steps_tried: step counts that the scheduler was run for.
         findings: faults and notes, errors first.
         config: the scheduler's config as it is saved.
         setup: what was made of it and run.
@@ -159,7 +159,9 @@ class Audit(Report):
     def parts(self) -> Iterator[Part]:
         """Parts of the printed report: settings beside the right ones and the paper's, findings, the verdict."""
         yield Text(self.source + (f", {self.pipeline}" if self.pipeline not in (None, self.source) else ""), "title")
-        yield KeyValues(("", "this model", "right"), tuple(self._setting_rows()), aside=" (right: {})", indent="  ")
+        yield KeyValues(
+            ("", "this model", "expected"), tuple(self._setting_rows()), aside=" (expected: {})", indent="  "
+        )
         rows = [("this model", self.terminal_snr, self.terminal_alpha)]
         rows += [(name, ratio, alpha) for name, (ratio, alpha) in paper_terminal_snrs().items()]
         yield Table(
@@ -180,14 +182,14 @@ class Audit(Report):
 
     @property
     def _first_timesteps_text(self) -> str:
-        """Where sampling starts at each number of steps, as the report prints it."""
-        return ", ".join(f"{t:g} of {n} steps" for n, t in self.first_timesteps) or "not known"
+        """Where sampling starts at each step count, as the report prints it."""
+        return ", ".join(f"{t:g} at {n} steps" for n, t in self.first_timesteps) or "not known"
 
     def _setting_rows(self) -> Iterator[tuple[str, str, str]]:
         """Name, value and right value of each setting in the report; the last is empty where any is right."""
         betas = ", trained_betas" if self.trained_betas else ""
         phi = "not recorded" if self.guidance_rescale is None else f"{self.guidance_rescale:g}"
-        final = "not said" if self.final_alpha is None else f"{self.final_alpha:.6g}"
+        final = "not configured" if self.final_alpha is None else f"{self.final_alpha:.6g}"
         numbers = len(self.steps_tried) or "no"
         yield "scheduler", f"{self.scheduler}, rescale_betas_zero_snr={self.rescale_betas_zero_snr}{betas}", ""
         yield "prediction type", self.prediction_type, ""
@@ -196,8 +198,8 @@ class Audit(Report):
         yield "final sqrt(alpha_bar)", final, "1"
         yield "guidance rescale", phi, ""
         if k := self.keep_low_frequencies:
-            yield "guidance leaves alone", f"the lowest {k} x {k} frequencies", ""
-        yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
+            yield "frequencies kept", f"the lowest {k} x {k}", ""
+        yield "tested at", f"{numbers} step counts", ""
 
 
 @dataclass(frozen=True)
@@ -223,9 +225,9 @@ class FlowAudit(Audit):
             even = [*trailing_times(REPORTED_STEPS[0], setup.shift), 0.0]
             right = "" if setup.is_distilled or setup.is_from_this_package else _format_sigmas(even)
             yield f"sigmas of {REPORTED_STEPS[0]} steps", _format_sigmas(path), right
-        yield "passed by the pipeline", "sigmas" if setup.passes_sigmas else "the number of steps", ""
+        yield "passed by the pipeline", "sigmas" if setup.passes_sigmas else "the step count", ""
         numbers = len(self.steps_tried) or "no"
-        yield "run for", f"{numbers} number{'s' if self.steps_tried else ''} of steps", ""
+        yield "tested at", f"{numbers} step counts", ""
 
 
 def _format_sigmas(path: Iterable[float]) -> str:

@@ -105,7 +105,7 @@ def check_extra_timestep(setup: SchedulerUnderTest) -> Finding | None:
     worst = max((run.missed for run in extra if run.missed is not None), default=0.0)
     lost = ", which spoils the image" if worst > TOLERANCE else ""
     what = (
-        "stock's trailing spacing returns n + 1 timesteps, the last of them -1, at "
+        "diffusers' trailing spacing returns n + 1 timesteps, the last of them -1, at "
         f"{format_step_numbers(numbers)}{lost}"
     )
     remedy = f"use another n, or:\n{replacement_line(setup)}"
@@ -204,7 +204,7 @@ def check_half_precision_noise(setup: SchedulerUnderTest) -> Finding | None:
             wrong[name] = f"in {name} at {len(timesteps)} timesteps from {timesteps[0]} to {timesteps[-1]}"
     if not wrong:
         return None
-    what = f"add_noise, where image to image starts, is off by more than 5% {' and '.join(wrong.values())}"
+    what = f"add_noise, where image-to-image starts, is off by more than 5% {' and '.join(wrong.values())}"
     return Finding("half-precision-noise", "note", what, f"in half precision:\n{replacement_line(setup)}")
 
 

@@ -1,6 +1,6 @@
 """Runs of a scheduler on data whose right result is known.
 
-Two numbers are sampled side by side. All data of the first is one point: a sampler reaches it in any number of steps,
+Two numbers are sampled side by side. All data of the first is one point: a sampler reaches it in any step count,
 whatever its method, unless it leaves noise, diverges or crashes. Data of the second is Gaussian, as wide as the
 brightness of latents; what the exact rule of DDIM makes of it on the same timesteps tells a wrong step size.
 """
@@ -30,7 +30,7 @@ _START = torch.tensor([2.0, 1.0]).double()
 
 @dataclass(frozen=True)
 class Simulation:
-    """One number of steps.
+    """One step count.
 
     Attributes:
         num_inference_steps: n.
@@ -134,7 +134,7 @@ def training_level(table: Tensor, timestep: float) -> NoiseLevel:
 
 
 def simulate_all(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Simulation, ...]:
-    """Simulate sampling in each number of steps; what stock warns of on the way is ignored."""
+    """Simulate sampling in each step count; what stock warns of on the way is ignored."""
     with suppress_warnings():
         return tuple(simulate(scheduler, n, table) for n in numbers)
 

@@ -20,11 +20,11 @@ from .simulate import TOLERANCE, Simulation, simulate, simulate_all, why_not_run
 from .sources import Source
 
 REPORTED_STEPS = (5, 20, 50)
-"""Numbers of steps that the report shows. A sampler that fails at one of these fails the audit; failing at others is a
+"""Step counts that the report shows. A sampler that fails at one of these fails the audit; failing at others is a
 note."""
 
 TESTED_STEPS = (*range(1, 21), 25, 28, 30, 40, 50, 60, 61, 75, 100)
-"""Numbers of steps that are run unless asked for others: all small ones, those that people use, and two (28 and 61)
+"""Step counts that are run unless asked for others: all small ones, those that people use, and two (28 and 61)
 that stock is known to fail at."""
 
 ZERO = 1e-6
@@ -113,7 +113,7 @@ class SchedulerUnderTest:
 
     @cached_property
     def simulations(self) -> tuple[Simulation, ...]:
-        """A simulated run for each number of steps; none if the scheduler is skipped or samples another schedule."""
+        """A simulated run for each step count; none if the scheduler is skipped or samples another schedule."""
         if self.skip_reason is not None or not self.applies_zero_snr_flag:
             return ()
         return simulate_all(self.scheduler, self.trained, self.numbers)
@@ -125,7 +125,7 @@ class SchedulerUnderTest:
 
     @property
     def point_errors(self) -> dict[int, float]:
-        """By number of steps, how far a simulation of data that is one point ends from it, if beyond `TOLERANCE`."""
+        """By step count, how far a simulation of data that is one point ends from it, if beyond `TOLERANCE`."""
         return {
             r.num_inference_steps: r.missed
             for r in self.finished_simulations
@@ -134,7 +134,7 @@ class SchedulerUnderTest:
 
     @cached_property
     def wide_errors(self) -> dict[int, float]:
-        """By number of steps, relative error on wide data against exact DDIM on the same timesteps."""
+        """By step count, relative error on wide data against exact DDIM on the same timesteps."""
         whole = [run for run in self.finished_simulations if all(t == int(t) for t in run.timesteps)]
         made = {run.num_inference_steps: (run.wide or 0.0, self._ddim_result(run)) for run in whole}
         return {n: wide / exact - 1 for n, (wide, exact) in made.items() if exact}  # one step from zero SNR makes 0
@@ -148,7 +148,7 @@ class SchedulerUnderTest:
 
     @property
     def first_timesteps(self) -> tuple[tuple[int, float], ...]:
-        """Pairs of a number of steps that the report shows and the noisiest timestep that it visits."""
+        """Pairs of a step count that the report shows and the noisiest timestep that it visits."""
         return tuple((n, max(timesteps)) for n, timesteps in self.visited_timesteps.items())
 
     @cached_property
@@ -205,7 +205,7 @@ def build_scheduler_under_test(source: Source, numbers: Sequence[int] | None = N
 
 
 def runnable_step_numbers(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
-    """Those of the numbers of steps that do not exceed T, or the steps that a model was distilled at."""
+    """Those of the step counts that do not exceed T, or the steps that a model was distilled at."""
     T, distilled = config["num_train_timesteps"], config.get("original_inference_steps")
     most = min(T, distilled) if isinstance(distilled, int) and distilled > 0 else T
     return tuple(n for n in numbers if 1 <= n <= most)

@@ -1,4 +1,4 @@
-"""A sampler fitted to a model by what the model itself generates: at few steps, at the guidance it is used with.
+"""Calibration: a sampler fitted to one model at few steps and one guidance scale, from its own samples.
 
 Importing this loads diffusers; `zsnr calibrate` is the command.
 """

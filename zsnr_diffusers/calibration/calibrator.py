@@ -27,7 +27,7 @@ NUM_PROMPTS = 64
 
 
 class Calibrator:
-    """Fits timesteps and weights of `ZeroSNRMultistepScheduler` to a pipeline, one number of steps after another.
+    """Fits timesteps and weights of `ZeroSNRMultistepScheduler` to a pipeline, one step count after another.
 
     Making one records what the pipeline tells its network, and checks everything that can be checked before hours of
     work; `numbers` does the work, and `calibrate` all of it.
@@ -36,7 +36,7 @@ class Calibrator:
         pipe: of text or class to image, with a UNet: Stable Diffusion, SDXL, `ClassConditionalPipeline`.
         prompts: at least 8, such as it will be used with; of every four the last is held out. Class labels for a
             pipeline of classes, None for one without condition.
-        steps: numbers of steps, each at least 2.
+        steps: step counts, each at least 2.
         guidance_scale: w in u + w (c - u); the calibration holds for this one.
         guidance_rescale: phi of Lin et al. 2023, Algorithm 2; by default the pipeline's own.
         keep_low_frequencies: k of `enable_guidance_rescale`; by default the pipeline's own.
@@ -93,7 +93,7 @@ class Calibrator:
         return compared * (fitted + held_out) + sum(max_network_calls(n, outputs) for n in self.steps) * fitted
 
     def numbers(self) -> Iterator[CalibratedNumber]:
-        """Calibrate each number of steps, from the fewest on; yields each once it is done."""
+        """Calibrate each step count, from the fewest on; yields each once it is done."""
         for network in self._networks:
             network.on_call = lambda: self.on_call()
         runs = [(network, run_teacher(network, self.scheduler, self._timesteps)) for network in self._networks]
@@ -124,7 +124,7 @@ class Calibrator:
         return scheduler
 
     def picture(self, numbers: Sequence[CalibratedNumber], rows: int = 3, cell: int = 256) -> Image.Image:
-        """Draw a grid of held-out images: default and calibrated sampler at each number of steps, and the teacher.
+        """Draw a grid of held-out images: default and calibrated sampler at each step count, and the teacher.
 
         Args:
             numbers: what was found.
@@ -163,7 +163,7 @@ class Calibrator:
             self._pipe.scheduler = former
 
     def report(self, numbers: Sequence[CalibratedNumber]) -> Calibration:
-        """The report on these numbers of steps, with what they were calibrated for."""
+        """The report on these step counts, with what they were calibrated for."""
         images = len(self._networks[0]), len(self._networks[1])
         scale, rescale, k = self.guidance
         return Calibration(tuple(numbers), scale, rescale, self.teacher_steps, images, k)
@@ -172,13 +172,13 @@ class Calibrator:
 def calibrate(
     pipe: Any, prompts: Sequence[str] | Sequence[int] | None, *, guidance_scale: float, **options: Any
 ) -> tuple[ZeroSNRMultistepScheduler, Calibration]:
-    """Fit the sampler to a model, at the numbers of steps and the guidance that it will be used with.
+    """Fit the sampler to a model, at the step counts and the guidance that it will be used with.
 
     ```python
     pipe.scheduler, report = calibrate(pipe, prompts, steps=(4, 6), guidance_scale=5.0)
     ```
 
-    The teacher is the default sampler in many steps. For each number of steps, timesteps are searched among the
+    The teacher is the default sampler in many steps. For each step count, timesteps are searched among the
     teacher's, and the weights of each step are fitted by least squares to the teacher's samples, on the path that the
     few steps themselves take; at last all weights are moved together towards the teacher's clean samples. Nothing is
     differentiated, so it takes no more memory than sampling: beside the network, all of the teacher's samples in the
@@ -194,7 +194,7 @@ def calibrate(
         options: the other arguments of `Calibrator`.
 
     Returns:
-        The scheduler, with those numbers of steps that are nearer to the teacher on what was held out, and the report.
+        The scheduler, with those step counts that are nearer to the teacher on what was held out, and the report.
 
     Raises:
         ValueError: as in `Calibrator`.

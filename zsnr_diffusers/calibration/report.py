@@ -11,7 +11,7 @@ from ..utils.tables import Part, Report, Table, Text
 
 @dataclass(frozen=True)
 class CalibratedNumber:
-    """The calibration of one number of steps.
+    """The calibration of one step count.
 
     Errors are RMS differences to the teacher's clean samples over their standard deviation, in the geometric mean of
     images. `error` is that of the prompts that were fitted, `held_out_error` that of prompts and seeds that were not.
@@ -46,10 +46,10 @@ class CalibratedNumber:
 
 @dataclass(frozen=True)
 class Calibration(Report):
-    """All numbers of steps that were calibrated, and what they were calibrated for.
+    """All step counts that were calibrated, and what they were calibrated for.
 
     Attributes:
-        numbers: each number of steps, also those that did not get better.
+        numbers: each step count, also those that did not get better.
         guidance_scale: w in u + w (c - u).
         guidance_rescale: phi of Lin et al. 2023, Algorithm 2.
         teacher_steps: of the run that all are compared with.
@@ -65,7 +65,7 @@ class Calibration(Report):
     keep_low_frequencies: int = 0
 
     def config(self) -> dict[str, Any]:
-        """The `calibration` of a `ZeroSNRMultistepScheduler`: those that got better, by number of steps as a text."""
+        """The `calibration` of a `ZeroSNRMultistepScheduler`: those that got better, by step count as a text."""
         made_for = {
             "guidance_scale": self.guidance_scale,
             "guidance_rescale": self.guidance_rescale,
@@ -80,7 +80,7 @@ class Calibration(Report):
         return asdict(self) | {"numbers": [asdict(one) | {"kept": one.better} for one in self.numbers]}
 
     def parts(self) -> Iterator[Part]:
-        """Parts of the printed report: a row of errors to the teacher for each number of steps."""
+        """Parts of the printed report: a row of errors to the teacher for each step count."""
         fitted, held_out = self.images
         yield Text(
             f"error to {self.teacher_steps} steps at guidance {self.guidance_scale:g} "
@@ -92,7 +92,7 @@ class Calibration(Report):
 
 
 def _table_row(one: CalibratedNumber) -> tuple[str, ...]:
-    """Errors of one number of steps, fitted and held out, and whether it is kept."""
+    """Errors of one step count, fitted and held out, and whether it is kept."""
     errors = (one.default_error, one.error, one.held_out_default_error, one.held_out_error)
     ratio = one.held_out_error / one.held_out_default_error if one.held_out_default_error else 1.0
     kept = "kept" if one.better else "dropped: no better on what was held out"

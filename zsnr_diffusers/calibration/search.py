@@ -16,7 +16,7 @@ def max_network_calls(n: int, outputs: int = 3) -> int:
     """How often the search and fit of n steps call the network at most, for each batch.
 
     Args:
-        n: the number of steps.
+        n: the step count.
         outputs: how many outputs a step weighs at most.
     """
     of_changes = sum(min(i, outputs - 1) * (n - 1 - i) for i in range(n))

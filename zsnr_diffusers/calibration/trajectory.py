@@ -70,10 +70,10 @@ def default_scheduler(scheduler: Any) -> ZeroSNRMultistepScheduler:
 
 
 def teacher_timesteps(scheduler: Any, teacher_steps: int, steps: Sequence[int]) -> list[int]:
-    """The timesteps of the teacher, and those of each number of steps among them, from T-1 down.
+    """The timesteps of the teacher, and those of each step count among them, from T-1 down.
 
     Raises:
-        ValueError: a number of steps that is not between 2 and the teacher's, or a teacher with more than T.
+        ValueError: a step count that is not between 2 and the teacher's, or a teacher with more than T.
     """
     check_num_inference_steps(teacher_steps, len(scheduler))
     for n in steps:

@@ -19,7 +19,7 @@ Is a model set up right? Looks at the config of its scheduler, and runs that sch
 known. No weights are loaded; of a Hub repo only two small files are, or the header of a LoRA. What is wrong is named,
 with the line of code or the command that makes it right.
 
-A sampler that fails at 5, 20 or 50 steps is wrong; that it fails at other numbers of steps is a note, which passes."""
+A sampler that fails at 5, 20 or 50 steps is wrong; that it fails at other step counts is a note, which passes."""
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ examples:
   no config tells what a network was trained on; say it, if you know that it was trained at zero terminal SNR:
     zsnr audit my-v-model/ --fix --prediction_type v_prediction --zero_snr yes
 
-  every number of steps, and what only the weights tell: whether the network ignores the terminal noise, and how
+  every step count, and what only the weights tell: whether the network ignores the terminal noise, and how
   bright its images are:
     zsnr audit sd21-zsnr/ --deep --prompts "a night sky" "snow"
 
@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
     known.add_argument("--prediction_type", choices=PREDICTION_TYPES, help="what was predicted")
     known.add_argument("--zero_snr", choices=("yes", "no"), help="whether at zero terminal SNR")
     deep = parser.add_argument_group("with the weights")
-    deep.add_argument("--deep", action="store_true", help="load them, and try every number of steps; takes minutes")
+    deep.add_argument("--deep", action="store_true", help="load them, and try every step count; takes minutes")
     deep.add_argument("--prompts", nargs="+", metavar="TEXT", help="make 8 images of each, for their brightness")
     deep.add_argument("--device", help="where networks run (default: cuda or mps if there is one, else cpu)")
     parser.set_defaults(run=run)

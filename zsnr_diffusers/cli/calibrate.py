@@ -21,9 +21,9 @@ DESCRIPTION = """\
 Fits the sampler to a model: at few steps, timesteps and weights of ZeroSNRMultistepScheduler are chosen so that it
 comes nearest to what the same model generates in many steps, from the same prompts and seeds, under the same guidance.
 The network is only called, not trained; it needs no more memory than sampling. A quarter of the prompts is held out,
-and a number of steps is kept only where it is nearer to the many steps on these.
+and a step count is kept only where it is nearer to the many steps on these.
 
-Written are scheduler/scheduler_config.json, report.json and calibration.png, the first two after each number of steps,
+Written are scheduler/scheduler_config.json, report.json and calibration.png, the first two after each step count,
 so an interrupted run keeps what it has."""
 
 EXAMPLES = """\
@@ -85,7 +85,7 @@ _CALIBRATOR_OPTIONS = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `zsnr calibrate` and write its results; 0 if any number of steps got better, 1 if none."""
+    """Run `zsnr calibrate` and write its results; 0 if any step count got better, 1 if none."""
     from ..calibration.calibrator import Calibrator, split_prompts
 
     prompts = generation.read_prompts(arguments) or []
@@ -122,7 +122,7 @@ def _pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _calibrate_and_save(calibrator: Any, folder: Path) -> int:
-    """Calibrate each number of steps, save after each, and print the report; returns the exit status."""
+    """Calibrate each step count, save after each, and print the report; returns the exit status."""
     show(Text(f"at most {calibrator.network_calls} network calls, of a batch each"))
     numbers: list[Any] = []
     with _progress_bar(calibrator):
@@ -164,7 +164,7 @@ def _format_duration(seconds: float) -> str:
 
 
 def _save_calibration(calibrator: Any, numbers: Sequence[Any], folder: Path) -> None:
-    """Write the scheduler's folder and report.json with the numbers of steps that are done so far."""
+    """Write the scheduler's folder and report.json with the step counts that are done so far."""
     report = calibrator.report(numbers)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "scheduler") as scheduler:

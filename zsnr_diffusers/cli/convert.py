@@ -34,7 +34,8 @@ here: a file that does not say it is not converted on a guess.
 Where to with it: diffusers and InvokeAI open the folder and find all in it; of a file they read the weights alone.
 ComfyUI and Forge read the keys of an XL file. With one of 1.x or 2.x, ComfyUI needs the node ModelSamplingDiscrete
 (v_prediction, zsnr) and Forge a .yaml beside it. kohya's scripts are told by --v_parameterization --zero_terminal_snr.
-The guidance rescale is for you to set there, in ComfyUI by the node RescaleCFG. examples/recipes.md has the steps."""
+The guidance rescale is for you to set there, in ComfyUI by the node RescaleCFG. The steps are in
+examples/guides/other_programs.md."""
 
 EXAMPLES = """\
 examples:

@@ -340,7 +340,7 @@ def _print_report(
     n, k = len(groups or ()), len(set(groups or ()))
     if groups and n > k > 1:
         share, noise = prompt_share(generated.luminance, groups), (k - 1) / (n - 1)
-        show(Text(f"prompt share {share:.4f} of the variance; noise alone: {noise:.4f}"))
+        show(Text(f"explained by the prompt: {share:.4f} of the variance; by chance: {noise:.4f}"))
         result["prompt_share"] = {"share": share, "noise_alone": noise}
     return result
 

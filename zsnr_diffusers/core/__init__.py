@@ -1,7 +1,7 @@
-"""The numbers: pure functions over float64 tables, one module per step of Lin et al. 2023 (arXiv:2305.08891).
+"""The mathematics as pure functions over float64 tables, one module per step of Lin et al. 2023 (arXiv:2305.08891).
 
-Imports torch and the standard library only. `NoiseLevel` is the currency: whatever acts on a sample takes a noise
-level, never a timestep or a table.
+Imports torch and the standard library only. Every function that acts on a sample takes a `NoiseLevel`, never a
+timestep or a table.
 """
 
 from .flow import flow_level, flow_time, kappa_times, sample_scale, shifted_time, trailing_times, variance_preserving

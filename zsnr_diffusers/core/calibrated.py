@@ -23,7 +23,7 @@ SUM_TOLERANCE = 1e-5
 
 
 class CalibratedSteps(NamedTuple):
-    """The steps of one number of steps: timesteps [n] from T-1 down, and for each step the weights of its outputs."""
+    """The steps of one step count: timesteps [n] from T-1 down, and for each step the weights of its outputs."""
 
     timesteps: list[int]
     weights: list[list[float]]
@@ -37,7 +37,7 @@ def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, mos
     """The calibrated steps that a scheduler's `calibration` config holds, by their number.
 
     Args:
-        calibration: by number of steps, a mapping with `timesteps` and `weights`; what else it says is not read.
+        calibration: by step count, a mapping with `timesteps` and `weights`; what else it says is not read.
         alphas_cumprod: alpha_bar of the schedule, shape [T].
         most: how many outputs a step may weigh; the i-th step weighs min(i, most).
 
@@ -45,7 +45,7 @@ def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, mos
         ValueError: it has another form, or does not fit the schedule or `most`.
     """
     if not isinstance(calibration, Mapping):
-        raise ValueError(f"calibration={calibration!r} must map numbers of steps to timesteps and weights; {WITHOUT}")
+        raise ValueError(f"calibration={calibration!r} must map step counts to timesteps and weights; {WITHOUT}")
     return {
         parse_num_inference_steps(key): _parse_calibrated_steps(str(key), entry, alphas_cumprod, most)
         for key, entry in calibration.items()
@@ -61,7 +61,7 @@ def parse_num_inference_steps(key: Any) -> int:
     try:
         return int(str(key))
     except ValueError:
-        raise ValueError(f"calibration has the key {key!r}, which is no number of steps; {WITHOUT}") from None
+        raise ValueError(f"calibration has the key {key!r}, which is no step count; {WITHOUT}") from None
 
 
 def _parse_calibrated_steps(key: str, entry: Any, alphas_cumprod: Tensor, most: int) -> CalibratedSteps:

@@ -27,23 +27,47 @@ _STOCK_SPACING_TOLERANCE = 1e-5
 
 
 def flow_level(s: Scalar) -> NoiseLevel:
-    """The level of flow time s: 0 at clean data, 1 at pure noise."""
+    """The level of flow time s: 0 at clean data, 1 at pure noise.
+
+    Examples:
+        >>> from zsnr_diffusers.core import flow_level
+        >>> flow_level(0.25)
+        NoiseLevel(alpha=0.75, sigma=0.25)
+    """
     return NoiseLevel(1 - s, s)
 
 
 def flow_time(level: NoiseLevel) -> Scalar:
-    """The flow time of the same signal-to-noise ratio: sigma / (alpha + sigma)."""
+    """The flow time of the same signal-to-noise ratio: sigma / (alpha + sigma).
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, flow_time
+        >>> round(flow_time(NoiseLevel(0.8, 0.6)), 4)
+        0.4286
+    """
     return level.sigma / (level.alpha + level.sigma)
 
 
 def variance_preserving(level: NoiseLevel) -> NoiseLevel:
-    """The noise level of the same signal-to-noise ratio with alpha^2 + sigma^2 = 1."""
+    """The noise level of the same signal-to-noise ratio with alpha^2 + sigma^2 = 1.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, variance_preserving
+        >>> variance_preserving(NoiseLevel(3.0, 4.0))
+        NoiseLevel(alpha=0.6, sigma=0.8)
+    """
     norm = sample_scale(level)
     return NoiseLevel(level.alpha / norm, level.sigma / norm)
 
 
 def sample_scale(level: NoiseLevel) -> Scalar:
-    """How many times larger a sample of this level is than one of the same SNR with alpha^2 + sigma^2 = 1."""
+    """How many times larger a sample of this level is than one of the same SNR with alpha^2 + sigma^2 = 1.
+
+    Examples:
+        >>> from zsnr_diffusers.core import flow_level, sample_scale
+        >>> round(sample_scale(flow_level(0.5)), 4)
+        0.7071
+    """
     alpha, sigma = level
     if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
         return torch.hypot(torch.as_tensor(alpha), torch.as_tensor(sigma))
@@ -67,6 +91,11 @@ def shifted_time(s: Scalar, shift: float) -> Scalar:
 
     Raises:
         ValueError: shift not above 0.
+
+    Examples:
+        >>> from zsnr_diffusers.core import shifted_time
+        >>> shifted_time(0.5, shift=3.0)
+        0.75
     """
     check_shift(shift)
     return shift * s / (1 + (shift - 1) * s)
@@ -104,6 +133,11 @@ def trailing_times(num_inference_steps: int, shift: float = 1.0, shift_terminal:
         shift: see `shifted_time`.
         shift_terminal: where the last time shall be; the times between are stretched (LTX-Video). A single step stays
             at 1.
+
+    Examples:
+        >>> from zsnr_diffusers.core import trailing_times
+        >>> trailing_times(4)
+        [1.0, 0.75, 0.5, 0.25]
     """
     check_num_flow_steps(num_inference_steps)
     times = [(num_inference_steps - i) / num_inference_steps for i in range(num_inference_steps)]
@@ -127,7 +161,13 @@ def stretch_to_terminal(times: Sequence[float], shift_terminal: float | None) ->
 
 
 def kappa_times(num_inference_steps: int) -> list[float]:
-    """n flow times from 1 on, even in `position`: where `kappa` spacing puts its steps, whatever shift a model has."""
+    """n flow times from 1 on, even in `position`: where `kappa` spacing puts its steps, whatever shift a model has.
+
+    Examples:
+        >>> from zsnr_diffusers.core import kappa_times
+        >>> [round(s, 3) for s in kappa_times(4)]
+        [1.0, 0.912, 0.613, 0.188]
+    """
     check_num_flow_steps(num_inference_steps)
     goals = clean_position() * torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
     return (1 / (1 + _kappas_at_positions(goals))).tolist()

@@ -10,6 +10,7 @@ from .noise import noise_level
 
 FlowTimeSampling = Literal["logit_normal", "uniform", "snr"]
 FLOW_TIME_SAMPLINGS: tuple[str, ...] = get_args(FlowTimeSampling)
+"""Names of the densities from which `flow_times` draws training times."""
 
 
 def logit_normal_times(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -57,6 +58,12 @@ def flow_times(
 
     Raises:
         ValueError: unknown sampling, `snr` without a schedule, or a shift not above 0.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import flow_times
+        >>> flow_times(torch.tensor([0.25, 0.5, 0.75]), shift=3.0)
+        tensor([0.6045, 0.7500, 0.8548])
     """
     if sampling not in FLOW_TIME_SAMPLINGS:
         raise ValueError(

@@ -20,12 +20,19 @@ GUIDANCE_SPACES = {
 
 
 def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
-    """u + w (c - u) (Ho & Salimans 2022, arXiv:2207.12598; as in diffusers, w = 1 is no guidance)."""
+    """u + w (c - u) (Ho & Salimans 2022, arXiv:2207.12598; as in diffusers, w = 1 is no guidance).
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import classifier_free_guidance
+        >>> classifier_free_guidance(torch.tensor([1.0]), torch.tensor([2.0]), guidance_scale=7.5)
+        tensor([8.5000])
+    """
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: float) -> Tensor:
-    """Bring the guided prediction back to the spread of the conditional one.
+    """Rescale the guided prediction to the standard deviation of the conditional one.
 
     Lin et al. 2023 (arXiv:2305.08891), Algorithm 2: per sample, `guided * std(conditional) / std(guided)`, blended
     with the unscaled value. A sample of which either prediction has no spread at all (what an ideal zero-SNR model
@@ -41,6 +48,13 @@ def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: floa
 
     Raises:
         ValueError: phi outside [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import rescale_guidance
+        >>> guided, conditional = torch.tensor([[-4.0, 4.0]]), torch.tensor([[-1.0, 1.0]])
+        >>> rescale_guidance(guided, conditional, guidance_rescale=1.0)
+        tensor([[-1.,  1.]])
     """
     check_guidance_rescale(guidance_rescale)
     if guidance_rescale == 0:

@@ -44,13 +44,26 @@ def prior_kl(x_0: Tensor, level: NoiseLevel) -> Tensor:
     Args:
         x_0: clean samples, any shape.
         level: of the last timestep, alpha < 1, numbers or tensors that broadcast to `x_0`.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import NoiseLevel, prior_kl
+        >>> prior_kl(torch.ones(1), NoiseLevel(0.0, 1.0)).item()
+        0.0
     """
     signal = torch.as_tensor(level.alpha, dtype=x_0.dtype, device=x_0.device) ** 2
     return (signal * (x_0**2 - 1) - torch.log1p(-signal)) / 2
 
 
 class StepKL(NamedTuple):
-    """Factors of one step's term: offset + weight (x_0 - prediction)^2 nats per element."""
+    """Factors of one step's term: offset + weight (x_0 - prediction)^2 nats per element.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import StepKL, step_kl
+        >>> step_kl(torch.ones(1), torch.zeros(1), StepKL(offset=0.5, weight=2.0))
+        tensor([2.5000])
+    """
 
     offset: Scalar
     weight: Scalar
@@ -66,6 +79,12 @@ def step_kl_factors(now: NoiseLevel, following: NoiseLevel, variance_type: str =
 
     Raises:
         ValueError: unknown variance type, or `following` not cleaner than `now`.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, step_kl_factors
+        >>> factors = step_kl_factors(NoiseLevel(0.6, 0.8), NoiseLevel(0.8, 0.6))
+        >>> round(factors.weight, 4)
+        0.6076
     """
     posterior = ddim_update(now, following, eta=1.0)
     step = ddpm_updates([now, following], variance_type)[0]
@@ -80,6 +99,13 @@ def step_kl(x_0: Tensor, prediction: Tensor, factors: StepKL) -> Tensor:
         x_0: clean samples, any shape.
         prediction: x_0 as predicted from x_t, same shape.
         factors: of the step, numbers or tensors that broadcast to `x_0`.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import NoiseLevel, step_kl, step_kl_factors
+        >>> factors = step_kl_factors(NoiseLevel(0.6, 0.8), NoiseLevel(0.8, 0.6))
+        >>> step_kl(torch.ones(1), torch.zeros(1), factors)
+        tensor([0.6076])
     """
     return factors.offset + factors.weight * (x_0 - prediction) ** 2
 
@@ -93,6 +119,11 @@ def decoder_std(first: NoiseLevel, second: NoiseLevel) -> float:
 
     The posterior has no variance at the first timestep. The code of Ho et al. (`GaussianDiffusion2`) takes that of the
     second, for `fixed_large` too, and so do we; sampling itself adds no noise there.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, decoder_std
+        >>> round(decoder_std(NoiseLevel(0.9999, 0.0141), NoiseLevel(0.9997, 0.0245)), 4)
+        0.0115
     """
     return ddim_update(second, first, eta=1.0).noise
 
@@ -109,6 +140,12 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, std: Scalar) -> Tensor
 
     Returns:
         float64, at most 0.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import discretized_log_likelihood
+        >>> discretized_log_likelihood(torch.zeros(1), torch.zeros(1), std=0.001).exp()
+        tensor([0.9999], dtype=torch.float64)
     """
     x_0, mean = x_0.double(), mean.double()
     lower = torch.where(x_0 < HALF_BIN - 1, -math.inf, (x_0 - HALF_BIN - mean) / std)
@@ -130,6 +167,12 @@ def bound_strata(levels: Sequence[NoiseLevel], count: int) -> list[range]:
     Args:
         levels: of all timesteps, the cleanest first, numbers.
         count: from 2 to the number of levels; with so many every timestep is a group.
+
+    Examples:
+        >>> from zsnr_diffusers.core import alpha_bar_table, bound_strata, noise_level
+        >>> table = alpha_bar_table()
+        >>> bound_strata([noise_level(table, t) for t in range(1000)], 3)
+        [range(0, 1), range(1, 28), range(28, 1000)]
     """
     last, steps = len(levels) - 1, count - 1
     growth = torch.tensor([float(level.sigma) for level in levels], dtype=torch.float64).log()

@@ -19,6 +19,12 @@ def v_loss(output: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ (broadcasting would train on nonsense).
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import v_loss
+        >>> v_loss(torch.zeros(2, 3), torch.ones(2, 3)).tolist()
+        [1.0, 1.0]
     """
     if output.shape != target.shape:
         raise ValueError(f"output has shape {tuple(output.shape)}, the target {tuple(target.shape)}.")

@@ -35,6 +35,13 @@ def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
 
     Raises:
         ValueError: k is negative or no integer; predictions without height and width, such as packed tokens.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import keep_low_frequencies
+        >>> guided, conditional = torch.full((1, 1, 8, 8), 3.0), torch.ones(1, 1, 8, 8)
+        >>> keep_low_frequencies(guided, conditional, k=1).mean()
+        tensor(1.0000)
     """
     check_keep_low_frequencies(k)
     if k == 0:
@@ -49,7 +56,15 @@ def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
 
 
 def low_pass(x: Tensor, k: int) -> Tensor:
-    """The lowest k x k frequencies of images [..., H, W]: an orthogonal projection on the first vectors of a DCT."""
+    """The lowest k x k frequencies of images [..., H, W]: an orthogonal projection on the first vectors of a DCT.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import low_pass
+        >>> low_pass(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), k=1)
+        tensor([[4.0000, 4.0000],
+                [4.0000, 4.0000]])
+    """
     with without_autocast(x):
         return inverse_dct(dct(x, (k, k)), x.shape[-2:])
 

@@ -129,6 +129,12 @@ def multistep_updates(
 
     Raises:
         ValueError: order or eta out of range.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, multistep_updates
+        >>> path = [NoiseLevel(0.0, 1.0), NoiseLevel(0.6, 0.8), NoiseLevel(0.8, 0.6)]
+        >>> [len(update.gains) for update in multistep_updates(path, order=2)]
+        [1, 2, 2]
     """
     check_eta(eta)
     check_order(order)

@@ -22,6 +22,11 @@ class NoiseLevel(NamedTuple):
     alpha^2 + sigma^2 = 1 where a table of alpha_bar gives it, alpha + sigma = 1 in flow matching (`flow.py`); samplers
     need neither. Either two numbers, for a batch that shares one level, or two tensors that broadcast to the sample.
     Keeping the two apart, rather than their ratio, is what makes a zero signal-to-noise ratio an ordinary value.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, snr
+        >>> round(snr(NoiseLevel(alpha=0.6, sigma=0.8)), 4)
+        0.5625
     """
 
     alpha: Scalar
@@ -102,6 +107,12 @@ def alpha_bar_table(
 
     Raises:
         ValueError: unknown schedule, T below 1, or betas outside (0, 1].
+
+    Examples:
+        >>> from zsnr_diffusers.core import alpha_bar_table
+        >>> table = alpha_bar_table("scaled_linear", beta_start=0.00085, beta_end=0.012)
+        >>> round(table[-1].item(), 6)
+        0.00466
     """
     if trained_betas is not None:
         betas = torch.as_tensor(trained_betas, dtype=torch.float64).flatten()
@@ -127,6 +138,12 @@ def betas_of_table(alphas_cumprod: Tensor) -> Tensor:
 
     Args:
         alphas_cumprod: alpha_bar, shape [T], above 0 except for the last.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import betas_of_table
+        >>> betas_of_table(torch.tensor([0.5, 0.25, 0.0])).tolist()
+        [0.5, 0.5, 1.0]
     """
     return 1 - alphas_cumprod / torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
 
@@ -138,6 +155,12 @@ def shift_snr(alphas_cumprod: Tensor, scale: float) -> Tensor:
 
     Raises:
         ValueError: scale not above 0.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import shift_snr
+        >>> shift_snr(torch.tensor([0.5, 0.0]), scale=3.0).tolist()
+        [0.25, 0.0]
     """
     if not scale > 0:
         raise ValueError(f"snr_shift_scale={scale} must be above 0; 1 changes nothing.")
@@ -157,6 +180,12 @@ def enforce_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
 
     Raises:
         ValueError: not a decreasing table of at least two values in [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import enforce_zero_terminal_snr
+        >>> enforce_zero_terminal_snr(torch.tensor([0.81, 0.25, 0.01]))
+        tensor([0.8100, 0.2025, 0.0000], dtype=torch.float64)
     """
     if alphas_cumprod.ndim != 1 or len(alphas_cumprod) < 2:
         raise ValueError(
@@ -188,6 +217,11 @@ def schedule_table(
 
     Returns:
         float64 tensor of shape [T].
+
+    Examples:
+        >>> from zsnr_diffusers.core import schedule_table
+        >>> schedule_table("scaled_linear", rescale_betas_zero_snr=True)[-1].item()
+        0.0
     """
     table = alpha_bar_table(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas)
     if snr_shift_scale != 1:
@@ -196,7 +230,7 @@ def schedule_table(
 
 
 SCHEDULE_NAMES = tuple(inspect.signature(schedule_table).parameters)
-"""What of a scheduler's config decides on its schedule."""
+"""Settings of a scheduler config that describe its noise schedule."""
 
 
 def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:
@@ -208,6 +242,11 @@ def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:
 
     Returns:
         `NoiseLevel` of two tensors in the table's dtype, shape [B] or scalar.
+
+    Examples:
+        >>> from zsnr_diffusers.core import alpha_bar_table, enforce_zero_terminal_snr, noise_level
+        >>> noise_level(enforce_zero_terminal_snr(alpha_bar_table()), 999)
+        NoiseLevel(alpha=tensor(0., dtype=torch.float64), sigma=tensor(1., dtype=torch.float64))
     """
     alpha_bar = alphas_cumprod[timesteps]
     return NoiseLevel(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
@@ -220,18 +259,37 @@ def noise_level_of_ratio(ratio: float) -> NoiseLevel:
 
 
 def kappa(level: NoiseLevel) -> Scalar:
-    """Root of the signal-to-noise ratio, alpha / sigma, of a level with sigma > 0: 0 at pure noise."""
+    """Root of the signal-to-noise ratio, alpha / sigma, of a level with sigma > 0: 0 at pure noise.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, kappa
+        >>> kappa(NoiseLevel(alpha=0.0, sigma=1.0))
+        0.0
+    """
     return level.alpha / level.sigma
 
 
 def snr(level: NoiseLevel) -> Scalar:
-    """Signal-to-noise ratio (alpha / sigma)^2 of a level with sigma > 0."""
+    """Signal-to-noise ratio (alpha / sigma)^2 of a level with sigma > 0.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, snr
+        >>> snr(NoiseLevel(alpha=0.0, sigma=1.0))
+        0.0
+    """
     ratio: Scalar = kappa(level) ** 2
     return ratio
 
 
 def add_noise(x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-    """x_t = alpha x_0 + sigma noise (Ho et al. 2020, eq. 4), for any two tensors of one shape."""
+    """x_t = alpha x_0 + sigma noise (Ho et al. 2020, eq. 4), for any two tensors of one shape.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import NoiseLevel, add_noise
+        >>> add_noise(torch.ones(2), torch.tensor([0.0, 1.0]), NoiseLevel(0.5, 0.25)).tolist()
+        [0.5, 0.75]
+    """
     return level.alpha * x_0 + level.sigma * noise
 
 
@@ -252,6 +310,11 @@ def transition(cleaner: NoiseLevel, noisier: NoiseLevel) -> NoiseLevel:
 
     Raises:
         ValueError: nothing can be said of the step, from pure noise or towards cleaner levels.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, transition
+        >>> transition(NoiseLevel(0.8, 0.6), NoiseLevel(0.0, 1.0))
+        NoiseLevel(alpha=0.0, sigma=1.0)
     """
     alpha_s, alpha_t = (torch.as_tensor(level.alpha) for level in (cleaner, noisier))
     if not bool(((alpha_s > 0) & (alpha_t <= alpha_s)).all()):

@@ -12,6 +12,7 @@ from torch import Tensor
 from .noise import NoiseLevel, Scalar
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+"""What a network may predict, by the names of diffusers."""
 
 EPSILON_AT_ZERO_SNR = (
     "prediction_type='epsilon' cannot be used at zero signal-to-noise ratio: at the last timestep the sample is the "
@@ -65,6 +66,11 @@ def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar
 
     Raises:
         ValueError: unknown prediction type, or epsilon at alpha = 0.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, x_0_factors
+        >>> x_0_factors("v_prediction", NoiseLevel(0.8, 0.6))
+        (0.8, -0.6)
     """
     alpha, sigma = level
     if prediction_type == "v_prediction":
@@ -84,13 +90,19 @@ def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar
 def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0) -> Tensor:
     """Scale each sample's predicted x_0 down so that all but a share of its pixels lie in [-1, 1]; clip those.
 
-    Saharia et al. 2022 (Imagen, arXiv:2205.11487), section 2.3; for models of pixels. The threshold is the quantile of
-    |x_0|, at least 1 and at most `max_value`.
+    Saharia et al. 2022 (Imagen, arXiv:2205.11487), section 2.3; for pixel-space models. The threshold is the quantile
+    of |x_0|, at least 1 and at most `max_value`.
 
     Args:
         x_0: shape [B, ...], floating point.
         ratio: the quantile, in [0, 1].
         max_value: 1 is plain clipping.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import dynamic_threshold
+        >>> dynamic_threshold(torch.tensor([[-4.0, 0.0, 2.0]]), ratio=1.0, max_value=10.0).tolist()
+        [[-1.0, 0.0, 0.5]]
     """
     # `torch.quantile` refuses more than 16 million values.
     sizes = x_0.abs().flatten(1).sort(dim=1).values
@@ -101,13 +113,19 @@ def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0)
 
 
 def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-    """What a network of this prediction type is to return for `x_t = alpha x_0 + sigma noise`.
+    """Training target of a prediction type at `x_t = alpha x_0 + sigma noise`.
 
     For `v_prediction` it is v = alpha noise - sigma x_0 (Lin et al. 2023, eq. 10), for `flow_prediction` the velocity
     of the straight path, noise - x_0.
 
     Raises:
         ValueError: unknown prediction type.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import NoiseLevel, training_target
+        >>> training_target("v_prediction", torch.ones(1), torch.zeros(1), NoiseLevel(0.0, 1.0))
+        tensor([-1.])
     """
     if prediction_type == "v_prediction":
         return level.alpha * noise - level.sigma * x_0
@@ -135,6 +153,13 @@ def converted_prediction(
 
     Raises:
         ValueError: unknown prediction type, or from epsilon at alpha = 0.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import NoiseLevel, converted_prediction
+        >>> v, x_t, level = torch.tensor([1.0]), torch.tensor([2.0]), NoiseLevel(0.0, 1.0)
+        >>> converted_prediction(v, x_t, level, "v_prediction", "sample", level)
+        tensor([-1.])
     """
     a, b = x_0_factors(prediction_type, level)
     x_0 = a * x_t + b * output
@@ -147,7 +172,7 @@ def ideal_output(
     """What the best network returns for data N(mean, spread^2): its prediction is exactly E[x_0 | x_t].
 
     E[x_0 | x_t] = mean + alpha spread^2 / (alpha^2 spread^2 + sigma^2) (x_t - alpha mean). A spread of 0 is data that
-    is one point, which every right sampler reaches in any number of steps.
+    is one point, which every right sampler reaches in any step count.
 
     Args:
         prediction_type: as in `training_target`.
@@ -158,6 +183,12 @@ def ideal_output(
 
     Raises:
         ValueError: unknown prediction type.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import NoiseLevel, ideal_output
+        >>> ideal_output("sample", torch.tensor([2.0]), NoiseLevel(0.0, 1.0), mean=0.5, spread=1.0)
+        tensor([0.5000])
     """
     alpha, sigma = level
     x_0 = mean + alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * (x_t - alpha * mean)

@@ -29,6 +29,11 @@ class Update(NamedTuple):
     """Factors of one step: x_s = keep * x_t + sum_j gains[j] * x_0[j] + noise * w, with w ~ N(0, 1).
 
     x_0[0] is what the network made of x_t, x_0[1] of the sample one step before, and so on.
+
+    Examples:
+        >>> from zsnr_diffusers.core import CLEAN, NoiseLevel, ddim_update
+        >>> ddim_update(NoiseLevel(0.0, 1.0), CLEAN)
+        Update(keep=0.0, gains=(1.0,), noise=0.0)
     """
 
     keep: float
@@ -50,6 +55,11 @@ def ddim_update(now: NoiseLevel, following: NoiseLevel, eta: float = 0.0) -> Upd
 
     Raises:
         ValueError: eta outside [0, 1], or `following` not cleaner than `now`.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, ddim_update
+        >>> ddim_update(NoiseLevel(0.0, 1.0), NoiseLevel(0.8, 0.6), eta=1.0)
+        Update(keep=0.0, gains=(0.8,), noise=0.6)
     """
     check_eta(eta)
     alpha_t, sigma_t, alpha_s, sigma_s = map(float, (*now, *following))
@@ -66,6 +76,11 @@ def ddim_updates(path: Sequence[NoiseLevel], eta: float = 0.0) -> list[Update]:
 
     Raises:
         ValueError: as `ddim_update`.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, ddim_updates
+        >>> [update.keep for update in ddim_updates([NoiseLevel(0.0, 1.0), NoiseLevel(0.8, 0.6)])]
+        [0.6, 0.0]
     """
     return [ddim_update(now, following, eta) for now, following in pairwise([*path, CLEAN])]
 
@@ -86,6 +101,11 @@ def ddpm_updates(path: Sequence[NoiseLevel], variance_type: str = "fixed_small")
 
     Raises:
         ValueError: unknown variance type, or as `ddim_update`.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, ddpm_updates
+        >>> [round(update.noise, 3) for update in ddpm_updates([NoiseLevel(0.0, 1.0), NoiseLevel(0.8, 0.6)])]
+        [0.6, 0.0]
     """
     check_variance_type(variance_type)
     updates = ddim_updates(path, eta=1.0)
@@ -107,6 +127,11 @@ def pndm_updates(path: Sequence[NoiseLevel]) -> list[Update]:
 
     Args:
         path: levels from the noisiest on, as in `multistep_updates`.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, pndm_updates
+        >>> [len(update.gains) for update in pndm_updates([NoiseLevel(0.0, 1.0), NoiseLevel(0.8, 0.6)])]
+        [1, 1]
     """
     updates = []
     for i, step in enumerate(ddim_updates(path)):
@@ -122,6 +147,11 @@ def consistency_updates(path: Sequence[NoiseLevel]) -> list[Update]:
 
     Args:
         path: levels from the noisiest on, as in `multistep_updates`.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, consistency_updates
+        >>> consistency_updates([NoiseLevel(0.0, 1.0), NoiseLevel(0.8, 0.6)])
+        [Update(keep=0.0, gains=(0.8,), noise=0.6), Update(keep=0.0, gains=(1.0,), noise=0.0)]
     """
     return [Update(keep=0.0, gains=(float(s.alpha),), noise=float(s.sigma)) for s in (*path[1:], CLEAN)]
 
@@ -137,6 +167,11 @@ def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
     Args:
         path: levels from the cleanest to the noisiest, numbers with sigma > 0. The sample that the first update takes
             is clean, the sample that the last one returns is of the last level.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, inversion_updates
+        >>> len(inversion_updates([NoiseLevel(0.8, 0.6), NoiseLevel(0.0, 1.0)]))
+        2
     """
     kappas = [kappa(level) for level in path]
     updates = []

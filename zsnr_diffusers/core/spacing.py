@@ -17,6 +17,7 @@ from .noise import kappa, noise_level
 
 TimestepSpacing = Literal["trailing", "kappa", "linspace", "leading"]
 TIMESTEP_SPACINGS: tuple[str, ...] = get_args(TimestepSpacing)
+"""Names of the spacings of `spaced_timesteps`."""
 
 SMALLEST_SCALE, LARGEST_SCALE = 0.02, 32.0
 """Standard deviations, of fine detail and of brightness, between which steps are shared out."""
@@ -59,6 +60,11 @@ def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cum
 
     Raises:
         ValueError: unknown spacing, or n outside [1, T].
+
+    Examples:
+        >>> from zsnr_diffusers.core import alpha_bar_table, spaced_timesteps
+        >>> spaced_timesteps("trailing", 4, alpha_bar_table())
+        [999, 749, 499, 249]
     """
     check_timestep_spacing(timestep_spacing)
     n, num_train_timesteps = num_inference_steps, len(alphas_cumprod)
@@ -126,6 +132,11 @@ def timesteps_of_sigmas(sigmas: Sequence[float], alphas_cumprod: Tensor, increas
 
     Raises:
         ValueError: none above 0, one that is no number or below 0, wrong order, or two that lead to one timestep.
+
+    Examples:
+        >>> from zsnr_diffusers.core import alpha_bar_table, timesteps_of_sigmas
+        >>> timesteps_of_sigmas([100.0, 1.0], alpha_bar_table())
+        [953, 258]
     """
     given = [math.inf if sigma == PURE_NOISE else float(sigma) for sigma in sigmas]
     found = [sigma for sigma in given if sigma != 0]
@@ -152,6 +163,11 @@ def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int, increasi
 
     Raises:
         ValueError: none at all, not whole numbers in [0, T-1], or not strictly decreasing (increasing, for inversion).
+
+    Examples:
+        >>> from zsnr_diffusers.core import check_timesteps
+        >>> check_timesteps([999, 500, 0], num_train_timesteps=1000)
+        [999, 500, 0]
     """
     given = list(timesteps)
     steps = [int(t) for t in given]

@@ -42,6 +42,7 @@ _V_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "min_snr": _min_snr_weights,
 }
 LOSS_WEIGHTINGS = ("constant", *_V_WEIGHTS)
+"""Names of the weightings of `loss_weights`."""
 
 
 def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma: float) -> None:
@@ -49,6 +50,10 @@ def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma
 
     Raises:
         ValueError: with the value and what to do instead.
+
+    Examples:
+        >>> from zsnr_diffusers.core import check_loss_weighting
+        >>> check_loss_weighting("min_snr_floored", zero_terminal_snr=True, snr_gamma=5.0)
     """
     if loss_weighting == "min_snr" and zero_terminal_snr:
         raise ValueError(MIN_SNR_AT_ZERO_SNR)
@@ -83,6 +88,11 @@ def loss_weights(
     Raises:
         ValueError: an unknown weighting or prediction type, a gamma that is too small, and `min_snr` or epsilon at
             alpha = 0.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, loss_weights
+        >>> loss_weights("min_snr_floored", NoiseLevel(0.0, 1.0))
+        tensor(1.)
     """
     alpha, sigma = torch.as_tensor(level.alpha), torch.as_tensor(level.sigma)
     check_loss_weighting(loss_weighting, not bool(alpha.all()), snr_gamma)
@@ -109,6 +119,11 @@ def level_features(level: NoiseLevel, count: int) -> Tensor:
 
     Returns:
         tensor of the level's shape and one dimension more.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, level_features
+        >>> level_features(NoiseLevel(0.0, 1.0), count=3)
+        tensor([ 1., -1.,  1.])
     """
     phi = torch.atan2(torch.as_tensor(level.sigma), torch.as_tensor(level.alpha))
     return torch.cos(2 * phi[..., None] * torch.arange(count, device=phi.device))
@@ -124,5 +139,11 @@ def uncertainty_loss(loss: Tensor, log_variance: Tensor) -> Tensor:
     Args:
         loss: of each sample, shape [B].
         log_variance: u at each sample's level, shape [B].
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import uncertainty_loss
+        >>> uncertainty_loss(torch.tensor([2.0]), torch.tensor([0.0])).tolist()
+        [2.0]
     """
     return loss * torch.exp(-log_variance) + log_variance

@@ -1,7 +1,7 @@
-"""Measure what zero terminal SNR is for: whether a model covers the brightness of real images, and ignores the noise.
+"""Evaluation: brightness of generated images compared with real ones, and invariance to the terminal noise.
 
-And how far its images are from real ones in the features of a network: Fréchet distance, Inception Score, KID; and how
-many bits a model of pixels needs for a real one; and show how noise is added and taken away.
+Also the distance between images in the features of a network (Fréchet distance, Inception Score, KID), the likelihood
+bound of pixel-space models in bits/dim, and images of the Markov chains.
 
 Importing this loads neither torch nor a plotting library; each function imports what it needs.
 """

@@ -174,7 +174,7 @@ class FeatureStatistics:
         """Read a safetensors file of feature statistics that `save` wrote.
 
         Raises:
-            ValueError: a file of another kind, or a damaged one.
+            ValueError: a file of a different kind, or a damaged one.
             FileNotFoundError: no such file.
         """
         from safetensors import SafetensorError, safe_open

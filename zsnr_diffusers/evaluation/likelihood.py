@@ -1,4 +1,4 @@
-"""How many bits a model of pixels needs for an image: the variational bound that Ho et al. 2020 report.
+"""How many bits a pixel-space model needs for an image: the variational bound that Ho et al. 2020 report.
 
 The terms and what zero terminal SNR does to them are in `zsnr_diffusers.core.likelihood`.
 """
@@ -231,8 +231,8 @@ def _check_model(unet: Any, scheduler: Any) -> None:
     channels, out_channels = unet.config.in_channels, unet.config.out_channels
     if channels not in (1, 3) or out_channels != channels:
         raise ValueError(
-            f"{type(unet).__name__} goes from {channels} to {out_channels} channels; bits/dim is of models of pixels, "
-            "from 1 to 1 or from 3 to 3"
+            f"{type(unet).__name__} goes from {channels} to {out_channels} channels; bits/dim is of pixel-space "
+            "models, from 1 to 1 or from 3 to 3"
         )
 
 

@@ -145,7 +145,7 @@ class LuminanceCoverage(Report):
         rows = [(name, str(s.n), *(f"{getattr(s, c):.4f}" for c in _COLUMNS)) for name, s in summaries]
         yield Table(("luminance", "n", *_COLUMNS), tuple(rows), align="<" + ">" * (1 + len(_COLUMNS)))
         yield Text(
-            f"Wasserstein-1 {self.w1:.4f}; a perfect generator with as many images: {self.floor:.4f} on average, "
+            f"Wasserstein-1 {self.w1:.4f}; expected from finite sampling: {self.floor:.4f} on average, "
             f"below {self.floor_p95:.4f} in 95 %",
             "warning" if self.w1 > self.floor_p95 else "good",
         )

@@ -176,7 +176,7 @@ def plot_schedule(
     Args:
         path: of the plot, as in `plot_luminance`.
         alphas_cumprod: alpha_bar, shape [T], below 1.
-        visited: timesteps in [0, T-1] for each number of steps; the nearest ones are marked.
+        visited: timesteps in [0, T-1] for each step count; the nearest ones are marked.
         title: above the plot.
 
     Returns:
@@ -200,7 +200,7 @@ def plot_schedule(
         axes.axhline(floor, color="tab:red", linewidth=1, linestyle="--", label="zero")
     for row, (n, steps) in enumerate(visited.items()):
         nearest = np.clip(np.rint(steps), 0, len(timesteps) - 1).astype(int)
-        # Rings within rings, where several numbers of steps visit the same timestep.
+        # Rings within rings, where several step counts visit the same timestep.
         size = 4 + 5 * (len(visited) - 1 - row)
         axes.plot(nearest, drawn[nearest], "o", fillstyle="none", markersize=size, label=f"{n} steps")
     axes.set(title=title, xlabel="timestep", ylabel="signal-to-noise ratio")

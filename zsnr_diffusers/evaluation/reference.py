@@ -58,7 +58,7 @@ def load_reference(path: str | PathLike[str]) -> Reference:
             pytorch-fid, clean-fid and EDM write it. The latter names neither its number of images nor its network.
 
     Raises:
-        ValueError: a file of another kind, or values that are no mean and covariance.
+        ValueError: a file of a different kind, or values that are no mean and covariance.
         OSError: no such file.
     """
     name = str(Path(path))

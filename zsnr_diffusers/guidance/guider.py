@@ -37,6 +37,12 @@ class KeepLowFrequenciesGuidance(ClassifierFreeGuidance):
     Raises:
         ValueError: phi outside [0, 1], k no count, or a start or stop out of range; when called, predictions without
             height and width, such as packed tokens.
+
+    Examples:
+        >>> from zsnr_diffusers import KeepLowFrequenciesGuidance
+        >>> guider = KeepLowFrequenciesGuidance(7.5, keep_low_frequencies=4)
+        >>> guider.num_conditions
+        2
     """
 
     def __init__(

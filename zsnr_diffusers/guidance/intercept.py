@@ -41,7 +41,7 @@ OFF = (
     "its denoiser makes one prediction per sample; guidance is off, as it is at a guidance scale of 1 or less and "
     "where the scale is an input of the network"
 )
-NO_STEP = "its denoiser and scheduler.step never met; its sampling loop is of another kind"
+NO_STEP = "its denoiser and scheduler.step never met; its sampling loop is of a different kind"
 UNKNOWN = (
     "what it hands to scheduler.step is not a weighted sum of what its denoiser predicted for the step, so which "
     "prediction is the conditional one cannot be told"
@@ -53,7 +53,7 @@ _MOST_CALLS = 8
 
 
 class GuidanceError(RuntimeError):
-    """A pipeline guides in a way that cannot be acted on, and `strict=True` asked for an error."""
+    """Guidance rescale does not apply to a pipeline, and `strict=True` was passed."""
 
 
 @dataclass

@@ -27,12 +27,12 @@ DEFAULT_GUIDANCE_RESCALE = 0.7
 
 
 DEFAULT_KEEP_LOW_FREQUENCIES = 4
-"""Of text to image from zero SNR: the fewest with which brightness at guidance scale 7.5 is at most 1.3 times as far
+"""Of text-to-image from zero SNR: the fewest with which brightness at guidance scale 7.5 is at most 1.3 times as far
 from the data's as without guidance (`examples/benchmarks/guidance_brightness.py`)."""
 
 
 class GuidanceRescaleMixin:
-    """Gives a diffusers pipeline `guidance_rescale`; stands before the pipeline's class among the bases.
+    """Adds `guidance_rescale` to a diffusers pipeline class; list it first among the bases.
 
     ```python
     class MyPipeline(GuidanceRescaleMixin, StableDiffusionImg2ImgPipeline): ...
@@ -176,7 +176,7 @@ def enable_guidance_rescale(
     guider: Any = None,
     strict: bool = False,
 ) -> Pipeline:
-    """Rescale the guidance of a pipeline from now on, whatever its class offers by itself.
+    """Enable guidance rescale for a pipeline, in all calls from now on, also where its class has none.
 
     The pipeline keeps its identity: components, hooks, class name on disk. In a call, `guidance_rescale=`,
     `keep_low_frequencies=` and `guider=` override what is given here; the first replaces that of pipelines which have

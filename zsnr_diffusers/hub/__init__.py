@@ -1,4 +1,4 @@
-"""A model on disk or on the Hub: folders, repos, single files and LoRAs, with what they say of their model."""
+"""A model on disk or on the Hub: folders, repos, single files and LoRAs, with what they record about their model."""
 
 from typing import TYPE_CHECKING
 

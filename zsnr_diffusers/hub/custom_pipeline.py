@@ -68,7 +68,7 @@ _OF_EVERY_FLOW_SCHEDULER = ("num_train_timesteps", "shift", "prediction_type")
 
 
 def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
-    """Write `pipeline.py` beside a saved pipeline, for people who do not have this package.
+    """Write `pipeline.py` next to a saved pipeline, for users without this package.
 
     `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`, with the folder's path or
     the id of the Hub repo that it became, then gives the pipeline with its guidance (rescale and the low frequencies

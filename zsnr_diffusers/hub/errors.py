@@ -34,7 +34,7 @@ def explain_hub_errors(source: Any) -> Iterator[None]:
 
     Raises:
         OSError: with the id of the repo, the reason and what to do.
-        ValueError: of another kind, with the id of the repo.
+        ValueError: of a different kind, with the id of the repo.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def explain_hub_errors(source: Any) -> Iterator[None]:
 
 
 def explain_hub_error(error: BaseException, repo: str) -> str | None:
-    """The reason for an error of the Hub's client, or of diffusers over it, in words; None if it is of another kind.
+    """The reason for an error of the Hub's client, or of diffusers over it, in words; None for any other error.
 
     Args:
         error: as it was caught.

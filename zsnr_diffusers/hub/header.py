@@ -44,7 +44,7 @@ def is_single_file(source: Any) -> bool:
     """Whether a source of `load_pipeline` is meant as a file: there is one, or its name ends like one.
 
     Raises:
-        ValueError: it is a file of another kind.
+        ValueError: it is a file of a different kind.
     """
     path = Path(os.fspath(source))
     if path.suffix == ".safetensors" and not path.is_dir():

@@ -57,7 +57,7 @@ class OriginalFormat(NamedTuple):
 
 
 def _pipeline_class_names(kind: str) -> dict[int, str]:
-    """Names of pipeline classes by the UNet's input channels: text to image, and inpainting."""
+    """Names of pipeline classes by the UNet's input channels: text-to-image, and inpainting."""
     return {4: f"StableDiffusion{kind}Pipeline", 9: f"StableDiffusion{kind}InpaintPipeline"}
 
 

@@ -42,7 +42,7 @@ def load_pipeline(
     rescale_betas_zero_snr: bool | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Load a pipeline by diffusers' own loaders, with what is recorded of its model and its guidance.
+    """Load a pipeline with diffusers' loaders, and apply the prediction type, schedule and guidance recorded for it.
 
     What the model predicts, and whether its schedule ends in pure noise, is asked where `SavedModel.open` asks. A
     scheduler that does this correctly stays. A zero-SNR model with any other gets `ZeroSNRDDIMScheduler`, the paper's

@@ -38,7 +38,7 @@ def load_lora(
     rescale_betas_zero_snr: bool | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Load a LoRA or DoRA into a pipeline by diffusers' own loader, with the schedule that it was trained on.
+    """Load a LoRA or DoRA into a pipeline with diffusers' loader, together with the schedule it was trained on.
 
     What it makes the network predict, and whether its schedule ends in pure noise, stands in the metadata of the file:
     that of `save_lora` and of the trainer, ModelSpec's, or kohya's. A scheduler of the pipeline that does this
@@ -108,7 +108,7 @@ def save_lora(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> Path:
-    """Save the adapter of a pipeline, and what whoever applies it has to know, as the pipeline has it now.
+    """Save the adapter of a pipeline together with its schedule, prediction type and guidance.
 
     In a folder are then `pytorch_lora_weights.safetensors`, which `load_lora_weights` of stock opens; a scheduler of
     stock, in `scheduler/`; and of a LoRA that is no DoRA `kohya_lora_weights.safetensors`, with the names by which

@@ -111,7 +111,7 @@ def find_lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> 
 
     Raises:
         OSError: there is no such file or repo.
-        ValueError: a file of another kind.
+        ValueError: a file of a different kind.
     """
     if is_single_file(source):
         return Path(source)

@@ -31,7 +31,7 @@ def save_pipeline(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> Path:
-    """Save a pipeline for people who do not have this package, and push it to the Hub if asked to.
+    """Save a pipeline for users without this package, and optionally push it to the Hub.
 
     As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
     `stock_scheduler_for`. Guidance rescale and kept low frequencies are recorded in it, a start lies beside
@@ -59,8 +59,8 @@ def save_pipeline(
     Raises:
         OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
         FileExistsError: there is something, and `overwrite` was not passed, or it is a folder without a pipeline.
-        ValueError: the name does not go with the format, or is that of another kind of file; what a single file or a
-            stock scheduler cannot hold.
+        ValueError: the name does not go with the format, or is that of a different kind of file; what a single file
+            or a stock scheduler cannot hold.
         TypeError: guidance rescale or kept low frequencies in a pipeline whose class is not diffusers'.
     """
     path = Path(path)

@@ -80,7 +80,7 @@ def _detect_pipeline(source: Any, header: Header) -> tuple[OriginalFormat, Any, 
     layout, channels = detect_layout(header.shapes), unet_in_channels(header.shapes)
     if layout is None or channels is None or channels not in layout.pipelines:
         raise ValueError(
-            f"{source} is no Stable Diffusion 1.x, 2.x or XL by its original names, for text to image or inpainting."
+            f"{source} is no Stable Diffusion 1.x, 2.x or XL by its original names, for text-to-image or inpainting."
             f"{describe_unknown_file(header.shapes)} If diffusers knows it, load it by from_single_file of its class."
         )
     return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]

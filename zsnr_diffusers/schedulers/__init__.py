@@ -50,9 +50,18 @@ _DISTILLED_AT = 50
 
 
 class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
-    """DDIM (Song et al. 2021, arXiv:2010.02502) from pure noise to clean data, at every number of steps.
+    """DDIM (Song et al. 2021, arXiv:2010.02502) from pure noise to clean data, at every step count.
 
     Equal to stock's `DDIMScheduler` wherever stock steps to its own next timestep, and to `EulerDiscreteScheduler`.
+
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> from zsnr_diffusers import ZeroSNRDDIMScheduler
+        >>> stock = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
+        >>> scheduler = ZeroSNRDDIMScheduler.from_config(stock.config)
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist(), scheduler.alphas_cumprod[-1].item()
+        ([999, 749, 499, 249], 0.0)
     """
 
     def _make_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
@@ -105,7 +114,7 @@ class _SimpleStep(ZeroSNRScheduler):
 
 
 class ZeroSNRDDPMScheduler(_SimpleStep):
-    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239), at every number of steps.
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239), at every step count.
 
     Equal to stock's `DDPMScheduler`, and with the posterior's variance to `EulerAncestralDiscreteScheduler`.
 
@@ -117,6 +126,12 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
 
     Raises:
         ValueError: unknown variance type, and as in `ZeroSNRScheduler`.
+
+    Examples:
+        >>> from zsnr_diffusers import ZeroSNRDDPMScheduler
+        >>> scheduler = ZeroSNRDDPMScheduler(variance_type="fixed_large")
+        >>> scheduler.alphas_cumprod[-1].item()
+        0.0
     """
 
     _eta = 1.0
@@ -135,7 +150,7 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
 
 
 class ZeroSNRMultistepScheduler(_SimpleStep):
-    """The sampler to use: high order from a signal-to-noise ratio of exactly zero on, for the ODE and for the SDE.
+    """The recommended sampler: high order from an SNR of exactly zero, for the ODE and for the SDE.
 
     A polynomial through the last outputs in a variable that is regular at pure noise and at clean data, a corrector
     without a further network call, and, where the steps are spaced by `kappa`, weights and last step fitted to a
@@ -150,10 +165,10 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
         corrector: raise the order by one.
         eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
-        calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by number of steps as a text:
+        calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by step count as a text:
             `{"5": {"timesteps": [5 of them], "weights": [5 rows], ...}}`; see `zsnr_diffusers.core.calibrated`.
             `set_timesteps(n)` with one of these numbers takes them, without the safeguard. A run that begins behind
-            the first timestep (image to image) visits the timesteps with the default's weights, and so do other
+            the first timestep (image-to-image) visits the timesteps with the default's weights, and so do other
             timesteps. They are for eta 0 only.
 
     The other parameters are those of `ZeroSNRScheduler`; `timestep_spacing` is `kappa` here. `from_config` leaves out
@@ -162,6 +177,15 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     Raises:
         ValueError: order or eta out of range, a calibration of another schedule or sampler, and as in
             `ZeroSNRScheduler`.
+
+    Examples:
+        >>> from diffusers import UniPCMultistepScheduler
+        >>> from zsnr_diffusers import ZeroSNRMultistepScheduler
+        >>> stock = UniPCMultistepScheduler(prediction_type="v_prediction")
+        >>> scheduler = ZeroSNRMultistepScheduler.from_config(stock.config)
+        >>> scheduler.set_timesteps(5)
+        >>> scheduler.timesteps.tolist()
+        [999, 722, 491, 204, 43]
     """
 
     _memory = True
@@ -199,7 +223,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def _spaced_timesteps(self, num_inference_steps: int) -> list[int]:
-        """The calibrated timesteps of this number of steps, or else those of the config's spacing."""
+        """The calibrated timesteps of this step count, or else those of the config's spacing."""
         steps = self._calibrations.get(num_inference_steps)
         return super()._spaced_timesteps(num_inference_steps) if steps is None else steps.timesteps
 
@@ -223,10 +247,17 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
 
 
 class ZeroSNRPNDMScheduler(_SimpleStep):
-    """PNDM's linear multistep (Liu et al. 2022, arXiv:2202.09778; "PLMS") from pure noise, n calls for n steps.
+    """PNDM's linear multistep (Liu et al. 2022, arXiv:2202.09778; "PLMS"), one network evaluation per step.
 
     On x_0 in place of epsilon, which pure noise says nothing about. `ZeroSNRMultistepScheduler` is the better sampler;
     this one is for results that are to be compared with PNDM.
+
+    Examples:
+        >>> from zsnr_diffusers import ZeroSNRPNDMScheduler
+        >>> scheduler = ZeroSNRPNDMScheduler()
+        >>> scheduler.set_timesteps(50)
+        >>> len(scheduler.timesteps)
+        50
     """
 
     _memory = True
@@ -247,6 +278,13 @@ class ZeroSNRLCMScheduler(_SimpleStep):
             default exceeds T. More steps than that are possible and lead to timesteps in between.
 
     The other parameters are those of `ZeroSNRScheduler`.
+
+    Examples:
+        >>> from zsnr_diffusers import ZeroSNRLCMScheduler
+        >>> scheduler = ZeroSNRLCMScheduler()
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist()
+        [999, 759, 499, 259]
     """
 
     @register_to_config_with_base(ZeroSNRScheduler.__init__)
@@ -274,7 +312,7 @@ class ZeroSNRLCMScheduler(_SimpleStep):
             timesteps: the timesteps themselves instead, strictly decreasing in [0, T-1].
             sigmas: noise levels instead, as in `ZeroSNRScheduler.set_timesteps`.
             original_inference_steps: in place of the config's.
-            strength: of image to image, in (0, 1]: start at this share of the distilled timesteps.
+            strength: of image-to-image, in (0, 1]: start at this share of the distilled timesteps.
 
         Raises:
             ValueError: a value out of range, or a strength that leaves fewer timesteps than steps.
@@ -316,13 +354,20 @@ class ZeroSNRLCMScheduler(_SimpleStep):
 
 
 class ZeroSNRDDIMInverseScheduler(_SimpleStep):
-    """From an image to the noise that `ZeroSNRDDIMScheduler` makes it of, over the same timesteps.
+    """DDIM inversion: from an image to the noise from which `ZeroSNRDDIMScheduler` generates it, over its timesteps.
 
     Ends at pure noise itself, T-1. Each step predicts the next sample, and corrects it, once the network has seen it,
     to what DDIM's step starts from; stock's `DDIMInverseScheduler` keeps the prediction, and its error.
 
     Pass the clean sample to the first step. `prev_sample` of the last step is the noise. Timesteps increase, also a
     caller's own.
+
+    Examples:
+        >>> from zsnr_diffusers import ZeroSNRDDIMInverseScheduler
+        >>> scheduler = ZeroSNRDDIMInverseScheduler()
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist()
+        [249, 499, 749, 999]
     """
 
     _memory = True
@@ -356,6 +401,14 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
 
     Raises:
         ValueError: order or eta out of range, and as in `FlowMatchScheduler`.
+
+    Examples:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> from zsnr_diffusers import FlowMatchMultistepScheduler
+        >>> scheduler = FlowMatchMultistepScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+        >>> scheduler.set_timesteps(4)
+        >>> [round(t) for t in scheduler.timesteps.tolist()]
+        [1000, 912, 613, 188]
     """
 
     _memory = True
@@ -386,12 +439,19 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
 
 
 class FlowMatchEulerScheduler(FlowMatchScheduler):
-    """Euler's method for flow-matching models, which is DDIM's: order 1, at every number of steps.
+    """Euler's method for flow-matching models, which is DDIM's: order 1, at every step count.
 
     Equal to stock's `FlowMatchEulerDiscreteScheduler` on the same sigmas; its own, by default, are `trailing`, evenly
     spaced before the shift, so that the first is 1 and none is shifted twice.
 
     The parameters are those of `FlowMatchScheduler`.
+
+    Examples:
+        >>> from zsnr_diffusers import FlowMatchEulerScheduler
+        >>> scheduler = FlowMatchEulerScheduler()
+        >>> scheduler.set_timesteps(4)
+        >>> scheduler.timesteps.tolist()
+        [1000.0, 750.0, 500.0, 250.0]
     """
 
     @register_to_config_with_base(FlowMatchScheduler.__init__)

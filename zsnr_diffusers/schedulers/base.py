@@ -55,10 +55,10 @@ class ZeroSNRScheduler(PathSampler):
         prediction_type: `v_prediction` or `sample`; `epsilon` only without zero terminal SNR.
         rescale_betas_zero_snr: apply Algorithm 1. False keeps the schedule, for a model that was not retrained.
         timestep_spacing: `trailing`, `linspace`, or `kappa`, which puts the steps where the signal is; `leading` only
-            without zero terminal SNR, as it misses T-1. A strength of image to image is a share of the steps, so with
+            without zero terminal SNR, as it misses T-1. A strength of image-to-image is a share of the steps, so with
             `kappa` the same strength starts nearer to the image. Diffusers' schedulers do not know `kappa`: the config
             says `trailing` for them, and keeps `kappa` beside it.
-        clip_sample: clip each predicted x_0, for models of pixels.
+        clip_sample: clip each predicted x_0, for pixel-space models.
         clip_sample_range: to [-range, range].
         thresholding: scale each predicted x_0 into [-1, 1] instead (Imagen's dynamic thresholding), likewise.
         dynamic_thresholding_ratio: the quantile of |x_0| that becomes 1.

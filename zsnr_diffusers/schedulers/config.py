@@ -28,7 +28,7 @@ MODEL_KEYS = (
     "snr_shift_scale",
     "original_inference_steps",
 )
-"""What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler says it anew."""
+"""What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler sets it."""
 
 FLOW_FACTS = (
     "num_train_timesteps",

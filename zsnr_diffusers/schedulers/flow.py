@@ -164,7 +164,7 @@ class FlowMatchScheduler(PathSampler):
                 flow times before the shift (CogView4).
 
         Raises:
-            ValueError: no number of steps, flow times that are none, `mu` missing with dynamic shifting.
+            ValueError: no step count, flow times that are none, `mu` missing with dynamic shifting.
         """
         self._check_config()
         given = self._parse_flow_times(sigmas, timesteps)

@@ -132,7 +132,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
 
     @property
     def begin_index(self) -> int | None:
-        """Index at which a pipeline announced its start (image to image); None if it did not."""
+        """Index at which a pipeline announced its start (image-to-image); None if it did not."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:

@@ -40,10 +40,10 @@ def stock_scheduler(scheduler: Any, **changes: Any) -> Any:
     """The stock scheduler that stands in for one of ours with betas; a stock one stays what it is.
 
     For zero terminal SNR it is Euler, stock's DDIM by another name: it takes each next level from its own timesteps
-    and so is right at every number of steps, which stock's DDIM is not (it steps to t - T // n). A model of pixels
-    needs its x_0 clipped, which Euler does not do: it gets `DDPMScheduler`, right at every number of steps at which
-    stock's trailing spacing is, all but 62 of 1 to 1000. Without zero SNR it is stock's DDIM, right where the number
-    of steps divides T: Euler would start from a little less noise than the model was trained at.
+    and so is right at every step count, which stock's DDIM is not (it steps to t - T // n). A pixel-space model
+    needs its x_0 clipped, which Euler does not do: it gets `DDPMScheduler`, right at every step count at which
+    diffusers' trailing spacing is, all but 62 of 1 to 1000. Without zero SNR it is stock's DDIM, right where the step
+    count divides T: Euler would start from a little less noise than the model was trained at.
 
     Args:
         scheduler: of this package or of diffusers.

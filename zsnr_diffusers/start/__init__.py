@@ -1,4 +1,4 @@
-"""The start of models that are never retrained: the low frequencies that they expect in x_T, by prompt or by hand."""
+"""Starts for epsilon models that are not retrained: low frequencies that they expect in x_T, by prompt or by hand."""
 
 from .fit import fit_start
 from .hand_set import hand_set_start

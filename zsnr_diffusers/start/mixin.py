@@ -132,18 +132,18 @@ def check_makes_latents(pipeline_class: type) -> None:
 
 
 def enable_start(pipe: Pipeline, start: Start | str | PathLike[str]) -> Pipeline:
-    """Have a pipeline begin with the low frequencies that its model was trained to see, from now on.
+    """Add the low frequencies that a model expects to the initial noise of its pipeline, in all calls from now on.
 
     A model whose schedule never reaches pure noise, as that of Stable Diffusion, reads how dark or bright its image is
     off what is left of the image in x_T (Lin et al. 2023, arXiv:2305.08891). With a start it finds there what the
     prompt asks for. No weight is changed, and no step is added.
 
     Latents that are passed to a call are left alone, and so are calls that start from an image. Any scheduler with
-    betas and any number of steps do, also those whose first timestep is not the last; at zero terminal SNR nothing
+    betas and any step count do, also those whose first timestep is not the last; at zero terminal SNR nothing
     changes. Negative prompts have no part in it.
 
     Args:
-        pipe: a diffusers pipeline with a UNet, text to image or inpainting.
+        pipe: a diffusers pipeline with a UNet, text-to-image or inpainting.
         start: from `fit_start` or `hand_set_start`, or the path of its file.
 
     Returns:
@@ -197,7 +197,7 @@ def apply_start(pipe: Pipeline, source: Any, config: Mapping[str, Any], places: 
 
 
 def disable_start(pipe: Pipeline) -> Pipeline:
-    """Undo `enable_start`: the pipeline begins with pure noise again.
+    """Undo `enable_start`: the pipeline starts from pure noise again.
 
     Returns:
         The same pipeline.

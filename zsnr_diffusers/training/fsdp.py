@@ -1,6 +1,6 @@
 """A network's parameters, gradients and optimizer state divided over processes (FSDP2), and whole where they are kept.
 
-What is written is the same however a run was sharded, so it can go on sharded in another way, or not at all.
+What is written is the same however a run was sharded, so it can continue sharded in another way, or not at all.
 """
 
 from collections.abc import Mapping

@@ -117,7 +117,7 @@ class TrainingLoop:
             trainer.save_checkpoint(Path(config.output_dir), config.checkpoints_total_limit)
         if trainer.stop and not last:
             kept = trainer.last_checkpoint
-            self.accelerator.print(f"Stopped after step {trainer.step}; {kept}. --resume goes on from there.")
+            self.accelerator.print(f"Stopped after step {trainer.step}; {kept}. --resume continues from there.")
             self._finish()
             # In a process that heard nothing itself, the others did.
             raise TrainingInterrupted(trainer.signals.received or signal.SIGTERM)

@@ -50,7 +50,7 @@ def train(config: RunConfig) -> None:
 
     Args:
         config: what to train, on what, and how: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
-            networks of pixels.
+            pixel-space networks.
 
     Raises:
         ValueError: model, data, options or output folder cannot be used.
@@ -109,7 +109,7 @@ def create_trainer(
         processes: of the run.
         task: of the run.
         samples: of the task, after `Task.plan_cache`.
-        checkpoint: to go on from.
+        checkpoint: to continue from.
     """
     batch = config.global_batch(accelerator.num_processes)
     timed = _add_timesteps(config, task, task.prepare(accelerator, processes, samples), batch)

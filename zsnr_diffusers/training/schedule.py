@@ -56,7 +56,7 @@ def check_base_schedule(scheduler: Any, name: str, prediction_type: str) -> None
             "--prediction_type flow_prediction, and no --flow_through_bridge."
         )
     if config.get("invert_sigmas") or config.get("prediction_type", "flow_prediction") != "flow_prediction":
-        raise ValueError(f"{name} is a flow model of another kind: only noise - x_0, told 1000 s, is trained.")
+        raise ValueError(f"{name} is a flow model of a different kind: only noise - x_0, told 1000 s, is trained.")
 
 
 def check_bridge_base(scheduler: Any, name: str) -> None:

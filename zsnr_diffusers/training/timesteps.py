@@ -25,7 +25,7 @@ class SampledTimesteps(Dataset[Batch]):
     """Samples whose timesteps are each uniform, and together more even than independent ones.
 
     They are functions of the seed and the position, as all else in a sample, so it does not matter how a global batch
-    is divided, nor where a run was interrupted. Strata depend on the global batch's size as well: a run that goes on
+    is divided, nor where a run was interrupted. Strata depend on the global batch's size as well: a run that continues
     with another one has other strata from there on.
 
     - `stratified`: each sample of a global batch has an equal part of all timesteps to itself. Which part its place

@@ -42,7 +42,7 @@ class Trainer:
         network: of the task.
         weighting: of losses.
         processes: of the run.
-        checkpoint: to go on from.
+        checkpoint: to continue from.
     """
 
     def __init__(

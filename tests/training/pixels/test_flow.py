@@ -1,4 +1,4 @@
-"""Flow matching around networks of pixels."""
+"""Flow matching around pixel-space networks."""
 
 import subprocess
 import sys

@@ -159,7 +159,7 @@ def test_workers_read_the_same(options, workers, monkeypatch):
         assert all(torch.equal(batch[name], expected[name]) for name in batch)
 
 
-# -- what is computed anew
+# -- what is computed again
 
 
 def test_nothing_is_computed_twice(own, computed):

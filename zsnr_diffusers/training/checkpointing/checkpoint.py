@@ -106,7 +106,7 @@ def latest_valid(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
     if damaged or earlier:
         found = "; ".join([*(f"{path.name}: {defect}" for path, defect in damaged.items()), *earlier])
         raise ValueError(
-            f"No checkpoint in {output_dir} is whole ({found}). Put back a good copy, or remove them to start anew."
+            f"No checkpoint in {output_dir} is whole ({found}). Put back a good copy, or remove them to start again."
         )
     return None, damaged
 

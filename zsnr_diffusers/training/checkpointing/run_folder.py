@@ -47,10 +47,10 @@ def check_run_folder(config: OutputConfig, identity: Mapping[str, Any]) -> None:
         return
     if not config.resume:
         raise ValueError(
-            f"--output_dir={folder} already holds a run: pass --resume to go on with it, or another folder."
+            f"--output_dir={folder} already holds a run: pass --resume to continue it, or another folder."
         )
     if finished and not found:
-        raise ValueError(f"{folder} holds a finished run and no checkpoint to go on from; choose another folder.")
+        raise ValueError(f"{folder} holds a finished run and no checkpoint to continue from; choose another folder.")
     before = _read_run_record(written)
     changed = [
         f"--{name} was {before[name]!r} and is now {value!r}"
@@ -114,7 +114,7 @@ def _refuse_changes(config: OutputConfig, changed: list[str]) -> None:
     if changed and not config.force:
         raise ValueError(
             f"Cannot resume {config.output_dir} as another run: {'; '.join(changed)}. Choose another --output_dir, or "
-            "go on nevertheless with --force."
+            "continue anyway with --force."
         )
 
 

@@ -1,7 +1,7 @@
 """What a run has to remember, by name: to be written and put back as it was, bit for bit, on any device.
 
 There are no states of random generators, since all randomness is a function of the seed and the place in the run. The
-learning rate and other settings of the optimizer are not kept either: they are those that the run goes on with.
+learning rate and other settings of the optimizer are not kept either: they are those that the run continues with.
 """
 
 from collections import defaultdict
@@ -59,7 +59,7 @@ class TrainingState:
     def restore(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         """Restore what `tensors` and `numbers` returned, given as full tensors.
 
-        A moving average or a scaler that was not there before starts anew, one that is no longer there is dropped.
+        A moving average or a scaler that was not there before starts again, one that is no longer there is dropped.
 
         Raises:
             ValueError: they are of other networks.

@@ -40,7 +40,7 @@ class DataConfig(FolderConfig):
     """What is trained on, in which order."""
 
     dataset_name: Annotated[str | None, IDENTITY] = option(
-        None, "Data set of the Hub, or anything `datasets.load_dataset` opens."
+        None, "Dataset of the Hub, or anything `datasets.load_dataset` opens."
     )
     train_data_dir: Annotated[str | None, IDENTITY] = option(
         None,
@@ -80,7 +80,7 @@ class DataConfig(FolderConfig):
     on_bad_image: Literal["fail", "skip"] = option(
         "fail",
         "What to do about images that cannot be read: stop before training, or leave them out. Both name them. Those "
-        "of --train_shards are met on the way: fail ends with a checkpoint to go on from, skip shows the next row.",
+        "of --train_shards are met on the way: fail ends with a checkpoint to continue from, skip shows the next row.",
     )
     seed: Annotated[int, IDENTITY] = option(
         0, "Decides on all randomness: same seed, same weights, however often a run was interrupted."
@@ -94,7 +94,7 @@ class DataConfig(FolderConfig):
 
     @property
     def has_data(self) -> bool:
-        """Whether a data set, folder or shards are named; `--measure` runs without."""
+        """Whether a dataset, folder or shards are named; `--measure` runs without."""
         return bool(self.dataset_name or self.train_data_dir or self.train_shards)
 
     @property

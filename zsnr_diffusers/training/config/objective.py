@@ -21,7 +21,7 @@ class FlowConfig(Options):
         "With --prediction_type flow_prediction, the density of flow time s, which is 0 at clean data and 1 at pure "
         "noise. logit_normal: log(s / (1 - s)) is normal, by --logit_mean and --logit_std: Stable Diffusion 3's, and "
         "--weighting_scheme logit_normal of diffusers' scripts. uniform: --weighting_scheme none there. snr: that of "
-        "the betas of the base, or of a new network of pixels, at zero terminal SNR.",
+        "the betas of the base, or of a new pixel-space network, at zero terminal SNR.",
     )
     logit_mean: Annotated[float, IDENTITY] = option(
         0.0, "Mean of logit_normal: above 0 trains more noise, which is where brightness and layout are."

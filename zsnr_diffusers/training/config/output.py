@@ -13,7 +13,7 @@ class OutputConfig(FolderConfig):
 
     checkpointing_steps: Annotated[int, POSITIVE] = option(500, "Steps between checkpoints.")
     checkpoints_total_limit: Annotated[int, POSITIVE] = option(2, "Checkpoints kept, the newest.")
-    resume: bool = option(False, "Go on from the newest checkpoint in --output_dir, or start if there is none.")
+    resume: bool = option(False, "Continue from the newest checkpoint in --output_dir, or start if there is none.")
     force: bool = option(False, "Resume although data, base, seed or schedule are not those that the run began with.")
     validation_steps: Annotated[int, POSITIVE] = option(500, "Steps between previews.")
     luminance_images: Annotated[int, NOT_NEGATIVE] = option(

@@ -44,7 +44,7 @@ class OptimizationConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr_warmup_steps is None:
-            # Resolved here, so that it is written down: a run that goes on from its file keeps its warm-up.
+            # Resolved here, so that it is written down: a run that continues from its file keeps its warm-up.
             fits = self.max_train_steps > _WARMUP_STEPS
             self.lr_warmup_steps = _WARMUP_STEPS if fits else self.max_train_steps // 10
 
@@ -84,7 +84,7 @@ class ComputeConfig(Options):
         "none",
         "What several processes divide among them, to save memory (FSDP2). none: each has all. optimizer: gradients, "
         "optimizer state and moving average, at hardly more traffic (ZeRO-2). parameters: also the network's, which "
-        "are gathered block by block as they are needed (ZeRO-3). Checkpoints are the same, so a run can go on with "
-        "another choice.",
+        "are gathered block by block as they are needed (ZeRO-3). Checkpoints are the same, so a run can continue "
+        "with another choice.",
     )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")

@@ -1,1 +1,1 @@
-"""Data of a run: images and captions out of folders, data sets and shards (tars, parquet files), as batches."""
+"""Data of a run: images and captions out of folders, datasets and shards (tars, parquet files), as batches."""

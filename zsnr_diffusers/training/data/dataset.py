@@ -36,7 +36,7 @@ def open_rows(config: DataConfig) -> Rows:
 
     Raises:
         ValueError: no images, no captions, or columns of other names.
-        OSError: no such folder or data set.
+        OSError: no such folder or dataset.
     """
     if config.train_shards:
         shards = create_shards(config)
@@ -59,7 +59,7 @@ def open_rows(config: DataConfig) -> Rows:
 
 
 def _load_train_split(name: str) -> datasets.Dataset:
-    """The split `train` of a data set of `datasets`, with a notice of the rows of other splits."""
+    """The split `train` of a dataset of `datasets`, with a notice of the rows of other splits."""
     rows = datasets.load_dataset(name, split="train")
     others = {split: info.num_examples for split, info in (rows.info.splits or {}).items() if split != "train"}
     if others:

@@ -77,11 +77,11 @@ def file_state(url: str) -> FileState:
     """Size of a remote file, and a hash by which a change of it shows.
 
     Raises:
-        ShardError: it is not there, or its size is not to be had.
+        ShardError: it is not there, or its size is not available.
     """
     facts = _retry(url, lambda system, path: system.info(path), no_retry=(FileNotFoundError,))
     if facts.get("size") is None:
-        raise ShardError(f"{url}: its size is not to be had from there, so it cannot be read by range")
+        raise ShardError(f"{url}: its size is not available from there, so it cannot be read by range")
     return FileState(int(facts["size"]), hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest())
 
 

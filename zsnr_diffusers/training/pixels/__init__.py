@@ -1,4 +1,4 @@
-"""Training networks of pixels from scratch: unconditional and class-conditional."""
+"""Training pixel-space networks from scratch: unconditional and class-conditional."""
 
 from .config import PixelTrainingConfig
 from .recipes import RECIPES

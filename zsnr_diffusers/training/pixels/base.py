@@ -1,4 +1,4 @@
-"""The network that a run of pixels starts from: a new one, or one to go on from."""
+"""The network that a run of pixels starts from: a new one, or one to continue from."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The classes of a data set: which class each row has, and what the classes are called."""
+"""The classes of a dataset: which class each row has, and what the classes are called."""
 
 from dataclasses import dataclass
 
@@ -22,13 +22,13 @@ def read_classes(rows: datasets.Dataset, column: str, count: int | None = None) 
     """Read the classes of data rows: `ClassLabel`s, numbers from 0, or words, which are sorted.
 
     Args:
-        rows: of the data set.
+        rows: of the dataset.
         column: of the classes.
         count: N of the network that is trained on; None takes as many as the data has.
 
     Raises:
-        ValueError: a row without class, numbers out of range, classes of another kind, or another number of them than
-            the network has.
+        ValueError: a row without class, numbers out of range, classes of a different kind, or another number of them
+            than the network has.
     """
     values, feature = list(rows[column]), rows.features[column]
     if None in values:

@@ -1,4 +1,4 @@
-"""What a run on a network of pixels depends on."""
+"""What a run on a pixel-space network depends on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ examples:
   # how fast it would be here, without data
   accelerate launch -m zsnr_diffusers.training.pixels --recipe cifar10-ddpm --dry_run --measure
 
-  # go on after an interruption
+  # continue after an interruption
   accelerate launch -m zsnr_diffusers.training.pixels --config animals-zsnr/training_config.yaml --resume
 
 layout of --train_data_dir with --class_column label:
@@ -113,7 +113,7 @@ class PixelOutputConfig(OutputConfig):
 
 @dataclass
 class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, RunConfig):
-    """Everything that a run on a network of pixels depends on; `--help` prints the same text.
+    """Everything that a run on a pixel-space network depends on; `--help` prints the same text.
 
     Raises:
         ValueError: an option is out of range, unknown or missing; the message names it and the remedy.
@@ -125,7 +125,7 @@ class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, Run
 
     program: ClassVar[str] = "python -m zsnr_diffusers.training.pixels"
     description: ClassVar[str] = (
-        "Train a network of pixels from scratch, with classes or without, by the recipe of DDPM (Ho et al. 2020,\n"
+        "Train a pixel-space network from scratch, with classes or without, by the recipe of DDPM (Ho et al. 2020,\n"
         "arXiv:2006.11239), with v-loss and zero terminal SNR (Lin et al. 2023, arXiv:2305.08891), or as a rectified\n"
         "flow. The result is a diffusers pipeline in --output_dir: DDPMPipeline, or ClassConditionalPipeline of this\n"
         "package."

@@ -1,4 +1,4 @@
-"""Whole recipes for training a network of pixels from scratch, by name.
+"""Whole recipes for training a pixel-space network from scratch, by name.
 
 Ho et al. 2020 (DDPM, arXiv:2006.11239), appendix B and the released code: Adam, a warm-up of 5000 steps and a constant
 learning rate, a constant moving average, gradients clipped to norm 1, linear betas, the mean squared error of epsilon.

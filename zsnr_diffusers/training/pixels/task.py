@@ -1,4 +1,4 @@
-"""Training a network of pixels, with classes or without."""
+"""Training a pixel-space network, with classes or without."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ from .samples import LabelledDataset
 
 
 class PixelTask(Task):
-    """A new network of pixels, or one to go on from."""
+    """A new pixel-space network, or one to continue from."""
 
     unet: UNet2DModel
 

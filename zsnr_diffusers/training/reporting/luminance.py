@@ -56,7 +56,7 @@ def read_luminance_file(folder: Path) -> dict[int, LuminanceCoverage]:
 def add_luminance(folder: Path, step: int, generated: Floats, data: Floats) -> LuminanceCoverage:
     """Measure the luminance of images generated at a step, and add it to the run's file and plot.
 
-    What they say of later steps is dropped: a run that goes on from an earlier checkpoint comes there again.
+    What they say of later steps is dropped: a run that continues from an earlier checkpoint comes there again.
     """
     before = {other: coverage for other, coverage in read_luminance_file(folder).items() if other < step}
     coverages = {**before, step: luminance_coverage(generated, data)}

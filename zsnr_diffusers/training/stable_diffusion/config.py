@@ -54,7 +54,7 @@ examples:
   accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
       --output_dir sd21-flow --prediction_type flow_prediction --flow_shift 1.5
 
-  # go on after an interruption
+  # continue after an interruption
   accelerate launch -m zsnr_diffusers.training --config sd21-zsnr/training_config.yaml --resume
 
 layouts of --train_data_dir:
@@ -160,8 +160,8 @@ class CaptionedDataConfig(DataConfig):
             )
         if self.random_crop and self.cache in ("latents", "both"):
             raise ValueError(
-                f"--cache={self.cache} stores the latents of each image once, and --random_crop cuts it anew each "
-                "time: pass --cache=text, auto or none, or leave out --random_crop."
+                f"--cache={self.cache} stores the latents of each image once, and --random_crop crops each image "
+                "differently in each epoch: pass --cache=text, auto or none, or leave out --random_crop."
             )
 
     @property
@@ -278,7 +278,7 @@ class TrainingConfig(GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, Bas
         "on a schedule that ends at zero signal-to-noise ratio (Lin et al. 2023, arXiv:2305.08891), or a rectified\n"
         "flow, which begins at pure noise as well. The result is an ordinary diffusers pipeline in --output_dir, or\n"
         "with --lora_rank a LoRA of the base.\n"
-        "For networks of pixels: python -m zsnr_diffusers.training.pixels"
+        "For pixel-space networks: python -m zsnr_diffusers.training.pixels"
     )
     examples: ClassVar[str] = EXAMPLES
 

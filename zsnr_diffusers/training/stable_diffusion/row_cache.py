@@ -2,7 +2,7 @@
 
 A cache is a folder of shards: safetensors files of some rows, `keys` [n, 32] beside tensors [n, ...], which say in
 their metadata what was computed. A key hashes all that its row depends on: what has changed is not found, and is
-computed anew while the rest stays. The name of a shard is the sha256 of its bytes, which tells when it is cut off or
+computed again while the rest stays. The name of a shard is the sha256 of its bytes, which tells when it is cut off or
 damaged. It is written under another name, renamed and never changed, so runs may share a cache at the same time.
 """
 

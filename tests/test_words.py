@@ -1,0 +1,75 @@
+"""README, guides, docstrings and messages use the terms of the field."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from pages import PAGES, ROOT
+
+TERMS = {
+    r"\bmend(s|ed|ing)?\b": "fix",
+    r"\bpaint(s|ed|ing)?\b(?! by)": "generate",
+    r"\bgarish": "over-saturated",
+    r"\brightly\b": "correctly",
+    r"\banew\b": "again",
+    r"\bnevertheless\b": "anyway",
+    r"\bnumbers of steps\b": "step counts",
+    r"\b(data sets?)\b": "dataset",
+    r"\b(networks?|models?) of pixels\b": "pixel-space network, pixel-space model",
+    r"\bof another kind\b": "of a different kind",
+    r"\b(can|not to) be had\b": "is available, is not available",
+    r"\b(image to image|text to image)\b": "image-to-image, text-to-image",
+    r"\bPICTURES\b": "IMAGES",
+    r"\b(doors?)\b(?! of)": "the name of the function",
+    r"\bgo on (with|from)\b": "continue with, continue from",
+}
+"""What is not to be found, as a pattern, and what stands in its place."""
+
+ON_PAGES = {
+    r"\bstock\b": "diffusers'",
+    r"\bpictures?\b": "image",
+    r"\bhas to be told\b": "needs a setting",
+    r"\b(prompt share|share that the prompt explains)\b": "fraction of variance explained by the prompt",
+    r"\bfloor of W1\b": "expected W1 from finite sampling",
+    r"(?<!S)(?<!SD)\bXL\b(?! Vpred)": "SDXL",
+    r"\bwhoever\b|\bnobody\b": "a sentence with the agent",
+}
+"""The same for README and guides alone."""
+
+SOURCES = sorted(Path(ROOT, "zsnr_diffusers").rglob("*.py"))
+
+
+def prose(text):
+    """A page without its code."""
+    return re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+
+
+def found(text, terms):
+    """(word, what to write instead) of each word that is not to be there."""
+    matches = ((match, instead) for word, instead in terms.items() for match in re.finditer(word, text))
+    return [(text[max(match.start() - 30, 0) : match.end() + 30], instead) for match, instead in matches]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_pages(page):
+    assert found(prose(page.read_text(encoding="utf-8")), TERMS | ON_PAGES) == []
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md", "zsnr_diffusers/DESIGN.md"])
+def test_other_pages(name):
+    assert found(prose(Path(ROOT, name).read_text(encoding="utf-8")), TERMS) == []
+
+
+def test_docstrings_and_messages():
+    nodes = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert [place for text in texts for place in found(text, TERMS)] == []
+    assert len(texts) > 3000
+
+
+def test_the_list_finds_what_it_is_for():
+    assert found("mended in all numbers of steps", TERMS) == [
+        ("mended in all numbers of steps", "fix"),
+        ("mended in all numbers of steps", "step counts"),
+    ]
