@@ -4,7 +4,7 @@
 
 Networks of the ten classes of Fashion-MNIST are trained to epsilon and to v on a schedule that leaks signal, and to v
 at zero terminal SNR, from several seeds; each is sampled from a timestep before the last and from the last one, with
-guidance rescale and without, in 5 to 50 steps, by stock's DDIM and by this package's sampler. What is measured, and
+guidance rescale and without, in 5 to 50 steps, by diffusers' DDIM and by this package's sampler. What is measured, and
 what came of it, stands in `README.md` beside this file.
 
 Everything lands in `--output_dir`: networks, `results/` with a file for every cell, and `tables.md`, `effects.png` and

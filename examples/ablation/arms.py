@@ -67,7 +67,7 @@ BUDGETS = {
         samples=300,
         batch_size=300,
     ),
-    # For eight minutes on an H100; the author has had none to try it on.
+    # Sized for eight minutes on an H100, and not tried on one.
     "gpu": Budget(
         image_size=32,
         beta_end=0.00843,
@@ -124,7 +124,7 @@ class Cell:
 
 STOCK = ("leading", "trailing")
 SAMPLERS = (*STOCK, "ours")
-"""Stock DDIM as Stable Diffusion ships it, the same from the last timestep, and this package's multistep sampler."""
+"""diffusers' DDIM as Stable Diffusion ships it, the same from the last timestep, and our multistep sampler."""
 
 MAIN_STEPS = 50
 """Steps of the table of effects; the paper's."""
@@ -193,7 +193,7 @@ def new_network(budget: Budget, seed: int) -> UNet2DModel:
 
 
 def sampler(name: str, arm: Arm, budget: Budget) -> Any:
-    """A sampler for an arm. The stock ones differ in nothing but where they begin."""
+    """A sampler for an arm. Those of diffusers differ in nothing but where they begin."""
     facts = budget.betas | {"prediction_type": arm.prediction_type, "rescale_betas_zero_snr": arm.zero_snr}
     if name == "ours":
         return ZeroSNRMultistepScheduler(**facts)

@@ -22,7 +22,7 @@ DEFAULT_FOLDER = "/usr/share/datasets/fashion-mnist"
 HUB_ID = "zalando-datasets/fashion_mnist"
 INSTALL = (
     "install it by `apt-get install dataset-fashion-mnist` (Debian, Ubuntu; 31 MB), name a folder with the four "
-    f"*-ubyte.gz files by --fashion_mnist, or a data set of the Hub: --fashion_mnist {HUB_ID}"
+    f"*-ubyte.gz files by --fashion_mnist, or a dataset of the Hub: --fashion_mnist {HUB_ID}"
 )
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _SIZE = 28
@@ -51,7 +51,7 @@ def read_fashion_mnist(source: str, part: str, image_size: int = 32) -> Clothes:
     """Read 28 x 28 images, and pad them with black to 32 x 32; or halve them first, and pad them to 16 x 16.
 
     Args:
-        source: a folder with the authors' files, or an id of the Hub with the columns `image` and `label`.
+        source: a folder with the authors' files, or an id on the Hub with the columns `image` and `label`.
         part: `train` or `test`.
         image_size: 32 or 16.
 
@@ -105,11 +105,11 @@ def read_idx(path: Path) -> Bytes:
 
 
 def _read_from_hub(name: str, part: str) -> tuple[Bytes, Any]:
-    """Images and labels of a data set of the Hub."""
+    """Images and labels of a dataset of the Hub."""
     try:
         rows = datasets.load_dataset(name, split=part)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise FileNotFoundError(f"{name} is no folder, and cannot be had from the Hub ({error}); {INSTALL}") from error
+        raise FileNotFoundError(f"{name} is no folder, and is not available on the Hub ({error}); {INSTALL}") from error
     if missing := {"image", "label"} - set(rows.column_names):
         raise ValueError(f"{name} has no column {sorted(missing)[0]}, only {', '.join(rows.column_names)}; {INSTALL}")
     return np.stack([np.asarray(image.convert("L")) for image in rows["image"]]), np.array(rows["label"])

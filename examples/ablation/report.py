@@ -1,4 +1,4 @@
-"""What has been measured, as tables and pictures."""
+"""What has been measured, as tables and figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def write_report(results: Results, output_dir: Path, dependencies: str) -> None:
     if results.rows:
         draw_steps(results, output_dir / "effects.png")
         draw_samples(output_dir)
-    print(f"Tables: {output_dir / 'tables.md'}; pictures: {output_dir / 'effects.png'}, {output_dir / 'samples.png'}")
+    print(f"Tables: {output_dir / 'tables.md'}; figures: {output_dir / 'effects.png'}, {output_dir / 'samples.png'}")
 
 
 def effects_table(rows: Rows) -> str:

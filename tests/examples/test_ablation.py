@@ -45,7 +45,7 @@ def test_without_data_it_is_said_how_to_get_it(tmp_path, monkeypatch):
         read_fashion_mnist(str(tmp_path / "nowhere"), "train")
     with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte\.gz does not exist"):
         read_fashion_mnist(str(tmp_path), "train")
-    with pytest.raises(FileNotFoundError, match="is no folder, and cannot be had from the Hub"):
+    with pytest.raises(FileNotFoundError, match="is no folder, and is not available on the Hub"):
         read_fashion_mnist("me/no-such-clothes", "train")
 
 
