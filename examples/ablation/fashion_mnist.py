@@ -109,7 +109,8 @@ def _read_from_hub(name: str, part: str) -> tuple[Bytes, Any]:
     try:
         rows = datasets.load_dataset(name, split=part)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise FileNotFoundError(f"{name} is no folder, and is not available on the Hub ({error}); {INSTALL}") from error
+        reason = f"{name} is no folder, and is not available on the Hub ({error})"
+        raise FileNotFoundError(f"{reason}; {INSTALL}") from error
     if missing := {"image", "label"} - set(rows.column_names):
         raise ValueError(f"{name} has no column {sorted(missing)[0]}, only {', '.join(rows.column_names)}; {INSTALL}")
     return np.stack([np.asarray(image.convert("L")) for image in rows["image"]]), np.array(rows["label"])
