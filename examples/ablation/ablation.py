@@ -26,7 +26,7 @@ import datasets
 import diffusers
 import numpy as np
 import torch
-from arms import ARMS, BUDGETS, Arm, Budget, Cell, asked_labels, cells, sampler, trained
+from arms import ARMS, BUDGETS, PARTS, Arm, Budget, Cell, asked_labels, cells, sampler, trained
 from fashion_mnist import CLASSES, DEFAULT_FOLDER, Clothes, read_fashion_mnist, write_training_set
 from judge import CLASSIFIER, CLASSIFIER_SHA256, NEIGHBORS, Judge, Row, make_classifier
 from PIL import Image
@@ -65,7 +65,7 @@ def main(
     judge = prepare_judge(output_dir, budget, train, test, classifier)
     data = write_training_set(train.first(budget.train_images), output_dir / "data")
     write_floor(output_dir / "results" / "real.json", judge, train, budget)
-    for part in ("main", "more"):
+    for part in PARTS:
         for seed in seeds:
             for arm in ARMS:
                 measure(output_dir, arm, seed, cells(part), data, judge, budget)

@@ -129,20 +129,27 @@ SAMPLERS = (*STOCK, "ours")
 MAIN_STEPS = 50
 """Steps of the table of effects; the paper's."""
 
+FEW_STEPS = 10
+"""Steps of the comparison of what corrects guidance."""
+
+
+PARTS = ("main", "unguided", "guided")
+"""The cells that decide on the effects, and all others, without guidance and with it; in this order."""
+
 
 def cells(part: str) -> list[Cell]:
-    """The cells that decide on the effects (`main`), or all others (`more`)."""
+    """The cells of one of `PARTS`."""
     main = [
         Cell(sampler, MAIN_STEPS, w, rescale)
         for w, rescale in ((UNGUIDED, 0.0), (GUIDED, 0.0), (GUIDED, RESCALE))
         for sampler in STOCK
     ]
-    main += [Cell(sampler, 10, GUIDED, rescale) for rescale in (0.0, RESCALE) for sampler in SAMPLERS]
-    main += [Cell(sampler, 10, GUIDED, rescale, KEPT) for rescale in (0.0, RESCALE) for sampler in SAMPLERS[1:]]
+    main += [Cell(sampler, FEW_STEPS, GUIDED, rescale) for rescale in (0.0, RESCALE) for sampler in SAMPLERS]
+    main += [Cell(sampler, FEW_STEPS, GUIDED, rescale, KEPT) for rescale in (0.0, RESCALE) for sampler in SAMPLERS[1:]]
     if part == "main":
         return main
-    every = [Cell(s, n, UNGUIDED) for n in STEPS for s in SAMPLERS]
-    every += [Cell(s, n, GUIDED, rescale) for n in STEPS for rescale in (0.0, RESCALE) for s in SAMPLERS]
+    ways = ((UNGUIDED, 0.0),) if part == "unguided" else ((GUIDED, 0.0), (GUIDED, RESCALE))
+    every = [Cell(sampler, n, *way) for n in STEPS for way in ways for sampler in SAMPLERS]
     return [cell for cell in every if cell not in main]
 
 

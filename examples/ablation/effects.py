@@ -10,7 +10,7 @@ from itertools import product
 from typing import TypeAlias
 
 import numpy as np
-from arms import GUIDED, MAIN_STEPS, RESCALE, Cell
+from arms import GUIDED, MAIN_STEPS, RESCALE, UNGUIDED, Cell
 from judge import Row
 from scipy import stats
 
@@ -132,31 +132,20 @@ INTERACTIONS: Mapping[str, tuple[tuple[float, Recipe], ...]] = {
 """Contrasts of recipes: how much more two fixes give together than their sum, averaged over what else is fixed."""
 
 
-def seeds_of(rows: Rows, recipes: Iterable[Recipe], steps: int = MAIN_STEPS) -> list[int]:
-    """Seeds of which all of some recipes have been measured at a number of steps."""
-    wanted = [(recipe[0], cell_of(recipe, steps)) for recipe in recipes]
-    seeds = sorted({seed for _, _, seed in rows})
-    return [seed for seed in seeds if all((arm, cell, seed) in rows for arm, cell in wanted)]
-
-
-def cell_of(recipe: Recipe, steps: int = MAIN_STEPS) -> Cell:
-    """The cell of a recipe under guidance."""
-    return Cell(recipe[1], steps, GUIDED, recipe[2])
+def cell_of(recipe: Recipe, guidance_scale: float = GUIDED) -> Cell:
+    """The cell of a recipe; without guidance there is none to rescale."""
+    return Cell(recipe[1], MAIN_STEPS, guidance_scale, 0.0 if guidance_scale == UNGUIDED else recipe[2])
 
 
 def contrast(
-    rows: Rows, terms: Iterable[tuple[float, Recipe]], figure: str, steps: int = MAIN_STEPS
+    rows: Rows, terms: Iterable[tuple[float, Recipe]], figure: str, guidance_scale: float = GUIDED
 ) -> Interval | None:
     """A weighted sum of recipes' figures within each seed; None without a seed that has all."""
-    terms = list(terms)
-    seeds = seeds_of(rows, [recipe for _, recipe in terms], steps)
-    if not seeds:
-        return None
-    values = [
-        sum(weight * getattr(rows[recipe[0], cell_of(recipe, steps), seed], figure) for weight, recipe in terms)
-        for seed in seeds
-    ]
-    return Interval.of(values)
+    cells = [(weight, recipe[0], cell_of(recipe, guidance_scale)) for weight, recipe in terms]
+    seeds = sorted({seed for _, _, seed in rows})
+    complete = [seed for seed in seeds if all((arm, cell, seed) in rows for _, arm, cell in cells)]
+    values = [sum(weight * getattr(rows[arm, cell, seed], figure) for weight, arm, cell in cells) for seed in complete]
+    return Interval.of(values) if values else None
 
 
 def difference(pair: tuple[Recipe, Recipe], weight: float = 1.0) -> list[tuple[float, Recipe]]:

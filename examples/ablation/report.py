@@ -4,20 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arms import ARMS, GUIDED, MAIN_STEPS, RESCALE, SAMPLERS, STEPS, STOCK, UNGUIDED, Cell
-from effects import (
-    ALL_FIXES,
-    FIXES,
-    INTERACTIONS,
-    STOCK_RECIPE,
-    Interval,
-    Rows,
-    contrast,
-    difference,
-    main_effect,
-    seeds_of,
-    together,
-)
+from arms import ARMS, FEW_STEPS, GUIDED, KEPT, MAIN_STEPS, RESCALE, SAMPLERS, STEPS, STOCK, UNGUIDED, Cell
+from effects import FIXES, INTERACTIONS, Interval, Rows, contrast, difference, main_effect, together
 from fashion_mnist import CLASSES
 from judge import Row
 from matplotlib.figure import Figure
@@ -52,8 +40,9 @@ class Results:
 
 def write_report(results: Results, output_dir: Path, dependencies: str) -> None:
     """Write `tables.md`, `effects.png` and `samples.png`, of all that is there."""
-    parts = [dependencies, effects_table(results.rows), interactions_table(results.rows)]
-    parts += [cells_table(results), invariance_table(results)]
+    rows = results.rows
+    parts = [dependencies, effects_table(rows, UNGUIDED), effects_table(rows, GUIDED), interactions_table(rows)]
+    parts += [corrections_table(rows), invariance_table(results), cells_table(results)]
     text = "\n\n".join(part for part in parts if part)
     (output_dir / "tables.md").write_text(text + "\n", encoding="utf-8")
     if results.rows:
@@ -62,35 +51,56 @@ def write_report(results: Results, output_dir: Path, dependencies: str) -> None:
     print(f"Tables: {output_dir / 'tables.md'}; figures: {output_dir / 'effects.png'}, {output_dir / 'samples.png'}")
 
 
-def effects_table(rows: Rows) -> str:
+def effects_table(rows: Rows, guidance_scale: float) -> str:
     """Each fix alone, on top of all others, and on average over contexts."""
-    seeds = len(seeds_of(rows, (STOCK_RECIPE, ALL_FIXES)))
-    if not seeds:
+    whole = contrast(rows, together(), "w1", guidance_scale)
+    if whole is None:
         return ""
-    lines = [f"## Effects, {MAIN_STEPS} steps, guidance {GUIDED:g}, {seeds} seeds", ""]
+    guided = guidance_scale != UNGUIDED
+    title = f"guidance {guidance_scale:g}" if guided else "no guidance"
+    lines = [f"## Effects, {MAIN_STEPS} steps, {title}, {whole.seeds} seeds", ""]
     for figure in EFFECTS_ON:
         name, shape = FIGURES[figure]
         body = []
-        for fix in FIXES:
+        for fix in FIXES if guided else FIXES[:-1]:
             ways = (fix.alone and difference(fix.alone), fix.last and difference(fix.last), main_effect(fix))
-            found = [contrast(rows, terms, figure) if terms else None for terms in ways]
+            found = [contrast(rows, terms, figure, guidance_scale) if terms else None for terms in ways]
             body.append([fix.name, *(show(one, shape, sign=True) if one else "refused" for one in found)])
-        body.append(["all four", "", "", show(contrast(rows, together(), figure), shape, sign=True)])
-        head = [f"effect on {name}", "alone", "on top of all others", "average"]
-        lines += [markdown(head, body), ""]
+        total = contrast(rows, together(), figure, guidance_scale)
+        body.append(["all together", "", "", show(total, shape, sign=True)])
+        lines += [markdown([f"effect on {name}", "alone", "on top of all others", "average"], body), ""]
     return "\n".join(lines).rstrip()
 
 
 def interactions_table(rows: Rows) -> str:
     """How much more two fixes give together than their sum."""
-    if not seeds_of(rows, (STOCK_RECIPE, ALL_FIXES)):
-        return ""
     body = []
     for name, terms in INTERACTIONS.items():
-        found = [show(contrast(rows, terms, figure), FIGURES[figure][1], sign=True) for figure in EFFECTS_ON]
-        body.append([name, *found])
+        found = [contrast(rows, terms, figure) for figure in EFFECTS_ON]
+        if found[0] is None:
+            return ""
+        shown = zip(found, EFFECTS_ON, strict=True)
+        body.append([name, *(show(one, FIGURES[figure][1], sign=True) for one, figure in shown)])
     head = ["interaction", *(FIGURES[figure][0] for figure in EFFECTS_ON)]
-    return "## Interactions\n\n" + markdown(head, body)
+    return f"## Interactions, guidance {GUIDED:g}\n\n" + markdown(head, body)
+
+
+def corrections_table(rows: Rows) -> str:
+    """What corrects guidance at few steps, by network."""
+    ways = {"none": (0.0, 0), "rescale": (RESCALE, 0), f"{KEPT} x {KEPT} kept": (0.0, KEPT), "both": (RESCALE, KEPT)}
+    body = []
+    for figure in EFFECTS_ON:
+        for arm in ARMS:
+            cells = [Cell("trailing", FEW_STEPS, GUIDED, *way) for way in ways.values()]
+            body.append([FIGURES[figure][0], arm.name, *(mean(rows, arm.name, cell, figure) for cell in cells)])
+    title = f"## Guidance {GUIDED:g} corrected, trailing, {FEW_STEPS} steps\n\n"
+    return title + markdown(["", "network", *ways], body)
+
+
+def mean(rows: Rows, arm: str, cell: Cell, figure: str) -> str:
+    """A figure of a cell over all seeds that have it, with its interval."""
+    found = [getattr(row, figure) for (name, one, _), row in rows.items() if (name, one) == (arm, cell)]
+    return show(Interval.of(found), FIGURES[figure][1]) if found else "-"
 
 
 def cells_table(results: Results) -> str:
@@ -99,13 +109,10 @@ def cells_table(results: Results) -> str:
     cells = sorted({cell for _, cell, _ in results.rows}, key=_order)
     for cell in cells:
         for arm in ARMS:
-            found = [row for (name, one, _), row in results.rows.items() if (name, one) == (arm.name, cell)]
-            if found:
-                values = [
-                    show(Interval.of(getattr(row, figure) for row in found), shape)
-                    for figure, (_, shape) in FIGURES.items()
-                ]
-                body.append([arm.name, *describe_cell(cell), str(len(found)), *values])
+            seeds = sum((name, one) == (arm.name, cell) for name, one, _ in results.rows)
+            if seeds:
+                values = [mean(results.rows, arm.name, cell, figure) for figure in FIGURES]
+                body.append([arm.name, *describe_cell(cell), str(seeds), *values])
     real = [shape.format(getattr(results.real, figure)) for figure, (_, shape) in FIGURES.items()]
     body.append(["real images", "", "", "", "", "", *real])
     head = ["network", "sampler", "steps", "guidance", "rescale, kept", "seeds"]

@@ -8,7 +8,7 @@ import judge
 import numpy as np
 import pytest
 import tiny_fashion_mnist
-from arms import ARMS, BUDGETS, Arm, Cell, cells, sampler
+from arms import ARMS, BUDGETS, PARTS, Arm, Cell, cells, sampler
 from command_line import evaluate
 from fashion_mnist import read_fashion_mnist
 from PIL import Image
@@ -167,14 +167,15 @@ def test_the_last_timestep_leaks_as_much_of_a_mean_as_stable_diffusion_s(name):
 
 
 def test_no_cell_is_measured_twice():
-    every = cells("main") + cells("more")
+    every = [cell for part in PARTS for cell in cells(part)]
     assert len({cell.name for cell in every}) == len(every) == 40
 
 
 @pytest.mark.full
 def test_it_trains_samples_judges_reports_and_goes_on(source, tmp_path, monkeypatch, capsys):
     tiny = dataclasses.replace(BUDGETS["cpu"], train_steps=2, train_images=60, train_batch_size=4, samples=70)
-    some = {"main": [Cell("leading", 2), Cell("ours", 2, 1.0)], "more": [Cell("trailing", 1, 3.0, 0.7, 4)]}
+    some = {"main": [Cell("leading", 2)], "unguided": [Cell("ours", 2, 1.0)]}
+    some["guided"] = [Cell("trailing", 1, 3.0, 0.7, 4)]
     monkeypatch.setattr(ablation, "cells", lambda part: some[part])
     results = ablation.main(tmp_path, tiny, [0], str(source))
     assert len(results.rows) == 9

@@ -2,8 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
-from arms import ARMS, GUIDED, MAIN_STEPS, RESCALE, Cell
-from effects import FIXES, INTERACTIONS, Interval, contrast, difference, main_effect, seeds_of, together
+from arms import ARMS, GUIDED, MAIN_STEPS, RESCALE, UNGUIDED, Cell
+from effects import FIXES, INTERACTIONS, Interval, contrast, difference, main_effect, together
 from judge import Row
 from report import effects_table, interactions_table
 from scipy import stats
@@ -64,9 +64,9 @@ def test_the_refused_corner_has_no_effect():
     assert (v.last, zero_snr.alone) == (None, None)
     assert all(fix.alone and fix.last for fix in others)
     assert [len(fix.pairs) for fix in FIXES] == [4, 4, 6, 6]
-    table = effects_table(rows(additive))
+    table = effects_table(rows(additive), GUIDED)
     assert "| zero terminal SNR (given v) | refused | **-2.00 ± 0.00** |" in table
-    assert "| all four |  |  | **-6.50 ± 0.00** |" in table
+    assert "| all together |  |  | **-6.50 ± 0.00** |" in table
     assert "| v x rescale |" in interactions_table(rows(additive))
 
 
@@ -85,9 +85,22 @@ def test_intervals_are_student_s_over_paired_seeds():
 def test_a_seed_counts_where_all_that_is_compared_is_there():
     found = rows(additive)
     del found["v-zero-snr", Cell("trailing", MAIN_STEPS, GUIDED, RESCALE), 1]
-    recipes = [("v-zero-snr", "trailing", RESCALE)]
-    assert seeds_of(found, recipes) == [0, 2]
     assert contrast(found, together(), "w1").seeds == 2
     assert contrast(found, difference(FIXES[0].alone), "w1").seeds == 3
     assert contrast({}, together(), "w1") is None
-    assert effects_table({}) == interactions_table({}) == ""
+    assert effects_table({}, GUIDED) == interactions_table({}) == ""
+
+
+def test_without_guidance_there_is_none_to_rescale():
+    found = {}
+    for (arm, cell, seed), row in rows(additive).items():
+        if cell.guidance_rescale == 0:
+            found[arm, Cell(cell.sampler, cell.steps, UNGUIDED), seed] = row
+    for fix, effect in zip(FIXES, (V, ZERO, LAST, 0.0), strict=True):
+        for terms in (fix.last and difference(fix.last), main_effect(fix)):
+            if terms:
+                assert contrast(found, terms, "w1", UNGUIDED).mean == pytest.approx(effect, abs=1e-9)
+    assert contrast(found, together(), "w1", UNGUIDED).mean == pytest.approx(V + ZERO + LAST)
+    table = effects_table(found, UNGUIDED)
+    assert "no guidance, 3 seeds" in table
+    assert "guidance rescale" not in table
