@@ -22,7 +22,19 @@ PAGES = {
 MODULES = ("", "core", "evaluation", "training", "auditing", "start", "calibration", "hub")
 """Modules of the API reference, below the package."""
 
+BASES = {"": ("schedulers.base.ZeroSNRScheduler", "schedulers.flow.FlowMatchScheduler")}
+"""What public classes inherit their parameters and methods from, shown after them."""
+
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
+
+
+def on_config(config):
+    """Put the guides into the navigation, in the order of the index."""
+    index = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    for entry in config.nav:
+        if "Guides" in entry:
+            entry["Guides"] = re.findall(r"\((guides/\w+\.md)\)", index)
+    return config
 
 
 def on_files(files, config):
@@ -60,7 +72,8 @@ def reference(module):
     path = f"zsnr_diffusers.{module}".rstrip(".")
     options = "{members: false, show_root_heading: false, show_root_toc_entry: false}"
     head = f"# {path}\n\n::: {path}\n    options: {options}\n"
-    return head + "".join(f"\n::: {path}.{_unambiguous(module, name)}\n" for name in public_names(module))
+    names = [*(_unambiguous(module, name) for name in public_names(module)), *BASES.get(module, ())]
+    return head + "".join(f"\n::: {path}.{name}\n" for name in names)
 
 
 def _unambiguous(module, name):

@@ -207,7 +207,7 @@ def by_prompt(images: Iterable[Image.Image], prompts: Sequence[str]) -> dict[str
 def print_overall(real, real_prompts, luminance, prompts) -> dict[str, dict[str, float]]:
     """One row per arm and guidance, and the data's."""
     print(f"\nMean luminance per image (-1 black, 1 white), {len(prompts)} images each")
-    print(f"{'':52} {'mean':>6} {'W1':>6} {'floor':>6} {'p5':>6} {'p95':>6} {'prompt share':>13}")
+    print(f"{'':52} {'mean':>6} {'W1':>6} {'floor':>6} {'p5':>6} {'p95':>6} {'by prompt':>13}")
     figures = {}
     for name, values in luminance.items():
         coverage = luminance_coverage(values, real, groups=(prompts, real_prompts))
@@ -221,9 +221,9 @@ def print_overall(real, real_prompts, luminance, prompts) -> dict[str, dict[str,
     data, share = coverage.real, prompt_share(real, real_prompts)
     figures["data"] = {"w1": 0.0, "p5": data.p5, "p95": data.p95, "share": share}
     print(f"{'data':52} {data.mean:6.2f} {'':6} {'':6} {data.p5:6.2f} {data.p95:6.2f} {share:13.2f}")
-    print("W1: Wasserstein distance to the data; floor: what a perfect model would show with as many images.")
+    print("W1: Wasserstein distance to the data; floor: its expected value for a perfect model with as many images.")
     print("Guidance exaggerates what a prompt asks for, so it moves even a perfect model away from the data.")
-    print("prompt share: of the variance of brightness, the part that the prompt explains rather than the seed.")
+    print("by prompt: fraction of the variance of brightness that the prompt explains, rather than the seed.")
     return figures
 
 

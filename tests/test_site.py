@@ -15,12 +15,6 @@ CONFIG = ROOT / ".github" / "mkdocs.yml"
 MODULES = ("", "core", "evaluation", "training", "auditing", "start", "calibration", "hub")
 
 
-def test_all_guides_are_in_the_navigation():
-    text = re.sub(r"!!python\S+", "", CONFIG.read_text(encoding="utf-8"))
-    (guides,) = (entry["Guides"] for entry in yaml.safe_load(text)["nav"] if "Guides" in entry)
-    assert {f"guides/{path.name}" for path in GUIDES} == {*guides}
-
-
 def test_the_workflow_installs_what_the_extra_does():
     workflow = yaml.safe_load(Path(ROOT, ".github", "workflows", "docs.yml").read_text(encoding="utf-8"))
     (install,) = (step["run"] for step in workflow["jobs"]["build"]["steps"] if "pip install" in step.get("run", ""))
@@ -41,3 +35,5 @@ def test_it_builds_without_a_warning_and_has_every_public_name(tmp_path):
         names = importlib.import_module(f"zsnr_diffusers.{module}".rstrip(".")).__all__
         assert {*names} <= shown
     assert Path(tmp_path, "figures", "before_after.png").is_file()
+    overview = Path(tmp_path, "index.html").read_text(encoding="utf-8")
+    assert [path.stem for path in GUIDES if f'href="guides/{path.stem}/"' not in overview] == []
