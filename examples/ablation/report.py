@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from arms import ARMS, FEW_STEPS, GUIDED, KEPT, MAIN_STEPS, RESCALE, SAMPLERS, STEPS, STOCK, UNGUIDED, Cell
+from arms import ARMS, FEW_STEPS, GUIDED, KEPT, MAIN_STEPS, RESCALE, SAMPLERS, STEPS, UNGUIDED, Cell
 from effects import FIXES, INTERACTIONS, Interval, Rows, contrast, difference, main_effect, together
 from fashion_mnist import CLASSES
 from judge import Row
@@ -182,41 +183,36 @@ def draw_steps(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _draw_line(axes: object, rows: Rows, arm: str, sampler: str, guidance: tuple[float, float], figure: str) -> None:
-    """Mean over seeds by steps, with its interval where there are several."""
+def _draw_line(axes: Any, rows: Rows, arm: str, sampler: str, guidance: tuple[float, float], figure: str) -> None:
+    """Mean over seeds by steps, with the range of them."""
     points = []
     for n in STEPS:
-        found = [
-            getattr(row, figure) for (a, c, _), row in rows.items() if (a, c) == (arm, Cell(sampler, n, *guidance))
-        ]
+        cell = Cell(sampler, n, *guidance)
+        found = [getattr(row, figure) for (name, one, _), row in rows.items() if (name, one) == (arm, cell)]
         if found:
-            points.append((n, Interval.of(found)))
+            points.append((n, min(found), sum(found) / len(found), max(found)))
     if points:
-        steps, intervals = zip(*points, strict=True)
-        axes.errorbar(  # type: ignore[attr-defined]
-            steps,
-            [one.mean for one in intervals],
-            [one.half_width or 0.0 for one in intervals],
-            color=COLORS[arm],
-            linestyle=LINES[sampler],
-            marker=".",
-            linewidth=1,
-            elinewidth=0.5,
-            label=f"{arm}, {sampler}",
-        )
+        steps, low, middle, high = zip(*points, strict=True)
+        style = {"color": COLORS[arm], "linestyle": LINES[sampler]}
+        axes.plot(steps, middle, marker=".", linewidth=1, label=f"{arm}, {sampler}", **style)
+        axes.vlines(steps, low, high, color=COLORS[arm], linewidth=0.7)
 
 
 def draw_samples(output_dir: Path) -> None:
-    """An image of each class by every recipe, of the first seed that has it."""
+    """An image of each class by every network: without guidance, with it, and corrected; of the first seed."""
+    ways = {
+        "no guidance": Cell("trailing", MAIN_STEPS, UNGUIDED),
+        f"guidance {GUIDED:g}": Cell("trailing", MAIN_STEPS, GUIDED),
+        f"guidance {GUIDED:g}, rescale": Cell("trailing", MAIN_STEPS, GUIDED, RESCALE),
+        f"rescale, {KEPT} x {KEPT} kept": Cell("trailing", FEW_STEPS, GUIDED, RESCALE, KEPT),
+    }
     rows, labels = [], []
     for arm in ARMS:
-        for sampler in STOCK:
-            for phi in (0.0, RESCALE):
-                cell = Cell(sampler, MAIN_STEPS, GUIDED, phi)
-                strips = sorted((output_dir / "results").glob(f"{arm.name}-[0-9]*/{cell.name}.png"))
-                if strips:
-                    rows.append(_images_of(strips[0]))
-                    labels.append(f"{arm.name}, {sampler}" + (f", rescale {phi:g}" if phi else ""))
+        for way, cell in ways.items():
+            strips = sorted((output_dir / "results").glob(f"{arm.name}-[0-9]*/{cell.name}.png"))
+            if strips:
+                rows.append(_images_of(strips[0]))
+                labels.append(f"{arm.name}: {way}")
     if rows:
         sample_grid(rows, labels, output_dir / "samples.png", cell=48)
 
