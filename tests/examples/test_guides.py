@@ -197,7 +197,7 @@ def test_the_launch_commands_parse(monkeypatch):
         assert launched.training_script.startswith("zsnr_diffusers")
 
 
-COMMANDS = {"evaluate", "audit", "convert", "extract-lora", "calibrate", "fit-start"}
+COMMANDS = {"evaluate", "audit", "compare", "convert", "encode", "extract-lora", "calibrate", "fit-start"}
 
 
 @pytest.mark.full

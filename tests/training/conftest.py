@@ -21,6 +21,7 @@ def small_run(tmp_path):
         "lr_warmup_steps": 2,
         "checkpointing_steps": 2,
         "report_to": "none",
+        "dataloader_num_workers": 0,
         "luminance_images": 0,
     }
 

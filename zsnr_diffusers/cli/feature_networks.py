@@ -1,19 +1,17 @@
-"""The network that figures are made by, from the command line's arguments."""
+"""Figures of papers and the network that they are made by, from the command line's arguments."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..evaluation import (
-    INCEPTION_SHA256,
-    ClassifierFeatures,
-    DinoV2Features,
-    FeatureNetwork,
-    InceptionFeatures,
-    Processes,
-    inception_file,
-)
+from ..evaluation.subset_sizes import SUBSET_SIZE
+
+if TYPE_CHECKING:
+    from ..evaluation import FeatureNetwork, Processes
+
+IS_SPLITS = 10
+"""Parts of the Inception Score by default."""
 
 OPTIONS = ("features", "feature_weights", "feature_sha256")
 """What `add_arguments` adds; each is None unless given."""
@@ -47,6 +45,8 @@ def load_feature_network(arguments: argparse.Namespace, device: Any, processes: 
         OSError: its file is not there and cannot be fetched.
         ValueError: a file of another hash or kind.
     """
+    from ..evaluation import INCEPTION_SHA256, ClassifierFeatures, DinoV2Features, InceptionFeatures, inception_file
+
     weights, sha256 = arguments.feature_weights, arguments.feature_sha256
     if arguments.features == "classifier":
         with processes.sync_errors():
@@ -61,3 +61,20 @@ def load_feature_network(arguments: argparse.Namespace, device: Any, processes: 
             inception_file()
     with processes.sync_errors():
         return InceptionFeatures(weights or inception_file(), sha256 or INCEPTION_SHA256, device)
+
+
+def needs_feature_network(arguments: argparse.Namespace) -> bool:
+    """Whether `--fid`, `--is` or `--kid` is given, which are made of a network's features."""
+    return bool(arguments.fid or arguments.inception_score or arguments.kid)
+
+
+def check_image_count(number: int, kind: str, arguments: argparse.Namespace) -> None:
+    """Refuse fewer `generated` or `real` images (`kind`) than FID, KID or Inception Score can be made of."""
+    for option, asked, least in (
+        ("--fid", arguments.fid and not (kind == "real" and arguments.reference), 2),
+        ("--kid", arguments.kid, 3),
+        ("--kid_subsets", arguments.kid_subsets, SUBSET_SIZE),
+        ("--is_splits", arguments.inception_score and kind == "generated", arguments.is_splits or IS_SPLITS),
+    ):
+        if asked and number < least:
+            raise ValueError(f"{option} needs at least {least} {kind} images, got {number}")

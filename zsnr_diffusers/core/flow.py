@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .choices import check_shift
 from .noise import NoiseLevel, Scalar
 from .spacing import clean_position, position
 
@@ -214,16 +215,6 @@ def check_flow_times(sigmas: Sequence[float]) -> list[float]:
         if a <= b:
             raise ValueError(f"sigmas must decrease strictly; {b:g} follows {a:g}.")
     return times
-
-
-def check_shift(shift: float) -> None:
-    """Refuse a flow-time shift that is not a finite number above 0.
-
-    Raises:
-        ValueError: with the value and what is possible.
-    """
-    if not (math.isfinite(shift) and shift > 0):
-        raise ValueError(f"shift={shift} must be above 0: 1 keeps flow time, 3 is Stable Diffusion 3's.")
 
 
 def check_num_flow_steps(num_inference_steps: int) -> None:

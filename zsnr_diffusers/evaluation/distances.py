@@ -6,11 +6,13 @@ All in float64, all with what a finite number of images does to them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from ..utils.tables import Part, Report, Text
 from .feature_statistics import Features, FeatureStatistics, Floats, as_feature_array, check_same_origin
 
 KERNEL_BLOCK = 1024
@@ -56,13 +58,17 @@ def _warn_of_few_images(statistics: FeatureStatistics) -> None:
 
 
 @dataclass(frozen=True)
-class InceptionScore:
+class InceptionScore(Report):
     """Mean and standard deviation (population's, divided by `splits`) of the score over the splits of n images."""
 
     mean: float
     std: float
     n: int
     splits: int
+
+    def parts(self) -> Iterator[Part]:
+        """One line."""
+        yield Text(f"Inception Score {self.mean:.4g} ± {self.std:.2g} ({self.splits} splits of {self.n} images)")
 
 
 def inception_score(logits: Features, splits: int = 10, *, probabilities: bool = False) -> InceptionScore:
@@ -120,13 +126,17 @@ def _check_probabilities(values: Floats) -> None:
 
 
 @dataclass(frozen=True)
-class KernelDistance:
+class KernelDistance(Report):
     """A kernel distance `value` between n and m images, with its `error`; the functions say which error it is."""
 
     value: float
     error: float
     n: int
     m: int
+
+    def parts(self) -> Iterator[Part]:
+        """One line."""
+        yield Text(f"kernel distance {self.value:.4g} ± {self.error:.2g} ({self.n} and {self.m} images)")
 
 
 def kernel_distance(x: Features, y: Features) -> KernelDistance:

@@ -20,6 +20,8 @@ from PIL import Image
 from ..utils.distributed import Processes
 from ..utils.extras import import_extra
 from ..utils.images import ImageError
+from ..utils.tables import Part, Report, Text
+from ..utils.text import abbreviate
 from .extraction import ImageFeatures, image_features
 from .features import FeatureNetwork
 from .generation import iter_images
@@ -34,7 +36,7 @@ from .image_stream import (
     record_thumbnails,
     save_each_image,
 )
-from .luminance import Floats, clipped_share, mean_luminance
+from .luminance import Floats, LuminanceSummary, clipped_share, mean_luminance
 from .plots import sample_grid
 
 GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
@@ -42,7 +44,7 @@ GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
 
 
 @dataclass(frozen=True)
-class Measurements:
+class Measurements(Report):
     """What was measured of n images, in their order.
 
     `luminance` and `clipped`, the share of values that are 0 or 255, are float64 [n]; `features` those of the network,
@@ -55,6 +57,19 @@ class Measurements:
     features: ImageFeatures | None
     skipped: list[str]
     first: NamedSize | None
+
+    def __repr__(self) -> str:
+        network = "" if self.features is None else f", features of {self.features.origin.network}"
+        return f"Measurements of {len(self.luminance)} images{network}"
+
+    def parts(self) -> Iterator[Part]:
+        """The distribution of luminance, the network of the features, and how many files were skipped."""
+        if len(self.luminance):
+            yield from LuminanceSummary.of(self.luminance).parts()
+        if self.features is not None:
+            yield Text(f"features: {self.features.origin}")
+        if self.skipped:
+            yield Text(f"skipped: {abbreviate(self.skipped, 3)}", "warning")
 
     @classmethod
     def concatenate(cls, parts: Sequence[Measurements]) -> Measurements:

@@ -12,10 +12,8 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from ..class_conditional import ClassConditionalPipeline
-from ..core.guidance import check_guidance_rescale
-from ..core.low_frequencies import check_keep_low_frequencies
+from ..core.choices import EPSILON_AT_ZERO_SNR, check_guidance_rescale, check_keep_low_frequencies
 from ..core.noise import has_zero_terminal_snr
-from ..core.predictions import EPSILON_AT_ZERO_SNR
 from ..guidance.mixin import apply_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler

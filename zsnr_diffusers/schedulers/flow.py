@@ -14,9 +14,9 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from ..core import NoiseLevel, add_noise
+from ..core.choices import check_shift
 from ..core.flow import (
     check_flow_times,
-    check_shift,
     dynamic_shift,
     euler_step,
     flow_level,

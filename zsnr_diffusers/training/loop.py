@@ -68,7 +68,7 @@ class TrainingLoop:
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             return str(error)
         # While a batch is on its way, it is the connection that breaks first.
-        if self.trainer.task.data.dataloader_num_workers > 0 and isinstance(error, ConnectionError | EOFError):
+        if self.trainer.task.data.num_workers > 0 and isinstance(error, ConnectionError | EOFError):
             return f"a DataLoader worker died as it sent a batch ({str(error) or type(error).__name__})"
         return ""
 

@@ -5,8 +5,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+if missing := [name for name in ("accelerate", "datasets") if find_spec(name) is None]:
+    raise ImportError(f'Training needs {" and ".join(missing)}: python -m pip install "zsnr_diffusers[train]"')
 
 from accelerate import Accelerator
 
@@ -21,7 +25,7 @@ from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
 from .checkpointing.lock import lock_run_folder
 from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run_record
 from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
-from .data.dataset import check_images
+from .data.dataset import check_images, open_file_index
 from .data.loader import TrainingDataset
 from .data.shard_formats import index_shards
 from .loop import TrainingLoop
@@ -67,13 +71,15 @@ def train(config: RunConfig) -> None:
         checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, folder))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
-        images = processes.run_on_main(lambda: check_images(task.rows, config))
+        images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
         samples = task.samples(images, config.global_batch(processes.size))
         task.plan_cache(accelerator, processes, samples)
         if accelerator.is_local_main_process:
-            print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
+            print(damaged + (f"{config.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
-            show(_plan_run(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
+            shown = config.max_train_steps * config.global_batch(processes.size)
+            summary = {**task.summary(samples), **samples.describe_mix(shown)}
+            show(_plan_run(config, summary, samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
             hub_repo_name(config)
         if config.dry_run and not config.measure:

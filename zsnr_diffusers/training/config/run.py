@@ -30,6 +30,11 @@ class RunConfig(OutputConfig, StepsConfig, DataConfig):
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Options by the name of a recipe."""
 
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether a LoRA or DoRA is trained, and not the whole network."""
+        return False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.has_data or self.measure):

@@ -13,7 +13,8 @@ from ...hub.model_card import terminal_snr
 from ...utils.distributed import Processes
 from ..config.objective import FLOW
 from ..data.buckets import round_up_to_batches
-from ..data.dataset import Images, noise_rows, open_rows
+from ..data.dataset import Images, noise_rows, open_file_index, open_rows
+from ..data.encoded import EncodedRows, is_encoded
 from ..data.loader import Batch
 from ..objective import create_objective
 from ..parameters import base_state_dict
@@ -51,8 +52,15 @@ class StableDiffusionTask(Task):
         self.resolution = self.base.resolution(config.resolution)
         self.buckets = self.base.buckets(config)
         self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.architecture.uses_force_upcast)
-        self.text_encoder = self.base.architecture.text_encoder()
-        self.embedding_cache = EmbeddingCache(config, (self.autoencoder, self.text_encoder))
+        self.base.architecture.conditioning.chunks = config.max_token_length // 75
+        self.text_encoder = self.base.architecture.text_encoder(config.clip_skip)
+        self.embedding_cache = EmbeddingCache(
+            config,
+            (self.autoencoder, self.text_encoder),
+            open_file_index(config),
+            EncodedRows.open(Path(str(config.train_data_dir))) if is_encoded(config.train_data_dir) else None,
+            self.base.reload_frozen,
+        )
         if config.has_data:
             self.rows = open_rows(config)
         else:
@@ -66,6 +74,7 @@ class StableDiffusionTask(Task):
             resolution=self.resolution,
             rows=self.rows.select_columns([config.caption_column]),
             caption_column=config.caption_column,
+            clip_skip=config.clip_skip,
             record=record,
         )
 
@@ -131,7 +140,7 @@ class StableDiffusionTask(Task):
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
         """Cache latents and text states as planned, and leave the device to the UNet."""
-        if self.config.measure and self.embedding_cache.stored:
+        if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, processes, few)
             accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
