@@ -66,7 +66,7 @@ def new_parser() -> CommandParser:
     parser.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     add_claim_options(parser, "the network")
     parser.add_argument("--device", help="where networks run (default: cuda or mps if there is one, else cpu)")
-    parser.set_defaults(lora=None, guidance_rescale=None, keep_low_frequencies=None)
+    parser.set_defaults(lora=None, guidance_rescale=None, keep_low_frequencies=None, no_start=True)
     return parser
 
 

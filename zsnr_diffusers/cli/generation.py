@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..utils.command_line import CommandParser
 from .arguments import CLAIMS, add_claim_options
 
 OPTIONS = (
     *("prompts", "prompts_file", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"),
-    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora", "start", *CLAIMS),
+    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora", "start", "no_start", *CLAIMS),
 )
 """What `add_arguments` adds; each is None unless given."""
 
@@ -55,7 +55,11 @@ def add_pipeline_options(parser: CommandParser, options: Any) -> None:
     options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
     options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
-    options.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
+    start = options.add_mutually_exclusive_group()
+    start.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
+    start.add_argument(
+        "--no_start", action="store_true", default=None, help="without the start that is saved beside the pipeline"
+    )
     add_claim_options(parser, "the network", options)
 
 
@@ -136,10 +140,12 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
 
     guidance, start = guidance_options(arguments), getattr(arguments, "start", None)
     start = None if start is None else Start.load(start)  # before gigabytes of weights
+    recorded: Literal[False] | None = False if start is not None or getattr(arguments, "no_start", None) else None
     try:
         pipe = load(
             arguments.pipeline,
             dtype=getattr(torch, arguments.dtype or "float32"),
+            start=recorded,
             **{name: value for name in ("variant", *CLAIMS) if (value := getattr(arguments, name)) is not None},
             **guidance if arguments.lora is None else {},
         )

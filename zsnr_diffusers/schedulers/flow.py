@@ -327,7 +327,7 @@ class FlowMatchScheduler(PathSampler):
         given = timesteps.flatten().tolist()
         places = [self._index_of.get(t) for t in given]
         s = [t / len(self) if i is None else float(self._path[i].sigma) for t, i in zip(given, places, strict=True)]
-        return flow_level(torch.tensor(s, dtype=wide, device=like.device).reshape(shape))
+        return flow_level(torch.tensor(s, dtype=wide).to(like.device, non_blocking=True).reshape(shape))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_s = (1 - s) x_0 + s noise.

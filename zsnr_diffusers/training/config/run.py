@@ -11,7 +11,12 @@ from .steps import ComputeConfig, OptimizationConfig
 
 
 @dataclass
-class StepsConfig(ComputeConfig, OptimizationConfig, ObjectiveConfig):
+class NetworkConfig(ComputeConfig, OptimizationConfig):
+    """How a network is computed, and what is done with its weights."""
+
+
+@dataclass
+class StepsConfig(NetworkConfig, ObjectiveConfig):
     """All that the trainer reads: how a step is computed, what it changes and what it is asked."""
 
 

@@ -59,7 +59,8 @@ class Architecture(ABC):
             unet: that is trained.
             x_t: noisy latents [B, C, h, w].
             timestep: int64 [B], or float32 in flow matching.
-            text: from `text_encoder`, or what is stored of it; in any dtype and on any device.
+            text: from `text_encoder`, or what is stored of it; `text` on the device, in the dtype of the UNet's
+                products.
             batch: what `conditioning` gives.
         """
 
@@ -100,7 +101,7 @@ class StableDiffusion(Architecture):
 
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
         """See `Architecture.predict`."""
-        output: Tensor = unet(x_t, timestep, text["text"].to(x_t), return_dict=False)[0]
+        output: Tensor = unet(x_t, timestep, text["text"], return_dict=False)[0]
         return output
 
 
@@ -147,7 +148,7 @@ class StableDiffusionXL(Architecture):
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
         """See `Architecture.predict`."""
         added = {"text_embeds": text["pooled"].to(x_t), "time_ids": batch["time_ids"].to(x_t)}
-        output: Tensor = unet(x_t, timestep, text["text"].to(x_t), added_cond_kwargs=added, return_dict=False)[0]
+        output: Tensor = unet(x_t, timestep, text["text"], added_cond_kwargs=added, return_dict=False)[0]
         return output
 
 

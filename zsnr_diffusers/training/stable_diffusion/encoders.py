@@ -255,9 +255,10 @@ class TextEncoderPair(TextEncoder):
             "pooled": outputs[1].text_embeds[:: self.chunks],
         }
         if self.empty is not None:
-            unsaid = (inputs == self.empty.to(inputs.device)).all(dim=1).to(self.device)
-            for values in rows.values():
-                values[unsaid] = 0
+            # Not by an index of truth values, whose number the host would have to wait for.
+            said = (inputs != self.empty.to(inputs.device, non_blocking=True)).any(dim=1)
+            said = said.to(self.device, non_blocking=True)
+            rows = {name: values.where(said.reshape(-1, *[1] * (values.ndim - 1)), 0) for name, values in rows.items()}
         return rows
 
     def _text_encoders(self) -> list[Any]:
