@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.hashing import tensors_sha256
+from ..config.data import is_encoded
 from ..data.dataset import Rows
-from ..data.encoded import EncodedRows, is_encoded
+from ..data.encoded import EncodedRows
 from ..data.shards import ShardDataset
 from ..parameters import base_state_dict
 from ..task import Task

@@ -9,9 +9,15 @@ from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, Options, option
 
 ONE_SOURCE = "Pass the data as one of --dataset_name, --train_data_dir, --train_shards and --data_mix."
 
-
+ENCODED_FILE = "encoded.json"
+"""What a folder of data that `zsnr encode` has finished holds."""
 _MOST_WORKERS = 8
 """By default: they feed any one GPU, and each takes memory."""
+
+
+def is_encoded(folder: str | None) -> bool:
+    """Whether a folder holds data that was encoded beforehand."""
+    return folder is not None and Path(folder, ENCODED_FILE).is_file()
 
 
 class Captions(NamedTuple):

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from ...utils.images import ImageError, load_rgb, oriented_size
 from ..config import DataConfig
-from .encoded import EncodedRows, is_encoded
+from ..config.data import is_encoded
+from .encoded import EncodedRows
 from .file_index import FILE_NAME, FileIndex, Records, file_records, is_known, row_records
 from .folder_rows import read_folder_rows
 from .notices import notify, report_unusable

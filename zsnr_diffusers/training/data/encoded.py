@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from ...utils.files import atomic_write, write_json
 from ...utils.hashing import file_sha256
+from ..config.data import ENCODED_FILE
 from .row_values import ImageHashes, ImageSizes
 
-FACTS_FILE, ROWS_FILE = "encoded.json", "rows.parquet"
+ROWS_FILE = "rows.parquet"
 _FORMAT = 1
 """Raised whenever what is written could not be read by what was there before."""
 
@@ -47,7 +48,7 @@ class EncodedRows:
             ValueError: it is of another version, or damaged.
         """
         try:
-            facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+            facts = json.loads((folder / ENCODED_FILE).read_text(encoding="utf-8"))
             if facts["format"] != _FORMAT:
                 raise ValueError(
                     f"{folder} was encoded by another version of zsnr_diffusers: encode it again, or use that one."
@@ -83,11 +84,6 @@ class EncodedRows:
         return datasets.Dataset.from_dict(columns).cast_column(image_column, datasets.Image(decode=False))
 
 
-def is_encoded(folder: str | None) -> bool:
-    """Whether a folder holds data that was encoded beforehand."""
-    return folder is not None and Path(folder, FACTS_FILE).is_file()
-
-
 def write_encoded_rows(
     folder: Path, facts: dict[str, Any], names: list[str], captions: list[Any], sizes: ImageSizes, hashes: ImageHashes
 ) -> None:
@@ -116,4 +112,4 @@ def write_encoded_rows(
     )
     with atomic_write(folder / ROWS_FILE) as partial:
         pyarrow.parquet.write_table(table, partial)
-    write_json(folder / FACTS_FILE, {"format": _FORMAT, "rows_sha256": file_sha256(folder / ROWS_FILE), **facts})
+    write_json(folder / ENCODED_FILE, {"format": _FORMAT, "rows_sha256": file_sha256(folder / ROWS_FILE), **facts})

@@ -11,8 +11,9 @@ from typing import Any
 from ...evaluation.luminance import Floats, LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance
 from ...evaluation.plots import plot_luminance_over_steps
 from ...utils.files import write_json
+from ..config.data import is_encoded
 from ..data.dataset import is_row_readable, read_image, rows_to_sample
-from ..data.encoded import EncodedRows, is_encoded
+from ..data.encoded import EncodedRows
 from ..data.loader import derive_seed
 from ..task import Task
 

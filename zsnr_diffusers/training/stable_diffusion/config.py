@@ -22,7 +22,7 @@ from ..config import (
     RunConfig,
     option,
 )
-from ..data.encoded import is_encoded
+from ..config.data import is_encoded
 
 EXAMPLES = """\
 examples:

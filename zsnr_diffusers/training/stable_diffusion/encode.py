@@ -12,8 +12,9 @@ from ...utils.terminal import show
 from ..accelerator import create_accelerator
 from ..checkpointing.lock import lock_run_folder
 from ..checkpointing.run_folder import CONFIG_FILE
+from ..config.data import ENCODED_FILE
 from ..data.dataset import check_images, open_file_index
-from ..data.encoded import FACTS_FILE, write_encoded_rows
+from ..data.encoded import write_encoded_rows
 from ..data.row_values import ImageHashes, ImageSizes
 from ..data.shard_formats import index_shards
 from ..data.shards import THREADS
@@ -64,7 +65,7 @@ def _lock_folder(folder: Path, lock: contextlib.ExitStack) -> None:
     if others:
         raise ValueError(f"--output_dir={folder} holds {', '.join(others)}: choose a folder of its own.")
     lock.enter_context(lock_run_folder(folder))
-    (folder / FACTS_FILE).unlink(missing_ok=True)  # until all is there again
+    (folder / ENCODED_FILE).unlink(missing_ok=True)  # until all is there again
 
 
 def _write_rows(

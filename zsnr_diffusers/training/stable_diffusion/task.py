@@ -12,10 +12,11 @@ from torch import Tensor
 from ...hub.model_card import terminal_snr
 from ...utils.distributed import Processes
 from ..accelerator import mixed_precision_dtype
+from ..config.data import is_encoded
 from ..config.objective import FLOW
 from ..data.buckets import round_up_to_batches
 from ..data.dataset import Images, noise_rows, open_file_index, open_rows
-from ..data.encoded import EncodedRows, is_encoded
+from ..data.encoded import EncodedRows
 from ..data.loader import Batch
 from ..objective import create_objective
 from ..parameters import base_state_dict
