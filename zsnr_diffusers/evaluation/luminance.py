@@ -76,9 +76,19 @@ def _mean_luminance_of_file(image: Image.Image | str | PathLike[str]) -> float:
             f"expected PIL images or paths, got {type(image).__name__}; stack arrays into one [n, 3, h, w] array"
         )
     rgb = load_rgb(image)
-    counts = np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)  # exact, and needs no copy of the pixels
-    mean = counts @ np.arange(256) / (rgb.width * rgb.height)
+    mean = _histogram(rgb) @ np.arange(256) / (rgb.width * rgb.height)
     return float(mean @ LUMA_WEIGHTS / 127.5 - 1)
+
+
+def clipped_share(image: Image.Image) -> float:
+    """Share of an image's values, of all pixels and channels of its RGB, that are 0 or 255."""
+    counts = _histogram(load_rgb(image))
+    return float(counts[:, [0, -1]].sum() / counts.sum())
+
+
+def _histogram(rgb: Image.Image) -> npt.NDArray[np.int64]:
+    """How often each value comes in each channel, [3, 256]; exact, and needs no copy of the pixels."""
+    return np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)
 
 
 def _mean_luminance_of_array(array: npt.NDArray[np.floating]) -> Floats:

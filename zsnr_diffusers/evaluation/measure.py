@@ -36,7 +36,7 @@ from .image_stream import (
     record_thumbnails,
     save_each_image,
 )
-from .luminance import Floats, LuminanceSummary, mean_luminance
+from .luminance import Floats, LuminanceSummary, clipped_share, mean_luminance
 from .plots import sample_grid
 
 GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
@@ -47,11 +47,13 @@ GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
 class Measurements(Report):
     """What was measured of n images, in their order.
 
-    `luminance` is float64 [n]; `features` those of the network, None without one or without images; `skipped` names
-    the files that could not be read; `first` is the name and the size of the first image.
+    `luminance` and `clipped`, the share of values that are 0 or 255, are float64 [n]; `features` those of the network,
+    None without one or without images; `skipped` names the files that could not be read; `first` is the name and the
+    size of the first image.
     """
 
     luminance: Floats
+    clipped: Floats
     features: ImageFeatures | None
     skipped: list[str]
     first: NamedSize | None
@@ -83,6 +85,7 @@ class Measurements(Report):
                 check_same_size(other, first[0])
         return cls(
             np.concatenate([part.luminance for part in parts]),
+            np.concatenate([part.clipped for part in parts]),
             ImageFeatures.concatenate(features) if features else None,
             [name for part in parts for name in part.skipped],
             first[0] if first else None,
@@ -108,22 +111,23 @@ def measure_images(
         ImageError: an unreadable file, with "fail".
         ValueError: images of different sizes.
     """
-    luminance: list[float] = []
+    values: list[tuple[float, float]] = []
     disable = None if progress else True  # None: only where the output is a terminal
     bar = import_extra("tqdm").tqdm(images, unit="image", disable=disable)
     reader = ImageReader(bar, on_bad_image, one_size=network is not None)
-    noted = _record_luminance(reader, luminance)
+    noted = _record_luminance(reader, values)
     try:
         features = _extract_features(network, noted)
     except ImageError as error:
         raise ImageError(f"{error}; repair or remove it, or skip such images (--on_bad_image skip)") from error
-    return Measurements(np.array(luminance), features, reader.skipped, reader.first)
+    luminance, clipped = np.array(values, dtype=np.float64).reshape(-1, 2).T
+    return Measurements(luminance, clipped, features, reader.skipped, reader.first)
 
 
-def _record_luminance(images: Iterable[Image.Image], values: list[float]) -> Iterator[Image.Image]:
-    """Pass images on, and append the mean luminance of each to `values`."""
+def _record_luminance(images: Iterable[Image.Image], values: list[tuple[float, float]]) -> Iterator[Image.Image]:
+    """Pass images on, and append the mean luminance and the clipped share of each to `values`."""
     for image in images:
-        values += mean_luminance([image]).tolist()
+        values.append((float(mean_luminance([image])[0]), clipped_share(image)))
         yield image
 
 
