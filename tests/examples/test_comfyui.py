@@ -152,24 +152,39 @@ def test_fresh_noise_is_seeded_as_in_comfyui_and_a_run_may_stop_early(nodes):
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 
+def checkpoint(folder, keys=(), metadata=None):
+    """Write `model.safetensors` of a Stable Diffusion 1.x, with these empty keys and metadata and one weight."""
+    weights = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}
+    save_file(weights | {key: torch.empty(0) for key in keys}, folder / "model.safetensors", metadata)
+
+
 @pytest.mark.parametrize(
-    ("keys", "prediction_type", "zero_snr"),
-    [({"v_pred", "ztsnr"}, "v_prediction", True), ({"v_pred"}, "v_prediction", False), (set(), None, None)],
+    ("keys", "metadata", "prediction_type", "zero_snr"),
+    [
+        ({"v_pred", "ztsnr"}, None, "v_prediction", True),
+        ({"v_pred"}, None, "v_prediction", False),
+        ((), {"prediction_type": "epsilon"}, "epsilon", False),
+        ((), {"modelspec.noise_process": "flow"}, "flow_prediction", False),
+    ],
 )
-def test_sampling_is_what_the_checkpoint_records(nodes, tmp_path, keys, prediction_type, zero_snr):
-    weight = torch.zeros(320, 4, 3, 3)
-    marks = {key: torch.empty(0) for key in keys}
-    save_file({"model.diffusion_model.input_blocks.0.0.weight": weight, **marks}, tmp_path / "model.safetensors")
+def test_sampling_is_what_the_checkpoint_records(nodes, tmp_path, keys, metadata, prediction_type, zero_snr):
+    checkpoint(tmp_path, keys, metadata)
     model = comfyui.Patcher(sampling_of("epsilon"))
     patched, found = nodes.ZeroSNRModelSampling().patch(model, "model.safetensors")
-    assert found.startswith("model.safetensors")
-    if prediction_type is None:
-        assert patched is model
-        return
+    assert found.startswith(f"model.safetensors: {prediction_type}")
+    assert ("zero terminal SNR" in found) == zero_snr
     sampling, wanted = patched.get_model_object("model_sampling"), sampling_of(prediction_type, zero_snr)
     assert torch.equal(sampling.sigmas, wanted.sigmas)
-    assert [cls.__name__ for cls in type(sampling).__bases__] == [cls.__name__ for cls in type(wanted).__bases__]
+    assert type(sampling).__bases__ == type(wanted).__bases__
     assert model.get_model_object("model_sampling") is model.model.model_sampling
+
+
+def test_a_checkpoint_that_records_nothing_is_left_alone(nodes, tmp_path):
+    checkpoint(tmp_path)
+    model = comfyui.Patcher(sampling_of("epsilon"))
+    patched, found = nodes.ZeroSNRModelSampling().patch(model, "model.safetensors")
+    assert patched is model
+    assert "does not record what it predicts" in found
 
 
 def test_kept_frequencies_are_the_same_in_x_0_as_in_the_network_s_output(nodes):
