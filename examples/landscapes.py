@@ -1,11 +1,14 @@
 """Captioned landscapes from night to noon, made from nothing.
 
 The flaw of Lin et al. 2023 (arXiv:2305.08891) is easiest to see where brightness is all that varies. The mean
-luminance of these images is spread evenly over [-0.95, 0.95]; their captions say in which sixth of it they lie.
+luminance of these images is spread evenly over [-0.95, 0.95]; their captions say in which sixth of it they lie, and
+those of the detailed ones also the season, the color of the light, where it comes from, and how wide the sky is.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,48 @@ BRIGHTEST = 0.95
 SEASONS = {"summer": (0.12, 0.26, 0.10), "autumn": (0.74, 0.34, 0.08), "winter": (0.80, 0.85, 0.91)}
 """The color of the nearest hills, red, green and blue in (0, 1), by the season."""
 
+LIGHTS = {"warm": (0.7, 0.0, -0.9), "clear": (0.0, 0.0, 0.0), "cold": (-0.7, 0.0, 0.7)}
+"""What a light adds to the logits of red, green and blue."""
+
+SIDES = {"left": -1.0, "right": 1.0}
+"""The side that light comes from, as the sign of x."""
+
+SKIES = {"wide": 0.14, "narrow": -0.18}
+"""By how much hills are lower than usual, in heights of the image."""
+
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a caption may say of a landscape beside its brightness; without any, no more is said.
+
+    Attributes:
+        season: One of `SEASONS`.
+        light: One of `LIGHTS`.
+        side: One of `SIDES`.
+        sky: One of `SKIES`.
+    """
+
+    season: str = "summer"
+    light: str = ""
+    side: str = ""
+    sky: str = ""
+
+    def caption(self, brightness: float) -> str:
+        """What a landscape of these details and this mean luminance is called, in 14 words."""
+        whole, ending = caption(brightness), f" in {self.light} light from the {self.side} under a {self.sky} sky"
+        return whole.replace("landscape", f"{self.season} landscape") + ending
+
+    def exposure(self, x: Array) -> Array:
+        """What is added to the logits of a scene, `[h, w, 3]`, where x is the place across, `[h, w]`."""
+        color = np.array(LIGHTS.get(self.light, (0.0, 0.0, 0.0)))
+        return (3.0 * SIDES.get(self.side, 0.0) * (x - 0.5))[..., None] + color
+
+
+def all_details() -> list[Details]:
+    """All combinations of what a detailed caption says beside the brightness."""
+    return [Details(*chosen) for chosen in itertools.product(SEASONS, LIGHTS, SIDES, SKIES)]
 
 
 def caption(brightness: float, ending: str = "") -> str:
@@ -39,7 +83,11 @@ def captions(ending: str = "") -> list[str]:
 
 
 def landscape(
-    brightness: float, rng: np.random.Generator, image_size: int = 64, season: str = "summer"
+    brightness: float,
+    rng: np.random.Generator,
+    image_size: int = 64,
+    season: str = "summer",
+    details: Details | None = None,
 ) -> Image.Image:
     """Draw sky, sun or moon, hills and, every other time, a lake.
 
@@ -48,14 +96,16 @@ def landscape(
         rng: Decides on everything else: colours, shapes, places.
         image_size: Height and width in pixels.
         season: One of `SEASONS`.
+        details: In place of the season alone.
     """
+    details = details or Details(season)
     day = (brightness + 1) / 2
     y, x = (np.mgrid[:image_size, :image_size] + 0.5) / image_size
     scene = _sky(day, x, y, rng)
-    scene = _hills(scene, day, x, y, rng, SEASONS[season])
+    scene = _hills(scene, day, x, y, rng, details)
     if rng.random() < 0.5:
         scene = _lake(scene, x, y, rng)
-    return Image.fromarray(np.round(_expose(scene, day) * 255).astype(np.uint8))
+    return Image.fromarray(np.round(_expose(scene, day, details.exposure(x)) * 255).astype(np.uint8))
 
 
 def make_landscapes(
@@ -65,6 +115,7 @@ def make_landscapes(
     seed: int = 0,
     season: str = "summer",
     ending: str = "",
+    detailed: bool = False,
 ) -> Path:
     """Write captioned landscapes as an image folder that `datasets` reads.
 
@@ -75,6 +126,8 @@ def make_landscapes(
         seed: The same seed gives the same files.
         season: One of `SEASONS`.
         ending: Of every caption.
+        detailed: Whether each has `Details` of its own, all equally often, and says them; in place of season and
+            ending.
 
     Returns:
         The folder.
@@ -83,11 +136,14 @@ def make_landscapes(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     strata = (rng.permutation(count) + rng.random(count)) / count
+    shuffled = itertools.cycle(np.random.default_rng([seed, 1]).permutation(np.array(all_details(), dtype=object)))
     lines = []
-    for index, brightness in enumerate(BRIGHTEST * (2 * strata - 1)):
+    for index, brightness in enumerate(map(float, BRIGHTEST * (2 * strata - 1))):
         name = f"{index:05d}.png"
-        landscape(float(brightness), rng, image_size, season).save(folder / name)
-        lines.append(json.dumps({"file_name": name, "text": caption(float(brightness), ending)}))
+        details = next(shuffled) if detailed else None
+        landscape(brightness, rng, image_size, season, details).save(folder / name)
+        text = details.caption(brightness) if details else caption(brightness, ending)
+        lines.append(json.dumps({"file_name": name, "text": text}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -123,14 +179,12 @@ def _sky(day: float, x: Array, y: Array, rng: np.random.Generator) -> Array:
     return _mix(sky, light, _edge(radius - distance, x))
 
 
-def _hills(
-    scene: Array, day: float, x: Array, y: Array, rng: np.random.Generator, ground: tuple[float, float, float]
-) -> Array:
+def _hills(scene: Array, day: float, x: Array, y: Array, rng: np.random.Generator, details: Details) -> Array:
     """Three ranges, each nearer one lower, darker and less hazy than the one behind it."""
     far = _between(day, [(0.16, 0.22, 0.34), (0.46, 0.34, 0.44), (0.46, 0.55, 0.62)])
-    near = np.array(ground) + rng.uniform(-0.04, 0.08, 3)
+    near = np.array(SEASONS[details.season]) + rng.uniform(-0.04, 0.08, 3)
     for depth in (0.0, 0.5, 1.0):
-        ridge: Array | float = 0.50 + 0.17 * depth + rng.uniform(-0.05, 0.05)
+        ridge: Array | float = 0.50 + 0.17 * depth + SKIES.get(details.sky, 0.0) + rng.uniform(-0.05, 0.05)
         for waves in (1, 2, 4):
             ridge = ridge + 0.07 / waves * np.sin(2 * np.pi * (waves * x * rng.uniform(0.6, 1.2) + rng.random()))
         scene = _mix(scene, _mix(far, near, depth), _edge(y - ridge, x))
@@ -152,12 +206,12 @@ def _edge(signed_distance: Array, x: Array) -> Array:
     return inside
 
 
-def _expose(scene: Array, day: float) -> Array:
-    """Shift the logits of a scene in (0, 1) until its mean luminance is `day`.
+def _expose(scene: Array, day: float, light: Array) -> Array:
+    """Add light to the logits of a scene in (0, 1), and shift them until its mean luminance is `day`.
 
     A shift of logits is what exposure does to film: contrast fades towards black and white, nothing is cut off.
     """
-    logits = np.log(scene / (1 - scene))
+    logits = np.log(scene / (1 - scene)) + light
     exposed = scene
     low, high = -20.0, 20.0
     for _ in range(40):  # by bisection: the mean is monotone in the shift

@@ -123,6 +123,7 @@ def main(
                 ema_decay=0.999,
                 checkpointing_steps=300,
                 luminance_images=0,  # measured when all is done
+                dataloader_num_workers=0,  # so small a network is faster than what they would cost
                 guidance_rescale=arm.guidance_rescale,
                 seed=seed,
                 resume=True,

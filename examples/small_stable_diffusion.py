@@ -67,6 +67,7 @@ def build_stable_diffusion(
     unet_layers: int = 1,
     vae_channels: Sequence[int] = (16, 32),
     text_width: int = 64,
+    texts: Iterable[str] = captions(),
 ) -> StableDiffusionPipeline:
     """An untrained Stable Diffusion of stock classes, with the scheduler configuration of Stable Diffusion 1.x.
 
@@ -78,8 +79,9 @@ def build_stable_diffusion(
         unet_layers: Residual blocks per level.
         vae_channels: Width of the autoencoder's levels, multiples of 8; each but the first halves the resolution.
         text_width: Width of the text encoder, a multiple of 4.
+        texts: Captions, each word of which becomes one token.
     """
-    tokenizer = build_tokenizer(captions())
+    tokenizer = build_tokenizer(texts)
     latent_size = image_size // 2 ** (len(vae_channels) - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

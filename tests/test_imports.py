@@ -13,15 +13,15 @@ import zsnr_diffusers
 PACKAGE = Path(zsnr_diffusers.__file__).parent
 
 ROOMS = {
-    "core": set(),
+    "core": {"utils"},
     "utils": set(),
     "unet": set(),
-    "schedulers": {"core"},
+    "schedulers": {"core", "utils"},
     "bridges": {"core", "schedulers"},
     "guidance": {"core", "utils"},
     "start": {"core", "utils", "guidance"},
-    "evaluation": {"core", "utils"},
-    "pipelines": {"guidance"},
+    "evaluation": {"core", "utils", "schedulers"},
+    "pipelines": {"core", "guidance"},
     "class_conditional": {"core", "guidance"},
     "calibration": {"core", "utils", "schedulers", "evaluation"},
     "hub": {"core", "utils", "schedulers", "guidance", "start", "class_conditional"},
@@ -39,7 +39,19 @@ ROOMS = {
         "class_conditional",
         "hub",
     },
-    "cli": {"core", "utils", "schedulers", "evaluation", "calibration", "start", "hub", "auditing", "training"},
+    "__main__": {"cli"},
+    "cli": {
+        "__init__",
+        "core",
+        "utils",
+        "schedulers",
+        "evaluation",
+        "calibration",
+        "start",
+        "hub",
+        "auditing",
+        "training",
+    },
 }
 """What each room of the package may import, besides itself."""
 
@@ -100,6 +112,12 @@ def test_rooms_import_only_what_they_may():
         assert room == "__init__" or other in ROOMS[room] | {room}, f"{module} imports {ours}"
 
 
+def test_core_needs_no_more_of_the_package_than_names_that_are_imported_later():
+    assert {
+        ours for module, _, ours, _ in imports() if is_in(module, ["core"]) and not is_in(ours or "core", ["core"])
+    } == {"utils.lazy"}
+
+
 @pytest.mark.full
 def test_no_import_goes_round_in_a_circle():
     graph = {}
@@ -125,17 +143,29 @@ def test_libraries_are_imported_where_they_belong():
 def test_public_names_are_there():
     for name in zsnr_diffusers.__all__:
         assert getattr(zsnr_diffusers, name).__doc__
-    assert set(zsnr_diffusers.__all__) <= set(dir(zsnr_diffusers))
 
 
-@pytest.mark.parametrize(
-    "room", ["auditing", "calibration", "core", "evaluation", "guidance", "hub", "start", "training"]
-)
+FACES = ("auditing", "calibration", "core", "evaluation", "guidance", "hub", "schedulers", "start", "training")
+
+
+def test_tab_completion_shows_public_names_and_rooms_and_nothing_else():
+    for face in (zsnr_diffusers, *(getattr(zsnr_diffusers, room) for room in FACES)):
+        rooms = FACES if face is zsnr_diffusers else ()
+        assert {name for name in dir(face) if not name.startswith("__")} == {*face.__all__, *rooms}
+    assert "__version__" in dir(zsnr_diffusers)
+
+
+@pytest.mark.parametrize("room", FACES)
+def test_no_module_takes_the_name_of_what_its_room_offers(room):
+    """A module that is imported becomes an attribute of its package, and would hide a name that is imported later."""
+    assert not {path.stem for path in (PACKAGE / room).iterdir()} & set(getattr(zsnr_diffusers, room).__all__)
+
+
+@pytest.mark.parametrize("room", FACES)
 def test_names_of_a_room_are_there(room):
     face = importlib.import_module(f"zsnr_diffusers.{room}")
     assert face.__all__ == sorted(face.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
     for name in face.__all__:
         assert getattr(face, name) is not None
-    assert set(face.__all__) <= set(dir(face))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         face.nothing  # noqa: B018  # it is the asking that is tested

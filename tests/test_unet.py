@@ -367,6 +367,6 @@ def test_learns():
     ],
 )
 def test_refused_before_anything_is_built(arguments, message, monkeypatch):
-    monkeypatch.setattr("zsnr_diffusers.unet.UNet2DModel", None)
+    monkeypatch.setattr("diffusers.UNet2DModel", None)
     with pytest.raises(ValueError, match=message):
         build_unet(**arguments)

@@ -5,27 +5,16 @@ Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed" 
 
 from typing import TYPE_CHECKING
 
-# model_index.json names `zsnr_diffusers.schedulers`, and diffusers loads a custom scheduler only from a module that is
-# already imported; so these are imported with the package.
-from .bridges import as_flow_model, as_v_model
-from .core import enforce_zero_terminal_snr, keep_low_frequencies, rescale_guidance
-from .guidance import GuidanceError, GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
-from .schedulers import (
-    FlowMatchEulerScheduler,
-    FlowMatchMultistepScheduler,
-    ZeroSNRDDIMInverseScheduler,
-    ZeroSNRDDIMScheduler,
-    ZeroSNRDDPMScheduler,
-    ZeroSNRLCMScheduler,
-    ZeroSNRMultistepScheduler,
-    ZeroSNRPNDMScheduler,
-)
+from . import schedulers  # noqa: F401  # diffusers finds our classes only in a module that is already imported
 from .utils.lazy import lazy_names
 from .utils.versions import warn_of_untested_versions
 
 if TYPE_CHECKING:
     from .auditing import audit
+    from .bridges import as_flow_model, as_v_model
     from .class_conditional import ClassConditionalPipeline
+    from .core import enforce_zero_terminal_snr, keep_low_frequencies, rescale_guidance
+    from .guidance import GuidanceError, GuidanceRescaleMixin, disable_guidance_rescale, enable_guidance_rescale
     from .guidance.guider import KeepLowFrequenciesGuidance
     from .hub import load_lora, load_pipeline, save_lora, save_pipeline, write_custom_pipeline
     from .pipelines import (
@@ -40,6 +29,16 @@ if TYPE_CHECKING:
         ZeroSNRStableDiffusionXLInstructPix2PixPipeline,
         ZeroSNRStableDiffusionXLPipeline,
     )
+    from .schedulers import (
+        FlowMatchEulerScheduler,
+        FlowMatchMultistepScheduler,
+        ZeroSNRDDIMInverseScheduler,
+        ZeroSNRDDIMScheduler,
+        ZeroSNRDDPMScheduler,
+        ZeroSNRLCMScheduler,
+        ZeroSNRMultistepScheduler,
+        ZeroSNRPNDMScheduler,
+    )
     from .start import disable_start, enable_start
     from .unet import build_unet
 
@@ -47,33 +46,32 @@ __version__ = "0.1.0"
 
 warn_of_untested_versions()
 
-# Pipelines pull in transformers, networks the models of diffusers and a guider its guiders, which takes seconds; who
-# only wants a scheduler does not wait for it.
+# torch and diffusers take seconds to import, and the commands answer before: `--help`, `--version`, a typo.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "ClassConditionalPipeline": "class_conditional",
-        "KeepLowFrequenciesGuidance": "guidance.guider",
-        "ZeroSNRStableDiffusionControlNetPipeline": "pipelines",
-        "ZeroSNRStableDiffusionImg2ImgPipeline": "pipelines",
-        "ZeroSNRStableDiffusionInpaintPipeline": "pipelines",
-        "ZeroSNRStableDiffusionInstructPix2PixPipeline": "pipelines",
-        "ZeroSNRStableDiffusionPipeline": "pipelines",
-        "ZeroSNRStableDiffusionXLControlNetPipeline": "pipelines",
-        "ZeroSNRStableDiffusionXLImg2ImgPipeline": "pipelines",
-        "ZeroSNRStableDiffusionXLInpaintPipeline": "pipelines",
-        "ZeroSNRStableDiffusionXLInstructPix2PixPipeline": "pipelines",
-        "ZeroSNRStableDiffusionXLPipeline": "pipelines",
-        "audit": "auditing",
-        "build_unet": "unet",
-        "disable_start": "start",
-        "enable_start": "start",
-        "load_lora": "hub",
-        "load_pipeline": "hub",
-        "save_lora": "hub",
-        "save_pipeline": "hub",
-        "write_custom_pipeline": "hub",
+        "auditing": "audit",
+        "bridges": "as_flow_model as_v_model",
+        "class_conditional": "ClassConditionalPipeline",
+        "core": "enforce_zero_terminal_snr keep_low_frequencies rescale_guidance",
+        "guidance": "GuidanceError GuidanceRescaleMixin disable_guidance_rescale enable_guidance_rescale",
+        "guidance.guider": "KeepLowFrequenciesGuidance",
+        "hub": "load_lora load_pipeline save_lora save_pipeline write_custom_pipeline",
+        "pipelines": (
+            "ZeroSNRStableDiffusionControlNetPipeline ZeroSNRStableDiffusionImg2ImgPipeline "
+            "ZeroSNRStableDiffusionInpaintPipeline ZeroSNRStableDiffusionInstructPix2PixPipeline "
+            "ZeroSNRStableDiffusionPipeline ZeroSNRStableDiffusionXLControlNetPipeline "
+            "ZeroSNRStableDiffusionXLImg2ImgPipeline ZeroSNRStableDiffusionXLInpaintPipeline "
+            "ZeroSNRStableDiffusionXLInstructPix2PixPipeline ZeroSNRStableDiffusionXLPipeline"
+        ),
+        "schedulers": (
+            "FlowMatchEulerScheduler FlowMatchMultistepScheduler ZeroSNRDDIMInverseScheduler ZeroSNRDDIMScheduler "
+            "ZeroSNRDDPMScheduler ZeroSNRLCMScheduler ZeroSNRMultistepScheduler ZeroSNRPNDMScheduler"
+        ),
+        "start": "disable_start enable_start",
+        "unet": "build_unet",
     },
+    ("auditing", "calibration", "core", "evaluation", "guidance", "hub", "schedulers", "start", "training"),
 )
 
 __all__ = [

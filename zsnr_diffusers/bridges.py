@@ -85,7 +85,9 @@ class Bridge:
 def broadcast_level(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> NoiseLevel:
     """A noise level of numbers or of shape [B], on the sample's device and shaped to multiply a batch of samples."""
     shape = (-1, *[1] * (sample.ndim - 1))
-    alpha, sigma = (torch.as_tensor(each).to(sample.device, wide).reshape(shape) for each in level)
+    alpha, sigma = (
+        torch.as_tensor(each).to(wide).to(sample.device, non_blocking=True).reshape(shape) for each in level
+    )
     return NoiseLevel(alpha, sigma)
 
 

@@ -18,7 +18,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from .guidance.mixin import DEFAULT_GUIDANCE_RESCALE, DEFAULT_KEEP_LOW_FREQUENCIES, GuidanceRescaleMixin
+from .core.choices import DEFAULT_GUIDANCE_RESCALE, DEFAULT_KEEP_LOW_FREQUENCIES
+from .guidance.mixin import GuidanceRescaleMixin
 
 
 class ZeroSNRStableDiffusionPipeline(GuidanceRescaleMixin, StableDiffusionPipeline):

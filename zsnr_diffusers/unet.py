@@ -21,12 +21,13 @@
 The first weights are the paper's as well, which `UNet2DModel`'s are not: see `build_unet`.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-import torch
-from diffusers import UNet2DModel
-from torch import nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 
 def _ddpm_unet_config(
@@ -95,6 +96,8 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
         >>> unet.config.num_class_embeds
         11
     """
+    from diffusers import UNet2DModel  # presets are options of a command, which are listed without torch
+
     if name not in PRESETS:
         raise ValueError(f"name={name!r} is no preset; there are {', '.join(PRESETS)}.")
     if "num_class_embeds" in changes:
@@ -132,9 +135,10 @@ The sinusoid has 1/2 for a mean square whatever t is; Xavier's variance makes it
 """
 
 
-@torch.no_grad()
 def _initialize_weights(unet: UNet2DModel) -> None:
     """Set the first weights of Ho et al. 2020; those of group normalisation are PyTorch's own, 1 and 0."""
+    from torch import nn  # its initialisers record no gradients
+
     for name, module in unet.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight, gain=1e-5 if name.endswith(_QUIET) else 1.0)

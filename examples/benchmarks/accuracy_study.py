@@ -17,7 +17,8 @@ STUDIED: dict[str, Sequence[float]] = {
     "LARGEST_SCALE": (8, 16, 32, 64, 128),
     "SMALLEST_SCALE": (0.005, 0.01, 0.02, 0.05, 0.1),
     "SMALLEST_END_SCALE": (0.02, 0.05, 0.1, 0.2),
-    "RIDGE": (0.1, 0.2, 0.4, 0.8, 1.6, NO_FIT["RIDGE"]),
+    "COARSE_END_SCALE": (0.05, 0.1, 0.2),
+    "RIDGE": (0.3, 0.6, 1.3, 2.6, 5.2, NO_FIT["RIDGE"]),
 }
 STEPS = (4, 5, 7, 10, 15, 20, 30, 50)
 

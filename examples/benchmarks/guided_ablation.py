@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Sampler]] = {
     "long steps trusted": ({"LONGEST": 1e9}, DEFAULT),
     "swings not averaged": ({"previous_output_share": torch.zeros_like}, DEFAULT),
     "no fit to a spectrum": ({"FEW_STEPS": 0}, DEFAULT),
+    "few steps over all scales": ({"FEW_STEPS_SCALES": {}}, DEFAULT),
     "no corrector": ({}, multistep_sampler("kappa", 2, False)),
     "trailing steps": ({}, multistep_sampler("trailing", 2)),
     "order 1": ({}, multistep_sampler("kappa", 1)),

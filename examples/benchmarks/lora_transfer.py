@@ -161,6 +161,7 @@ def train_from_base(
             lr_warmup_steps=min(50, steps),
             ema_decay=0.999,
             luminance_images=0,
+            dataloader_num_workers=0,
             guidance_rescale=0.0,  # images are made without guidance
             resume=True,
             **options,

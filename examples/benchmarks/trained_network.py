@@ -52,6 +52,8 @@ from zsnr_diffusers import (
     ZeroSNRMultistepScheduler,
     load_pipeline,
 )
+from zsnr_diffusers.evaluation.scheduler_comparison import relative_rms
+from zsnr_diffusers.schedulers.by_name import in_any_pipeline, reference_scheduler
 from zsnr_diffusers.schedulers.config import is_flow
 
 PROMPTS = [f"a {word} landscape" for word in ("black", "dark", "dim", "grey", "bright", "white")]
@@ -150,19 +152,10 @@ def beta_samplers(config: Any, calibrated: str | None) -> Makers:
 def references(config: Any) -> tuple[Any, str, Any]:
     """For very many steps: the scheduler of the reference, and one of order 1 with its name."""
     if is_flow(config):
-        exact = FlowMatchMultistepScheduler.from_config(config, timestep_spacing="trailing", solver_order=3)
-        return exact, "Euler", FlowMatchEulerScheduler.from_config(config, timestep_spacing="trailing")
-    exact = ZeroSNRMultistepScheduler.from_config(config, timestep_spacing="trailing", solver_order=3)
-    return exact, "DDIM", ZeroSNRDDIMScheduler.from_config(config)
-
-
-def in_any_pipeline(scheduler: Any) -> Any:
-    """The same scheduler, with what stock's flow schedulers lack and pipelines written for betas ask."""
-    if not hasattr(scheduler, "init_noise_sigma"):
-        scheduler.init_noise_sigma = 1.0
-    if not hasattr(scheduler, "scale_model_input"):
-        scheduler.scale_model_input = lambda sample, timestep: sample
-    return scheduler
+        first_order = FlowMatchEulerScheduler.from_config(config, timestep_spacing="trailing")
+        return reference_scheduler(config), "Euler", first_order
+    zero = {"rescale_betas_zero_snr": True}
+    return reference_scheduler({**config, **zero}), "DDIM", ZeroSNRDDIMScheduler.from_config(config)
 
 
 class FewStepImages:
@@ -191,7 +184,7 @@ class FewStepImages:
 
 def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
     """RMS difference over the standard deviation, geometric mean over images [B, C, H, W]; and of brightness."""
-    off = (found - exact).square().mean((1, 2, 3)).sqrt() / exact.std()
+    off = relative_rms(found, exact)
     brightness = (found - exact).mean((2, 3)).square().mean().sqrt() / exact.mean((2, 3)).std()
     return float(off.log().mean().exp()), float(brightness)
 

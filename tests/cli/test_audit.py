@@ -66,6 +66,8 @@ def test_fix_mends_and_says_what(leading, capsys):
     assert run(leading, "--fix") == 0
     out = capsys.readouterr().out
     assert out.startswith("fixed: last-timestep-missed")
+    assert "\n  class: DDIMScheduler -> EulerDiscreteScheduler\n" in out
+    assert "\n  timestep_spacing: leading -> trailing\n" in out
     assert out.endswith("verdict: OK\n")
     assert run(leading) == 0
     capsys.readouterr()

@@ -91,13 +91,13 @@ def test_1_where_nothing_got_better(model, prompts, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
-        (None, [], "No such file or directory"),
+        (None, [], "there is no such file"),
         ("\n \n", [], "holds no prompts; write one per line"),
         ("a\nb\nc\n", [], "3 prompts are too few to fit a sampler to, and to hold some out: give at least 8"),
         ("a\n" * 8, ["--num_prompts", "4"], "4 num_prompts are too few"),
-        ("a\n" * 8, ["--steps", "1"], "steps=1 must be at least 2"),
-        ("a\n" * 8, ["--guidance_rescale", "2"], "guidance_rescale=2.0 must lie in [0, 1]"),
-        ("a\n" * 8, ["--keep_low_frequencies", "-1"], "keep_low_frequencies=-1 must be an integer"),
+        ("a\n" * 8, ["--steps", "1"], "--steps 1 must be at least 2"),
+        ("a\n" * 8, ["--guidance_rescale", "2"], "--guidance_rescale 2.0 must lie in [0, 1]"),
+        ("a\n" * 8, ["--keep_low_frequencies", "-1"], "--keep_low_frequencies -1 must be an integer"),
         ("a\n" * 8, ["--resolution", "63"], "have to be divisible by 8"),
     ],
 )

@@ -82,7 +82,7 @@ def test_what_is_refused(folder, tmp_path, capsys):
     assert "does not say what it predicts" in refused(capsys, file, tmp_path / "new")
     assert "is there already" in refused(capsys, folder, file)
     assert "--config goes with a single file" in refused(capsys, folder, tmp_path / "new", "--config", folder)
-    assert "guidance_rescale=7" in refused(capsys, folder, tmp_path / "new", "--guidance_rescale", 7)
+    assert "--guidance_rescale 7.0 must lie in" in refused(capsys, folder, tmp_path / "new", "--guidance_rescale", 7)
     assert "cannot be used at zero" in refused(capsys, folder, tmp_path / "new", "--zero_snr")
     tiny_unconditional().save_pretrained(tmp_path / "pixels")
     arguments = [tmp_path / "pixels", tmp_path / "new", "--guidance_rescale", 0.7]

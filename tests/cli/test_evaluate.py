@@ -10,6 +10,7 @@ from starts import quiet, strong_start
 from tiny_pipelines import tiny_stable_diffusion, tiny_unconditional
 
 import zsnr_diffusers.utils.extras as extras
+from zsnr_diffusers import enable_start, save_pipeline
 from zsnr_diffusers.evaluation import measure_folder, terminal_invariance
 from zsnr_diffusers.utils import image_formats
 
@@ -125,6 +126,12 @@ def test_a_start_changes_the_images_of_an_epsilon_model(tmp_path, real, base_fol
         assert evaluate(*call, *more, "--save_images", tmp_path / name) == 0
     plain, started = (measure_folder(tmp_path / name).luminance for name in ("plain", "started"))
     assert np.abs(plain - started).max() > 1e-3
+    saved = save_pipeline(enable_start(quiet("1.5"), tmp_path / "start.safetensors"), tmp_path / "saved")
+    call_saved = [saved if argument == base_folder else argument for argument in call]
+    for name, more, like in (("recorded", (), started), ("without", ("--no_start",), plain)):
+        assert evaluate(*call_saved, *more, "--save_images", tmp_path / name) == 0
+        # kernels round by how memory is aligned, and single pixels with them
+        np.testing.assert_allclose(measure_folder(tmp_path / name).luminance, like, rtol=0, atol=1e-4)
     capsys.readouterr()
     assert "nowhere.safetensors" in refused(capsys, *call, "--start", tmp_path / "nowhere.safetensors")
     assert "--start: only with --pipeline" in refused(capsys, "--real", real, "--generated", real, "--start", "a")

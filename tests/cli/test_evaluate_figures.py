@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_networks import save_scripted, sha256, tiny_dinov2, tiny_inception
 from tiny_pipelines import tiny_unconditional
 
-from zsnr_diffusers.cli import evaluate as command
+from zsnr_diffusers.cli import measuring as command
 from zsnr_diffusers.evaluation import (
     DinoV2Features,
     InceptionFeatures,
@@ -129,7 +129,7 @@ def test_inception_score_alone_needs_no_real_images(tmp_path, made, capsys):
 @pytest.mark.full
 def test_subsets(tmp_path, made, monkeypatch):
     monkeypatch.setattr("zsnr_diffusers.evaluation.metrics.SUBSET_SIZE", 10)
-    monkeypatch.setattr(command, "SUBSET_SIZE", 10)
+    monkeypatch.setattr("zsnr_diffusers.cli.feature_networks.SUBSET_SIZE", 10)
     call = ("--real", made.real, "--generated", made.generated, "--kid", "--kid_subsets", 4, "--seed", 2)
     found = figures(tmp_path, *call, *made.network)["kid"]
     network = InceptionFeatures(made.inception, sha256=None)
@@ -225,7 +225,7 @@ def metadata(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to measure by: give --real FOLDER, --fid with --reference FILE, or --is"),
+        ([], "nothing to measure by: give --real FOLDER, --fid with --reference FILE, --is, or --suite"),
         (["--fid"], "--fid needs real images: --real FOLDER, or their statistics as --reference FILE"),
         (["--fid", "--reference", "r.npz", "--kid"], "--kid: only with --real, the images themselves"),
         (["--real", "r", "--reference", "r.npz"], "--reference: only with --fid"),
@@ -314,10 +314,10 @@ def test_bad_folders(tmp_path, made, capsys):
 
 
 def test_weights_are_looked_for_in_the_cache_and_fetched(made, capsys, monkeypatch, tmp_path):
-    """The network's own place is tests/evaluation/test_inception_file.py; here, that it is asked."""
-    from zsnr_diffusers.cli import feature_networks
+    """The network's own place is tests/evaluation/test_inception_weights.py; here, that it is asked."""
+    import zsnr_diffusers.evaluation
 
-    monkeypatch.setattr(feature_networks, "inception_file", lambda: made.inception)
+    monkeypatch.setattr(zsnr_diffusers.evaluation, "inception_file", lambda: made.inception)
     call = ("--generated", made.generated, "--is")
     assert evaluate(*call, "--feature_sha256", sha256(made.inception)) == 0
     capsys.readouterr()

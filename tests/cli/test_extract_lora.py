@@ -74,7 +74,8 @@ def test_what_is_refused(base, retrained, tmp_path, capsys):
     assert "cannot be read from the Hub" in refused(capsys, folder, tmp_path / "nothing", "--output_dir", target)
     silent = write_file(tmp_path / "silent.safetensors", "2")
     said = refused(capsys, silent, base, "--output_dir", target)
-    assert "pass --prediction_type and --zero_snr or --no_zero_snr as it was trained" in said
+    schedule = "--rescale_betas_zero_snr or --no_rescale_betas_zero_snr"
+    assert f"pass --prediction_type and {schedule} as it was trained" in said
     assert not target.exists()
     target.mkdir()
     (target / "photo.jpg").touch()

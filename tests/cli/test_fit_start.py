@@ -103,4 +103,4 @@ def test_a_model_of_pure_noise_needs_none(photos, tmp_path, capsys):
     assert run(tmp_path / "zero", photos, tmp_path) == 2
     assert "ends in pure noise: its model needs no start" in error_of(capsys)
     assert run(tmp_path / "zero", photos, tmp_path, "--noise", "2") == 2
-    assert "noise=2.0 must lie in [0, 1]" in error_of(capsys)
+    assert "--noise 2.0 must lie in [0, 1]" in error_of(capsys)

@@ -23,7 +23,7 @@ from zsnr_diffusers.core.flow import (
     unshifted_time,
     variance_preserving,
 )
-from zsnr_diffusers.core.spacing import clean_position, position
+from zsnr_diffusers.core.spacing import clean_position, position, scales_of_steps
 
 times = st.floats(0.0, 1.0)
 shifts = st.floats(0.05, 20.0)
@@ -89,8 +89,9 @@ def test_kappa_times_are_even_in_position_from_pure_noise_on(n):
     assert len(found) == n
     assert all(0 < b < a <= 1 for a, b in pairwise(found)) or n == 1
     kappas = torch.tensor([kappa(flow_level(s)) for s in found], dtype=torch.float64)
-    wanted = clean_position() * torch.arange(n, dtype=torch.float64) / n
-    torch.testing.assert_close(position(kappas), wanted, rtol=1e-9, atol=1e-9)
+    scales = scales_of_steps(n)
+    wanted = clean_position(scales) * torch.arange(n, dtype=torch.float64) / n
+    torch.testing.assert_close(position(kappas, scales), wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_what_pipelines_pass_by_themselves_is_told_from_what_a_caller_asks_for():

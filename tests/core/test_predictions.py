@@ -12,8 +12,9 @@ from zsnr_diffusers.core import (
     training_target,
     x_0_factors,
 )
+from zsnr_diffusers.core.choices import check_prediction_type
 from zsnr_diffusers.core.flow import flow_level
-from zsnr_diffusers.core.predictions import check_prediction_type, converted_prediction
+from zsnr_diffusers.core.predictions import converted_prediction
 
 variance_preserving_levels = st.floats(0.0, 1.0).map(lambda a: NoiseLevel(a, (1 - a * a) ** 0.5))
 flow_levels = st.floats(0.0, 1.0).map(flow_level)

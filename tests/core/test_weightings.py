@@ -19,8 +19,8 @@ from zsnr_diffusers.core import (
     uncertainty_loss,
     v_loss,
 )
+from zsnr_diffusers.core.choices import EPSILON_AT_ZERO_SNR
 from zsnr_diffusers.core.noise import BETA_SCHEDULES
-from zsnr_diffusers.core.predictions import EPSILON_AT_ZERO_SNR
 
 ALIVE = [name for name in LOSS_WEIGHTINGS if name != "min_snr"]
 PURE_NOISE = NoiseLevel(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))

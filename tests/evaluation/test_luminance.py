@@ -230,3 +230,21 @@ def test_floor_of_a_fixed_number_of_images_per_prompt_is_what_a_perfect_generato
 def test_prompt_without_real_images_is_named():
     with pytest.raises(ValueError, match="no real image of 'snow'"):
         luminance_coverage([0.0], [0.0], groups=(["snow"], ["cat"]))
+
+
+def test_a_folder_a_path_and_one_image(tmp_path):
+    for name, grey in (("b.png", 255), ("a.png", 0)):
+        Image.new("L", (4, 4), grey).save(tmp_path / name)
+    assert mean_luminance(str(tmp_path)).tolist() == pytest.approx([-1, 1])
+    assert mean_luminance(tmp_path / "b.png").tolist() == pytest.approx([1])
+    assert mean_luminance(Image.new("L", (4, 4), 0)).tolist() == pytest.approx([-1])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no images"):
+        mean_luminance(tmp_path / "empty")
+    with pytest.raises(ImageError, match="cannot read image no-such-folder: the file does not exist"):
+        mean_luminance("no-such-folder")
+
+
+def test_a_summary_reads_as_a_table():
+    text = str(LuminanceSummary.of([-1e-9, 0.0]))
+    assert text.splitlines()[1].split() == ["2", *["0.0000"] * 7]

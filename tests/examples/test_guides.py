@@ -197,7 +197,7 @@ def test_the_launch_commands_parse(monkeypatch):
         assert launched.training_script.startswith("zsnr_diffusers")
 
 
-COMMANDS = {"evaluate", "audit", "convert", "extract-lora", "calibrate", "fit-start"}
+COMMANDS = {"evaluate", "audit", "compare", "convert", "encode", "extract-lora", "calibrate", "fit-start"}
 
 
 @pytest.mark.full
@@ -209,7 +209,7 @@ def test_the_commands_parse(tmp_path, monkeypatch, capsys):
     for arguments in lines:
         # everything is accepted up to the folder or file, which is not here
         assert zsnr(arguments) == 2
-        files = ("--real", "--reference", "--prompts_file", "--train_data_dir")
+        files = ("--real", "--reference", "--prompts_file", "--train_data_dir", "--pipeline")
         needed = next((option for option in files if option in arguments), arguments[0])
         assert arguments[arguments.index(needed) + 1] in capsys.readouterr().err
 

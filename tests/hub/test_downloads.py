@@ -118,7 +118,7 @@ def test_what_is_not_there_is_said(function, repo, hub):
 @pytest.mark.parametrize("function", [load_pipeline, audit])
 def test_no_connection(function, hub, monkeypatch):
     places = hub(endpoint="http://127.0.0.1:9")
-    with pytest.raises(OSError, match=r"acme/dark .*the connection failed .*\(.*refused.*\); ask again"):
+    with pytest.raises(OSError, match=r"acme/dark .*the connection failed .*\(.*refused.*\); retry"):
         function("acme/dark", **places)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)()

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from guided_pipelines import generate
 from published_models import IN_MEMORY, in_memory
+from small_pipelines.published import BASES
 from starts import MODELS, fitted, quiet, strong_start
 
 from zsnr_diffusers import enable_guidance_rescale, enable_start, load_pipeline, save_pipeline
@@ -93,21 +94,46 @@ def test_a_class_with_the_mixin_saves_and_loads_it_by_itself(tmp_path):
     assert torch.equal(generate(again), expected)
 
 
+def test_it_is_left_out_or_exchanged_where_that_is_asked_for(tmp_path):
+    pipe = quiet("1.5")
+    stock = generate(pipe)
+    start, other = strong_start(pipe), hand_set_start(pipe, brightness=-0.9)
+    folder = save_pipeline(enable_start(pipe, start), tmp_path / "saved")
+    enable_start(pipe, other)
+    expected = generate(pipe)
+    path = other.save(tmp_path / "other.safetensors")
+    (folder / START_FILE).write_bytes(b"damaged")  # it is not read
+    for given, images in ((False, stock), (other, expected), (str(path), expected)):
+        loaded = in_memory(load_pipeline(folder, start=given))
+        loaded.set_progress_bar_config(disable=True)
+        assert isinstance(loaded, StartMixin) == (given is not False)
+        assert torch.equal(generate(loaded), images)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+        load_pipeline("no/model", start="nowhere.safetensors")
+    with pytest.raises(ValueError, match=r"start\.safetensors is damaged"):
+        load_pipeline(folder)
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["1.5", "xl"])
+@pytest.mark.parametrize("name", BASES)
 def test_onto_the_hub_and_back(name, tmp_path, there, hub):
-    pipe = quiet(name)
-    enable_start(pipe, strong_start(pipe))
+    """Fitted by the model's own tokenizers and text encoders."""
+    pipe, start = quiet(name), fitted(name)
+    enable_start(pipe, start)
     expected = generate(pipe)
     repos, _, places = there()
     save_pipeline(pipe, tmp_path / "saved", push_to_hub="acme/started")
     repo = repos["acme/started"]
     assert {START_FILE, "pipeline.py"} <= {path.name for path in repo.iterdir()}
     card = (repo / "README.md").read_text()
-    assert "| start | the lowest 2 x 2 frequencies that the model expects in x_T, in `start.safetensors` |" in card
+    k = start.law.frequencies
+    assert (
+        f"| start | the lowest {k} x {k} frequencies that the model expects in x_T, in `start.safetensors` |" in card
+    )
     assert "`pipeline.py` here brings the start" in card
     loaded = in_memory(load_pipeline("acme/started", **places))
     loaded.set_progress_bar_config(disable=True)
+    assert same(loaded.default_start, start)
     assert torch.equal(generate(loaded), expected)
     (repo / START_FILE).unlink()
     with pytest.raises(OSError, match=r"acme/started .*start.safetensors"):
@@ -115,11 +141,11 @@ def test_onto_the_hub_and_back(name, tmp_path, there, hub):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["1.5", "xl"])
+@pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("phi", [0.0, 0.4])
 def test_people_without_this_package_have_it_too(name, phi, tmp_path):
     pipe = quiet(name)
-    enable_start(pipe, strong_start(pipe))
+    enable_start(pipe, fitted(name))
     if phi:
         enable_guidance_rescale(pipe, phi)
     folder = save_pipeline(pipe, tmp_path / "saved")

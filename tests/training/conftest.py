@@ -1,5 +1,6 @@
 import pytest
-from published_models import shallow
+from many_shapes import make_shapes
+from published_models import RESOLUTION, published, shallow
 
 from zsnr_diffusers.training import TrainingConfig
 
@@ -21,6 +22,7 @@ def small_run(tmp_path):
         "lr_warmup_steps": 2,
         "checkpointing_steps": 2,
         "report_to": "none",
+        "dataloader_num_workers": 0,
         "luminance_images": 0,
     }
 
@@ -39,3 +41,22 @@ def options(base_folder, image_folder, small_run):
 @pytest.fixture
 def config(options):
     return TrainingConfig(**options)
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory):
+    """Captioned images of many shapes; do not change them."""
+    return make_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def xl_folder():
+    """Stable Diffusion XL on disk; do not change it."""
+    return published("xl")
+
+
+@pytest.fixture
+def xl_options(options, xl_folder, shapes_folder):
+    """A small run on Stable Diffusion XL, in images of 64 x 64."""
+    changes = {"pretrained_model_name_or_path": str(xl_folder), "train_data_dir": str(shapes_folder)}
+    return {**options, **changes, "resolution": RESOLUTION}

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import zsnr_diffusers
-from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, parse_config
+from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, main, parse_config
 from zsnr_diffusers.training.config import (
     ComputeConfig,
     DataConfig,
@@ -85,6 +85,22 @@ def test_example_configurations_are_valid(file):
     assert set(yaml.safe_load(file.read_text())) <= {f.name for f in dataclasses.fields(TrainingConfig)}
 
 
+def test_next_steps_after_training(monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr("zsnr_diffusers.training.run.train", ran.append)
+    main([*LEAST_ARGUMENTS, "--output_dir", "my model"])
+    out = capsys.readouterr().out
+    assert "zsnr audit 'my model'\n" in out
+    assert "zsnr evaluate --real photos --pipeline 'my model' [--prompts TEXT ...]\n" in out
+    assert out.endswith('zsnr_diffusers.load_pipeline("my model")\n')
+    main([*LEAST_ARGUMENTS, "--output_dir", "lora", "--lora_rank", "4", "--quiet"])
+    assert "--pipeline base --lora lora" in (out := capsys.readouterr().out)
+    assert 'load_lora(pipe, "lora")' in out
+    main([*LEAST_ARGUMENTS, "--dry_run"])
+    assert capsys.readouterr().out == ""
+    assert [config.lora_rank for config in ran] == [None, 4, None]
+
+
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_config(["--help"])
@@ -129,10 +145,6 @@ def test_help_teaches(capsys):
         ({"flow_shift": 3.0}, "--flow_shift=3.0: of flow matching alone; pass --prediction_type flow_prediction"),
         ({"flow_through_bridge": True}, "--flow_through_bridge=True: of flow matching alone"),
         ({"logging_steps": 0}, "--logging_steps=0 must be above 0"),
-        (
-            {"train_data_dir": None, "train_shards": "a.tar", "aspect_ratio_buckets": True},
-            "--aspect_ratio_buckets needs the size of every image before",
-        ),
         ({"lora_rank": 4, "sharding": "optimizer"}, "leave out one of --sharding and --lora_rank"),
         ({"lora_rank": 0}, "--lora_rank=0 must be above 0"),
         ({"lora_rank": 4, "lora_alpha": 0.0}, "--lora_alpha=0.0 must be above 0"),
@@ -226,7 +238,7 @@ def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
                 kinds = {ast.unparse(one.annotation) for one in arguments if one.annotation}
                 if kinds & {kind.__name__ for kind in PARTS}:
                     takers.add((path.name, node.name))
-    assert takers == {("run.py", "train"), ("task.py", "__init__")}
+    assert takers == {("run.py", "train"), ("encode.py", "encode"), ("task.py", "__init__")}
 
 
 @pytest.mark.parametrize(

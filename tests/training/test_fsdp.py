@@ -1,5 +1,6 @@
 """Runs whose parameters are divided over two processes, beside such as are not."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from child_processes import exit_code, start_ranks
 from safetensors.torch import load_file
 from training_runs import launched, logged, same, trained, weights
 
-from zsnr_diffusers.training import TrainingConfig, loop
+from zsnr_diffusers.training import TrainingConfig, loop, trainer
 from zsnr_diffusers.training.fsdp import CAN_SHARD_ON_CPU
 
 STEPS, HALF = 4, 2
@@ -88,9 +89,59 @@ def test_sharded_runs_are_those_of_one_process(run_options, tmp_path):
     two({**parts, "sharding": "parameters"}, tmp_path, output_dir=again, resume=True)
     assert same(state(again, STEPS), averaged)
     two({**parts, "sharding": "optimizer"}, tmp_path, output_dir=other, resume=True)
-    assert same(state(other, STEPS), averaged)  # the same numbers, kept longer
+    # Gradients of its passes are added before they are divided.
+    assert losses(other) == pytest.approx(losses(sharded)[HALF:], rel=1e-5)
     trained(TrainingConfig(**{**run_options, "output_dir": str(alone), "resume": True}))
     assert losses(alone) == pytest.approx(losses(sharded)[HALF:], rel=1e-5)
+
+
+def count_collectives():
+    """Let a process say after each step how often layers were gathered and gradients reduced, and in which dtypes."""
+    seen, train_step = [], trainer.Trainer.train_step
+
+    def count(name, what):
+        function = getattr(torch.distributed, name, None)
+
+        def counted(*args, **kwargs):
+            seen.append((what, str((args[0] if args else kwargs["output"]).dtype)))
+            return function(*args, **kwargs)
+
+        setattr(torch.distributed, name, counted)
+
+    def step(self, batches):
+        seen.clear()
+        loss = train_step(self, batches)
+        print("collectives", *(f"{what} {dtype};" for what, dtype in seen), flush=True)
+        return loss
+
+    for kind in ("single", "tensor"):  # as they are called now, and were
+        count(f"reduce_scatter_{kind}", "reduced")
+    for name in ("all_gather_single", "all_gather_into_tensor"):
+        count(name, "gathered")
+    trainer.Trainer.train_step = step
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not CAN_SHARD_ON_CPU, reason="this torch shards on GPUs alone")
+def test_gradients_of_accumulated_passes_are_reduced_once_or_kept_divided(run_options, tmp_path):
+    """Layers are gathered in half precision, and gradients added in float32."""
+    alone = {**run_options, "train_batch_size": 2, "max_train_steps": 2, "mixed_precision": "bf16"}
+    trained(TrainingConfig(**{**alone, "gradient_accumulation_steps": 3, "output_dir": str(tmp_path / "alone")}))
+    counts = {}
+    for sharding in ("optimizer", "parameters"):
+        folder = tmp_path / sharding
+        folder.mkdir()
+        changes = {"sharding": sharding, "train_batch_size": 1, "output_dir": folder / "run"}
+        changes["gradient_accumulation_steps"] = 3
+        ranks = start_ranks({**alone, **changes}, folder, prepare=count_collectives)
+        assert [exit_code(rank) for rank in ranks] == [0, 0], (folder / "rank0.log").read_text()
+        *_, step = re.findall(r"collectives (.*);", (folder / "rank0.log").read_text())
+        assert set(step.split("; ")) == {"gathered torch.bfloat16", "reduced torch.float32"}
+        counts[sharding] = step.count("reduced")
+        # bfloat16 has three digits, and a batch is divided in other places.
+        assert losses(folder / "run") == pytest.approx(losses(tmp_path / "alone"), rel=5e-3)
+    assert counts["parameters"] == 3 * counts["optimizer"]
+    assert counts["optimizer"] > 10  # layers, not blocks
 
 
 @pytest.mark.skipif(CAN_SHARD_ON_CPU, reason="this torch shards on CPUs too")

@@ -343,14 +343,14 @@ def test_a_dry_run_names_damage_and_renames_nothing(options, capsys):
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(options, monkeypatch):
     from zsnr_diffusers.training.checkpointing import checkpoint as module
 
-    save_file, calls = module.save_file, itertools.count()
+    write, calls = module.write_tensor_file, itertools.count()
 
     def full(*args):
         if next(calls) == 4:  # of the second checkpoint's three
             raise OSError(28, "No space left on device")
-        save_file(*args)
+        return write(*args)
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "write_tensor_file", full)
     with pytest.raises(TrainingError, match=r"step 4 could not be written: .* No space left .* is checkpoint-000002"):
         run(options)
     assert names(options) == ["checkpoint-000002"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 from training_runs import logged, same, trained, weights
@@ -12,6 +13,7 @@ from training_runs import logged, same, trained, weights
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, speed, train, trainer
 from zsnr_diffusers.training.reporting.validation import ValidationLogger
 from zsnr_diffusers.training.speed import check_speed, copy_with_strides_of
+from zsnr_diffusers.training.stable_diffusion.architectures import StableDiffusion
 
 CHANGES = {
     "channels_last": {"channels_last": True},
@@ -126,12 +128,13 @@ def test_a_missing_library_is_named_before_anything_else(options, monkeypatch):
         ({"use_8bit_adam": True, "channels_last": True}, "--use_8bit_adam and --channels_last"),
         ({"use_8bit_adam": True, "sharding": "optimizer"}, "--use_8bit_adam and --sharding"),
         ({"compile": "blocks", "sharding": "optimizer"}, "--compile=blocks and --sharding=optimizer"),
+        ({"ema_device": "cpu", "sharding": "parameters"}, "--ema_device=cpu and --sharding"),
     ],
 )
 def test_what_does_not_go_together(options, monkeypatch, changes, message):
     monkeypatch.setattr(speed, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=f"{message} do not go together"):
-        check_speed(TrainingConfig(**{**options, **changes}), changes.get("use_8bit_adam", False))
+        check_speed(TrainingConfig(**{**options, **changes}))
 
 
 def test_a_network_without_repeated_blocks(small_run, image_folder):
@@ -161,3 +164,23 @@ def test_layout():
     step = torch.tensor(3.0)
     assert torch.equal(copy_with_strides_of(step, weight), step)
     assert copy_with_strides_of(step, weight).data_ptr() != step.data_ptr()
+
+
+@pytest.mark.parametrize("stored", ["none", "both"])
+def test_text_is_handed_over_in_the_dtype_of_the_products_and_nothing_changes(options, monkeypatch, tmp_path, stored):
+    """Each layer would round it so; rounded once, weights are the same bit for bit."""
+    seen, predict = [], StableDiffusion.predict
+
+    def watched(self, unet, x_t, timestep, text, batch):
+        seen.append(text["text"].dtype)
+        return predict(self, unet, x_t, timestep, {"text": text["text"].to(wanted)}, batch)
+
+    monkeypatch.setattr(StableDiffusion, "predict", watched)
+    results = []
+    for wanted in (torch.bfloat16, torch.float32):
+        folder = str(tmp_path / str(wanted))
+        changes = {"mixed_precision": "bf16", "cache": stored, "output_dir": folder, "ema_decay": 0.0}
+        results.append(trained(TrainingConfig(**{**options, **changes})))
+        AcceleratorState._reset_state(True)
+    assert set(seen) == {torch.bfloat16}
+    assert same(*results)

@@ -188,7 +188,10 @@ def test_float16_on_a_cpu_is_refused_at_once(options):
 def test_dry_run_prints_configuration_and_plan_and_writes_nothing(options, capsys):
     train(TrainingConfig(**{**options, "dry_run": True, "gradient_accumulation_steps": 3}))
     text = capsys.readouterr().out
-    assert yaml.safe_load(text.split("\n\n")[0])["gradient_accumulation_steps"] == 3
+    told = yaml.safe_load(text.split("\n\n")[0])
+    assert told["gradient_accumulation_steps"] == 3
+    assert TrainingConfig(**told) == TrainingConfig(**{**options, "dry_run": True, "gradient_accumulation_steps": 3})
+    assert "ema_warmup" not in told  # at its default
     assert re.search(r"SNR at the last timestep: 0\.004682 -> 0\n", text)
     assert "6 = 2 x 3 forward passes x 1 processes" in text
     assert "EulerDiscreteScheduler, trailing" in text

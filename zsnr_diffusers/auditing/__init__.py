@@ -4,8 +4,22 @@
 unless requested.
 """
 
-from .api import audit, fix
-from .finding import Finding
-from .report import Audit
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .api import audit, fix
+    from .finding import Finding
+    from .report import Audit
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "api": "audit fix",
+        "finding": "Finding",
+        "report": "Audit",
+    },
+)
 
 __all__ = ["Audit", "Finding", "audit", "fix"]

@@ -19,7 +19,7 @@ from ..core.spacing import clean_position, position
 from ..hub.flow_models import pipeline_source_code
 from ..schedulers.config import OWN_SPACING, check_config_types, is_flow, own_spacing, with_class_defaults
 from ..schedulers.flow import FlowMatchScheduler
-from .simulate import Simulation, simulate_with_ideal_network, suppress_warnings, why_not_runnable
+from .simulate import Simulation, simulate_with_ideal_network, suppress_warnings, why_not_runnable, with_progress
 from .sources import Source
 from .subject import (
     REPORTED_STEPS,
@@ -200,7 +200,7 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
         if self.skip_reason is not None:
             return ()
         with suppress_warnings():
-            return tuple(self._simulate(n) for n in self.numbers)
+            return tuple(self._simulate(n) for n in with_progress(self.numbers))
 
     def _simulate(self, num_inference_steps: int) -> Simulation:
         """Simulate sampling over the scheduler's own flow times."""

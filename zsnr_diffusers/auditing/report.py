@@ -1,6 +1,7 @@
 """What an audit says."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -92,6 +93,11 @@ class Audit(Report):
     setup: SchedulerUnderTest = field(repr=False, compare=False)
     invariance: "TerminalInvariance | None" = None
     luminance: "LuminanceSummary | None" = None
+
+    def __repr__(self) -> str:
+        counts = Counter(finding.severity for finding in self.findings)
+        found = ", ".join(f"{severity}: {number}" for severity, number in counts.items())
+        return f"{type(self).__name__} of {self.source}: {self.verdict}" + (f" ({found})" if found else "")
 
     @property
     def ok(self) -> bool:
@@ -202,7 +208,7 @@ class Audit(Report):
         yield "tested at", f"{numbers} step counts", ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowAudit(Audit):
     """The same of a model of flow matching: its levels are (1 - s, s), so its first step is at zero SNR if s is 1.
 

@@ -19,10 +19,14 @@ from torch import Tensor
 
 from ..core import NoiseLevel, ideal_output, noise_level
 from ..core.spacing import LARGEST_SCALE
+from ..utils.extras import import_extra
 
 POINT = 0.7
 TOLERANCE = 1e-3
 """Half of half a grey level. Stock's stand-in for zero SNR, alpha = 2^-12, leaves a quarter of it in one step."""
+
+_QUICK = 200
+"""Numbers of steps that are run in seconds."""
 
 _MEAN, _SPREAD = torch.tensor([POINT, 0.0]).double(), torch.tensor([0.0, LARGEST_SCALE]).double()
 _START = torch.tensor([2.0, 1.0]).double()
@@ -136,7 +140,19 @@ def training_level(table: Tensor, timestep: float) -> NoiseLevel:
 def simulate_all(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Simulation, ...]:
     """Simulate sampling in each step count; what stock warns of on the way is ignored."""
     with suppress_warnings():
-        return tuple(simulate(scheduler, n, table) for n in numbers)
+        return tuple(simulate(scheduler, n, table) for n in with_progress(numbers))
+
+
+def with_progress(numbers: Iterable[int]) -> Iterator[int]:
+    """The same step counts, with a bar of all their steps on a terminal where they take minutes."""
+    numbers = tuple(numbers)
+    shown = len(numbers) > _QUICK
+    with import_extra("tqdm").tqdm(
+        total=sum(numbers), desc="running the scheduler", unit="step", disable=None if shown else True
+    ) as bar:
+        for n in numbers:
+            yield n
+            bar.update(n)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import schedulers
 from ..core import SCHEDULE_NAMES, NoiseLevel, noise_level, schedule_table
-from ..core.predictions import check_prediction_type
+from ..core.choices import check_prediction_type
 from ..schedulers.config import betas_list, check_config_types, check_variance_preserving, own_spacing
 from .simulate import TOLERANCE, Simulation, simulate, simulate_all, why_not_runnable
 from .sources import Source

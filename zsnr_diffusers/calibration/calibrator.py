@@ -8,8 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..core.calibrated import CalibratedSteps
-from ..core.guidance import check_guidance_rescale
-from ..core.low_frequencies import check_keep_low_frequencies
+from ..core.choices import check_guidance_rescale, check_keep_low_frequencies
 from ..evaluation import generate_images, sample_grid
 from ..schedulers import ZeroSNRMultistepScheduler
 from .network import Guidance, GuidedNetwork, call_kwargs_for_batch, record_guided_network

@@ -1,4 +1,4 @@
-"""`python -m zsnr_diffusers.cli`."""
+"""`python -m zsnr_diffusers.cli`, the same as `zsnr`."""
 
 import sys
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..auditing import Audit, audit, fix
-from ..core.predictions import PREDICTION_TYPES
-from ..utils.extras import import_extra
+from ..utils.command_line import CommandParser
 from ..utils.terminal import show
 from . import generation
-from .arguments import new_parser, replace_arguments_by_options
+from .arguments import add_claim_options, command_parser
+
+if TYPE_CHECKING:
+    from ..auditing import Audit
 
 DESCRIPTION = """\
 Is a model set up right? Looks at the config of its scheduler, and runs that scheduler on numbers whose right result is
@@ -35,7 +37,7 @@ examples:
     zsnr audit sd21-zsnr/ --fix
 
   no config tells what a network was trained on; say it, if you know that it was trained at zero terminal SNR:
-    zsnr audit my-v-model/ --fix --prediction_type v_prediction --zero_snr yes
+    zsnr audit my-v-model/ --fix --prediction_type v_prediction --rescale_betas_zero_snr
 
   every step count, and what only the weights tell: whether the network ignores the terminal noise, and how
   bright its images are:
@@ -50,39 +52,33 @@ exit status: 0 OK, 1 either of the others, 2 wrong arguments or no such model
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add `audit` to the subparsers of `zsnr`."""
-    text = "is a model set up right for zero terminal SNR, and if not, make it right"
-    parser = new_parser(commands, "audit", text, DESCRIPTION, EXAMPLES)
+def new_parser() -> CommandParser:
+    """The parser of `zsnr audit`."""
+    parser = command_parser("audit", DESCRIPTION, EXAMPLES)
     parser.add_argument("source", metavar="SOURCE", help="folder, Hub id or .safetensors file, of a pipeline or LoRA")
     parser.add_argument("--fix", action="store_true", help="write the fixed scheduler_config.json; local folders only")
     parser.add_argument("--json", metavar="FILE", help="write everything here")
     parser.add_argument("--plot", metavar="FILE", help="draw the SNR and the visited steps here (png, pdf, svg)")
     parser.add_argument("--revision", help="of a Hub repo: branch, tag or commit")
     known = parser.add_argument_group("what is known of the training, and goes before what the config says")
-    known.add_argument("--prediction_type", choices=PREDICTION_TYPES, help="what was predicted")
-    known.add_argument("--zero_snr", choices=("yes", "no"), help="whether at zero terminal SNR")
+    add_claim_options(parser, "the network", known)
     deep = parser.add_argument_group("with the weights")
     deep.add_argument("--deep", action="store_true", help="load them, and try every step count; takes minutes")
     deep.add_argument("--prompts", nargs="+", metavar="TEXT", help="make 8 images of each, for their brightness")
     deep.add_argument("--device", help="where networks run (default: cuda or mps if there is one, else cpu)")
-    parser.set_defaults(run=run)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `zsnr audit`: print the report and write the files that were asked for; 0 if the verdict is OK, 1 if not."""
     _check_arguments(arguments)
-    told = {
-        "prediction_type": arguments.prediction_type,
-        "zero_snr": None if arguments.zero_snr is None else arguments.zero_snr == "yes",
-    }
+    from ..auditing import audit
+
+    told = {"prediction_type": arguments.prediction_type, "zero_snr": arguments.rescale_betas_zero_snr}
     places = {} if arguments.revision is None else {"revision": arguments.revision}
     deep = _deep_arguments(arguments) if arguments.deep else {}
     source: Any = arguments.source
-    try:
-        result = audit(source, **({} if arguments.fix else deep), **told, **places)
-    except ValueError as error:
-        raise ValueError(replace_arguments_by_options(str(error))) from error
+    result = audit(source, **({} if arguments.fix else deep), **told, **places)
     if arguments.fix:
         result = _fix_and_print(result, told)
         result = audit(source, **deep, **told, **places) if deep else result
@@ -104,7 +100,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.fix and not Path(arguments.source).is_dir():
         raise ValueError(f"--fix {arguments.source}: only local folders are fixed")
     if arguments.plot:
-        import_extra("matplotlib.figure")
+        generation.check_plot_option(arguments.plot)
 
 
 def _parse_prompts(arguments: argparse.Namespace) -> Any:
@@ -119,14 +115,25 @@ def _resolve_device(arguments: argparse.Namespace) -> Any:
 
 def _fix_and_print(before: Audit, told: dict[str, Any]) -> Audit:
     """Run `auditing.fix` on a local folder, and print which findings it fixed."""
+    from ..auditing import fix
+
     after = fix(before.source, **told)
     if after.config == before.config:
         print("nothing was changed\n")
         return after
     kept = {finding.name for finding in after.findings}
     gone = [finding.name for finding in before.findings if finding.name not in kept]
-    print(f"fixed: {', '.join(gone)}; the former files are kept as .bak\n")
+    print(f"fixed: {', '.join(gone)}; the former files are kept as .bak")
+    print("\n".join(_changed_settings(before.config, after.config)) + "\n")
     return after
+
+
+def _changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each setting of a scheduler's config that changed, with both values."""
+    for name in dict.fromkeys((*before, *after)):
+        old, new = (config.get(name, "not there") for config in (before, after))
+        if old != new:
+            yield f"  {'class' if name == '_class_name' else name}: {old} -> {new}"
 
 
 def _write_json_and_plot(arguments: argparse.Namespace, result: Audit) -> None:

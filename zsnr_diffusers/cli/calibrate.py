@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.command_line import CommandParser
 from ..utils.extras import import_extra
 from ..utils.files import atomic_path, write_text
 from ..utils.tables import Text
 from ..utils.terminal import show
 from . import generation
-from .arguments import new_parser
+from .arguments import add_claim_options, command_parser
 
 DESCRIPTION = """\
 Fits the sampler to a model: at few steps, timesteps and weights of ZeroSNRMultistepScheduler are chosen so that it
@@ -43,10 +44,9 @@ exit status: 0 done, 1 nothing got better, 2 wrong arguments or data
 _TIMED_CALLS = 5
 
 
-def add_parser(commands: Any) -> None:
-    """Add `calibrate` to the subparsers of `zsnr`."""
-    text = "fit few-step sampling to a model, by what it generates in many steps"
-    parser = new_parser(commands, "calibrate", text, DESCRIPTION, EXAMPLES)
+def new_parser() -> CommandParser:
+    """The parser of `zsnr calibrate`."""
+    parser = command_parser("calibrate", DESCRIPTION, EXAMPLES)
     parser.add_argument("pipeline", metavar="MODEL", help="folder, Hub id or .safetensors file of a pipeline")
     parser.add_argument("--prompts_file", metavar="FILE", required=True, help="one prompt or class label per line")
     parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="where to write the results")
@@ -69,8 +69,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
     parser.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     parser.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
+    add_claim_options(parser, "the network")
     parser.add_argument("--device", help="where the network runs (default: cuda or mps if there is one, else cpu)")
-    parser.set_defaults(run=run, prompts=None)
+    parser.set_defaults(prompts=None)
+    return parser
 
 
 _CALIBRATOR_OPTIONS = (

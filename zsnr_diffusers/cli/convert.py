@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.predictions import PREDICTION_TYPES
+from ..utils.command_line import CommandParser
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
 from .arguments import (
+    CLAIMS,
     add_claim_options,
     add_recorded_guidance_options,
     add_target_options,
     check_target_options,
-    errors_in_options,
-    new_parser,
+    command_parser,
 )
 from .generation import guidance_options, refuse_guidance_options
 
@@ -50,13 +50,14 @@ examples:
     zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr
 
   a LoRA that does not say what it was trained on, so that it does, and with its scheduler beside it:
-    zsnr convert lora.safetensors lora-folder --prediction_type v_prediction --zero_snr --config sd15-folder
+    zsnr convert lora.safetensors lora-folder --prediction_type v_prediction --rescale_betas_zero_snr \\
+      --config sd15-folder
 
   a trained LoRA for ComfyUI and others:
     zsnr convert sd15-zsnr-lora sd15-zsnr-lora.safetensors --dtype float16
 
   from a file that does not say what it is, where the Hub cannot be reached:
-    zsnr convert old.safetensors folder --prediction_type v_prediction --zero_snr --config sdxl-folder
+    zsnr convert old.safetensors folder --prediction_type v_prediction --rescale_betas_zero_snr --config sdxl-folder
 
   a Stable Diffusion that was trained on to flow matching, which no key in a file says:
     zsnr convert rf.safetensors folder --prediction_type flow_prediction --config sdxl-folder
@@ -65,18 +66,12 @@ exit status: 0 done, 2 wrong arguments or data
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add `convert` to the subparsers of `zsnr`."""
-    parser = new_parser(
-        commands,
-        "convert",
-        "save a pipeline or LoRA as a single file, or a single file as a folder",
-        DESCRIPTION,
-        EXAMPLES,
-    )
+def new_parser() -> CommandParser:
+    """The parser of `zsnr convert`."""
+    parser = command_parser("convert", DESCRIPTION, EXAMPLES)
     parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file, of a pipeline or LoRA")
     parser.add_argument("target", metavar="TARGET", help="folder, or a name that ends in .safetensors")
-    add_claim_options(parser, "the network", PREDICTION_TYPES)
+    add_claim_options(parser, "the network")
     add_recorded_guidance_options(parser, "what is recorded")
     parser.add_argument(
         "--dtype",
@@ -97,7 +92,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--variant", help="of a pipeline's weights, such as fp16 (default: none, or the only one)")
     parser.add_argument("--weight_name", metavar="FILE", help="for a LoRA in a folder or repo: its file's name")
     add_target_options(parser, "the target")
-    parser.set_defaults(run=run)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -107,10 +102,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_target_options(arguments)
     try:
-        with errors_in_options():
-            told = {"prediction_type": arguments.prediction_type, "rescale_betas_zero_snr": arguments.zero_snr}
-            saved = SavedModel.open(arguments.source, weight_name=arguments.weight_name, **told)
-            pipe, what = (_convert_lora if saved.is_lora else _convert_pipeline)(arguments, saved)
+        told = {name: getattr(arguments, name) for name in CLAIMS}
+        saved = SavedModel.open(arguments.source, weight_name=arguments.weight_name, **told)
+        pipe, what = (_convert_lora if saved.is_lora else _convert_pipeline)(arguments, saved)
     except TypeError as error:
         refuse_guidance_options(error, guidance_options(arguments))
         raise

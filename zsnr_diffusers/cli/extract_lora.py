@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from ..core.predictions import PREDICTION_TYPES
+from ..utils.command_line import CommandParser
 from ..utils.tables import Text
 from ..utils.terminal import show
 from .arguments import (
@@ -14,8 +13,7 @@ from .arguments import (
     add_recorded_guidance_options,
     add_target_options,
     check_target_options,
-    errors_in_options,
-    new_parser,
+    command_parser,
 )
 from .generation import guidance_options
 
@@ -37,7 +35,7 @@ examples:
       --output_dir sd15-zsnr-lora
 
   the same of two single files, the first of which does not say what it predicts:
-    zsnr extract-lora zsnr.safetensors base.safetensors --prediction_type v_prediction --zero_snr \\
+    zsnr extract-lora zsnr.safetensors base.safetensors --prediction_type v_prediction --rescale_betas_zero_snr \\
       --config stable-diffusion-v1-5/stable-diffusion-v1-5 --output_dir zsnr-lora
 
 then, in Python, for a pipeline of the base:
@@ -47,15 +45,14 @@ exit status: 0 done, 2 wrong arguments or data
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add `extract-lora` to the subparsers of `zsnr`."""
-    text = "make a LoRA of what a retrained model changed in its base"
-    parser = new_parser(commands, "extract-lora", text, DESCRIPTION, EXAMPLES)
+def new_parser() -> CommandParser:
+    """The parser of `zsnr extract-lora`."""
+    parser = command_parser("extract-lora", DESCRIPTION, EXAMPLES)
     parser.add_argument("retrained", metavar="RETRAINED", help="folder, Hub id or .safetensors file of a pipeline")
     parser.add_argument("base", metavar="BASE", help="likewise: what it was trained from")
     parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="where to write the LoRA")
     parser.add_argument("--rank", type=int, default=32, help="of the LoRA (default: 32)")
-    add_claim_options(parser, "RETRAINED", PREDICTION_TYPES)
+    add_claim_options(parser, "RETRAINED")
     add_recorded_guidance_options(parser, "what RETRAINED records")
     parser.add_argument(
         "--dtype",
@@ -69,7 +66,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--device", help="where weights are decomposed (default: cuda if there is one, else cpu)")
     add_target_options(parser, "the LoRA")
-    parser.set_defaults(run=run)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -82,20 +79,19 @@ def run(arguments: argparse.Namespace) -> None:
     from ..hub.save import check_target
 
     check_target_options(arguments)
-    with errors_in_options():
-        check_target(Path(arguments.output_dir), arguments.overwrite, LORA_FILE)
-        extracted = extract_lora(
-            arguments.retrained,
-            arguments.base,
-            arguments.rank,
-            dtype=arguments.dtype and getattr(torch, arguments.dtype),
-            device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            prediction_type=arguments.prediction_type,
-            rescale_betas_zero_snr=arguments.zero_snr,
-            config=arguments.config,
-            **guidance_options(arguments),
-        )
-        upload = {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
-        save_lora(extracted.pipeline, arguments.output_dir, **upload)
+    check_target(Path(arguments.output_dir), arguments.overwrite, LORA_FILE)
+    extracted = extract_lora(
+        arguments.retrained,
+        arguments.base,
+        arguments.rank,
+        dtype=arguments.dtype and getattr(torch, arguments.dtype),
+        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        prediction_type=arguments.prediction_type,
+        rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
+        config=arguments.config,
+        **guidance_options(arguments),
+    )
+    upload = {"push_to_hub": arguments.push_to_hub, "private": arguments.private}
+    save_lora(extracted.pipeline, arguments.output_dir, **upload)
     show(extracted)
     show(Text(f"written: {arguments.output_dir}"))

@@ -1,11 +1,17 @@
-"""The network that figures are made by, from the command line's arguments."""
+"""Figures of papers and the network that they are made by, from the command line's arguments."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..evaluation import INCEPTION_SHA256, DinoV2Features, FeatureNetwork, InceptionFeatures, Processes, inception_file
+from ..evaluation.subset_sizes import SUBSET_SIZE
+
+if TYPE_CHECKING:
+    from ..evaluation import FeatureNetwork, Processes
+
+IS_SPLITS = 10
+"""Parts of the Inception Score by default."""
 
 OPTIONS = ("features", "feature_weights", "feature_sha256")
 """What `add_arguments` adds; each is None unless given."""
@@ -15,14 +21,15 @@ def add_arguments(options: Any) -> None:
     """Add the options that name the network of FID, Inception Score and KID to an argument group."""
     options.add_argument(
         "--features",
-        choices=("inception", "dinov2"),
-        help="network: that of FID, of 2015-12-05, or DINOv2 for FD-DINOv2 (default: inception)",
+        choices=("inception", "dinov2", "classifier"),
+        help="network: that of FID, of 2015-12-05; DINOv2 for FD-DINOv2; or a small classifier of images of one kind, "
+        "such as examples/ablation/classifier.safetensors (default: inception)",
     )
     options.add_argument(
         "--feature_weights",
         metavar="PATH_OR_ID",
-        help="inception-2015-12-05.pt, or a folder or Hub id of DINOv2 (default: torch hub's cache, fetched if it is "
-        "not there; facebook/dinov2-large)",
+        help="inception-2015-12-05.pt, a folder or Hub id of DINOv2, or the classifier's file (default: torch hub's "
+        "cache, fetched if it is not there; facebook/dinov2-large; none)",
     )
     options.add_argument(
         "--feature_sha256",
@@ -38,7 +45,14 @@ def load_feature_network(arguments: argparse.Namespace, device: Any, processes: 
         OSError: its file is not there and cannot be fetched.
         ValueError: a file of another hash or kind.
     """
+    from ..evaluation import INCEPTION_SHA256, ClassifierFeatures, DinoV2Features, InceptionFeatures, inception_file
+
     weights, sha256 = arguments.feature_weights, arguments.feature_sha256
+    if arguments.features == "classifier":
+        with processes.sync_errors():
+            if weights is None:
+                raise ValueError("--features classifier needs its file: --feature_weights FILE")
+            return ClassifierFeatures(weights, sha256, device)
     if arguments.features == "dinov2":
         with processes.sync_errors():
             return DinoV2Features(weights or "facebook/dinov2-large", sha256, device=device)
@@ -47,3 +61,20 @@ def load_feature_network(arguments: argparse.Namespace, device: Any, processes: 
             inception_file()
     with processes.sync_errors():
         return InceptionFeatures(weights or inception_file(), sha256 or INCEPTION_SHA256, device)
+
+
+def needs_feature_network(arguments: argparse.Namespace) -> bool:
+    """Whether `--fid`, `--is` or `--kid` is given, which are made of a network's features."""
+    return bool(arguments.fid or arguments.inception_score or arguments.kid)
+
+
+def check_image_count(number: int, kind: str, arguments: argparse.Namespace) -> None:
+    """Refuse fewer `generated` or `real` images (`kind`) than FID, KID or Inception Score can be made of."""
+    for option, asked, least in (
+        ("--fid", arguments.fid and not (kind == "real" and arguments.reference), 2),
+        ("--kid", arguments.kid, 3),
+        ("--kid_subsets", arguments.kid_subsets, SUBSET_SIZE),
+        ("--is_splits", arguments.inception_score and kind == "generated", arguments.is_splits or IS_SPLITS),
+    ):
+        if asked and number < least:
+            raise ValueError(f"{option} needs at least {least} {kind} images, got {number}")

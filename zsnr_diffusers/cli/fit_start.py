@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.command_line import CommandParser
 from ..utils.extras import import_extra
 from ..utils.tables import Text
 from ..utils.terminal import show
 from . import generation
-from .arguments import new_parser, replace_arguments_by_options
+from .arguments import add_claim_options, command_parser
 
 DESCRIPTION = """\
 Dark and bright images from a model that predicts epsilon and is never retrained. Such a model reads the brightness of
@@ -36,10 +37,9 @@ exit status: 0 done, 1 captions say nothing of brightness that holds for images 
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add `fit-start` to the subparsers of `zsnr`."""
-    text = "let a model that is never retrained generate dark and bright, by what its noise starts with"
-    parser = new_parser(commands, "fit-start", text, DESCRIPTION, EXAMPLES)
+def new_parser() -> CommandParser:
+    """The parser of `zsnr fit-start`."""
+    parser = command_parser("fit-start", DESCRIPTION, EXAMPLES)
     parser.add_argument("pipeline", metavar="BASE", help="folder, Hub id or .safetensors file of a pipeline")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--train_data_dir", metavar="FOLDER", help="images with captions, laid out as for training")
@@ -64,8 +64,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--cache_dir", metavar="FOLDER", help="keep what is computed of images and captions here")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
     parser.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
+    add_claim_options(parser, "the network")
     parser.add_argument("--device", help="where networks run (default: cuda or mps if there is one, else cpu)")
-    parser.set_defaults(run=run, lora=None, guidance_rescale=None, keep_low_frequencies=None)
+    parser.set_defaults(lora=None, guidance_rescale=None, keep_low_frequencies=None, no_start=True)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,19 +80,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output {arguments.output!r}: a start is written as .safetensors")
     import_extra("tqdm", "train")
     images, captions = _open_data(arguments)
-    try:
-        check_data(len(images), captions)  # refused before anything is loaded
-        pipe = generation.load_pipeline(arguments, arguments.device or generation.default_device())
-        start = fit_start(
-            pipe,
-            images,
-            captions,
-            resolution=arguments.resolution,
-            noise=arguments.noise,
-            **_cache(arguments.cache_dir),
-        )
-    except ValueError as error:
-        raise ValueError(replace_arguments_by_options(str(error))) from error
+    check_data(len(images), captions)  # refused before anything is loaded
+    pipe = generation.load_pipeline(arguments, arguments.device or generation.default_device())
+    start = fit_start(
+        pipe,
+        images,
+        captions,
+        resolution=arguments.resolution,
+        noise=arguments.noise,
+        **_cache(arguments.cache_dir),
+    )
     start.save(output)
     report = StartReport.of(start.report)
     show(report)
@@ -102,12 +101,14 @@ def _open_data(arguments: argparse.Namespace) -> tuple[Sequence[Any], list[Any] 
     """Images and captions of `--train_data_dir` or `--dataset_name`, read as training reads them."""
     import_extra("datasets", "train")
     from ..training.data.dataset import check_images, open_rows
+    from ..training.data.file_index import FILE_NAME, FileIndex
     from ..training.stable_diffusion.config import CaptionedDataConfig
 
     names = ("train_data_dir", "dataset_name", "image_column", "caption_column", "caption_extension", "on_bad_image")
     config = CaptionedDataConfig(**{name: getattr(arguments, name) for name in names})
     rows = open_rows(config)
-    usable = [*check_images(rows, config)]
+    folder = arguments.cache_dir
+    usable = [*check_images(rows, config, index=FileIndex(Path(folder, FILE_NAME)) if folder else None)]
     captions = None
     if not arguments.no_captions:
         column = rows.select_columns([config.caption_column])

@@ -5,26 +5,40 @@ from __future__ import annotations
 import argparse
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from ..utils.command_line import CommandParser
+from .arguments import CLAIMS, add_claim_options
 
 OPTIONS = (
     *("prompts", "prompts_file", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"),
-    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora", "start"),
+    *("keep_low_frequencies", "batch_size", "dtype", "variant", "resolution", "lora", "start", "no_start", *CLAIMS),
 )
 """What `add_arguments` adds; each is None unless given."""
 
 CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "batch_size")
 NUM_IMAGES = 64
+_GPU_BATCH_SIZE = 16
 KEEP_HELP = "lowest K x K frequencies that guidance leaves alone (default: what is recorded in the pipeline, or 0)"
 
 
-def add_arguments(options: Any) -> None:
+def add_arguments(parser: CommandParser, options: Any) -> None:
     """Add the options that say which images a pipeline generates, such as --prompts, to an argument group."""
+    add_prompt_options(options)
+    options.add_argument("--num_images", type=int, help=f"in all, evenly over the prompts (default: {NUM_IMAGES})")
+    options.add_argument("--num_inference_steps", type=int, help="(default: the pipeline's)")
+    add_pipeline_options(parser, options)
+
+
+def add_prompt_options(options: Any) -> None:
+    """Add --prompts and --prompts_file to a parser or a group of it."""
     prompts = options.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts, or class labels")
     prompts.add_argument("--prompts_file", metavar="FILE", help="one prompt per line, UTF-8")
-    options.add_argument("--num_images", type=int, help=f"in all, evenly over the prompts (default: {NUM_IMAGES})")
-    options.add_argument("--num_inference_steps", type=int, help="(default: the pipeline's)")
+
+
+def add_pipeline_options(parser: CommandParser, options: Any) -> None:
+    """Add the options of how a pipeline is loaded and guides, to the parser or to a group of it."""
     options.add_argument("--guidance_scale", type=float, help="(default: the pipeline's)")
     options.add_argument(
         "--guidance_rescale",
@@ -32,12 +46,21 @@ def add_arguments(options: Any) -> None:
         help="phi of the paper's Algorithm 2, 0.7 there (default: what is recorded in the pipeline, or 0)",
     )
     options.add_argument("--keep_low_frequencies", type=int, metavar="K", help=KEEP_HELP)
-    options.add_argument("--batch_size", type=int, help="per process (default: 4)")
-    options.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
+    options.add_argument("--batch_size", type=int, help="per process (default: 16 on CUDA, else 4)")
+    options.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="(default: on CUDA bfloat16 for models of latents, else float32)",
+    )
     options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
     options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
     options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
-    options.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
+    start = options.add_mutually_exclusive_group()
+    start.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
+    start.add_argument(
+        "--no_start", action="store_true", default=None, help="without the start that is saved beside the pipeline"
+    )
+    add_claim_options(parser, "the network", options)
 
 
 def num_images(arguments: argparse.Namespace) -> int:
@@ -54,10 +77,24 @@ def num_images(arguments: argparse.Namespace) -> int:
 
 def pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
     """The command line's arguments of the pipeline's call, such as `--guidance_scale`, as `iter_images` takes them."""
-    options = {name: getattr(arguments, name) for name in CALL_OPTIONS if getattr(arguments, name) is not None}
+    options = {name: value for name in CALL_OPTIONS if (value := getattr(arguments, name, None)) is not None}
     return (
         options if arguments.resolution is None else options | dict.fromkeys(("height", "width"), arguments.resolution)
     )
+
+
+def check_plot_option(path: str) -> None:
+    """Refuse a `--plot` that cannot be drawn, before anything is computed for it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: a file name with another ending than matplotlib writes.
+    """
+    from ..utils.extras import import_extra
+
+    known = import_extra("matplotlib.backend_bases").FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"--plot {path!r}: name a file that ends in one of .{', .'.join(sorted(known))}")
 
 
 def default_device() -> str:
@@ -67,6 +104,24 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def set_gpu_defaults(arguments: argparse.Namespace, device: Any) -> None:
+    """Set `--batch_size` and `--dtype` that were not given to what a GPU is fast with; nothing on other devices.
+
+    Pixel-space models stay in float32: figures of papers are of that, and no decoder hides what 8 bits of mantissa do.
+    """
+    import torch
+
+    from ..hub.header import is_single_file
+    from ..hub.saved_model import SavedModel
+
+    if torch.device(device).type != "cuda":
+        return
+    arguments.batch_size = arguments.batch_size or _GPU_BATCH_SIZE
+    if arguments.dtype is None:
+        latents = is_single_file(arguments.pipeline) or "vae" in SavedModel.open(arguments.pipeline).index
+        arguments.dtype = "bfloat16" if latents else "float32"
 
 
 def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
@@ -85,11 +140,13 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
 
     guidance, start = guidance_options(arguments), getattr(arguments, "start", None)
     start = None if start is None else Start.load(start)  # before gigabytes of weights
+    recorded: Literal[False] | None = False if start is not None or getattr(arguments, "no_start", None) else None
     try:
         pipe = load(
             arguments.pipeline,
             dtype=getattr(torch, arguments.dtype or "float32"),
-            **{} if arguments.variant is None else {"variant": arguments.variant},
+            start=recorded,
+            **{name: value for name in ("variant", *CLAIMS) if (value := getattr(arguments, name)) is not None},
             **guidance if arguments.lora is None else {},
         )
         if arguments.lora is not None:
@@ -132,6 +189,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
     if arguments.prompts_file is None:
         prompts: list[str] | None = arguments.prompts
         return prompts
+    if not Path(arguments.prompts_file).is_file():
+        raise OSError(f"--prompts_file {arguments.prompts_file!r}: there is no such file")
     lines = Path(arguments.prompts_file).read_text(encoding="utf-8-sig").splitlines()
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
@@ -143,12 +202,15 @@ def distinct_conditions(pipe: Any, prompts: list[str] | None) -> list[Any] | Non
     """The distinct prompts, as class labels if the pipeline takes these; None for None.
 
     Raises:
-        ValueError: words for a pipeline of class labels.
+        ValueError: words for a pipeline of class labels, or nothing for one that needs prompts or labels.
     """
+    parameters = inspect.signature(pipe.__call__).parameters
     if prompts is None:
+        if {"prompt", "class_labels"} & {*parameters}:
+            raise ValueError(f"{type(pipe).__name__} needs --prompts or --prompts_file")
         return None
     distinct = list(dict.fromkeys(prompts))
-    if "class_labels" not in inspect.signature(pipe.__call__).parameters:
+    if "class_labels" not in parameters:
         return distinct
     wrong = [prompt for prompt in distinct if not prompt.isdecimal()]
     if wrong:

@@ -1,58 +1,95 @@
 """The mathematics as pure functions over float64 tables, one module per step of Lin et al. 2023 (arXiv:2305.08891).
 
-Imports torch and the standard library only. Every function that acts on a sample takes a `NoiseLevel`, never a
-timestep or a table.
+Its modules import torch and the standard library only, `choices` not even torch; names are imported on first use.
+Every function that acts on a sample takes a `NoiseLevel`, never a timestep or a table.
 """
 
-from .flow import flow_level, flow_time, kappa_times, sample_scale, shifted_time, trailing_times, variance_preserving
-from .flow_times import FLOW_TIME_SAMPLINGS, flow_times
-from .guidance import classifier_free_guidance, rescale_guidance
-from .likelihood import (
-    StepKL,
-    bound_strata,
-    decoder_std,
-    discretized_log_likelihood,
-    prior_kl,
-    step_kl,
-    step_kl_factors,
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .choices import FLOW_TIME_SAMPLINGS, LOSS_WEIGHTINGS, PREDICTION_TYPES, check_loss_weighting
+    from .flow import (
+        flow_level,
+        flow_time,
+        kappa_times,
+        sample_scale,
+        shifted_time,
+        trailing_times,
+        variance_preserving,
+    )
+    from .flow_densities import flow_times
+    from .guidance import classifier_free_guidance, rescale_guidance
+    from .likelihood import (
+        StepKL,
+        bound_strata,
+        decoder_std,
+        discretized_log_likelihood,
+        prior_kl,
+        step_kl,
+        step_kl_factors,
+    )
+    from .losses import v_loss
+    from .low_frequencies import keep_low_frequencies, low_pass
+    from .multistep import multistep_updates
+    from .noise import (
+        SCHEDULE_NAMES,
+        NoiseLevel,
+        add_noise,
+        alpha_bar_table,
+        betas_of_table,
+        enforce_zero_terminal_snr,
+        kappa,
+        noise_level,
+        schedule_table,
+        shift_snr,
+        snr,
+        transition,
+    )
+    from .predictions import (
+        converted_prediction,
+        dynamic_threshold,
+        ideal_output,
+        training_target,
+        x_0_factors,
+    )
+    from .solvers import (
+        CLEAN,
+        Update,
+        consistency_updates,
+        ddim_update,
+        ddim_updates,
+        ddpm_updates,
+        inversion_updates,
+        pndm_updates,
+    )
+    from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps, timesteps_of_sigmas
+    from .weightings import level_features, loss_weights, uncertainty_loss
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "choices": "FLOW_TIME_SAMPLINGS LOSS_WEIGHTINGS PREDICTION_TYPES check_loss_weighting",
+        "flow": "flow_level flow_time kappa_times sample_scale shifted_time trailing_times variance_preserving",
+        "flow_densities": "flow_times",
+        "guidance": "classifier_free_guidance rescale_guidance",
+        "likelihood": "StepKL bound_strata decoder_std discretized_log_likelihood prior_kl step_kl step_kl_factors",
+        "losses": "v_loss",
+        "low_frequencies": "keep_low_frequencies low_pass",
+        "multistep": "multistep_updates",
+        "noise": (
+            "SCHEDULE_NAMES NoiseLevel add_noise alpha_bar_table betas_of_table enforce_zero_terminal_snr kappa "
+            "noise_level schedule_table shift_snr snr transition"
+        ),
+        "predictions": "converted_prediction dynamic_threshold ideal_output training_target x_0_factors",
+        "solvers": (
+            "CLEAN Update consistency_updates ddim_update ddim_updates ddpm_updates inversion_updates pndm_updates"
+        ),
+        "spacing": "TIMESTEP_SPACINGS check_timesteps spaced_timesteps timesteps_of_sigmas",
+        "weightings": "level_features loss_weights uncertainty_loss",
+    },
 )
-from .losses import v_loss
-from .low_frequencies import keep_low_frequencies, low_pass
-from .multistep import multistep_updates
-from .noise import (
-    SCHEDULE_NAMES,
-    NoiseLevel,
-    add_noise,
-    alpha_bar_table,
-    betas_of_table,
-    enforce_zero_terminal_snr,
-    kappa,
-    noise_level,
-    schedule_table,
-    shift_snr,
-    snr,
-    transition,
-)
-from .predictions import (
-    PREDICTION_TYPES,
-    converted_prediction,
-    dynamic_threshold,
-    ideal_output,
-    training_target,
-    x_0_factors,
-)
-from .solvers import (
-    CLEAN,
-    Update,
-    consistency_updates,
-    ddim_update,
-    ddim_updates,
-    ddpm_updates,
-    inversion_updates,
-    pndm_updates,
-)
-from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps, timesteps_of_sigmas
-from .weightings import LOSS_WEIGHTINGS, check_loss_weighting, level_features, loss_weights, uncertainty_loss
 
 __all__ = [
     "CLEAN",

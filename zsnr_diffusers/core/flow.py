@@ -16,8 +16,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .choices import check_shift
 from .noise import NoiseLevel, Scalar
-from .spacing import clean_position, position
+from .spacing import Scales, clean_position, position, scales_of_steps
 
 TimeShiftType = Literal["exponential", "linear"]
 TIME_SHIFT_TYPES: tuple[str, ...] = get_args(TimeShiftType)
@@ -169,16 +170,17 @@ def kappa_times(num_inference_steps: int) -> list[float]:
         [1.0, 0.912, 0.613, 0.188]
     """
     check_num_flow_steps(num_inference_steps)
-    goals = clean_position() * torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
-    return (1 / (1 + _kappas_at_positions(goals))).tolist()
+    scales = scales_of_steps(num_inference_steps)
+    goals = clean_position(scales) * torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
+    return (1 / (1 + _kappas_at_positions(goals, scales))).tolist()
 
 
-def _kappas_at_positions(goals: Tensor) -> Tensor:
+def _kappas_at_positions(goals: Tensor, scales: Scales) -> Tensor:
     """Inverse of `spacing.position`, kappa at each position, by bisection in log kappa down to rounding; 0 at 0."""
     low, high = torch.full_like(goals, -50.0), torch.full_like(goals, 50.0)
     for _ in range(64):
         middle = (low + high) / 2
-        below = position(middle.exp()) < goals
+        below = position(middle.exp(), scales) < goals
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return torch.where(goals > 0, low.exp(), 0.0)
 
@@ -214,16 +216,6 @@ def check_flow_times(sigmas: Sequence[float]) -> list[float]:
         if a <= b:
             raise ValueError(f"sigmas must decrease strictly; {b:g} follows {a:g}.")
     return times
-
-
-def check_shift(shift: float) -> None:
-    """Refuse a flow-time shift that is not a finite number above 0.
-
-    Raises:
-        ValueError: with the value and what is possible.
-    """
-    if not (math.isfinite(shift) and shift > 0):
-        raise ValueError(f"shift={shift} must be above 0: 1 keeps flow time, 3 is Stable Diffusion 3's.")
 
 
 def check_num_flow_steps(num_inference_steps: int) -> None:

@@ -1,10 +1,9 @@
 """Classifier-free guidance and its rescale."""
 
-from numbers import Real
-
 import torch
 from torch import Tensor
 
+from .choices import check_guidance_rescale
 from .noise import NoiseLevel
 from .predictions import x_0_factors
 
@@ -139,18 +138,6 @@ def _regression_slope(x: Tensor, y: Tensor) -> Tensor:
     centred = x - x.mean(dim=dims, keepdim=True)
     variance = (centred * centred).sum(dim=dims, keepdim=True)
     return (centred * y).sum(dim=dims, keepdim=True) / torch.where(variance == 0, 1.0, variance)
-
-
-def check_guidance_rescale(guidance_rescale: float) -> None:
-    """Refuse a guidance rescale phi outside [0, 1].
-
-    Raises:
-        ValueError: with the value and the recommended range.
-    """
-    if not isinstance(guidance_rescale, Real) or not 0 <= guidance_rescale <= 1:
-        raise ValueError(
-            f"guidance_rescale={guidance_rescale!r} must lie in [0, 1]; 0.7 is the usual value, 0 is off."
-        )
 
 
 def check_guidance_space(space: str) -> None:

@@ -5,11 +5,10 @@ of the images given the prompt, so what is extrapolated there is brightness and 
 too bright for their prompt. Detail, which guidance is used for, lies in the higher frequencies.
 """
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
+from .choices import check_keep_low_frequencies
 from .dct import dct, inverse_dct, without_autocast
 
 
@@ -76,16 +75,3 @@ def no_height_and_width(k: int, shape: tuple[int, ...]) -> str:
         "sound have no height and width at the end. Pass keep_low_frequencies=0 for this pipeline; in a loop of your "
         "own, unpack the predictions first."
     )
-
-
-def check_keep_low_frequencies(k: int) -> None:
-    """Refuse a number of low frequencies that is negative or no integer.
-
-    Raises:
-        ValueError: with the value and what it means.
-    """
-    if not isinstance(k, Integral) or isinstance(k, bool) or k < 0:
-        raise ValueError(
-            f"keep_low_frequencies={k!r} must be an integer of at least 0: 1 keeps the mean of the conditional "
-            "prediction, 2 its lowest 2 x 2 frequencies, 0 is off."
-        )

@@ -16,19 +16,28 @@ from torch import Tensor
 from .noise import NoiseLevel, kappa
 from .safeguard import Safeguard
 from .solvers import Update, check_eta
-from .spacing import LARGEST_SCALE, clean_position, position
+from .spacing import LARGEST_SCALE, Scales, clean_position, position
 
 MAX_ORDER = 3
 MAX_STEP_RATIO = 2.0
 """Steps are even if no interval is so many times longer than the one before."""
 SMALLEST_END_SCALE = 0.05
 """The smallest scale that the last step looks for behind the last output of even steps."""
+COARSE_END_SCALE, LONG_LAST_STEP = 0.1, 1.1
+"""The same where the last step is longer than this, in `position`, so that the last output knows less of it."""
+LONGEST_LAST_STEP = 2.5
+"""A last step longer than this, as three steps have it, leads from outputs that resolve no detail at all."""
+UNFITTED_STEPS = 4
+"""So many steps keep their polynomials: trained networks lose more by the fit than exact denoisers gain."""
 SPECTRUM = (0.1, 64.0)
 """Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
 FEW_STEPS = 64
 """More of them need no fit: their polynomials are nearly exact, and it takes a third of a millisecond a step."""
-RIDGE = 0.4
-"""Relative error, over a run, that moving the weights by a whole step each must save, for the fit to move them."""
+RIDGE = 1.3
+"""Relative error, times sqrt(n), that moving the weights by a whole step each must save over n steps, or they stay.
+
+The more steps, the nearer polynomials are by themselves, and the less error there is to fit to.
+"""
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +99,10 @@ def _last_step_weights(kappas: Tensor, most: int, even: bool) -> Tensor:
         return torch.ones(1, dtype=torch.float64)
     last = kappas[-most:].flip(0)
     last = last[last > 0]  # pure noise knows nothing of the end
-    nodes, end = (position(last, SMALLEST_END_SCALE), clean_position(SMALLEST_END_SCALE)) if even else (last**-2, 0.0)
+    nodes, end, interval = last**-2, 0.0, _position_intervals(kappas)[-1]
+    if even and interval <= LONGEST_LAST_STEP:
+        scales = Scales(COARSE_END_SCALE if interval > LONG_LAST_STEP else SMALLEST_END_SCALE, LARGEST_SCALE)
+        nodes, end = position(last, scales), clean_position(scales)
     return _lagrange(nodes[None], torch.tensor([[end]], dtype=torch.float64))[0, :, 0]
 
 
@@ -141,7 +153,7 @@ def multistep_updates(
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept, even = _keep_factors(kappas, eta), _is_evenly_spaced(kappas)
     rows = _step_weights(kappas, kept, order, corrector, eta, even)
-    if even and eta == 0 and len(path) <= FEW_STEPS:
+    if even and eta == 0 and len(path) <= FEW_STEPS and len(path) != UNFITTED_STEPS:
         _fit_weights_to_spectrum(rows, kappas)
     return _assemble_updates(path, kept, rows)
 
@@ -216,15 +228,15 @@ def _fit_weights_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
 
     For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
     Row by row the sampler is run on all s at once, and the row is moved by the least squares of the relative error
-    after it, errors of earlier steps included, with `RIDGE` / n for a ridge; the sum of a row, which makes a constant
-    output exact, stays.
+    after it, errors of earlier steps included, with `RIDGE` / n^1.5 for a ridge; the sum of a row, which makes a
+    constant output exact, stays.
     """
     smallest, largest = map(math.log10, SPECTRUM)
     s = torch.logspace(smallest, largest, 64, dtype=torch.float64)
     growth = (1 + (s * kappas[:, None]) ** 2).sqrt()
     slopes = s**2 * kappas[:, None] / growth**2  # x_0 = slope * x / sigma
     wanted = torch.cat([growth[1:], s[None]])
-    ridge = (RIDGE / len(rows)) ** 2 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
+    ridge = RIDGE**2 / len(rows) ** 3 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
     y, outputs = growth[0], torch.empty(len(rows), len(s), dtype=torch.float64)
     for i, row in enumerate(rows):
         outputs[i] = slopes[i] * y

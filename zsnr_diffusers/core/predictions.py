@@ -9,51 +9,8 @@ import math
 
 from torch import Tensor
 
+from .choices import EPSILON_AT_ZERO_SNR, unknown_prediction_error
 from .noise import NoiseLevel, Scalar
-
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
-"""What a network may predict, by the names of diffusers."""
-
-EPSILON_AT_ZERO_SNR = (
-    "prediction_type='epsilon' cannot be used at zero signal-to-noise ratio: at the last timestep the sample is the "
-    "noise, so predicting it says nothing about the image. Retrain the model with v-prediction (python -m "
-    "zsnr_diffusers.training --help); if it is a v-prediction model whose config fails to say so, pass "
-    "prediction_type='v_prediction'; to sample an epsilon model on the schedule that it was trained with, pass "
-    "rescale_betas_zero_snr=False."
-)
-
-
-def _unknown_prediction_error(prediction_type: str) -> ValueError:
-    """The error for a `prediction_type` that is not one of `PREDICTION_TYPES`."""
-    return ValueError(
-        f"prediction_type={prediction_type!r} is not known; choose one of {', '.join(PREDICTION_TYPES)}."
-    )
-
-
-def check_known_prediction_type(prediction_type: str) -> None:
-    """Refuse a `prediction_type` that is not one of `PREDICTION_TYPES`.
-
-    Raises:
-        ValueError: with the value and what is known.
-    """
-    if prediction_type not in PREDICTION_TYPES:
-        raise _unknown_prediction_error(prediction_type)
-
-
-def check_prediction_type(prediction_type: str, zero_terminal_snr: bool) -> None:
-    """Refuse `flow_prediction` on a schedule of betas, and epsilon on one that ends at zero SNR.
-
-    Raises:
-        ValueError: with the value and what to do instead.
-    """
-    check_known_prediction_type(prediction_type)
-    if prediction_type == "flow_prediction":
-        raise ValueError(
-            "prediction_type='flow_prediction' is of flow matching, which has no betas; FlowMatchMultistepScheduler "
-            "samples such a model."
-        )
-    if zero_terminal_snr and prediction_type == "epsilon":
-        raise ValueError(EPSILON_AT_ZERO_SNR)
 
 
 def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar]:
@@ -84,7 +41,7 @@ def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar
         if not (alpha.all() if isinstance(alpha, Tensor) else alpha):
             raise ValueError(EPSILON_AT_ZERO_SNR)
         return 1 / alpha, -sigma / alpha
-    raise _unknown_prediction_error(prediction_type)
+    raise unknown_prediction_error(prediction_type)
 
 
 def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0) -> Tensor:
@@ -135,7 +92,7 @@ def training_target(prediction_type: str, x_0: Tensor, noise: Tensor, level: Noi
         return noise - x_0
     if prediction_type == "epsilon":
         return noise
-    raise _unknown_prediction_error(prediction_type)
+    raise unknown_prediction_error(prediction_type)
 
 
 def converted_prediction(

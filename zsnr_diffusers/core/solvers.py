@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from .choices import check_variance_type
 from .noise import NoiseLevel, kappa, transition
 
 CLEAN = NoiseLevel(alpha=1.0, sigma=0.0)
@@ -83,9 +84,6 @@ def ddim_updates(path: Sequence[NoiseLevel], eta: float = 0.0) -> list[Update]:
         [0.6, 0.0]
     """
     return [ddim_update(now, following, eta) for now, following in pairwise([*path, CLEAN])]
-
-
-VARIANCE_TYPES = ("fixed_small", "fixed_large")
 
 
 def ddpm_updates(path: Sequence[NoiseLevel], variance_type: str = "fixed_small") -> list[Update]:
@@ -186,16 +184,6 @@ def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
             keep *= 1 + now.alpha
         updates.append(Update(keep=float(keep), gains=tuple(map(float, gains)), noise=0.0))
     return updates
-
-
-def check_variance_type(variance_type: str) -> None:
-    """Refuse a DDPM `variance_type` that is not one of `VARIANCE_TYPES`.
-
-    Raises:
-        ValueError: with the value and those that are known.
-    """
-    if variance_type not in VARIANCE_TYPES:
-        raise ValueError(f"variance_type={variance_type!r} is not known; choose one of {', '.join(VARIANCE_TYPES)}.")
 
 
 def check_eta(eta: float) -> None:

@@ -8,7 +8,7 @@ A fourth, `kappa`, puts the steps where the signal is: even in `position`, regul
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -23,23 +23,45 @@ SMALLEST_SCALE, LARGEST_SCALE = 0.02, 32.0
 """Standard deviations, of fine detail and of brightness, between which steps are shared out."""
 
 
+class Scales(NamedTuple):
+    """The standard deviations between which a run shares out its steps."""
+
+    smallest: float
+    largest: float
+
+
+FEW_STEPS_SCALES = {3: Scales(0.1, 9.0), 4: Scales(0.026, 16.0), 5: Scales(0.028, 32.0), 6: Scales(0.025, 32.0)}
+"""So few steps do not reach from end to end: under guidance they are nearer where they leave out the ends."""
+
+
 PURE_NOISE = 2.0**12
 """The sigma / alpha by which diffusers writes infinity: its Euler has an alpha_bar of 2^-24 at zero SNR."""
 
 
-def position(kappas: Tensor, smallest_scale: float | None = None) -> Tensor:
+def position(kappas: Tensor, scales: Scales | None = None) -> Tensor:
     """How far sampling has come at each kappa = alpha / sigma: 0 at pure noise, `clean_position` at clean data.
 
     Gaussian data N(0, s^2) has x_0(kappa) proportional to s kappa / sqrt(1 + (s kappa)^2) along the exact path. This
     is its integral over log s, from the smallest to the largest scale: what the network says on the way, averaged over
     a spectrum from fine detail to brightness.
     """
-    return (LARGEST_SCALE * kappas).asinh() - ((smallest_scale or SMALLEST_SCALE) * kappas).asinh()
+    smallest, largest = scales or _all_scales()
+    return (largest * kappas).asinh() - (smallest * kappas).asinh()
 
 
-def clean_position(smallest_scale: float | None = None) -> float:
+def clean_position(scales: Scales | None = None) -> float:
     """`position` of clean data, the end of sampling."""
-    return math.log(LARGEST_SCALE / (smallest_scale or SMALLEST_SCALE))
+    smallest, largest = scales or _all_scales()
+    return math.log(largest / smallest)
+
+
+def scales_of_steps(num_inference_steps: int) -> Scales:
+    """The scales between which `kappa` spacing shares out so many steps."""
+    return FEW_STEPS_SCALES.get(num_inference_steps) or _all_scales()
+
+
+def _all_scales() -> Scales:
+    return Scales(SMALLEST_SCALE, LARGEST_SCALE)
 
 
 def _round_half_even(numerator: int, denominator: int) -> int:
@@ -78,16 +100,18 @@ def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cum
         # One step alone starts from pure noise too, where the formula has 0 / 0.
         return [_round_half_even(last * k, n - 1) for k in range(n - 1, -1, -1)] if n > 1 else [last]
     levels = noise_level(alphas_cumprod.double(), torch.arange(num_train_timesteps))
-    return _position_spaced_timesteps(n, position(torch.as_tensor(kappa(levels))))
+    return _position_spaced_timesteps(n, torch.as_tensor(kappa(levels)))
 
 
-def _position_spaced_timesteps(n: int, positions: Tensor) -> list[int]:
+def _position_spaced_timesteps(n: int, kappas: Tensor) -> list[int]:
     """n timesteps from the last on, each nearest to its place among n equal `position` intervals up to clean data.
 
     Where timesteps are too far apart for that, towards clean data, every one of them is visited.
     """
+    scales = scales_of_steps(n)
+    positions = position(kappas, scales)
     start = positions[-1].item()
-    goals = start + (clean_position() - start) * torch.arange(n, dtype=torch.float64) / n
+    goals = start + (clean_position(scales) - start) * torch.arange(n, dtype=torch.float64) / n
     nearest = (positions - goals[:, None]).abs().argmin(dim=1).tolist()
     steps = [len(positions)]
     for k, timestep in enumerate(nearest):

@@ -9,14 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .choices import LOSS_WEIGHTINGS, check_loss_weighting
 from .noise import NoiseLevel
 from .predictions import x_0_factors
-
-MIN_SNR_AT_ZERO_SNR = (
-    "loss_weighting='min_snr' gives the last timestep weight 0 at zero terminal SNR: the one timestep that the "
-    "schedule adds would not be trained. Use 'min_snr_floored', which is the same from an SNR of 1 up and positive "
-    "below."
-)
 
 
 def _min_snr_weights(signal: Tensor, noise: Tensor, gamma: float) -> Tensor:
@@ -41,26 +36,6 @@ _V_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     ),
     "min_snr": _min_snr_weights,
 }
-LOSS_WEIGHTINGS = ("constant", *_V_WEIGHTS)
-"""Names of the weightings of `loss_weights`."""
-
-
-def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma: float) -> None:
-    """Refuse a weighting that leaves the last timestep untrained, and a gamma that its floor makes meaningless.
-
-    Raises:
-        ValueError: with the value and what to do instead.
-
-    Examples:
-        >>> from zsnr_diffusers.core import check_loss_weighting
-        >>> check_loss_weighting("min_snr_floored", zero_terminal_snr=True, snr_gamma=5.0)
-    """
-    if loss_weighting == "min_snr" and zero_terminal_snr:
-        raise ValueError(MIN_SNR_AT_ZERO_SNR)
-    floored = loss_weighting.endswith("_floored")
-    if loss_weighting in _V_WEIGHTS and not snr_gamma > floored:
-        reason = f", the floor of {loss_weighting!r}; the paper takes 5" if floored else ""
-        raise ValueError(f"snr_gamma={snr_gamma} must be above {int(floored)}{reason}.")
 
 
 def loss_weights(

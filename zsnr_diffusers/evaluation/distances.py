@@ -6,11 +6,13 @@ All in float64, all with what a finite number of images does to them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from ..utils.tables import Part, Report, Text
 from .feature_statistics import Features, FeatureStatistics, Floats, as_feature_array, check_same_origin
 
 KERNEL_BLOCK = 1024
@@ -56,13 +58,17 @@ def _warn_of_few_images(statistics: FeatureStatistics) -> None:
 
 
 @dataclass(frozen=True)
-class InceptionScore:
+class InceptionScore(Report):
     """Mean and standard deviation (population's, divided by `splits`) of the score over the splits of n images."""
 
     mean: float
     std: float
     n: int
     splits: int
+
+    def parts(self) -> Iterator[Part]:
+        """One line."""
+        yield Text(f"Inception Score {self.mean:.4g} ± {self.std:.2g} ({self.splits} splits of {self.n} images)")
 
 
 def inception_score(logits: Features, splits: int = 10, *, probabilities: bool = False) -> InceptionScore:
@@ -120,13 +126,17 @@ def _check_probabilities(values: Floats) -> None:
 
 
 @dataclass(frozen=True)
-class KernelDistance:
+class KernelDistance(Report):
     """A kernel distance `value` between n and m images, with its `error`; the functions say which error it is."""
 
     value: float
     error: float
     n: int
     m: int
+
+    def parts(self) -> Iterator[Part]:
+        """One line."""
+        yield Text(f"kernel distance {self.value:.4g} ± {self.error:.2g} ({self.n} and {self.m} images)")
 
 
 def kernel_distance(x: Features, y: Features) -> KernelDistance:
@@ -146,7 +156,7 @@ def kernel_distance(x: Features, y: Features) -> KernelDistance:
     Raises:
         ValueError: different numbers of features, or fewer than three images.
     """
-    x, y = _as_feature_arrays(x, y, 3)
+    x, y = as_feature_arrays(x, y, 3)
     n, m = len(x), len(y)
     within_x, within_y = _off_diagonal_row_sums(x), _off_diagonal_row_sums(y)
     across_x, across_y = _kernel_row_sums(x, y), _kernel_row_sums(y, x)
@@ -170,7 +180,7 @@ def kernel_distance_of_subsets(
     Raises:
         ValueError: different numbers of features, or fewer images than `subset_size`.
     """
-    x, y = _as_feature_arrays(x, y, 2)
+    x, y = as_feature_arrays(x, y, 2)
     n, m = len(x), len(y)
     if num_subsets < 1:
         raise ValueError(f"num_subsets must be at least 1, got {num_subsets}")
@@ -222,7 +232,7 @@ def _polynomial_kernel(products: Floats, dimension: int) -> Floats:
     return np.asarray((products / dimension + 1) ** 3)
 
 
-def _as_feature_arrays(x: Features, y: Features, at_least: int) -> tuple[Floats, Floats]:
+def as_feature_arrays(x: Features, y: Features, at_least: int) -> tuple[Floats, Floats]:
     """Convert two sets of features to float64 [n, d] and [m, d], each of `at_least` images."""
     first, second = as_feature_array(x, "x"), as_feature_array(y, "y")
     if first.shape[1] != second.shape[1]:

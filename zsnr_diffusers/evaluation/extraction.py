@@ -31,6 +31,9 @@ class ImageFeatures:
     logits: npt.NDArray[np.float32] | None
     origin: FeatureOrigin
 
+    def __repr__(self) -> str:
+        return "ImageFeatures [{} x {}] of {}".format(*self.features.shape, self.origin)
+
     @classmethod
     def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """Concatenate the features of at least one part of the images, all by one network."""

@@ -53,6 +53,9 @@ class FeatureStatistics:
         self._factor: Floats = np.zeros((0, 0))
         self._pending: list[Floats] = []
 
+    def __repr__(self) -> str:
+        return f"FeatureStatistics of {self.count} images by {self.origin or 'an unknown network'}"
+
     @classmethod
     def of(cls, features: Features, origin: FeatureOrigin | None = None) -> FeatureStatistics:
         """Mean and covariance of features [n, d] of one network that are all in memory."""

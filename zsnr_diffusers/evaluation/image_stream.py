@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,6 +16,7 @@ from PIL import Image
 from ..utils.image_formats import missing_packages
 from ..utils.images import ImageError, find_images, load_rgb
 
+AnyImage: TypeAlias = "Image.Image | str | PathLike[str]"
 NamedSize: TypeAlias = tuple[str, tuple[int, int]]
 OnBadImage: TypeAlias = Literal["fail", "skip"]
 
@@ -48,7 +52,7 @@ class ImageReader:
 
     def __init__(
         self,
-        images: Iterable[Image.Image | str | PathLike[str]],
+        images: Iterable[AnyImage],
         on_bad_image: OnBadImage = "fail",
         one_size: bool = False,
     ):
@@ -57,13 +61,12 @@ class ImageReader:
         self.first: NamedSize | None = None
 
     def __iter__(self) -> Iterator[Image.Image]:
-        for i, image in enumerate(self._images):
+        for i, (image, rgb) in enumerate(_decode_ahead(self._images)):
             name = f"image {i}" if isinstance(image, Image.Image) else fspath(image)
-            try:
-                rgb = load_rgb(image)
-            except ImageError as error:
+            if isinstance(rgb, ImageError):
+                error = rgb
                 if self._on_bad_image == "fail":
-                    raise
+                    raise error
                 print(f"skipped: {error}", file=sys.stderr)
                 self.skipped.append(name)
                 continue
@@ -71,6 +74,42 @@ class ImageReader:
             if self._one_size:
                 check_same_size((name, rgb.size), self.first)
             yield rgb
+
+
+def _decode_ahead(
+    images: Iterable[AnyImage],
+) -> Iterator[tuple[AnyImage, Image.Image | ImageError]]:
+    """Each image with what it shows or why it cannot be read, in order.
+
+    Files are decoded by threads, some ahead of the one that is asked for: Pillow decodes without Python's lock. What
+    is still being made, by a pipeline, is taken one by one.
+    """
+    if not isinstance(images, list | tuple):
+        yield from ((image, _decode(image)) for image in images)
+        return
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[tuple[AnyImage, Future[Image.Image | ImageError]]] = deque()
+        try:
+            for image in images:
+                ahead.append((image, pool.submit(_decode, image)))
+                if len(ahead) > 2 * threads:
+                    first, found = ahead.popleft()
+                    yield first, found.result()
+            while ahead:
+                first, found = ahead.popleft()
+                yield first, found.result()
+        finally:  # whoever stops early does not wait for the rest
+            for _, found in ahead:
+                found.cancel()
+
+
+def _decode(image: AnyImage) -> Image.Image | ImageError:
+    """An image as upright RGB, or why it cannot be read."""
+    try:
+        return load_rgb(image)
+    except ImageError as error:
+        return error
 
 
 def check_same_size(image: NamedSize, first: NamedSize) -> None:

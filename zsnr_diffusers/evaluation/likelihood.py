@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..utils.extras import import_extra
+from ..utils.tables import Part, Report, Text
 from .extraction import Images, uint8_batches
 from .invariance import eval_mode
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class BitsPerDim:
+class BitsPerDim(Report):
     """A bound on the negative log-likelihood of images, in bits per pixel and channel.
 
     Attributes:
@@ -53,9 +54,12 @@ class BitsPerDim:
         """Bits/dim of all reverse steps between timesteps."""
         return self.total - self.prior - self.decoder
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        return str(self)
+
+    def parts(self) -> Iterator[Part]:
         """One line."""
-        return (
+        yield Text(
             f"bits/dim: at most {self.total:.4f} ± {self.standard_error:.4f} over {self.n} images "
             f"(prior {self.prior:.4f}, steps {self.steps:.4f}, decoder {self.decoder:.4f}; {self.variance_type})"
         )

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from ..utils.extras import import_extra
 from ..utils.images import load_rgb
 from ..utils.tables import Part, Report, Table, Text
+from .image_stream import list_images
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,12 @@ LUMA_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])
 
 
 def mean_luminance(
-    images: torch.Tensor | npt.NDArray[np.floating] | Iterable[Image.Image | str | PathLike[str]],
+    images: torch.Tensor
+    | npt.NDArray[np.floating]
+    | Iterable[Image.Image | str | PathLike[str]]
+    | Image.Image
+    | str
+    | PathLike[str],
 ) -> Floats:
     """Mean Rec. 709 luma of each image, from -1 (black) to 1 (white).
 
@@ -38,17 +45,23 @@ def mean_luminance(
 
     Args:
         images: an iterable of PIL images of any mode, or of paths, read one at a time by `zsnr_diffusers.utils.images`
-            (orientation applied, transparency over white); or a floating-point tensor or array [n, 3, h, w] with
+            (orientation applied, transparency over white); one of these alone; a folder, for all images at any depth
+            in the order of their paths; or a floating-point tensor or array [n, 3, h, w] with
             values in [-1, 1], as the models produce.
 
     Returns:
         float64 [n].
 
     Raises:
-        ValueError: another layout or dtype, or values outside [-1, 1]. What cannot be noticed is values in [0, 1]:
-            for a pipeline's `output_type="np"` pass `array.transpose(0, 3, 1, 2) * 2 - 1`.
+        ValueError: another layout or dtype, values outside [-1, 1], or a folder without images. What cannot be
+            noticed is values in [0, 1]: for a pipeline's `output_type="np"` pass
+            `array.transpose(0, 3, 1, 2) * 2 - 1`.
         ImageError: a file that cannot be read.
     """
+    if isinstance(images, (str, PathLike)) and Path(images).is_dir():
+        images = list_images(images)
+    elif isinstance(images, (str, PathLike, Image.Image)):
+        images = [images]
     if isinstance(images, np.ndarray):
         return _mean_luminance_of_array(images)
     if hasattr(images, "detach"):  # a tensor; torch is not imported to find that out
@@ -63,9 +76,19 @@ def _mean_luminance_of_file(image: Image.Image | str | PathLike[str]) -> float:
             f"expected PIL images or paths, got {type(image).__name__}; stack arrays into one [n, 3, h, w] array"
         )
     rgb = load_rgb(image)
-    counts = np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)  # exact, and needs no copy of the pixels
-    mean = counts @ np.arange(256) / (rgb.width * rgb.height)
+    mean = _histogram(rgb) @ np.arange(256) / (rgb.width * rgb.height)
     return float(mean @ LUMA_WEIGHTS / 127.5 - 1)
+
+
+def clipped_share(image: Image.Image) -> float:
+    """Share of an image's values, of all pixels and channels of its RGB, that are 0 or 255."""
+    counts = _histogram(load_rgb(image))
+    return float(counts[:, [0, -1]].sum() / counts.sum())
+
+
+def _histogram(rgb: Image.Image) -> npt.NDArray[np.int64]:
+    """How often each value comes in each channel, [3, 256]; exact, and needs no copy of the pixels."""
+    return np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)
 
 
 def _mean_luminance_of_array(array: npt.NDArray[np.floating]) -> Floats:
@@ -93,7 +116,7 @@ def _to_numpy(images: torch.Tensor) -> npt.NDArray[np.floating]:
 
 
 @dataclass(frozen=True)
-class LuminanceSummary:
+class LuminanceSummary(Report):
     """The distribution of mean luminance over `n` images: moments, percentiles 5, 50 and 95, and range."""
 
     n: int
@@ -104,6 +127,15 @@ class LuminanceSummary:
     p95: float
     min: float
     max: float
+
+    def parts(self) -> Iterator[Part]:
+        """A table of one row."""
+        yield Table(("luminance", "n", *_COLUMNS), (("", *self.cells()),), align="<" + ">" * (1 + len(_COLUMNS)))
+
+    def cells(self) -> tuple[str, ...]:
+        """Number of images, moments, percentiles and range as a table shows them."""
+        values = (round(getattr(self, name), 4) + 0.0 for name in _COLUMNS)  # without a sign where it is 0.0000
+        return (str(self.n), *(f"{value:.4f}" for value in values))
 
     @classmethod
     def of(cls, luminance: npt.ArrayLike) -> LuminanceSummary:
@@ -132,7 +164,7 @@ class LuminanceCoverage(Report):
     def parts(self) -> Iterator[Part]:
         """Parts of the printed report: a table of both summaries, and the distance beside its floor."""
         summaries = (("generated", self.generated), ("real", self.real))
-        rows = [(name, str(s.n), *(f"{getattr(s, c):.4f}" for c in _COLUMNS)) for name, s in summaries]
+        rows = [(name, *summary.cells()) for name, summary in summaries]
         yield Table(("luminance", "n", *_COLUMNS), tuple(rows), align="<" + ">" * (1 + len(_COLUMNS)))
         yield Text(
             f"Wasserstein-1 {self.w1:.4f}; expected from finite sampling: {self.floor:.4f} on average, "

@@ -38,6 +38,10 @@ class Chain:
     samples: Tensor
     estimates: Tensor | None = None
 
+    def __repr__(self) -> str:
+        shape = list(self.samples.shape[1:])
+        return f"Chain of {len(self.times)} frames of {shape}, t = {self.times[0]} to {self.times[-1]}"
+
 
 def noising_chain(scheduler: Any, images: Tensor, num_frames: int = 9, seed: int = 0) -> Chain:
     """Add noise to images step by step, from t = 0 to T.

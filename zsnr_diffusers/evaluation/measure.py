@@ -20,6 +20,8 @@ from PIL import Image
 from ..utils.distributed import Processes
 from ..utils.extras import import_extra
 from ..utils.images import ImageError
+from ..utils.tables import Part, Report, Text
+from ..utils.text import abbreviate
 from .extraction import ImageFeatures, image_features
 from .features import FeatureNetwork
 from .generation import iter_images
@@ -34,7 +36,7 @@ from .image_stream import (
     record_thumbnails,
     save_each_image,
 )
-from .luminance import Floats, mean_luminance
+from .luminance import Floats, LuminanceSummary, clipped_share, mean_luminance
 from .plots import sample_grid
 
 GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
@@ -42,17 +44,32 @@ GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
 
 
 @dataclass(frozen=True)
-class Measurements:
+class Measurements(Report):
     """What was measured of n images, in their order.
 
-    `luminance` is float64 [n]; `features` those of the network, None without one or without images; `skipped` names
-    the files that could not be read; `first` is the name and the size of the first image.
+    `luminance` and `clipped`, the share of values that are 0 or 255, are float64 [n]; `features` those of the network,
+    None without one or without images; `skipped` names the files that could not be read; `first` is the name and the
+    size of the first image.
     """
 
     luminance: Floats
+    clipped: Floats
     features: ImageFeatures | None
     skipped: list[str]
     first: NamedSize | None
+
+    def __repr__(self) -> str:
+        network = "" if self.features is None else f", features of {self.features.origin.network}"
+        return f"Measurements of {len(self.luminance)} images{network}"
+
+    def parts(self) -> Iterator[Part]:
+        """The distribution of luminance, the network of the features, and how many files were skipped."""
+        if len(self.luminance):
+            yield from LuminanceSummary.of(self.luminance).parts()
+        if self.features is not None:
+            yield Text(f"features: {self.features.origin}")
+        if self.skipped:
+            yield Text(f"skipped: {abbreviate(self.skipped, 3)}", "warning")
 
     @classmethod
     def concatenate(cls, parts: Sequence[Measurements]) -> Measurements:
@@ -68,6 +85,7 @@ class Measurements:
                 check_same_size(other, first[0])
         return cls(
             np.concatenate([part.luminance for part in parts]),
+            np.concatenate([part.clipped for part in parts]),
             ImageFeatures.concatenate(features) if features else None,
             [name for part in parts for name in part.skipped],
             first[0] if first else None,
@@ -93,22 +111,23 @@ def measure_images(
         ImageError: an unreadable file, with "fail".
         ValueError: images of different sizes.
     """
-    luminance: list[float] = []
+    values: list[tuple[float, float]] = []
     disable = None if progress else True  # None: only where the output is a terminal
     bar = import_extra("tqdm").tqdm(images, unit="image", disable=disable)
     reader = ImageReader(bar, on_bad_image, one_size=network is not None)
-    noted = _record_luminance(reader, luminance)
+    noted = _record_luminance(reader, values)
     try:
         features = _extract_features(network, noted)
     except ImageError as error:
         raise ImageError(f"{error}; repair or remove it, or skip such images (--on_bad_image skip)") from error
-    return Measurements(np.array(luminance), features, reader.skipped, reader.first)
+    luminance, clipped = np.array(values, dtype=np.float64).reshape(-1, 2).T
+    return Measurements(luminance, clipped, features, reader.skipped, reader.first)
 
 
-def _record_luminance(images: Iterable[Image.Image], values: list[float]) -> Iterator[Image.Image]:
-    """Pass images on, and append the mean luminance of each to `values`."""
+def _record_luminance(images: Iterable[Image.Image], values: list[tuple[float, float]]) -> Iterator[Image.Image]:
+    """Pass images on, and append the mean luminance and the clipped share of each to `values`."""
     for image in images:
-        values += mean_luminance([image]).tolist()
+        values.append((float(mean_luminance([image])[0]), clipped_share(image)))
         yield image
 
 

@@ -14,13 +14,7 @@ from .extraction import ImageFeatures
 from .feature_statistics import FeatureOrigin, check_same_origin
 from .features import INCEPTION_2015
 from .reference import Reference
-
-SUBSET_SIZE = 1000
-"""Images in each subset of a kernel distance, as in most papers."""
-
-NUM_SUBSETS = 100
-MAX_FULL_KID = 20_000
-"""Images in both sets together up to which the kernel distance is of all: about the work of `NUM_SUBSETS` subsets."""
+from .subset_sizes import MAX_FULL_KID, NUM_SUBSETS, SUBSET_SIZE
 
 
 @dataclass(frozen=True)

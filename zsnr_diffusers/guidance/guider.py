@@ -8,9 +8,9 @@ from typing import Any
 from diffusers.guiders import ClassifierFreeGuidance, guider_utils
 from torch import Tensor
 
-from ..core.guidance import check_guidance_rescale, classifier_free_guidance, rescale_guidance
-from ..core.low_frequencies import check_keep_low_frequencies, keep_low_frequencies
-from .mixin import DEFAULT_KEEP_LOW_FREQUENCIES
+from ..core.choices import DEFAULT_KEEP_LOW_FREQUENCIES, check_guidance_rescale, check_keep_low_frequencies
+from ..core.guidance import classifier_free_guidance, rescale_guidance
+from ..core.low_frequencies import keep_low_frequencies
 
 
 class KeepLowFrequenciesGuidance(ClassifierFreeGuidance):

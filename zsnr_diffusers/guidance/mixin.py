@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ..core.guidance import check_guidance_rescale, check_guidance_space
-from ..core.low_frequencies import check_keep_low_frequencies
+from ..core.choices import DEFAULT_GUIDANCE_RESCALE, check_guidance_rescale, check_keep_low_frequencies
+from ..core.guidance import check_guidance_space
 from ..utils.added_mixins import add_mixin, plain_class, remove_mixin
 from .checks import check_guider, check_has_guidance, warn_about_zero_init
 from .intercept import GuidanceInterceptor, GuidanceSettings
@@ -21,14 +21,6 @@ from .layout import find_denoisers
 from .record import record_of_pipeline, recorded_guidance
 
 Pipeline = TypeVar("Pipeline")
-
-DEFAULT_GUIDANCE_RESCALE = 0.7
-"""The paper's choice at guidance scale 7.5 (Lin et al. 2023, arXiv:2305.08891, section 3.4)."""
-
-
-DEFAULT_KEEP_LOW_FREQUENCIES = 4
-"""Of text-to-image from zero SNR: the fewest with which brightness at guidance scale 7.5 is at most 1.3 times as far
-from the data's as without guidance (`examples/benchmarks/guidance_brightness.py`)."""
 
 
 class GuidanceRescaleMixin:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.guidance import check_guidance_rescale, check_guidance_space
-from ..core.low_frequencies import check_keep_low_frequencies
+from ..core.choices import check_guidance_rescale, check_keep_low_frequencies
+from ..core.guidance import check_guidance_space
 
 RECORDED = "_guidance_rescale"
 """Where `model_index.json` holds phi. Stock loaders ignore names with an underscore."""

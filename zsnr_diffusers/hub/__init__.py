@@ -16,15 +16,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "ExtractedLora": "lora_extract",
-        "KeptShare": "lora_extract",
-        "SavedModel": "saved_model",
-        "extract_lora": "lora_extract",
-        "load_lora": "lora",
-        "load_pipeline": "load",
-        "save_lora": "lora",
-        "save_pipeline": "save",
-        "write_custom_pipeline": "custom_pipeline",
+        "custom_pipeline": "write_custom_pipeline",
+        "load": "load_pipeline",
+        "lora": "load_lora save_lora",
+        "lora_extract": "ExtractedLora KeptShare extract_lora",
+        "save": "save_pipeline",
+        "saved_model": "SavedModel",
     },
 )
 

@@ -17,6 +17,7 @@ from .. import class_conditional, schedulers
 from ..class_conditional import ClassConditionalPipeline
 from ..core import (
     calibrated,
+    choices,
     combination,
     dct,
     flow,
@@ -33,7 +34,7 @@ from ..core import guidance as core_guidance
 from ..guidance import checks, intercept, layout, levels, method_patch, mixin, record
 from ..guidance.checks import check_has_guidance, has_guidance
 from ..guidance.mixin import GuidanceRescaleMixin, stock_class
-from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler, base, config, sampling
+from ..schedulers import FlowMatchMultistepScheduler, ZeroSNRDDIMScheduler, base, classes, config, sampling
 from ..schedulers import flow as flow_schedulers
 from ..schedulers.config import own_spacing
 from ..schedulers.flow import FlowMatchScheduler
@@ -49,9 +50,9 @@ from .flow_models import is_made_for_betas
 
 _PARTS: tuple[ModuleType, ...] = (
     *(files, added_mixins),
-    *(noise, predictions, core_guidance, dct, low_frequencies, low_frequency_law, combination),
+    *(choices, noise, predictions, core_guidance, dct, low_frequencies, low_frequency_law, combination),
     *(spacing, flow, solvers, safeguard, multistep, calibrated),
-    *(config, sampling, base, flow_schedulers, schedulers),
+    *(config, sampling, base, flow_schedulers, classes),
     *(method_patch, layout, levels, intercept, checks, record, mixin, class_conditional),
     *(start_file, latents, base_check, start_mixin),
 )

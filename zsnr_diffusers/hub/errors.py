@@ -25,7 +25,7 @@ from .known_models import find_repo_copy
 TRANSPORT: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
 """What the client lets through of the library that it asks by, which is another one in each of its major versions."""
 
-_LOG_IN = "log in by `hf auth login`, or pass token="
+_LOG_IN = "log in by `hf auth login` or set HF_TOKEN, or pass token="
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def explain_hub_error(error: BaseException, repo: str) -> str | None:
     if failed:
         cause = next(filter(_is_transport_error, failed), failed[0])
         reason = f"the connection failed{_over_requested_file(cause)} ({_one_line(cause)})"
-        return f"{reason}; ask again, files that have come are kept"
+        return f"{reason}; retry: completed downloads are kept"
     return _one_line(error) if isinstance(error, OSError) else None
 
 

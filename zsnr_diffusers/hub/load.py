@@ -4,22 +4,22 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from ..class_conditional import ClassConditionalPipeline
-from ..core.guidance import check_guidance_rescale
-from ..core.low_frequencies import check_keep_low_frequencies
+from ..core.choices import EPSILON_AT_ZERO_SNR, check_guidance_rescale, check_keep_low_frequencies
 from ..core.noise import has_zero_terminal_snr
-from ..core.predictions import EPSILON_AT_ZERO_SNR
 from ..guidance.mixin import apply_guidance
 from ..schedulers import ZeroSNRDDIMScheduler
 from ..schedulers.base import ZeroSNRScheduler
 from ..schedulers.config import is_flow
+from ..start import Start, enable_start
 from ..start.mixin import apply_start
 from .claims import ARCHITECTURE, ARGUMENTS, RESOLVED_FIELDS, scheduler_claim
 from .damage import check_folder_weights, explain_load_errors
@@ -40,6 +40,7 @@ def load_pipeline(
     keep_low_frequencies: int | None = None,
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool | None = None,
+    start: Start | str | PathLike[str] | Literal[False] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Load a pipeline with diffusers' loaders, and apply the prediction type, schedule and guidance recorded for it.
@@ -50,7 +51,7 @@ def load_pipeline(
     `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
     without zero SNR keeps its scheduler, with its prediction type. A Stable Diffusion that was trained on to flow
     matching (`flow_prediction`) gets `FlowMatchMultistepScheduler`; pipelines made for flow matching keep theirs.
-    A start that was saved beside the pipeline is enabled (`enable_start`).
+    A start that was saved beside the pipeline is enabled (`enable_start`), unless `start` is given.
     Where two places disagree, there is a warning, and where a file of 1.x or XL says nothing and the config of its
     architecture decides.
 
@@ -62,6 +63,7 @@ def load_pipeline(
         prediction_type: instead of what is found; `flow_prediction` of a Stable Diffusion that was trained on to flow
             matching, which files seldom say.
         rescale_betas_zero_snr: likewise.
+        start: in place of the one that was saved beside the pipeline, as in `enable_start`; False for none.
         kwargs: as in `DiffusionPipeline.from_pretrained`, or for a file as in `from_single_file`: `config`, a folder
             or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached, and if it is a
             folder with weights, an autoencoder or text encoders that the file has not are taken from there;
@@ -74,13 +76,15 @@ def load_pipeline(
         The pipeline, of the class that it was saved as.
 
     Raises:
-        OSError: there is no pipeline, or no config for a file; what the Hub refuses, with the reason.
-        ValueError: phi outside [0, 1] or k no count, given or recorded; a damaged file, one of another model or with
-            quantized weights, or without a part that is not given; zero SNR of a model that predicts epsilon; a
-            Stable Diffusion 2.x file that does not say what it predicts; code in a folder or repo, without
-            `trust_remote_code=True`.
-        TypeError: phi or k for a pipeline without guidance.
+        OSError: there is no pipeline, no such start, or no config for a file; what the Hub refuses, with the reason.
+        ValueError: phi outside [0, 1] or k no count, given or recorded; a start that is damaged or of another base; a
+            damaged file, one of another model or with quantized weights, or without a part that is not given; zero
+            SNR of a model that predicts epsilon; a Stable Diffusion 2.x file that does not say what it predicts; code
+            in a folder or repo, without `trust_remote_code=True`.
+        TypeError: phi or k for a pipeline without guidance; a start for one that does not begin with noise.
     """
+    if isinstance(start, str | PathLike):
+        start = Start.load(start)  # before gigabytes of weights
     check_guidance_rescale(guidance_rescale or 0.0)
     check_keep_low_frequencies(keep_low_frequencies or 0)
     if "scheduler" in kwargs and (prediction_type, rescale_betas_zero_snr) != (None, None):
@@ -104,8 +108,11 @@ def load_pipeline(
         with error_context(saved.name):
             pipe.scheduler = scheduler_for(pipe, saved)
         logger.info(f"{saved.name}: {saved.facts}; sampled by {type(pipe.scheduler).__name__}.")
-    with explain_hub_errors(saved.name):
-        pipe = apply_start(pipe, saved.name, saved.index, kwargs)
+    if start is None:
+        with explain_hub_errors(saved.name):
+            pipe = apply_start(pipe, saved.name, saved.index, kwargs)
+    elif start:
+        pipe = enable_start(pipe, start)
     return apply_guidance(pipe, saved.guidance, guidance_rescale, keep_low_frequencies)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from diffusers.utils import logging
 
-from ..core.guidance import check_guidance_rescale
-from ..core.low_frequencies import check_keep_low_frequencies
+from ..core.choices import check_guidance_rescale, check_keep_low_frequencies
 from ..guidance.mixin import apply_guidance
 from ..utils.extras import import_extra
 from .files import HUB_KWARGS, SCHEDULER_CONFIG, error_context, hub_kwargs_of

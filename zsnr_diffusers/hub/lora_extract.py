@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.guidance import check_guidance_rescale
+from ..core.choices import check_guidance_rescale
 from ..guidance.mixin import apply_guidance
 from ..utils.extras import import_extra
 from ..utils.tables import Part, Report, Table, Text

@@ -5,16 +5,17 @@ All are asked, in order; the first that says something counts.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ..core.predictions import check_known_prediction_type
+from ..core.choices import check_known_prediction_type
 from ..guidance.record import recorded_guidance
 from ..schedulers.config import FLOW_FACTS, MODEL_KEYS, check_config_types, with_defaults
+from ..utils.tables import KeyValues, Part, Report, Text
 from .claims import (
     ARCHITECTURE,
     ARGUMENTS,
@@ -37,7 +38,7 @@ SCHEDULER_FILE = f"scheduler/{SCHEDULER_CONFIG}"
 
 
 @dataclass(frozen=True)
-class SavedModel:
+class SavedModel(Report):
     """What is saved of a model beside its weights; each file was read once, and each value checked once.
 
     Attributes:
@@ -124,6 +125,23 @@ class SavedModel:
             last.append(scheduler_claim(_load_scheduler_config(kwargs["config"], SCHEDULER_FILE, kwargs, True) or {}))
         claims = dict.fromkeys((*first, *opened.claims, *last))  # opened twice, an argument says the same twice
         return replace(opened, claims=tuple(claims), options={**opened.options, **kwargs})
+
+    def __repr__(self) -> str:
+        return f"SavedModel {self.name}: {self.facts}"
+
+    def parts(self) -> Iterator[Part]:
+        """What it is, and what was found of the model, with the place that says it."""
+        yield Text(self.name, "title")
+        kind = "LoRA" if self.is_lora else self.index.get("_class_name") or "single file"
+        rows = [("kind", str(kind), "")]
+        for fact in RESOLVED_FIELDS:
+            claim = self.authority(fact)
+            rows.append((fact, str(getattr(claim, fact)), claim.source) if claim else (fact, "not said", ""))
+        if self.scheduler_config:
+            rows.append(("scheduler", str(self.scheduler_config.get("_class_name")), self.scheduler_file))
+        rows += [(name, str(value), "") for name, value in self.guidance.items()]
+        yield KeyValues(("", "this model", "by"), tuple(rows), aside=" (by {})", indent="  ")
+        yield from (Text(conflict, "warning") for conflict in self.conflicts)
 
     @property
     def is_single_file(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import logging
 from safetensors.torch import save_file
 
-from ..core.predictions import check_prediction_type
+from ..core.choices import check_prediction_type
 from ..guidance.record import record_of_pipeline
 from ..schedulers import FlowMatchMultistepScheduler
 from ..schedulers.config import FLOW_FACTS, flow_model_config, is_flow, model_config

@@ -30,7 +30,10 @@ def create_repo(repo_id: str, private: bool | None, token: str | None) -> str:
         ValueError: there cannot be a repo of this name.
     """
     if token is None and huggingface_hub.get_token() is None:
-        raise OSError(f"{repo_id} cannot be pushed to without a token: log in by `hf auth login`, or pass token=.")
+        raise OSError(
+            f"{repo_id} cannot be pushed to without a token: log in by `hf auth login` or set HF_TOKEN, "
+            "or pass token=."
+        )
     api = HfApi(token=token)
     try:
         repo: str = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -26,7 +26,7 @@ from ..core import (
     training_target,
     x_0_factors,
 )
-from ..core.predictions import check_prediction_type
+from ..core.choices import check_prediction_type
 from ..core.spacing import check_timestep_spacing
 from .config import DEFAULTS, OWN_SPACING, model_config, normalize_config, own_spacing
 from .sampling import PathSampler, compute_dtype, subclass_names

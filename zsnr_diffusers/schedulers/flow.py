@@ -14,9 +14,9 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from ..core import NoiseLevel, add_noise
+from ..core.choices import check_shift
 from ..core.flow import (
     check_flow_times,
-    check_shift,
     dynamic_shift,
     euler_step,
     flow_level,
@@ -327,7 +327,7 @@ class FlowMatchScheduler(PathSampler):
         given = timesteps.flatten().tolist()
         places = [self._index_of.get(t) for t in given]
         s = [t / len(self) if i is None else float(self._path[i].sigma) for t, i in zip(given, places, strict=True)]
-        return flow_level(torch.tensor(s, dtype=wide, device=like.device).reshape(shape))
+        return flow_level(torch.tensor(s, dtype=wide).to(like.device, non_blocking=True).reshape(shape))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_s = (1 - s) x_0 + s noise.

@@ -1,5 +1,5 @@
 """`python -m zsnr_diffusers.training` and `accelerate launch -m zsnr_diffusers.training`."""
 
-from . import main
+from .cli import main
 
 main()

@@ -1,19 +1,25 @@
-"""From a command line and a YAML file to a configuration."""
+"""From a command line and a YAML file to a configuration, and from that to a run."""
+
+from __future__ import annotations
 
 import argparse
-import dataclasses
-import sys
+import shlex
+import signal
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar
 
-import yaml
-from transformers.hf_argparser import HfArgumentParser
-
+from ..utils.command_line import CommandParser, add_quiet, arguments_as_options
+from ..utils.distributed import ProcessError, is_main_process
+from ..utils.quiet import quietly
 from .config import RunConfig
-from .stable_diffusion import TrainingConfig
+from .config.command_line import add_options, read_yaml
+from .errors import TrainingError
+from .stable_diffusion.config import TrainingConfig
 
 Config = TypeVar("Config", bound=RunConfig)
+
+_NO_OPTIONS = ("config", "recipe", "quiet", "command")
+"""Arguments that are no fields of a configuration."""
 
 
 def parse_config(
@@ -29,53 +35,91 @@ def parse_config(
     Raises:
         SystemExit: an option is unknown or wrong (exit status 2, the message on standard error), or `--help`.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = HfArgumentParser(
-        kind,
-        prog=kind.program,
+    parser = new_config_parser(kind)
+    return config_of_arguments(parser.parse_args(argv), kind, parser)
+
+
+def new_config_parser(kind: type[RunConfig], program: str | None = None) -> CommandParser:
+    """The parser of a kind of run: an option for each field of its configuration, `--config` and `--recipe`.
+
+    Args:
+        kind: of run.
+        program: what `--help` calls the command; by default the kind's own.
+    """
+    parser = CommandParser(
+        prog=program or kind.program,
+        usage="%(prog)s [--config FILE] [options]",
         description=kind.description,
         epilog=kind.examples,
-        formatter_class=_Formatter,
-        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for one in (parser, files):
-        one.add_argument("--config", help="YAML file of options; those on the command line win.")
-        if kind.recipes:
-            one.add_argument("--recipe", choices=kind.recipes, help="Options by name; others win over it.")
-    given = files.parse_known_args(argv)[0]
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; those on the command line win.")
+    add_quiet(parser)
+    if kind.recipes:
+        parser.add_argument("--recipe", choices=kind.recipes, help="Options by name; others win over it.")
+    add_options(parser, kind)
+    return parser
+
+
+def config_of_arguments(arguments: argparse.Namespace, kind: type[Config], parser: CommandParser) -> Config:
+    """The configuration of parsed arguments, of which only those that were given are there.
+
+    Raises:
+        SystemExit: a wrong option, with exit status 2 and the message on standard error.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name not in _NO_OPTIONS}
+    recipe, file = getattr(arguments, "recipe", None), arguments.config
     try:
-        if kind.recipes and given.recipe:
-            parser.set_defaults(**kind.recipes[given.recipe])
-        if given.config:
-            parser.set_defaults(**_read_yaml(given.config, kind))
-        options = vars(parser.parse_args(argv))
-        return kind(**{name: value for name, value in options.items() if name not in ("config", "recipe")})
-    except TypeError as error:  # of a value that YAML can express and a command line cannot: null, a list
-        parser.error(f"--config {given.config}: an option has a value of the wrong type: {error}")
+        options = {**kind.recipes[recipe]} if recipe else {}
+        options |= read_yaml(file, kind) if file else {}
+        return kind(**{**options, **given})
     except ValueError as error:
-        parser.error(str(error))
-    raise AssertionError("unreachable: parser.error exits")
+        parser.error(arguments_as_options(str(error), parser))
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind each option, and the examples as they are written."""
+def main(argv: Sequence[str] | None = None, kind: type[RunConfig] = TrainingConfig) -> None:
+    """Train as the command line says; see `--help`.
+
+    Args:
+        argv: arguments without the program's name; those of this process by default.
+        kind: of run: `TrainingConfig` or `PixelTrainingConfig`.
+
+    Raises:
+        SystemExit: with a one-line message where the input is at fault or training had to stop; with status 143 or
+            130 after SIGTERM or SIGINT.
+    """
+    parser = new_config_parser(kind)
+    train_as_told(parser.parse_args(argv), kind, parser)
 
 
-def _read_yaml(path: str, kind: type[RunConfig]) -> dict[str, Any]:
-    """Options of the `--config` file, with their names checked and YAML 1.1's misreadings repaired."""
-    if not Path(path).is_file():
-        raise ValueError(f"--config {path}: there is no such file.")
+def train_as_told(arguments: argparse.Namespace, kind: type[RunConfig], parser: CommandParser) -> None:
+    """Train as parsed arguments say; errors are told in words of the command line.
+
+    Raises:
+        SystemExit: as in `main`.
+    """
+    config = config_of_arguments(arguments, kind, parser)
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"--config {path} must hold options, one `name: value` per line.")
-    types = get_type_hints(kind)  # HfArgumentParser writes others into the fields
-    known = {f.name: types[f.name] for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"--config {path}: unknown options {', '.join(unknown)}.")
-    # YAML 1.1 reads 1e-5 as a string, where a float option means the number, and the precision `no` as false.
-    options = {name: float(value) if known[name] is float else value for name, value in options.items()}
-    return options | ({"mixed_precision": "no"} if options.get("mixed_precision") is False else {})
+        from .run import train  # torch, diffusers and accelerate: seconds
+
+        with quietly(bool(arguments.quiet)):
+            train(config)
+        if is_main_process() and not config.dry_run:
+            base = config.identity_values().get("pretrained_model_name_or_path")
+            print(_next_steps(config.output_dir, config.train_data_dir, base if config.trains_adapter else None))
+    except (ValueError, OSError, ImportError, TrainingError, ProcessError) as error:
+        raise SystemExit(f"error: {arguments_as_options(str(error), parser)}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _next_steps(output_dir: str, images: str | None, base: str | None) -> str:
+    """Commands to look at what came out of a run; `base` is that of a LoRA."""
+    result, real = shlex.quote(output_dir), shlex.quote(images or "IMAGES")
+    source = f"--pipeline {result}" if base is None else f"--pipeline {shlex.quote(base)} --lora {result}"
+    load = f'load_pipeline("{output_dir}")' if base is None else f'load_lora(pipe, "{output_dir}")'
+    return (
+        f"next:\n  zsnr audit {result}\n"
+        f"  zsnr evaluate --real {real} {source} [--prompts TEXT ...]\n"
+        f"  pipe = zsnr_diffusers.{load}"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .checkpointing.checkpoint import Tensors
@@ -18,21 +18,31 @@ CAN_SHARD_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 """torch's `fully_shard` takes it for granted of any device, which at 2.6 is wrong."""
 
 
-def apply_fsdp(unet: Any, device: torch.device, processes: int, keeps_parameters: bool) -> None:
-    """Shard a UNet's parameters over all processes by FSDP2, in place; blocks are gathered one by one as they compute.
+SHARDED_LAYERS = ("BasicTransformerBlock", "ResnetBlock2D")
+"""Layers that are gathered at once, each by itself: the innermost of what diffusers says must not be split."""
+
+
+def apply_fsdp(
+    unet: Any, device: torch.device, processes: int, keeps_parameters: bool, half: torch.dtype | None = None
+) -> None:
+    """Shard a UNet's parameters over all processes by FSDP2, in place; layers are gathered one by one as they compute.
 
     Args:
         unet: a UNet2DModel or UNet2DConditionModel, on any device.
         device: of this process.
         processes: how many there are.
-        keeps_parameters: gather each block once per step, not again for the backward pass. Gradients and optimizer
+        keeps_parameters: gather each layer once per step, not again for the backward pass. Gradients and optimizer
             state are still divided, as in ZeRO-2 (Rajbhandari et al. 2020, arXiv:1910.02054).
+        half: dtype to gather parameters in, that of mixed precision; gradients are summed in float32 anyway.
     """
     unet.to(device)
     mesh = init_device_mesh(device.type, (processes,))
-    for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
+    # Inputs stay as they are: timesteps between whole numbers have no place in bfloat16. autocast casts the others.
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    layers = [layer for layer in unet.modules() if type(layer).__name__ in SHARDED_LAYERS]
+    for part in (*layers, *unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
         if part is not None:
-            fully_shard(part, mesh=mesh, reshard_after_forward=not keeps_parameters)
+            fully_shard(part, mesh=mesh, reshard_after_forward=not keeps_parameters, mp_policy=policy)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -52,10 +52,11 @@ class TrainingLoop:
         try:
             self._run_steps()
         except Exception as error:
+            self.trainer.saver.settle()
             for tracker in self.accelerator.trackers:
                 tracker.finish()  # it writes every few minutes, and the last ones are of interest now
             if reason := self._worker_error_reason(error):
-                step, kept = self.trainer.step + 1, self.trainer.last_checkpoint
+                step, kept = self.trainer.step + 1, self.trainer.saver.describe_last()
                 raise TrainingError(f"At step {step}: {reason}; {kept}. Then --resume.") from error
             raise
 
@@ -68,7 +69,7 @@ class TrainingLoop:
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             return str(error)
         # While a batch is on its way, it is the connection that breaks first.
-        if self.trainer.task.data.dataloader_num_workers > 0 and isinstance(error, ConnectionError | EOFError):
+        if self.trainer.task.data.num_workers > 0 and isinstance(error, ConnectionError | EOFError):
             return f"a DataLoader worker died as it sent a batch ({str(error) or type(error).__name__})"
         return ""
 
@@ -115,8 +116,10 @@ class TrainingLoop:
         config, trainer, last = self.config, self.trainer, self.trainer.step == self.last_step
         if last or trainer.stop or trainer.step % config.checkpointing_steps == 0:
             trainer.save_checkpoint(Path(config.output_dir), config.checkpoints_total_limit)
+        if last or trainer.stop:
+            trainer.saver.wait()  # before anything is written that says that the run is over
         if trainer.stop and not last:
-            kept = trainer.last_checkpoint
+            kept = trainer.saver.describe_last()
             self.accelerator.print(f"Stopped after step {trainer.step}; {kept}. --resume continues from there.")
             self._finish()
             # In a process that heard nothing itself, the others did.

@@ -59,10 +59,10 @@ class LossWeighting:
         config = self._config
         return loss_weights(config.loss_weighting, level, config.prediction_type, config.snr_gamma).float()
 
-    def _weights_at_timesteps(self, timesteps: Tensor) -> Tensor:
+    def _weights_at_timesteps(self, timesteps: Tensor, on_device: Tensor | None) -> Tensor:
         """`_weights_at_levels` of timesteps, on the device."""
         if self._table is not None:
-            return self._table[timesteps.to(self._device, non_blocking=True)]
+            return self._table[timesteps.to(self._device, non_blocking=True) if on_device is None else on_device]
         level = variance_preserving(flow_level(timesteps.double() / 1000))
         return self._weights_at_levels(level).to(self._device, non_blocking=True)
 
@@ -78,12 +78,13 @@ class LossWeighting:
         if self.log_variance is not None:
             self.log_variance = accelerator.prepare(self.log_variance)
 
-    def __call__(self, losses: Tensor, timesteps: Tensor) -> Tensor:
+    def __call__(self, losses: Tensor, timesteps: Tensor, on_device: Tensor | None = None) -> Tensor:
         """What is minimized, shape [B].
 
         Args:
             losses: of each sample, shape [B].
             timesteps: of each sample, shape [B], best on the CPU, where nobody waits for them.
+            on_device: the same where the losses are, if they are there already.
         """
-        found = self._weights_at_timesteps(timesteps)
+        found = self._weights_at_timesteps(timesteps, on_device)
         return losses * found if self.log_variance is None else uncertainty_loss(losses, self.log_variance(found))

@@ -9,7 +9,7 @@ from torch import nn
 
 from .accelerator import mixed_precision_dtype
 from .checkpointing.checkpoint import Tensors
-from .config import ComputeConfig
+from .config import NetworkConfig
 from .ema import MovingAverage
 from .fsdp import apply_fsdp, full_model, gather_full_tensors
 from .parameters import cast_for_training, trainable_parameters
@@ -28,32 +28,44 @@ class TrainedNetwork:
         accelerator: of the run.
     """
 
-    def __init__(
-        self, unet: Any, config: ComputeConfig, accelerator: Accelerator, ema_decay: float, ema_warmup: bool
-    ) -> None:
+    def __init__(self, unet: Any, config: NetworkConfig, accelerator: Accelerator) -> None:
         """Take a UNet, in place.
 
         Args:
             unet: to be trained.
-            config: how it is computed.
+            config: how it is computed and averaged.
             accelerator: of the run.
-            ema_decay: of the moving average; 0 for none.
-            ema_warmup: let the decay rise to its value.
         """
-        self.module = cast_for_training(unet, mixed_precision_dtype(accelerator)).train()
+        self.accelerator, self._config = accelerator, config
+        half = mixed_precision_dtype(accelerator)
+        self.module = cast_for_training(unet, half).train()
         prepare_memory_and_compile(self.module, config)
         if config.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()
         self.sharded = config.sharding != "none" and accelerator.num_processes > 1
         if self.sharded:
-            apply_fsdp(self.module, accelerator.device, accelerator.num_processes, config.sharding == "optimizer")
+            keeps = config.sharding == "optimizer"
+            apply_fsdp(self.module, accelerator.device, accelerator.num_processes, keeps, half)
         self.parameters: list[nn.Parameter] = [*trainable_parameters(self.module).values()]
-        self.ema = MovingAverage(self.parameters, ema_decay, ema_warmup, self.module) if ema_decay else None
-        if self.ema is not None:
-            self.ema.to(accelerator.device)
+        self.ema = self._create_ema(config) if config.ema_decay else None
         # Evaluation mode: what is sharded averages gradients itself, and must not be wrapped again for that.
         self.unet = accelerator.prepare_model(self.module, evaluation_mode=self.sharded)
-        self.accelerator, self._config = accelerator, config
+
+    def _create_ema(self, config: NetworkConfig) -> MovingAverage:
+        """The moving average, on its device."""
+        ema = MovingAverage(
+            self.parameters, config.ema_decay, config.ema_warmup, self.module, config.ema_update_interval
+        )
+        ema.to(self.accelerator.device if config.ema_device == "accelerator" else "cpu")
+        return ema
+
+    @contextlib.contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        """One forward and backward pass of a step, `last` or not; gradients go to other processes at the last."""
+        if self.sharded and self._config.sharding == "optimizer":
+            self.module.set_requires_gradient_sync(last)  # accelerate does it for what it has sharded itself
+        with self.accelerator.accumulate(self.unet):
+            yield
 
     def update_ema(self) -> None:
         """Update the moving average with the current weights."""

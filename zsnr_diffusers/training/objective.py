@@ -8,6 +8,7 @@ from torch import Tensor
 from ..bridges import broadcast_level, flow_timestep_lookup
 from ..core import NoiseLevel, add_noise, converted_prediction, training_target
 from ..schedulers.base import ZeroSNRScheduler
+from ..schedulers.config import is_flow
 from ..schedulers.sampling import compute_dtype
 from .config import ObjectiveConfig
 from .schedule import Schedule, betas_alpha_bar
@@ -36,19 +37,23 @@ class Objective:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.prediction_type = schedule, str(schedule.config["prediction_type"])
         self.num_train_timesteps = len(schedule)
+        self._reads_timesteps = is_flow(schedule.config)  # on the host; betas are a table on the device
 
-    def noised_batch(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> NoisedBatch:
+    def noised_batch(
+        self, x_0: Tensor, noise: Tensor, timesteps: Tensor, on_device: Tensor | None = None
+    ) -> NoisedBatch:
         """Noise clean samples to their timesteps and make the training target.
 
         Args:
             x_0: clean samples, shape [B, ...], float32.
             noise: N(0, 1), same shape.
-            timesteps: as they were drawn, shape [B], best on the CPU, from where nobody waits for a copy.
+            timesteps: as they were drawn, shape [B], best on the CPU, where nobody waits for them.
+            on_device: the same where `x_0` is, if they are there already.
         """
-        timesteps = timesteps.to(x_0.device, non_blocking=True)
-        level = self.schedule.noise_level(timesteps, like=x_0)
+        on_device = timesteps.to(x_0.device, non_blocking=True) if on_device is None else on_device
+        level = self.schedule.noise_level(timesteps if self._reads_timesteps else on_device, like=x_0)
         target = training_target(self.prediction_type, x_0, noise, level)
-        return NoisedBatch(add_noise(x_0, noise, level), timesteps, target, lambda output: output)
+        return NoisedBatch(add_noise(x_0, noise, level), on_device, target, lambda output: output)
 
 
 class BridgedObjective(Objective):
@@ -64,14 +69,17 @@ class BridgedObjective(Objective):
         super().__init__(betas)
         self._ask, self.num_train_timesteps = flow_timestep_lookup(betas), 1000
 
-    def noised_batch(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> NoisedBatch:
+    def noised_batch(
+        self, x_0: Tensor, noise: Tensor, timesteps: Tensor, on_device: Tensor | None = None
+    ) -> NoisedBatch:
         """See `Objective.noised_batch`."""
         of_flow, asked, of_network = self._ask(timesteps.double().cpu())
         wide = compute_dtype(x_0.dtype)
         here, there = (broadcast_level(level, x_0, wide) for level in (of_flow, of_network))
         x_t = add_noise(x_0, noise, there)
         target = training_target("flow_prediction", x_0, noise, here)
-        return NoisedBatch(x_t, asked.float(), target, lambda output: self._convert_to_flow(output, x_t, there, here))
+        told = asked.float().to(x_0.device, non_blocking=True)
+        return NoisedBatch(x_t, told, target, lambda output: self._convert_to_flow(output, x_t, there, here))
 
     def _convert_to_flow(self, output: Tensor, x_t: Tensor, there: NoiseLevel, here: NoiseLevel) -> Tensor:
         """The network's v output as the flow prediction of the same sample."""

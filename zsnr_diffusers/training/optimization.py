@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
+from torch import Tensor
 
 from .config import OptimizationConfig
 from .speed import create_adamw
+
+_SKIPS_ON = ("cpu", "cuda")
+"""Devices whose fused AdamW leaves out a step by a flag in their own memory, so that the host need not know."""
 
 
 class Optimization:
@@ -16,6 +21,7 @@ class Optimization:
     Attributes:
         optimizer: as accelerate wraps it.
         inner: the optimizer itself.
+        skips_on_device: whether `update_unless` can be called, else `update`.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], config: OptimizationConfig, accelerator: Accelerator) -> None:
@@ -31,6 +37,10 @@ class Optimization:
         ).lr_lambdas[0]
         self.optimizer: Any = accelerator.prepare(self.inner)
         self._scaler = accelerator.scaler
+        self.skips_on_device = bool(self.inner.defaults.get("fused")) and accelerator.device.type in _SKIPS_ON
+        self._found_inf: Tensor | None = None
+        if self.skips_on_device:
+            self.inner.register_step_pre_hook(self._flag_step)
 
     @property
     def learning_rate(self) -> float:
@@ -49,3 +59,16 @@ class Optimization:
         elif self._scaler is not None:
             self._scaler.update()  # it insists on one for each time that gradients were unscaled
         self.optimizer.zero_grad()
+
+    def update_unless(self, found_inf: Tensor) -> None:
+        """`update` by a flag on the device, 1 for gradients that are not finite, else 0; nobody waits for it."""
+        self._found_inf = found_inf
+        self.optimizer.step()
+        vars(self.inner).pop("found_inf", None)  # as GradScaler does, which calls the step under float16
+        self.optimizer.zero_grad()
+
+    def _flag_step(self, optimizer: Any, *_: Any) -> None:
+        """Before a step, hand over the flag where torch's fused optimizers look for it, with GradScaler's own."""
+        scaler_s = getattr(optimizer, "found_inf", None)
+        ours = self._found_inf
+        optimizer.found_inf = ours if scaler_s is None or ours is None else torch.maximum(ours, scaler_s)

@@ -5,8 +5,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+if missing := [name for name in ("accelerate", "datasets") if find_spec(name) is None]:
+    raise ImportError(f'Training needs {" and ".join(missing)}: python -m pip install "zsnr_diffusers[train]"')
 
 from accelerate import Accelerator
 
@@ -15,18 +19,20 @@ from ..schedulers.config import is_flow
 from ..utils.distributed import Processes
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
-from .accelerator import create_accelerator
+from .accelerator import create_accelerator, mixed_precision_dtype
 from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_checkpoints
 from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
 from .checkpointing.lock import lock_run_folder
 from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run_record
+from .checkpointing.saver import CheckpointSaver
 from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
-from .data.dataset import check_images
+from .data.dataset import check_images, open_file_index
 from .data.loader import TrainingDataset
 from .data.shard_formats import index_shards
 from .loop import TrainingLoop
 from .loss import LossWeighting
 from .measure import time_training_steps
+from .memory import estimate_memory
 from .network import TrainedNetwork
 from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
@@ -58,7 +64,7 @@ def train(config: RunConfig) -> None:
         TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
         TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
-    check_speed(config, config.use_8bit_adam)
+    check_speed(config)
     accelerator, processes = create_accelerator(
         config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
     )
@@ -67,13 +73,17 @@ def train(config: RunConfig) -> None:
         checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, folder))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
-        images = processes.run_on_main(lambda: check_images(task.rows, config))
+        images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
         samples = task.samples(images, config.global_batch(processes.size))
         task.plan_cache(accelerator, processes, samples)
         if accelerator.is_local_main_process:
-            print(damaged + (f"{config.to_yaml()}\n" if config.dry_run else ""), end="")
+            print(damaged + (f"{config.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
-            show(_plan_run(config, task.summary(samples), samples.epoch_length, processes.size, checkpoint, ships))
+            shown = config.max_train_steps * config.global_batch(processes.size)
+            summary = {**task.summary(samples), **samples.describe_mix(shown)}
+            if config.dry_run:
+                summary |= _describe_memory(config, task, accelerator)
+            show(_plan_run(config, summary, samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
             hub_repo_name(config)
         if config.dry_run and not config.measure:
@@ -114,8 +124,9 @@ def create_trainer(
     batch = config.global_batch(accelerator.num_processes)
     timed = _add_timesteps(config, task, task.prepare(accelerator, processes, samples), batch)
     weighting = LossWeighting(config, task.schedule, accelerator.device)
-    network = TrainedNetwork(task.unet, config, accelerator, config.ema_decay, config.ema_warmup)
-    return Trainer(config, task, timed, network, weighting, processes, checkpoint)
+    network = TrainedNetwork(task.unet, config, accelerator)
+    saver = CheckpointSaver(processes, checkpoint, config.async_checkpointing)
+    return Trainer(config, task, timed, network, weighting, processes, saver, checkpoint)
 
 
 def _add_timesteps(config: ObjectiveConfig, task: Task, samples: TrainingDataset, batch: int) -> SampledTimesteps:
@@ -181,6 +192,15 @@ def _describe_export(task: Task) -> str:
     if is_flow(scheduler.config):
         return f"{type(scheduler).__name__} over flow times, shift {scheduler.config.flow_shift:g}"
     return f"{type(scheduler).__name__}, {scheduler.config.timestep_spacing} spacing"
+
+
+def _describe_memory(config: StepsConfig, task: Task, accelerator: Accelerator) -> dict[str, str]:
+    """What a step takes of each device's memory, for the plan."""
+    half = mixed_precision_dtype(accelerator)
+    found = estimate_memory(
+        task.unet, config, half, task.sample_size(), accelerator.num_processes, task.frozen_bytes(half)
+    )
+    return {"memory": f"{found}; libraries take 1 to 3 GB of a GPU more"}
 
 
 def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:

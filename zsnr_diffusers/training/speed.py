@@ -9,24 +9,26 @@ import torch
 from torch import Tensor
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from .config import ComputeConfig, OptimizationConfig
+from .config import ComputeConfig, NetworkConfig, OptimizationConfig
 
 BACKEND = "inductor"
 """Of torch.compile."""
 
 
-def check_speed(config: ComputeConfig, use_8bit_adam: bool) -> None:
+def check_speed(config: NetworkConfig) -> None:
     """Refuse speed options that do not work together, or whose library is missing.
 
     Raises:
         ValueError: with the options, or the library that is missing.
     """
-    if use_8bit_adam and find_spec("bitsandbytes") is None:
+    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise ValueError("--use_8bit_adam needs bitsandbytes: python -m pip install bitsandbytes")
     conflicts = {"channels_last": config.channels_last, "sharding": config.sharding != "none"}
     for option, wanted in conflicts.items():
-        if use_8bit_adam and wanted:
+        if config.use_8bit_adam and wanted:
             raise ValueError(f"--use_8bit_adam and --{option} do not go together: it knows contiguous tensors alone.")
+    if config.ema_device == "cpu" and config.sharding != "none":
+        raise ValueError("--ema_device=cpu and --sharding do not go together, which divides the moving average too.")
     if config.compile != "none" and config.sharding != "none":
         raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} do not go together.")
 

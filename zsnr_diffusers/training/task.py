@@ -51,6 +51,14 @@ class Task(ABC):
         """Lines of the plan, by name: what is done to which model, on which samples."""
 
     @abstractmethod
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of what the network is given."""
+
+    def frozen_bytes(self, half: torch.dtype | None) -> int:
+        """Memory of frozen networks on the device beside the trained one, under mixed precision `half`."""
+        return 0
+
+    @abstractmethod
     def samples(self, images: Images, global_batch: int = 1) -> TrainingDataset:
         """The training samples of the rows that can be used, from `check_images`."""
 

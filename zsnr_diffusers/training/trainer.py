@@ -13,14 +13,16 @@ from tqdm.auto import tqdm
 
 from ..core import v_loss
 from ..utils.distributed import Processes
-from .checkpointing.checkpoint import checkpoint_step, read_checkpoint, write_checkpoint
+from .checkpointing.checkpoint import checkpoint_step, read_checkpoint
+from .checkpointing.saver import CheckpointSaver
 from .checkpointing.signals import StopSignals
 from .checkpointing.state import TrainingState
 from .config import OptimizationConfig
 from .data.dataset import row_name
 from .data.loader import Batch, DistributedBatchSampler, create_dataloader, derive_seed
 from .errors import TrainingError
-from .fsdp import full_tensor, gather_full_tensors
+from .fsdp import full_tensor
+from .host_copy import HostCopy
 from .loss import LossWeighting
 from .network import TrainedNetwork
 from .optimization import Optimization
@@ -42,6 +44,7 @@ class Trainer:
         network: of the task.
         weighting: of losses.
         processes: of the run.
+        saver: of its checkpoints.
         checkpoint: to continue from.
     """
 
@@ -53,11 +56,12 @@ class Trainer:
         network: TrainedNetwork,
         weighting: LossWeighting,
         processes: Processes,
+        saver: CheckpointSaver,
         checkpoint: Path | None = None,
     ) -> None:
         self.config, self.task, self.samples = config, task, samples
         self.network, self.weighting, self.processes = network, weighting, processes
-        self.accelerator, self.checkpoint = network.accelerator, checkpoint
+        self.accelerator, self.saver = network.accelerator, saver
         self.loss_by_timestep = LossByTimestep(task.objective.num_train_timesteps, self.accelerator.device)
         self.signals, self.stop = StopSignals(verbose=processes.is_main), False
         groups = [{"params": network.parameters}, *weighting.parameter_groups()]
@@ -97,20 +101,18 @@ class Trainer:
             The loss, averaged over it.
         """
         self.optimization.set_step(self.step)
-        losses, finite = [], True
-        for part in range(self.config.gradient_accumulation_steps):
+        losses: list[Tensor] = []
+        passes = self.config.gradient_accumulation_steps
+        for part in range(passes):
             batch = next(batches)
             # Dropout has no generator but the global one.
             torch.manual_seed(derive_seed(self.task.data.seed, 2, self.step, part, self.accelerator.process_index))
-            with self.accelerator.accumulate(self.network.unet):
+            with self.network.accumulate(last=part == passes - 1):
                 loss = self._compute_losses(batch).mean()
                 losses.append(loss.detach())
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.network.parameters, self.config.max_grad_norm)
-                    mean, norm = self._reduce_metrics(torch.stack(losses).mean(), full_tensor(norm))
-                    finite = self._is_finite(mean, norm)
-                self.optimization.update(finite)
+                    mean, finite = self._update_weights(torch.stack(losses).mean())
         self.step += 1
         if finite:
             self.losses.append(mean)
@@ -122,24 +124,40 @@ class Trainer:
         task, device, timesteps = self.task, self.accelerator.device, batch["timestep"]
         # From pinned memory, so that nobody waits; casts follow on the device.
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps)
+        on_device = batch["timestep"]
+        asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps, on_device)
         output = task.predict(self.network.unet, asked.x_t, {**batch, "timestep": asked.timestep})
         losses = v_loss(asked.convert_output(output), asked.target)
-        self.loss_by_timestep.add(losses, batch["timestep"])
-        return self.weighting(losses, timesteps)
+        self.loss_by_timestep.add(losses, on_device)
+        return self.weighting(losses, timesteps, on_device)
 
-    def _reduce_metrics(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
-        """Average loss and gradient norm over all processes and, on the same way, find out whether one has to stop.
+    def _update_weights(self, loss: Tensor) -> tuple[float, bool]:
+        """Clip the gradients and update the weights, if loss and gradients are finite in all processes.
 
-        Here alone a step waits for the device. The weights must not be updated before it is known that they can be.
+        Returns:
+            The loss over all processes, and whether the weights were updated.
         """
-        signaled = loss.new_full((), float(self.signals.received > 0))
-        mean, norms, stop = self.accelerator.reduce(torch.stack([loss, norm, signaled]), "mean").tolist()
-        self.stop = stop > 0
-        return float(mean), float(norms)
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters, self.config.max_grad_norm)
+        metrics = self._reduce_metrics(loss, full_tensor(norm))
+        on_its_way = HostCopy(metrics)
+        if self.optimization.skips_on_device:
+            checked = metrics[:1] if self.accelerator.scaler is not None else metrics[:2]  # see `_is_finite`
+            self.optimization.update_unless(1 - checked.isfinite().all().float())
+        # Here alone a step waits for the device, which has the update to do meanwhile.
+        mean, norms, stop = on_its_way.tolist()
+        self.stop, finite = stop > 0, self._is_finite(mean, norms)
+        if not self.optimization.skips_on_device:
+            self.optimization.update(finite)
+        return mean, finite
+
+    def _reduce_metrics(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Loss and gradient norm averaged over all processes, and whether one of them has to stop, shape [3]."""
+        signaled = loss.new_full((), float(self.signals.received > 0 or self.saver.failed))
+        metrics: Tensor = self.accelerator.reduce(torch.stack([loss, norm, signaled]), "mean")
+        return metrics
 
     def _is_finite(self, loss: float, norm: float) -> bool:
-        """Whether loss and gradients are finite, so that weights can be updated; an error after too many are not."""
+        """Whether loss and gradients are finite, so that weights are updated; an error after too many are not."""
         # Under fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
             self.skipped_steps = 0
@@ -149,8 +167,9 @@ class Trainer:
             f"At step {self.step + 1} the loss was {loss} and the gradient norm {norm}; the weights were not updated"
         )
         if self.skipped_steps > self.config.nan_skip:
+            kept = self.processes.run_on_main(self.saver.describe_last)
             raise TrainingError(
-                f"{found}, and {self.last_checkpoint}. The batch was made of the rows {self._batch_row_names()}. "
+                f"{found}, and {kept}. The batch was made of the rows {self._batch_row_names()}. "
                 "Lower --learning_rate or lengthen --lr_warmup_steps, then --resume; --nan_skip leaves out single "
                 "steps."
             )
@@ -170,14 +189,6 @@ class Trainer:
         return self.network.export_unet(self.state.tensors)
 
     def save_checkpoint(self, folder: Path, limit: int) -> None:
-        """Write a checkpoint into the run's folder and keep the newest `limit`; collective."""
-        tensors = gather_full_tensors(self.state.tensors(), keep=self.processes.is_main)
+        """Save a checkpoint into the run's folder and keep the newest `limit`; collective. See `CheckpointSaver`."""
         numbers = {**self.state.numbers(), "left_out": self.skipped_steps, "losses": list(self.losses)}
-        self.checkpoint = self.processes.run_on_main(
-            lambda: write_checkpoint(folder, self.step, tensors, numbers, limit)
-        )
-
-    @property
-    def last_checkpoint(self) -> str:
-        """The last good checkpoint in words, for messages."""
-        return f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there was no checkpoint yet"
+        self.saver.save(folder, self.step, self.state.tensors(), numbers, limit)

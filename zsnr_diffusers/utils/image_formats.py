@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -81,10 +82,10 @@ def missing_package(content: bytes) -> str | None:
     return None
 
 
-def missing_packages(paths: Iterable[Path]) -> list[str]:
+def missing_packages(paths: Iterable[Path | str]) -> list[str]:
     """For each format that cannot be read here: how many files have its ending, and what to install."""
     register_plugins()
-    suffixes = [path.suffix.lower() for path in paths]
+    suffixes = [os.path.splitext(path)[1].lower() for path in paths]  # of a million, a Path each takes a minute
     missing = []
     for one in OPTIONAL_FORMATS:
         found = [suffix for suffix in suffixes if suffix in one.suffixes]

@@ -96,7 +96,7 @@ def find_images(folder: str | PathLike[str]) -> list[Path]:
     return [path for path in find_files(folder) if is_image(path)]
 
 
-def load_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
+def load_rgb(source: ImageSource, name: str | None = None, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image completely and return it upright, as 8-bit RGB.
 
     - The EXIF orientation is applied. Of an animation, the first frame is taken. Colour profiles are not applied.
@@ -109,6 +109,10 @@ def load_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
     Args:
         source: a path, the bytes of a file, or a PIL image (returned itself if there is nothing to change).
         name: how an error calls the image; by default its path.
+        at_least: (height, width) of an upright image that is enough, where it will be made smaller anyway. JPEGs are
+            then decoded at a half, a quarter or an eighth of their size if that is as large, which is as much faster:
+            of each block of pixels their decoder takes the lowest frequencies alone. Sides are rounded up: what is
+            decoded at a half is (height / 2, width / 2) large, from the top left, and the rest is filled up.
 
     Raises:
         ImageError: no such file, not an image, truncated, above `MAX_PIXELS`, or with values that are no brightness
@@ -119,6 +123,8 @@ def load_rgb(source: ImageSource, name: str | None = None) -> Image.Image:
         if isinstance(source, Image.Image):
             return _decode_rgb(source)
         with _open_image(source) as image:
+            if at_least is not None:
+                _decode_smaller(image, at_least)
             return _decode_rgb(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data, struct.error to SyntaxError
         raise ImageError(f"cannot read image {label}: {_explain_error(error, source)}") from error
@@ -197,13 +203,25 @@ def _open_image(source: str | PathLike[str] | bytes) -> Image.Image:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
-def _decode_rgb(image: Image.Image) -> Image.Image:
-    """Decode a PIL image to upright 8-bit RGB over white."""
+def _decode_smaller(image: Image.Image, at_least: tuple[int, int]) -> None:
+    """Let a JPEG's decoder make a smaller image of at least a size, if it can be so small."""
+    _check_pixels(image)
+    if _exif_orientation(image) == 1:  # else a part of a row or column might come to lie at the top or left
+        image.draft(None, at_least[::-1])  # does nothing to other formats
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse an image that is too large to be decoded."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
             f"{image.width}x{image.height} is {image.width * image.height / 1e6:.0f} Mpx, above the limit of "
             f"{MAX_PIXELS / 1e6:.0f} Mpx; make it smaller or raise zsnr_diffusers.utils.images.MAX_PIXELS"
         )
+
+
+def _decode_rgb(image: Image.Image) -> Image.Image:
+    """Decode a PIL image to upright 8-bit RGB over white."""
+    _check_pixels(image)
     from_file = image.format is not None
     image.load()  # before the orientation is read: Pillow turns TIFF files itself while it loads them
     return _composite_on_white(_to_eight_bit_gray(_apply_exif_orientation(image), from_file))

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from . import notebook
+
 Style = Literal["plain", "title", "good", "warning", "bad", "quiet"]
 """What a colour says."""
 
 
 class Report:
-    """What can be printed: as plain text by `str`, as tables by `terminal.show`."""
+    """What can be printed: as plain text by `str`, as tables by `terminal.show` and in a notebook."""
 
     def parts(self) -> Iterable[Part]:
         """Texts, tables and notes of the report, from top to bottom."""
@@ -22,6 +24,9 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(part.text() for part in self.parts())
+
+    def _repr_html_(self) -> str:
+        return "\n".join(part.html() for part in self.parts())
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Text(Report):
         """The sentence as plain text."""
         return self.content
 
+    def html(self) -> str:
+        """The sentence as a paragraph."""
+        return notebook.styled("p", self.content, self.tone)
+
 
 @dataclass(frozen=True)
 class KeyValues:
@@ -55,6 +64,10 @@ class KeyValues:
     rows: tuple[tuple[str, ...], ...]
     aside: str = " ({})"
     indent: str = ""
+
+    def html(self) -> str:
+        """A table of as many columns as the rows have."""
+        return notebook.table(self.head, self.rows, "<" * max(map(len, (self.head, *self.rows))))
 
     def text(self) -> str:
         """Plain text, a line for each name and its value."""
@@ -82,6 +95,10 @@ class Table:
     align: str
     reference: int = 0
     indent: str = ""
+
+    def html(self) -> str:
+        """A table with aligned columns."""
+        return notebook.table(self.head, self.rows, self.align)
 
     def text(self) -> str:
         """Plain text in aligned columns."""
@@ -120,6 +137,11 @@ class Remarks:
     def width(self) -> int:
         """Width of the widest label, in characters."""
         return max((len(remark.label) for remark in self.remarks), default=0)
+
+    def html(self) -> str:
+        """A table with a row for each note."""
+        rows = (notebook.note(one.label, one.tone, one.content, one.advice) for one in self.remarks)
+        return f"<table>{''.join(rows)}</table>"
 
     def text(self) -> str:
         """Plain text, two lines for each note: what it is, and what to do."""

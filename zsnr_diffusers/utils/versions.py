@@ -1,13 +1,13 @@
 """The newest versions that the tests have passed on. Nothing keeps newer ones from being installed."""
 
+import logging
 import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from diffusers.utils import logging
 from packaging.version import Version
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 TESTED: Mapping[str, str] = {
     "torch": "2.14",

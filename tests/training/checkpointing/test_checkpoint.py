@@ -209,7 +209,7 @@ def test_all_is_on_the_disk_before_it_has_its_name_and_the_name_too(folder, monk
 
 def test_a_full_disk_at_any_write_leaves_all_as_it_was(written, tmp_path, monkeypatch):
     """Whatever touches the disk fails in its turn."""
-    touching = [(checkpoints, "save_file"), (os, "fsync"), (Path, "write_text"), (Path, "mkdir")]
+    touching = [(checkpoints, "write_tensor_file"), (os, "fsync"), (Path, "write_text"), (Path, "mkdir")]
     touching += [(Path, "rename"), (Path, "replace")]
     for broken in itertools.count():
         folder = shutil.copytree(written, tmp_path / str(broken))

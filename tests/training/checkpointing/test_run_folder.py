@@ -123,7 +123,8 @@ def test_force_is_not_written(options):
     assert yaml.safe_load(Path(options["output_dir"], run_folder.CONFIG_FILE).read_text())["force"] is False
 
 
-def test_a_refusal_leaves_the_folder_as_it_was(options):
+def test_a_refusal_leaves_the_folder_as_it_was(options, tmp_path):
+    options |= {"cache_dir": str(tmp_path / "cache")}  # where is noted what was found in the changed image
     run(options)
     folder = Path(options["output_dir"])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

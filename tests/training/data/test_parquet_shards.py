@@ -16,15 +16,21 @@ from training_runs import same, trained
 
 from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.fingerprint import _data_sha256
-from zsnr_diffusers.training.data import parquet_shards, row_group_cache
-from zsnr_diffusers.training.data.dataset import check_images, image_size, open_rows, read_image, row_name
+from zsnr_diffusers.training.data import parquet_shards, shard_cache
+from zsnr_diffusers.training.data.dataset import (
+    captions_as_list,
+    check_images,
+    image_size,
+    open_rows,
+    read_image,
+    row_name,
+)
 from zsnr_diffusers.training.data.loader import make_generator
 from zsnr_diffusers.training.data.remote import ShardError
 from zsnr_diffusers.training.data.shard_formats import create_shards, index_shards
 from zsnr_diffusers.training.data.shuffle import ShardShuffle
 from zsnr_diffusers.training.pixels import PixelTask
 from zsnr_diffusers.training.pixels.classes import read_classes
-from zsnr_diffusers.training.stable_diffusion.samples import captions_as_list
 from zsnr_diffusers.utils.distributed import Processes
 from zsnr_diffusers.utils.images import ImageError
 
@@ -82,7 +88,7 @@ def test_each_row_group_is_read_once_in_an_epoch(shard_options, tmp_path, reads,
     again = opened(shard_options, train_shards=place, shard_cache_gb=limit)
     again[0]["text"]
     assert len(reads) == (0 if limit else 3)
-    assert (tmp_path / "run" / "cache" / "row_groups").exists() == bool(limit)
+    assert (tmp_path / "run" / "cache" / "shard_data").exists() == bool(limit)
 
 
 def test_workers_that_are_spawned_get_no_tables(shard_options):
@@ -163,9 +169,9 @@ def test_a_cache_that_is_too_small_for_what_is_shuffled_is_refused(shard_options
 
 
 def test_a_disk_that_is_too_full_for_the_cache_is_refused(shard_options, monkeypatch):
-    usage = row_group_cache.shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(row_group_cache.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match=r"--shard_cache_gb=20: .*row_groups has .* GB too little space for the"):
+    usage = shard_cache.shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shard_cache.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match=r"--shard_cache_gb=20: .*shard_data has .* GB too little space for the"):
         opened(shard_options)
     assert len(opened(shard_options, shard_cache_gb=0.0)) == 10
 

@@ -50,7 +50,7 @@ FORMATS = {
         row_5=r"row \d of row group 1 in 0\.parquet",
         files=2,
         not_whole="parquet file",
-        stored={"shards", "row_groups"},
+        stored={"shards", "shard_data"},
     ),
 }
 

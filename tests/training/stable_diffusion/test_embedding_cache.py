@@ -23,6 +23,7 @@ from torch.utils.data import default_collate
 
 from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training import accelerator as accelerator_module
+from zsnr_diffusers.training.data import dataset
 from zsnr_diffusers.training.data.dataset import check_images
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_dataloader
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask, embedding_cache, encoders, row_cache
@@ -400,14 +401,14 @@ def test_each_process_stores_a_share(own, computed):
 def hash_slowly():
     """Images take longer to hash than a process waits within a step."""
     accelerator_module.TIMEOUT = timedelta(seconds=2)
-    original = encoders.image_sha256
+    original = dataset.image_sha256
 
     def slow(*args):
         time.sleep(0.5)
         return original(*args)
 
-    encoders.image_sha256 = slow
-    encoders.ThreadPoolExecutor = lambda: ThreadPoolExecutor(1)
+    dataset.image_sha256 = slow
+    dataset.ThreadPoolExecutor = lambda: ThreadPoolExecutor(1)
 
 
 @pytest.mark.full

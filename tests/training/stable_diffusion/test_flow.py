@@ -49,6 +49,7 @@ from zsnr_diffusers.core import flow_level, ideal_output
 from zsnr_diffusers.hub.lora_files import KOHYA_FILE, LORA_FILE
 from zsnr_diffusers.schedulers.stock import stock_flow_scheduler
 from zsnr_diffusers.training import TrainingConfig, train
+from zsnr_diffusers.training.data.dataset import to_model_range
 from zsnr_diffusers.training.reporting.luminance import read_luminance_file
 from zsnr_diffusers.training.run import create_trainer
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
@@ -120,7 +121,7 @@ def step_by_hand(options, unet, folder, bridge=None):
     trainer = create_trainer(config, *launched(config), task, task.samples(range(10), config.global_batch(1)))
     batch = torch.utils.data.default_collate([trainer.samples[i] for i in range(config.train_batch_size)])
     with torch.no_grad():
-        posterior = pipe.vae.encode(batch["pixel_values"]).latent_dist
+        posterior = pipe.vae.encode(to_model_range(batch["pixel_values"])).latent_dist
         x_0 = (posterior.mean + posterior.std * batch["posterior_noise"]) * pipe.vae.config.scaling_factor
         s, text = (batch["timestep"] / 1000).reshape(-1, 1, 1, 1), pipe.text_encoder(batch["input_ids"])[0]
         output = unet.eval()((1 - s) * x_0 + s * batch["noise"], batch["timestep"], text).sample

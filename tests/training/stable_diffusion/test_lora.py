@@ -21,6 +21,7 @@ from zsnr_diffusers.hub.lora_files import LORA_FILE
 from zsnr_diffusers.training import TrainingConfig, main, network, train
 from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 from zsnr_diffusers.training.checkpointing.fingerprint import compute_fingerprint
+from zsnr_diffusers.training.data.dataset import to_model_range
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_dataloader
 from zsnr_diffusers.training.parameters import (
     base_state_dict,
@@ -121,7 +122,7 @@ def test_updates_are_those_of_a_plain_loop_of_torch_and_peft(options, base_folde
         alpha = root[batch["timestep"]].float().reshape(-1, 1, 1, 1)
         sigma = (1 - root[batch["timestep"]] ** 2).sqrt().float().reshape(-1, 1, 1, 1)
         with torch.no_grad():
-            latents = pipe.vae.encode(batch["pixel_values"]).latent_dist
+            latents = pipe.vae.encode(to_model_range(batch["pixel_values"])).latent_dist
             x_0 = (latents.mean + latents.std * batch["posterior_noise"]) * pipe.vae.config.scaling_factor
             text = pipe.text_encoder(batch["input_ids"])[0]
         x_t, v = alpha * x_0 + sigma * batch["noise"], alpha * batch["noise"] - sigma * x_0

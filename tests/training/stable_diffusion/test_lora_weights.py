@@ -49,6 +49,7 @@ def config(tmp_path, photos, weights, name="1.5", **changes):
         "checkpointing_steps": 1,
         "lr_warmup_steps": 0,
         "report_to": "none",
+        "dataloader_num_workers": 0,
         "lora_weights": str(weights),
     }
     return TrainingConfig(**{**options, **changes})

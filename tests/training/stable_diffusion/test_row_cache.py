@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import pickle
 import time
@@ -7,9 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
 
+from zsnr_diffusers.training.data.file_index import FileIndex
+from zsnr_diffusers.training.data.remote import ShardError
 from zsnr_diffusers.training.stable_diffusion import row_cache as module
 from zsnr_diffusers.training.stable_diffusion.row_cache import Cache
+from zsnr_diffusers.utils.hashing import file_sha256
 
 CONTENTS = [f"image {i}".encode() for i in range(5)]
 VALUES = {
@@ -155,3 +161,51 @@ def test_only_what_was_abandoned_long_ago_is_removed(written):
     assert not old.exists()
     assert new.exists()
     assert not cache.find_missing(CONTENTS)
+
+
+# -- what is not hashed again
+
+
+def flip_unseen(shard, at):
+    """Change a byte of a file, and leave its size and times as they were."""
+    times, whole = shard.stat(), bytearray(shard.read_bytes())
+    whole[at] ^= 1
+    shard.write_bytes(whole)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_shards_that_have_not_changed_are_hashed_once(written, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(module, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    for rehash, times in ((False, 1), (False, 1), (True, 2), (False, 2)):
+        index = FileIndex(written / "files.npy", rehash=rehash)
+        assert not Cache(written, "x", {"weights": "a"}, index).find_missing(CONTENTS)
+        assert len(hashed) == times
+
+
+def test_damage_in_a_known_shard_is_found_when_its_row_is_read_or_with_rehash(written):
+    def opened(**options):
+        return Cache(written, "x", {"weights": "a"}, FileIndex(written / "files.npy", **options))
+
+    assert not opened().find_missing(CONTENTS)
+    for shard in shards(written):
+        whole = shard.read_bytes()
+        flip_unseen(shard, whole.find(VALUES["mean"][3].numpy().tobytes()))
+    cache = opened()
+    assert not cache.find_missing(CONTENTS)
+    with pytest.raises(ShardError, match=r"is damaged in row \d+: start again with --rehash"):
+        [cache[content] for content in CONTENTS]
+    assert opened(rehash=True).find_missing(CONTENTS)
+
+
+def test_caches_of_before_have_no_checksums_and_are_read(written, tmp_path):
+    for shard in shards(written):
+        with safe_open(shard, "pt") as file:
+            facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        del tensors["crc32"]
+        data = save(tensors, metadata=facts)
+        shard.unlink()
+        shard.with_stem(hashlib.sha256(data).hexdigest()).write_bytes(data)
+    cache, missing = found(written)
+    assert not missing
+    check(cache)

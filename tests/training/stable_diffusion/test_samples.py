@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_pipelines import tiny_stable_diffusion
 
 from zsnr_diffusers.training import TrainingConfig
-from zsnr_diffusers.training.data.dataset import check_images, open_rows
+from zsnr_diffusers.training.data.dataset import check_images, open_rows, to_model_range
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_dataloader, make_generator
 from zsnr_diffusers.training.stable_diffusion.conditioning import Conditioning
 from zsnr_diffusers.training.stable_diffusion.samples import CaptionedDataset
@@ -123,7 +123,7 @@ def test_pixels_are_the_file_s_and_the_caption_is_the_row_s(config, image_folder
         for line in lines
         if np.array_equal(
             np.asarray(Image.open(image_folder / line["file_name"])),
-            ((sample["pixel_values"] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(),
+            sample["pixel_values"].permute(1, 2, 0).numpy(),
         )
     ]
     assert len(matches) == 1
@@ -146,7 +146,7 @@ def test_odd_images_become_the_rgb_that_they_show(options, tmp_path):
     with (tmp_path / "odd" / "metadata.jsonl").open("a") as file:
         file.write(json.dumps({"file_name": "4.png", "text": "snow"}) + "\n")
     data = samples(with_data(options, folder))
-    shown = {data._epoch_order(0)[p]: data[p]["pixel_values"] for p in range(4)}
+    shown = {data._epoch_order(0)[p]: to_model_range(data[p]["pixel_values"]) for p in range(4)}
     assert shown[0][0].flatten().tolist() == pytest.approx((ramp.flatten() / 32767.5 - 1).tolist(), abs=0.005)
     assert bool((shown[1] == 1).all())
     assert bool((shown[2][2, :, 5:11] > 0.9).all())
@@ -197,7 +197,7 @@ def white_and_black():
 )
 def test_odd_images_are_exact_to_the_pixel(options, tmp_path, name, image, shown):
     data = samples(with_data(options, folder_of(tmp_path / "odd", {name: image}), caption_dropout=0.0))
-    read = ((data[0]["pixel_values"] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    read = data[0]["pixel_values"].permute(1, 2, 0)
     assert np.array_equal(read, shown)
 
 

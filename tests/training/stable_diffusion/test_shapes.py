@@ -21,6 +21,7 @@ from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.data.buckets import bucket_sizes, nearest_bucket
 from zsnr_diffusers.training.data.dataset import check_images
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler
+from zsnr_diffusers.training.data.row_values import ImageSizes
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 from zsnr_diffusers.training.stable_diffusion.conditioning import Conditioning
 from zsnr_diffusers.training.stable_diffusion.samples import CaptionedDataset
@@ -78,7 +79,9 @@ def test_every_global_batch_is_of_one_bucket_and_every_image_comes_in_its_turn(i
         seed=seed,
     )
     size, sizes = config.global_batch(world), bucket_sizes(64, 8)
-    samples = CaptionedDataset(Captions(), dict(enumerate(images)), config, CONDITIONS, sizes, (4, 8), 1000, size)
+    samples = CaptionedDataset(
+        Captions(), ImageSizes.of(enumerate(images)), config, CONDITIONS, sizes, (4, 8), 1000, size
+    )
     steps = samples.epoch_length // size
     assert samples.epoch_length == steps * size
     for epoch in range(2):
@@ -236,7 +239,7 @@ def test_pixels_are_those_at_the_place_that_the_network_is_told_of(xl_options, s
         scale = max(height / original_height, width / original_width)
         whole = [max(height, round(original_height * scale)), max(width, round(original_width * scale))]
         scaled = image.resize(whole[::-1], Image.Resampling.LANCZOS)
-        shown = ((sample["pixel_values"] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        shown = sample["pixel_values"].permute(1, 2, 0).numpy()
         matches = [
             np.array_equal(np.asarray(one)[top : top + height, left : left + width], shown)
             for one in (scaled, ImageOps.mirror(scaled))

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ...hub.weight_files import prepare_for_safetensors
 from ...utils.files import atomic_rmtree, fsync, write_json
 from ...utils.hashing import file_sha256
 from ..errors import TrainingError
+from .tensor_file import FileFacts, write_tensor_file
 
 MANIFEST, NUMBERS = "manifest.json", "numbers.json"
 _NAME = re.compile(r"checkpoint-([0-9]{6,})")
@@ -60,19 +59,19 @@ def write_checkpoint(output_dir: Path, step: int, tensors: Tensors, numbers: Map
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
+        files = {}
         for name, values in tensors.items():
-            save_file(prepare_for_safetensors(values), partial / f"{name}.safetensors")
-            fsync(partial / f"{name}.safetensors")
+            file = f"{name}.safetensors"
+            files[file] = write_tensor_file(partial / file, values)
         write_json(partial / NUMBERS, numbers)
-        files = {
-            file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(partial.iterdir())
-        }
-        write_json(partial / MANIFEST, {"step": step, "files": files})
+        files[NUMBERS] = FileFacts((partial / NUMBERS).stat().st_size, file_sha256(partial / NUMBERS))
+        manifest = {name: facts._asdict() for name, facts in sorted(files.items())}
+        write_json(partial / MANIFEST, {"step": step, "files": manifest})
         if final.exists():
             quarantine(final)
         partial.rename(final)
         fsync(output_dir)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         kept = [path.name for path in list_checkpoints(output_dir)[-1:]]
         raise TrainingError(

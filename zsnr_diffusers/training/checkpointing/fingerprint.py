@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.hashing import tensors_sha256
+from ..config.data import is_encoded
 from ..data.dataset import Rows
+from ..data.encoded import EncodedRows
 from ..data.shards import ShardDataset
 from ..parameters import base_state_dict
 from ..task import Task
@@ -23,16 +25,23 @@ def compute_fingerprint(task: Task, usable_rows: Sequence[int]) -> Fingerprint:
         task: before training.
         usable_rows: indices of the rows that are used.
     """
+    used = usable_rows, task.data.image_column
     facts = (task.schedule if task.betas is None else task.betas).config
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
     return {
-        "data": {"rows": len(usable_rows), "sha256": _data_sha256(task.rows, usable_rows, task.data.image_column)},
+        "data": {"rows": len(usable_rows), "sha256": _encoded_sha256(task) or _data_sha256(task.rows, *used)},
         "schedule": {name: facts[name] for name in names if facts.get(name) is not None},
         **{
             f"base, {name}": tensors_sha256(base_state_dict(network))
             for name, network in task.initial_networks().items()
         },
     }
+
+
+def _encoded_sha256(task: Task) -> str:
+    """SHA-256 of the table of data that were encoded; empty for other data."""
+    folder = task.data.train_data_dir
+    return str(EncodedRows.open(Path(str(folder))).facts["rows_sha256"]) if is_encoded(folder) else ""
 
 
 def _data_sha256(rows: Rows, usable_rows: Sequence[int], image_column: str) -> str:

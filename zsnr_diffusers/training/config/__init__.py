@@ -4,7 +4,7 @@ from .data import Captions, DataConfig, FolderConfig
 from .objective import FlowConfig, ObjectiveConfig
 from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, Options, option
 from .output import OutputConfig
-from .run import RunConfig, StepsConfig
+from .run import NetworkConfig, RunConfig, StepsConfig
 from .steps import ComputeConfig, OptimizationConfig
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "DataConfig",
     "FlowConfig",
     "FolderConfig",
+    "NetworkConfig",
     "ObjectiveConfig",
     "OptimizationConfig",
     "Options",

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ...core import check_loss_weighting
-from ...core.flow import check_shift
-from ...core.flow_times import FlowTimeSampling
-from ...core.predictions import check_prediction_type
+from ...core.choices import FlowTimeSampling, check_loss_weighting, check_prediction_type, check_shift
 from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, Options, option
 
 FLOW = "flow_prediction"

@@ -57,9 +57,22 @@ class Options:
         """Values of the options that cannot change when a run is resumed, by name."""
         return {name: getattr(self, name) for name in self.identity()}
 
-    def to_yaml(self) -> str:
-        """The run's options as the YAML that `--config` reads."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+    def to_yaml(self, changed_only: bool = False) -> str:
+        """The run's options as the YAML that `--config` reads.
+
+        Args:
+            changed_only: leave out those at their default.
+        """
+        values = dataclasses.asdict(self)
+        if changed_only:
+            defaults = {one.name: _default(one) for one in dataclasses.fields(self)}
+            values = {name: value for name, value in values.items() if value != defaults[name]}
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+def _default(one: "dataclasses.Field[Any]") -> Any:
+    """The value that an option has if it is not given."""
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
 
 
 def _check_option(name: str, kind: Any, value: Any) -> None:

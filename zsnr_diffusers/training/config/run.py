@@ -11,7 +11,12 @@ from .steps import ComputeConfig, OptimizationConfig
 
 
 @dataclass
-class StepsConfig(ComputeConfig, OptimizationConfig, ObjectiveConfig):
+class NetworkConfig(ComputeConfig, OptimizationConfig):
+    """How a network is computed, and what is done with its weights."""
+
+
+@dataclass
+class StepsConfig(NetworkConfig, ObjectiveConfig):
     """All that the trainer reads: how a step is computed, what it changes and what it is asked."""
 
 
@@ -29,6 +34,11 @@ class RunConfig(OutputConfig, StepsConfig, DataConfig):
     examples: ClassVar[str]
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Options by the name of a recipe."""
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether a LoRA or DoRA is trained, and not the whole network."""
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()

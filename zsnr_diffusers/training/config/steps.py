@@ -40,6 +40,16 @@ class OptimizationConfig(Options):
     ema_warmup: bool = option(
         True, "Let the decay rise to its value, so that the first weights are soon forgotten. False: constant."
     )
+    ema_update_interval: Annotated[int, POSITIVE] = option(
+        1,
+        "Steps between updates of the moving average, each by the decay of all steps since the last; what is saved "
+        "may lack the last few.",
+    )
+    ema_device: Literal["accelerator", "cpu"] = option(
+        "accelerator",
+        "Where the moving average is. cpu: in the host's memory, which saves the GPU 4 bytes per trained weight; each "
+        "update then waits for a copy of the weights, so pass --ema_update_interval, of 50 or so.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,8 +93,14 @@ class ComputeConfig(Options):
     sharding: Literal["none", "optimizer", "parameters"] = option(
         "none",
         "What several processes divide among them, to save memory (FSDP2). none: each has all. optimizer: gradients, "
-        "optimizer state and moving average, at hardly more traffic (ZeRO-2). parameters: also the network's, which "
-        "are gathered block by block as they are needed (ZeRO-3). Checkpoints are the same, so a run can continue "
-        "with another choice.",
+        "optimizer state and moving average, at hardly more traffic (ZeRO-2); gradients of accumulated passes are "
+        "whole until the last. parameters: also the network's, which are gathered block by block as they are needed, "
+        "and gradients after each pass (ZeRO-3). Under bf16, parameters are gathered in it, norms among them. "
+        "Checkpoints are the same, so a run can continue with another choice.",
     )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
+    async_checkpointing: bool = option(
+        True,
+        "Write checkpoints while training goes on, from a copy of the state in the memory of the main process's host, "
+        "which takes as much as a checkpoint on the disk. False, or where so much is not free: training waits.",
+    )

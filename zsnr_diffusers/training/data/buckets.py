@@ -1,10 +1,14 @@
 """Buckets of aspect ratios: images keep about their shape, and those of one batch have the same size."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from .row_values import ImageSizes
 from .transforms import Size
 
 _LONGEST = 4
@@ -46,18 +50,19 @@ def nearest_bucket(size: Size, buckets: Iterable[Size]) -> Size:
     return min(buckets, key=distance)
 
 
-def assign_to_buckets(images: Mapping[int, Size], sizes: Sequence[Size]) -> dict[Size, list[int]]:
-    """Data rows of each aspect-ratio bucket, without empty buckets.
+def assign_to_buckets(images: ImageSizes, sizes: Sequence[Size]) -> dict[Size, Sequence[int]]:
+    """Data rows of each aspect-ratio bucket, ascending, without empty buckets.
 
     Args:
         images: size of the image of each row.
         sizes: of the buckets.
     """
-    nearest = {image: nearest_bucket(image, sizes) for image in set(images.values())}
-    rows: dict[Size, list[int]] = {size: [] for size in sizes}
-    for row, image in images.items():
-        rows[nearest[image]].append(row)
-    return {size: found for size, found in rows.items() if found}
+    distinct, which = np.unique(images.values_array, axis=0, return_inverse=True)
+    number = {size: place for place, size in enumerate(sizes)}
+    nearest = np.array([number[nearest_bucket((height, width), sizes)] for height, width in distinct.tolist()])
+    bucket = nearest[which.reshape(-1)]
+    found = {size: _as_sequence(images.rows[bucket == place]) for place, size in enumerate(sizes)}
+    return {size: rows for size, rows in found.items() if rows}
 
 
 def round_up_to_batches(count: int, batch: int) -> int:
@@ -65,7 +70,7 @@ def round_up_to_batches(count: int, batch: int) -> int:
     return batch * -(-count // batch)
 
 
-def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generator) -> list[int]:
+def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generator) -> Sequence[int]:
     """The rows of an epoch in random order, each batch of one group.
 
     Every row comes once, and some of a group once more, or more often than that where it is smaller than a batch, to
@@ -79,11 +84,38 @@ def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generat
     Returns:
         Whole batches, one after the other.
     """
-    rows: list[int] = []
+    parts = []
     for group in groups:
-        shuffled = [group[i] for i in torch.randperm(len(group), generator=draw).tolist()]
-        rows += itertools.islice(itertools.cycle(shuffled), round_up_to_batches(len(group), batch))
-    if len(groups) == 1:
-        return rows
-    order = torch.randperm(len(rows) // batch, generator=draw).tolist()
-    return [row for place in order for row in rows[place * batch : (place + 1) * batch]]
+        shuffled = np.asarray(group, np.int64)[torch.randperm(len(group), generator=draw).numpy()]
+        parts.append(np.resize(shuffled, round_up_to_batches(len(group), batch)))  # from its start again
+    rows = np.concatenate([*parts, np.empty(0, np.int64)])
+    if len(groups) > 1:
+        order = torch.randperm(len(rows) // batch, generator=draw).numpy()
+        rows = rows.reshape(-1, batch)[order].reshape(-1)
+    return _as_sequence(rows)
+
+
+def whole_batches(
+    groups: Sequence[NDArray[np.int64]], batch: int, draw: torch.Generator
+) -> tuple[Sequence[int], list[NDArray[np.int64]]]:
+    """As many whole batches as there are of each group, in random order, and the rows of each group that are left.
+
+    Args:
+        groups: of rows, some of which may be empty.
+        batch: samples in a batch, all of one group.
+        draw: all that is random.
+    """
+    parts, left = [], []
+    for group in groups:
+        shuffled = group[torch.randperm(len(group), generator=draw).numpy()]
+        end = len(group) // batch * batch
+        parts.append(shuffled[:end])
+        left.append(shuffled[end:])
+    rows = np.concatenate(parts)
+    order = torch.randperm(len(rows) // batch, generator=draw).numpy()
+    return _as_sequence(rows.reshape(-1, batch)[order].reshape(-1)), left
+
+
+def _as_sequence(rows: NDArray[np.int64]) -> Sequence[int]:
+    """Rows as a sequence of Python's numbers, 8 bytes each."""
+    return array("q", rows.astype(np.int64).tobytes())

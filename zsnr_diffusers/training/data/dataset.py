@@ -2,30 +2,43 @@
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
+import pyarrow
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...utils.images import ImageError, load_rgb, oriented_size
 from ..config import DataConfig
+from ..config.data import is_encoded
+from .encoded import EncodedRows
+from .file_index import FILE_NAME, FileIndex, Records, file_records, is_known, row_records
 from .folder_rows import read_folder_rows
 from .notices import notify, report_unusable
+from .row_values import ImageHashes, ImageSizes
 from .shard_formats import create_shards
 from .shards import ShardDataset
 from .transforms import Size
+
+_BATCH = 100_000
+"""Rows whose paths are in memory at a time."""
+
+SOURCE_COLUMN = "mix_source"
+"""Of rows of a mix: the number of their dataset."""
 
 Rows: TypeAlias = datasets.Dataset | ShardDataset
 """Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
 None. Rows of shards are read when a column of theirs is."""
 
-Images: TypeAlias = Mapping[int, Size] | Sequence[int]
+Images: TypeAlias = ImageSizes | Sequence[int]
 """Rows whose images can be used, with the sizes of these where they are known."""
 
 
@@ -42,6 +55,13 @@ def open_rows(config: DataConfig) -> Rows:
         shards = create_shards(config)
         shards.open()
         return ShardDataset(shards, [*config.columns.values()])
+    if config.data_mix:
+        return _open_mix(config)
+    if is_encoded(config.train_data_dir):
+        captions = config.columns.get("caption_column")
+        if captions is None:
+            raise ValueError(f"--train_data_dir={config.train_data_dir} holds no images: it was encoded.")
+        return EncodedRows.open(Path(str(config.train_data_dir))).dataset(config.image_column, captions)
     if config.train_data_dir:
         where = f"--train_data_dir={config.train_data_dir}"
         rows = read_folder_rows(config)
@@ -56,6 +76,36 @@ def open_rows(config: DataConfig) -> Rows:
     rows = rows.select_columns([*config.columns.values()])
     # We decode, since Pillow's RGB of 16-bit and transparent images is not what they show.
     return rows.cast_column(config.image_column, datasets.Image(decode=False))
+
+
+def _open_mix(config: DataConfig) -> datasets.Dataset:
+    """The rows of all sources of `--data_mix`, one after the other, with their number in `SOURCE_COLUMN`."""
+    if "class_column" in config.columns:
+        raise ValueError("--data_mix has no classes, whose numbers would be others in each dataset.")
+    caption, parts = config.columns.get("caption_column"), []
+    for number, (name, _) in enumerate(config.mix_sources):
+        if is_encoded(name):
+            raise ValueError(f"--data_mix: {name} holds no images, it was encoded; name folders of images.")
+        folder, other = (name, None) if Path(name).is_dir() else (None, name)
+        rows = open_rows(replace(config, data_mix=[], train_data_dir=folder, dataset_name=other))
+        assert isinstance(rows, datasets.Dataset)
+        columns = {config.image_column: rows.data.column(config.image_column)}
+        if caption:
+            texts = rows.data.column(caption).to_pylist()
+            columns[caption] = pyarrow.array(
+                [captions_as_list(text) for text in texts], pyarrow.list_(pyarrow.string())
+            )
+        columns[SOURCE_COLUMN] = pyarrow.array([number] * len(rows), pyarrow.int16())
+        part = datasets.Dataset(pyarrow.table(columns))
+        parts.append(part.cast_column(config.image_column, datasets.Image(decode=False)))
+    return datasets.concatenate_datasets(parts)
+
+
+def captions_as_list(caption: str | Sequence[str] | None) -> list[str]:
+    """A data row's captions as a list; [""] if it has none."""
+    if not caption:
+        return [""]
+    return [caption] if isinstance(caption, str) else [str(one) for one in caption]
 
 
 def _load_train_split(name: str) -> datasets.Dataset:
@@ -77,10 +127,23 @@ def noise_rows(column: str, resolution: int, **others: object) -> datasets.Datas
     return rows.cast_column(column, datasets.Image(decode=False))
 
 
-def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Images:
+def open_file_index(config: DataConfig) -> FileIndex:
+    """What is known of the files of a configuration's data; `--rehash` has all of them read again."""
+    return FileIndex(config.cache_folder / FILE_NAME, read_only=config.dry_run, rehash=config.rehash)
+
+
+def check_images(rows: Rows, config: DataConfig, progress: bool = True, index: FileIndex | None = None) -> Images:
     """Decode every image once before training; index and size of those that can be read.
 
-    Of shards, samples are whole or left out, and no image is read: their rows alone are returned.
+    Files that were decoded at an earlier start and have not changed since are not opened: should they be damaged all
+    the same, that shows when they are read. Of shards, samples are whole or left out, and no image is read: their
+    rows alone are returned.
+
+    Args:
+        rows: from `open_rows`.
+        config: of the run.
+        progress: whether to show it.
+        index: of what is known of files, to which what is found is added; None for nothing.
 
     Raises:
         ValueError: an image cannot be read and `--on_bad_image` is `fail`, or none can.
@@ -91,41 +154,101 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True) -> Image
         report_unusable(incomplete, what, config)
         if not rows:
             raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
-        return range(len(rows))
+        return _measure_shards(rows, config) if config.needs_image_sizes else range(len(rows))
 
-    def size_or_complaint(index: int) -> Size | str:
+    if is_encoded(config.train_data_dir):
+        return EncodedRows.open(Path(str(config.train_data_dir))).sizes
+    index = index or FileIndex()
+    records = index.fill(image_records(rows, config.image_column))
+
+    def complaint_of(row: int) -> str | None:
         try:
-            width, height = read_image(rows, config.image_column, index).size
+            records["width"][row], records["height"][row] = read_image(rows, config.image_column, row).size
         except ImageError as error:
             return str(error)
-        return height, width
+        return None
+
+    unread = np.flatnonzero(~is_known(records, "height")).tolist()
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(complaint_of, unread)
+        bar = tqdm(found, "checking images", len(unread), disable=not progress, unit="image")
+        bad = [complaint for complaint in bar if complaint]
+    if unread:
+        index.store(records)
+    report_unusable(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
+    usable = np.flatnonzero(is_known(records, "height"))
+    if not len(usable):
+        raise ValueError("No image is left to train on.")
+    return ImageSizes(usable, np.stack([records["height"], records["width"]], axis=1)[usable])
+
+
+def _measure_shards(rows: ShardDataset, config: DataConfig) -> ImageSizes:
+    """Sizes of the images of shards, by their headers."""
+    sizes = rows.shards.image_sizes()
+    bad = np.flatnonzero(~sizes.any(axis=1)).tolist()
+    names = [rows.shards.name(row) for row in bad]
+    report_unusable(names, f"{len(bad)} of {len(rows)} images have no header that can be read", config)
+    usable = np.flatnonzero(sizes.any(axis=1))
+    if not len(usable):
+        raise ValueError("No image is left to train on.")
+    return ImageSizes(usable, sizes[usable])
+
+
+def hash_images(rows: Rows, column: str, indices: Sequence[int], index: FileIndex | None = None) -> ImageHashes:
+    """SHA-256 of the image files of data rows; those that were hashed before and have not changed are not read.
+
+    Args:
+        rows: from `open_rows`.
+        column: of the images.
+        indices: of the rows.
+        index: as in `check_images`.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    wanted, index = np.unique(np.asarray(indices, np.int64)), index or FileIndex()
+    if isinstance(rows, ShardDataset):
+        hashes, places = np.zeros((len(wanted), 32), np.uint8), np.arange(len(wanted))
+    else:
+        records = index.fill(image_records(rows, column)[wanted])
+        hashes, places = records["sha256"], np.flatnonzero(~is_known(records, "sha256"))
+
+    def hash_one(place: int) -> None:
+        hashes[place] = np.frombuffer(image_sha256(rows, column, int(wanted[place])), np.uint8)
 
     with ThreadPoolExecutor() as pool:
-        found = list(
-            tqdm(
-                pool.map(size_or_complaint, range(len(rows))),
-                "checking images",
-                len(rows),
-                disable=not progress,
-                unit="image",
-            )
-        )
-    bad = [complaint for complaint in found if isinstance(complaint, str)]
-    report_unusable(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
-    usable_rows = {index: size for index, size in enumerate(found) if not isinstance(size, str)}
-    if not usable_rows:
-        raise ValueError("No image is left to train on.")
-    return usable_rows
+        found = pool.map(hash_one, places.tolist())
+        deque(tqdm(found, "hashing images", len(places), disable=not len(places), unit="image"), maxlen=0)
+    if len(places) and not isinstance(rows, ShardDataset):
+        index.store(records)
+    return ImageHashes(wanted, hashes)
 
 
-def read_image(rows: Rows, column: str, index: int) -> Image.Image:
-    """The image of a data row, as upright RGB.
+def image_records(rows: datasets.Dataset, column: str) -> Records:
+    """Records of the images of all rows, with their present state and nothing that was found in them.
+
+    Images without a file of their own go by the dataset's fingerprint.
+    """
+    records = row_records(rows._fingerprint, np.arange(len(rows)))
+    first = 0
+    for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=_BATCH):
+        images = batch.column(column).combine_chunks()
+        paths = images.field("path").to_pylist()
+        alone = np.asarray(images.field("bytes").is_null()) & np.array([path is not None for path in paths])
+        places = np.flatnonzero(alone)
+        records[first + places] = file_records([paths[place] for place in places.tolist()])
+        first += len(paths)
+    return records
+
+
+def read_image(rows: Rows, column: str, index: int, at_least: Size | None = None) -> Image.Image:
+    """The image of a data row, as upright RGB; no smaller than a size, if one is passed, or of its own.
 
     Raises:
         ImageError: it cannot be read.
     """
     source, path = _image_source(rows, column, index)
-    return load_rgb(source, name=path or f"of row {index}")
+    return load_rgb(source, path or f"of row {index}", at_least)
 
 
 def is_row_readable(rows: Rows, config: DataConfig, index: int) -> bool:
@@ -184,7 +307,6 @@ def row_name(rows: Rows, column: str, index: int) -> str:
     return f"{index} ({Path(path).name})" if path else str(index)
 
 
-def to_model_range(pixels: Tensor, flip: bool) -> Tensor:
-    """uint8 pixels as float32 in [-1, 1], mirrored left to right if `flip`."""
-    scaled = pixels.float() / 127.5 - 1
-    return scaled.flip(-1) if flip else scaled
+def to_model_range(pixels: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1

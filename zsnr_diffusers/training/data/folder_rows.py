@@ -45,7 +45,7 @@ def read_folder_rows(config: DataConfig) -> datasets.Dataset:
         rows = _rows_from_class_folders(folder, config)
     else:
         rows = datasets.Dataset.from_dict({config.image_column: [str(path) for path in folder.images]})
-    missing = missing_packages(Path(name) for name in rows[config.image_column])
+    missing = missing_packages(rows.data.column(config.image_column).to_pylist())
     if missing and config.on_bad_image == "fail":
         raise ValueError(
             f"--train_data_dir={config.train_data_dir}: {'; '.join(missing)}, or leave them out with "

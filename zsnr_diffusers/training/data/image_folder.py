@@ -116,7 +116,7 @@ def _select_train_split(folder: ImageFolder) -> ImageFolder:
 
     It is one if all folders in it have the names of splits, for `bus`, `car`, `train` and `truck` are classes.
     """
-    base = Path(os.path.commonpath([path.parent for path in folder.images]))
+    base = Path(os.path.commonpath({path.parent for path in folder.images}))
     counts = Counter("" if path.parent == base else path.relative_to(base).parts[0] for path in folder.images)
     splits = [name for name in counts if name.lower() in _SPLITS]
     parts = tuple(base / name for name in splits if name.lower() in _TRAIN)

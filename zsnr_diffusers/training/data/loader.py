@@ -8,8 +8,10 @@ accumulation. (Dropout is drawn for a forward pass as a whole, by (seed, step, p
 
 import functools
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,9 +22,10 @@ from ...utils.images import ImageError
 from ..checkpointing.signals import ignore_stop_signals
 from ..config import DataConfig, OptimizationConfig
 from .buckets import epoch_order, round_up_to_batches
-from .dataset import Rows
+from .dataset import SOURCE_COLUMN, Rows
+from .mix import Mix
 from .shards import ShardDataset
-from .shuffle import ShardShuffle
+from .shuffle import RowGroups, ShardShuffle
 
 Batch = dict[str, Tensor]
 
@@ -63,30 +66,75 @@ class TrainingDataset(Dataset[Batch], ABC):
     ) -> None:
         self.rows, self.seed, self.noise_offset = rows, config.seed, noise_offset
         self.skips_bad_images = isinstance(rows, ShardDataset) and config.on_bad_image == "skip"
-        self._shards = rows.shards.all if isinstance(rows, ShardDataset) and len(usable_rows) == len(rows) else []
+        shards = isinstance(rows, ShardDataset) and 2 * len(usable_rows) > len(rows)  # else some are tried out
+        self._shards = rows.shards.all if shards and isinstance(rows, ShardDataset) else []
         self.shuffle_shards = config.shuffle_shards
         # Of shards there may be more rows than memory has room for.
-        self.usable_rows: Sequence[int] = range(len(usable_rows)) if self._shards else list(usable_rows)
+        whole = self._shards and len(usable_rows) == len(rows)
+        self.usable_rows: Sequence[int] = range(len(usable_rows)) if whole else array("q", usable_rows)
         self.groups, self.batch = list(groups) or [self.usable_rows], batch
-        self.epoch_length = sum(round_up_to_batches(len(group), batch) for group in self.groups)
-        """Samples in an epoch."""
+        self.mix = Mix([weight for _, weight in config.mix_sources], config.seed) if config.data_mix else None
+        self._names = [name for name, _ in config.mix_sources]
+        self._groups_of = [self.groups] if self.mix is None else split_by_source(rows, self.groups, self._names)
+        self._lengths = [sum(round_up_to_batches(len(group), batch) for group in one) for one in self._groups_of]
+        self.epoch_length = sum(self._lengths)
+        """Samples in an epoch, of a mix in one of each source."""
+        self._orders: dict[tuple[int, int], Sequence[int]] = {}
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019  lives as long as the run
-    def _epoch_order(self, epoch: int) -> Sequence[int]:
-        """Row of each position in an epoch."""
+    def _epoch_order(self, epoch: int, source: int = 0) -> Sequence[int]:
+        """Row of each position in an epoch of a source; those of the last two epochs are kept."""
+        order = self._orders.get((source, epoch))
+        if order is None:
+            for old in [key for key in self._orders if key[0] == source][:-1]:
+                self._orders.pop(old, None)
+            self._orders[source, epoch] = order = self._make_epoch_order(epoch, source)
+        return order
+
+    def _make_epoch_order(self, epoch: int, source: int) -> Sequence[int]:
+        """Row of each position in an epoch of a source."""
         if self._shards:
             counts = [shard.rows for shard in self._shards]
-            return ShardShuffle(counts, self.shuffle_shards, functools.partial(make_generator, self.seed, 0, epoch))
-        return epoch_order(self.groups, self.batch, make_generator(self.seed, 0, epoch))
+            stream = functools.partial(make_generator, self.seed, 0, epoch)
+            return ShardShuffle(counts, self.shuffle_shards, stream, self._row_groups, self.batch)
+        key = (epoch,) if self.mix is None else (epoch, source)
+        return epoch_order(self._groups_of[source], self.batch, make_generator(self.seed, 0, *key))
+
+    @functools.cached_property
+    def _row_groups(self) -> RowGroups | None:
+        """The groups of the rows of shards; None if all rows are alike."""
+        if len(self.groups) == 1 and len(self.groups[0]) == len(self.rows):
+            return None
+        return RowGroups(self.groups, [shard.rows for shard in self._shards])
 
     def row_at(self, position: int) -> int:
         """Index of the data row that the sample at a position is made from."""
-        epoch, place = divmod(position, self.epoch_length)
-        return self._epoch_order(epoch)[place]
+        source = 0
+        if self.mix is not None:
+            unit, place = divmod(position, self.batch)
+            source, before = self.mix.locate(unit)
+            position = before * self.batch + place
+        epoch, place = divmod(position, self._lengths[source])
+        return self._epoch_order(epoch, source)[place]
 
     def rows_seen(self, count: int) -> list[int]:
         """Data rows that the first `count` positions show, each once."""
-        return list(dict.fromkeys(self._epoch_order(0)[:count]))
+        counts = [count]
+        if self.mix is not None:
+            counts = [units * self.batch for units in self.mix.counts_before(-(-count // self.batch))]
+        parts = [self._epoch_order(0, source)[:some] for source, some in enumerate(counts)]
+        shown = np.concatenate([np.asarray(part, np.int64) for part in parts])
+        rows: list[int] = shown[np.sort(np.unique(shown, return_index=True)[1])].tolist()
+        return rows
+
+    def describe_mix(self, count: int) -> dict[str, str]:
+        """Lines of the plan about each source of a mix, of so many samples."""
+        if self.mix is None:
+            return {}
+        shown = zip(self._names, self.mix.shares, self._groups_of, self._lengths, strict=True)
+        return {
+            name: f"{share:.1%} of the samples: {sum(map(len, groups)):,} images, {count * share / length:,.1f} epochs"
+            for name, share, groups, length in shown
+        }
 
     def __getitem__(self, position: int) -> Batch:
         """The sample at a position: what `sample` returns for its row and its stream of randomness.
@@ -115,6 +163,23 @@ class TrainingDataset(Dataset[Batch], ABC):
         Returns:
             At least `timestep`, uniform over all, and `noise`, N(0, 1) in the shape [C, H, W] of x_0.
         """
+
+
+def split_by_source(rows: Rows, groups: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[Sequence[int]]]:
+    """The groups of rows of each source of a mix, without empty ones.
+
+    Raises:
+        ValueError: a source has no row that can be used.
+    """
+    source_of = np.asarray(rows.data.column(SOURCE_COLUMN)) if isinstance(rows, datasets.Dataset) else np.empty(0)
+    arrays = [np.asarray(group, np.int64) for group in groups]
+    found: list[list[Sequence[int]]] = []
+    for source, name in enumerate(names):
+        parts = [array("q", rows[source_of[rows] == source].tobytes()) for rows in arrays]
+        found.append([part for part in parts if part])
+        if not found[-1]:
+            raise ValueError(f"--data_mix: no image of {name} can be used.")
+    return found
 
 
 class DistributedBatchSampler(Sampler[list[int]]):
@@ -150,7 +215,7 @@ def create_dataloader(
     return DataLoader(
         samples,
         batch_sampler=positions,
-        num_workers=config.dataloader_num_workers,
+        num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
         worker_init_fn=ignore_stop_signals,

@@ -1,5 +1,6 @@
 """Rows that lie in parquet files, each row group a shard, which is read whole and kept on a local disk."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -11,10 +12,13 @@ from itertools import chain
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ...utils.distributed import is_main_process
+from ...utils.files import atomic_write
 from ...utils.images import ImageError
 from ..config import DataConfig
 from .notices import notify
@@ -28,11 +32,14 @@ from .parquet_file import (
     read_row_group,
 )
 from .remote import FileState, file_state
-from .row_group_cache import RowGroupCache, map_table, write_table
-from .shards import THREADS, Shard, Shards
+from .shard_cache import map_table, write_table
+from .shards import THREADS, Shard, Shards, size_or_zero
 
 _FORMAT = 1
 """Raised whenever what is stored of the same row group would be another than before."""
+
+_WHOLE_GROUPS = 4
+"""Row groups that are in memory at a time where only sizes of images are asked for."""
 
 _OPTIONS = ("image_column", "caption_column", "class_column")
 
@@ -71,9 +78,6 @@ class ParquetShards(Shards):
         super().__init__(config, urls)
         self.columns = {option: config.columns[option] for option in _OPTIONS if option in config.columns}
         self._footers: dict[str, ParquetFooter] = {}
-        self.window, self.limit_gb = config.shuffle_shards, config.shard_cache_gb
-        folder = config.row_group_folder if self.folder is not None and config.shard_cache_gb else None
-        self.cache = RowGroupCache(folder, round(config.shard_cache_gb * 1e9), config.shuffle_shards)
 
     def open(self) -> None:
         """Read the footers of all files, so that rows can be read; see `Shards.open`."""
@@ -193,6 +197,28 @@ class ParquetShards(Shards):
             write_table(file, table.to_batches())
         values: list[Any] = table.column(option).to_pylist()
         return values
+
+    def image_sizes(self) -> NDArray[np.int32]:
+        """Sizes of all images, from their headers; for that all row groups are read once, and their sizes stored."""
+        file = self.folder and self.folder / f"{_hash_facts('sizes', [group.key for group in self.all])}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            if file is not None:
+                stored: NDArray[np.int32] = np.load(file, allow_pickle=False)
+                return stored
+
+        def sizes(group: RowGroup) -> list[tuple[int, int]]:
+            footer = self._footer_of(group)
+            source = {"image_column": self._sources(footer)["image_column"]}
+            batches = read_row_group(footer, group.number, source)
+            return [size_or_zero(value) for batch in batches for value in batch.column("image_column").to_pylist()]
+
+        with ThreadPoolExecutor(_WHOLE_GROUPS) as pool:
+            found = tqdm(pool.map(sizes, self.all), "reading sizes", len(self.all), disable=not is_main_process())
+            read = np.array([*chain.from_iterable(found)], np.int32).reshape(-1, 2)
+        if file is not None:
+            with atomic_write(file, shared=True) as partial, partial.open("xb") as opened:
+                np.save(opened, read)
+        return read
 
     def _read_column(self, option: str) -> Iterable[Any]:
         """Record batches of one column of all row groups."""

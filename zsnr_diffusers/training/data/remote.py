@@ -85,6 +85,11 @@ def file_state(url: str) -> FileState:
     return FileState(int(facts["size"]), hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest())
 
 
+def is_local(url: str) -> bool:
+    """Whether a file lies on a disk of this machine, or one that looks so."""
+    return isinstance(_file_system(url)[0], LocalFileSystem)
+
+
 def read_range(url: str, start: int, end: int) -> bytes:
     """Read bytes `start` to `end` of a remote file, with a few retries after pauses.
 
@@ -154,11 +159,7 @@ class RangeReader(io.RawIOBase):
 
 def _retry(url: str, work: Callable[[Any, str], T], no_retry: tuple[type[Exception], ...] = ()) -> T:
     """Call `work` with a URL's file system and path, again after pauses while it fails."""
-    try:
-        # Not kept: fsspec does that itself, and knows which file systems do not survive a fork.
-        system, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ShardError(f"{url} cannot be read: {_error_reason(error)}") from error
+    system, path = _file_system(url)
     for pause in (*RETRY_DELAYS, None):
         try:
             return work(system, path)
@@ -167,6 +168,16 @@ def _retry(url: str, work: Callable[[Any, str], T], no_retry: tuple[type[Excepti
                 raise ShardError(f"{url} cannot be read: {_error_reason(error)}") from error
         time.sleep(pause)
     raise AssertionError("unreachable: the last try raises")
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """A URL's file system, and the path in it."""
+    try:
+        # Not kept: fsspec does that itself, and knows which file systems do not survive a fork.
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ShardError(f"{url} cannot be read: {_error_reason(error)}") from error
+    return system, path
 
 
 def _error_reason(error: Exception) -> str:

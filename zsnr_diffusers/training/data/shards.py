@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ...utils.distributed import is_main_process
-from ...utils.images import ImageError
+from ...utils.images import ImageError, oriented_size
 from ..config import DataConfig
 from .remote import FileState
+from .shard_cache import ShardCache
 
 THREADS = 32
 """That look into files at a time; they mostly wait for a server."""
@@ -61,6 +64,7 @@ class Shards(ABC):
         all: the shards, once they are open.
         ends: for each shard, the number of rows in it and in those before.
         features: types of columns with classes, as `datasets` has them.
+        cache: of shards, on a local disk.
     """
 
     progress: tuple[str, str]
@@ -70,6 +74,9 @@ class Shards(ABC):
 
     def __init__(self, config: DataConfig, urls: Sequence[str]) -> None:
         self.image_column, self.folder, self.urls = config.image_column, config.shard_index_folder, list(urls)
+        self.window, self.limit_gb = config.shuffle_shards, config.shard_cache_gb
+        folder = config.shard_data_folder if self.folder is not None and config.shard_cache_gb else None
+        self.cache = ShardCache(folder, round(config.shard_cache_gb * 1e9), config.shuffle_shards)
         self.all: Sequence[Shard] = []
         self.ends: list[int] = []
         self.features: dict[str, Any] = {}
@@ -122,6 +129,14 @@ class Shards(ABC):
         """The shards in a file."""
 
     @abstractmethod
+    def image_sizes(self) -> NDArray[np.int32]:
+        """(height, width) of the images of all rows, int32 [rows, 2]; zeros where an image cannot be read.
+
+        Raises:
+            ShardError: a file cannot be read.
+        """
+
+    @abstractmethod
     def name(self, row: int) -> str:
         """A row's name for messages, which says the file; no data is read."""
 
@@ -142,6 +157,14 @@ class Shards(ABC):
             CaptionError: it is no caption.
             ShardError: it cannot be read.
         """
+
+
+def size_or_zero(image: bytes | None) -> tuple[int, int]:
+    """(height, width) of an image's bytes, of which the header must be there; zeros if it cannot be read."""
+    try:
+        return oriented_size(image or b"")
+    except ImageError:
+        return 0, 0
 
 
 class _Image(Mapping[str, Any]):

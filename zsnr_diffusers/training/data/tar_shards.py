@@ -1,13 +1,21 @@
 """Rows that lie in tar shards, each read when it is asked for: more data than any disk holds, at random access."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..config import DataConfig
-from .remote import FileState, file_state, read_range
+from .notices import notify
+from .remote import FileState, file_state, is_local, read_range
 from .shards import CaptionError, Shard, Shards
 from .tar_index import TarIndex, index_path, read_index
+
+_PART = 2**25
+"""Bytes that are copied at a time."""
 
 _NEAR = 2**20
 """Bytes between an image and its caption up to which both are read at once."""
@@ -37,9 +45,35 @@ class TarShards(Shards):
         # `text` is what WebDataset calls `txt`; another name can only be that of a field.
         choices = {None: [], "text": ["txt", "json"]}
         self._captions = choices.get(self.caption_column, ["json"])
+        self.measure = config.needs_image_sizes
         self._most_indices = 2 * config.shuffle_shards
         self._indices: dict[int, TarIndex] = {}
         self._span: tuple[int, int, bytes] = (-1, 0, b"")
+
+    def open(self) -> None:
+        """Find the samples of all tars, so that rows can be read; see `Shards.open`."""
+        super().open()
+        if self.cache.folder is not None and (reason := self._no_copies_reason()):
+            notify(f"rows of --train_shards are read by range, and tars are not copied to this disk: {reason}")
+            self.cache.folder = None
+
+    def _no_copies_reason(self) -> str:
+        """Why copies of tars on the local disk would not help; empty if they do."""
+        sizes = sorted((shard.state.size for shard in self.all if not is_local(shard.url)), reverse=True)
+        needed = sum(sizes[: self.window])
+        if needed > self.cache.limit:
+            return (
+                f"--shard_cache_gb={self.limit_gb:g} is less than the {needed / 1e9:.2f} GB that --shuffle_shards="
+                f"{self.window} of them take"
+            )
+        if self.cache.missing_space(sum(sizes)) > 0:
+            return f"{self.cache.folder} has too little space for --shard_cache_gb={self.limit_gb:g}"
+        return ""
+
+    def image_sizes(self) -> NDArray[np.int32]:
+        """Sizes of all images, from the indices of the tars."""
+        parts = [self._load_or_build_index(shard.url, shard.state).sizes for shard in self.all]
+        return np.concatenate([*parts, np.empty((0, 2), np.int32)])
 
     def _scan_file(self, url: str) -> Sequence[Shard]:
         """The one shard that a tar is, with its index saved."""
@@ -50,11 +84,11 @@ class TarShards(Shards):
     def _load_or_build_index(self, url: str, state: FileState) -> TarIndex:
         """The index of a tar shard, read from the cache or built and saved there."""
         if self.folder is None:
-            return read_index(url, state.size, self._captions)
-        file = index_path(self.folder, url, state, self._captions)
+            return read_index(url, state.size, self._captions, self.measure)
+        file = index_path(self.folder, url, state, self._captions, self.measure)
         index = TarIndex.load(file)
         if index is None:
-            index = read_index(url, state.size, self._captions)
+            index = read_index(url, state.size, self._captions, self.measure)
             index.save(file)
         return index
 
@@ -104,6 +138,9 @@ class TarShards(Shards):
         shard, index, number = self._locate_sample(row)
         places = index.places[number].reshape(2, 2)
         start, size = places[which].tolist()
+        if (copy := self._copy_of(shard)) is not None:
+            data: bytes = copy[start : start + size]
+            return data
         span = self._span
         if span[0] != row or not span[1] <= start <= start + size <= span[1] + len(span[2]):
             # Image and caption lie side by side, and what a server takes most of the time for is to begin.
@@ -112,3 +149,15 @@ class TarShards(Shards):
                 first, last = start, start + size
             self._span = span = (row, first, read_range(shard.url, first, last))
         return span[2][start - span[1] : start - span[1] + size]
+
+    def _copy_of(self, shard: Shard) -> Any:
+        """The copy of a tar on the local disk; None if there is none yet, or the tar itself is there."""
+        if is_local(shard.url):
+            return None
+
+        def parts() -> Iterator[bytes]:
+            for start in range(0, shard.state.size, _PART):
+                yield read_range(shard.url, start, min(start + _PART, shard.state.size))
+
+        key = hashlib.sha256(json.dumps([shard.url, *shard.state]).encode()).hexdigest()[:32]
+        return self.cache.get_copy(key, shard.state.size, parts)

@@ -3,6 +3,7 @@
 Where it is cut is known before a pixel is read, since networks can be told of it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,11 @@ from torch import Tensor
 Size = tuple[int, int]
 """(height, width) in pixels, of an upright image."""
 
-RESIZE_METHOD = "scaled to cover by Lanczos, centre crop"
-"""What `resize_and_crop` does where no place is drawn; whatever is computed from its pixels depends on it."""
+RESIZE_METHOD = "scaled to cover by Lanczos of at least twice the size, JPEGs decoded no larger, centre crop"
+"""What `read_image` and `resize_and_crop` do where no place is drawn; what is computed of the pixels depends on it."""
+
+DECODED = 2.5
+"""Times as large as it is to be, an image is enough: Lanczos of that gives nearly the pixels that it gives of all."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Crop:
     top: int
     left: int
     size: Size
+
+    @property
+    def decoded(self) -> Size:
+        """Size of the whole image from which the crop can be made."""
+        return math.ceil(DECODED * self.scaled[0]), math.ceil(DECODED * self.scaled[1])
 
     def hflip(self) -> "Crop":
         """The same crop if the whole image is mirrored left to right."""
@@ -56,6 +65,9 @@ def resize_and_crop(image: Image.Image, crop: Crop) -> Tensor:
     """Resize an image and cut a crop, uint8 [channels, height, width]."""
     (height, width), (rows, columns) = crop.scaled, crop.size
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        # Of an image that was decoded smaller, the last row and column may stand for a part of one.
+        reduced = 2 ** round(math.log2(crop.original[1] / image.width))
+        part = (0, 0, crop.original[1] / reduced, crop.original[0] / reduced)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, box=part, reducing_gap=DECODED)
     box = (crop.left, crop.top, crop.left + columns, crop.top + rows)
-    return torch.from_numpy(np.array(image.crop(box))).reshape(rows, columns, -1).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image.crop(box))).reshape(rows, columns, -1).permute(2, 0, 1).contiguous()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from ...core.solvers import check_variance_type
+from ...core.choices import check_variance_type
 from ...unet import PRESETS
 from ..config import (
     IDENTITY,
@@ -85,6 +85,13 @@ class ClassDataConfig(DataConfig):
     )
     class_dropout: Annotated[float, SHARE] = option(
         0.1, "Share of classes replaced by none, for classifier-free guidance."
+    )
+
+    dataloader_num_workers: Annotated[int | None, NOT_NEGATIVE] = option(
+        0,
+        "Processes that read images for each process that trains. Default: 0, it reads them itself and keeps them "
+        "decoded, up to 1 GB of them; each of these processes would keep its own. Of more images, or large ones, "
+        "give each GPU 4 to 8.",
     )
 
     @property

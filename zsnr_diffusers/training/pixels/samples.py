@@ -66,8 +66,9 @@ class LabelledDataset(TrainingDataset):
             `pixel_values` [C, h, w] in [-1, 1], `timestep`, N(0, 1) `noise` [C, h, w], and the `class_labels`.
         """
         dropped, flipped = torch.rand(2, generator=draw).tolist()
+        pixels = self._load_pixels(index)
         batch = {
-            "pixel_values": to_model_range(self._load_pixels(index), self.config.random_flip and flipped < 0.5),
+            "pixel_values": to_model_range(pixels.flip(-1) if self.config.random_flip and flipped < 0.5 else pixels),
             "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
             "noise": torch.randn(self.shape, generator=draw),
         }

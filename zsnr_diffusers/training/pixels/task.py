@@ -98,6 +98,10 @@ class PixelTask(Task):
             "data": f"{len(samples.usable_rows):,} images{classes} at {side} x {side}",
         }
 
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of images."""
+        return self.unet.config.sample_size, self.unet.config.sample_size
+
     def samples(self, images: Images, global_batch: int = 1) -> LabelledDataset:
         """Training samples: images in the network's size, their classes, and noise."""
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels

@@ -11,7 +11,9 @@ from typing import Any
 from ...evaluation.luminance import Floats, LuminanceCoverage, LuminanceSummary, luminance_coverage, mean_luminance
 from ...evaluation.plots import plot_luminance_over_steps
 from ...utils.files import write_json
+from ..config.data import is_encoded
 from ..data.dataset import is_row_readable, read_image, rows_to_sample
+from ..data.encoded import EncodedRows
 from ..data.loader import derive_seed
 from ..task import Task
 
@@ -38,6 +40,8 @@ def sample_readable_rows(task: Task, usable_rows: Sequence[int], count: int) -> 
 
 def measure_data_luminance(task: Task, usable_rows: Sequence[int]) -> Floats:
     """Mean luminance of random images of a run's data, uncropped, float64 [n]."""
+    if is_encoded(task.data.train_data_dir):
+        return EncodedRows.open(Path(str(task.data.train_data_dir))).luminance
     rows, column = sample_readable_rows(task, usable_rows, _DATA_IMAGES), task.data.image_column
     with ThreadPoolExecutor() as pool:
         return mean_luminance(pool.map(lambda row: read_image(task.rows, column, row), rows))

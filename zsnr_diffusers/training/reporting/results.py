@@ -27,6 +27,10 @@ def add_results_section(folder: Path, steps: int, losses: Sequence[float], optio
     if losses:
         mean = sum(losses) / len(losses)
         parts.append(f"Training loss: {mean:.4g}, the mean of the last {len(losses)} steps.\n")
+    if mix := [Path(entry).name.rpartition("=") for entry in options["data_mix"]]:
+        total = sum(float(weight) for _, _, weight in mix)
+        shares = ", ".join(f"{float(weight) / total:.0%} {name}" for name, _, weight in mix)
+        parts.append(f"Trained on samples of several datasets: {shares}.\n")
     parts.append(_options_section(options))
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write("\n## Results\n\n" + "\n".join(part for part in parts if part))
@@ -62,5 +66,7 @@ def _options_section(options: Mapping[str, Any]) -> str:
     """Markdown of a run's options, without those that name local paths or only steer the process."""
     hidden = {*_LOCAL_PATHS, *_PROCESS_OPTIONS}
     hidden |= {name for name in _MAY_BE_FOLDERS if Path(options[name] or "").exists()}
+    if mix := options["data_mix"]:
+        options = {**options, "data_mix": [Path(entry).name for entry in mix]}
     shown = yaml.safe_dump({name: value for name, value in options.items() if name not in hidden}, sort_keys=False)
     return f"<details><summary>Options</summary>\n\n```yaml\n{shown}```\n\n</details>\n"

@@ -1,6 +1,13 @@
 """Retraining Stable Diffusion 1.x, 2.x and XL."""
 
-from .config import TrainingConfig
-from .task import StableDiffusionTask
+from typing import TYPE_CHECKING
+
+from ...utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .config import TrainingConfig
+    from .task import StableDiffusionTask
+
+__getattr__, __dir__ = lazy_names(__name__, {"config": "TrainingConfig", "task": "StableDiffusionTask"})
 
 __all__ = ["StableDiffusionTask", "TrainingConfig"]

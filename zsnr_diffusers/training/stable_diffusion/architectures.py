@@ -48,8 +48,8 @@ class Architecture(ABC):
         """Why a pipeline with the right networks still cannot be trained; None if it can."""
 
     @abstractmethod
-    def text_encoder(self) -> TextEncoder:
-        """The frozen text encoder that turns token ids into the UNet's input."""
+    def text_encoder(self, clip_skip: int | None = None) -> TextEncoder:
+        """The frozen encoder that makes the UNet's input of token ids; `clip_skip` as pipelines' calls have it."""
 
     @abstractmethod
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
@@ -59,7 +59,8 @@ class Architecture(ABC):
             unet: that is trained.
             x_t: noisy latents [B, C, h, w].
             timestep: int64 [B], or float32 in flow matching.
-            text: from `text_encoder`, or what is stored of it; in any dtype and on any device.
+            text: from `text_encoder`, or what is stored of it; `text` on the device, in the dtype of the UNet's
+                products.
             batch: what `conditioning` gives.
         """
 
@@ -90,13 +91,17 @@ class StableDiffusion(Architecture):
         kind = self.pipeline.unet.config.addition_embed_type
         return None if kind is None else f"its UNet is told more than the caption (addition_embed_type={kind!r})"
 
-    def text_encoder(self) -> TextEncoder:
-        """The encoder of the text encoder's last states."""
-        return TextEncoder(self.pipeline.text_encoder, self.pipeline.tokenizer.model_max_length)
+    def text_encoder(self, clip_skip: int | None = None) -> TextEncoder:
+        """The encoder of the text encoder's last states, or earlier ones."""
+        texts, encoder = self.conditioning, self.pipeline.text_encoder
+        if clip_skip is not None and not hasattr(encoder, "text_model"):
+            # Where diffusers 0.42 looks for its norm; since transformers 5 that is the encoder's own. No submodule.
+            encoder.__dict__["text_model"] = encoder
+        return TextEncoder(encoder, texts.length, texts.chunks, clip_skip)
 
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
         """See `Architecture.predict`."""
-        output: Tensor = unet(x_t, timestep, text["text"].to(x_t), return_dict=False)[0]
+        output: Tensor = unet(x_t, timestep, text["text"], return_dict=False)[0]
         return output
 
 
@@ -133,17 +138,17 @@ class StableDiffusionXL(Architecture):
             return "its latents are scaled channel by channel (latents_mean, latents_std), which SDXL's are not"
         return None
 
-    def text_encoder(self) -> TextEncoderPair:
-        """The encoder of both text encoders' last but one states, and of the second's pooled output."""
+    def text_encoder(self, clip_skip: int | None = None) -> TextEncoderPair:
+        """The encoder of both text encoders' last but one states, or earlier ones, and the second's pooled output."""
         pipe = self.pipeline
         empty = self.conditioning.tokenize([""])[0] if pipe.config.force_zeros_for_empty_prompt else None
-        length = pipe.tokenizer.model_max_length
-        return TextEncoderPair(pipe.text_encoder, pipe.text_encoder_2, length, empty)
+        texts = self.conditioning
+        return TextEncoderPair(pipe.text_encoder, pipe.text_encoder_2, texts.length, empty, texts.chunks, clip_skip)
 
     def predict(self, unet: Any, x_t: Tensor, timestep: Tensor, text: Rows, batch: Batch) -> Tensor:
         """See `Architecture.predict`."""
         added = {"text_embeds": text["pooled"].to(x_t), "time_ids": batch["time_ids"].to(x_t)}
-        output: Tensor = unet(x_t, timestep, text["text"].to(x_t), added_cond_kwargs=added, return_dict=False)[0]
+        output: Tensor = unet(x_t, timestep, text["text"], added_cond_kwargs=added, return_dict=False)[0]
         return output
 
 

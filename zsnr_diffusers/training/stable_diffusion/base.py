@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from ...hub.damage import check_folder_weights
 from ...hub.errors import explain_hub_errors
@@ -54,6 +55,18 @@ class Base:
         own = self.pipeline.scheduler.config
         return None if is_flow(own) else _create_betas_schedule(own, "v_prediction", rescale_betas_zero_snr=True)
 
+    def reload_frozen(self) -> None:
+        """Give all networks but the UNet, which were moved to the device `meta`, their weights again."""
+        unet = self.pipeline.unet
+        if self.saved.folder is None:
+            pipe = load_pipeline(self.saved)
+        else:
+            options = with_single_dtype({"variant": self.variant, **self.architecture.load_kwargs})
+            pipe = self.architecture.pipeline_class.from_pretrained(self.saved.folder, unet=unet, **options)
+        for name in self.architecture.networks:
+            if name != "unet":
+                _take_tensors(getattr(self.pipeline, name), getattr(pipe, name))
+
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent, along each side."""
@@ -90,6 +103,13 @@ class Base:
                 f"--resolution={pixels} that leaves no size but the square; raise it, or leave them out."
             )
         return sizes
+
+
+def _take_tensors(network: nn.Module, source: nn.Module) -> None:
+    """Let a network have the tensors of another of the same modules, without a copy."""
+    for ours, theirs in zip(network.modules(), source.modules(), strict=True):
+        ours._parameters.update(theirs._parameters)
+        ours._buffers.update(theirs._buffers)
 
 
 def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: bool, flow_shift: float = 1.0) -> Base:

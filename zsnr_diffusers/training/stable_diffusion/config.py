@@ -4,9 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from ...core.guidance import check_guidance_rescale
-from ...core.low_frequencies import check_keep_low_frequencies
-from ...guidance.mixin import DEFAULT_GUIDANCE_RESCALE, DEFAULT_KEEP_LOW_FREQUENCIES
+from ...core.choices import (
+    DEFAULT_GUIDANCE_RESCALE,
+    DEFAULT_KEEP_LOW_FREQUENCIES,
+    check_guidance_rescale,
+    check_keep_low_frequencies,
+)
 from ..config import (
     IDENTITY,
     NOT_NEGATIVE,
@@ -19,6 +22,7 @@ from ..config import (
     RunConfig,
     option,
 )
+from ..config.data import is_encoded
 
 EXAMPLES = """\
 examples:
@@ -106,6 +110,18 @@ class BaseConfig(Options):
         "Default: those without a variant, or the only ones there are. Training is in float32 whatever they hold.",
     )
 
+    max_token_length: Annotated[Literal[75, 150, 225], IDENTITY] = option(
+        75,
+        "Tokens of a caption that are read, the rest is cut off. More than 75 are encoded 75 by 75, and the states "
+        "follow each other, as ComfyUI and A1111's web UI have them; diffusers' pipelines take such as prompt_embeds. "
+        "Previews see the first 75.",
+    )
+    clip_skip: Annotated[int | None, NOT_NEGATIVE, IDENTITY] = option(
+        None,
+        "Layers of the text encoders that are skipped, counted as clip_skip of diffusers' pipelines is: 1 where "
+        "others, kohya's scripts among them, say 2. Such a model is sampled with the same.",
+    )
+
     def __post_init__(self) -> None:
         if not self.pretrained_model_name_or_path:
             raise ValueError(
@@ -132,10 +148,22 @@ class CaptionedDataConfig(DataConfig):
     caption_dropout: Annotated[float, SHARE] = option(
         0.1, "Share of captions replaced by the empty one, for classifier-free guidance."
     )
+    shuffle_tags: Annotated[bool, IDENTITY] = option(
+        False,
+        "Captions are lists of tags, separated by commas: put them in another random order each time, all but the "
+        "first --keep_tags. What the text encoders give cannot be stored then.",
+    )
+    keep_tags: Annotated[int, NOT_NEGATIVE, IDENTITY] = option(
+        0, "Tags at the beginning of a caption that are neither moved nor dropped: a subject, a style, a trigger word."
+    )
+    tag_dropout: Annotated[float, SHARE, IDENTITY] = option(
+        0.0, "Share of the other tags that is left out, each by itself and again each time; nor is text stored then."
+    )
     aspect_ratio_buckets: Annotated[bool, IDENTITY] = option(
         False,
         "Let images keep about their shape: each is brought to that of some sizes of at most the area of --resolution "
-        "squared whose aspect ratio is nearest. Every global batch is of one size.",
+        "squared whose aspect ratio is nearest. Every global batch is of one size. For tars of --train_shards, sizes "
+        "are read with the headers before the start; for parquet files, all images are read once for it.",
     )
     random_crop: Annotated[bool, IDENTITY] = option(
         False,
@@ -144,19 +172,32 @@ class CaptionedDataConfig(DataConfig):
     cache: Literal["auto", "none", "latents", "text", "both"] = option(
         "auto",
         "What autoencoder and text encoder give is computed once and stored: latents, text, both, none, or auto: what "
-        "fits into half of the free disk space. With --random_crop it is text alone, of --train_shards nothing.",
+        "fits into half of the free disk space. With --random_crop it is text alone, with varied tags latents alone, "
+        "of --train_shards nothing.",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if is_encoded(self.train_data_dir) and (self.random_crop or self.cache not in ("auto", "both")):
+            option = "--random_crop" if self.random_crop else f"--cache={self.cache}"
+            raise ValueError(
+                f"{option}: --train_data_dir={self.train_data_dir} holds latents and text states that were encoded "
+                "beforehand, and no images; leave it out, or name the folder of the images."
+            )
+        if self.keep_tags and not self.varies_tags:
+            raise ValueError(
+                f"--keep_tags={self.keep_tags} keeps tags where they are moved or dropped: pass "
+                "--shuffle_tags or --tag_dropout too."
+            )
+        if self.varies_tags and (self.cache in ("text", "both") or is_encoded(self.train_data_dir)):
+            option = "--shuffle_tags" if self.shuffle_tags else f"--tag_dropout={self.tag_dropout}"
+            raise ValueError(
+                f"{option} makes other captions each time, and of text what was computed once is stored: pass "
+                "--cache=latents, auto or none, and the folder of the images."
+            )
         if not re.fullmatch(r"\.[^/\\]*[^/\\.]", self.caption_extension):
             raise ValueError(
                 f"--caption_extension={self.caption_extension!r} is no ending of files: begin with a dot, as in .txt."
-            )
-        if self.aspect_ratio_buckets and self.train_shards:
-            raise ValueError(
-                "--aspect_ratio_buckets needs the size of every image before the start, when those of --train_shards "
-                "are not read: leave it out, or pass --dataset_name or --train_data_dir."
             )
         if self.random_crop and self.cache in ("latents", "both"):
             raise ValueError(
@@ -170,6 +211,11 @@ class CaptionedDataConfig(DataConfig):
         return {**super().columns, "caption_column": self.caption_column}
 
     @property
+    def needs_image_sizes(self) -> bool:
+        """True for aspect-ratio buckets."""
+        return self.aspect_ratio_buckets
+
+    @property
     def captions(self) -> Captions:
         """Column and file extension of captions."""
         return Captions(self.caption_column, self.caption_extension)
@@ -177,11 +223,19 @@ class CaptionedDataConfig(DataConfig):
     @property
     def cached(self) -> tuple[str, ...]:
         """Which encoders' results may be cached: `latents`, `text`."""
+        if is_encoded(self.train_data_dir):
+            return ("latents", "text")
         # Shards may be more than any disk holds, and so may be what is computed of them.
         if self.cache == "none" or (self.cache == "auto" and self.train_shards):
             return ()
         chosen = (self.cache,) if self.cache in ("latents", "text") else ("latents", "text")
-        return tuple(name for name in chosen if name != "latents" or not self.random_crop)
+        varies = {"latents": self.random_crop, "text": self.varies_tags}
+        return tuple(name for name in chosen if not varies[name])
+
+    @property
+    def varies_tags(self) -> bool:
+        """Whether a row gives other captions each time, by the order or choice of their tags."""
+        return self.shuffle_tags or self.tag_dropout > 0
 
 
 @dataclass

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from tqdm.auto import tqdm
 from ...hub.weight_files import suppress_empty_float32_warnings
 from ...utils.distributed import Processes
 from ..accelerator import mixed_precision_dtype
+from ..data.dataset import hash_images
+from ..data.encoded import EncodedRows
+from ..data.file_index import FileIndex
 from .config import CaptionedDataConfig
-from .encoders import FrozenEncoder
+from .encoders import Autoencoder, FrozenEncoder
 from .row_cache import Cache, Rows
 from .samples import CaptionedDataset
 
@@ -61,10 +64,22 @@ class EmbeddingCache:
     Args:
         config: with what may be stored.
         parts: most costly first.
+        index: of what is known of files.
+        encoded: rows that were encoded beforehand, if the data are such.
+        reload: gives the weights of all parts back to their networks, after training on such data went without.
     """
 
-    def __init__(self, config: CaptionedDataConfig, parts: Sequence[FrozenEncoder]) -> None:
-        self.config, self.parts = config, parts
+    def __init__(
+        self,
+        config: CaptionedDataConfig,
+        parts: Sequence[FrozenEncoder],
+        index: FileIndex | None = None,
+        encoded: EncodedRows | None = None,
+        reload: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.config, self.parts, self.index = config, parts, index or FileIndex()
+        self.encoded, self._reload = encoded, reload
+        self._dtypes: dict[str, torch.dtype] = {}
         self.statuses: dict[str, CacheStatus] = {}
         self.device = torch.device("cpu")
 
@@ -95,15 +110,21 @@ class EmbeddingCache:
 
     def _find_statuses(
         self, half: torch.dtype | None, samples: CaptionedDataset, folder: Path, count: int | None
-    ) -> tuple[dict[str, CacheStatus], dict[int, bytes]]:
+    ) -> tuple[dict[str, CacheStatus], Mapping[int, bytes]]:
         """Status of each encoder that may be cached, by name, and the hashes of the images, by row."""
         rows = list(samples.usable_rows) if count is None else samples.rows_seen(count)
         indices = rows if self.config.cached else []
+        if self.encoded is not None:
+            samples.hashes, folder = self.encoded.hashes, self.encoded.folder
+        elif Autoencoder.name in self.config.cached:
+            samples.hashes = hash_images(samples.rows, self.config.image_column, indices, self.index)
         statuses = {
-            part.name: _cache_status(part, samples, indices, folder, part.arithmetic_dtype(half))
+            part.name: _cache_status(part, samples, indices, folder, part.arithmetic_dtype(half), self.index)
             for part in self.parts
             if part.name in self.config.cached
         }
+        if self.encoded is not None:
+            check_encoded(self.encoded, samples, statuses, self.parts)
         _disable_what_does_not_fit(list(statuses.values()), folder, self.config.cache)
         return statuses, samples.hashes
 
@@ -129,13 +150,14 @@ class EmbeddingCache:
         for part in self.parts:
             status, started = self.stored.get(part.name), time.perf_counter()
             if dtype := part.arithmetic_dtype(half):
+                self._dtypes[part.name] = dtype
                 with suppress_empty_float32_warnings():
                     part.network.to(dtype)
             if status is None or status.missing:
                 part.network.to(accelerator.device)
             if status is not None:
                 _populate_part(processes, part, status, samples)
-                part.network.to("cpu")
+                part.network.to("cpu" if self.encoded is None else "meta")
             seconds[part.name] = time.perf_counter() - started
         samples.caches = {name: status.cache for name, status in self.stored.items()}
         return seconds
@@ -150,15 +172,17 @@ class EmbeddingCache:
         overflows = any(part.arithmetic_dtype(torch.float16) == torch.float32 for part in self.parts)
         if overflows and torch.get_autocast_dtype(place) == torch.float16:
             precision.enter_context(torch.autocast(place, enabled=False))
+        if self.encoded is not None:
+            self._reload()
         for part in self.parts:
-            part.network.to(self.device)
+            part.network.to(self.device, self._dtypes.get(part.name))
         try:
             with precision:
                 yield
         finally:
             for part in self.parts:
                 if part.name in self.stored:
-                    part.network.to("cpu")
+                    part.network.to("cpu" if self.encoded is None else "meta")
 
     def benchmark(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> float:
         """Cache what a few samples need, in a temporary folder, to time it.
@@ -176,11 +200,51 @@ class EmbeddingCache:
         return sum(seconds[name] * missing.get(name, 0) / self.stored[name].count for name in self.stored) / 3600
 
 
+def check_encoded(
+    encoded: EncodedRows,
+    samples: CaptionedDataset,
+    statuses: Mapping[str, CacheStatus],
+    parts: Sequence[FrozenEncoder],
+) -> None:
+    """Refuse data that were encoded by other networks or otherwise than a run needs them.
+
+    Raises:
+        ValueError: with what differs.
+    """
+    missing = {name: len(status.missing) for name, status in statuses.items() if status.missing}
+    if not missing:
+        return
+    differ = []
+    for part in parts:
+        there = encoded.facts["encoders"][part.name]
+        differ += [f"{fact} of {part.name}" for fact, value in part.facts.items() if there.get(fact) != value]
+    here = {
+        "resolution": samples.resolution,
+        "aspect_ratio_buckets": samples.config.aspect_ratio_buckets,
+        "random_flip": samples.config.random_flip,
+    }
+    for name, value in here.items():
+        if (was := encoded.facts["options"][name]) != value:
+            differ.append(f"--{name}, {was} there and {value} here")
+    lacking = " and ".join(f"{count:,} {name}" for name, count in missing.items())
+    raise ValueError(
+        f"--train_data_dir={encoded.folder} lacks {lacking} of this run. What differs: "
+        f"{'; '.join(differ) or 'nothing, so files of it are lost'}. Train as the data were encoded, or encode them "
+        "again for this run."
+    )
+
+
 def _cache_status(
-    part: FrozenEncoder, samples: CaptionedDataset, indices: list[int], folder: Path, dtype: torch.dtype | None
+    part: FrozenEncoder,
+    samples: CaptionedDataset,
+    indices: list[int],
+    folder: Path,
+    dtype: torch.dtype | None,
+    index: FileIndex,
 ) -> CacheStatus:
     """Which results of an encoder for these data rows are cached and which are missing."""
-    cache = Cache(folder, part.name, part.cache_facts(dtype))
+    part.facts = part.cache_facts(dtype)
+    cache = Cache(folder, part.name, part.facts, index)
     inputs = part.unique_inputs(samples, indices)
     missing = {content: inputs[content] for content in cache.find_missing(inputs)}
     itemsize = (dtype or part.dtype).itemsize
@@ -229,7 +293,8 @@ def _encode_inputs(
     loader = DataLoader(
         _Inputs(part.load, samples, list(inputs.values())),
         batch_sampler=batches,
-        num_workers=config.dataloader_num_workers if inputs else 0,
+        num_workers=config.num_workers if inputs else 0,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
     with tqdm(desc=f"storing {part.name}", total=len(inputs), disable=not progress, unit=part.label) as bar:

@@ -3,15 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...utils.hashing import state_sha256
-from ..data.dataset import image_sha256
+from ..data.dataset import to_model_range
 from ..data.transforms import RESIZE_METHOD
 from .row_cache import Rows
 from .samples import CaptionedDataset, text_cache_key
@@ -35,6 +33,8 @@ class FrozenEncoder(ABC):
 
     def __init__(self, network: Any) -> None:
         self.network = network.requires_grad_(False).eval()
+        self.facts: dict[str, Any] = {}
+        """What the results that are stored depend on, once that was asked for."""
 
     def arithmetic_dtype(self, half: torch.dtype | None) -> torch.dtype | None:
         """Dtype to compute in under mixed precision `half`; None for the network's own."""
@@ -87,7 +87,7 @@ class FrozenEncoder(ABC):
 
 
 class Autoencoder(FrozenEncoder):
-    """Images [B, 3, h, w] in [-1, 1] to the moments of their latents: `mean` and `std` [B, C, h', w'].
+    """Images uint8 [B, 3, h, w] to the moments of their latents: `mean` and `std` [B, C, h', w'].
 
     Args:
         vae: an AutoencoderKL.
@@ -109,7 +109,8 @@ class Autoencoder(FrozenEncoder):
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
         """Moments, in the network's dtype."""
-        moments = self.network.encode(inputs.to(self.device, self.dtype)).latent_dist
+        pixels = to_model_range(inputs.to(self.device, non_blocking=True)).to(self.dtype)
+        moments = self.network.encode(pixels).latent_dist
         return {"mean": moments.mean, "std": moments.std}
 
     def cache_facts(self, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -123,13 +124,7 @@ class Autoencoder(FrozenEncoder):
         return {k: str(v) for k, v in self.network.config.items() if not k.startswith("_") and k not in ours}
 
     def unique_inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
-        """(row, flipped) of every image, by the hash of its file and its size; also fills `samples.hashes`."""
-        column = samples.config.image_column
-        with ThreadPoolExecutor() as pool:
-            hashes = pool.map(lambda index: image_sha256(samples.rows, column, index), indices)
-            samples.hashes = dict(
-                zip(indices, tqdm(hashes, "hashing images", len(indices), unit="image"), strict=True)
-            )
+        """(row, flipped) of every image, by the hash of its file, from `samples.hashes`, and its size."""
         flips = (False, True) if samples.config.random_flip else (False,)
         return {samples.image_cache_key(index, flip): (index, flip) for index in indices for flip in flips}
 
@@ -143,7 +138,7 @@ class Autoencoder(FrozenEncoder):
 
     @staticmethod
     def load(samples: CaptionedDataset, key: Any) -> Tensor:
-        """A row's image, center-cropped, [3, h, w] in [-1, 1]."""
+        """A row's image, center-cropped, uint8 [3, h, w]."""
         index, flipped = key
         return samples.pixel_values(samples.crop(index), index, flipped)
 
@@ -154,18 +149,33 @@ class TextEncoder(FrozenEncoder):
     Args:
         text_encoder: a CLIPTextModel.
         length: tokens of a caption.
+        chunks: into which they are cut, each encoded by itself; the states follow each other.
+        clip_skip: layers at the end that are left out, as in the pipeline's call; None for none.
     """
 
     name, label, batch_size = "text", "caption", 32
 
-    def __init__(self, text_encoder: Any, length: int) -> None:
+    def __init__(self, text_encoder: Any, length: int, chunks: int = 1, clip_skip: int | None = None) -> None:
         super().__init__(text_encoder)
-        self.length = length
+        self.length, self.chunks, self.clip_skip = length, chunks, clip_skip
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
         """States, in the network's dtype."""
-        return {"text": self.network(inputs.to(self.device))[0]}
+        ids = self._cut(inputs.to(self.device, non_blocking=True))
+        if self.clip_skip is None:
+            return {"text": self._join(self.network(ids)[0])}
+        states = self.network(ids, output_hidden_states=True).hidden_states[-(self.clip_skip + 1)]
+        # As the pipeline does: what is skipped are layers, not the norm behind them.
+        return {"text": self._join(self.network.text_model.final_layer_norm(states))}
+
+    def _cut(self, ids: Tensor) -> Tensor:
+        """Token ids [B, length] as chunks [B * chunks, length / chunks]."""
+        return ids.reshape(len(ids) * self.chunks, -1)
+
+    def _join(self, states: Tensor) -> Tensor:
+        """States of chunks as those of captions, [B, length, D]."""
+        return states.reshape(len(states) // self.chunks, self.length, -1)
 
     def _text_encoders(self) -> list[Any]:
         """The text encoders that compute the states."""
@@ -175,12 +185,14 @@ class TextEncoder(FrozenEncoder):
         """The text encoders' settings, without those that versions of transformers add by themselves."""
         # Not what other versions of transformers write there of themselves.
         theirs = {"transformers_version", "architectures", "dtype", "torch_dtype"}
-        return {
+        facts = {
             f"{place}{name}": str(value)
             for place, encoder in zip(("", "2."), self._text_encoders(), strict=False)
             for name, value in encoder.config.to_dict().items()
             if not name.startswith("_") and name not in theirs
         }
+        ours = {"chunks": (self.chunks, 1), "clip_skip": (self.clip_skip, None)}
+        return facts | {name: str(value) for name, (value, usual) in ours.items() if value != usual}
 
     def unique_inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
         """Token ids of every caption, by content."""
@@ -210,28 +222,43 @@ class TextEncoderPair(TextEncoder):
     Args:
         text_encoder: a CLIPTextModel.
         text_encoder_2: a CLIPTextModelWithProjection.
-        length: tokens of a caption.
+        length: tokens of a caption by one of both.
         empty: token ids [2 length] of no caption, where the pipeline has `force_zeros_for_empty_prompt`: zeros are
             given for them, so that dropped captions train what the pipeline guides away from.
+        chunks: as in `TextEncoder`; the second's output is that of the first chunk.
+        clip_skip: layers left out before the last, as in the pipeline's call; None for none.
     """
 
-    def __init__(self, text_encoder: Any, text_encoder_2: Any, length: int, empty: Tensor | None) -> None:
-        super().__init__(nn.ModuleList([text_encoder, text_encoder_2]), length)
+    def __init__(
+        self,
+        text_encoder: Any,
+        text_encoder_2: Any,
+        length: int,
+        empty: Tensor | None,
+        chunks: int = 1,
+        clip_skip: int | None = None,
+    ) -> None:
+        super().__init__(nn.ModuleList([text_encoder, text_encoder_2]), length, chunks, clip_skip)
         self.empty = empty
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
         """States and the whole, in the networks' dtype."""
-        ids = inputs.to(self.device).chunk(2, dim=1)
-        outputs = [encoder(half, output_hidden_states=True) for encoder, half in zip(self.network, ids, strict=True)]
+        ids = inputs.to(self.device, non_blocking=True).chunk(2, dim=1)
+        outputs = [
+            encoder(self._cut(half), output_hidden_states=True)
+            for encoder, half in zip(self.network, ids, strict=True)
+        ]
+        layer = -2 - (self.clip_skip or 0)
         rows = {
-            "text": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
-            "pooled": outputs[1].text_embeds,
+            "text": torch.cat([self._join(output.hidden_states[layer]) for output in outputs], dim=-1),
+            "pooled": outputs[1].text_embeds[:: self.chunks],
         }
         if self.empty is not None:
-            unsaid = (inputs == self.empty.to(inputs.device)).all(dim=1).to(self.device)
-            for values in rows.values():
-                values[unsaid] = 0
+            # Not by an index of truth values, whose number the host would have to wait for.
+            said = (inputs != self.empty.to(inputs.device, non_blocking=True)).any(dim=1)
+            said = said.to(self.device, non_blocking=True)
+            rows = {name: values.where(said.reshape(-1, *[1] * (values.ndim - 1)), 0) for name, values in rows.items()}
         return rows
 
     def _text_encoders(self) -> list[Any]:

@@ -9,7 +9,7 @@ import diffusers
 import huggingface_hub
 from diffusers import SchedulerMixin, UNet2DConditionModel
 
-from ...guidance.mixin import DEFAULT_KEEP_LOW_FREQUENCIES
+from ...core.choices import DEFAULT_KEEP_LOW_FREQUENCIES
 from ...guidance.record import guidance_record
 from ...hub.custom_pipeline import custom_pipeline_source
 from ...hub.model_card import guidance_rows, other_samplers_text, public_base_name

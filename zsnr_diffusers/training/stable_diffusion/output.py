@@ -11,7 +11,7 @@ from PIL import Image
 from ...evaluation.generation import generate_images
 from ...guidance.mixin import GuidanceRescaleMixin
 from ...schedulers.flow import FlowMatchScheduler
-from ..data.dataset import Rows
+from ..data.dataset import Rows, captions_as_list
 from ..output import Output
 from ..reporting.model_card import TrainingRecord
 from ..schedule import preview_scheduler
@@ -20,7 +20,6 @@ from .config import AdapterConfig, GuidedOutputConfig
 from .embedding_cache import EmbeddingCache
 from .export import export_scheduler, kept_low_frequencies, save_pipeline_folder
 from .lora import describe_adapter, save_lora_folder
-from .samples import captions_as_list
 
 _SEEDS = range(4)
 
@@ -38,6 +37,7 @@ class StableDiffusionOutput(Output):
     rows: Rows
     """Of the data, with their captions."""
     caption_column: str
+    clip_skip: int | None
     record: TrainingRecord
 
     def export_scheduler(self) -> SchedulerMixin:
@@ -77,6 +77,7 @@ class StableDiffusionOutput(Output):
                     guidance_scale=config.guidance_scale,
                     height=self.resolution,
                     width=self.resolution,
+                    clip_skip=self.clip_skip,
                 ).images
                 for prompt in prompts
             ]
@@ -96,6 +97,7 @@ class StableDiffusionOutput(Output):
                 progress=False,
                 num_inference_steps=self.config.num_inference_steps,
                 **unguided,
+                clip_skip=self.clip_skip,
                 height=self.resolution,
                 width=self.resolution,
             )

@@ -3,12 +3,14 @@
 import struct
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.buckets import assign_to_buckets
-from ..data.dataset import Images, Rows, image_size, read_image, to_model_range
+from ..data.dataset import Images, Rows, captions_as_list, image_size, read_image
 from ..data.loader import Batch, TrainingDataset
+from ..data.row_values import ImageSizes, RowValues
 from ..data.transforms import Crop, Size, compute_crop, resize_and_crop
 from .conditioning import Conditioning
 from .config import CaptionedDataConfig
@@ -43,11 +45,11 @@ class CaptionedDataset(TrainingDataset):
         global_batch: int = 1,
         noise_offset: float = 0.0,
     ) -> None:
-        self._sizes = images if isinstance(images, Mapping) else None
+        self._sizes = images if isinstance(images, ImageSizes) else None
         self.buckets = assign_to_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
         """Rows by the size that their images are brought to, if it is not the square for all."""
-        self._square = buckets[0]
-        self._bucket_of = {row: size for size, found in self.buckets.items() for row in found}
+        self._square, self.resolution = buckets[0], buckets[0][0]
+        self._bucket_of = _bucket_numbers(self.buckets)
         batch = global_batch if self.buckets else 1
         super().__init__(rows, images, config, self.buckets.values(), batch, noise_offset)
         self.config, self.conditioning = config, conditioning
@@ -55,14 +57,14 @@ class CaptionedDataset(TrainingDataset):
         self.captions = rows.select_columns([config.caption_column])
         self.caches: dict[str, Cache] = {}
         """What is stored of images (`latents`) and captions (`text`), and given in place of these."""
-        self.hashes: dict[int, bytes] = {}
+        self.hashes: Mapping[int, bytes] = {}
         """Of the images of rows, if `latents` are stored."""
 
     def sample(self, index: int, draw: torch.Generator) -> Batch:
         """The training sample of a data row.
 
         Returns:
-            `pixel_values` [3, h, w] in [-1, 1] or what is stored of it, `input_ids` [length] or what is stored of it,
+            `pixel_values` uint8 [3, h, w] or what is stored of it, `input_ids` [length] or what is stored of it,
             what `conditioning` says of the crop, `timestep`, and N(0, 1) `noise` and `posterior_noise` in the shape of
             the latents.
         """
@@ -72,29 +74,34 @@ class CaptionedDataset(TrainingDataset):
         mirrored = self.config.random_flip and flipped < 0.5
         crop = self.crop(index, draw if self.config.random_crop else None)
         shape = self.latent_shape(index)
-        return {
+        batch = {
             **self._image_inputs(crop, index, mirrored),
-            **self._text_inputs(caption),
             **self.conditioning.for_crop(crop.hflip() if mirrored else crop),
             "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
             "noise": torch.randn(shape, generator=draw),
             "posterior_noise": torch.randn(shape, generator=draw),
         }
+        if self.config.varies_tags and caption:  # after all else, which is thus the same without
+            config = self.config
+            caption = vary_tags(caption, config.shuffle_tags, config.keep_tags, config.tag_dropout, draw)
+        return {**batch, **self._text_inputs(caption)}
 
     def crop(self, index: int, draw: torch.Generator | None = None) -> Crop:
         """The crop of a row's image: at the center, or at random if `draw` is passed."""
         place = None if draw is None else torch.rand(2, generator=draw).tolist()
-        size = self._sizes[index] if self._sizes else image_size(self.rows, self.config.image_column, index)
-        return compute_crop(size, self.bucket_size(index), place)
+        return compute_crop(self.image_size(index), self.bucket_size(index), place)
+
+    def image_size(self, index: int) -> Size:
+        """(height, width) of a row's image."""
+        return self._sizes[index] if self._sizes else image_size(self.rows, self.config.image_column, index)
 
     def first_images(self, count: int) -> Images:
         """The first `count` of the usable images, in the form that `images` was passed."""
-        some = self.usable_rows[:count]
-        return {row: self._sizes[row] for row in some} if self._sizes else some
+        return self._sizes.first(count) if self._sizes else self.usable_rows[:count]
 
     def bucket_size(self, index: int) -> Size:
         """Size to which a row's image is resized and cropped."""
-        return self._bucket_of.get(index, self._square)
+        return [*self.buckets][self._bucket_of[index]] if self.buckets else self._square
 
     def latent_shape(self, index: int) -> tuple[int, int, int]:
         """(channels, height, width) of a row's latents."""
@@ -115,8 +122,9 @@ class CaptionedDataset(TrainingDataset):
         return {"input_ids": input_ids}
 
     def pixel_values(self, crop: Crop, index: int, flipped: bool) -> Tensor:
-        """A crop of a row's image, [3, h, w] in [-1, 1]."""
-        return to_model_range(resize_and_crop(read_image(self.rows, self.config.image_column, index), crop), flipped)
+        """A crop of a row's image, uint8 [3, h, w]: a quarter of the bytes that floats have on their way."""
+        pixels = resize_and_crop(read_image(self.rows, self.config.image_column, index, crop.decoded), crop)
+        return pixels.flip(-1) if flipped else pixels
 
     def image_cache_key(self, index: int, flipped: bool) -> bytes:
         """Bytes that identify a row's center-cropped `pixel_values`: file hash, size, flip."""
@@ -128,13 +136,31 @@ class CaptionedDataset(TrainingDataset):
         return {"", *(caption for row in rows for caption in captions_as_list(row))}
 
 
+def vary_tags(caption: str, shuffle: bool, keep: int, dropout: float, draw: torch.Generator) -> str:
+    """A caption of tags, separated by commas, with these in another order, or without some of them.
+
+    Args:
+        caption: of tags; spaces around them do not matter.
+        shuffle: whether they change places.
+        keep: tags at the beginning that stay as they are.
+        dropout: probability of each other to be left out.
+        draw: all that is random.
+    """
+    tags = [tag for tag in map(str.strip, caption.split(",")) if tag]
+    first, others = tags[:keep], tags[keep:]
+    order = torch.randperm(len(others), generator=draw).tolist() if shuffle else range(len(others))
+    stays = (torch.rand(len(others), generator=draw) >= dropout).tolist()
+    return ", ".join([*first, *(others[place] for place in order if stays[place])])
+
+
+def _bucket_numbers(buckets: Mapping[Size, Sequence[int]]) -> Mapping[int, int]:
+    """The number of the bucket of each row."""
+    rows = np.concatenate([np.asarray(found, np.int64) for found in buckets.values()] or [np.empty(0, np.int64)])
+    numbers = np.repeat(np.arange(len(buckets), dtype=np.int16), [*map(len, buckets.values())])
+    order = np.argsort(rows)
+    return RowValues(rows[order], numbers[order])
+
+
 def text_cache_key(input_ids: Tensor) -> bytes:
     """Bytes that identify a caption to the text encoders: its token ids."""
     return input_ids.numpy().tobytes()
-
-
-def captions_as_list(caption: str | Sequence[str] | None) -> list[str]:
-    """A data row's captions as a list; [""] if it has none."""
-    if not caption:
-        return [""]
-    return [caption] if isinstance(caption, str) else [str(one) for one in caption]

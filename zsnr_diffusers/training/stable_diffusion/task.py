@@ -11,9 +11,12 @@ from torch import Tensor
 
 from ...hub.model_card import terminal_snr
 from ...utils.distributed import Processes
+from ..accelerator import mixed_precision_dtype
+from ..config.data import is_encoded
 from ..config.objective import FLOW
 from ..data.buckets import round_up_to_batches
-from ..data.dataset import Images, noise_rows, open_rows
+from ..data.dataset import Images, noise_rows, open_file_index, open_rows
+from ..data.encoded import EncodedRows
 from ..data.loader import Batch
 from ..objective import create_objective
 from ..parameters import base_state_dict
@@ -51,12 +54,20 @@ class StableDiffusionTask(Task):
         self.resolution = self.base.resolution(config.resolution)
         self.buckets = self.base.buckets(config)
         self.autoencoder = Autoencoder(self.base.pipeline.vae, self.base.architecture.uses_force_upcast)
-        self.text_encoder = self.base.architecture.text_encoder()
-        self.embedding_cache = EmbeddingCache(config, (self.autoencoder, self.text_encoder))
+        self.base.architecture.conditioning.chunks = config.max_token_length // 75
+        self.text_encoder = self.base.architecture.text_encoder(config.clip_skip)
+        self.embedding_cache = EmbeddingCache(
+            config,
+            (self.autoencoder, self.text_encoder),
+            open_file_index(config),
+            EncodedRows.open(Path(str(config.train_data_dir))) if is_encoded(config.train_data_dir) else None,
+            self.base.reload_frozen,
+        )
         if config.has_data:
             self.rows = open_rows(config)
         else:
             self.rows = noise_rows(config.image_column, self.resolution, **{config.caption_column: ""})
+        self._text_dtype = torch.float32
         record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
         self.output = StableDiffusionOutput(
             config,
@@ -66,6 +77,7 @@ class StableDiffusionTask(Task):
             resolution=self.resolution,
             rows=self.rows.select_columns([config.caption_column]),
             caption_column=config.caption_column,
+            clip_skip=config.clip_skip,
             record=record,
         )
 
@@ -107,6 +119,21 @@ class StableDiffusionTask(Task):
         data = f"{count:,} images in {len(lines)} buckets (width x height), and {repeats:,} repeats in an epoch"
         return {"data": data, **lines}
 
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of latents; those of other buckets have about as many pixels."""
+        side = self.resolution // self.base.vae_scale_factor
+        return side, side
+
+    def frozen_bytes(self, half: torch.dtype | None) -> int:
+        """Memory of autoencoder and text encoders whose results are not cached."""
+        stored = self.embedding_cache.stored
+        return sum(
+            (part.arithmetic_dtype(half) or part.dtype).itemsize * value.numel()
+            for part in self.embedding_cache.parts
+            if part.name not in stored
+            for value in part.network.parameters()
+        )
+
     def samples(self, images: Images, global_batch: int = 1) -> CaptionedDataset:
         """Training samples: images, token ids, and noise for latents."""
         base = self.base
@@ -131,7 +158,8 @@ class StableDiffusionTask(Task):
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
         """Cache latents and text states as planned, and leave the device to the UNet."""
-        if self.config.measure and self.embedding_cache.stored:
+        self._text_dtype = mixed_precision_dtype(accelerator) or torch.float32
+        if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, processes, few)
             accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
@@ -148,5 +176,7 @@ class StableDiffusionTask(Task):
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
         """The UNet's output under captions, and for XL under sizes and crops."""
-        text = batch if "text" in batch else self.text_encoder(batch["input_ids"])
+        text = dict(batch if "text" in batch else self.text_encoder(batch["input_ids"]))
+        # Once, where autocast would make a copy for each of the layers that read it.
+        text["text"] = text["text"].to(x_t.device, self._text_dtype)
         return self.base.architecture.predict(unet, x_t, batch["timestep"].to(x_t.device), text, batch)

@@ -1,11 +1,15 @@
-"""Row groups on a local disk, decoded, for all processes of a run to map into memory.
+"""Shards on a local disk, for all processes of a run to map into memory.
 
-What reads one row of a row group reads all of it; so it is read once, by one process, and kept as an Arrow file, which
-any number of processes read at random access without a copy of their own. The least recently used ones make room.
+What reads one row of a row group reads all of it; so it is read once, by one process, and kept, decoded, as an Arrow
+file, which any number of processes read at random access without a copy of their own. A tar is copied as it is, while
+its first rows are still read by range. The least recently used ones make room.
 """
 
 import contextlib
+import math
+import mmap
 import os
+import queue
 import shutil
 import threading
 import time
@@ -28,26 +32,30 @@ except ImportError:  # Windows
 
 _LOCK_FILE = ".lock"
 
+_RETRY = 60.0
+"""Seconds before a file is copied again that could not be."""
+
 _ABANDONED = 3600.0
 """Seconds without a byte written, after which a partial file is one of a process that was killed."""
 
 
-class RowGroupCache:
-    """Tables by key, as files that processes share, or in the memory of each.
+class ShardCache:
+    """Tables and copies of files by key, as files that processes share; tables may be in the memory of each.
 
     Args:
         folder: of the files, which may also be used by other runs; None keeps tables in memory.
         limit: bytes that all files may take.
-        most_open: tables that a process has open, or in memory, at a time.
+        most_open: files that a process has open, or tables in memory, at a time.
     """
 
     def __init__(self, folder: Path | None, limit: int, most_open: int) -> None:
         self.folder, self.limit, self.most_open = folder, limit, most_open
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._copier: _Copier | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RowGroupCache, (self.folder, self.limit, self.most_open)  # a mapped file would be copied
+        return ShardCache, (self.folder, self.limit, self.most_open)  # a mapped file would be copied
 
     def get(self, key: str, size: int, read: Callable[[], Iterable[Any]]) -> Any:
         """The table of a key, read if it is not there.
@@ -66,6 +74,40 @@ class RowGroupCache:
             while len(self._open) > self.most_open:
                 self._open.popitem(last=False)
         return table
+
+    def get_copy(self, key: str, size: int, read: Callable[[], Iterable[bytes]]) -> Any:
+        """The bytes of a file, if a copy is on the disk; else None, and it is copied for later.
+
+        Args:
+            key: 32 hexadecimal digits.
+            size: of the file, in bytes.
+            read: its bytes, in parts.
+        """
+        if self.folder is None or size > self.limit:
+            return None
+        with self._lock:
+            copy = self._open.pop(key, None)
+            copy = map_copy(self.folder / f"{key}.copy", size) if copy is None else copy
+            if copy is not None:
+                self._open[key] = copy
+                while len(self._open) > self.most_open:
+                    self._open.popitem(last=False)
+                return copy
+            if self._copier is None or self._copier.process != os.getpid():  # no thread survives a fork
+                self._copier = _Copier()
+            self._copier.submit(key, lambda: self._store_copy(key, size, read))
+        return None
+
+    def _store_copy(self, key: str, size: int, read: Callable[[], Iterable[bytes]]) -> None:
+        """Write the copy of a file, if no other process does so already."""
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"{key}.copy"
+        with _hold(self.folder, key, wait=False) as held:
+            if held and map_copy(file, size) is None:
+                self._make_room(self.folder, size)
+                with atomic_write(file, shared=True) as partial, partial.open("xb") as opened:
+                    opened.writelines(read())
 
     def missing_space(self, size: int) -> int:
         """Bytes by which the disk is too full for so many bytes of row groups, those that are stored included."""
@@ -117,6 +159,29 @@ class RowGroupCache:
                     excess -= file.size
 
 
+class _Copier:
+    """A thread that copies files one after the other; it ends with its process, in the midst of one if need be."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self._tried: dict[str, float] = {}
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True, name="copies shards").start()
+
+    def submit(self, key: str, work: Callable[[], None]) -> None:
+        """Have a file copied, unless that was tried a moment ago."""
+        now = time.monotonic()
+        if now - self._tried.get(key, -math.inf) > _RETRY:
+            self._tried[key] = now
+            self._work.put(work)
+
+    def _run(self) -> None:
+        while True:
+            # What cannot be copied is read by range all the same, and that says what is wrong.
+            with contextlib.suppress(OSError):
+                self._work.get()()
+
+
 class _File(NamedTuple):
     path: Path
     size: int
@@ -140,17 +205,40 @@ def _list_files(folder: Path) -> list[_File]:
 
 
 @contextlib.contextmanager
-def _hold(folder: Path, key: str) -> Iterator[None]:
+def _hold(folder: Path, key: str, wait: bool = True) -> Iterator[bool]:
     """Hold a key against other processes, so that one reads what all of them wait for.
 
     The system ends it with the process, however that ends. Where there are no such locks, each process reads for
     itself, which is slower and no less correct.
+
+    Yields:
+        Whether nobody else holds it, which without `wait` may be so.
     """
     with Path(folder, _LOCK_FILE).open("ab") as file:
-        with contextlib.suppress(OSError):
+        held = True
+        try:
             if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX, 1, int(key[:7], 16))  # a byte for each key
-        yield
+                kind = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+                fcntl.lockf(file, kind, 1, int(key[:7], 16))  # a byte for each key
+        except BlockingIOError:
+            held = False
+        except OSError:
+            pass
+        yield held
+
+
+def map_copy(file: Path, size: int) -> Any:
+    """The bytes of a file of a size, mapped into memory; None if there is none or it is of another size."""
+    try:
+        with file.open("rb") as opened:
+            copy = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # an empty one cannot be mapped
+        return None
+    if len(copy) != size:
+        return None
+    with contextlib.suppress(OSError):  # a folder that others write
+        os.utime(file)
+    return copy
 
 
 def map_table(file: Path) -> Any:

@@ -1,16 +1,11 @@
 """At which flow times a network is trained: densities as quantiles, which make uniform draws into flow times."""
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
+from .choices import FLOW_TIME_SAMPLINGS
 from .flow import flow_time, shifted_time
 from .noise import noise_level
-
-FlowTimeSampling = Literal["logit_normal", "uniform", "snr"]
-FLOW_TIME_SAMPLINGS: tuple[str, ...] = get_args(FlowTimeSampling)
-"""Names of the densities from which `flow_times` draws training times."""
 
 
 def logit_normal_times(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

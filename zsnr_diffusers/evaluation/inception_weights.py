@@ -35,5 +35,6 @@ def inception_file(url: str = INCEPTION_URL, sha256: str = INCEPTION_SHA256) -> 
     except RuntimeError as error:
         raise ValueError(f"{url}: {error}; it was not kept. Try again, or put the right file at {path}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"{url} cannot be fetched ({error}); put the file at {path}, or name where it is") from error
+        remedy = f"put the file at {path}, or pass its path (--feature_weights)"
+        raise OSError(f"{url} cannot be fetched ({error}); {remedy}") from error
     return path

@@ -1,0 +1,163 @@
+"""What is known of files that have not changed since they were read: a table on disk, by path, size and mtime.
+
+Decoding a million images and hashing them takes an hour, listing their sizes and times a minute. So what was read is
+kept, and only what is new or has changed is read again. All is in arrays: 64 bytes for a file, however long its path.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...utils.files import atomic_write
+
+FILE_NAME = "files.npy"
+"""Of the table, in a folder of caches."""
+
+RECORD = np.dtype(
+    [
+        *(("key", "<u8"), ("size", "<i8"), ("mtime", "<i8")),
+        # Zeros where they are not known.
+        *(("height", "<i4"), ("width", "<i4"), ("sha256", "u1", 32)),
+    ]
+)
+"""A file: a hash of its path, its bytes and time of last change in nanoseconds; what was found in it."""
+
+Records = NDArray[Any]
+"""Of dtype `RECORD`, shape [n]."""
+
+_STATE = ("key", "size", "mtime")
+_FACTS = (("height", "width"), ("sha256",))
+_MISSING = -1
+"""The size of what is not there."""
+
+_THREADS = 16
+"""That ask for sizes and times, for the sake of network file systems."""
+
+_CHUNK = 1000
+
+
+class FileIndex:
+    """What is known of files, in memory and on disk.
+
+    Args:
+        file: of the table, which other runs may write to as well; None for none.
+        read_only: whether nothing is written to it.
+        rehash: whether all is read again, and what is known is replaced.
+    """
+
+    def __init__(self, file: Path | None = None, *, read_only: bool = False, rehash: bool = False) -> None:
+        self.file, self.read_only, self.rehash = file, read_only, rehash
+        self._fresh: Records = np.empty(0, RECORD)
+        """What was read by this object, which holds even if all is to be read again."""
+
+    def fill(self, records: Records) -> Records:
+        """Fill in what is known of files whose size and time of last change are those that were recorded."""
+        for known in (self._fresh,) if self.rehash else (self._read(), self._fresh):
+            _fill_from(records, known)
+        return records
+
+    def store(self, records: Records) -> None:
+        """Keep what was found in files, for this process and, if it can be written, on disk.
+
+        What cannot be written is read again at the next start, which is no reason to end this one.
+        """
+        records = records[records["size"] != _MISSING]
+        self._fresh = _merge(self._fresh, records)
+        if self.file is None or self.read_only:
+            return
+        merged = _merge(self._read(), records)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.file, shared=True) as partial, partial.open("xb") as opened:
+                np.save(opened, merged, allow_pickle=False)
+        except OSError:
+            return
+
+    def _read(self) -> Records:
+        """The table on disk; empty if there is none, or it is damaged or of another format."""
+        try:
+            if self.file is not None:
+                table: Records = np.load(self.file, allow_pickle=False)
+                if table.dtype == RECORD and table.ndim == 1:
+                    return table
+        except (OSError, ValueError, EOFError):
+            pass
+        return np.empty(0, RECORD)
+
+
+def file_records(paths: Sequence[str]) -> Records:
+    """Records of files with their present sizes and times, and nothing else yet.
+
+    Args:
+        paths: of files, absolute.
+    """
+    records = np.zeros(len(paths), RECORD)
+
+    def describe(first: int) -> None:
+        for place in range(first, min(first + _CHUNK, len(paths))):
+            try:
+                status = os.stat(paths[place])
+                size, mtime = status.st_size, status.st_mtime_ns
+            except (OSError, ValueError):
+                size, mtime = _MISSING, 0
+            records[place] = (_hash_key(paths[place]), size, mtime, 0, 0, 0)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(describe, range(0, len(paths), _CHUNK)))
+    return records
+
+
+def row_records(fingerprint: str, rows: NDArray[np.int64]) -> Records:
+    """Records of images that lie in the rows of a dataset, which changes its fingerprint if it changes.
+
+    Args:
+        fingerprint: of the dataset.
+        rows: numbers of the rows.
+    """
+    records = np.zeros(len(rows), RECORD)
+    start = _hash_key(fingerprint)
+    with np.errstate(over="ignore"):
+        # Rows must not share a key with those of others: an odd factor permutes the 64-bit numbers.
+        records["key"] = (rows.astype(np.uint64) + np.uint64(start)) * np.uint64(0x9E3779B97F4A7C15)
+    return records
+
+
+def is_known(records: Records, what: str) -> NDArray[np.bool_]:
+    """Whether records have `height` (and width) or `sha256`, bool [n]."""
+    found = records[what] != 0
+    return found.any(axis=1) if found.ndim > 1 else found
+
+
+def _hash_key(text: str) -> int:
+    """64 bits of a text's hash."""
+    data = text.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _fill_from(records: Records, known: Records) -> None:
+    """Fill in what records lack and is known of the same files in the same state."""
+    if not len(known):
+        return
+    places = np.searchsorted(known["key"], records["key"])
+    places[places == len(known)] = 0
+    found = known[places]
+    same = np.logical_and.reduce([found[field] == records[field] for field in _STATE])
+    for fields in _FACTS:
+        take = same & is_known(found, fields[0]) & ~is_known(records, fields[0])
+        for field in fields:
+            records[field][take] = found[field][take]
+
+
+def _merge(known: Records, new: Records) -> Records:
+    """Both, sorted by key; of a file in both the new record, with what only the old one knows if it still holds."""
+    new = new.copy()
+    _fill_from(new, known)
+    both = np.concatenate([new, known])
+    _, first = np.unique(both["key"], return_index=True)  # the first of several: the new one
+    return both[first]
