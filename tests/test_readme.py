@@ -1,6 +1,6 @@
 """What the README says can be run is run; the guides have tests of their own in tests/examples/test_guides.py."""
 
-from pages import PAGES, README, anchors, blocks, links
+from pages import FOLDERS, PAGES, README, anchors, blocks, links
 
 TEXT = README.read_text(encoding="utf-8")
 
@@ -17,7 +17,7 @@ def test_it_is_short():
 
 
 def test_links_lead_somewhere():
-    for page in PAGES:
+    for page in [*PAGES, *FOLDERS]:
         for path, anchor in links(page.read_text(encoding="utf-8")):
             target = page.parent / path if path else page
             assert target.exists(), (page.name, path)

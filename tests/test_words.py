@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from pages import PAGES, ROOT
+from pages import FOLDERS, PAGES, ROOT
 
 TERMS = {
     r"\bmend(s|ed|ing)?\b": "fix",
@@ -51,8 +51,8 @@ def found(text, terms):
 
 
 def test_pages():
-    for page in PAGES:
-        assert (page.name, found(prose(page.read_text(encoding="utf-8")), TERMS | ON_PAGES)) == (page.name, [])
+    for page in [*PAGES, *FOLDERS]:
+        assert (page, found(prose(page.read_text(encoding="utf-8")), TERMS | ON_PAGES)) == (page, [])
 
 
 def test_other_pages():

@@ -10,6 +10,8 @@ ROOT = Path(zsnr_diffusers.__file__).parents[1]
 README = ROOT / "README.md"
 GUIDES = sorted(Path(ROOT, "examples", "guides").glob("*.md"))
 PAGES = [README, ROOT / "examples" / "README.md", *GUIDES]
+FOLDERS = sorted(Path(ROOT, "examples").glob("*/README.md"))
+"""Pages of one folder of examples each, which its own tests run."""
 
 
 def guide(name):
