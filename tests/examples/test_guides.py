@@ -211,7 +211,8 @@ def test_the_commands_parse(tmp_path, monkeypatch, capsys):
         assert zsnr(arguments) == 2
         files = ("--real", "--reference", "--prompts_file", "--train_data_dir", "--pipeline")
         needed = next((option for option in files if option in arguments), arguments[0])
-        assert arguments[arguments.index(needed) + 1] in capsys.readouterr().err
+        missing = next((each for each in arguments if each.endswith(".jsonl")), arguments[arguments.index(needed) + 1])
+        assert missing in capsys.readouterr().err
 
 
 def test_all_commands_are_shown():

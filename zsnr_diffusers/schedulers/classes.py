@@ -394,7 +394,7 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
         >>> scheduler = FlowMatchMultistepScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
         >>> scheduler.set_timesteps(4)
         >>> [round(t) for t in scheduler.timesteps.tolist()]
-        [1000, 912, 613, 188]
+        [1000, 870, 559, 188]
     """
 
     _memory = True
