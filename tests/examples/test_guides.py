@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -209,10 +210,10 @@ def test_the_commands_parse(tmp_path, monkeypatch, capsys):
     for arguments in lines:
         # everything is accepted up to the folder or file, which is not here
         assert zsnr(arguments) == 2
-        files = ("--real", "--reference", "--prompts_file", "--train_data_dir", "--pipeline")
-        needed = next((option for option in files if option in arguments), arguments[0])
-        missing = next((each for each in arguments if each.endswith(".jsonl")), arguments[arguments.index(needed) + 1])
-        assert missing in capsys.readouterr().err
+        files = {"--real", "--reference", "--prompts_file", "--train_data_dir", "--pipeline", "--suite", arguments[0]}
+        missing = [place for option, place in pairwise(arguments) if option in files]
+        error = capsys.readouterr().err
+        assert any(place in error for place in missing), error
 
 
 def test_all_commands_are_shown():

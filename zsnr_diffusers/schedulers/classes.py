@@ -171,7 +171,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         >>> scheduler = ZeroSNRMultistepScheduler.from_config(stock.config)
         >>> scheduler.set_timesteps(5)
         >>> scheduler.timesteps.tolist()
-        [999, 722, 491, 204, 43]
+        [999, 731, 515, 239, 57]
     """
 
     _memory = True
