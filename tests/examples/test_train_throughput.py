@@ -44,7 +44,7 @@ def test_both_loops_compute_the_same_loss(tmp_path):
         *(loops.Stopwatch(torch.device("cpu")), torch.Generator().manual_seed(0)),
     )
     draw = torch.Generator().manual_seed(0)
-    batch = {"pixel_values": pixels, "input_ids": ids}
+    batch = {"pixel_values": ((pixels + 1) * 127.5).round().to(torch.uint8), "input_ids": ids}  # as loaders hand it
     batch |= {name: torch.randn(2, 4, 4, 4, generator=draw) for name in ("posterior_noise", "noise")}
     batch["timestep"] = torch.randint(1000, (2,), generator=draw)
     run = loops.our_run(base, data, args, "none")

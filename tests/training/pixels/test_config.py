@@ -42,8 +42,11 @@ def test_a_twin_differs_in_schedule_and_prediction_alone(name):
         ({"beta_end": 0.0}, "--beta_end=0.0 must be above 0"),
         ({"validation_images": -1}, "--validation_images=-1 must not be negative"),
         ({"prediction_type": "epsilon"}, "cannot be used at zero signal-to-noise"),
-        ({"train_data_dir": None}, "one of --dataset_name, --train_data_dir and --train_shards"),
-        ({"train_data_dir": None, "dry_run": True}, "one of --dataset_name, --train_data_dir and --train_shards"),
+        ({"train_data_dir": None}, "one of --dataset_name, --train_data_dir, --train_shards and --data_mix"),
+        (
+            {"train_data_dir": None, "dry_run": True},
+            "one of --dataset_name, --train_data_dir, --train_shards and --data_mix",
+        ),
         ({"measure": True}, "pass --dry_run"),
     ],
 )
