@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsnr_diffusers.core import CLEAN, NoiseLevel, ddim_update, multistep_updates
+from zsnr_diffusers.core import CLEAN, NoiseLevel, ddim_update, kappa_times, multistep_updates
 from zsnr_diffusers.core import multistep as module
 from zsnr_diffusers.core.spacing import clean_position, position
 
@@ -200,6 +200,22 @@ def test_polynomials_in_the_variable_are_integrated_exactly(a):
 def test_order_that_there_is_no_method_for_is_refused(order):
     with pytest.raises(ValueError, match=f"solver_order={order} must be 1, 2 or 3"):
         multistep_updates(even(5), order)
+
+
+def own(n):
+    """n levels where `kappa` spacing puts them."""
+    return [level((1 - s) / s) for s in kappa_times(n)]
+
+
+@pytest.mark.parametrize(
+    ("path", "fitted"),
+    [(own(3), True), (own(4), False), (own(5), True), (own(8)[4:], True)],
+    ids=["three", "four", "five", "the last four of eight"],
+)
+def test_a_whole_run_of_four_steps_alone_keeps_its_polynomials(path, fitted, monkeypatch):
+    updates = multistep_updates(path)
+    monkeypatch.setattr(module, "RIDGE", 1e6)
+    assert (multistep_updates(path)[-1].gains != pytest.approx(updates[-1].gains, rel=1e-6)) == fitted
 
 
 @pytest.mark.parametrize(("n", "fitted"), [(module.FEW_STEPS, True), (module.FEW_STEPS + 1, False)])

@@ -27,8 +27,11 @@ COARSE_END_SCALE, LONG_LAST_STEP = 0.1, 1.1
 """The same where the last step is longer than this, in `position`, so that the last output knows less of it."""
 LONGEST_LAST_STEP = 2.5
 """A last step longer than this, as three steps have it, leads from outputs that resolve no detail at all."""
-UNFITTED_STEPS = 4
-"""So many steps keep their polynomials: trained networks lose more by the fit than exact denoisers gain."""
+UNFITTED_STEPS, LONGEST_FITTED = 4, 2.0
+"""So many steps, one of them longer than this in `position`, keep their polynomials.
+
+They are a whole run, not the rest of a longer one; trained networks lose more by the fit than exact denoisers gain.
+"""
 SPECTRUM = (0.1, 64.0)
 """Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
 FEW_STEPS = 64
@@ -117,6 +120,11 @@ def _is_evenly_spaced(kappas: Tensor) -> bool:
     return bool((intervals[1:] <= MAX_STEP_RATIO * intervals[:-1]).all())
 
 
+def _keeps_polynomials(kappas: Tensor) -> bool:
+    """Whether steps are a whole run of `UNFITTED_STEPS`."""
+    return len(kappas) == UNFITTED_STEPS and bool(_position_intervals(kappas).max() > LONGEST_FITTED)
+
+
 def multistep_updates(
     path: Sequence[NoiseLevel], order: int = 2, corrector: bool = True, eta: float = 0.0
 ) -> list[Update]:
@@ -153,7 +161,7 @@ def multistep_updates(
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept, even = _keep_factors(kappas, eta), _is_evenly_spaced(kappas)
     rows = _step_weights(kappas, kept, order, corrector, eta, even)
-    if even and eta == 0 and len(path) <= FEW_STEPS and len(path) != UNFITTED_STEPS:
+    if even and eta == 0 and len(path) <= FEW_STEPS and not _keeps_polynomials(kappas):
         _fit_weights_to_spectrum(rows, kappas)
     return _assemble_updates(path, kept, rows)
 
