@@ -102,8 +102,10 @@ def _flow_scheduler(class_name: str, config: Mapping[str, Any], settings: Mappin
     cls = getattr(diffusers, class_name, None)
     if cls is None or "use_flow_sigmas" not in inspect.signature(cls).parameters:
         raise ValueError(f"{class_name} does not sample flow-matching models.")
+    if settings.get("use_karras_sigmas"):
+        raise ValueError(f"Karras spacing of {class_name} would take the place of flow-matching noise levels.")
     model |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": facts["shift"]}
-    return cls(**model, **{key: value for key, value in settings.items() if key != "use_karras_sigmas"})
+    return cls(**model, **settings)
 
 
 def in_any_pipeline(scheduler: Any) -> Any:

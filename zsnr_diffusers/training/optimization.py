@@ -69,6 +69,5 @@ class Optimization:
 
     def _flag_step(self, optimizer: Any, *_: Any) -> None:
         """Before a step, hand over the flag where torch's fused optimizers look for it, with GradScaler's own."""
-        scaler_s = getattr(optimizer, "found_inf", None)
-        ours = self._found_inf
-        optimizer.found_inf = ours if scaler_s is None or ours is None else torch.maximum(ours, scaler_s)
+        of_scaler, ours = getattr(optimizer, "found_inf", None), self._found_inf
+        optimizer.found_inf = ours if of_scaler is None or ours is None else torch.maximum(ours, of_scaler)

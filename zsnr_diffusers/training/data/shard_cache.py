@@ -70,10 +70,7 @@ class ShardCache:
         """
         with self._lock:
             table = self._open.pop(key, None)
-            self._open[key] = table = self._load(key, size, read) if table is None else table
-            while len(self._open) > self.most_open:
-                self._open.popitem(last=False)
-        return table
+            return self._keep_open(key, self._load(key, size, read) if table is None else table)
 
     def get_copy(self, key: str, size: int, read: Callable[[], Iterable[bytes]]) -> Any:
         """The bytes of a file, if a copy is on the disk; else None, and it is copied for later.
@@ -89,14 +86,18 @@ class ShardCache:
             copy = self._open.pop(key, None)
             copy = map_copy(self.folder / f"{key}.copy", size) if copy is None else copy
             if copy is not None:
-                self._open[key] = copy
-                while len(self._open) > self.most_open:
-                    self._open.popitem(last=False)
-                return copy
+                return self._keep_open(key, copy)
             if self._copier is None or self._copier.process != os.getpid():  # no thread survives a fork
                 self._copier = _Copier()
             self._copier.submit(key, lambda: self._store_copy(key, size, read))
         return None
+
+    def _keep_open(self, key: str, opened: Any) -> Any:
+        """Keep a table or copy open as the most recently used one, which is returned."""
+        self._open[key] = opened
+        while len(self._open) > self.most_open:
+            self._open.popitem(last=False)
+        return opened
 
     def _store_copy(self, key: str, size: int, read: Callable[[], Iterable[bytes]]) -> None:
         """Write the copy of a file, if no other process does so already."""

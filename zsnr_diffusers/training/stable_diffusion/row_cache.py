@@ -88,18 +88,15 @@ class Cache:
         keys = {self._row_key(content): content for content in contents}
         known = np.isin(np.array([*keys], _KEY), self._keys)
         wanted = {key: content for (key, content), has in zip(keys.items(), known.tolist(), strict=True) if not has}
-        shards, found = sorted(self.folder.glob("*.safetensors")), set[bytes]()
-        self.damaged = []
+        shards = sorted(self.folder.glob("*.safetensors"))
         with ThreadPoolExecutor() as pool:
             rows_of = zip(shards, pool.map(lambda shard: _find_rows(shard, wanted), shards), strict=True)
             holding = {shard: rows for shard, rows in rows_of if rows or rows is None}
         damaged = self._find_damaged([shard for shard, rows in holding.items() if rows]) if verify else set()
-        for shard, rows in holding.items():
-            if rows is None or shard in damaged:
-                self.damaged.append(shard)
-            else:
-                self._add_rows(shard, rows)
-                found |= rows.keys()
+        whole = {shard: rows for shard, rows in holding.items() if rows is not None and shard not in damaged}
+        self.damaged = [shard for shard in holding if shard not in whole]
+        self._add_rows(whole)
+        found = set().union(*whole.values())
         return [content for key, content in wanted.items() if key not in found]
 
     def _find_damaged(self, shards: Sequence[Path]) -> set[Path]:
@@ -119,13 +116,14 @@ class Cache:
         hashes = [row.tobytes().hex() for row in records["sha256"]]
         return {shard for shard, digest in zip(shards, hashes, strict=True) if digest != shard.stem}
 
-    def _add_rows(self, shard: Path, rows: Mapping[bytes, int]) -> None:
-        """Let rows of a shard be read."""
-        places = np.array([(len(self._shards), row) for row in rows.values()], np.int64)
-        keys, self._places = np.concatenate([self._keys, np.array([*rows], _KEY)]), np.r_[self._places, places]
+    def _add_rows(self, rows_of: Mapping[Path, Mapping[bytes, int]]) -> None:
+        """Let rows of shards be read; all shards at once, since each call sorts the keys."""
+        numbered = enumerate(rows_of.values(), len(self._shards))
+        places = np.array([(number, row) for number, rows in numbered for row in rows.values()], np.int64)
+        keys = np.concatenate([self._keys, np.array([key for rows in rows_of.values() for key in rows], _KEY)])
         order = np.argsort(keys, kind="stable")
-        self._keys, self._places = keys[order], self._places[order]
-        self._shards.append(shard)
+        self._keys, self._places = keys[order], np.r_[self._places, places.reshape(-1, 2)][order]
+        self._shards += rows_of
 
     def __getitem__(self, content: bytes) -> Rows:
         """The tensors of a row that was found; nothing else of its shard is read.
