@@ -1,98 +1,29 @@
-import json
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter, namedtuple
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from child_processes import exit_code, start_ranks
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
+from embedding_caches import (
+    N_TEXTS,
+    caption_all,
+    captions,
+    change_caption,
+    change_image,
+    inputs_of_unet,
+    prepare,
+    shards,
+)
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import default_collate
 
 from zsnr_diffusers.training import TrainingConfig, train
-from zsnr_diffusers.training import accelerator as accelerator_module
-from zsnr_diffusers.training.data import dataset
-from zsnr_diffusers.training.data.dataset import check_images
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_dataloader
-from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask, embedding_cache, encoders, row_cache
-from zsnr_diffusers.utils.distributed import Processes
+from zsnr_diffusers.training.stable_diffusion import row_cache
 from zsnr_diffusers.utils.hashing import file_sha256
 
-Prepared = namedtuple("Prepared", "task samples")
-CPU = torch.device("cpu")
 LONG = "a black landscape " * 20
-
-
-def prepare(options, **changes):
-    """A task whose caches are filled, and its samples."""
-    config = TrainingConfig(**{**options, **changes})
-    AcceleratorState._reset_state(True)  # of another precision
-    accelerator = Accelerator(cpu=True, mixed_precision=config.mixed_precision or "no")
-    task = StableDiffusionTask(config)
-    samples = task.samples(check_images(task.rows, config))
-    task.plan_cache(accelerator, Processes(), samples)
-    return Prepared(task, task.prepare(accelerator, Processes(), samples))
-
-
-def inputs_of_unet(prepared, positions):
-    """x_0 [n, 4, 4, 4] and text states [n, 16, 8] of samples, batch after batch."""
-    task, samples = prepared
-    seen = []
-    for position in positions:
-        batch = default_collate([samples[position], samples[position + 1]])
-        x_0 = task.x_0(batch)
-        task.predict(lambda x, t, text, return_dict, x_0=x_0: seen.append((x_0, text)) or (x,), x_0, batch)
-    return [torch.cat(parts) for parts in zip(*seen, strict=True)]
-
-
-def shards(folder):
-    return sorted(Path(folder).rglob("*.safetensors"))
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """How many images and captions were computed to be stored since the last `clear`."""
-    count = Counter()
-    for part in (encoders.Autoencoder, encoders.TextEncoder):
-
-        def load(samples, known, part=part, load=part.load):
-            count[part.name] += 1
-            return load(samples, known)
-
-        monkeypatch.setattr(part, "load", staticmethod(load))
-    return count
-
-
-@pytest.fixture
-def own(options, image_folder, base_folder, tmp_path):
-    """Options with data and base of the test's own, and a cache for all that is in them, apart from output_dir."""
-    data, base = tmp_path / "data", tmp_path / "base"
-    shutil.copytree(image_folder, data)
-    shutil.copytree(base_folder, base)
-    changes = {"train_data_dir": str(data), "pretrained_model_name_or_path": str(base), "max_train_steps": 20}
-    return {**options, **changes, "cache_dir": str(tmp_path / "cache")}
-
-
-def captions(folder):
-    return [json.loads(line)["text"] for line in (Path(folder) / "metadata.jsonl").read_text().splitlines()]
-
-
-def caption_all(folder, texts):
-    names = sorted(path.name for path in Path(folder).glob("*.png"))
-    lines = [json.dumps({"file_name": name, "text": text}) for name, text in zip(names, texts, strict=True)]
-    (Path(folder) / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
 # -- the same numbers
@@ -185,21 +116,11 @@ def test_only_what_the_run_will_show_is_stored(own, computed):
     inputs_of_unet(few, [0, 2])
 
 
-def change_image(own):
-    Image.new("RGB", (16, 16), "red").save(Path(own["train_data_dir"]) / "00003.png")
-    return {}
-
-
 def rename_image(own):
     data = Path(own["train_data_dir"])
     (data / "00003.png").rename(data / "zzz.png")
     lines = (data / "metadata.jsonl").read_text()
     (data / "metadata.jsonl").write_text(lines.replace("00003.png", "zzz.png"))
-    return {}
-
-
-def change_caption(own):
-    caption_all(own["train_data_dir"], ["a cat", *captions(own["train_data_dir"])[1:]])
     return {}
 
 
@@ -216,10 +137,6 @@ def change_base(change):
 def nudge(parameters):
     with torch.no_grad():
         list(parameters)[3].view(-1)[0] += 1e-3
-
-
-N_TEXTS = 7
-"""Six captions and the empty one."""
 
 
 @pytest.mark.full
@@ -317,214 +234,3 @@ def test_resume_is_bitwise_the_uninterrupted_run_also_after_a_loss(options, tmp_
         shard.unlink()
     resumed = weights(output_dir=str(tmp_path / "parts"), resume=True)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-
-
-# -- several processes, and killed ones
-
-SLOW_STORING = """
-import sys, time
-from diffusers import AutoencoderKL
-from zsnr_diffusers.training.stable_diffusion import row_cache
-from zsnr_diffusers.training import main
-row_cache.SHARD_BYTES = 1
-encode = AutoencoderKL.encode
-def slow(self, x):
-    time.sleep(0.3)
-    return encode(self, x)
-AutoencoderKL.encode = slow
-main(sys.argv[1:])
-"""
-
-
-def command(options):
-    return [f"--{name}={value}" for name, value in options.items()]
-
-
-@pytest.mark.full
-def test_killed_while_storing_keeps_what_is_finished(own, computed, image_folder):
-    data = Path(own["train_data_dir"])
-    for i in range(10, 40):
-        Image.new("RGB", (16, 16), (i, 0, 0)).save(data / f"{i:05d}.png")
-    caption_all(data, ["snow"] * 40)
-    process = subprocess.Popen([sys.executable, "-c", SLOW_STORING, *command(own)], stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(shards(own["cache_dir"])) < 2:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = len(shards(own["cache_dir"]))
-    assert 2 <= finished < 5
-    assert all(file_sha256(shard) == shard.stem for shard in shards(own["cache_dir"]))
-    prepare(own)
-    assert computed == {"latents": 40 - 8 * finished, "text": 2}
-
-
-@pytest.mark.full
-def test_runs_share_a_cache_at_the_same_time(own, computed, tmp_path):
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                SLOW_STORING,
-                *command({**own, "max_train_steps": 5, "output_dir": tmp_path / name}),
-            ],
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        for name in "ab"
-    ]
-    assert [process.wait() for process in processes] == [0, 0]
-    a, b = (load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors") for name in "ab")
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert all(file_sha256(shard) == shard.stem for shard in shards(own["cache_dir"]))
-    prepare(own, max_train_steps=5)
-    assert not computed
-
-
-def test_each_process_stores_a_share(own, computed):
-    """Two ranks one after the other, so that the first does not find the other's share when it looks for it."""
-    own["cache"] = "latents"
-    task = StableDiffusionTask(TrainingConfig(**own))
-    samples = task.samples(check_images(task.rows, task.config))
-    accelerator, ranks = Accelerator(cpu=True), [Processes(), Processes()]
-    task.plan_cache(accelerator, ranks[0], samples)
-    for rank, processes in enumerate(ranks):
-        processes.rank, processes.size = rank, 2
-    with pytest.raises(ValueError, match=r"5 of 10 .*name a --cache_dir that all processes share"):
-        task.embedding_cache.populate(accelerator, ranks[1], samples)
-    assert computed == {"latents": 5}
-    task.embedding_cache.populate(accelerator, ranks[0], samples)
-    assert computed == {"latents": 10}
-    inputs_of_unet(Prepared(task, samples), range(0, 10, 2))
-
-
-def hash_slowly():
-    """Images take longer to hash than a process waits within a step."""
-    accelerator_module.TIMEOUT = timedelta(seconds=2)
-    original = dataset.image_sha256
-
-    def slow(*args):
-        time.sleep(0.5)
-        return original(*args)
-
-    dataset.image_sha256 = slow
-    dataset.ThreadPoolExecutor = lambda: ThreadPoolExecutor(1)
-
-
-@pytest.mark.full
-def test_others_wait_for_the_process_that_hashes_as_long_as_it_takes(own, tmp_path):
-    own = {**own, "max_train_steps": 1, "train_batch_size": 5}
-    ranks = start_ranks(own, tmp_path, prepare=hash_slowly)
-    assert [exit_code(rank) for rank in ranks] == [0, 0], (tmp_path / "rank1.log").read_text()
-
-
-# -- what is said and chosen
-
-
-def dry_run(options, capsys, **changes):
-    train(TrainingConfig(**{**options, **changes, "dry_run": True}))
-    return capsys.readouterr().out
-
-
-def test_dry_run_counts_and_writes_nothing(own, capsys):
-    text = dry_run(own, capsys)
-    # 2 x 4 x 8 x 8 float32 of an image, 77 x 32 of a caption
-    assert "cached latents: 10 of 2.05 kB each: 0 stored, 10 to compute (20.5 kB), in " in text
-    assert f"cached text: {N_TEXTS} of 9.86 kB each: 0 stored, {N_TEXTS} to compute (69 kB), in " in text
-    assert not Path(own["cache_dir"]).exists()
-    prepare(own)
-    change_image(own)
-    change_caption(own)
-    shard = shards(next(Path(own["cache_dir"]).glob("text-*")))[0]
-    shard.write_bytes(shard.read_bytes()[:-1])
-    text = dry_run(own, capsys)
-    assert "cached latents: 10 of 2.05 kB each: 9 stored, 1 to compute (2.05 kB), in " in text
-    texts = len({*captions(own["train_data_dir"]), ""})
-    assert f"cached text: {texts} of 9.86 kB each: 0 stored, 1 files damaged, {texts} to compute" in text
-    assert shard.exists()
-    assert "cached" not in dry_run(own, capsys, cache="none")
-    assert "cached latents" not in dry_run(own, capsys, cache="text")
-    assert not Path(own["output_dir"]).exists()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(("free", "stored"), [(200_000, {"latents", "text"}), (60_000, {"latents"}), (8_000, set())])
-def test_auto_stores_what_fits_and_says_so(own, monkeypatch, free, stored, capsys):
-    """20,480 bytes of latents and 68,992 of text in half of what is free."""
-    monkeypatch.setattr(embedding_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    text = dry_run(own, capsys)
-    for name in ("latents", "text"):
-        assert (f"cached {name}: no: " in text) == (name not in stored)
-    task, samples = prepare(own)
-    assert samples.caches.keys() == stored
-    inputs_of_unet(Prepared(task, samples), [0])
-
-
-def test_what_is_asked_for_and_does_not_fit_is_an_error(own, monkeypatch):
-    monkeypatch.setattr(embedding_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000))
-    with pytest.raises(ValueError, match=r"--cache=both needs 89.5 kB in .* 60 kB are free: name a --cache_dir"):
-        prepare(own, cache="both")
-    assert prepare(own, cache="latents").samples.caches.keys() == {"latents"}
-
-
-@pytest.mark.full
-def test_measuring_stores_nothing_where_it_stays(own, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    # a run of one step shows two images, the measurement of its speed all of them
-    train(TrainingConfig(**{**own, "dry_run": True, "measure": True, "max_train_steps": 1}))
-    text = capsys.readouterr().out
-    assert "measured: storing what is missing would take 0.0 hours" in text
-    assert "images/s" in text
-    assert not Path(own["cache_dir"]).exists()
-    assert not Path(own["output_dir"]).exists()
-
-
-# -- the device
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("filled", [True, False])
-@pytest.mark.parametrize("choice", ["none", "latents", "text", "both"])
-def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, filled, monkeypatch):
-    """Moves are written down in place of made: `meta` stands for a GPU."""
-    own |= {"cache": choice, "validation_prompts": ["snow"], "num_inference_steps": 1}
-    if filled:
-        prepare(own)
-    task = StableDiffusionTask(TrainingConfig(**own))
-    samples = task.samples(check_images(task.rows, task.config))
-    moves = {}
-    for part in task.embedding_cache.parts:
-        moves[part.name] = ["cpu"]
-        monkeypatch.setattr(part.network, "to", lambda place, *_, made=moves[part.name]: made.append(str(place)))
-
-    def places():
-        return {name: made[-1] for name, made in moves.items()}
-
-    accelerator = Accelerator(cpu=True)
-    task.plan_cache(accelerator, Processes(), samples)
-    monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
-    task.prepare(accelerator, Processes(), samples)
-    stored = {"none": set(), "both": {"latents", "text"}}.get(choice, {choice})
-    training = {name: "cpu" if name in stored else "meta" for name in moves}
-    assert places() == training
-    for name in stored:
-        assert ("meta" in moves[name]) == (not filled)
-
-    seen, decode = [], AutoencoderKL.decode
-    monkeypatch.setattr(AutoencoderKL, "decode", lambda *args, **kw: seen.append(places()) or decode(*args, **kw))
-    task.output.validation_images(task.output.pipeline(task.unet))
-    assert seen == [{"latents": "meta", "text": "meta"}]
-    assert places() == training
-    monkeypatch.setattr(AutoencoderKL, "decode", lambda *args, **kw: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        task.output.validation_images(task.output.pipeline(task.unet))
-    assert places() == training
-
-
-def test_previews_are_the_same_with_caches(own):
-    own |= {"validation_prompts": ["snow"], "num_inference_steps": 2}
-    tasks = [prepare(own, cache=choice).task for choice in ("both", "none")]
-    (with_caches, _), (without, _) = (task.output.validation_images(task.output.pipeline(task.unet)) for task in tasks)
-    assert [image.tobytes() for row in with_caches for image in row] == [
-        image.tobytes() for row in without for image in row
-    ]
