@@ -37,7 +37,7 @@ def inputs_of_unet(prepared, positions):
     task, samples = prepared
     seen = []
     for position in positions:
-        batch = default_collate([samples[position], samples[position + 1]])
+        batch = task.encode(default_collate([samples[position], samples[position + 1]]))
         x_0 = task.x_0(batch)
         task.predict(lambda x, t, text, return_dict, x_0=x_0: seen.append((x_0, text)) or (x,), x_0, batch)
     return [torch.cat(parts) for parts in zip(*seen, strict=True)]

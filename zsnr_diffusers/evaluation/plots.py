@@ -115,6 +115,40 @@ def plot_luminance_over_steps(
     return _save_figure(figure, path)
 
 
+def plot_validation_loss(
+    path: str | PathLike[str],
+    losses: Mapping[int, Mapping[str, float]],
+    title: str = "Loss on images that are kept aside",
+) -> Path:
+    """Draw the mean validation loss, that at the last timestep and the training loss over steps.
+
+    Args:
+        path: of the plot, as in `plot_luminance`.
+        losses: `mean`, `last` and, where there is one, `training` by step, in order.
+        title: above the plot.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = import_extra("matplotlib.figure").Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    kinds = {
+        "mean": ("validation, mean over timesteps", "tab:blue"),
+        "last": ("validation, last timestep", "tab:red"),
+        "training": ("training, mean of the steps before", "black"),
+    }
+    for name, (label, color) in kinds.items():
+        steps = [step for step, found in losses.items() if name in found]
+        values = [losses[step][name] for step in steps]
+        axes.plot(steps, values, ".-", color=color, linewidth=1, label=label)
+    axes.set(title=title, xlabel="step", ylabel="loss")
+    axes.legend(loc="upper right", fontsize="small", frameon=False)
+    return _save_figure(figure, path)
+
+
 def _save_figure(figure: Any, path: str | PathLike[str]) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

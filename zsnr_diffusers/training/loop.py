@@ -15,6 +15,7 @@ from .errors import TrainingError, TrainingInterrupted
 from .reporting.results import add_results_section
 from .reporting.upload import upload_run
 from .reporting.validation import ValidationLogger
+from .reporting.validation_loss import ValidationLoss
 from .trainer import Trainer
 
 
@@ -41,6 +42,8 @@ class TrainingLoop:
         self.options, self.repo = options, repo
         self.accelerator, self.processes = trainer.accelerator, trainer.processes
         self.last_step = trainer.config.max_train_steps
+        self.validation_loss = ValidationLoss(config, trainer) if trainer.samples.samples.held_out else None
+        self._shown: dict[str, str] = {}
 
     def run(self) -> None:
         """Train to the last step, then write the result.
@@ -83,8 +86,7 @@ class TrainingLoop:
             desc="training", total=self.last_step, initial=trainer.step, disable=not accelerator.is_main_process
         )
         with trainer.signals, progress, trainer.batches(self.last_step) as batches:
-            if trainer.step % self.config.validation_steps == 0:  # at step 0, or where a signal came first
-                self._validate()
+            self._validate()  # at step 0, or where a signal came first
             while trainer.step < self.last_step:
                 started = time.perf_counter()
                 loss = trainer.train_step(batches)
@@ -106,7 +108,8 @@ class TrainingLoop:
         if step % self.config.logging_steps == 0:
             self.accelerator.log(self.trainer.loss_by_timestep.means(self.accelerator), step=step)
         speed = config.global_batch(self.accelerator.num_processes) / seconds
-        progress.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{speed:.1f}"}, refresh=False)
+        self._shown |= {"loss": f"{loss:.4f}", "images/s": f"{speed:.1f}"}
+        progress.set_postfix(self._shown, refresh=False)
         progress.update()
         lr = self.trainer.optimization.learning_rate
         self.accelerator.log({"loss": loss, "learning_rate": lr, "images_per_second": speed}, step=step)
@@ -124,10 +127,18 @@ class TrainingLoop:
             self._finish()
             # In a process that heard nothing itself, the others did.
             raise TrainingInterrupted(trainer.signals.received or signal.SIGTERM)
-        if last or trainer.step % config.validation_steps == 0:
-            self._validate()
+        self._validate()
 
     def _validate(self) -> None:
+        """Measure the validation loss and save validation images of the exported weights, if this step is due."""
+        step = self.trainer.step
+        last, config = step == self.last_step, self.config
+        if self.validation_loss is not None and (last or step % config.validation_loss_steps == 0):
+            self._shown["validation"] = f"{self.validation_loss.save(step):.4f}"
+        if last or step % config.validation_steps == 0:
+            self._save_previews()
+
+    def _save_previews(self) -> None:
         """Save validation images of the exported weights, in the main process."""
         with self.processes.sync_errors(), self.trainer.export_unet() as unet:
             if self.processes.is_main:

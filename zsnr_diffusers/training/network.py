@@ -73,11 +73,12 @@ class TrainedNetwork:
             self.ema.step(self.parameters)
 
     @contextlib.contextmanager
-    def export_unet(self, tensors: Callable[[], Tensors]) -> Iterator[Any]:
+    def export_unet(self, tensors: Callable[[], Tensors], everywhere: bool = False) -> Iterator[Any]:
         """In the main process the UNet with the weights to export, None in others; collective.
 
         Args:
             tensors: the state of the run, by file and name, of which every process has its part.
+            everywhere: in other processes too, unless the network is divided among them.
         """
         is_main = self.accelerator.is_main_process
         if self.sharded:
@@ -85,7 +86,7 @@ class TrainedNetwork:
             weights = gather_full_tensors({"unet": {**state["unet"], **state.get("ema", {})}}, keep=is_main)
             yield full_model(self.module, weights["unet"], self.accelerator.device) if is_main else None
             return
-        if not is_main:
+        if not (is_main or everywhere):
             yield None
             return
         self.module.eval()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..bridges import broadcast_level, flow_timestep_lookup
@@ -12,6 +13,9 @@ from ..schedulers.config import is_flow
 from ..schedulers.sampling import compute_dtype
 from .config import ObjectiveConfig
 from .schedule import Schedule, betas_alpha_bar
+
+_PARTS = 10
+"""Of all timesteps, each with a fixed one in its middle."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,16 @@ class Objective:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.prediction_type = schedule, str(schedule.config["prediction_type"])
         self.num_train_timesteps = len(schedule)
-        self._reads_timesteps = is_flow(schedule.config)  # on the host; betas are a table on the device
+        self.has_flow_times = is_flow(schedule.config)
+        """Whether timesteps are 1000 s of flow times s, read on the host; betas are a table on the device."""
+
+    def fixed_timesteps(self) -> Tensor:
+        """The middle of each tenth of all timesteps, and the last one, shape [11]; float32 of flow times."""
+        count = self.num_train_timesteps
+        middles = [(2 * part + 1) * count // (2 * _PARTS) for part in range(_PARTS)]
+        if self.has_flow_times:
+            return torch.tensor([*middles, count], dtype=torch.float32)
+        return torch.tensor([*middles, count - 1])
 
     def noised_batch(
         self, x_0: Tensor, noise: Tensor, timesteps: Tensor, on_device: Tensor | None = None
@@ -51,7 +64,7 @@ class Objective:
             on_device: the same where `x_0` is, if they are there already.
         """
         on_device = timesteps.to(x_0.device, non_blocking=True) if on_device is None else on_device
-        level = self.schedule.noise_level(timesteps if self._reads_timesteps else on_device, like=x_0)
+        level = self.schedule.noise_level(timesteps if self.has_flow_times else on_device, like=x_0)
         target = training_target(self.prediction_type, x_0, noise, level)
         return NoisedBatch(add_noise(x_0, noise, level), on_device, target, lambda output: output)
 
@@ -67,7 +80,7 @@ class BridgedObjective(Objective):
 
     def __init__(self, betas: ZeroSNRScheduler) -> None:
         super().__init__(betas)
-        self._ask, self.num_train_timesteps = flow_timestep_lookup(betas), 1000
+        self._ask, self.num_train_timesteps, self.has_flow_times = flow_timestep_lookup(betas), 1000, True
 
     def noised_batch(
         self, x_0: Tensor, noise: Tensor, timesteps: Tensor, on_device: Tensor | None = None

@@ -27,6 +27,7 @@ from .checkpointing.run_folder import check_disk_space, check_fingerprint, check
 from .checkpointing.saver import CheckpointSaver
 from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
 from .data.dataset import check_images, open_file_index
+from .data.held_out import hold_out_rows
 from .data.loader import TrainingDataset
 from .data.shard_formats import index_shards
 from .loop import TrainingLoop
@@ -74,13 +75,14 @@ def train(config: RunConfig) -> None:
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
         images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
-        samples = task.samples(images, config.global_batch(processes.size))
+        held_out = processes.run_on_main(lambda: hold_out_rows(task.rows, images, config))
+        samples = task.samples(images, config.global_batch(processes.size), held_out)
         task.plan_cache(accelerator, processes, samples)
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
             shown = config.max_train_steps * config.global_batch(processes.size)
-            summary = {**task.summary(samples), **samples.describe_mix(shown)}
+            summary = {**task.summary(samples), **samples.describe_mix(shown), **_describe_held_out(config, held_out)}
             if config.dry_run:
                 summary |= _describe_memory(config, task, accelerator)
             show(_plan_run(config, summary, samples.epoch_length, processes.size, checkpoint, ships))
@@ -201,6 +203,12 @@ def _describe_memory(config: StepsConfig, task: Task, accelerator: Accelerator) 
         task.unet, config, half, task.sample_size(), accelerator.num_processes, task.frozen_bytes(half)
     )
     return {"memory": f"{found}; libraries take 1 to 3 GB of a GPU more"}
+
+
+def _describe_held_out(config: OutputConfig, held_out: Sequence[int]) -> dict[str, str]:
+    """What is kept aside for the validation loss, for the plan; empty for nothing."""
+    line = f"loss on {len(held_out):,} images that are kept aside, every {config.validation_loss_steps:,} steps"
+    return {"validation": line} if held_out else {}
 
 
 def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What a run trains, and on what: all that depends on the kind of model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,8 +59,8 @@ class Task(ABC):
         return 0
 
     @abstractmethod
-    def samples(self, images: Images, global_batch: int = 1) -> TrainingDataset:
-        """The training samples of the rows that can be used, from `check_images`."""
+    def samples(self, images: Images, global_batch: int = 1, held_out: Sequence[int] = ()) -> TrainingDataset:
+        """The training samples of the rows that can be used, from `check_images`, without those kept aside."""
 
     def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: Any) -> None:  # noqa: B027
         """Find out which results of frozen networks are cached; nothing is written. Called before `summary`."""
@@ -73,10 +73,14 @@ class Task(ABC):
         """
         return samples
 
+    def encode(self, batch: Batch) -> Batch:
+        """A batch on the device with what frozen networks give in place of what they read."""
+        return batch
+
     @abstractmethod
     def x_0(self, batch: Batch) -> Tensor:
-        """Clean samples to noise from a batch on the device, float32 [B, C, H, W], without gradients."""
+        """Clean samples to noise from `encode`d batches, float32 [B, C, H, W], without gradients."""
 
     @abstractmethod
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
-        """The network's output for x_t under the conditions of a batch."""
+        """The network's output for x_t under the conditions of a batch from `encode`."""

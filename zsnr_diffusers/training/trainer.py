@@ -34,6 +34,20 @@ _LAST_STEPS = 100
 """Whose mean loss the model card has."""
 
 
+def sample_losses(task: Task, unet: Any, batch: Batch, timesteps: Tensor) -> Tensor:
+    """The loss of each sample of a batch without weights, shape [B].
+
+    Args:
+        task: that is trained.
+        unet: its network.
+        batch: on the device, from `Task.encode`.
+        timesteps: as `batch` has them, best on the CPU, where nobody waits for them.
+    """
+    asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps, batch["timestep"])
+    output = task.predict(unet, asked.x_t, {**batch, "timestep": asked.timestep})
+    return v_loss(asked.convert_output(output), asked.target)
+
+
 class Trainer:
     """A network, its optimizer and its objective, and the steps over them.
 
@@ -121,15 +135,12 @@ class Trainer:
 
     def _compute_losses(self, batch: Batch) -> Tensor:
         """The weighted training loss of each sample of a batch, shape [B]."""
-        task, device, timesteps = self.task, self.accelerator.device, batch["timestep"]
+        device, timesteps = self.accelerator.device, batch["timestep"]
         # From pinned memory, so that nobody waits; casts follow on the device.
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        on_device = batch["timestep"]
-        asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps, on_device)
-        output = task.predict(self.network.unet, asked.x_t, {**batch, "timestep": asked.timestep})
-        losses = v_loss(asked.convert_output(output), asked.target)
-        self.loss_by_timestep.add(losses, on_device)
-        return self.weighting(losses, timesteps, on_device)
+        batch = self.task.encode({name: value.to(device, non_blocking=True) for name, value in batch.items()})
+        losses = sample_losses(self.task, self.network.unet, batch, timesteps)
+        self.loss_by_timestep.add(losses, batch["timestep"])
+        return self.weighting(losses, timesteps, batch["timestep"])
 
     def _update_weights(self, loss: Tensor) -> tuple[float, bool]:
         """Clip the gradients and update the weights, if loss and gradients are finite in all processes.
@@ -184,9 +195,9 @@ class Trainer:
         names = [row_name(self.task.rows, self.task.data.image_column, row) for row in rows[:_MOST_ROWS_NAMED]]
         return ", ".join([*names, *([f"and {size - len(names)} more"] if size > len(names) else [])])
 
-    def export_unet(self) -> contextlib.AbstractContextManager[Any]:
-        """In the main process the UNet with the weights to export, None in others; collective."""
-        return self.network.export_unet(self.state.tensors)
+    def export_unet(self, everywhere: bool = False) -> contextlib.AbstractContextManager[Any]:
+        """The UNet with the weights to export; collective. See `TrainedNetwork.export_unet`."""
+        return self.network.export_unet(self.state.tensors, everywhere)
 
     def save_checkpoint(self, folder: Path, limit: int) -> None:
         """Save a checkpoint into the run's folder and keep the newest `limit`; collective. See `CheckpointSaver`."""

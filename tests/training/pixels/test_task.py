@@ -14,8 +14,10 @@ from training_runs import same, trained
 
 from zsnr_diffusers import ClassConditionalPipeline, load_pipeline
 from zsnr_diffusers.training import RECIPES, PixelTrainingConfig, train
+from zsnr_diffusers.training.data.held_out import draw_rows
 from zsnr_diffusers.training.pixels import PixelTask
-from zsnr_diffusers.training.reporting.luminance import read_luminance_file, sample_rows
+from zsnr_diffusers.training.reporting.luminance import read_luminance_file
+from zsnr_diffusers.training.reporting.validation_loss import read_validation_loss
 
 
 def run(options, **changes):
@@ -208,7 +210,7 @@ def test_brightness_is_painted_by_the_classes_of_rows_and_a_new_network_has_no_b
     monkeypatch.setattr(ClassConditionalPipeline, "_resolve_labels", spy)
     options |= {"luminance_images": 11, "validation_steps": 2, "num_inference_steps": 1}
     run(options)
-    rows = sample_rows(range(12), 0, 11)
+    rows = draw_rows(range(12), 0, 11, 5)
     assert labels == 2 * [row // 4 for row in rows]
     assert list(read_luminance_file(Path(options["output_dir"]))) == [2, 4]
     labels.clear()
@@ -218,3 +220,42 @@ def test_brightness_is_painted_by_the_classes_of_rows_and_a_new_network_has_no_b
     run(options)
     assert labels == 3 * 11 * [None]
     assert list(read_luminance_file(Path(options["output_dir"]))) == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"class_column": None}, {"prediction_type": "flow_prediction"}, {"loss_weighting": "learned_uncertainty"}],
+)
+def test_validation_loss_is_of_whole_classes_and_unmirrored_images(options, changes):
+    options |= {"validation_rows": 5, "validation_loss_steps": 2, "class_dropout": 1.0, "random_flip": True, **changes}
+    run(options)
+    found = read_validation_loss(Path(options["output_dir"]))
+    assert list(found) == [0, 2, 4]
+    config = PixelTrainingConfig(**options)
+    task, held_out = PixelTask(config), draw_rows(range(12), 0, 5, 8)
+    samples = task.samples(range(12), 1, sorted(held_out))
+    unet, losses = task.unet.eval(), []
+    timesteps = task.objective.fixed_timesteps()
+    assert timesteps.tolist() == [*range(50, 1000, 100), 1000 if config.is_flow else 999]
+    for row in sorted(held_out):
+        batch = {name: value[None] for name, value in samples.validation_sample(row).items()}
+        if task.classes:
+            assert batch["class_labels"].item() == row // 4
+        with torch.no_grad():
+            losses += [_loss(task, unet, batch, timestep[None]) for timestep in timesteps[[0, -1]]]
+    first, last = sum(losses[::2]) / 5, sum(losses[1::2]) / 5
+    assert (found[0]["t050"], found[0]["last"]) == pytest.approx((first, last), rel=1e-5)
+
+
+def _loss(task, unet, batch, timestep):
+    """By the formulas of v and of flow matching, without the objective's own."""
+    x_0, noise = batch["pixel_values"], batch["noise"]
+    if task.config.is_flow:
+        s = timestep / 1000
+        x_t, target = (1 - s) * x_0 + s * noise, noise - x_0
+    else:
+        level = task.schedule.noise_level(timestep, like=x_0)
+        x_t = level.alpha * x_0 + level.sigma * noise
+        target = level.alpha * noise - level.sigma * x_0
+    output = unet(x_t, timestep, batch.get("class_labels")).sample
+    return (output - target).square().mean().item()

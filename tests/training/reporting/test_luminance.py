@@ -11,11 +11,11 @@ from training_runs import logged, same, trained, weights
 
 from zsnr_diffusers.evaluation import generate_images, luminance_coverage, mean_luminance
 from zsnr_diffusers.training import TrainingConfig, TrainingInterrupted, trainer
+from zsnr_diffusers.training.data.held_out import draw_rows
 from zsnr_diffusers.training.reporting.luminance import (
     add_luminance,
     describe_coverage,
     read_luminance_file,
-    sample_rows,
 )
 from zsnr_diffusers.training.stable_diffusion.output import StableDiffusionOutput
 
@@ -57,16 +57,16 @@ def test_a_damaged_file_begins_anew(tmp_path, damaged):
 
 def test_rows_are_the_same_each_time_and_of_those_that_can_be_used():
     good = range(100, 200)
-    assert sample_rows(good, 0, 8) == sample_rows(good, 0, 8) != sample_rows(good, 1, 8)
-    assert len(set(sample_rows(good, 0, 20)) & set(good)) == 20
-    assert sorted(sample_rows(good, 0, 1000)) == list(good)
+    assert draw_rows(good, 0, 8, 5) == draw_rows(good, 0, 8, 5) != draw_rows(good, 1, 8, 5)
+    assert len(set(draw_rows(good, 0, 20, 5)) & set(good)) == 20
+    assert sorted(draw_rows(good, 0, 1000, 5)) == list(good)
 
 
 @pytest.mark.full
 def test_step_0_is_the_base_and_the_last_step_what_is_shipped(options, base_folder, image_folder, capsys):
     options |= {"luminance_images": 6, "validation_steps": 2, "report_to": "tensorboard", "ema_decay": 0.5}
     run(options)
-    folder, rows = Path(options["output_dir"]), sample_rows(range(10), 0, 6)
+    folder, rows = Path(options["output_dir"]), draw_rows(range(10), 0, 6, 5)
     lines = [json.loads(line) for line in (image_folder / "metadata.jsonl").read_text().splitlines()]
     data = mean_luminance(sorted(image_folder.glob("*.png")))
     found, said = read_luminance_file(folder), capsys.readouterr().out

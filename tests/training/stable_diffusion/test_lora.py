@@ -139,7 +139,7 @@ def test_updates_are_those_of_a_plain_loop_of_torch_and_peft(options, base_folde
 def test_training_lowers_the_loss_on_the_pictures_that_it_sees(options, base_folder):
     task = task_of(options)
     samples = task.samples(range(10))
-    batch = torch.utils.data.default_collate([samples[position] for position in range(64)])
+    batch = task.encode(torch.utils.data.default_collate([samples[position] for position in range(64)]))
 
     def loss(unet):
         with torch.no_grad():

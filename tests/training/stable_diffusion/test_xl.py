@@ -134,10 +134,10 @@ def test_what_is_told_of_size_and_crop_is_used(xl_options):
     batch = default_collate([samples[0], samples[1]])
     x_t = torch.ones(2, 4, 8, 8)
     with torch.no_grad():
-        told = task.predict(task.unet, x_t, batch)
+        told = task.predict(task.unet, x_t, task.encode(batch))
         for name in ("time_ids", "input_ids"):
             changed = {**batch, name: batch[name].flip(0)}
-            assert (task.predict(task.unet, x_t, changed) - told).abs().max() > 1e-5
+            assert (task.predict(task.unet, x_t, task.encode(changed)) - told).abs().max() > 1e-5
 
 
 # -- a run

@@ -16,6 +16,13 @@ class OutputConfig(FolderConfig):
     resume: bool = option(False, "Continue from the newest checkpoint in --output_dir, or start if there is none.")
     force: bool = option(False, "Resume although data, base, seed or schedule are not those that the run began with.")
     validation_steps: Annotated[int, POSITIVE] = option(500, "Steps between previews.")
+    validation_loss_steps: Annotated[int, POSITIVE] = option(
+        500,
+        "Steps between measurements of the loss on --validation_rows, with the weights that are saved (the moving "
+        "average, if there is one): without weights of timesteps, at the middle of each tenth of all timesteps "
+        "(validation_loss/t050, ...; their mean is validation_loss) and at the last one (validation_loss/last), each "
+        "time with the same noise, captions and crops. In the logs, in validation_loss.json and .png.",
+    )
     luminance_images: Annotated[int, NOT_NEGATIVE] = option(
         32,
         "Images that are generated with each preview, without guidance, for captions or classes drawn from the data, "

@@ -53,6 +53,7 @@ class TrainingDataset(Dataset[Batch], ABC):
         groups: the same, where those of different groups may not meet in a batch.
         batch: samples that are kept together: of the global batch where there are groups.
         noise_offset: standard deviation of noise that each channel gets as a whole.
+        held_out: rows that are kept aside for validation, none of `usable_rows`.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class TrainingDataset(Dataset[Batch], ABC):
         groups: Collection[Sequence[int]] = (),
         batch: int = 1,
         noise_offset: float = 0.0,
+        held_out: Sequence[int] = (),
     ) -> None:
-        self.rows, self.seed, self.noise_offset = rows, config.seed, noise_offset
+        self.rows, self.seed, self.noise_offset, self.held_out = rows, config.seed, noise_offset, held_out
         self.skips_bad_images = isinstance(rows, ShardDataset) and config.on_bad_image == "skip"
         shards = isinstance(rows, ShardDataset) and 2 * len(usable_rows) > len(rows)  # else some are tried out
         self._shards = rows.shards.all if shards and isinstance(rows, ShardDataset) else []
@@ -156,9 +158,18 @@ class TrainingDataset(Dataset[Batch], ABC):
             batch["noise"] += self.noise_offset * shift
         return batch
 
+    def validation_sample(self, row: int) -> Batch:
+        """The sample of a row that is kept aside, always the same."""
+        return self.sample(row, make_generator(self.seed, 9, row), augment=False)
+
     @abstractmethod
-    def sample(self, index: int, draw: torch.Generator) -> Batch:
+    def sample(self, index: int, draw: torch.Generator, augment: bool = True) -> Batch:
         """Make a training sample of a data row, with all its randomness from `draw`.
+
+        Args:
+            index: of the row.
+            draw: all that is random.
+            augment: whether images are mirrored or cropped at random and captions or classes changed or dropped.
 
         Returns:
             At least `timestep`, uniform over all, and `noise`, N(0, 1) in the shape [C, H, W] of x_0.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Rows, read_image, to_model_range
+from ..data.held_out import without_rows
 from ..data.loader import Batch, TrainingDataset
 from ..data.transforms import compute_crop, resize_and_crop
 from .config import ClassDataConfig
@@ -27,6 +28,7 @@ class LabelledDataset(TrainingDataset):
         num_train_timesteps: T.
         no_class: the label that stands for none, N.
         noise_offset: as in `TrainingDataset`.
+        held_out: rows that are kept aside for validation.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class LabelledDataset(TrainingDataset):
         num_train_timesteps: int,
         no_class: int = 0,
         noise_offset: float = 0.0,
+        held_out: Sequence[int] = (),
     ) -> None:
-        super().__init__(rows, usable_rows, config, noise_offset=noise_offset)
+        used = without_rows(usable_rows, held_out)
+        super().__init__(rows, used, config, noise_offset=noise_offset, held_out=held_out)
         self.config, self.labels, self.no_class = config, labels, no_class
         self.shape, self.num_train_timesteps = shape, num_train_timesteps
         fits = len(rows) * math.prod(shape) <= _MOST_BYTES
@@ -59,20 +63,20 @@ class LabelledDataset(TrainingDataset):
             self._known.add(index)
         return pixels
 
-    def sample(self, index: int, draw: torch.Generator) -> Batch:
-        """The training sample of a data row.
+    def sample(self, index: int, draw: torch.Generator, augment: bool = True) -> Batch:
+        """The training sample of a data row; see `TrainingDataset.sample`.
 
         Returns:
             `pixel_values` [C, h, w] in [-1, 1], `timestep`, N(0, 1) `noise` [C, h, w], and the `class_labels`.
         """
         dropped, flipped = torch.rand(2, generator=draw).tolist()
-        pixels = self._load_pixels(index)
+        pixels, mirrored = self._load_pixels(index), augment and self.config.random_flip and flipped < 0.5
         batch = {
-            "pixel_values": to_model_range(pixels.flip(-1) if self.config.random_flip and flipped < 0.5 else pixels),
+            "pixel_values": to_model_range(pixels.flip(-1) if mirrored else pixels),
             "timestep": torch.randint(self.num_train_timesteps, (), generator=draw),
             "noise": torch.randn(self.shape, generator=draw),
         }
         if self.labels is not None:
-            label = self.no_class if dropped < self.config.class_dropout else self.labels[index]
+            label = self.no_class if augment and dropped < self.config.class_dropout else self.labels[index]
             batch["class_labels"] = torch.tensor(label)
         return batch

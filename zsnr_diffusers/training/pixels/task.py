@@ -1,6 +1,6 @@
 """Training a pixel-space network, with classes or without."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,13 @@ class PixelTask(Task):
         """Height and width of images."""
         return self.unet.config.sample_size, self.unet.config.sample_size
 
-    def samples(self, images: Images, global_batch: int = 1) -> LabelledDataset:
+    def samples(self, images: Images, global_batch: int = 1, held_out: Sequence[int] = ()) -> LabelledDataset:
         """Training samples: images in the network's size, their classes, and noise."""
         side, channels = self.unet.config.sample_size, self.unet.config.in_channels
         labels, no_class = (None, 0) if self.classes is None else (self.classes.labels, self.classes.count)
         shape, steps = (channels, side, side), len(self.schedule)
         offset = self.config.noise_offset
-        return LabelledDataset(self.rows, images, self.config, labels, shape, steps, no_class, offset)
+        return LabelledDataset(self.rows, images, self.config, labels, shape, steps, no_class, offset, held_out)
 
     def x_0(self, batch: Batch) -> Tensor:
         """The batch's images."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,37 +11,28 @@ from ...evaluation.luminance import Floats, LuminanceCoverage, LuminanceSummary,
 from ...evaluation.plots import plot_luminance_over_steps
 from ...utils.files import write_json
 from ..config.data import is_encoded
-from ..data.dataset import is_row_readable, read_image, rows_to_sample
+from ..data.dataset import read_image
 from ..data.encoded import EncodedRows
-from ..data.loader import derive_seed
+from ..data.held_out import draw_readable_rows
 from ..task import Task
 
 LUMINANCE_FILE, LUMINANCE_PLOT = "luminance.json", "luminance.png"
+_STREAM = 5
+"""Of randomness; see `draw_rows`."""
 _DATA_IMAGES = 512
 """Of the data that are measured, at most; the rest would move W1 by less than some dozen images' chance does."""
 
 
-def sample_rows(usable_rows: Sequence[int], seed: int, count: int) -> list[int]:
+def luminance_rows(task: Task, usable_rows: Sequence[int], count: int) -> list[int]:
     """Random data rows whose luminance is measured, the same at every step; all if there are no more than `count`."""
-    return random.Random(derive_seed(seed, 5)).sample(usable_rows, min(count, len(usable_rows)))
-
-
-def sample_readable_rows(task: Task, usable_rows: Sequence[int], count: int) -> list[int]:
-    """`sample_rows` without rows of shards that cannot be read, which were not checked before.
-
-    Of parquet files they are of a few row groups: each that one more row lies in has to be read whole.
-    """
-    drawn = sample_rows(rows_to_sample(task.rows, usable_rows, task.data.seed), task.data.seed, count)
-    with ThreadPoolExecutor() as pool:
-        usable = pool.map(lambda row: is_row_readable(task.rows, task.data, row), drawn)
-        return [row for row, can in zip(drawn, usable, strict=True) if can]
+    return draw_readable_rows(task.rows, task.data, usable_rows, count, _STREAM)
 
 
 def measure_data_luminance(task: Task, usable_rows: Sequence[int]) -> Floats:
     """Mean luminance of random images of a run's data, uncropped, float64 [n]."""
     if is_encoded(task.data.train_data_dir):
         return EncodedRows.open(Path(str(task.data.train_data_dir))).luminance
-    rows, column = sample_readable_rows(task, usable_rows, _DATA_IMAGES), task.data.image_column
+    rows, column = luminance_rows(task, usable_rows, _DATA_IMAGES), task.data.image_column
     with ThreadPoolExecutor() as pool:
         return mean_luminance(pool.map(lambda row: read_image(task.rows, column, row), rows))
 

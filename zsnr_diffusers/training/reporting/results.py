@@ -8,6 +8,7 @@ import yaml
 
 from .luminance import read_luminance_file
 from .validation import first_and_last_preview
+from .validation_loss import read_validation_loss
 
 _LOCAL_PATHS = ("output_dir", "train_data_dir", "train_shards", "cache_dir")
 _PROCESS_OPTIONS = ("resume", "force", "dry_run", "measure", "report_to", "push_to_hub", "hub_model_id")
@@ -27,6 +28,7 @@ def add_results_section(folder: Path, steps: int, losses: Sequence[float], optio
     if losses:
         mean = sum(losses) / len(losses)
         parts.append(f"Training loss: {mean:.4g}, the mean of the last {len(losses)} steps.\n")
+    parts.append(_validation_sentence(folder, steps))
     if mix := [Path(entry).name.rpartition("=") for entry in options["data_mix"]]:
         total = sum(float(weight) for _, _, weight in mix)
         shares = ", ".join(f"{float(weight) / total:.0%} {name}" for name, _, weight in mix)
@@ -60,6 +62,19 @@ def _luminance_table(folder: Path, last_step: int) -> str:
 {chr(10).join(rows)}
 | the data | {real.p5:.2f} to {real.p95:.2f} | |
 """
+
+
+def _validation_sentence(folder: Path, last_step: int) -> str:
+    """The validation loss before and after training, in words; empty if it was not measured."""
+    found = read_validation_loss(folder)
+    if last_step not in found:
+        return ""
+    before = f"{found[0]['mean']:.4g} before training, " if 0 in found else ""
+    after = found[last_step]
+    return (
+        f"Loss on images that were kept aside: {before}{after['mean']:.4g} after it, {after['last']:.4g} at the last "
+        "timestep.\n"
+    )
 
 
 def _options_section(options: Mapping[str, Any]) -> str:

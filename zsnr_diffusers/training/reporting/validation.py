@@ -13,7 +13,7 @@ from ...evaluation.luminance import Floats, LuminanceCoverage, mean_luminance
 from ...evaluation.plots import luminance_picture, sample_grid
 from ..config import OutputConfig
 from ..task import Task
-from .luminance import add_luminance, describe_coverage, measure_data_luminance, sample_readable_rows
+from .luminance import add_luminance, describe_coverage, luminance_rows, measure_data_luminance
 
 _COLUMNS = 4
 
@@ -41,7 +41,7 @@ class ValidationLogger:
     @functools.cached_property
     def _luminance_rows(self) -> list[int]:
         """Data rows for whose captions or classes images are generated at every validation."""
-        return sample_readable_rows(self.task, self.usable_rows, self.images)
+        return luminance_rows(self.task, self.usable_rows, self.images)
 
     @functools.cached_property
     def _data_luminance(self) -> Floats:

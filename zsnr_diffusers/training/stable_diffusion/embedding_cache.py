@@ -113,7 +113,7 @@ class EmbeddingCache:
     ) -> tuple[dict[str, CacheStatus], Mapping[int, bytes]]:
         """Status of each encoder that may be cached, by name, and the hashes of the images, by row."""
         rows = list(samples.usable_rows) if count is None else samples.rows_seen(count)
-        indices = rows if self.config.cached else []
+        indices = [*rows, *samples.held_out] if self.config.cached else []
         if self.encoded is not None:
             samples.hashes, folder = self.encoded.hashes, self.encoded.folder
         elif Autoencoder.name in self.config.cached:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..data.buckets import assign_to_buckets
 from ..data.dataset import Images, Rows, captions_as_list, image_size, read_image
+from ..data.held_out import without_rows
 from ..data.loader import Batch, TrainingDataset
 from ..data.row_values import ImageSizes, RowValues
 from ..data.transforms import Crop, Size, compute_crop, resize_and_crop
@@ -31,6 +32,7 @@ class CaptionedDataset(TrainingDataset):
         num_train_timesteps: T.
         global_batch: samples per optimizer step.
         noise_offset: as in `TrainingDataset`.
+        held_out: rows that are kept aside for validation.
     """
 
     def __init__(
@@ -44,14 +46,17 @@ class CaptionedDataset(TrainingDataset):
         num_train_timesteps: int,
         global_batch: int = 1,
         noise_offset: float = 0.0,
+        held_out: Sequence[int] = (),
     ) -> None:
         self._sizes = images if isinstance(images, ImageSizes) else None
-        self.buckets = assign_to_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
-        """Rows by the size that their images are brought to, if it is not the square for all."""
+        found = assign_to_buckets(self._sizes, buckets) if config.aspect_ratio_buckets and self._sizes else {}
         self._square, self.resolution = buckets[0], buckets[0][0]
-        self._bucket_of = _bucket_numbers(self.buckets)
-        batch = global_batch if self.buckets else 1
-        super().__init__(rows, images, config, self.buckets.values(), batch, noise_offset)
+        self._bucket_sizes, self._bucket_of = [*found], _bucket_numbers(found)
+        used = {size: without_rows(group, held_out) for size, group in found.items()}
+        self.buckets = {size: group for size, group in used.items() if group}
+        """Rows that are trained on by the size that their images are brought to, if it is not the square for all."""
+        batch, usable_rows = global_batch if self.buckets else 1, without_rows(images, held_out)
+        super().__init__(rows, usable_rows, config, self.buckets.values(), batch, noise_offset, held_out)
         self.config, self.conditioning = config, conditioning
         self.latents, self.num_train_timesteps = latents, num_train_timesteps
         self.captions = rows.select_columns([config.caption_column])
@@ -60,8 +65,8 @@ class CaptionedDataset(TrainingDataset):
         self.hashes: Mapping[int, bytes] = {}
         """Of the images of rows, if `latents` are stored."""
 
-    def sample(self, index: int, draw: torch.Generator) -> Batch:
-        """The training sample of a data row.
+    def sample(self, index: int, draw: torch.Generator, augment: bool = True) -> Batch:
+        """The training sample of a data row; see `TrainingDataset.sample`.
 
         Returns:
             `pixel_values` uint8 [3, h, w] or what is stored of it, `input_ids` [length] or what is stored of it,
@@ -70,9 +75,10 @@ class CaptionedDataset(TrainingDataset):
         """
         dropped, flipped, which = torch.rand(3, generator=draw).tolist()
         captions = captions_as_list(self.captions[index][self.config.caption_column])
-        caption = "" if dropped < self.config.caption_dropout else captions[int(which * len(captions))]
-        mirrored = self.config.random_flip and flipped < 0.5
-        crop = self.crop(index, draw if self.config.random_crop else None)
+        is_dropped = augment and dropped < self.config.caption_dropout
+        caption = "" if is_dropped else captions[int(which * len(captions))]
+        mirrored = augment and self.config.random_flip and flipped < 0.5
+        crop = self.crop(index, draw if augment and self.config.random_crop else None)
         shape = self.latent_shape(index)
         batch = {
             **self._image_inputs(crop, index, mirrored),
@@ -81,7 +87,7 @@ class CaptionedDataset(TrainingDataset):
             "noise": torch.randn(shape, generator=draw),
             "posterior_noise": torch.randn(shape, generator=draw),
         }
-        if self.config.varies_tags and caption:  # after all else, which is thus the same without
+        if augment and self.config.varies_tags and caption:  # after all else, which is thus the same without
             config = self.config
             caption = vary_tags(caption, config.shuffle_tags, config.keep_tags, config.tag_dropout, draw)
         return {**batch, **self._text_inputs(caption)}
@@ -101,7 +107,7 @@ class CaptionedDataset(TrainingDataset):
 
     def bucket_size(self, index: int) -> Size:
         """Size to which a row's image is resized and cropped."""
-        return [*self.buckets][self._bucket_of[index]] if self.buckets else self._square
+        return self._bucket_sizes[self._bucket_of[index]] if self._bucket_sizes else self._square
 
     def latent_shape(self, index: int) -> tuple[int, int, int]:
         """(channels, height, width) of a row's latents."""

@@ -1,6 +1,6 @@
 """Retraining Stable Diffusion: captioned images, their latents, the network that gets the caption."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class StableDiffusionTask(Task):
             for value in part.network.parameters()
         )
 
-    def samples(self, images: Images, global_batch: int = 1) -> CaptionedDataset:
+    def samples(self, images: Images, global_batch: int = 1, held_out: Sequence[int] = ()) -> CaptionedDataset:
         """Training samples: images, token ids, and noise for latents."""
         base = self.base
         latents = (int(base.pipeline.vae.config.latent_channels), base.vae_scale_factor)
@@ -148,6 +148,7 @@ class StableDiffusionTask(Task):
             len(self.schedule),
             global_batch,
             self.config.noise_offset,
+            held_out,
         )
 
     def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> None:
@@ -167,16 +168,22 @@ class StableDiffusionTask(Task):
         self.embedding_cache.populate(accelerator, processes, samples)
         return samples
 
+    def encode(self, batch: Batch) -> Batch:
+        """Moments of latents and text states, computed unless they were stored."""
+        encoded = dict(batch)
+        for part, read in ((self.autoencoder, "pixel_values"), (self.text_encoder, "input_ids")):
+            if read in encoded:
+                encoded |= part(encoded.pop(read))
+        return encoded
+
     def x_0(self, batch: Batch) -> Tensor:
         """Scaled latents sampled from the autoencoder's posterior."""
-        moments = batch if "mean" in batch else self.autoencoder(batch["pixel_values"])
-        latents = moments["mean"].float() + moments["std"].float() * batch["posterior_noise"]
+        latents = batch["mean"].float() + batch["std"].float() * batch["posterior_noise"]
         scaled: Tensor = latents * self.base.pipeline.vae.config.scaling_factor
         return scaled
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
         """The UNet's output under captions, and for XL under sizes and crops."""
-        text = dict(batch if "text" in batch else self.text_encoder(batch["input_ids"]))
         # Once, where autocast would make a copy for each of the layers that read it.
-        text["text"] = text["text"].to(x_t.device, self._text_dtype)
+        text = {**batch, "text": batch["text"].to(x_t.device, self._text_dtype)}
         return self.base.architecture.predict(unet, x_t, batch["timestep"].to(x_t.device), text, batch)
