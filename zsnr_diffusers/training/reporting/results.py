@@ -10,7 +10,7 @@ from .luminance import read_luminance_file
 from .validation import first_and_last_preview
 from .validation_loss import read_validation_loss
 
-_LOCAL_PATHS = ("output_dir", "train_data_dir", "train_shards", "cache_dir")
+_LOCAL_PATHS = ("output_dir", "train_data_dir", "train_shards", "cache_dir", "validation_prompts_file")
 _PROCESS_OPTIONS = ("resume", "force", "dry_run", "measure", "report_to", "push_to_hub", "hub_model_id")
 _MAY_BE_FOLDERS = ("pretrained_model_name_or_path", "dataset_name")
 

@@ -1,5 +1,6 @@
 """What a run on Stable Diffusion depends on."""
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -23,6 +24,7 @@ from ..config import (
     option,
 )
 from ..config.data import is_encoded
+from .previews import Preview, read_previews
 
 EXAMPLES = """\
 examples:
@@ -293,7 +295,14 @@ class AdapterConfig(Options):
 class GuidedOutputConfig(OutputConfig):
     """What a run writes; images are sampled under guidance."""
 
-    validation_prompts: list[str] = option([], "Prompts of the previews.")  # noqa: RUF009
+    validation_prompts: list[str] = option([], "Prompts of the previews, of four images each.")  # noqa: RUF009
+    validation_prompts_file: str | None = option(
+        None,
+        "File of more of them, one to a line. In .jsonl with settings of its own: prompt, negative_prompt, seed or "
+        "seeds, width, height, guidance_scale, guidance_rescale, num_inference_steps. In other files a line is the "
+        "prompt, perhaps with options as kohya's scripts have them: --n negative prompt, --d seed, --w, --h, --l "
+        "guidance scale, --s steps; lines that begin with # are left out.",
+    )
     guidance_scale: Annotated[float, NOT_NEGATIVE] = option(7.5, "Guidance scale of the previews.")
     guidance_rescale: float = option(
         DEFAULT_GUIDANCE_RESCALE, "Guidance rescale of the previews, recommended on the model card."
@@ -309,6 +318,17 @@ class GuidedOutputConfig(OutputConfig):
         super().__post_init__()
         check_guidance_rescale(self.guidance_rescale)
         check_keep_low_frequencies(self.keep_low_frequencies or 0)
+        self.previews  # noqa: B018  what is wrong with the file is said before any work
+
+    @functools.cached_property
+    def previews(self) -> list[Preview]:
+        """The previews of `validation_prompts` and `validation_prompts_file`.
+
+        Raises:
+            ValueError: a line of the file is wrong.
+        """
+        more = [] if self.validation_prompts_file is None else read_previews(self.validation_prompts_file)
+        return [*map(Preview, self.validation_prompts), *more]
 
 
 @dataclass

@@ -20,8 +20,7 @@ from .config import AdapterConfig, GuidedOutputConfig
 from .embedding_cache import EmbeddingCache
 from .export import export_scheduler, kept_low_frequencies, save_pipeline_folder
 from .lora import describe_adapter, save_lora_folder
-
-_SEEDS = range(4)
+from .previews import Preview
 
 
 @dataclass
@@ -63,25 +62,30 @@ class StableDiffusionOutput(Output):
         return cls(**{**self.base.pipeline.components, **components}, **self.base.architecture.pipeline_kwargs())
 
     def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
-        """Images of a row per validation prompt and a column per seed."""
-        config, prompts = self.config, self.config.validation_prompts
-        if not prompts:
+        """Images of a row per preview and a column per seed."""
+        previews = self.config.previews
+        if not previews:
             return None
         with self.embedding_cache.ready_to_generate():
-            rows = [
-                pipe(
-                    prompt,
-                    num_images_per_prompt=len(_SEEDS),
-                    generator=[torch.Generator().manual_seed(seed) for seed in _SEEDS],
-                    num_inference_steps=config.num_inference_steps,
-                    guidance_scale=config.guidance_scale,
-                    height=self.resolution,
-                    width=self.resolution,
-                    clip_skip=self.clip_skip,
-                ).images
-                for prompt in prompts
-            ]
-        return rows, prompts
+            return [self._preview_images(pipe, preview) for preview in previews], [one.prompt for one in previews]
+
+    def _preview_images(self, pipe: Any, preview: Preview) -> list[Image.Image]:
+        """An image for each seed of a preview."""
+        settings = {
+            "num_inference_steps": self.config.num_inference_steps,
+            "guidance_scale": self.config.guidance_scale,
+            "height": self.resolution,
+            "width": self.resolution,
+            **dict(preview.settings),
+        }
+        images: list[Image.Image] = pipe(
+            preview.prompt,
+            num_images_per_prompt=len(preview.seeds),
+            generator=[torch.Generator().manual_seed(seed) for seed in preview.seeds],
+            clip_skip=self.clip_skip,
+            **settings,
+        ).images
+        return images
 
     def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
         """An image for the first caption of each data row."""
