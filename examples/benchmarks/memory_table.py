@@ -33,10 +33,16 @@ _BASES = {"stable-diffusion-v1-5": "1.5", "stable-diffusion-2-1-base": "2.1-base
 """Parts of a repo's name, and whose shapes it has."""
 
 CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
+SMALLEST: dict[str, Any] = {
+    **CHECKPOINTED,
+    **{"optimizer": "adafactor", "full_bf16": True, "ema_decay": 0.0},
+    **{"fused_backward_pass": True, "max_grad_norm": 0.0},
+}
 ROWS: dict[str, tuple[dict[str, Any], int]] = {
     "full": ({}, 1),
     "full, gradient checkpointing": (CHECKPOINTED, 1),
     "the same, 8-bit Adam, EMA on the host": ({**CHECKPOINTED, "use_8bit_adam": True, "ema_device": "cpu"}, 1),
+    "full, Adafactor, weights in bf16, updated in the backward pass": (SMALLEST, 1),
     "LoRA of rank 64, gradient checkpointing": ({**CHECKPOINTED, "lora_rank": 64}, 1),
     "full, gradient checkpointing, `--sharding optimizer`, 8 GPUs": ({**CHECKPOINTED, "sharding": "optimizer"}, 8),
     "full, gradient checkpointing, `--sharding parameters`, 8 GPUs": ({**CHECKPOINTED, "sharding": "parameters"}, 8),

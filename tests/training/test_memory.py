@@ -51,8 +51,29 @@ def check_state(config):
     assert said.total >= said.weights + said.gradients + said.optimizer + said.ema + said.activations > 0
 
 
-def test_the_state_is_told_to_the_byte(options):
-    check_state(TrainingConfig(**options))
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion"])
+def test_the_state_is_told_to_the_byte(options, optimizer):
+    if optimizer == "lion":
+        pytest.importorskip("bitsandbytes")
+    check_state(TrainingConfig(**options, optimizer=optimizer))
+
+
+def test_weights_in_bfloat16_and_one_gradient_at_a_time(options):
+    changes = {"full_bf16": True, "mixed_precision": "bf16", "ema_decay": 0.0, "optimizer": "adafactor"}
+    kept = TrainingConfig(**options, **changes)
+    at_once = TrainingConfig(**options, **changes, fused_backward_pass=True, max_grad_norm=0.0)
+    wide = TrainingConfig(**{**options, "optimizer": "adafactor"})
+    task, *_ = opened(wide)
+    plain, half, fused = (
+        estimate_memory(task.unet, config, torch.bfloat16, task.sample_size()) for config in (wide, kept, at_once)
+    )
+    assert plain.weights == 2 * half.weights == 2 * fused.weights
+    assert plain.optimizer == half.optimizer == fused.optimizer
+    largest = max(value.numel() for value in task.unet.parameters())
+    assert half.gradients == plain.gradients // 2 + 24 * largest
+    assert fused.gradients == (2 + 24) * largest
+    assert (half.ema, fused.ema) == (0, 0)
+    assert half.activations < plain.activations  # autocast makes no copies of weights
 
 
 def test_the_state_of_a_lora(options):

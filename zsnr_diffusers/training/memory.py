@@ -4,7 +4,7 @@ torch's fake tensors go through one forward pass as a step has it, and what is k
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .config import NetworkConfig
 from .fsdp import SHARDED_LAYERS
+from .optimizers import optimizer_kind
 from .parameters import cast_for_training
 
 TOKENS = 77
@@ -22,9 +23,6 @@ TOKENS = 77
 
 Size = tuple[int, int]
 """Height and width."""
-
-_QUANTIZED_FROM, _BLOCK = 4096, 256
-"""bitsandbytes keeps smaller tensors in float32, and a factor for each block of larger ones."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def estimate_memory(
         frozen: bytes of networks that are not trained.
     """
     sharded = config.sharding != "none" and processes > 1
-    bare = cast_for_training(_empty_copy(unet, "meta"), half)
+    bare = cast_for_training(_empty_copy(unet, "meta"), half, config.full_bf16)
     trained = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     weights, count = _bytes(bare.parameters()), sum(parameter.numel() for parameter in trained)
     gathered = _gathered_bytes(bare, half, config.sharding == "optimizer") if sharded else 0
@@ -96,11 +94,11 @@ def estimate_memory(
         kept, recomputed = _saved_bytes(_empty_copy(bare, "cpu").train(), config, half, size)
     if config.gradient_checkpointing and half is not None and not sharded:
         recomputed = max(recomputed, _cast_bytes(bare, half))
-    share = processes if sharded else 1
+    share, state_bytes = processes if sharded else 1, optimizer_kind(config).state_bytes
     return MemoryEstimate(
         weights // share,
-        4 * count // share,
-        sum(map(_optimizer_bytes, trained, [config.use_8bit_adam] * len(trained))) // share,
+        _gradient_bytes(trained, config) // share,
+        sum(state_bytes(value.shape) for value in trained) // share,
         4 * count // share if config.ema_decay and config.ema_device == "accelerator" else 0,
         gathered,
         kept,
@@ -216,12 +214,13 @@ def _gathered_bytes(unet: Any, half: torch.dtype | None, keeps_parameters: bool)
     return 2 * size * max((sum(value.numel() for value in layer.parameters()) for layer in layers), default=0)
 
 
-def _optimizer_bytes(parameter: Tensor, in_8_bits: bool) -> int:
-    """Bytes of Adam's state of a parameter: two moments and the number of steps."""
-    count = parameter.numel()
-    if in_8_bits and count >= _QUANTIZED_FROM:
-        return 2 * (count + 4 * -(-count // _BLOCK))
-    return 8 * count + 4
+def _gradient_bytes(trained: Sequence[Tensor], config: NetworkConfig) -> int:
+    """Bytes of gradients, or of the largest one, and of what its update takes where weights are in bfloat16."""
+    counts, size = [value.numel() for value in trained], 2 if config.full_bf16 else 4
+    largest = max(counts, default=0)
+    # Weight and gradient in float32, what the optimizer makes of them, and random numbers for rounding.
+    update = 6 * 4 * largest if config.full_bf16 else 0
+    return size * (largest if config.fused_backward_pass else sum(counts)) + update
 
 
 def _bytes(tensors: Iterator[Tensor]) -> int:

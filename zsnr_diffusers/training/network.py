@@ -38,7 +38,7 @@ class TrainedNetwork:
         """
         self.accelerator, self._config = accelerator, config
         half = mixed_precision_dtype(accelerator)
-        self.module = cast_for_training(unet, half).train()
+        self.module = cast_for_training(unet, half, config.full_bf16).train()
         prepare_memory_and_compile(self.module, config)
         if config.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()

@@ -34,14 +34,16 @@ def load_trainable_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -
     network.load_state_dict(state, strict=False)
 
 
-def cast_for_training(network: Any, half: torch.dtype | None) -> Any:
+def cast_for_training(network: Any, half: torch.dtype | None, full_bf16: bool = False) -> Any:
     """Cast a network, in place: to float32, and frozen layers to the half dtype of mixed precision, if any.
+
+    With `full_bf16` all of it becomes bfloat16.
 
     autocast would round the weights of linear layers and convolutions for each product; rounded once, they give the
     same numbers, bit for bit, in half of the memory. What it does not round (norms), and weights that are read for
     something else than the product (their norm, by DoRA), stay float32.
     """
-    network.float()
+    network.to(torch.bfloat16 if full_bf16 else torch.float32)
     if half is not None:
         by_dora = {id(layer.base_layer) for layer in network.modules() if getattr(layer, "lora_magnitude_vector", ())}
         for layer in network.modules():

@@ -35,6 +35,7 @@ from .loss import LossWeighting
 from .measure import time_training_steps
 from .memory import estimate_memory
 from .network import TrainedNetwork
+from .optimizers import check_optimizer, check_updates
 from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
 from .reporting.upload import create_run_repo, hub_repo_name
@@ -66,16 +67,18 @@ def train(config: RunConfig) -> None:
         TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
     check_speed(config)
+    check_optimizer(config)
     accelerator, processes = create_accelerator(
         config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
     )
+    check_updates(config, accelerator)
     options, identity = dataclasses.asdict(config), config.identity_values()
     with matmul_precision(config.allow_tf32), contextlib.ExitStack() as folder:
         checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, folder))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
         images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
-        held_out = processes.run_on_main(lambda: hold_out_rows(task.rows, images, config))
+        held_out = processes.run_on_main(lambda: hold_out_rows(task.rows, images, config, config.validation_rows))
         samples = task.samples(images, config.global_batch(processes.size), held_out)
         task.plan_cache(accelerator, processes, samples)
         if accelerator.is_local_main_process:

@@ -1,32 +1,24 @@
 """What makes steps faster or smaller and leaves what is trained as it is, but for rounding."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from .config import ComputeConfig, NetworkConfig, OptimizationConfig
+from .config import ComputeConfig, NetworkConfig
 
 BACKEND = "inductor"
 """Of torch.compile."""
 
 
 def check_speed(config: NetworkConfig) -> None:
-    """Refuse speed options that do not work together, or whose library is missing.
+    """Refuse speed options that do not work together.
 
     Raises:
-        ValueError: with the options, or the library that is missing.
+        ValueError: with the options.
     """
-    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
-        raise ValueError("--use_8bit_adam needs bitsandbytes: python -m pip install bitsandbytes")
-    conflicts = {"channels_last": config.channels_last, "sharding": config.sharding != "none"}
-    for option, wanted in conflicts.items():
-        if config.use_8bit_adam and wanted:
-            raise ValueError(f"--use_8bit_adam and --{option} do not go together: it knows contiguous tensors alone.")
     if config.ema_device == "cpu" and config.sharding != "none":
         raise ValueError("--ema_device=cpu and --sharding do not go together, which divides the moving average too.")
     if config.compile != "none" and config.sharding != "none":
@@ -69,19 +61,6 @@ def matmul_precision(allow_tf32: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def create_adamw(
-    groups: Iterable[dict[str, Any]], config: OptimizationConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """torch's AdamW, or bitsandbytes' with 8-bit state."""
-    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
-    if config.use_8bit_adam:
-        import bitsandbytes
-
-        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **settings)
-        return optimizer
-    return torch.optim.AdamW(groups, **settings, fused=device.type in _get_fused_kernels_supported_devices())
 
 
 def copy_with_strides_of(tensor: Tensor, like: Tensor) -> Tensor:

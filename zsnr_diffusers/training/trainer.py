@@ -26,6 +26,7 @@ from .host_copy import HostCopy
 from .loss import LossWeighting
 from .network import TrainedNetwork
 from .optimization import Optimization
+from .optimizers import optimizer_kind
 from .task import Task
 from .timesteps import LossByTimestep, SampledTimesteps
 
@@ -79,13 +80,14 @@ class Trainer:
         self.loss_by_timestep = LossByTimestep(task.objective.num_train_timesteps, self.accelerator.device)
         self.signals, self.stop = StopSignals(verbose=processes.is_main), False
         groups = [{"params": network.parameters}, *weighting.parameter_groups()]
-        self.optimization = Optimization(groups, config, self.accelerator)
+        self.optimization = Optimization(groups, config, self.accelerator, task.data.seed)
         weighting.prepare(self.accelerator)
         self.state = TrainingState(
             {"unet": network.module, **weighting.networks},
             self.optimization.inner,
             network.ema,
             self.accelerator.scaler,
+            optimizer_kind(config).group_values,
         )
         self.step = self.skipped_steps = 0
         self.losses: deque[float] = deque(maxlen=_LAST_STEPS)
@@ -124,6 +126,9 @@ class Trainer:
             with self.network.accumulate(last=part == passes - 1):
                 loss = self._compute_losses(batch).mean()
                 losses.append(loss.detach())
+                if self.optimization.in_backward:
+                    mean, finite = self._update_in_backward(loss)
+                    continue
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     mean, finite = self._update_weights(torch.stack(losses).mean())
@@ -142,13 +147,29 @@ class Trainer:
         self.loss_by_timestep.add(losses, batch["timestep"])
         return self.weighting(losses, timesteps, batch["timestep"])
 
+    def _update_in_backward(self, loss: Tensor) -> tuple[float, bool]:
+        """The backward pass, which updates the weights, if the loss is finite; returns as `_update_weights`."""
+        mean, norms, stop = self._reduce_metrics(loss.detach(), loss.new_zeros(())).tolist()
+        self.stop, finite = stop > 0, self._is_finite(mean, norms)
+        if finite:
+            self.accelerator.backward(loss)
+            if not math.isfinite(norm := self.optimization.take_norm().item()):
+                kept = self.saver.describe_last()
+                raise TrainingError(
+                    f"At step {self.step + 1} the gradient norm was {norm}, and --fused_backward_pass had updated the "
+                    f"weights by then; {kept}. The batch was made of the rows {self._batch_row_names()}. Lower "
+                    "--learning_rate, then --resume."
+                )
+        return mean, finite
+
     def _update_weights(self, loss: Tensor) -> tuple[float, bool]:
         """Clip the gradients and update the weights, if loss and gradients are finite in all processes.
 
         Returns:
             The loss over all processes, and whether the weights were updated.
         """
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters, self.config.max_grad_norm)
+        limit = self.config.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters, limit)
         metrics = self._reduce_metrics(loss, full_tensor(norm))
         on_its_way = HostCopy(metrics)
         if self.optimization.skips_on_device:

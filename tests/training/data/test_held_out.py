@@ -40,7 +40,8 @@ def samples_of(options, source, batch=1, **changes):
     config = TrainingConfig(**{**options, "train_data_dir": None, "validation_rows": ROWS, **source, **changes})
     task = StableDiffusionTask(config)
     images = check_images(task.rows, config, progress=False)
-    return task, task.samples(images, batch, hold_out_rows(task.rows, images, config)), images
+    held_out = hold_out_rows(task.rows, images, config, config.validation_rows)
+    return task, task.samples(images, batch, held_out), images
 
 
 @pytest.mark.parametrize("kind", ["folder", "buckets", "parquet", "tars", "tars in buckets", "mix"])

@@ -48,7 +48,7 @@ def without_training(losses):
 def samples_of(options, **changes):
     task = StableDiffusionTask(TrainingConfig(**{**options, **changes}))
     images = check_images(task.rows, task.config, progress=False)
-    return task, task.samples(images, 1, hold_out_rows(task.rows, images, task.config))
+    return task, task.samples(images, 1, hold_out_rows(task.rows, images, task.config, ROWS))
 
 
 def by_hand(folder, options):

@@ -5,7 +5,7 @@ learning rate and other settings of the optimizer are not kept either: they are 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,14 @@ class TrainingState:
         optimizer: of the parameters of theirs that are trained.
         ema: moving average of those of `unet`.
         scaler: of losses, under float16.
+        group_values: what the optimizer remembers of a group of parameters, beside what it does of each.
     """
 
     networks: Mapping[str, nn.Module]
     optimizer: torch.optim.Optimizer
     ema: EMAModel | None = None
     scaler: Any = None
+    group_values: Sequence[str] = ()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors of a checkpoint, sharded or not, by file and name: networks, `optimizer` and `ema`."""
@@ -54,6 +56,9 @@ class TrainingState:
             found["ema_steps"] = self.ema.optimization_step
         if self.scaler is not None:
             found["scaler"] = self.scaler.state_dict()
+        if self.group_values:
+            groups = self.optimizer.param_groups
+            found["optimizer"] = [{name: float(group[name]) for name in self.group_values} for group in groups]
         return found
 
     def restore(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
@@ -78,6 +83,8 @@ class TrainingState:
             self.ema.optimization_step = numbers.get("ema_steps", 0)
         if self.scaler is not None and "scaler" in numbers:
             self.scaler.load_state_dict(numbers["scaler"])
+        for group, values in zip(self.optimizer.param_groups, numbers.get("optimizer", ()), strict=False):
+            group.update({name: values[name] for name in self.group_values})
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the optimizer's state from tensors named `network.parameter.key`; settings stay those of this run."""
@@ -94,6 +101,12 @@ class TrainingState:
             if name in by_parameter
         }
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for index, weight in enumerate(self._optimized_parameters()):
+            if weight.dtype == torch.bfloat16 and index in state:  # to which torch has cast what is kept in float32
+                self.optimizer.state[weight] = {
+                    key: value.to(weight.device) if isinstance(value, Tensor) else value
+                    for key, value in state[index].items()
+                }
 
     def _optimized_parameters(self) -> list[nn.Parameter]:
         """The optimizer's parameters, in its order."""

@@ -95,12 +95,6 @@ class DataConfig(FolderConfig):
         "Pixels per side; images are resized and centre-cropped. Default: the model's.",
     )
     random_flip: bool = option(False, "Mirror half of the images.")
-    validation_rows: Annotated[int | None, POSITIVE, IDENTITY] = option(
-        None,
-        "Rows of the data, drawn by --seed, that are kept aside and never trained on; the loss on them is measured "
-        "every --validation_loss_steps. Some 100 are enough. Of parquet files in --train_shards they are of "
-        "--shuffle_shards row groups. Default: none.",
-    )
     on_bad_image: Literal["fail", "skip"] = option(
         "fail",
         "What to do about images that cannot be read: stop before training, or leave them out. Both name them. Those "

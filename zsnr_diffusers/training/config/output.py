@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from .data import FolderConfig
-from .options import NOT_NEGATIVE, POSITIVE, option
+from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, option
 
 
 @dataclass
@@ -16,6 +16,12 @@ class OutputConfig(FolderConfig):
     resume: bool = option(False, "Continue from the newest checkpoint in --output_dir, or start if there is none.")
     force: bool = option(False, "Resume although data, base, seed or schedule are not those that the run began with.")
     validation_steps: Annotated[int, POSITIVE] = option(500, "Steps between previews.")
+    validation_rows: Annotated[int | None, POSITIVE, IDENTITY] = option(
+        None,
+        "Rows of the data, drawn by --seed, that are kept aside and never trained on; the loss on them is measured "
+        "every --validation_loss_steps. Some 100 are enough. Of parquet files in --train_shards they are of "
+        "--shuffle_shards row groups. Default: none.",
+    )
     validation_loss_steps: Annotated[int, POSITIVE] = option(
         500,
         "Steps between measurements of the loss on --validation_rows, with the weights that are saved (the moving "

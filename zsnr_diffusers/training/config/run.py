@@ -19,6 +19,14 @@ class NetworkConfig(ComputeConfig, OptimizationConfig):
 class StepsConfig(NetworkConfig, ObjectiveConfig):
     """All that the trainer reads: how a step is computed, what it changes and what it is asked."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_weighting == "learned_uncertainty" and self.optimizer != "adamw":
+            raise ValueError(
+                f"--loss_weighting=learned_uncertainty has a learning rate of its own, for adamw, and --optimizer="
+                f"{self.optimizer}: leave out one of them."
+            )
+
 
 @dataclass
 class RunConfig(OutputConfig, StepsConfig, DataConfig):

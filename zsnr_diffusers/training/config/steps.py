@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from .options import NOT_NEGATIVE, POSITIVE, SHARE, Options, option
 
 _WARMUP_STEPS = 500
+_LEAST_OF_PRODIGY = 0.01
+"""Learning rate; what is smaller was meant for another optimizer."""
 
 
 @dataclass
@@ -15,7 +17,7 @@ class OptimizationConfig(Options):
     max_train_steps: Annotated[int, POSITIVE] = option(10_000, "Optimizer steps.")
     train_batch_size: Annotated[int, POSITIVE] = option(8, "Images per process and forward pass.")
     gradient_accumulation_steps: Annotated[int, POSITIVE] = option(1, "Forward passes per optimizer step.")
-    learning_rate: Annotated[float, POSITIVE] = option(1e-5, "AdamW's learning rate.")
+    learning_rate: Annotated[float, POSITIVE] = option(1e-5, "Learning rate.")
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"
     ] = option("constant_with_warmup", "Schedule of the learning rate, as in diffusers.")
@@ -24,11 +26,38 @@ class OptimizationConfig(Options):
         "Steps over which the learning rate rises from 0, if its schedule has a warm-up. Default: 500, or a tenth of "
         "--max_train_steps in a run of up to 500.",
     )
-    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(1e-2, "AdamW's weight decay; with 0 it is Adam.")
-    use_8bit_adam: bool = option(
-        False, "Adam's two moments in 8 bits each, by bitsandbytes: 2 bytes per weight in place of 8."
+    optimizer: Literal["adamw", "adafactor", "lion", "prodigy"] = option(
+        "adamw",
+        "adamw: torch's. adafactor, transformers': no moments, of each matrix only mean squares of rows and columns, "
+        "and steps that are not relative to the weights; learning rates as AdamW's. lion, bitsandbytes': one moment; "
+        "a third to a tenth of AdamW's learning rate. prodigy, prodigyopt's: finds its step size itself; pass "
+        "--learning_rate 1.",
     )
-    max_grad_norm: Annotated[float, POSITIVE] = option(1.0, "Gradients are clipped to this norm.")
+    adam_beta1: Annotated[float, SHARE] = option(0.9, "Decay of the mean gradient, of all but adafactor.")
+    adam_beta2: Annotated[float | None, SHARE] = option(
+        None, "Decay of the mean squared gradient, or of lion's moment. Default: 0.999, of lion 0.99."
+    )
+    adam_epsilon: Annotated[float, POSITIVE] = option(1e-8, "Added to the root of that of adamw and prodigy.")
+    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(
+        1e-2, "Weight decay, of all optimizers; with 0 AdamW is Adam."
+    )
+    use_8bit_adam: bool = option(
+        False, "AdamW's two moments in 8 bits each, by bitsandbytes: 2 bytes per weight in place of 8."
+    )
+    max_grad_norm: Annotated[float, NOT_NEGATIVE] = option(1.0, "Gradients are clipped to this norm; 0: they are not.")
+    full_bf16: bool = option(
+        False,
+        "Keep the weights themselves in bfloat16, and gradients with them: 4 bytes per weight in place of 8. Updates "
+        "are computed in float32 and rounded at random, up or down in proportion to the distance, since those of "
+        "fine-tuning are smaller than half of bfloat16's last digit and would be lost. With --mixed_precision bf16 "
+        "and --ema_decay 0.",
+    )
+    fused_backward_pass: bool = option(
+        False,
+        "Update each weight as soon as its gradient is there, in the backward pass, and forget the gradient: so there "
+        "is never more than one, but their common norm is not known before. For one process, with --max_grad_norm 0 "
+        "and without accumulation.",
+    )
     nan_skip: Annotated[int, NOT_NEGATIVE] = option(
         0,
         "How many steps in a row may be left out because the loss or the gradients are NaN or infinite.",
@@ -57,6 +86,50 @@ class OptimizationConfig(Options):
             # Resolved here, so that it is written down: a run that continues from its file keeps its warm-up.
             fits = self.max_train_steps > _WARMUP_STEPS
             self.lr_warmup_steps = _WARMUP_STEPS if fits else self.max_train_steps // 10
+        self._check_optimizer()
+        self._check_memory()
+
+    def _check_optimizer(self) -> None:
+        """Refuse settings that an optimizer does not have.
+
+        Raises:
+            ValueError: with the value and the remedy.
+        """
+        if self.use_8bit_adam and self.optimizer != "adamw":
+            raise ValueError(f"--use_8bit_adam is of adamw, and --optimizer={self.optimizer}: leave out one of them.")
+        if self.optimizer == "prodigy" and self.learning_rate < _LEAST_OF_PRODIGY:
+            raise ValueError(
+                f"--optimizer=prodigy finds its step size itself and multiplies it by --learning_rate, which is "
+                f"{self.learning_rate:g}: pass --learning_rate 1."
+            )
+
+    def _check_memory(self) -> None:
+        """Refuse what does not go with weights in bfloat16, or with updates in the backward pass.
+
+        Raises:
+            ValueError: with the options and the remedy.
+        """
+        if self.full_bf16 and self.ema_decay:
+            raise ValueError(
+                f"--full_bf16 and --ema_decay={self.ema_decay:g}: in bfloat16 an average would not move; pass "
+                "--ema_decay 0."
+            )
+        if self.fused_backward_pass and self.max_grad_norm:
+            raise ValueError(
+                f"--fused_backward_pass updates weights before the norm of all gradients is known, and "
+                f"--max_grad_norm={self.max_grad_norm:g}: pass --max_grad_norm 0."
+            )
+        if self.fused_backward_pass and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "--fused_backward_pass updates weights in every pass, and --gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps}: pass 1 with a larger --train_batch_size."
+            )
+        if self.optimizer == "prodigy" and (self.full_bf16 or self.fused_backward_pass):
+            option = "full_bf16" if self.full_bf16 else "fused_backward_pass"
+            raise ValueError(
+                f"--{option} updates weights one by one, and --optimizer=prodigy all of them together: take "
+                "adafactor, adamw or lion."
+            )
 
     def global_batch(self, processes: int) -> int:
         """Samples per optimizer step, over all processes and accumulated forward passes."""
@@ -65,9 +138,10 @@ class OptimizationConfig(Options):
     def checkpoint_bytes(self, parameters: int) -> int:
         """Size of a checkpoint in bytes for this number of trained parameters.
 
-        They, their moving average and Adam's two moments, in float32 or 8 bits.
+        They, their moving average and the optimizer's state; of adafactor no more than this.
         """
-        return parameters * (4 * (1 + (self.ema_decay > 0)) + 2 * (1 if self.use_8bit_adam else 4))
+        state = 2 if self.use_8bit_adam else {"adamw": 8, "adafactor": 4, "lion": 4, "prodigy": 16}[self.optimizer]
+        return parameters * ((2 if self.full_bf16 else 4) + 4 * (self.ema_decay > 0) + state)
 
 
 @dataclass

@@ -37,20 +37,21 @@ def draw_readable_rows(
         return [row for row, can in zip(drawn, usable, strict=True) if can]
 
 
-def hold_out_rows(rows: Rows, images: Images, config: DataConfig) -> list[int]:
-    """The rows that `--validation_rows` keeps aside, ascending; none without it.
+def hold_out_rows(rows: Rows, images: Images, config: DataConfig, count: int | None) -> list[int]:
+    """The rows that are kept aside, ascending; none if there is no `count`.
 
     Raises:
         ValueError: they would leave no row to train on.
         ImageError: as in `draw_readable_rows`.
     """
-    count = config.validation_rows or 0
+    if not count:
+        return []
     if count >= len(images):
         raise ValueError(
             f"--validation_rows={count} of {len(images)} rows leaves none to train on: lower it, or leave it out."
         )
     usable = images if isinstance(images, range) else array("q", images)
-    return sorted(draw_readable_rows(rows, config, usable, count, _STREAM)) if count else []
+    return sorted(draw_readable_rows(rows, config, usable, count, _STREAM))
 
 
 def without_rows(rows: Collection[int], held_out: Collection[int]) -> Sequence[int]:

@@ -127,8 +127,8 @@ class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, Run
     """
 
     train_batch_size: Annotated[int, POSITIVE] = option(64, "Images per process and forward pass.")
-    learning_rate: Annotated[float, POSITIVE] = option(2e-4, "AdamW's learning rate.")
-    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(0.0, "AdamW's weight decay; with 0 it is Adam.")
+    learning_rate: Annotated[float, POSITIVE] = option(2e-4, "Learning rate.")
+    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(0.0, "Weight decay; with 0 AdamW is Adam.")
 
     program: ClassVar[str] = "python -m zsnr_diffusers.training.pixels"
     description: ClassVar[str] = (

@@ -342,9 +342,7 @@ class TrainingConfig(GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, Bas
     max_train_steps: Annotated[int, POSITIVE] = option(
         10_000, "Optimizer steps. The paper took 50,000 at batch size 2048."
     )
-    learning_rate: Annotated[float, POSITIVE] = option(
-        1e-5, "AdamW's learning rate. The paper took 1e-4 at batch size 2048."
-    )
+    learning_rate: Annotated[float, POSITIVE] = option(1e-5, "Learning rate. The paper took 1e-4 at batch size 2048.")
 
     program: ClassVar[str] = "python -m zsnr_diffusers.training"
     description: ClassVar[str] = (
