@@ -47,13 +47,16 @@ class Optimization:
         self.optimizer: Any = accelerator.prepare(self.inner)
         self._scaler = accelerator.scaler
         self._one_by_one, self.in_backward = config.full_bf16, config.fused_backward_pass
-        whole = not (self._one_by_one or self.in_backward)
         fused = bool(self.inner.defaults.get("fused")) and accelerator.device.type in _SKIPS_ON
-        self.skips_on_device = whole and fused
+        self.skips_on_device = fused and not (self._one_by_one or self.in_backward)
         self._found_inf: Tensor | None = None
         if self.skips_on_device:
             self.inner.register_step_pre_hook(self._flag_step)
         self._seed, self._draw = seed, torch.Generator(accelerator.device)
+        self._prepare_single_updates()
+
+    def _prepare_single_updates(self) -> None:
+        """Note which group each parameter is in, and have it updated in the backward pass, if it is to be."""
         self._squares: list[Tensor] = []
         self._grouped: list[list[nn.Parameter]] = [group["params"] for group in self.inner.param_groups]
         self._group_of = {one: number for number, group in enumerate(self._grouped) for one in group}

@@ -126,12 +126,7 @@ class Trainer:
             with self.network.accumulate(last=part == passes - 1):
                 loss = self._compute_losses(batch).mean()
                 losses.append(loss.detach())
-                if self.optimization.in_backward:
-                    mean, finite = self._update_in_backward(loss)
-                    continue
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    mean, finite = self._update_weights(torch.stack(losses).mean())
+                mean, finite = self._backward(loss, losses)
         self.step += 1
         if finite:
             self.losses.append(mean)
@@ -146,6 +141,15 @@ class Trainer:
         losses = sample_losses(self.task, self.network.unet, batch, timesteps)
         self.loss_by_timestep.add(losses, batch["timestep"])
         return self.weighting(losses, timesteps, batch["timestep"])
+
+    def _backward(self, loss: Tensor, losses: list[Tensor]) -> tuple[float, bool]:
+        """A backward pass, and after the last one of a step the update; returns as `_update_weights`."""
+        if self.optimization.in_backward:
+            return self._update_in_backward(loss)
+        self.accelerator.backward(loss)
+        if not self.accelerator.sync_gradients:
+            return math.nan, False  # more passes follow
+        return self._update_weights(torch.stack(losses).mean())
 
     def _update_in_backward(self, loss: Tensor) -> tuple[float, bool]:
         """The backward pass, which updates the weights, if the loss is finite; returns as `_update_weights`."""

@@ -114,21 +114,30 @@ class OptimizationConfig(Options):
                 f"--full_bf16 and --ema_decay={self.ema_decay:g}: in bfloat16 an average would not move; pass "
                 "--ema_decay 0."
             )
-        if self.fused_backward_pass and self.max_grad_norm:
-            raise ValueError(
-                f"--fused_backward_pass updates weights before the norm of all gradients is known, and "
-                f"--max_grad_norm={self.max_grad_norm:g}: pass --max_grad_norm 0."
-            )
-        if self.fused_backward_pass and self.gradient_accumulation_steps > 1:
-            raise ValueError(
-                "--fused_backward_pass updates weights in every pass, and --gradient_accumulation_steps="
-                f"{self.gradient_accumulation_steps}: pass 1 with a larger --train_batch_size."
-            )
+        if self.fused_backward_pass:
+            self._check_fused_backward_pass()
         if self.optimizer == "prodigy" and (self.full_bf16 or self.fused_backward_pass):
             option = "full_bf16" if self.full_bf16 else "fused_backward_pass"
             raise ValueError(
                 f"--{option} updates weights one by one, and --optimizer=prodigy all of them together: take "
                 "adafactor, adamw or lion."
+            )
+
+    def _check_fused_backward_pass(self) -> None:
+        """Refuse what needs all gradients at once.
+
+        Raises:
+            ValueError: with the option and the remedy.
+        """
+        if self.max_grad_norm:
+            raise ValueError(
+                f"--fused_backward_pass updates weights before the norm of all gradients is known, and "
+                f"--max_grad_norm={self.max_grad_norm:g}: pass --max_grad_norm 0."
+            )
+        if self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "--fused_backward_pass updates weights in every pass, and --gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps}: pass 1 with a larger --train_batch_size."
             )
 
     def global_batch(self, processes: int) -> int:
