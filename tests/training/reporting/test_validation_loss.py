@@ -11,10 +11,12 @@ from diffusers import DiffusionPipeline
 from training_runs import logged, same, trained
 
 from zsnr_diffusers.core import v_loss
+from zsnr_diffusers.schedulers import ZeroSNRDDPMScheduler
 from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.data.dataset import check_images
 from zsnr_diffusers.training.data.held_out import hold_out_rows
 from zsnr_diffusers.training.fsdp import CAN_SHARD_ON_CPU
+from zsnr_diffusers.training.objective import BridgedObjective, Objective
 from zsnr_diffusers.training.reporting.validation_loss import add_validation_loss, read_validation_loss
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
@@ -166,6 +168,23 @@ def test_the_plan_says_it(options, capsys):
     said = capsys.readouterr().out
     assert "loss on 3 images that are kept aside, every 2 steps" in said
     assert "7 images at" in said
+
+
+@pytest.mark.parametrize("objective", [Objective, BridgedObjective])
+def test_the_fixed_timesteps_end_at_pure_noise(objective):
+    """Also through a bridge, whose timesteps are those of a flow: 1000 is flow time 1."""
+    schedule = ZeroSNRDDPMScheduler(prediction_type="v_prediction")
+    asked_of, timesteps = objective(schedule), objective(schedule).fixed_timesteps()
+    bridged = objective is BridgedObjective
+    assert timesteps.tolist() == [*range(50, 1000, 100), 1000 if bridged else 999]
+    x_0, noise = (torch.randn(11, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    asked = asked_of.noised_batch(x_0, noise, timesteps)
+    assert torch.equal(asked.x_t[-1], noise[-1])
+    assert asked.timestep[-1] == 999
+    true_v = schedule.get_velocity(x_0, noise, torch.arange(1000)[-1:].expand(11))[-1:]
+    at_the_end = asked_of.noised_batch(x_0[-1:], noise[-1:], timesteps[-1:])
+    torch.testing.assert_close(at_the_end.convert_output(true_v), at_the_end.target)
+    assert torch.equal(at_the_end.target, noise[-1:] - x_0[-1:] if bridged else -x_0[-1:])
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", '{"0": 1}', '{"x": {"mean": 1}}'])
