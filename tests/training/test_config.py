@@ -256,8 +256,3 @@ def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
 def test_a_part_checks_its_own_options(part, options, message):
     with pytest.raises(ValueError, match=message):
         part(**options)
-
-
-def test_a_checkpoint_has_weights_average_and_moments():
-    assert OptimizationConfig().checkpoint_bytes(10) == 10 * 16
-    assert OptimizationConfig(ema_decay=0.0, use_8bit_adam=True).checkpoint_bytes(10) == 10 * 6

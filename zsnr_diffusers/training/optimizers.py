@@ -123,6 +123,12 @@ def optimizer_kind(config: OptimizationConfig) -> OptimizerKind:
     return OPTIMIZERS["adamw_8bit" if config.use_8bit_adam else config.optimizer]
 
 
+def checkpoint_bytes(config: OptimizationConfig, shapes: Iterable[Sequence[int]]) -> int:
+    """Size of a checkpoint of parameters of these shapes, with their moving average and the optimizer's state."""
+    each, state_bytes = (2 if config.full_bf16 else 4) + 4 * (config.ema_decay > 0), optimizer_kind(config).state_bytes
+    return sum(each * _count(shape) + state_bytes(shape) for shape in shapes)
+
+
 def check_optimizer(config: NetworkConfig) -> None:
     """Refuse an optimizer whose library is missing, or that does not go with how a network is computed.
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +35,7 @@ from .loss import LossWeighting
 from .measure import time_training_steps
 from .memory import estimate_memory
 from .network import TrainedNetwork
-from .optimizers import check_optimizer, check_updates
+from .optimizers import check_optimizer, check_updates, checkpoint_bytes
 from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
 from .reporting.upload import create_run_repo, hub_repo_name
@@ -98,8 +98,10 @@ def train(config: RunConfig) -> None:
             batch = config.global_batch(processes.size)
             accelerator.print(time_training_steps(trainer, accelerator, batch, config.max_train_steps))
             return
+        trained = trainable_parameters(task.unet).values()
+        checkpoint_size = checkpoint_bytes(config, [parameter.shape for parameter in trained])
         found = processes.run_on_main(
-            lambda: _check_fingerprint_and_disk(config, task, samples.usable_rows, config.checkpoint_bytes)
+            lambda: _check_fingerprint_and_disk(config, task, samples.usable_rows, checkpoint_size)
         )
         repo = processes.run_on_main(lambda: create_run_repo(config)) if config.push_to_hub else None
         trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
@@ -165,14 +167,13 @@ def _lock_run_folder(
 
 
 def _check_fingerprint_and_disk(
-    config: OutputConfig, task: Task, usable_rows: Sequence[int], checkpoint_bytes: Callable[[int], int]
+    config: OutputConfig, task: Task, usable_rows: Sequence[int], checkpoint_size: int
 ) -> Fingerprint:
     """Fingerprint of the run's data and base, checked against the folder's; refuse a disk too full for checkpoints."""
     found = compute_fingerprint(task, usable_rows)
     check_fingerprint(config, found)
     remove_partial_checkpoints(Path(config.output_dir))
-    parameters = sum(parameter.numel() for parameter in trainable_parameters(task.unet).values())
-    check_disk_space(config, checkpoint_bytes(parameters))
+    check_disk_space(config, checkpoint_size)
     return found
 
 

@@ -72,8 +72,14 @@ def test_images_of_shards_that_cannot_be_read_are_not_kept_aside(options, image_
     broken = {"train_shards": write_shards(tmp_path / "broken", samples)}
     with pytest.raises(ImageError):
         samples_of(options, broken)
-    _, found, _ = samples_of(options, broken, on_bad_image="skip")
-    assert found.held_out == []
+    with pytest.raises(ValueError, match="--validation_rows=3: none of the rows that were drawn can be read"):
+        samples_of(options, broken, on_bad_image="skip")
+    good = [*captioned(image_folder)[:-1], samples[-1]]
+    _, found, _ = samples_of(
+        options, {"train_shards": write_shards(tmp_path / "one", good)}, on_bad_image="skip", validation_rows=9
+    )
+    assert found.held_out == [row for row in range(9) if row in found.held_out]
+    assert len(found.held_out) in (8, 9)
 
 
 def test_rows_that_are_kept_aside_are_encoded_with_the_others(options, sources, tmp_path):

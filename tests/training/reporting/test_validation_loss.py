@@ -17,7 +17,11 @@ from zsnr_diffusers.training.data.dataset import check_images
 from zsnr_diffusers.training.data.held_out import hold_out_rows
 from zsnr_diffusers.training.fsdp import CAN_SHARD_ON_CPU
 from zsnr_diffusers.training.objective import BridgedObjective, Objective
-from zsnr_diffusers.training.reporting.validation_loss import add_validation_loss, read_validation_loss
+from zsnr_diffusers.training.reporting.validation_loss import (
+    ValidationLoss,
+    add_validation_loss,
+    read_validation_loss,
+)
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
 ROWS = 3
@@ -168,6 +172,16 @@ def test_the_plan_says_it(options, capsys):
     said = capsys.readouterr().out
     assert "loss on 3 images that are kept aside, every 2 steps" in said
     assert "7 images at" in said
+
+
+@pytest.mark.full
+def test_a_loss_that_is_not_finite_ends_no_run(options, monkeypatch, capsys):
+    measure = ValidationLoss.measure
+    monkeypatch.setattr(ValidationLoss, "measure", lambda self: measure(self) * float("nan"))
+    run(options, max_train_steps=1)
+    assert "step 1: validation loss nan, nan at the last timestep; not written down" in capsys.readouterr().out
+    assert measured(options) == {}
+    assert "kept aside" not in Path(options["output_dir"], "README.md").read_text()
 
 
 @pytest.mark.parametrize("objective", [Objective, BridgedObjective])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .options import NOT_NEGATIVE, POSITIVE, SHARE, Options, option
+from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, Options, option
 
 _WARMUP_STEPS = 500
 _LEAST_OF_PRODIGY = 0.01
@@ -26,7 +26,7 @@ class OptimizationConfig(Options):
         "Steps over which the learning rate rises from 0, if its schedule has a warm-up. Default: 500, or a tenth of "
         "--max_train_steps in a run of up to 500.",
     )
-    optimizer: Literal["adamw", "adafactor", "lion", "prodigy"] = option(
+    optimizer: Annotated[Literal["adamw", "adafactor", "lion", "prodigy"], IDENTITY] = option(
         "adamw",
         "adamw: torch's. adafactor, transformers': no moments, of each matrix only mean squares of rows and columns, "
         "and steps that are not relative to the weights; learning rates as AdamW's. lion, bitsandbytes': one moment; "
@@ -143,14 +143,6 @@ class OptimizationConfig(Options):
     def global_batch(self, processes: int) -> int:
         """Samples per optimizer step, over all processes and accumulated forward passes."""
         return self.train_batch_size * self.gradient_accumulation_steps * processes
-
-    def checkpoint_bytes(self, parameters: int) -> int:
-        """Size of a checkpoint in bytes for this number of trained parameters.
-
-        They, their moving average and the optimizer's state; of adafactor no more than this.
-        """
-        state = 2 if self.use_8bit_adam else {"adamw": 8, "adafactor": 4, "lion": 4, "prodigy": 16}[self.optimizer]
-        return parameters * ((2 if self.full_bf16 else 4) + 4 * (self.ema_decay > 0) + state)
 
 
 @dataclass

@@ -41,7 +41,7 @@ def hold_out_rows(rows: Rows, images: Images, config: DataConfig, count: int | N
     """The rows that are kept aside, ascending; none if there is no `count`.
 
     Raises:
-        ValueError: they would leave no row to train on.
+        ValueError: they would leave no row to train on, or none of them can be read.
         ImageError: as in `draw_readable_rows`.
     """
     if not count:
@@ -51,7 +51,9 @@ def hold_out_rows(rows: Rows, images: Images, config: DataConfig, count: int | N
             f"--validation_rows={count} of {len(images)} rows leaves none to train on: lower it, or leave it out."
         )
     usable = images if isinstance(images, range) else array("q", images)
-    return sorted(draw_readable_rows(rows, config, usable, count, _STREAM))
+    if not (held_out := draw_readable_rows(rows, config, usable, count, _STREAM)):
+        raise ValueError(f"--validation_rows={count}: none of the rows that were drawn can be read.")
+    return sorted(held_out)
 
 
 def without_rows(rows: Collection[int], held_out: Collection[int]) -> Sequence[int]:

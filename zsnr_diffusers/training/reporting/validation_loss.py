@@ -1,6 +1,7 @@
 """The loss on rows that are kept aside, step by step: where it rises while that of training falls, a run overfits."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,15 +46,21 @@ class ValidationLoss:
         figures = {"mean": losses[:, :-1].mean().item(), **self._by_timestep(losses.mean(dim=0)), **recent}
         with trainer.processes.sync_errors():
             if trainer.processes.is_main:
-                add_validation_loss(self.folder, step, figures)
-                tqdm.write(
-                    f"step {step}: validation loss {figures['mean']:.4f}, {figures['last']:.4f} at the last timestep"
-                )
+                self._write(step, figures)
         logged = {
             f"validation_loss/{name}": value for name, value in figures.items() if name not in ("mean", "training")
         }
         trainer.accelerator.log({"validation_loss": figures["mean"], **logged}, step=step)
         return figures["mean"]
+
+    def _write(self, step: int, figures: Losses) -> None:
+        """Write down the losses of a step; one that is not finite is only told, and no reason to end a run."""
+        line = f"step {step}: validation loss {figures['mean']:.4f}, {figures['last']:.4f} at the last timestep"
+        if all(map(math.isfinite, figures.values())):
+            add_validation_loss(self.folder, step, figures)
+        else:
+            line += "; not written down"
+        tqdm.write(line)
 
     @torch.no_grad()
     def measure(self) -> Tensor:
