@@ -175,6 +175,28 @@ def test_the_plan_says_it(options, capsys):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_rank": 4},
+        {"prediction_type": "flow_prediction"},
+        {"mixed_precision": "bf16", "cache": "none"},
+        {"aspect_ratio_buckets": True, "validation_rows": 5},
+    ],
+)
+def test_it_is_measured_whatever_is_trained(options, shapes_folder, changes):
+    if "lora_rank" in changes:
+        pytest.importorskip("peft")
+    if "aspect_ratio_buckets" in changes:
+        changes = {**changes, "train_data_dir": str(shapes_folder), "resolution": 64}
+    train(TrainingConfig(**{**options, **changes, "max_train_steps": 2}))
+    found = measured(options)
+    assert list(found) == [0, 2]
+    assert all(0 < value < 10 for losses in found.values() for value in losses.values())
+    assert found[0] != without_training(found[2])
+
+
+@pytest.mark.full
 def test_a_loss_that_is_not_finite_ends_no_run(options, monkeypatch, capsys):
     measure = ValidationLoss.measure
     monkeypatch.setattr(ValidationLoss, "measure", lambda self: measure(self) * float("nan"))

@@ -52,8 +52,9 @@ def on_images(own, tmp_path, **changes):
 
 
 def test_the_run_is_that_on_the_images_bit_for_bit(encoded, own, tmp_path, monkeypatch):
+    own["validation_rows"] = encoded["validation_rows"] = 2
     expected = trained(on_images(own, tmp_path))
-    losses = logged(tmp_path / "from_images")["loss"]
+    losses, validation = (logged(tmp_path / "from_images")[name] for name in ("loss", "validation_loss"))
 
     def refuse(self, inputs):
         raise AssertionError("nothing is encoded")
@@ -63,6 +64,7 @@ def test_the_run_is_that_on_the_images_bit_for_bit(encoded, own, tmp_path, monke
     monkeypatch.setattr(dataset, "load_rgb", refuse)
     assert same(trained(TrainingConfig(**encoded)), expected)
     assert logged(encoded["output_dir"])["loss"] == losses
+    assert logged(encoded["output_dir"])["validation_loss"] == validation
 
 
 def test_previews_have_their_networks_and_training_has_none(encoded, own, tmp_path, monkeypatch):
