@@ -77,7 +77,9 @@ def trainer(monkeypatch):
         monkeypatch.setattr(Accelerator, "device", DEVICE)
         monkeypatch.setattr(optimization, "_SKIPS_ON", ("meta",))
         monkeypatch.setattr(trainer_module, "HostCopy", Read)
-        monkeypatch.setattr("zsnr_diffusers.training.speed._get_fused_kernels_supported_devices", lambda: ["meta"])
+        monkeypatch.setattr(
+            "zsnr_diffusers.training.optimizers._get_fused_kernels_supported_devices", lambda: ["meta"]
+        )
         adam = sys.modules[torch.optim.Adam.__module__]  # the package has a function of its name
         monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
         task.unet.to(DEVICE)  # parameters come to a GPU as they are, but to this device as new ones

@@ -52,7 +52,8 @@ class Optimization:
         self._found_inf: Tensor | None = None
         if self.skips_on_device:
             self.inner.register_step_pre_hook(self._flag_step)
-        self._seed, self._draw = seed, torch.Generator(accelerator.device)
+        self._seed = seed
+        self._draw = torch.Generator(accelerator.device if self._one_by_one else "cpu")
         self._prepare_single_updates()
 
     def _prepare_single_updates(self) -> None:
