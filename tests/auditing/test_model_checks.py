@@ -64,7 +64,7 @@ def test_an_epsilon_model_that_is_not_to_be_trained_is_offered_a_start(tmp_path)
     save_pipeline(pipe, tmp_path / "started")
     for source in (pipe, tmp_path / "started"):
         finding = found(audit(source, steps=STEPS), "terminal-snr")
-        assert "its start puts the image there that the network expects" in finding.what
+        assert "its start adds the signal that the network expects there" in finding.what
         assert "fit-start" not in finding.remedy
 
 

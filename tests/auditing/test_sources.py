@@ -144,7 +144,7 @@ def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (3, TypeError, "Cannot audit 3: give a pipeline"),
+        (3, TypeError, "Cannot audit 3: pass a pipeline"),
         ({}, ValueError, "names no class; add '_class_name'"),
         ({"_class_name": "UNet2DModel"}, ValueError, "'UNet2DModel' is no scheduler"),
         (config_of(DDIMScheduler, rescale_betas_zero_snr="false"), ValueError, "='false' must be true or false"),
@@ -163,7 +163,7 @@ def test_what_cannot_be_audited_is_refused_with_the_reason(source, error, messag
 
 
 def test_folders_without_a_scheduler_or_with_broken_files(tmp_path):
-    with pytest.raises(OSError, match="holds no scheduler"):
+    with pytest.raises(OSError, match="has no scheduler"):
         audit(tmp_path)
     for content, message in (("{", "not valid JSON"), ("[]", "holds a list")):
         (tmp_path / "scheduler_config.json").write_text(content)

@@ -255,7 +255,7 @@ def know_the_data(pipe, mean, spread):
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_stocks_stand_in_leads_to_the_data(name, shift):
-    """Its timesteps are cut to whole numbers: by up to 1 / 1000 of noise, of which the largest of 256 values is 3."""
+    """Its timesteps are truncated to integers: by up to 1 / 1000 of noise, of which the largest of 256 values is 3."""
     pipe = PIPELINES[name].build()
     pipe.scheduler = UniPCMultistepScheduler(**unipc_flow_config(shift, 1000))
     know_the_data(pipe, 0.7, 0.0)
