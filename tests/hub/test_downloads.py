@@ -76,11 +76,11 @@ FAILURES = {
     "a missing file": ({WEIGHTS: Failure(404, "EntryNotFound")}, f"it has no file {WEIGHTS}"),
     "not authorized": ({"": Failure(401)}, f"it answers 401, not authorized over model_index.json: {NO_TOKEN}"),
     "forbidden": ({"": Failure(403)}, "it answers 403, forbidden over model_index.json: your token may not do this"),
-    "gated": ({"": Failure(403, "GatedRepo")}, "it is gated: ask for access at https://huggingface.co/acme/dark"),
+    "gated": ({"": Failure(403, "GatedRepo")}, "it is gated: request access at https://huggingface.co/acme/dark"),
     "gated weights": ({WEIGHTS: Failure(403, "GatedRepo")}, "it is gated: ask for access"),
     "private": (
         {"": Failure(401, "RepoNotFound")},
-        f"there is no such repo, or it is private: check the id, or {NO_TOKEN}",
+        f"the repo does not exist or is private: check the id, or {NO_TOKEN}",
     ),
     "broken": ({"": Failure(500)}, "it answers 500 over model_index.json; try again later"),
     "broken for one file": ({WEIGHTS: Failure(500)}, f"it answers 500 over {WEIGHTS}; try again later"),
@@ -122,7 +122,11 @@ def test_no_connection(function, hub, monkeypatch):
         function("acme/dark", **places)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)()
-    with pytest.raises(OSError, match=r"acme/dark .*HF_HUB_OFFLINE is set, and what is asked for is not in the cache"):
+    with pytest.raises(
+        OSError,
+        match=r"acme/dark .*HF_HUB_OFFLINE is set, and the requested file is not in the "
+        r"cache",
+    ):
         function("acme/dark", **places)
 
 

@@ -108,10 +108,10 @@ UNET = "model.diffusion_model."
 @pytest.mark.parametrize(
     ("prefix", "what"),
     [
-        ("model_ema.diffusion_model", "moving averages of weights alone, such as 'model_ema.diffusion_model"),
-        ("diffusion_model.", "a UNet by other names, such as 'diffusion_model."),
-        ("", "a UNet by other names, such as 'input_blocks."),
-        ("unet.", "a UNet by other names, such as 'unet."),
+        ("model_ema.diffusion_model", "only EMA weights, such as 'model_ema.diffusion_model"),
+        ("diffusion_model.", "a UNet with unsupported names, such as 'diffusion_model."),
+        ("", "a UNet with unsupported names, such as 'input_blocks."),
+        ("unet.", "a UNet with unsupported names, such as 'unet."),
     ],
 )
 def test_unets_by_other_names_are_named(kind, prefix, what, write, configs):
@@ -120,7 +120,7 @@ def test_unets_by_other_names_are_named(kind, prefix, what, write, configs):
         load_pipeline(write(theirs), config=configs[kind])
     assert what in str(caught.value)
     save_file(tiny_pipeline(kind).unet.state_dict(), write({}))
-    with pytest.raises(ValueError, match="a UNet by the names of diffusers"):
+    with pytest.raises(ValueError, match="a UNet with diffusers' names"):
         load_pipeline(write(tiny_pipeline(kind).unet.state_dict()), config=configs[kind])
 
 
@@ -178,7 +178,7 @@ def test_whole_numbers_are_no_weights(dtype, write, configs):
 def test_a_guess_is_said_and_not_written(kind, configs, tmp_path, said, capsys):
     file, target = write_file(tmp_path / "model.safetensors", kind), tmp_path / "new.safetensors"
     assert says(load_pipeline(file, config=configs[kind])) == (EPSILON, False)
-    assert [line for line in said("WARNING") if "does not say what it predicts; it is taken for epsilon" in line]
+    assert [line for line in said("WARNING") if "does not say what it predicts; it is assumed to be epsilon" in line]
     command = ["convert", str(file), str(target), "--config", str(configs[kind])]
     assert main(command) == 2
     assert "pass --prediction_type epsilon, as most models" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_whoever_says_something_is_believed_first(hub, tmp_path):
     saved = SavedModel.open(hf_hub_download(REPO, file.name, **places))
     assert saved.prediction_type == EPSILON
     assert saved.conflicts == [
-        "prediction_type is 'epsilon' by modelspec metadata, which counts, and 'v_prediction' by what is known of "
+        "prediction_type is 'epsilon' by modelspec metadata, which is used, and 'v_prediction' by what is known of "
         f"{REPO}. Pass prediction_type= to decide."
     ]
 

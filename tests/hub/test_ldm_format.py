@@ -141,7 +141,7 @@ def test_other_parts():
 def test_adapters_and_offloaded_weights(part):
     pipe = tiny_pipeline("1")
     networks(pipe)[part].add_adapter(LoraConfig(target_modules=["to_q", "q_proj"]))
-    with pytest.raises(ValueError, match=r"is of an adapter: call pipe\.fuse_lora"):
+    with pytest.raises(ValueError, match=r"belongs to an adapter: call pipe\.fuse_lora"):
         original_checkpoint(pipe)
     pipe = tiny_pipeline("1")
     networks(pipe)[part].to("meta")

@@ -128,7 +128,7 @@ def test_from_the_hub(saved, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "ZeroSNRDDIMScheduler 0.6 {'unet': ['default_0']}",
-        "acme/lora is no local folder or file, and cannot be read from the Hub: it has no file x.safetensors. Pass "
+        "acme/lora is not a local folder or file, and cannot be read from the Hub: it has no file x.safetensors. Pass "
         "weight_name=.",
     ]
 
@@ -346,7 +346,7 @@ def test_missing_files_and_other_pipelines(saved, tmp_path):
     base = tiny_pipeline("1")
     with pytest.raises(FileNotFoundError, match=rf"no .*other.safetensors; pass weight_name=, one of {KOHYA_FILE}, "):
         load_lora(base, saved[0], weight_name="other.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*nowhere.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"No such file: .*nowhere.safetensors"):
         load_lora(base, tmp_path / "nowhere.safetensors")
     with pytest.raises(OSError, match="acme/lora is no local folder or file, and cannot be read from the Hub"):
         load_lora(base, "acme/lora")

@@ -134,10 +134,10 @@ def test_what_fails_in_the_end_loses_nothing(name, there, tmp_path):
     repos, _, _ = there(failures={"/commit/main": 403})
     (tmp_path / "dark" / "checkpoint-10").mkdir(parents=True)
     (tmp_path / "dark" / "checkpoint-10" / "notes").touch()
-    with pytest.raises(OSError, match=rf"{name} is whole, but could not be pushed to acme/dark") as caught:
+    with pytest.raises(OSError, match=rf"{name} was saved, but could not be pushed to acme/dark") as caught:
         save_lora(adapted(), tmp_path / name, push_to_hub="acme/dark")
     # as the message says
-    hub_call = str(caught.value).split("To push it as it is: ")[1]
+    hub_call = str(caught.value).split("To push it: ")[1]
     there(repos)
     eval(hub_call, {"huggingface_hub": huggingface_hub})
     assert pushed_names(repos["acme/dark"]) == (WRITTEN if name == "dark" else {name})
@@ -146,7 +146,7 @@ def test_what_fails_in_the_end_loses_nothing(name, there, tmp_path):
 
 def test_what_may_not_be_is_said_before_anything_is_written(there, tmp_path):
     there(failures={"api/repos/create": 401})
-    with pytest.raises(OSError, match="cannot be made or written at the Hub: it answers 401"):
+    with pytest.raises(OSError, match="cannot be created or written on the Hub: it answers 401"):
         save_lora(adapted(), tmp_path / "dark", push_to_hub="acme/dark")
     assert not (tmp_path / "dark").exists()
 

@@ -305,7 +305,7 @@ def entry(**changes):
 def test_damaged_files_are_named(content, tmp_path):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(content[1])
-    with pytest.raises(ValueError, match=r"damaged\.safetensors is damaged or no safetensors file: "):
+    with pytest.raises(ValueError, match=r"damaged\.safetensors is damaged or not a safetensors file: "):
         SavedModel.open(path)
 
 

@@ -64,11 +64,11 @@ def test_conflicts_are_named_with_what_counts(configs, tmp_path, said):
     file = write_file(tmp_path / "model.safetensors", "1", keys, spec)
     assert says(load_pipeline(file, config=configs["1"])) == (V, True)
     lines = [line.removeprefix(f"{file}: ") for line in said("WARNING")]
-    counts = "prediction_type is 'v_prediction' by key v_pred and key ztsnr, which counts, and 'epsilon' by "
+    counts = "prediction_type is 'v_prediction' by key v_pred and key ztsnr, which is used, and 'epsilon' by "
     assert lines == [
         f"{counts}modelspec metadata. Pass prediction_type= to decide.",
         f"{counts}the scheduler's config. Pass prediction_type= to decide.",
-        "rescale_betas_zero_snr is True by key v_pred and key ztsnr, which counts, and False by the scheduler's "
+        "rescale_betas_zero_snr is True by key v_pred and key ztsnr, which is used, and False by the scheduler's "
         "config. Pass rescale_betas_zero_snr= to decide.",
     ]
     decided = load_pipeline(file, config=configs["1"], prediction_type=EPSILON, rescale_betas_zero_snr=False)

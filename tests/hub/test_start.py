@@ -130,7 +130,7 @@ def test_onto_the_hub_and_back(name, tmp_path, there, hub):
     assert (
         f"| start | the lowest {k} x {k} frequencies that the model expects in x_T, in `start.safetensors` |" in card
     )
-    assert "`pipeline.py` here brings the start" in card
+    assert "`pipeline.py` in this repo adds the start" in card
     loaded = in_memory(load_pipeline("acme/started", **places))
     loaded.set_progress_bar_config(disable=True)
     assert same(loaded.default_start, start)

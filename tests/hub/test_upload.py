@@ -43,7 +43,7 @@ def test_what_is_saved_is_pushed_with_a_card_and_loads_from_there(there, tmp_pat
     assert "| scheduler, timestep spacing | `EulerDiscreteScheduler`, `trailing` |" in text
     assert "| recommended guidance rescale | 0.4 |" in text
     assert "| recommended `keep_low_frequencies` of zsnr_diffusers | 2 |" in text
-    assert "`pipeline.py` here brings the guidance rescale, kept low frequencies and its own sampler" in text
+    assert "`pipeline.py` in this repo adds the guidance rescale, kept low frequencies and its own sampler" in text
     assert 'from_pretrained("acme/dark", custom_pipeline="acme/dark", trust_remote_code=True)' in text
     data = ModelCard(text).data
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
@@ -66,9 +66,9 @@ def test_a_file_beside_a_folder_leaves_its_card(there, tmp_path):
 
 
 BEFORE = {
-    "not authorized": ({"api/repos/create": 401}, "acme/dark cannot be made or written at the Hub: it answers 401"),
-    "forbidden": ({"/preupload/main": 403}, "cannot be made or written at the Hub: it answers 403, forbidden"),
-    "broken": ({"api/repos/create": 500}, "cannot be made or written at the Hub: it answers 500; try again later"),
+    "not authorized": ({"api/repos/create": 401}, "acme/dark cannot be created or written on the Hub: it answers 401"),
+    "forbidden": ({"/preupload/main": 403}, "cannot be created or written on the Hub: it answers 403, forbidden"),
+    "broken": ({"api/repos/create": 500}, "cannot be created or written on the Hub: it answers 500; try again later"),
 }
 
 
@@ -88,7 +88,7 @@ def test_what_may_not_be_is_said_before_anything_is_written(name, there, tmp_pat
 def test_what_fails_in_the_end_loses_nothing(name, status, there, tmp_path):
     repos, _, _ = there(failures={"/commit/main": status})
     with pytest.raises(
-        OSError, match=rf"dark.* is whole, but could not be pushed to acme/dark: it answers {status}"
+        OSError, match=rf"dark.* was saved, but could not be pushed to acme/dark: it answers {status}"
     ) as caught:
         save_pipeline(dark(), tmp_path / "here" / name, push_to_hub="acme/dark")
     assert len(str(caught.value).splitlines()) == 1
@@ -100,7 +100,7 @@ def test_what_fails_in_the_end_loses_nothing(name, status, there, tmp_path):
         path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()
     }
     # as the message says
-    hub_call = str(caught.value).split("To push it as it is: ")[1]
+    hub_call = str(caught.value).split("To push it: ")[1]
     there(repos)
     eval(hub_call, {"huggingface_hub": huggingface_hub})
     there_now = {path.name: path.read_bytes() for path in repos["acme/dark"].rglob("*") if path.is_file()}

@@ -120,7 +120,7 @@ def test_the_loss_of_a_run_that_went_on_is_that_of_a_whole_one(options, tmp_path
             {},
             {"HF_TOKEN": "hf_other"},
             {},
-            "landscapes cannot be made or written at the Hub: it answers 401, not authorized",
+            "landscapes cannot be created or written on the Hub: it answers 401, not authorized",
         ),
         ({}, {}, {"repos/create": 500}, "written at the Hub: it answers 500; try again later. Check"),
         ({}, {}, {"repos/create": 403, "preupload/main": 403}, "written at the Hub: it answers 403, forbidden"),
