@@ -225,7 +225,7 @@ def metadata(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to measure by: give --real FOLDER, --fid with --reference FILE, --is, or --suite"),
+        ([], "nothing to compare with: pass --real FOLDER, --fid with --reference FILE, --is, or --suite"),
         (["--fid"], "--fid needs real images: --real FOLDER, or their statistics as --reference FILE"),
         (["--fid", "--reference", "r.npz", "--kid"], "--kid: only with --real, the images themselves"),
         (["--real", "r", "--reference", "r.npz"], "--reference: only with --fid"),

@@ -105,9 +105,9 @@ def test_what_is_answered_at_once_imports_no_heavy_library(arguments):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("audit nothing --plot a.bmpx", "--plot 'a.bmpx': name a file that ends in one of ."),
-        ("evaluate --real a --generated b --plot a", "--plot 'a': name a file that ends in one of "),
-        ("calibrate a --prompts_file no.txt --output_dir b", "--prompts_file 'no.txt': there is no such file"),
+        ("audit nothing --plot a.bmpx", "--plot 'a.bmpx': use a file name that ends in one of ."),
+        ("evaluate --real a --generated b --plot a", "--plot 'a': use a file name that ends in one of "),
+        ("calibrate a --prompts_file no.txt --output_dir b", "--prompts_file 'no.txt': no such file"),
     ],
 )
 def test_refused_before_anything_is_looked_for(line, said, capsys):

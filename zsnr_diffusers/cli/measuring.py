@@ -1,4 +1,4 @@
-"""What `zsnr evaluate` does once its arguments are right: measure, report, write."""
+"""The work of `zsnr evaluate` after its arguments are checked: measure, report, write."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from .feature_networks import IS_SPLITS, check_image_count, needs_feature_networ
 
 
 def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
-    """Check, load, measure and report, cheap before expensive so that what is wrong is found early."""
+    """Check, load, measure and report, cheap steps first so that errors are found early."""
     with processes.sync_errors():
         reference = _check_files_and_load_reference(arguments, processes)
     device = arguments.device or processes.device or pipelines.default_device()
@@ -76,7 +76,7 @@ def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
 
 
 def _check_files_and_load_reference(arguments: argparse.Namespace, processes: Processes) -> Reference | None:
-    """Refuse folders without images, or full ones to save to, and read the statistics of `--reference`."""
+    """Refuse image folders without images and non-empty output folders, and read the statistics of `--reference`."""
     for folder in (arguments.real, arguments.generated):
         if folder is not None:
             list_images(folder, arguments.on_bad_image)
@@ -94,7 +94,7 @@ def _load_pipeline_and_prompts(arguments: argparse.Namespace, device: Any) -> tu
     pipelines.set_gpu_defaults(arguments, device)
     pipe = pipelines.load_pipeline(arguments, device)
     prompts = pipelines.distinct_conditions(pipe, texts)
-    # What the call would refuse is refused now; no image is made before it is asked for.
+    # Errors of the call are raised now; images are generated lazily.
     iter_images(pipe, prompts and prompts[:1], [arguments.seed], **pipelines.pipeline_call_kwargs(arguments))
     return pipe, prompts
 
@@ -102,7 +102,7 @@ def _load_pipeline_and_prompts(arguments: argparse.Namespace, device: Any) -> tu
 def _measure_real_images(
     arguments: argparse.Namespace, network: FeatureNetwork | None, reference: Reference | None, processes: Processes
 ) -> tuple[Measurements | None, Reference | None]:
-    """Measure the images of `--real`; also the reference of the Fréchet distance, theirs unless one is given."""
+    """Measure the images of `--real`; also returns the reference of the Fréchet distance."""
     if arguments.real is None:
         return None, reference
     needed = arguments.kid or (arguments.fid and reference is None)
@@ -117,7 +117,7 @@ def _measure_real_images(
 def _compute_reference(arguments: argparse.Namespace, features: Any) -> Reference:
     """Mean and covariance of the real images' features, saved at once if `--save_reference` is given."""
     statistics: FeatureStatistics = features.statistics()
-    if arguments.save_reference is not None:  # now, so that no failure of the generation loses them
+    if arguments.save_reference is not None:  # now, so that a failure of the generation does not lose them
         Path(arguments.save_reference).parent.mkdir(parents=True, exist_ok=True)
         statistics.save(arguments.save_reference)
     return Reference(str(Path(arguments.real)), statistics, statistics.count)
@@ -130,7 +130,7 @@ def _print_report(
     real: Measurements | None,
     reference: Reference | None,
 ) -> dict[str, Any]:
-    """Print luminance coverage, FID and the like, and the prompts' share; return them for `--json`."""
+    """Print luminance coverage, the metrics, and the variance explained by prompts; returns them for `--json`."""
     result: dict[str, Any] = {}
     if real is not None:
         coverage = luminance_coverage(generated.luminance, real.luminance, seed=arguments.seed)
@@ -159,8 +159,8 @@ def _print_report(
 def _compute_figures(
     arguments: argparse.Namespace, generated: Measurements, real: Any, reference: Any
 ) -> dict[str, Figure]:
-    """FID, Inception Score and KID, those that were asked for, by the name of their option."""
-    features: Any = generated.features  # what a figure needs is there: the arguments were checked
+    """The requested metrics among FID, Inception Score and KID, by the name of their option."""
+    features: Any = generated.features  # the arguments were checked, so inputs exist
     figures = {}
     if arguments.fid:
         figures["fid"] = frechet_figure(features, reference)

@@ -129,7 +129,7 @@ def test_over_http(tmp_path, pauses):
         assert asked.count(50) == 1 + len(remote.RETRY_DELAYS) == 1 + len(pauses)
         with pytest.raises(ShardError, match=r"of bytes 60 to 61 came 100: .*its server cannot read by range"):
             read_range(f"{place}/a.tar", 60, 61)
-        with pytest.raises(ShardError, match=r"b\.tar cannot be read: there is no such file"):
+        with pytest.raises(ShardError, match=r"b\.tar cannot be read: no such file"):
             file_state(f"{place}/b.tar")
 
 

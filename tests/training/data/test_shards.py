@@ -231,7 +231,7 @@ def test_a_server_that_fails_in_the_midst_ends_the_run_and_it_goes_on_later(
 
 def test_a_missing_file_and_a_truncated_one_stop_before_the_start(shard_options, shards, tmp_path):
     last = shards.files - 1
-    with pytest.raises(ShardError, match=rf"{last + 1}\.{shards.ending} cannot be read: there is no such file"):
+    with pytest.raises(ShardError, match=rf"{last + 1}\.{shards.ending} cannot be read: no such file"):
         run(shard_options, train_shards=shard_options["train_shards"].replace(f"..{last}", f"..{last + 1}"))
     file = tmp_path / "shards" / f"{last}.{shards.ending}"
     file.write_bytes(file.read_bytes()[:2000])
