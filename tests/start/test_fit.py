@@ -58,7 +58,9 @@ def test_the_base_is_not_changed():
 def test_the_report_says_what_holds_for_images_held_out():
     report = StartReport.of(fitted("1.5").report)
     text = str(report)
-    assert text.startswith("40 images, 6 captions; held out: a fifth of the images (captions are too few to hold out)")
+    assert text.startswith(
+        "40 images, 6 captions; held out: a fifth of the images (too few captions to hold some out)"
+    )
     assert f"Captions explain {report.explained[0][0]:.0%} of brightness and color" in text
     assert json.loads(json.dumps(report.to_dict())) == fitted("1.5").report
 

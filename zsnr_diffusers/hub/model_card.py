@@ -27,7 +27,8 @@ SAMPLERS_OF_FLOW = """\
 Samplers for betas cannot sample a flow-matching model. Use `FlowMatchMultistepScheduler` of zsnr_diffusers,
 `FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`, diffusers' flow-matching schedulers, or UniPC and
 DPM++ with `use_flow_sigmas=True`. In ComfyUI, a Stable Diffusion model of this kind needs the node ModelSamplingSD3,
-with the shift in the table."""
+with the shift in the table.
+"""
 
 
 def terminal_snr(scheduler: Any) -> float:
