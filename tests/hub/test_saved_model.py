@@ -148,7 +148,7 @@ def test_what_save_pipeline_records(write):
         ('{"prediction_type": "eps"}', "model.safetensors: its metadata .* prediction_type='eps' is not known"),
         ('{"prediction_type": ["epsilon"]}', "must be a text"),
         ('{"rescale_betas_zero_snr": "false"}', "must be true or false"),
-        ('{"num_train_timesteps": 1000000000}', "must be a whole number from 1 to 100000"),
+        ('{"num_train_timesteps": 1000000000}', "must be an integer from 1 to 100000"),
         ('{"beta_end": NaN}', "beta_end=nan must be a number"),
         ('{"_guidance_rescale": 7}', "guidance_rescale=7 must lie in"),
     ],

@@ -76,7 +76,7 @@ def test_of_many_steps_along_the_ode():
         ("ddim", FLOW, "DDIMScheduler does not sample flow-matching models"),
         ("ZeroSNRDDIMScheduler", FLOW, "ZeroSNRDDIMScheduler does not sample flow-matching models"),
         ("dpmpp_2m_karras", FLOW, "Karras spacing of DPMSolverMultistepScheduler would take the place of flow"),
-        ("dpm++", ZERO, "there is no scheduler dpm.* Short names are zsnr, "),
+        ("dpm++", ZERO, "unknown scheduler dpm.* Short names are zsnr, "),
     ],
 )
 def test_refused(name, config, message):

@@ -153,7 +153,7 @@ def test_the_file_for_people_without_this_package_has_it(monkeypatch):
 def test_an_override_that_it_was_not_made_for_leaves_it_out_and_says_so(override, log):
     scheduler = ZeroSNRMultistepScheduler.from_config(calibrated().config, **override)
     assert scheduler.config["calibration"] is None
-    assert "calibration of 5 steps is left out: it was made for" in log.text
+    assert "calibration of 5 steps is dropped: it was fitted for" in log.text
     assert "Fit it again with zsnr calibrate" in log.text
 
 
