@@ -149,9 +149,9 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     steps (`zsnr_diffusers.core.safeguard`).
 
     Args:
-        solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
+        solver_order: 1 to 3. 2 is best up to about 20 steps, 3 beyond.
         corrector: raise the order by one.
-        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
+        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with new noise at every step.
         calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by step count as a string: `{"5":
             {"timesteps": [5 of them], "weights": [5 rows], ...}}`; see `zsnr_diffusers.core.calibrated`.
             `set_timesteps(n)` with one of these step counts uses them, without the safeguard. A run that begins after
@@ -378,9 +378,9 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
     at a few flow times, use `timestep_spacing="trailing"`, preferably with `solver_order=1` and `corrector=False`.
 
     Args:
-        solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
+        solver_order: 1 to 3. 2 is best up to about 20 steps, 3 beyond.
         corrector: raise the order by one.
-        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
+        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with new noise at every step.
 
     The other parameters are those of `FlowMatchScheduler`.
 

@@ -157,8 +157,8 @@ class FlowMatchScheduler(PathSampler):
         with the config's spacing. Other sigmas are used as given, with diffusers' shift.
 
         Args:
-            num_inference_steps: n, at least 1.
-            device: where `timesteps` shall lie.
+            num_inference_steps: number of steps, at least 1.
+            device: device of `timesteps`.
             sigmas: flow times in (0, 1] before the shift, strictly decreasing; a final 0 is allowed.
             mu: the shift for this image size, according to the config's `time_shift_type`; without dynamic shifting it
                 is ignored, as in diffusers, whose pipelines pass it anyway.
@@ -230,7 +230,7 @@ class FlowMatchScheduler(PathSampler):
 
         Args:
             times: of the samples.
-            device: where `timesteps` shall lie.
+            device: device of `timesteps`.
             unshifted: whether the network's timesteps are flow times before `shift`.
             shift: see `shifted_time`.
         """

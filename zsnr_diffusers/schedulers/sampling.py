@@ -48,13 +48,13 @@ class PathSampler(SchedulerMixin, ConfigMixin):
     _internal_dict: SchedulerConfig  # diffusers' own name
 
     def register_to_config(self, **kwargs: Any) -> None:
-        """Add to the config, as in diffusers, but without marking values as defaults that another class may replace."""
+        """Add to the config as in diffusers, but do not mark values as defaults that another class may replace."""
         super().register_to_config(**(kwargs | ({DEFAULTS: []} if DEFAULTS in kwargs else {})))
         self._internal_dict = SchedulerConfig(self._internal_dict)
 
     @classmethod
     def _get_compatibles(cls) -> list[Any]:
-        """diffusers' schedulers that can be created here, without placeholders for classes that need another package."""
+        """diffusers' schedulers that can be created here, without placeholders for missing packages."""
         return [each for each in super()._get_compatibles() if not isinstance(each, DummyObject)]
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -196,9 +196,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
         prev_sample, pred_original_sample = to_dtype(x_s, sample.dtype), to_dtype(x_0, sample.dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
-        if (
-            self._outputs
-        ):  # callers of the output may modify it, as previews do; pipelines request the tuple and ignore it
+        if self._outputs:  # callers may modify the result, as previews do; pipelines request the tuple
             pred_original_sample = pred_original_sample.clone()
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
