@@ -127,7 +127,7 @@ def test_dinov2_of_another_hash_size_or_kind(dinov2, tmp_path):
     assert DinoV2Features(folder, weights).origin.sha256 == weights
     with pytest.raises(ValueError, match=rf"tiny-dino.*{weights}, expected 00"):
         DinoV2Features(folder, "00")
-    with pytest.raises(ValueError, match="size 60 is no multiple of the patch size 14"):
+    with pytest.raises(ValueError, match="size 60 is not a multiple of the patch size 14"):
         DinoV2Features(folder, size=60)
     with pytest.raises(OSError, match="none"):
         DinoV2Features(tmp_path / "none", local_files_only=True)
