@@ -66,7 +66,7 @@ def test_a_file_that_was_written_here_is_right_or_as_published(kind, model, tmp_
 def test_a_file_of_2_that_says_nothing_is_not_audited_as_epsilon(tmp_path, capsys):
     path = write_file(tmp_path / "model.safetensors", "2")
     with pytest.raises(
-        ValueError, match=r"does not say what it predicts, and of Stable Diffusion 2\.x there are both"
+        ValueError, match=r"does not record its prediction type, and Stable Diffusion 2\.x exists with both"
     ):
         audit(path)
     assert main(["audit", str(path)]) == 2
@@ -133,7 +133,7 @@ def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
         "source": "acme/dark",
         "findings": json.loads(main)["findings"],
     }
-    assert [line.split(" is no local")[0] for line in errors] == ["acme/dark", "acme/none"]
+    assert [line.split(" is not a local")[0] for line in errors] == ["acme/dark", "acme/none"]
     asked = {path.split("/", 4)[-1] for path in requests if path.startswith("acme/dark/resolve")}
     assert asked == {"model_index.json", "scheduler/scheduler_config.json"}
     assert f"acme/dark/resolve/{COMMIT}/scheduler/scheduler_config.json" in requests
@@ -154,7 +154,7 @@ def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
         (EDMEulerScheduler(), ValueError, "EDMEulerScheduler has no betas"),
         (config_of(DDPMScheduler, variance_type="learned"), ValueError, "predict a variance"),
         ("/no/such/folder", OSError, "does not exist"),
-        ("no such id", OSError, "no local folder"),
+        ("no such id", OSError, "not a local folder"),
     ],
 )
 def test_what_cannot_be_audited_is_refused_with_the_reason(source, error, message):

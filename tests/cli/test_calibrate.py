@@ -83,7 +83,7 @@ def test_an_interrupted_run_keeps_what_it_has(model, prompts, tmp_path, monkeypa
 def test_1_where_nothing_got_better(model, prompts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module.CalibratedNumber, "better", False)
     assert run(model, prompts, tmp_path) == 1
-    assert "nothing got better" in capsys.readouterr().out
+    assert "no step count improved" in capsys.readouterr().out
     assert not ZeroSNRMultistepScheduler.from_pretrained(tmp_path / "fast" / "scheduler").config["calibration"]
 
 

@@ -143,7 +143,7 @@ def test_few_images_are_warned_of_in_one_line(tmp_path, made, capsys):
     assert evaluate("--real", made.real, "--generated", few, "--fid", *made.network) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("zsnr evaluate: warning: Fréchet distance: 4 images for 8 features: ")
-    assert "bias falls as 1 / images" in line
+    assert "bias decreases as 1 / images" in line
 
 
 def test_pipeline_is_measured_as_its_saved_images_are(tmp_path, made):

@@ -188,7 +188,7 @@ def test_guidance_callbacks_and_half_precision():
         (ZeroSNRDDIMScheduler(**V), 5, None, r"num_frames=5 must lie in \[2, 4\]: there are 3 steps"),
         (ZeroSNRDDIMScheduler(**V), 1, None, "num_frames=1"),
         (DPMSolverMultistepScheduler(), 3, None, "DPMSolverMultistepScheduler does not tell the x_0"),
-        (ZeroSNRDDIMScheduler(**V), 3, lambda pipe, *_: setattr(pipe, "_interrupt", True), "did not take all steps"),
+        (ZeroSNRDDIMScheduler(**V), 3, lambda pipe, *_: setattr(pipe, "_interrupt", True), "did not run all steps"),
     ],
 )
 def test_runs_that_make_no_chain(scheduler, num_frames, callback, message):

@@ -78,7 +78,7 @@ def test_saved_images_are_the_measured_ones(tmp_path):
 
 def test_folder_that_holds_images_is_refused(tmp_path):
     fill(tmp_path, [0])
-    with pytest.raises(ValueError, match="already holds images"):
+    with pytest.raises(ValueError, match="already contains images"):
         measure_pipeline(tiny_unconditional(), None, 1, save_images=tmp_path)
     assert len(find_images(tmp_path)) == 1
 

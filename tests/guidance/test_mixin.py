@@ -339,5 +339,5 @@ def test_what_cannot_be_applied_is_refused(load, tmp_path):
 
 
 def test_what_is_no_pipeline_is_named(tmp_path):
-    with pytest.raises(OSError, match="holds no pipeline: there is no model_index"):
+    with pytest.raises(OSError, match="has no pipeline: there is no model_index"):
         load_pipeline(tmp_path)

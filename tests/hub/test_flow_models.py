@@ -140,7 +140,7 @@ def test_places_that_disagree_are_named(configs, tmp_path, said):
     marks = {"modelspec.prediction_type": "epsilon", "prediction_type": FLOW}
     file = write_file(tmp_path / "model.safetensors", "xl", metadata=marks)
     load_pipeline(file, config=configs["xl"])
-    assert any("'epsilon' by modelspec metadata, which counts" in line for line in said("WARNING"))
+    assert any("'epsilon' by modelspec metadata, which is used" in line for line in said("WARNING"))
     pipe = load_pipeline(file, config=configs["xl"], prediction_type=FLOW)
     assert type(pipe.scheduler) is FlowMatchMultistepScheduler
 

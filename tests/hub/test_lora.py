@@ -275,7 +275,7 @@ def test_a_file_of_kohya_s_names_alone(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["dark.safetensors"]
     assert read_header(file).metadata["modelspec.title"] == "dark"
     assert_paints_alike(load_lora(tiny_pipeline("1"), file), pipe)
-    with pytest.raises(ValueError, match="no place for a DoRA; save it to a folder"):
+    with pytest.raises(ValueError, match="cannot store a DoRA; save it to a folder"):
         save_lora(adapted(use_dora=True), tmp_path / "dora.safetensors")
     assert not (tmp_path / "dora.safetensors").exists()
 
@@ -348,7 +348,7 @@ def test_missing_files_and_other_pipelines(saved, tmp_path):
         load_lora(base, saved[0], weight_name="other.safetensors")
     with pytest.raises(FileNotFoundError, match=r"No such file: .*nowhere.safetensors"):
         load_lora(base, tmp_path / "nowhere.safetensors")
-    with pytest.raises(OSError, match="acme/lora is no local folder or file, and cannot be read from the Hub"):
+    with pytest.raises(OSError, match="acme/lora is not a local folder or file, and cannot be read from the Hub"):
         load_lora(base, "acme/lora")
     with pytest.raises(TypeError, match="DDPMPipeline has no load_lora_weights"):
         load_lora(DDPMPipeline(tiny_unconditional().unet, sd_scheduler()), saved[0])

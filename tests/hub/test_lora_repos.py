@@ -60,9 +60,9 @@ def test_what_is_none(saved, hub, tmp_path):
     for name in ("damaged", "short"):
         with pytest.raises(ValueError, match=f"acme/{name}: {LORA_FILE} is damaged or no safetensors file"):
             audit(f"acme/{name}", **places)
-    with pytest.raises(OSError, match="there is no such repo"):
+    with pytest.raises(OSError, match="the repo does not exist"):
         SavedModel.open("acme/none", **places)
-    with pytest.raises(OSError, match="A LoRA goes into a pipeline of its base, by load_lora"):
+    with pytest.raises(OSError, match="Load a LoRA into a pipeline of its base with load_lora"):
         load_pipeline("acme/damaged", **places)
 
 

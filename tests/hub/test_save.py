@@ -56,7 +56,7 @@ def test_what_is_there_is_replaced_on_demand_alone(name, configs, tmp_path, monk
     target, pipe = tmp_path / name, tiny_pipeline("1")
     save_pipeline(pipe, target)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         save_pipeline(pipe, target)
     with monkeypatch.context() as patch:
         patch.setattr("zsnr_diffusers.hub.single_file.save_file", full_disk)

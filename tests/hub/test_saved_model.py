@@ -121,7 +121,7 @@ def test_order_of_places(first, write, tmp_path):
     else:
         assert len(said) == len(others)
         for line, other in zip(said, others, strict=True):
-            assert f"{expected!r} by {source}, which counts" in line
+            assert f"{expected!r} by {source}, which is used" in line
             assert f"by {other}. Pass prediction_type= to decide" in line
 
 
@@ -256,10 +256,10 @@ def test_folders_say_it_in_the_scheduler_s_config(prediction_type, zero_snr, tmp
 def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*hf_hub_download\(repo, name\)"):
         SavedModel.open(tmp_path / "model.safetensors")
-    with pytest.raises(OSError, match="holds no pipeline"):
+    with pytest.raises(OSError, match="has no pipeline"):
         SavedModel.open(tmp_path, only_pipelines=True)
     (tmp_path / "model.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"model\.ckpt is no \.safetensors file\. A pickled checkpoint"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is no \.safetensors file\. Reading a pickled checkpoint"):
         SavedModel.open(tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match="prediction_type='eps' is not known"):
         SavedModel.open(tmp_path, prediction_type="eps")
@@ -445,7 +445,7 @@ def test_the_scheduler_beside_a_lora_is_none_of_its_claims(tmp_path):
     assert opened.is_lora
     assert (opened.prediction_type, opened.conflicts) == (V, [])
     assert opened.scheduler_config["prediction_type"] == EPSILON
-    with pytest.raises(OSError, match="A LoRA goes into a pipeline of its base, by load_lora"):
+    with pytest.raises(OSError, match="Load a LoRA into a pipeline of its base with load_lora"):
         load_pipeline(opened)
 
 

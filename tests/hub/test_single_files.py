@@ -46,7 +46,9 @@ def test_files_that_say_nothing_are_what_their_config_says_or_the_caller(kind, c
 def test_without_a_config_a_file_of_2_has_to_say_what_it_predicts(tmp_path):
     """Of the same names and shapes there are models of both kinds."""
     file = write_file(tmp_path / "model.safetensors", "2")
-    with pytest.raises(ValueError, match=r"does not say what it predicts.*prediction_type='v_prediction' \(2\.0"):
+    with pytest.raises(
+        ValueError, match=r"does not record its prediction type.*prediction_type='v_prediction' \(2\.0"
+    ):
         load_pipeline(file)
 
 
@@ -93,7 +95,9 @@ def test_files_of_other_models_are_refused(tmp_path):
     depth["model.diffusion_model.input_blocks.0.0.weight"] = torch.empty(8, 5, 3, 3)
     for weights in ({"weight": torch.ones(1)}, depth):
         save_file(weights, file)
-        with pytest.raises(ValueError, match=r"is no Stable Diffusion 1\.x, 2\.x or XL by its original names"):
+        with pytest.raises(
+            ValueError, match=r"is not a Stable Diffusion 1\.x, 2\.x or SDXL checkpoint with original names"
+        ):
             load_pipeline(file)
     save_file(no_text, file)
     with pytest.raises(ValueError, match="holds no text encoder and no second text encoder by the names of a Stable"):

@@ -195,8 +195,8 @@ def test_a_law_that_does_not_hold_together_is_refused(tmp_path):
     start = fitted("1.5")
     law = start.law
     for change, message in (
-        ({"bias": law.bias[:2]}, "its shapes do not go together"),
-        ({"weight": law.weight.flatten()}, "its shapes do not go together"),
+        ({"bias": law.bias[:2]}, "its shapes are inconsistent"),
+        ({"weight": law.weight.flatten()}, "its shapes are inconsistent"),
         ({"covariance": law.covariance * float("nan")}, "covariance is not finite"),
     ):
         broken = type(law)(**{**vars(law), **change})

@@ -112,7 +112,7 @@ def test_without_a_token_and_with_a_name_that_is_none(hub, tmp_path, monkeypatch
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(OSError, match="acme/dark cannot be pushed to without a token: log in by"):
         save_pipeline(dark(), tmp_path / "dark", push_to_hub="acme/dark")
-    with pytest.raises(OSError, match="that is no id of a repo"):
+    with pytest.raises(OSError, match="this is not a valid repo id"):
         save_pipeline(dark(), tmp_path / "dark", push_to_hub="a/b/c", token=TOKEN)
     assert not (tmp_path / "dark").exists()
 
@@ -130,4 +130,4 @@ def test_convert_pushes(there, tmp_path, capsys):
     assert "two.safetensors is whole, but could not be pushed" in capsys.readouterr().err
     assert_same_weights(load_pipeline(source), load_pipeline(tmp_path / "two.safetensors", config=source))
     assert main(["convert", str(source), str(tmp_path / "three.safetensors"), "--private"]) == 2
-    assert "--private goes with --push_to_hub" in capsys.readouterr().err
+    assert "--private requires --push_to_hub" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_of_many_steps_along_the_ode():
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("FlowMatchHeunDiscreteScheduler", ZERO, "samples flow-matching models, and this one has betas"),
+        ("FlowMatchHeunDiscreteScheduler", ZERO, "samples flow-matching models, but this model has betas"),
         ("ddim", FLOW, "DDIMScheduler does not sample flow-matching models"),
         ("ZeroSNRDDIMScheduler", FLOW, "ZeroSNRDDIMScheduler does not sample flow-matching models"),
         ("dpmpp_2m_karras", FLOW, "Karras spacing of DPMSolverMultistepScheduler would take the place of flow"),

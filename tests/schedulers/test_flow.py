@@ -214,7 +214,9 @@ def test_a_config_survives_saving_and_stock(cls, tmp_path):
 
 
 def test_models_with_betas_and_flow_models_name_each_others_scheduler():
-    with pytest.raises(ValueError, match=r"of no flow-matching model; ZeroSNRMultistepScheduler"):
+    with pytest.raises(
+        ValueError, match=r"not for flow-matching models; if it has betas, use ZeroSNRMultistepScheduler"
+    ):
         FlowMatchMultistepScheduler.from_config(ZeroSNRDDIMScheduler().config)
     for stock in (
         FlowMatchEulerDiscreteScheduler(),

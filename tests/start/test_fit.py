@@ -70,9 +70,7 @@ def test_captions_that_say_nothing_are_said_to_say_nothing():
     shuffled = [captions[i] for i in torch.randperm(40, generator=torch.Generator().manual_seed(1))]
     start = fit_start(with_colors_as_latents(quiet("1.5")), images, shuffled, progress=False)
     assert start.report["explained"][0][0] == 0
-    assert "Captions say nothing of brightness and color that holds for images held out" in str(
-        StartReport.of(start.report)
-    )
+    assert "Captions do not predict the brightness and color of held-out images" in str(StartReport.of(start.report))
     assert float(start.law.weight.abs().max()) < 0.1 * float(fitted("1.5").law.weight.abs().max())
 
 
@@ -85,7 +83,7 @@ def test_without_captions_it_is_the_same_for_every_prompt():
         rtol=0,
         atol=0.05,
     )
-    assert "The start is the same for every prompt" in str(StartReport.of(start.report))
+    assert "The start ignores prompts" in str(StartReport.of(start.report))
 
 
 def test_several_captions_of_an_image_are_averaged():
@@ -188,9 +186,9 @@ def test_an_image_of_few_pixels_has_as_many_frequencies(tmp_path):
 
 def test_what_is_set_by_hand_is_checked():
     pipe = quiet("1.5")
-    with pytest.raises(ValueError, match="Give one of brightness, color and image"):
+    with pytest.raises(ValueError, match="Pass exactly one of brightness, color and image"):
         hand_set_start(pipe)
-    with pytest.raises(ValueError, match="Give one of"):
+    with pytest.raises(ValueError, match="Pass exactly one of"):
         hand_set_start(pipe, brightness=0.0, color=(0, 0, 0))
     with pytest.raises(ValueError, match=r"brightness=-1.5 must lie in \[-1, 1\]"):
         hand_set_start(pipe, brightness=-1.5)

@@ -273,12 +273,12 @@ def test_a_fine_tune_is_warned_of_and_rounding_is_not(log):
     start = strong_start(pipe)
     enable_start(quiet("1.5").to(torch.bfloat16), start)
     enable_start(quiet("1.5").to(torch.float16), start)
-    assert "was trained on since" not in log.text
+    assert "was fine-tuned" not in log.text
     for weights in pipe.text_encoder.parameters():
         change = torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
         weights.data += 0.05 * weights.data.abs().mean() * change
     enable_start(pipe, start)
-    assert "the text_encoder of this pipeline was trained on since" in log.text
+    assert "the text_encoder of this pipeline was fine-tuned" in log.text
 
 
 def test_half_precision_starts_from_the_same():

@@ -82,9 +82,8 @@ def compare_schedulers(
                 for n in steps:
                     place = bar.n
                     comparison.cells.append(_compare(sampler, name, n, reference, scheduler_by_name, config))
-                    bar.update(
-                        place + batches * n - bar.n
-                    )  # some fail, others call the network more than once per step
+                    # Some fail, others call the network more than once per step.
+                    bar.update(place + batches * n - bar.n)
                 if output_dir is not None:
                     comparison.save(output_dir)
     finally:

@@ -171,7 +171,7 @@ def test_room_is_asked_for_the_checkpoints_that_are_missing_and_one_being_writte
         run_folder.check_disk_space(config, size)
     assert str(refused.value) == (
         f"--output_dir={tmp_path} needs {1.5 * missing:.2f} GB, for {missing} more checkpoints of 1.50 GB, and "
-        f"{1.5 * missing - 0.01:.2f} GB are free: make room, choose another folder, or lower "
+        f"{1.5 * missing - 0.01:.2f} GB are free: free some space, choose another folder, or lower "
         f"--checkpoints_total_limit={limit}."
     )
     assert asked == [tmp_path, tmp_path]

@@ -169,7 +169,7 @@ def test_a_bad_image_ends_the_run_with_its_name_and_the_checkpoint(damaged, shar
     with pytest.raises(TrainingError, match=rf"^At step \d: cannot read image {shards.row_5}: ") as error:
         run(damaged)
     kept = [path.name for path in list_checkpoints(Path(damaged["output_dir"]))]
-    end = rf"; the last good checkpoint is \S*{kept[-1]}\. " if kept else r"; there was no checkpoint yet\. "
+    end = rf"; the last good checkpoint is \S*{kept[-1]}\. " if kept else r"; there is no checkpoint yet\. "
     assert re.search(f"{end}Then --resume\\.$", str(error.value))
     assert "\n" not in str(error.value)
 

@@ -107,7 +107,7 @@ def test_stock_comes_to_the_law_of_a_gaussian(takes_generator, tolerances):
 
 
 def test_flow_models_of_other_kinds_have_no_stock_scheduler():
-    with pytest.raises(ValueError, match=r"invert_sigmas=True, .*no stock scheduler samples such a flow model"):
+    with pytest.raises(ValueError, match=r"invert_sigmas=True, .*no diffusers scheduler samples such a flow model"):
         stock_flow_scheduler(FlowMatchMultistepScheduler(invert_sigmas=True))
 
 

@@ -1,7 +1,7 @@
-"""What a run has to remember, by name: to be written and put back as it was, bit for bit, on any device.
+"""The state of a run, by name: saved and restored bit for bit, on any device.
 
-There are no states of random generators, since all randomness is a function of the seed and the place in the run. The
-learning rate and other settings of the optimizer are not kept either: they are those that the run continues with.
+It has no random generator states, since all randomness is a function of the seed and the position in the run. The
+learning rate and other optimizer settings are not saved either: the resumed run's settings apply.
 """
 
 from collections import defaultdict
