@@ -107,7 +107,7 @@ def test_other_schedules_and_networks_are_refused():
     pipe, _ = pipeline("sd")
     flow = pipeline("sd")[0]
     flow.scheduler = FlowMatchEulerDiscreteScheduler()
-    refused(flow, "has no UNet with a variance-preserving schedule \(flow-matching models have none\)")
+    refused(flow, r"has no UNet with a variance-preserving schedule \(flow-matching models have none\)")
     del pipe.unet
     pipe.unet = None
     refused(pipe, "has no UNet with a variance-preserving schedule")

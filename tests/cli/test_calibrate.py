@@ -91,7 +91,7 @@ def test_1_where_nothing_got_better(model, prompts, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
-        (None, [], "there is no such file"),
+        (None, [], "no such file"),
         ("\n \n", [], "contains no prompts; write one per line"),
         ("a\nb\nc\n", [], "3 prompts are too few to fit a sampler to, and to hold some out: give at least 8"),
         ("a\n" * 8, ["--num_prompts", "4"], "4 num_prompts are too few"),

@@ -306,7 +306,7 @@ def test_bad_folders(tmp_path, made, capsys):
     assert evaluate("--real", made.real, "--generated", mixed, *call, "--on_bad_image", "skip") == 0
     capsys.readouterr()
     (tmp_path / "empty").mkdir()
-    assert "holds no images" in refused(capsys, "--real", tmp_path / "empty", "--generated", made.generated, *call)
+    assert "contains no images" in refused(capsys, "--real", tmp_path / "empty", "--generated", made.generated, *call)
     one = fill_with_noise(tmp_path / "one", 1, high=256)
     assert "--fid needs at least 2 real images, got 1" in refused(
         capsys, "--real", one, "--generated", made.generated, *call

@@ -239,7 +239,7 @@ def test_a_folder_a_path_and_one_image(tmp_path):
     assert mean_luminance(tmp_path / "b.png").tolist() == pytest.approx([1])
     assert mean_luminance(Image.new("L", (4, 4), 0)).tolist() == pytest.approx([-1])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         mean_luminance(tmp_path / "empty")
     with pytest.raises(ImageError, match="cannot read image no-such-folder: the file does not exist"):
         mean_luminance("no-such-folder")

@@ -50,7 +50,7 @@ def test_bad_image_fails_with_a_remedy_or_is_skipped_and_counted(tmp_path, capsy
 
 
 def test_folder_without_readable_images(tmp_path):
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         measure_folder(tmp_path)
     (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match="none of the 1 images"):

@@ -138,7 +138,7 @@ def test_a_pipeline_without_scheduler_steps_is_named(log):
     pipe = NoLoop(**tiny_stable_diffusion().components, requires_safety_checker=False)
     assert enable_guidance_rescale(pipe)() == 0
     assert "no scheduler.step call uses the denoiser output" in said(log)[0]
-    with pytest.raises(GuidanceError, match="no scheduler.step call uses the denoiser output"):
+    with pytest.raises(GuidanceError, match=r"no scheduler\.step call uses the denoiser output"):
         enable_guidance_rescale(pipe, strict=True)()
 
 

@@ -188,7 +188,7 @@ def test_a_guess_is_said_and_not_written(kind, configs, tmp_path, said, capsys):
     ]
     command = ["convert", str(file), str(target), "--config", str(configs[kind])]
     assert main(command) == 2
-    assert "pass --prediction_type epsilon \(most SD 1.x" in capsys.readouterr().err
+    assert r"pass --prediction_type epsilon \(most SD 1.x" in capsys.readouterr().err
     assert not target.exists()
     assert main([*command, "--prediction_type", "epsilon"]) == 0
     assert main(["convert", str(target), str(tmp_path / "again"), "--config", str(configs[kind])]) == 0

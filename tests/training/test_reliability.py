@@ -327,7 +327,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_touched(options):
         (checkpoint / "unet.safetensors").write_bytes(b"")
     before = sorted(os.listdir(options["output_dir"]))
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"No checkpoint in .* is whole"):
+        with pytest.raises(ValueError, match=r"No checkpoint in .* is valid"):
             run(options, resume=True)
     assert sorted(os.listdir(options["output_dir"])) == before
 
@@ -378,7 +378,7 @@ def test_nan_stops_before_the_update_and_names_step_rows_and_checkpoint(options,
 
 
 def named_rows(error):
-    listed = str(error).split("made of the rows ")[1].split(". Lower")[0]
+    listed = str(error).split("contained the rows ")[1].split(". Lower")[0]
     return [int(name.split(" ")[0]) for name in listed.split(", ")]
 
 

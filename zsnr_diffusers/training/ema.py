@@ -1,4 +1,4 @@
-"""The moving average of the weights in training."""
+"""EMA of the weights in training."""
 
 import contextlib
 import math

@@ -1,6 +1,6 @@
-"""A network's parameters, gradients and optimizer state divided over processes (FSDP2), and whole where they are kept.
+"""Shard a network's parameters, gradients and optimizer state over processes (FSDP2).
 
-What is written is the same however a run was sharded, so it can continue sharded in another way, or not at all.
+Checkpoints contain full tensors, so a run can be resumed with other sharding, or without.
 """
 
 from collections.abc import Mapping

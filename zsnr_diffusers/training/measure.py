@@ -1,4 +1,4 @@
-"""How long a run would take, by timing some of its steps."""
+"""Estimate the duration of a run by timing some steps."""
 
 import time
 

@@ -1,6 +1,6 @@
-"""How much memory a run takes on its device, from shapes alone: no weight is made and nothing is computed.
+"""Estimate the device memory of a run from shapes only, without weights or computation.
 
-torch's fake tensors go through one forward pass as a step has it, and what is kept for the backward pass is counted.
+torch's fake tensors go through the forward pass of a step, and the tensors saved for the backward pass are counted.
 """
 
 import copy

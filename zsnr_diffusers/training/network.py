@@ -1,4 +1,4 @@
-"""The network of a run while it is trained: its precision and layout, whole or divided, and its moving average."""
+"""The trained network: its precision, layout, sharding and EMA."""
 
 import contextlib
 from collections.abc import Callable, Iterator

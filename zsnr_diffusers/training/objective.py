@@ -1,4 +1,4 @@
-"""What a network is asked at a step, and what it should have answered."""
+"""Inputs and targets of a training step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

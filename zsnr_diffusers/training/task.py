@@ -1,4 +1,4 @@
-"""What a run trains, and on what: all that depends on the kind of model."""
+"""Base class of a training task: everything that depends on the kind of model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which timestep each sample is trained at, and what the loss is there."""
+"""Timestep sampling, and the loss by timestep."""
 
 from collections.abc import Callable
 from itertools import pairwise

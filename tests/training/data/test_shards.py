@@ -178,7 +178,7 @@ def test_a_bad_image_is_named_and_the_next_row_shown(damaged, shard_options, cap
     config = TrainingConfig(**{**damaged, "on_bad_image": "skip"})
     train(config)
     out = capsys.readouterr().out
-    assert out.count("the next row is shown in its place") == 2
+    assert out.count("using the next row instead") == 2
     from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
     samples = StableDiffusionTask(config).samples(range(10))
@@ -235,7 +235,7 @@ def test_a_missing_file_and_a_truncated_one_stop_before_the_start(shard_options,
         run(shard_options, train_shards=shard_options["train_shards"].replace(f"..{last}", f"..{last + 1}"))
     file = tmp_path / "shards" / f"{last}.{shards.ending}"
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(ShardError, match=rf"{last}\.{shards.ending} is no whole {shards.not_whole}"):
+    with pytest.raises(ShardError, match=rf"{last}\.{shards.ending} is not a complete {shards.not_whole}"):
         run(shard_options)
     with pytest.raises(ShardError, match="no file matches"):
         run(shard_options, train_shards=str(tmp_path / "*.zip"))

@@ -34,7 +34,7 @@ def test_a_twin_differs_in_schedule_and_prediction_alone(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"unet": "ddpm"}, "--unet='ddpm' is no preset; choose one of ddpm-cifar10"),
+        ({"unet": "ddpm"}, "--unet='ddpm' is not a preset; choose one of ddpm-cifar10"),
         ({"in_channels": 4}, "--in_channels=4 is not known; choose one of 1, 3"),
         ({"dropout": 1.0}, r"--dropout=1.0 must lie in \[0, 1\)"),
         ({"class_dropout": -0.1}, r"--class_dropout=-0.1 must lie in \[0, 1\]"),

@@ -67,7 +67,7 @@ def test_measuring_stores_nothing_where_it_stays(own, capsys, tmp_path, monkeypa
     # a run of one step shows two images, the measurement of its speed all of them
     train(TrainingConfig(**{**own, "dry_run": True, "measure": True, "max_train_steps": 1}))
     text = capsys.readouterr().out
-    assert "measured: storing what is missing would take 0.0 hours" in text
+    assert "measured: computing the missing cache would take 0.0 hours" in text
     assert "images/s" in text
     assert not Path(own["cache_dir"]).exists()
     assert not Path(own["output_dir"]).exists()

@@ -145,8 +145,8 @@ def test_a_killed_encoding_goes_on(own, tmp_path, monkeypatch):
         ({"resolution": 128}, r"lacks 10 latents .*differs: --resolution, 64 there and 128 here\."),
         ({"aspect_ratio_buckets": False}, r"differs: --aspect_ratio_buckets, True there and False here\."),
         ({"mixed_precision": "bf16"}, r"differs: dtype of latents; dtype of text\."),
-        ({"random_crop": True}, r"--random_crop: .*holds latents and text states that were encoded"),
-        ({"cache": "none"}, r"--cache=none: .*holds latents"),
+        ({"random_crop": True}, r"--random_crop: .*contains precomputed latents and text embeddings"),
+        ({"cache": "none"}, r"--cache=none: .*contains precomputed latents"),
     ],
 )
 def test_other_sizes_and_precisions_are_refused(encoded, changes, said):

@@ -112,7 +112,7 @@ def test_a_dora_stays_one(photos, tmp_path):
     "changes", [{"lora_rank": 4}, {"lora_alpha": 2.0}, {"use_dora": True}, {"lora_target_modules": ["to_q"]}]
 )
 def test_what_the_file_says_cannot_be_asked_for(first, photos, tmp_path, changes):
-    with pytest.raises(ValueError, match=f"--{next(iter(changes))}=.*: --lora_weights has its own"):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes))}=.*: --lora_weights already determines this"):
         config(tmp_path, photos, first, **changes)
 
 

@@ -116,7 +116,7 @@ class CheckpointSaver:
         if size > _SHARE_OF_FREE_MEMORY * free:
             tqdm.write(
                 f"Checkpoints of {size / 1e9:,.1f} GB are written while training waits: the host has "
-                f"{free / 1e9:,.1f} GB of memory free, too little for a copy of the state."
+                f"{free / 1e9:,.1f} GB of free memory, too little for a copy of the state."
             )
             self._in_background = False
             return False

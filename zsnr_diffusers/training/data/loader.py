@@ -1,9 +1,9 @@
-"""Training batches that depend on nothing but the seed and their place in the run.
+"""Training batches that depend only on the seed and their position in the run.
 
-A run is one endless sequence of samples. The sample at a position, with all its randomness (which image, which
-caption, flip, dropout, timestep, noise), is a function of (seed, position) alone. So a run gives the same weights
-wherever it was interrupted, with however many workers, and however its global batch is divided over processes and
-accumulation. (Dropout is drawn for a forward pass as a whole, by (seed, step, pass, process).)
+A run is one endless sequence of samples. The sample at a position, with all its randomness (image, caption, flip,
+dropout, timestep, noise), is a function of (seed, position). So a run gives the same weights with any interruptions,
+number of workers, and division of the global batch over processes and accumulation. (Network dropout is seeded per
+forward pass, by (seed, step, pass, process).)
 """
 
 import functools
@@ -30,7 +30,7 @@ from .shuffle import RowGroups, ShardShuffle
 Batch = dict[str, Tensor]
 
 _MOST_SKIPPED = 16
-"""Bad rows after each other: where there are so many, something else is wrong."""
+"""Maximum number of consecutive bad rows; more indicate a different problem."""
 
 
 def derive_seed(*key: int) -> int:
@@ -50,9 +50,9 @@ class TrainingDataset(Dataset[Batch], ABC):
         rows: from `open_rows`.
         usable_rows: indices of the rows to use, from `check_images`.
         config: of the run.
-        groups: the same, where those of different groups may not meet in a batch.
-        batch: samples that are kept together: of the global batch where there are groups.
-        noise_offset: standard deviation of noise that each channel gets as a whole.
+        groups: the usable rows by group, if a batch may contain only one group.
+        batch: number of samples with the same group: the global batch if there are groups.
+        noise_offset: standard deviation of a constant offset per channel.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class TrainingDataset(Dataset[Batch], ABC):
             except ImageError as error:
                 if not self.skips_bad_images or place == position + _MOST_SKIPPED - 1:
                     raise
-                tqdm.write(f"{error}; the next row is shown in its place")
+                tqdm.write(f"{error}; using the next row instead")
         if self.noise_offset:
             shift = torch.randn(len(batch["noise"]), 1, 1, generator=draw)
             batch["noise"] += self.noise_offset * shift
@@ -178,7 +178,7 @@ def split_by_source(rows: Rows, groups: Sequence[Sequence[int]], names: Sequence
         parts = [array("q", rows[source_of[rows] == source].tobytes()) for rows in arrays]
         found.append([part for part in parts if part])
         if not found[-1]:
-            raise ValueError(f"--data_mix: no image of {name} can be used.")
+            raise ValueError(f"--data_mix: {name} has no usable images.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Notices about the data before a run starts: what is left out, with its number and some of its names."""
+"""Notices about the data before a run starts: number and some names of skipped items."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ def notify(text: str) -> None:
 
 
 def report_unusable(bad: Sequence[str], what: str, config: DataConfig) -> None:
-    """Name data that cannot be used, in an error or a notice as `--on_bad_image` says.
+    """Report unusable data, as an error or a notice according to `--on_bad_image`.
 
     Raises:
-        ValueError: there is some, and it is not to be left out, by `--on_bad_image`.
+        ValueError: there is unusable data, and `--on_bad_image` is `fail`.
     """
     if not bad:
         return

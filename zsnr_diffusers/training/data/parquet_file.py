@@ -1,6 +1,6 @@
-"""A parquet file wherever fsspec reaches: its footer, and its row groups, both read by range.
+"""A parquet file on any fsspec file system: its footer and its row groups, both read by range.
 
-The footer lists row groups and where the columns of each lie. A row group is the least that can be read: its columns
+The footer lists row groups and the location of their columns. A row group is the smallest unit to read: its columns
 are compressed as a whole, so one row costs as much as all of them.
 """
 
@@ -60,7 +60,7 @@ class ParquetFooter:
         try:
             return pyarrow.parquet.read_metadata(pyarrow.BufferReader(_MAGIC + self.data))
         except (pyarrow.ArrowException, OSError) as error:
-            raise ShardError(f"{self.url} is no whole parquet file: {_one_line(error)}") from error
+            raise ShardError(f"{self.url} is not a complete parquet file: {_one_line(error)}") from error
 
     @cached_property
     def schema(self) -> Any:
@@ -108,8 +108,7 @@ class ParquetFooter:
 def changed_error(url: str) -> ShardError:
     """The error for a parquet file that is not the one that a run began with."""
     return ShardError(
-        f"{url} changed while it was in use. Put back the file that the run began with, or start a new run in another "
-        "--output_dir"
+        f"{url} changed while it was in use. Restore the original file, or start a new run in another --output_dir"
     )
 
 
@@ -128,7 +127,9 @@ def read_footer(url: str, size: int) -> ParquetFooter:
         raise ShardError(f"{url} is encrypted; decrypt it first")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != _MAGIC or length + len(_MAGIC) > size:
-        raise ShardError(f"{url} is no whole parquet file: it does not end with a footer; get or write it again")
+        raise ShardError(
+            f"{url} is not a complete parquet file: it does not end with a footer; download or create it again"
+        )
     if length > len(tail):
         tail = read_range(url, size - length, size - len(tail)) + tail
     footer = ParquetFooter(url, size, tail[-length:])
@@ -252,12 +253,14 @@ def read_row_group(footer: ParquetFooter, number: int, sources: Mapping[str, Sou
     except (pyarrow.ArrowException, OSError) as error:
         footer.check_unchanged()
         raise ShardError(
-            f"row group {number} of {footer.url} cannot be decoded: {_one_line(error)}. If the file is damaged, get "
-            "or write it again"
+            f"row group {number} of {footer.url} cannot be decoded: {_one_line(error)}. If the file is damaged, "
+            "download or create it again"
         ) from error
     footer.check_unchanged()
     if found != rows:
-        raise ShardError(f"row group {number} of {footer.url} has {found} of {rows} rows: get or write the file again")
+        raise ShardError(
+            f"row group {number} of {footer.url} has {found} of {rows} rows: download or create the file again"
+        )
 
 
 def _select(batch: Any, source: Source) -> Any:

@@ -1,8 +1,8 @@
-"""Shards on a local disk, for all processes of a run to map into memory.
+"""Shards on a local disk, which all processes of a run map into memory.
 
-What reads one row of a row group reads all of it; so it is read once, by one process, and kept, decoded, as an Arrow
-file, which any number of processes read at random access without a copy of their own. A tar is copied as it is, while
-its first rows are still read by range. The least recently used ones make room.
+Reading one sample of a row group means reading all of it; so one process reads it once and stores it decoded as an
+Arrow file, which any number of processes map without a copy. A tar is copied unchanged, while its first samples are
+still read by range. The least recently used shards are removed first.
 """
 
 import contextlib
@@ -143,8 +143,8 @@ class ShardCache:
             if map_table(file) is not None:  # without locks; on Windows, a file that is in use cannot be replaced
                 return
             raise ShardError(
-                f"{file.parent} cannot store a row group: {error}. Free space there, lower --shard_cache_gb, or set "
-                "it to 0 to keep row groups in memory"
+                f"{file.parent} cannot store a row group: {error}. Free some space there, lower --shard_cache_gb, or "
+                "set it to 0 to keep row groups in memory"
             ) from error
 
     def _make_room(self, folder: Path, size: int) -> None:

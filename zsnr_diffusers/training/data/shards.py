@@ -1,4 +1,4 @@
-"""Rows that lie in files wherever fsspec reaches, each read when it is asked for: what all formats of shards share."""
+"""Base class of shards: samples in files on any fsspec file system, read on demand."""
 
 import hashlib
 import json

@@ -1,8 +1,8 @@
-"""Where the samples of a WebDataset tar shard lie in it, found by reading headers alone, and kept on disk.
+"""The positions of the samples in a WebDataset tar shard, found by reading only headers, and stored on disk.
 
-A sample is a run of members whose names are alike up to the first dot: `000123.jpg`, `000123.txt`, `000123.json`. Its
-image is the first of them with the ending of an image, its caption is in `.txt` or in `.json`. Members of other kinds,
-pickles among them, are never opened.
+A sample consists of consecutive members with the same name up to the first dot: `000123.jpg`, `000123.txt`,
+`000123.json`. Its image is the first member with an image extension, its caption is in `.txt` or `.json`. Other
+members, such as pickles, are never opened.
 """
 
 import hashlib
@@ -138,10 +138,10 @@ def _read_members(url: str, size: int, sizes: dict[int, tuple[int, int]] | None 
                     yield member
             end = tar.offset
     except tarfile.TarError as error:
-        raise ShardError(f"{url} is no whole tar: {error}") from error
+        raise ShardError(f"{url} is not a complete tar: {error}") from error
     reader.seek(end)
     if reader.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise ShardError(f"{url} is no whole tar: it ends without the block of zeros that is written last")
+        raise ShardError(f"{url} is not a complete tar: the final block of zeros is missing")
 
 
 def _read_image_size(reader: RangeReader, member: tarfile.TarInfo) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Rows that lie in tar shards, each read when it is asked for: more data than any disk holds, at random access."""
+"""Samples in tar shards, read on demand with random access, for more data than fits on a disk."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ class TarShards(Shards):
         """Find the samples of all tars, so that rows can be read; see `Shards.open`."""
         super().open()
         if self.cache.folder is not None and (reason := self._no_copies_reason()):
-            notify(f"rows of --train_shards are read by range, and tars are not copied to this disk: {reason}")
+            notify(f"rows of --train_shards are read by range, and tars are not cached on this disk: {reason}")
             self.cache.folder = None
 
     def _no_copies_reason(self) -> str:
@@ -64,7 +64,7 @@ class TarShards(Shards):
         if needed > self.cache.limit:
             return (
                 f"--shard_cache_gb={self.limit_gb:g} is less than the {needed / 1e9:.2f} GB that --shuffle_shards="
-                f"{self.window} of them take"
+                f"{self.window} of them need"
             )
         if self.cache.missing_space(sum(sizes)) > 0:
             return f"{self.cache.folder} has too little space for --shard_cache_gb={self.limit_gb:g}"

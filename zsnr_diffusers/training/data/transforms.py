@@ -1,6 +1,6 @@
-"""How an image is brought to a size: scaled until it covers it, and cut.
+"""Resize and crop images: scale until the image covers the size, then crop.
 
-Where it is cut is known before a pixel is read, since networks can be told of it.
+The crop is determined before reading pixels, since networks can be conditioned on it.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How bright the images of a run are, step by step, beside its data: when the conversion is done shows here first."""
+"""Brightness of a run's images by step, compared with its data, which shows when the conversion is complete."""
 
 import dataclasses
 import json
@@ -73,7 +73,7 @@ def describe_coverage(coverage: LuminanceCoverage) -> str:
     """Luminance coverage as one line of log."""
     ours, real = coverage.generated, coverage.real
     return (
-        f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f} of the data's {real.p5:.2f}..{real.p95:.2f}; "
+        f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f}, data {real.p5:.2f}..{real.p95:.2f}; "
         f"W1 {coverage.w1:.2f} (floor {coverage.floor:.2f})"
     )
 

@@ -1,4 +1,4 @@
-"""What a run generates on the way: images to look at, and how bright they are beside the data's."""
+"""Previews of a run: sample images, and their brightness compared with the data's."""
 
 import functools
 from collections.abc import Sequence

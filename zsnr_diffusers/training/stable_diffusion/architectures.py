@@ -89,7 +89,9 @@ class StableDiffusion(Architecture):
     def unsupported_reason(self) -> str | None:
         """Refuses UNets with conditions that neither caption nor image give."""
         kind = self.pipeline.unet.config.addition_embed_type
-        return None if kind is None else f"its UNet is told more than the caption (addition_embed_type={kind!r})"
+        return (
+            None if kind is None else f"its UNet has conditions other than the caption (addition_embed_type={kind!r})"
+        )
 
     def text_encoder(self, clip_skip: int | None = None) -> TextEncoder:
         """The encoder of the text encoder's last states, or earlier ones."""
@@ -130,12 +132,12 @@ class StableDiffusionXL(Architecture):
         expected = 6 * (unet.addition_time_embed_dim or 0) + self.pipeline.text_encoder_2.config.projection_dim
         if unet.addition_embed_type != "text_time" or unet.projection_class_embeddings_input_dim != expected:
             return (
-                "its UNet is not told the caption and six numbers of size and crop as SDXL's is "
-                f"(addition_embed_type={unet.addition_embed_type!r}, projection_class_embeddings_input_dim="
+                "its UNet is not conditioned like SDXL's on the caption and six numbers of size and crop "
+                "(addition_embed_type={unet.addition_embed_type!r}, projection_class_embeddings_input_dim="
                 f"{unet.projection_class_embeddings_input_dim}; expected 'text_time' and {expected})"
             )
         if vae.latents_mean is not None or vae.latents_std is not None:
-            return "its latents are scaled channel by channel (latents_mean, latents_std), which SDXL's are not"
+            return "its latents are scaled per channel (latents_mean, latents_std), unlike SDXL's"
         return None
 
     def text_encoder(self, clip_skip: int | None = None) -> TextEncoderPair:

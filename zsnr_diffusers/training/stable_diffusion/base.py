@@ -99,8 +99,8 @@ class Base:
         sizes = bucket_sizes(pixels, self._size_multiple())
         if len(sizes) == 1:
             raise ValueError(
-                f"--aspect_ratio_buckets: sides must be multiples of {self._size_multiple()} for this model, and at "
-                f"--resolution={pixels} that leaves no size but the square; raise it, or leave them out."
+                f"--aspect_ratio_buckets: sides must be multiples of {self._size_multiple()} for this model, which "
+                f"leaves only the square at --resolution={pixels}; increase it, or omit the option."
             )
         return sizes
 
@@ -195,8 +195,8 @@ def _open_pipeline_folder(folder: Path) -> SavedModel:
     saved = SavedModel.open(folder)
     if not saved.index:
         raise ValueError(
-            f"{folder} has no {INDEX}, so it is not a diffusers pipeline. A single-file checkpoint is made into one "
-            "by: zsnr convert FILE FOLDER."
+            f"{folder} has no {INDEX}, so it is not a diffusers pipeline. Convert a single-file checkpoint with: zsnr "
+            "convert FILE FOLDER."
         )
     return saved
 
@@ -242,8 +242,8 @@ def _find_architecture(name: str, cls: str, networks: Mapping[str, str]) -> type
         f"{architecture.name}: {', '.join(architecture.networks.values())}" for architecture in ARCHITECTURES
     )
     raise ValueError(
-        f"{name} is a {cls} ({parts}){_refiner_hint(networks)}; only text-to-image models of these "
-        f"networks can be trained here: {known}."
+        f"{name} is a {cls} ({parts}){_refiner_hint(networks)}; only text-to-image models with these networks can be "
+        f"trained here: {known}."
     )
 
 
@@ -253,15 +253,18 @@ def _check_no_adapter(name: str, headers: Mapping[Path, Header]) -> None:
         adapter = next((key for key in header.shapes if ".lora_" in key), None)
         if adapter and file.parent.name == "unet":
             raise ValueError(
-                f"The UNet of {name} was saved with an adapter in it ({adapter} in {file.name}). Where it was made, "
-                "call pipe.fuse_lora() and pipe.unload_lora_weights(), and save the pipeline then."
+                f"The UNet of {name} was saved with an adapter ({adapter} in {file.name}). Call pipe.fuse_lora() and "
+                "pipe.unload_lora_weights() on the original pipeline, and save it again."
             )
 
 
 def _refiner_hint(networks: Mapping[str, str]) -> str:
     """Part of an error text that says that these networks are XL's refiner; empty for others."""
     if "text_encoder_2" in networks and "text_encoder" not in networks:
-        return ", by its one text encoder the refiner of Stable Diffusion XL, which works on images, not from noise"
+        return (
+            "; its single text encoder suggests the refiner of SDXL, which refines images and does not start from "
+            "noise"
+        )
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Latents and text states of a whole dataset, computed once, to train on without autoencoder and text encoders."""
+"""Precompute the latents and text embeddings of a dataset for training."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +63,7 @@ def _lock_folder(folder: Path, lock: contextlib.ExitStack) -> None:
     """Lock a folder that holds nothing, or data that were encoded; what is in it is encoded again where it changed."""
     others = [path.name for path in folder.glob("*") if path.name in _NOT_OURS]
     if others:
-        raise ValueError(f"--output_dir={folder} holds {', '.join(others)}: choose a folder of its own.")
+        raise ValueError(f"--output_dir={folder} holds {', '.join(others)}: choose a separate folder.")
     lock.enter_context(lock_run_folder(folder))
     (folder / ENCODED_FILE).unlink(missing_ok=True)  # until all is there again
 

@@ -1,4 +1,4 @@
-"""Autoencoder and text encoders, which are not trained: what they compute, of what, and what that depends on."""
+"""The frozen autoencoder and text encoders: their inputs, results, and cache keys."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ VERSION = 1
 
 
 class FrozenEncoder(ABC):
-    """A network that is not trained.
+    """A frozen encoder network.
 
     Args:
         network: of the pipeline.

@@ -1,4 +1,6 @@
-"""What a run saves: a pipeline of stock classes that samples correctly without this package, and its model card."""
+"""Save a run's result: a pipeline with diffusers' classes that samples correctly without this package, and its model
+card.
+"""
 
 import json
 from collections.abc import Mapping
@@ -142,6 +144,7 @@ image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={co
     does += [f"keeps the lowest {k} x {k} frequencies"] if k > 0 else []
     if does:
         usage += f"""\
-`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, {" and ".join(does)} by itself.
+`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` in this repo,
+{" and ".join(does)} automatically.
 """
     return usage + other_samplers_text(scheduler)

@@ -1,5 +1,6 @@
-"""An adapter of the UNet, trained in place of the whole: LoRA (Hu et al. 2021, arXiv:2106.09685) and DoRA (Liu et al.
-2024, arXiv:2402.09353), as peft has them."""
+"""An adapter that is trained instead of the complete UNet: LoRA (Hu et al. 2021, arXiv:2106.09685) and DoRA (Liu et
+al. 2024, arXiv:2402.09353), as peft has them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def _load_adapter(pipe: Any, source: str) -> None:
     adapted = check_lora_loads(pipe, file, read_header(file), adapter_name=_ADAPTER).get_list_adapters()
     if others := sorted(set(adapted) - {"unet"}):
         raise ValueError(
-            f"--lora_weights={source} changes {' and '.join(others)} too, and only the UNet is trained here: pass "
-            "a LoRA of the UNet alone."
+            f"--lora_weights={source} changes {' and '.join(others)} too, but only the UNet is trained here: pass a "
+            "LoRA of only the UNet."
         )
     load_lora_file(pipe, file, adapter_name=_ADAPTER)
     for name, parameter in pipe.unet.named_parameters():
@@ -80,7 +81,7 @@ def _check_targets(unet: nn.Module, targets: list[str]) -> None:
             # A number alone, as in to_out.0, says nothing.
             known = {".".join(name.rsplit(".", 2)[-2 if name[-1].isdigit() else -1 :]) for name in layers}
             raise ValueError(
-                f"--lora_target_modules: the UNet has no layer {target!r}; choose of {', '.join(sorted(known))}."
+                f"--lora_target_modules: the UNet has no layer {target!r}; choose from {', '.join(sorted(known))}."
             )
 
 

@@ -1,4 +1,4 @@
-"""What comes out of retraining Stable Diffusion: images under prompts and captions, a pipeline or a LoRA."""
+"""Outputs of training Stable Diffusion: previews for prompts and captions, a pipeline or a LoRA."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What frozen networks compute, kept on disk and read by row.
+"""Results of frozen networks, stored on disk and read by row.
 
 A cache is a folder of shards: safetensors files of some rows, `keys` [n, 32] and checksums `crc32` [n] beside tensors
 [n, ...], which say in their metadata what was computed. A key hashes all that its row depends on: what has changed is
@@ -144,8 +144,8 @@ class Cache:
         checksum = found.pop(_CHECKSUMS, None)  # which older caches lack
         if checksum is not None and int(checksum) != _row_checksum(found):
             raise ShardError(
-                f"{self._shards[number]} is damaged in row {row}: start again with --rehash, which finds all that is "
-                "damaged and computes it again"
+                f"{self._shards[number]} is damaged in row {row}: restart with --rehash, which finds and recomputes "
+                "all damaged values"
             )
         return found
 

@@ -1,4 +1,4 @@
-"""Retraining Stable Diffusion: captioned images, their latents, the network that gets the caption."""
+"""Training of Stable Diffusion: captioned images, their latents, and the conditioned UNet."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -162,7 +162,7 @@ class StableDiffusionTask(Task):
         if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, processes, few)
-            accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
+            accelerator.print(f"measured: computing the missing cache would take {hours:,.1f} hours, before training")
             return few
         self.embedding_cache.populate(accelerator, processes, samples)
         return samples
