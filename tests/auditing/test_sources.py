@@ -150,7 +150,7 @@ def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
         (config_of(DDIMScheduler, rescale_betas_zero_snr="false"), ValueError, "='false' must be true or false"),
         (config_of(DDIMScheduler, num_train_timesteps=10**9), ValueError, "num_train_timesteps=1000000000 must be"),
         (config_of(DDIMScheduler, beta_schedule="sideways"), ValueError, "sideways"),
-        (config_of(DDIMScheduler, prediction_type="flow"), ValueError, "'flow' is not known; choose one of epsilon"),
+        (config_of(DDIMScheduler, prediction_type="flow"), ValueError, "'flow' is unknown; choose one of epsilon"),
         (EDMEulerScheduler(), ValueError, "EDMEulerScheduler has no betas"),
         (config_of(DDPMScheduler, variance_type="learned"), ValueError, "predict a variance"),
         ("/no/such/folder", OSError, "does not exist"),

@@ -76,7 +76,7 @@ def test_unknown_prediction_type_is_refused_everywhere():
         lambda: ideal_output("flow", x, level, 0.0, 1.0),
         lambda: check_prediction_type("flow", zero_terminal_snr=False),
     ):
-        with pytest.raises(ValueError, match="'flow' is not known; choose one of epsilon, sample, v_prediction"):
+        with pytest.raises(ValueError, match="'flow' is unknown; choose one of epsilon, sample, v_prediction"):
             call()
 
 

@@ -79,7 +79,7 @@ def test_impossible_number_of_steps_is_refused(n):
 
 
 def test_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match="'karras' is not known; choose one of trailing"):
+    with pytest.raises(ValueError, match="'karras' is unknown; choose one of trailing"):
         spaced_timesteps("karras", 10, table(1000))
 
 

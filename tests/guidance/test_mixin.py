@@ -170,7 +170,7 @@ def test_pipelines_without_guidance_or_without_a_unet_are_refused():
 
 
 def test_an_unknown_space_is_refused():
-    with pytest.raises(ValueError, match="space='latent' is not known"):
+    with pytest.raises(ValueError, match="space='latent' is unknown"):
         enable_guidance_rescale(tiny_stable_diffusion(), space="latent")
 
 

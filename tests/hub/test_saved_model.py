@@ -145,7 +145,7 @@ def test_what_save_pipeline_records(write):
         ("{", "model.safetensors: its metadata 'zsnr_diffusers' is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
         ("[1]", "holds a list"),
-        ('{"prediction_type": "eps"}', "model.safetensors: its metadata .* prediction_type='eps' is not known"),
+        ('{"prediction_type": "eps"}', "model.safetensors: its metadata .* prediction_type='eps' is unknown"),
         ('{"prediction_type": ["epsilon"]}', "must be a text"),
         ('{"rescale_betas_zero_snr": "false"}', "must be true or false"),
         ('{"num_train_timesteps": 1000000000}', "must be an integer from 1 to 100000"),
@@ -261,7 +261,7 @@ def test_sources_that_are_not_there(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"model\.ckpt is no \.safetensors file\. Reading a pickled checkpoint"):
         SavedModel.open(tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match="prediction_type='eps' is not known"):
+    with pytest.raises(ValueError, match="prediction_type='eps' is unknown"):
         SavedModel.open(tmp_path, prediction_type="eps")
     (tmp_path / "folder.safetensors").mkdir()
     assert not is_single_file(tmp_path / "folder.safetensors")

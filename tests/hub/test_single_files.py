@@ -81,7 +81,7 @@ def test_conflicts_are_named_with_what_counts(configs, tmp_path, said):
 def test_zero_snr_of_an_epsilon_model_is_refused(configs, tmp_path):
     file = write_file(tmp_path / "model.safetensors", "1", ["ztsnr"])
     for options in ({}, {"prediction_type": EPSILON}):
-        with pytest.raises(ValueError, match=r"model.safetensors: .*if it is a v-prediction model whose config fails"):
+        with pytest.raises(ValueError, match=r"model.safetensors: .*if it is a v-prediction model with a wrong config"):
             load_pipeline(file, config=configs["1"], **options)
     assert says(load_pipeline(file, config=configs["1"], rescale_betas_zero_snr=False)) == (EPSILON, False)
     with pytest.raises(ValueError, match=r"cannot be used at zero signal-to-noise ratio"):

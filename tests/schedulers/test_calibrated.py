@@ -206,9 +206,9 @@ def test_what_does_not_fit_is_refused_with_the_remedy(bad, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"beta_start": 0.001}, "made for another noise schedule: the weights of step 1 have the sum"),
+        ({"beta_start": 0.001}, "fitted for another noise schedule: the weights of step 1 have the sum"),
         ({"num_train_timesteps": 1500}, "begins at timestep 999, the schedule at 1499"),
-        ({"rescale_betas_zero_snr": False}, "made for another noise schedule"),
+        ({"rescale_betas_zero_snr": False}, "fitted for another noise schedule"),
         ({"solver_order": 3}, "in step 4, where this solver_order and corrector weigh 4"),
         ({"corrector": False}, "in step 3, where this solver_order and corrector weigh 2"),
         ({"eta": 1.0}, "made for eta=0, and eta=1.0 adds noise"),

@@ -221,7 +221,7 @@ def test_models_of_few_timesteps(ours, T):
         scheduler.set_timesteps(n)
         assert len(scheduler.timesteps) == n
         assert scheduler.timesteps.max() == T - 1
-    with pytest.raises(ValueError, match=f"num_inference_steps={T + 1} is not possible: the model knows {T} "):
+    with pytest.raises(ValueError, match=f"num_inference_steps={T + 1} is not possible: the model has {T} "):
         scheduler.set_timesteps(T + 1)
 
 

@@ -87,7 +87,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_package(options, envi
 
 
 def test_a_tracker_that_is_unknown_is_named_with_those_that_are(options, environment):
-    with pytest.raises(ValueError, match=r"--report_to='wandbb' is not known; choose one of .*tensorboard.* and none"):
+    with pytest.raises(ValueError, match=r"--report_to='wandbb' is unknown; choose one of .*tensorboard.* and none"):
         launched(TrainingConfig(**{**options, "report_to": "wandbb"}))
 
 

@@ -115,7 +115,7 @@ def test_help_teaches(capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction_type": "flow"}, "'flow' is not known; choose one of epsilon, sample, v_prediction"),
+        ({"prediction_type": "flow"}, "'flow' is unknown; choose one of epsilon, sample, v_prediction"),
         ({"prediction_type": "epsilon"}, "cannot be used at zero signal-to-noise"),
         ({"pretrained_model_name_or_path": ""}, "--pretrained_model_name_or_path is missing"),
         ({"train_data_dir": None}, "one of --dataset_name, --train_data_dir and --train_shards"),
@@ -128,10 +128,10 @@ def test_help_teaches(capsys):
         ({"guidance_rescale": 2.0}, "guidance_rescale=2.0 must lie in"),
         ({"keep_low_frequencies": -1}, "keep_low_frequencies=-1 must be an integer of at least 0"),
         ({"loss_weighting": "min_snr"}, r"gives the last timestep weight 0 at zero .* Use 'min_snr_floored'"),
-        ({"loss_weighting": "p2"}, "--loss_weighting='p2' is not known; choose one of constant, min_snr_floored"),
+        ({"loss_weighting": "p2"}, "--loss_weighting='p2' is unknown; choose one of constant, min_snr_floored"),
         ({"loss_weighting": "min_snr_floored", "snr_gamma": 0.5}, "snr_gamma=0.5 must be above 1, the floor"),
         ({"snr_gamma": 0.0}, "--snr_gamma=0.0 must be above 0"),
-        ({"timestep_sampling": "even"}, "--timestep_sampling='even' is not known; choose one of uniform, strat"),
+        ({"timestep_sampling": "even"}, "--timestep_sampling='even' is unknown; choose one of uniform, strat"),
         ({"noise_offset": 0.1}, r"--noise_offset=0.1 cannot be used at zero .* N\(0, I\).* omit it"),
         ({"noise_offset": -0.1}, "--noise_offset=-0.1 must not be negative"),
         ({**FLOW, "rescale_betas_zero_snr": False}, "--rescale_betas_zero_snr=False is of betas, and flow matching"),
@@ -140,7 +140,7 @@ def test_help_teaches(capsys):
         ({**FLOW, "flow_shift": 0.0}, "--flow_shift=0.0 must be above 0"),
         ({**FLOW, "flow_shift": float("inf")}, "shift=inf must be above 0"),
         ({**FLOW, "logit_std": 0.0}, "--logit_std=0.0 must be above 0"),
-        ({**FLOW, "flow_time_sampling": "mode"}, "--flow_time_sampling='mode' is not known; choose one of logit_no"),
+        ({**FLOW, "flow_time_sampling": "mode"}, "--flow_time_sampling='mode' is unknown; choose one of logit_no"),
         ({**FLOW, "flow_time_sampling": "uniform", "logit_mean": 1.0}, "--logit_mean=1.0: of --flow_time_sampling lo"),
         ({"flow_shift": 3.0}, "--flow_shift=3.0: of flow matching alone; pass --prediction_type flow_prediction"),
         ({"flow_through_bridge": True}, "--flow_through_bridge=True: of flow matching alone"),
@@ -152,9 +152,9 @@ def test_help_teaches(capsys):
         ({"use_dora": True}, "--use_dora=True: without --lora_rank the complete UNet is trained"),
         ({"lora_target_modules": ["to_q"]}, r"--lora_target_modules=\['to_q'\]: without --lora_rank"),
         ({"lora_rank": 4, "lora_target_modules": []}, r"--lora_target_modules=\[\] names no layer"),
-        ({"on_bad_image": "ignore"}, "--on_bad_image='ignore' is not known; choose one of fail, skip"),
-        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is not known; choose one of no, fp16, bf16"),
-        ({"lr_scheduler": "cosin"}, "--lr_scheduler='cosin' is not known; choose one of constant, .* cosine"),
+        ({"on_bad_image": "ignore"}, "--on_bad_image='ignore' is unknown; choose one of fail, skip"),
+        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is unknown; choose one of no, fp16, bf16"),
+        ({"lr_scheduler": "cosin"}, "--lr_scheduler='cosin' is unknown; choose one of constant, .* cosine"),
     ],
 )
 def test_bad_options_name_value_and_remedy(change, message, capsys):

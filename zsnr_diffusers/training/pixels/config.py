@@ -131,8 +131,8 @@ class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, Run
     program: ClassVar[str] = "python -m zsnr_diffusers.training.pixels"
     description: ClassVar[str] = (
         "Train a pixel-space network from scratch, with or without classes, using the recipe of DDPM (Ho et al.\n"
-        "2020, arXiv:2006.11239), with v-prediction and zero terminal SNR (Lin et al. 2023, arXiv:2305.08891), or as a\n"
-        "rectified flow. The result is a diffusers pipeline in --output_dir: DDPMPipeline, or this package's\n"
+        "2020, arXiv:2006.11239), with v-prediction and zero terminal SNR (Lin et al. 2023, arXiv:2305.08891), or as\n"
+        "a rectified flow. The result is a diffusers pipeline in --output_dir: DDPMPipeline, or this package's\n"
         "ClassConditionalPipeline."
     )
     examples: ClassVar[str] = EXAMPLES
