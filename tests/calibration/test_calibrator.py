@@ -94,5 +94,5 @@ def test_bad_arguments_are_refused(changes, message):
 
 
 def test_few_prompts_are_refused():
-    with pytest.raises(ValueError, match="7 prompts are too few to fit a sampler to"):
+    with pytest.raises(ValueError, match="7 prompts are too few to fit and hold out"):
         Calibrator(pipeline("sd")[0], PROMPTS[:7], **SMALL)

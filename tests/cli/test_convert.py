@@ -77,7 +77,7 @@ def test_dtype_stays_unless_told(target, folder, tmp_path):
 
 def test_what_is_refused(folder, tmp_path, capsys):
     file = tmp_path / "model.safetensors"
-    assert "no file" in refused(capsys, file, tmp_path / "new")
+    assert "No such file" in refused(capsys, file, tmp_path / "new")
     write_file(file, "2")
     assert "does not record its prediction type" in refused(capsys, file, tmp_path / "new")
     assert "already exists" in refused(capsys, folder, file)

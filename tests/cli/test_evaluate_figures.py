@@ -236,7 +236,7 @@ def metadata(folder):
         (["--is", "--is_splits", "0"], "--is_splits must be at least 1, got 0"),
         (["--real", "r", "--kid", "--kid_subsets", "-1"], "--kid_subsets must be at least 0, got -1"),
         (["--real", "r", "--save_reference", "a.safetensors"], "--save_reference: only with --fid and --real"),
-        (["--real", "r", "--fid", "--save_reference", "a.npz"], "'a.npz': it is written as .safetensors"),
+        (["--real", "r", "--fid", "--save_reference", "a.npz"], "'a.npz': statistics are written as .safetensors"),
     ],
 )
 def test_arguments_that_do_not_go_together(capsys, arguments, message):

@@ -365,5 +365,5 @@ def test_a_class_that_others_do_not_have_is_refused(tmp_path):
         pass
 
     pipe = enable_guidance_rescale(Mine(**tiny_stable_diffusion().components, requires_safety_checker=False))
-    with pytest.raises(TypeError, match="Mine is no class of diffusers"):
+    with pytest.raises(TypeError, match="Mine is not a diffusers class"):
         write_custom_pipeline(pipe, tmp_path)

@@ -111,7 +111,7 @@ def test_what_is_not_there_is_said(function, repo, hub):
     places = hub({"acme/dark": repo})
     with pytest.raises(OSError, match=r"acme/none .*the repo does not exist or is private"):
         function("acme/none", **places)
-    with pytest.raises(OSError, match=r"acme/dark .*it has no such revision: check the name of the branch"):
+    with pytest.raises(OSError, match=r"acme/dark .*it has no such revision: check the branch"):
         function("acme/dark", revision="nowhere", **places)
 
 

@@ -60,7 +60,7 @@ def test_damage_is_named(folder):
             {"_class_name": "DDPMPipeline"},
             "which is not a UNet pipeline with",
         ),
-        ("scheduler/scheduler_config.json", {"_class_name": "Mine"}, "names 'Mine', which is no scheduler"),
+        ("scheduler/scheduler_config.json", {"_class_name": "Mine"}, "names 'Mine', which is not a known scheduler"),
         ("unet/config.json", {"block_out_channels": "wide"}, "cannot be loaded"),
     ):
         change(name, **changes)

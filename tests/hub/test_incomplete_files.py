@@ -88,7 +88,7 @@ def test_old_names_of_the_text_encoder_are_not_taken_for_it(write, bare):
     """Of files from before transformers had its wrapper; diffusers finds no text encoder in them."""
     old = {key.replace("transformer.text_model.", "transformer."): value for key, value in checkpoint("1").items()}
     file, config = write(old), bare("1")
-    with pytest.raises(ValueError, match=r"holds no text encoder by the names of a Stable Diffusion 1\.x"):
+    with pytest.raises(ValueError, match=r"contains no text encoder with the names of Stable Diffusion 1\.x"):
         load_pipeline(file, config=config)
     pipe = load_pipeline(file, config=config, text_encoder=tiny_pipeline("1").text_encoder)
     assert_same_weights(tiny_pipeline("1"), pipe)
@@ -234,5 +234,5 @@ def test_the_command_takes_an_autoencoder(write, configs, bare, tmp_path, capsys
 @pytest.mark.parametrize("end", [".ckpt", ".pt", ".pth", ".bin", ".gguf", ".st", ".CKPT"])
 def test_a_folder_never_gets_the_name_of_a_file(end, configs, tmp_path, capsys):
     assert main(["convert", str(configs["1"]), str(tmp_path / f"run1{end}")]) == 2
-    assert "name it run1.safetensors" in capsys.readouterr().err
+    assert "use run1.safetensors" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]

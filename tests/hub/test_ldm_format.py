@@ -133,7 +133,7 @@ def test_other_parts():
     guided = StableDiffusionControlNetPipeline(
         **pipe.components, controlnet=controlnet(unet), requires_safety_checker=False
     )
-    with pytest.raises(ValueError, match=r"controlnet: ControlNetModel\) does not fit into a single file"):
+    with pytest.raises(ValueError, match=r"controlnet: ControlNetModel\) cannot be saved as a single file"):
         original_checkpoint(guided)
 
 

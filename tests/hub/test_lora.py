@@ -198,7 +198,7 @@ def test_files_of_others_say_it_in_their_own_way(saved, tmp_path, metadata, zero
 def test_a_file_that_says_nothing_is_refused_and_arguments_help(saved, tmp_path):
     file = rewritten(saved, tmp_path / "silent.safetensors", None)
     base = tiny_pipeline("1")
-    with pytest.raises(ValueError, match=r"silent.safetensors does not say .* pass prediction_type= and resc"):
+    with pytest.raises(ValueError, match=r"silent.safetensors does not record .* pass prediction_type= and resc"):
         load_lora(base, file)
     assert base.get_list_adapters() == {}
     load_lora(base, file, prediction_type="v_prediction", rescale_betas_zero_snr=True)
@@ -236,7 +236,7 @@ def test_kohya_s_file_has_every_layer(tmp_path):
 def test_conflicts_are_said_and_the_impossible_is_refused(saved, tmp_path, said):
     told = {**read_header(saved[0] / LORA_FILE).metadata, "modelspec.prediction_type": "epsilon"}
     load_lora(tiny_pipeline("1"), rewritten(saved, tmp_path / "torn.safetensors", told))
-    assert "prediction_type is 'v_prediction' by metadata zsnr_diffusers" in said("WARNING")[0]
+    assert "prediction_type is 'v_prediction' according to metadata zsnr_diffusers" in said("WARNING")[0]
     with pytest.raises(ValueError, match="cannot be used at zero signal-to-noise"):
         load_lora(tiny_pipeline("1"), saved[0], prediction_type="epsilon")
     with pytest.raises(ValueError, match="guidance_rescale=2"):
@@ -344,7 +344,9 @@ def test_an_adapter_of_the_text_encoder_alone_is_refused(tmp_path):
 
 def test_missing_files_and_other_pipelines(saved, tmp_path):
     base = tiny_pipeline("1")
-    with pytest.raises(FileNotFoundError, match=rf"no .*other.safetensors; pass weight_name=, one of {KOHYA_FILE}, "):
+    with pytest.raises(
+        FileNotFoundError, match=rf"No such file: .*other.safetensors; pass weight_name=, one of {KOHYA_FILE}, "
+    ):
         load_lora(base, saved[0], weight_name="other.safetensors")
     with pytest.raises(FileNotFoundError, match=r"No such file: .*nowhere.safetensors"):
         load_lora(base, tmp_path / "nowhere.safetensors")

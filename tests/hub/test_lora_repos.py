@@ -58,7 +58,7 @@ def test_what_is_none(saved, hub, tmp_path):
     assert not SavedModel.open("acme/pipeline", **places).is_lora
     assert not SavedModel.open("acme/empty", **places).is_lora
     for name in ("damaged", "short"):
-        with pytest.raises(ValueError, match=f"acme/{name}: {LORA_FILE} is damaged or no safetensors file"):
+        with pytest.raises(ValueError, match=f"acme/{name}: {LORA_FILE} is damaged or not a safetensors file"):
             audit(f"acme/{name}", **places)
     with pytest.raises(OSError, match="the repo does not exist"):
         SavedModel.open("acme/none", **places)
@@ -200,5 +200,5 @@ def test_any_header_is_read_or_refused_in_words(name, hub, tmp_path):
     with pytest.raises(ValueError, match=r"acme/dark: ") as caught:
         audit("acme/dark", **places)
     assert len(str(caught.value).splitlines()) == 1
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match="is damaged or not a safetensors file"):
         audit(tmp_path / LORA_FILE)

@@ -89,7 +89,7 @@ def test_folders_of_other_things_are_never_replaced(tmp_path):
 
 @pytest.mark.parametrize(("name", "format"), [("pipe", "single_file"), ("a.safetensors", "diffusers"), ("pipe", "x")])
 def test_a_name_that_does_not_go_with_the_format_is_refused(name, format, tmp_path):
-    with pytest.raises(ValueError, match=f"format='{format}' does not go with"):
+    with pytest.raises(ValueError, match=f"format='{format}' does not match"):
         save_pipeline(tiny_pipeline("1"), tmp_path / name, format=format)
 
 

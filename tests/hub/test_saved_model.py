@@ -161,7 +161,7 @@ def test_records_that_cannot_be_read(record, message, write):
 @pytest.mark.parametrize("key", ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std"])
 def test_edm_models_are_refused(key, write):
     """CosXL and Playground 2.5, which have the weights of XL otherwise."""
-    with pytest.raises(ValueError, match=rf"has the key '{key}': it is of an EDM schedule"):
+    with pytest.raises(ValueError, match=rf"has the key '{key}': it is for an EDM schedule"):
         SavedModel.open(write(keys=[key, "v_pred"]))
 
 
@@ -229,7 +229,7 @@ def test_an_original_config_that_is_none_is_named(write, tmp_path):
             SavedModel.open(file)
     config.unlink()
     for config in (tmp_path / "nowhere.yaml", "https://example.org/v2.yaml"):
-        with pytest.raises(FileNotFoundError, match=r"no file .*\.yaml; of one at a URL, pass a copy"):
+        with pytest.raises(FileNotFoundError, match=r"No such file: .*\.yaml. For a URL, download the file"):
             SavedModel.open(write(keys=["v_pred"]), original_config=config)
 
 
@@ -254,7 +254,7 @@ def test_folders_say_it_in_the_scheduler_s_config(prediction_type, zero_snr, tmp
 
 
 def test_sources_that_are_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*hf_hub_download\(repo, name\)"):
+    with pytest.raises(FileNotFoundError, match=r"No such file: .*hf_hub_download\(repo, name\)"):
         SavedModel.open(tmp_path / "model.safetensors")
     with pytest.raises(OSError, match="has no pipeline"):
         SavedModel.open(tmp_path, only_pipelines=True)
@@ -427,7 +427,7 @@ def test_what_was_opened_takes_what_is_known_better(write, tmp_path):
     assert found(opened) == (V, False)  # which is as it was
     sd_scheduler(EPSILON).save_pretrained(tmp_path / "config" / "scheduler")
     (conflict,) = SavedModel.open(opened, config=tmp_path / "config").conflicts
-    assert conflict.startswith("prediction_type is 'v_prediction' by key v_pred")
+    assert conflict.startswith("prediction_type is 'v_prediction' according to key v_pred")
     again = SavedModel.open(SavedModel.open(opened, config=tmp_path / "config"), config=tmp_path / "config")
     assert again.conflicts == [conflict]
 

@@ -66,12 +66,12 @@ def test_conflicts_are_named_with_what_counts(configs, tmp_path, said):
     file = write_file(tmp_path / "model.safetensors", "1", keys, spec)
     assert says(load_pipeline(file, config=configs["1"])) == (V, True)
     lines = [line.removeprefix(f"{file}: ") for line in said("WARNING")]
-    counts = "prediction_type is 'v_prediction' by key v_pred and key ztsnr, which is used, and 'epsilon' by "
+    counts = "prediction_type is 'v_prediction' according to key v_pred and key ztsnr, which is used, and 'epsilon' "
     assert lines == [
-        f"{counts}modelspec metadata. Pass prediction_type= to decide.",
-        f"{counts}the scheduler's config. Pass prediction_type= to decide.",
-        "rescale_betas_zero_snr is True by key v_pred and key ztsnr, which is used, and False by the scheduler's "
-        "config. Pass rescale_betas_zero_snr= to decide.",
+        f"{counts}according to modelspec metadata. Pass prediction_type= to decide.",
+        f"{counts}according to the scheduler's config. Pass prediction_type= to decide.",
+        "rescale_betas_zero_snr is True according to key v_pred and key ztsnr, which is used, and False according to "
+        "the scheduler's config. Pass rescale_betas_zero_snr= to decide.",
     ]
     decided = load_pipeline(file, config=configs["1"], prediction_type=EPSILON, rescale_betas_zero_snr=False)
     assert says(decided) == (EPSILON, False)
@@ -81,7 +81,9 @@ def test_conflicts_are_named_with_what_counts(configs, tmp_path, said):
 def test_zero_snr_of_an_epsilon_model_is_refused(configs, tmp_path):
     file = write_file(tmp_path / "model.safetensors", "1", ["ztsnr"])
     for options in ({}, {"prediction_type": EPSILON}):
-        with pytest.raises(ValueError, match=r"model.safetensors: .*if it is a v-prediction model with a wrong config"):
+        with pytest.raises(
+            ValueError, match=r"model.safetensors: .*if it is a v-prediction model with a wrong config"
+        ):
             load_pipeline(file, config=configs["1"], **options)
     assert says(load_pipeline(file, config=configs["1"], rescale_betas_zero_snr=False)) == (EPSILON, False)
     with pytest.raises(ValueError, match=r"cannot be used at zero signal-to-noise ratio"):
@@ -100,7 +102,9 @@ def test_files_of_other_models_are_refused(tmp_path):
         ):
             load_pipeline(file)
     save_file(no_text, file)
-    with pytest.raises(ValueError, match="holds no text encoder and no second text encoder by the names of a Stable"):
+    with pytest.raises(
+        ValueError, match="contains no text encoder and no second text encoder with the names of Stable"
+    ):
         load_pipeline(file)
 
 
@@ -219,5 +223,5 @@ def test_what_a_single_file_cannot_say_is_refused(scheduler, message, tmp_path):
 
 
 def test_what_does_not_fit_a_single_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"DDIMPipeline \(unet: UNet2DModel\) does not fit into a single file"):
+    with pytest.raises(ValueError, match=r"DDIMPipeline \(unet: UNet2DModel\) cannot be saved as a single file"):
         save_pipeline(tiny_unconditional(), tmp_path / "model.safetensors")

@@ -170,16 +170,19 @@ def test_a_pipeline_without_a_start_has_nothing_of_it_in_its_file():
 def test_a_single_file_says_that_it_holds_none(tmp_path, log):
     pipe = quiet("1.5")
     save_pipeline(enable_start(pipe, strong_start(pipe)), tmp_path / "model.safetensors")
-    assert "model.safetensors holds no start" in log.text
+    assert "model.safetensors cannot contain the start" in log.text
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: b"", "is damaged or no safetensors file"),
-        (lambda content: content[:100], "is damaged or no safetensors file"),
-        (lambda content: content.replace(b"zsnr_diffusers_start", b"zsnr_diffusers_other"), "is no start of zsnr"),
-        (lambda content: content.replace(b'\\"version\\": 1', b'\\"version\\": 9'), "is of version 9, and version 1"),
+        (lambda content: b"", "is damaged or not a safetensors file"),
+        (lambda content: content[:100], "is damaged or not a safetensors file"),
+        (lambda content: content.replace(b"zsnr_diffusers_start", b"zsnr_diffusers_other"), "is not a start of zsnr"),
+        (
+            lambda content: content.replace(b'\\"version\\": 1', b'\\"version\\": 9'),
+            "is of version 9; expected version 1",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused(damage, message, tmp_path):

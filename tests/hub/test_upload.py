@@ -110,7 +110,7 @@ def test_what_fails_in_the_end_loses_nothing(name, status, there, tmp_path):
 def test_without_a_token_and_with_a_name_that_is_none(hub, tmp_path, monkeypatch):
     hub({})
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(OSError, match="acme/dark cannot be pushed to without a token: log in by"):
+    with pytest.raises(OSError, match="acme/dark cannot be pushed to without a token: log in with"):
         save_pipeline(dark(), tmp_path / "dark", push_to_hub="acme/dark")
     with pytest.raises(OSError, match="this is not a valid repo id"):
         save_pipeline(dark(), tmp_path / "dark", push_to_hub="a/b/c", token=TOKEN)

@@ -284,7 +284,10 @@ def test_the_network_may_be_told_of_flow_times_before_the_shift():
         (lambda: FlowMatchMultistepScheduler(solver_order=4), "solver_order=4"),
         (lambda: FlowMatchMultistepScheduler(eta=1.5), "eta=1.5"),
         (lambda: FlowMatchMultistepScheduler(time_shift_type="cubic"), "time_shift_type='cubic'"),
-        (lambda: FlowMatchMultistepScheduler(timestep_spacing="leading"), "'leading' is not available.*kappa or trailing"),
+        (
+            lambda: FlowMatchMultistepScheduler(timestep_spacing="leading"),
+            "'leading' is not available.*kappa or trailing",
+        ),
         (lambda: FlowMatchMultistepScheduler(prediction_type="epsilon"), "zero signal-to-noise ratio"),
         (lambda: FlowMatchMultistepScheduler().set_timesteps(), "Pass either num_inference_steps or sigmas"),
         (lambda: FlowMatchMultistepScheduler().set_timesteps(0), "num_inference_steps=0 must be a whole number"),

@@ -59,7 +59,7 @@ def test_the_report_says_what_holds_for_images_held_out():
     report = StartReport.of(fitted("1.5").report)
     text = str(report)
     assert text.startswith(
-        "40 images, 6 captions; held out: a fifth of the images (too few captions to hold some out)"
+        "40 images, 6 captions; cross-validation: 5 folds of the images (too few captions to hold some out)"
     )
     assert f"Captions explain {report.explained[0][0]:.0%} of brightness and color" in text
     assert json.loads(json.dumps(report.to_dict())) == fitted("1.5").report
@@ -121,7 +121,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_computed():
     pipe.vae.encode = pipe.encode_prompt = None
     images, captions = photos()
     with pytest.raises(
-        ValueError, match=r"12 images are too few to fit a start to, .*: give at least 24; some hundreds"
+        ValueError, match=r"12 images are too few to fit and hold out: use at least 24, better hundreds"
     ):
         fit_start(pipe, images[:12], captions[:12])
     with pytest.raises(ValueError, match="There are 40 images and 39 captions"):

@@ -143,7 +143,7 @@ def test_at_zero_terminal_snr_nothing_changes(log):
 
 def test_image_to_image_knows_its_image_already():
     pipe = quiet("1.5")
-    with pytest.raises(TypeError, match="StableDiffusionImg2ImgPipeline does not begin with noise of its own"):
+    with pytest.raises(TypeError, match="StableDiffusionImg2ImgPipeline does not draw its initial noise"):
         enable_start(StableDiffusionImg2ImgPipeline.from_pipe(pipe), strong_start(pipe))
 
 
@@ -253,7 +253,7 @@ def test_threads_that_share_a_pipeline_have_their_own_prompts():
 
 def test_what_does_not_go_together_is_refused():
     pipe, other = quiet("1.5"), quiet("2.1-base")
-    with pytest.raises(ValueError, match=r"fitted for strong, and the \w+ of this pipeline has other weights"):
+    with pytest.raises(ValueError, match=r"fitted for strong, and the \w+ of this pipeline has different weights"):
         enable_start(pipe, strong_start(other))
     assert type(pipe) is StableDiffusionPipeline
     with pytest.raises(ValueError, match="EDMEulerScheduler has no variance-preserving schedule"):
