@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..evaluation.subset_sizes import MAX_FULL_KID, NUM_SUBSETS, SUBSET_SIZE
 from ..utils.command_line import CommandParser
@@ -11,6 +12,9 @@ from ..utils.extras import import_extra
 from . import feature_networks
 from . import generation as pipelines
 from .arguments import command_parser
+
+if TYPE_CHECKING:
+    from ..evaluation import PromptSuite
 
 DESCRIPTION = """\
 Measures whether a model covers the brightness of real images: compares the mean luminance of generated and real images
@@ -135,19 +139,19 @@ def new_parser() -> CommandParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `zsnr evaluate`: print the report, and write the requested files."""
-    _check_arguments(arguments)
+    suite = _check_arguments(arguments)
     from ..evaluation import launched_processes
     from .measuring import evaluate
 
     processes = launched_processes()
     try:
-        evaluate(arguments, processes)
+        evaluate(arguments, processes, suite)
     finally:
         processes.close()
 
 
-def _check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that would only fail after hours of generation."""
+def _check_arguments(arguments: argparse.Namespace) -> PromptSuite | None:
+    """Refuse arguments that would only fail after hours of generation; returns the suite of `--suite`."""
     given = {name for name, value in vars(arguments).items() if value is not None}
     _check_option_combinations(arguments, given)
     if "is_splits" in given and arguments.is_splits < 1:
@@ -158,25 +162,27 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--save_reference {arguments.save_reference!r}: statistics are written as .safetensors, not .npz"
         )
-    if given >= {"suite", "pipeline"}:
-        _choose_suite(arguments)
+    suite = _load_suite(arguments) if given >= {"suite", "pipeline"} else None
     if "pipeline" in given:
         feature_networks.check_image_count(pipelines.num_images(arguments), "generated", arguments)
     for module in ("scipy.stats", "tqdm"):
         import_extra(module)
     if arguments.plot:
         pipelines.check_plot_option(arguments.plot)
+    return suite
 
 
-def _choose_suite(arguments: argparse.Namespace) -> None:
-    """Read the suite of `--suite` to find errors early, and default to one image per prompt."""
+def _load_suite(arguments: argparse.Namespace) -> PromptSuite:
+    """The suite of `--suite`; also sets the default of one image per prompt."""
     from ..evaluation import load_suite
 
-    prompts = len(load_suite(arguments.suite).prompts)
+    suite = load_suite(arguments.suite)
+    prompts = len(suite.prompts)
     if arguments.num_images is None:
         arguments.num_images = prompts
     if arguments.num_images < prompts:
         raise ValueError(f"--num_images {arguments.num_images}: the suite {arguments.suite} has {prompts} prompts")
+    return suite
 
 
 def _check_option_combinations(arguments: argparse.Namespace, given: set[str]) -> None:

@@ -15,6 +15,7 @@ from ..evaluation import (
     Figure,
     Measurements,
     Processes,
+    PromptSuite,
     Reference,
     brightness_score,
     check_reference,
@@ -23,7 +24,6 @@ from ..evaluation import (
     iter_images,
     kernel_figure,
     load_reference,
-    load_suite,
     luminance_coverage,
     measure_folder,
     measure_pipeline,
@@ -40,7 +40,7 @@ from . import generation as pipelines
 from .feature_networks import IS_SPLITS, check_image_count, needs_feature_network
 
 
-def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
+def evaluate(arguments: argparse.Namespace, processes: Processes, suite: PromptSuite | None) -> None:
     """Check, load, measure and report, cheap steps first so that errors are found early."""
     with processes.sync_errors():
         reference = _check_files_and_load_reference(arguments, processes)
@@ -53,7 +53,7 @@ def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
     with processes.sync_errors():
         if reference is not None and network is not None:
             check_reference(reference, network)
-        pipe, prompts = _load_pipeline_and_prompts(arguments, device)
+        pipe, prompts = _load_pipeline_and_prompts(arguments, device, suite)
     real, reference = _measure_real_images(arguments, network, reference, processes)
     groups = None
     if pipe is None:
@@ -67,7 +67,7 @@ def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
             **pipelines.pipeline_call_kwargs(arguments),
         )
     if processes.is_main:
-        result = _print_report(arguments, generated, groups, real, reference)
+        result = _print_report(arguments, suite, generated, groups, real, reference)
         if arguments.invariance:
             invariance = terminal_invariance(pipe, prompts, seed=arguments.seed)
             show(invariance)
@@ -85,11 +85,12 @@ def _check_files_and_load_reference(arguments: argparse.Namespace, processes: Pr
     return None if arguments.reference is None else load_reference(arguments.reference)
 
 
-def _load_pipeline_and_prompts(arguments: argparse.Namespace, device: Any) -> tuple[Any, list[Any] | None]:
+def _load_pipeline_and_prompts(
+    arguments: argparse.Namespace, device: Any, suite: PromptSuite | None
+) -> tuple[Any, list[Any] | None]:
     """The pipeline of `--pipeline` and its distinct prompts; None and None without it."""
     if arguments.pipeline is None:
         return None, None
-    suite = None if arguments.suite is None else load_suite(arguments.suite)
     texts = pipelines.read_prompts(arguments) if suite is None else list(suite.prompts)
     pipelines.set_gpu_defaults(arguments, device)
     pipe = pipelines.load_pipeline(arguments, device)
@@ -125,6 +126,7 @@ def _compute_reference(arguments: argparse.Namespace, features: Any) -> Referenc
 
 def _print_report(
     arguments: argparse.Namespace,
+    suite: PromptSuite | None,
     generated: Measurements,
     groups: list[Any] | None,
     real: Measurements | None,
@@ -144,8 +146,8 @@ def _print_report(
             print(f"zsnr evaluate: warning: {figure.name}: {warning}", file=sys.stderr)
     if figures:
         result["figures"] = {name: asdict(figure) for name, figure in figures.items()}
-    if arguments.suite is not None and groups is not None:
-        score = brightness_score(load_suite(arguments.suite), groups, generated.luminance, generated.clipped)
+    if suite is not None and groups is not None:
+        score = brightness_score(suite, groups, generated.luminance, generated.clipped)
         show(score)
         result["suite"] = asdict(score)
     n, k = len(groups or ()), len(set(groups or ()))

@@ -40,7 +40,7 @@ class ClassifierFeatures:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a file with another hash, of another kind, or damaged.
+        ValueError: a file with another hash or format, or damaged.
     """
 
     def __init__(self, path: str | PathLike[str], sha256: str | None = None, device: str | torch.device = "cpu"):

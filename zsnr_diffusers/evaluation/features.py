@@ -60,7 +60,7 @@ class InceptionFeatures:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a file with another hash or of another kind.
+        ValueError: a file with another hash or format.
     """
 
     size = 299

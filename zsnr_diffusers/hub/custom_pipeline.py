@@ -116,7 +116,7 @@ def bundled_scheduler(pipe: Any) -> PathSampler | None:
         scheduler = FlowMatchMultistepScheduler.from_config(scheduler.config)
     if not isinstance(scheduler, PathSampler) or isinstance(scheduler, ZeroSNRDDIMScheduler):
         return None
-    ours = type(scheduler).__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
+    ours = scheduler.__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
     return scheduler if ours and has_guidance(stock) else None
 
 

@@ -23,18 +23,6 @@ if TYPE_CHECKING:
         ZeroSNRPNDMScheduler,
     )
 
-# diffusers looks for `SchedulerMixin` in the module that model_index.json names, to find out how to load its classes.
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "classes": (
-            "FlowMatchEulerScheduler FlowMatchMultistepScheduler ZeroSNRDDIMInverseScheduler ZeroSNRDDIMScheduler "
-            "ZeroSNRDDPMScheduler ZeroSNRLCMScheduler ZeroSNRMultistepScheduler ZeroSNRPNDMScheduler"
-        ),
-        "sampling": "SchedulerMixin",
-    },
-)
-
 __all__ = [
     "FlowMatchEulerScheduler",
     "FlowMatchMultistepScheduler",
@@ -46,3 +34,9 @@ __all__ = [
     "ZeroSNRMultistepScheduler",
     "ZeroSNRPNDMScheduler",
 ]
+
+CLASSES = tuple(name for name in __all__ if name != "SchedulerMixin")
+"""Names of the schedulers."""
+
+# diffusers looks for `SchedulerMixin` in the module that model_index.json names, to find out how to load its classes.
+__getattr__, __dir__ = lazy_names(__name__, {"classes": " ".join(CLASSES), "sampling": "SchedulerMixin"})

@@ -1,6 +1,7 @@
 """The schedulers; each is a choice of updates for one common rule.
 
-Their `__module__` is the package `zsnr_diffusers.schedulers`, which `model_index.json` of a saved pipeline names.
+The `__module__` of their instances is the package `zsnr_diffusers.schedulers`, which `model_index.json` of a saved
+pipeline names; that of the classes is this module, where `inspect` finds their source.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from ..core.multistep import check_order, multistep_safeguards
 from ..core.safeguard import Safeguard
 from ..core.solvers import check_eta
 from ..core.spacing import check_num_inference_steps
+from . import CLASSES
 from .base import ZeroSNRScheduler
 from .config import drop_outdated_calibration, register_to_config_with_base
 from .flow import FlowMatchScheduler
@@ -448,14 +450,13 @@ class FlowMatchEulerScheduler(FlowMatchScheduler):
         return consistency_updates(path) if self.config["stochastic_sampling"] else ddim_updates(path)
 
 
-for _public in (
-    FlowMatchEulerScheduler,
-    FlowMatchMultistepScheduler,
-    ZeroSNRDDIMInverseScheduler,
-    ZeroSNRDDIMScheduler,
-    ZeroSNRDDPMScheduler,
-    ZeroSNRLCMScheduler,
-    ZeroSNRMultistepScheduler,
-    ZeroSNRPNDMScheduler,
-):
-    _public.__module__ = __package__
+def _new_in_package(cls: type[Any], *args: object, **kwargs: object) -> Any:
+    """Create a scheduler whose `__module__` is the package; subclasses elsewhere keep their own."""
+    scheduler = object.__new__(cls)
+    if cls.__module__ == __name__:
+        scheduler.__module__ = __package__
+    return scheduler
+
+
+for _name in CLASSES:
+    globals()[_name].__new__ = _new_in_package
