@@ -167,9 +167,7 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
         if len(labels) == 1:
             labels = labels.repeat(1 if batch_size is None else batch_size)
         if len(labels) == 0 or (batch_size is not None and batch_size != len(labels)):
-            raise ValueError(
-                f"batch_size={batch_size} for {len(labels)} class_labels: leave it out, or pass one label."
-            )
+            raise ValueError(f"batch_size={batch_size} for {len(labels)} class_labels: omit it, or pass one label.")
         wrong = labels[(labels < 0) | (labels > classes)]
         if len(wrong):
             raise ValueError(

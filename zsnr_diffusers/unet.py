@@ -16,7 +16,7 @@
 | upsampling: each pixel four times (nearest), then conv | `Upsample2D` | |
 | main path down: per level 2 residual blocks, then downsampling | `down_blocks` | `layers_per_block=2` |
 | middle: residual block, self-attention, residual block | `UNetMidBlock2D` | |
-| main path up: per level 3 residual blocks, each with an output from the way down beside it | `up_blocks` | |
+| main path up: per level 3 residual blocks, each with a skip connection from the way down | `up_blocks` | |
 
 The initialization is also the paper's, unlike that of `UNet2DModel`: see `build_unet`.
 """
@@ -105,9 +105,7 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
             "num_class_embeds follows from class_labels, plus one for no class: pass class_labels instead."
         )
     if class_labels is not None and class_labels < 1:
-        raise ValueError(
-            f"class_labels={class_labels} must be at least 1; leave it out for a network without classes."
-        )
+        raise ValueError(f"class_labels={class_labels} must be at least 1; omit it for a network without classes.")
     config = {**PRESETS[name], **changes}
     _check_sample_size(config["sample_size"], len(config["block_out_channels"]))
     unet = UNet2DModel(**config, num_class_embeds=None if class_labels is None else class_labels + 1)

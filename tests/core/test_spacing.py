@@ -87,7 +87,7 @@ def test_unknown_spacing_is_refused():
     ("timesteps", "message"),
     [
         ([], "at least one"),
-        ([3.5], "whole numbers"),
+        ([3.5], "integers"),
         ([1000, 5], r"\[1000\] lie outside \[0, 999\]"),
         ([5, -1], r"\[-1\] lie outside"),
         ([999, 500, 500], "500 follows 500"),

@@ -121,8 +121,8 @@ def test_order_of_places(first, write, tmp_path):
     else:
         assert len(said) == len(others)
         for line, other in zip(said, others, strict=True):
-            assert f"{expected!r} by {source}, which is used" in line
-            assert f"by {other}. Pass prediction_type= to decide" in line
+            assert f"{expected!r} according to {source}, which is used" in line
+            assert f"according to {other}. Pass prediction_type= to decide" in line
 
 
 def test_places_that_agree_are_no_conflict(write, tmp_path):
@@ -259,7 +259,7 @@ def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(OSError, match="has no pipeline"):
         SavedModel.open(tmp_path, only_pipelines=True)
     (tmp_path / "model.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"model\.ckpt is no \.safetensors file\. Reading a pickled checkpoint"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is not a \.safetensors file\. Reading a pickled checkpoint"):
         SavedModel.open(tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match="prediction_type='eps' is unknown"):
         SavedModel.open(tmp_path, prediction_type="eps")

@@ -167,7 +167,7 @@ def suppress_warnings() -> Iterator[None]:
 
 
 def diverges_at_eta_one(scheduler: Any, table: Tensor, num_inference_steps: int) -> bool:
-    """Whether DDIM's first step with fresh noise (eta = 1) is not finite."""
+    """Whether DDIM's first step with added noise (eta = 1) is not finite."""
     scheduler.set_timesteps(num_inference_steps)
     x, t = _START.reshape(1, 1, 1, 2), scheduler.timesteps[0]
     output = ideal_output(scheduler.config.prediction_type, x, training_level(table, float(t)), _MEAN, _SPREAD)

@@ -227,7 +227,7 @@ def _check_sd2_prediction_type(known: SavedModel, layout: OriginalFormat) -> Non
         raise ValueError(
             f"{known.name} does not record its prediction type, and Stable Diffusion 2.x exists with both: pass "
             "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or prediction_type='epsilon' (2-base and "
-            "2.1-base), or prediction_type='flow_prediction' if it was trained on to flow matching."
+            "2.1-base), or prediction_type='flow_prediction' if it was fine-tuned to flow matching."
         )
 
 

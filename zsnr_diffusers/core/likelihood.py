@@ -111,7 +111,7 @@ def step_kl(x_0: Tensor, prediction: Tensor, factors: StepKL) -> Tensor:
 
 
 HALF_BIN = 1 / 255
-"""Half the distance between neighbours among the 256 values k / 127.5 - 1."""
+"""Half the distance between neighbors among the 256 values k / 127.5 - 1."""
 
 
 def decoder_std(first: NoiseLevel, second: NoiseLevel) -> float:
@@ -158,7 +158,7 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, std: Scalar) -> Tensor
 
 
 def bound_strata(levels: Sequence[NoiseLevel], count: int) -> list[range]:
-    """Timesteps in `count` groups of neighbours whose terms are of like size, to draw one from each.
+    """`count` groups of neighboring timesteps whose terms have similar size, to draw one from each.
 
     The decoder's timestep 0 is a group of its own. The others grow log sigma evenly where they can: -2 log sigma is
     log(1 + SNR), so for data that is N(0, 1) each would have an equal part of the bound, (SNR_s - SNR_t) / (1 + SNR_t)
@@ -166,7 +166,7 @@ def bound_strata(levels: Sequence[NoiseLevel], count: int) -> list[range]:
 
     Args:
         levels: of all timesteps, the cleanest first, numbers.
-        count: from 2 to the number of levels; with so many every timestep is a group.
+        count: from 2 to the number of levels; with this number, every timestep is a group.
 
     Examples:
         >>> from zsnr_diffusers.core import alpha_bar_table, bound_strata, noise_level

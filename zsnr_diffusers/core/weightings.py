@@ -46,7 +46,7 @@ def loss_weights(
 
     - `constant`: 1 for the network's own prediction type, as in Lin et al. (v) and Ho et al. 2020 (epsilon).
     - `min_snr_floored`: max(min(snr, gamma), 1) / (snr + 1) for v, which is 1 at the last timestep of zero SNR.
-    - `soft_min_snr_floored`: the same with snr gamma / (snr + gamma) in place of the minimum.
+    - `soft_min_snr_floored`: the same with snr gamma / (snr + gamma) instead of the minimum.
     - `min_snr`: without the floor, for a schedule that does not end at zero SNR.
 
     An error of x_0 is sigma times, one of epsilon alpha times that of v, so their weights are those for v over sigma^2

@@ -69,7 +69,7 @@ def _check_call_kwargs(pipe: Any, accepted: Any, call_kwargs: dict[str, Any], ba
         return
     unknown = sorted(set(call_kwargs) - set(accepted))
     if unknown:
-        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}; leave it out")
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}; omit it")
 
 
 def _prompt_per_seed(
@@ -78,7 +78,7 @@ def _prompt_per_seed(
     """Name of the call's condition, `prompt`, `class_labels` or None, and its value for each of n images."""
     name = next((name for name in ("prompt", "class_labels") if name in accepted), None)
     if name is None and prompts is not None:
-        raise ValueError(f"{type(pipe).__name__} is unconditional and takes no prompts; leave them out")
+        raise ValueError(f"{type(pipe).__name__} is unconditional and takes no prompts; omit them")
     if name is not None and prompts is None:
         raise ValueError(f"{type(pipe).__name__} needs a {name} for each image; pass prompts")
     values = [prompts] * n if prompts is None or isinstance(prompts, (str, int)) else list(prompts)

@@ -100,7 +100,7 @@ def copy_in_float32(source: Path, target: Path, variant: str | None) -> None:
 
     Args:
         source: A network's folder in a pipeline's.
-        target: Made if need be.
+        target: Created if necessary.
         variant: Of the weights to copy.
     """
     target.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ def _encode_captions(
             )
             features = pool_prompt(encoded)
             if features is None:
-                raise ValueError(f"{type(pipe).__name__}.encode_prompt returns no text states [B, tokens, width].")
+                raise ValueError(f"{type(pipe).__name__}.encode_prompt returns no text embeddings [B, tokens, width].")
             if bad := [text for text, one in zip(some, features, strict=True) if not bool(one.isfinite().all())]:
                 raise ValueError(
                     f"The text encoders return values that are not finite for {bad[0]!r}: load them in float32."

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 class Output(ABC):
-    """What a run shows of its network and ships of it, for one kind of model."""
+    """Previews and export of a run, for one kind of model."""
 
     @abstractmethod
     def export_scheduler(self) -> SchedulerMixin:

@@ -232,6 +232,6 @@ def _plan_run(
         "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"
         + (f", continuing from {checkpoint.name}" if checkpoint else ""),
         **_warmup_warning(config),
-        "ships": ships,
+        "saved scheduler": ships,
     }
     return Plan(lines)

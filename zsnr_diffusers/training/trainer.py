@@ -122,7 +122,7 @@ class Trainer:
     def _compute_losses(self, batch: Batch) -> Tensor:
         """The weighted training loss of each sample of a batch, shape [B]."""
         task, device, timesteps = self.task, self.accelerator.device, batch["timestep"]
-        # From pinned memory, so that nobody waits; casts follow on the device.
+        # From pinned memory, without synchronization; casts follow on the device.
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         on_device = batch["timestep"]
         asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps, on_device)

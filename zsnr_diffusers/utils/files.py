@@ -31,7 +31,7 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
         shared: whether several processes may write it at once, each with its own partial file.
 
     Yields:
-        The path of a partial file beside it, to write to.
+        The path of a partial file in the same folder, to write to.
     """
     partial = path.with_name(f".{uuid.uuid4().hex if shared else path.name}.partial")
     try:
@@ -49,7 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Write a folder, or a file whose writer depends on its name, atomically; parent folders are created.
 
     Yields:
-        A path with the same last part, in a temporary folder beside it.
+        A path with the same name, in a temporary folder next to it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:

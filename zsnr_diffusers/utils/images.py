@@ -100,9 +100,9 @@ def find_images(folder: str | PathLike[str]) -> list[Path]:
 def load_rgb(source: ImageSource, name: str | None = None, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image completely and return it upright, as 8-bit RGB.
 
-    - The EXIF orientation is applied. Of an animation, the first frame is taken. Colour profiles are not applied.
-    - Transparency (an alpha channel, or a transparent palette entry or colour) is composited over white.
-    - Grey deeper than 8 bits is scaled by its full range, never clipped: 16-bit modes by 65535. Modes whose depth is
+    - The EXIF orientation is applied. Of an animation, the first frame is taken. Color profiles are not applied.
+    - Transparency (an alpha channel, or a transparent palette entry or color) is composited over white.
+    - Gray deeper than 8 bits is scaled by its full range, never clipped: 16-bit modes by 65535. Modes whose depth is
       not written down take the smallest range that holds the brightest pixel: "I" from a file 65535 or 2^31 - 1
       (255 too if it was made in memory), and "F" 1, 255 or 65535.
     - CMYK, YCbCr, HSV, palette and 1-bit images go through Pillow's conversion.
@@ -272,7 +272,7 @@ def _gray_full_range(mode: str, low: float, high: float, from_file: bool) -> flo
         return 65535
     if mode == "F":
         ranges: tuple[float, ...] = (1, 255, 65535)
-    else:  # "I" in a file is 16-bit grey (PNG and PPM under older Pillow) or truly 32-bit
+    else:  # "I" in a file is 16-bit gray (PNG and PPM under older Pillow) or truly 32-bit
         ranges = (65535, 2**31 - 1) if from_file else (255, 65535, 2**31 - 1)
     for full in ranges:
         if high <= full:

@@ -332,7 +332,7 @@ def test_another_adapter_is_another_run(options):
     for change in ({"lora_rank": 4}, {"lora_alpha": 2.0}, {"use_dora": True}, {"lora_target_modules": ATTENTION}):
         with pytest.raises(ValueError, match=f"as another run: --{next(iter(change))} was"):
             run(options, resume=True, **change)
-    with pytest.raises(ValueError, match=r"checkpoint is of other networks: .*lora"):
+    with pytest.raises(ValueError, match=r"checkpoint belongs to other networks: .*lora"):
         run(options, resume=True, force=True, use_dora=True)
 
 

@@ -102,5 +102,5 @@ def _repaired(name: str, value: Any, hint: Any, path: str) -> Any:
     try:
         return convert(value)
     except (ValueError, argparse.ArgumentTypeError) as error:
-        wanted = "whole number" if convert is int else "number" if convert is float else "yes or no"
+        wanted = "an integer" if convert is int else "a number" if convert is float else "yes or no"
         raise ValueError(f"--{name}={value!r} in --config {path} is not {wanted}.") from error

@@ -10,22 +10,22 @@ from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, Options, option
 ONE_SOURCE = "Pass the data as one of --dataset_name, --train_data_dir, --train_shards and --data_mix."
 
 ENCODED_FILE = "encoded.json"
-"""What a folder of data that `zsnr encode` has finished holds."""
+"""File in a finished folder of `zsnr encode`."""
 _MOST_WORKERS = 8
-"""By default: they feed any one GPU, and each takes memory."""
+"""Default maximum: enough for any single GPU, and each worker needs memory."""
 
 
 def is_encoded(folder: str | None) -> bool:
-    """Whether a folder holds data that was encoded beforehand."""
+    """Whether a folder contains precomputed data."""
     return folder is not None and Path(folder, ENCODED_FILE).is_file()
 
 
 class Captions(NamedTuple):
-    """Where the captions of the data stand."""
+    """Column and file extension of captions."""
 
     column: str
     extension: str
-    """Of caption files beside the images of a folder."""
+    """Extension of caption files in an image folder."""
 
 
 @dataclass

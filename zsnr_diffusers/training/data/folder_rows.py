@@ -26,7 +26,8 @@ from .notices import notify, report_unusable
 def read_folder_rows(config: DataConfig) -> datasets.Dataset:
     """A row with its path for each image of `--train_data_dir`; metadata columns that are not needed are empty.
 
-    Without metadata, captions lie beside the images, and `label` is the column of the names of the images' folders.
+    Without metadata, captions are in files next to the images, and the column `label` contains the names of the
+    images' folders.
 
     Raises:
         ValueError: no images, no captions, no classes, or files that cannot be read; with their names.

@@ -131,7 +131,7 @@ def _select_train_split(folder: ImageFolder) -> ImageFolder:
         notify(f"all images are used, including those of {shown}: {reason}")
         return folder
     left_out = {name: count for name, count in counts.items() if base / name not in parts}
-    shown = ", ".join(f"{count} of {name}/" if name else f"{count} beside it" for name, count in left_out.items())
+    shown = ", ".join(f"{count} of {name}/" if name else f"{count} next to it" for name, count in left_out.items())
     notify(f"images of {' and '.join(f'{part.name}/' for part in parts)} are used; skipped: {shown}")
     closed = [base / name for name in left_out if name]
     part = replace(folder, parts=parts)

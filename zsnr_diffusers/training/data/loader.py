@@ -107,7 +107,7 @@ class TrainingDataset(Dataset[Batch], ABC):
         return RowGroups(self.groups, [shard.rows for shard in self._shards])
 
     def row_at(self, position: int) -> int:
-        """Index of the data row that the sample at a position is made from."""
+        """Index of the data row of the sample at a position."""
         source = 0
         if self.mix is not None:
             unit, place = divmod(position, self.batch)
@@ -117,7 +117,7 @@ class TrainingDataset(Dataset[Batch], ABC):
         return self._epoch_order(epoch, source)[place]
 
     def rows_seen(self, count: int) -> list[int]:
-        """Data rows that the first `count` positions show, each once."""
+        """Data rows of the first `count` positions, each once."""
         counts = [count]
         if self.mix is not None:
             counts = [units * self.batch for units in self.mix.counts_before(-(-count // self.batch))]
@@ -127,7 +127,7 @@ class TrainingDataset(Dataset[Batch], ABC):
         return rows
 
     def describe_mix(self, count: int) -> dict[str, str]:
-        """Lines of the plan about each source of a mix, of so many samples."""
+        """Lines of the plan about each source of a mix, for this number of samples."""
         if self.mix is None:
             return {}
         shown = zip(self._names, self.mix.shares, self._groups_of, self._lengths, strict=True)
@@ -137,10 +137,10 @@ class TrainingDataset(Dataset[Batch], ABC):
         }
 
     def __getitem__(self, position: int) -> Batch:
-        """The sample at a position: what `sample` returns for its row and its stream of randomness.
+        """The sample at a position: the result of `sample` for its row and random generator.
 
         Raises:
-            ImageError: the row cannot be read, nor, if bad images are skipped, can any of those that come next.
+            ImageError: the row and, if bad images are skipped, all following candidates cannot be read.
         """
         for place in range(position, position + _MOST_SKIPPED):
             draw = make_generator(self.seed, 1, position)
@@ -158,7 +158,7 @@ class TrainingDataset(Dataset[Batch], ABC):
 
     @abstractmethod
     def sample(self, index: int, draw: torch.Generator) -> Batch:
-        """Make a training sample of a data row, with all its randomness from `draw`.
+        """Create a training sample from a data row, with all randomness from `draw`.
 
         Returns:
             At least `timestep`, uniform over all, and `noise`, N(0, 1) in the shape [C, H, W] of x_0.
@@ -183,13 +183,13 @@ def split_by_source(rows: Rows, groups: Sequence[Sequence[int]], names: Sequence
 
 
 class DistributedBatchSampler(Sampler[list[int]]):
-    """Which positions of the sequence each forward pass of this process takes.
+    """The positions of the sequence for each forward pass of this process.
 
-    A step's global batch is a contiguous range, cut into forward passes and those into processes.
+    A step's global batch is a contiguous range, divided into forward passes, and these into processes.
 
     Args:
-        config: with the batches.
-        steps: optimizer steps to make, the first of a run being 0.
+        config: with the batch sizes.
+        steps: range of optimizer steps, starting from 0.
         rank: of this process.
         world_size: number of processes.
     """
@@ -211,7 +211,7 @@ class DistributedBatchSampler(Sampler[list[int]]):
 def create_dataloader(
     samples: Dataset[Batch], positions: DistributedBatchSampler, config: DataConfig
 ) -> DataLoader[Batch]:
-    """A DataLoader of samples that draws nothing from torch's global generator."""
+    """A DataLoader of samples that does not use torch's global generator."""
     return DataLoader(
         samples,
         batch_sampler=positions,

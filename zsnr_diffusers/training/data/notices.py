@@ -27,5 +27,5 @@ def report_unusable(bad: Sequence[str], what: str, config: DataConfig) -> None:
     more = [f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else []
     text = f"{what}:\n  " + "\n  ".join([*bad[:_MOST_NAMED], *more])
     if config.on_bad_image == "fail":
-        raise ValueError(f"{text}\nFix or remove them, or leave them out with --on_bad_image skip.")
+        raise ValueError(f"{text}\nFix or remove them, or skip them with --on_bad_image skip.")
     notify(text)

@@ -75,7 +75,7 @@ class ParquetFooter:
             raise ShardError(f"{self.url} has columns that pyarrow cannot read: {_one_line(error)}") from error
 
     def save(self, file: Path) -> None:
-        """Write the footer atomically, in a folder that is created if need be.
+        """Write the footer atomically, in a folder that is created if necessary.
 
         Raises:
             OSError: the disk is full or the folder read-only.
@@ -95,7 +95,7 @@ class ParquetFooter:
         return cls(url, size, data) if hashlib.sha256(data).digest() == digest else None
 
     def check_unchanged(self) -> None:
-        """Refuse a file whose end is not the footer any more.
+        """Refuse a file whose footer has changed.
 
         Raises:
             ShardError: it is not, or cannot be read.
@@ -120,7 +120,7 @@ def read_footer(url: str, size: int) -> ParquetFooter:
         size: of it, in bytes.
 
     Raises:
-        ShardError: it is no parquet, is cut off or encrypted, or cannot be read.
+        ShardError: it is not parquet, truncated, encrypted, or cannot be read.
     """
     tail = read_range(url, max(0, size - _TAIL), size) if size else b""
     if tail[-4:] == b"PARE":
@@ -138,7 +138,7 @@ def read_footer(url: str, size: int) -> ParquetFooter:
 
 
 class Source(NamedTuple):
-    """Where the values of a column come from, and what they are read as.
+    """The source and type of a column.
 
     Attributes:
         path: of the column, or of the field of a struct, as pyarrow selects it.
@@ -153,7 +153,7 @@ def find_source(footer: ParquetFooter, option: str, column: str) -> Source:
     """The source of a column that an option names: `image_column`, `caption_column` or `class_column`.
 
     Raises:
-        ValueError: there is no such column, or it is of a type that the option cannot be.
+        ValueError: the column does not exist, or has an unsupported type.
     """
     schema = footer.schema
     if schema.names.count(column) != 1:
@@ -210,7 +210,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def column_chunks(footer: ParquetFooter, number: int, source: Source) -> list[Any]:
-    """What the footer says of a source's part of a row group, `pyarrow.parquet.ColumnChunkMetaData` each."""
+    """The footer's metadata of a source's part of a row group, `pyarrow.parquet.ColumnChunkMetaData` each."""
     group = footer.metadata.row_group(number)
     chunks = (group.column(place) for place in range(group.num_columns))
     return [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{source.path}.")]

@@ -25,7 +25,7 @@ _FORMAT = 4
 """Raised whenever an index of the same shard would be another than before."""
 
 _WINDOW = 2**14
-"""Bytes that are read around a header: the small members beside an image mostly lie in it too."""
+"""Bytes that are read around a header, which usually include the small members next to an image."""
 
 _NO_MEMBER = (-1, 0)
 
@@ -59,7 +59,7 @@ class TarIndex:
         return json.dumps([self.names, self.incomplete]).encode()
 
     def save(self, file: Path) -> None:
-        """Write the index atomically, in a folder that is created if need be.
+        """Write the index atomically, in a folder that is created if necessary.
 
         Raises:
             OSError: the disk is full or the folder read-only.
@@ -77,7 +77,7 @@ class TarIndex:
                 names, incomplete = json.loads(arrays["text"].tobytes())
                 pairs = [(image, caption) for image, caption in names]
                 return cls(arrays["places"], pairs, incomplete, arrays["sizes"])
-        except Exception:  # of many kinds, for what is no archive, is cut off, or says something else
+        except Exception:  # various exceptions for a file that is not an archive, truncated, or has other content
             return None
 
 
@@ -91,7 +91,7 @@ def read_index(url: str, size: int, captions: Sequence[str], measure: bool = Fal
         measure: whether sizes of images are read, from their headers.
 
     Raises:
-        ShardError: it is no tar, is cut off, or cannot be read.
+        ShardError: it is not a tar, truncated, or cannot be read.
     """
     places, names, incomplete, sizes = [], [], [], []
     found: dict[int, tuple[int, int]] = {}

@@ -120,7 +120,7 @@ class TarShards(Shards):
         """The caption of a row of tar shards, a list of captions, or None.
 
         Raises:
-            CaptionError: the member that it is in is no text or no JSON.
+            CaptionError: its member is not text or not JSON.
             ShardError: it cannot be read.
         """
         _, index, number = self._locate_sample(row)
@@ -143,7 +143,7 @@ class TarShards(Shards):
             return data
         span = self._span
         if span[0] != row or not span[1] <= start <= start + size <= span[1] + len(span[2]):
-            # Image and caption lie side by side, and what a server takes most of the time for is to begin.
+            # Image and caption are adjacent, and most of the time of a request is latency.
             first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
             if first < 0 or last - first > places[:, 1].sum() + _NEAR:
                 first, last = start, start + size

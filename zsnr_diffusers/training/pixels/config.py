@@ -44,7 +44,7 @@ examples:
 layout of --train_data_dir with --class_column label:
   animals/
     cat/0001.png       all images at one depth; a class may be called train cat/0002.jpg dog/0001.webp
-  or animals/train/cat/... beside animals/test/cat/...; then train/ is used. Other class columns come from a
+  or animals/train/cat/... with animals/test/cat/...; then train/ is used. Other class columns come from a
   metadata.jsonl, .csv or .parquet with file_name.
 """
 

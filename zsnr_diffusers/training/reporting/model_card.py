@@ -34,8 +34,8 @@ def training_model_card(
 
     Args:
         record: of the run.
-        schedule: trained on.
-        scheduler: shipped.
+        schedule: the training schedule.
+        scheduler: the saved one.
         data: metadata, to which the tags of the schedule are added.
         subject: what was trained.
         rows: more of the table, by name.

@@ -13,8 +13,9 @@ from ..errors import TrainingError
 from .validation import first_and_last_preview
 
 _RUN_FILES = ("checkpoint-*", "logs/*", CONFIG_FILE, FINGERPRINT_FILE, ".*")
-"""What is in its folder beside what it ships: the configuration names folders of this machine, hidden files are the
-lock and what is half written."""
+"""Files of its folder that are not uploaded: the configuration contains local paths, hidden files are the lock and
+partial files.
+"""
 
 
 def hub_repo_name(config: OutputConfig) -> str:

@@ -15,7 +15,7 @@ from .row_cache import Rows
 
 
 class Architecture(ABC):
-    """All that depends on the kind of Stable Diffusion.
+    """Everything that depends on the Stable Diffusion architecture.
 
     Args:
         pipeline: that training starts from.
@@ -41,7 +41,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def pipeline_kwargs(self) -> dict[str, Any]:
-        """Constructor arguments of the pipeline's class that are no components."""
+        """Constructor arguments of the pipeline's class that are not components."""
 
     @abstractmethod
     def unsupported_reason(self) -> str | None:
@@ -123,7 +123,7 @@ class StableDiffusionXL(Architecture):
         self.conditioning = SizeConditioning([pipeline.tokenizer, pipeline.tokenizer_2])
 
     def pipeline_kwargs(self) -> dict[str, Any]:
-        """Constructor arguments that keep whether zeros or the encoders' output stand for no caption."""
+        """Constructor arguments that record whether no caption means zeros or the encoders' output."""
         return {"force_zeros_for_empty_prompt": self.pipeline.config.force_zeros_for_empty_prompt}
 
     def unsupported_reason(self) -> str | None:

@@ -91,7 +91,7 @@ class Base:
         """Sizes to which training images are resized and cropped.
 
         Raises:
-            ValueError: as in `resolution`; or images are to keep their shape, and there is no other than a square.
+            ValueError: as in `resolution`; or aspect-ratio buckets leave only a square.
         """
         pixels = self.resolution(config.resolution)
         if not config.aspect_ratio_buckets:
@@ -122,8 +122,8 @@ def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: 
         flow_shift: of a flow model.
 
     Raises:
-        ValueError: it is of no architecture that can.
-        OSError: there is no such folder or repo.
+        ValueError: its architecture is not supported.
+        OSError: the folder or repo does not exist.
     """
     name = config.pretrained_model_name_or_path
     if is_single_file(name):
@@ -176,7 +176,7 @@ def base_folder(base: Base, room: Path) -> Iterator[tuple[Path, Mapping[str, Any
 
 
 def _locate_folder(name: str, variant: str | None) -> tuple[Path, str | None]:
-    """A pipeline's local folder, downloaded if need be, and the variant of its weights."""
+    """A pipeline's local folder, downloaded if necessary, and the variant of its weights."""
     here = Path(name).is_dir()
     with explain_hub_errors(name):
         folder = Path(name if here else DiffusionPipeline.download(name, variant=variant))

@@ -33,7 +33,7 @@ MATTERS = ("resolution", "aspect_ratio_buckets", "random_flip", "mixed_precision
 def encode(config: TrainingConfig) -> None:
     """Encode all data of a configuration into its `output_dir`, which is its `cache_dir` too.
 
-    Each process encodes a share. What a killed run has stored is found by the next, which goes on.
+    Each process encodes a part. The next run continues from the stored results of a killed one.
 
     Args:
         config: with base, data, size of images, flips and precision; `cache` is `both`.

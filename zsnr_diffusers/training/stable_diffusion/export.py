@@ -115,7 +115,7 @@ def write_model_card(
 
     Args:
         base: that was trained.
-        scheduler: shipped.
+        scheduler: the saved one.
         record: of the training.
         subject: what was trained.
         rows: more of the table, by name.

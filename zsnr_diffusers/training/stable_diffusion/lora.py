@@ -34,8 +34,8 @@ def prepare_adapter(pipe: Any, config: AdapterConfig, seed: int) -> None:
 
     Raises:
         ImportError: peft is not installed.
-        OSError: there are no such weights.
-        ValueError: a target is no layer of the UNet; the weights are of another base, or of text encoders too.
+        OSError: the weights do not exist.
+        ValueError: a target is not a layer of the UNet; the weights are for another base, or also for text encoders.
     """
     peft = import_extra("peft", "lora")
     if config.lora_weights is None:

@@ -87,7 +87,7 @@ class StableDiffusionOutput(Output):
         """An image for the first caption of each data row."""
         captions = [captions_as_list(caption)[0] for caption in self.rows[list(rows)][self.caption_column]]
         unguided: dict[str, Any] = {"guidance_scale": 1.0, "guidance_rescale": 0.0}
-        if isinstance(pipe, GuidanceRescaleMixin):  # and not the base's own, of a class of stock
+        if isinstance(pipe, GuidanceRescaleMixin):  # not the base's own, which has a diffusers class
             unguided["keep_low_frequencies"] = 0
         with self.embedding_cache.ready_to_generate():
             return generate_images(

@@ -1,10 +1,9 @@
 """Results of frozen networks, stored on disk and read by row.
 
-A cache is a folder of shards: safetensors files of some rows, `keys` [n, 32] and checksums `crc32` [n] beside tensors
-[n, ...], which say in their metadata what was computed. A key hashes all that its row depends on: what has changed is
-not found, and is computed again while the rest stays. The name of a shard is the sha256 of its bytes, which tells when
-it is cut off or damaged. It is written under another name, renamed and never changed, so runs may share a cache at the
-same time.
+A cache is a folder of shards: safetensors files with some rows, as `keys` [n, 32], checksums `crc32` [n] and tensors
+[n, ...], with a description in the metadata. A key hashes everything that its row depends on, so changed inputs are
+not found and are computed again. The name of a shard is the sha256 of its bytes, which detects truncation and damage.
+It is written under a temporary name, renamed and never changed, so runs can share a cache at the same time.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ SHARD_BYTES, SHARD_SECONDS = 2**26, 60.0
 _KEY_BYTES = 32
 _KEY = np.dtype(f"S{_KEY_BYTES}")
 _KEYS, _CHECKSUMS = "keys", "crc32"
-"""Of the rows, beside their tensors."""
+"""Names of additional tensors with one entry per row."""
 
 _ABANDONED_SECONDS = 86_400
 

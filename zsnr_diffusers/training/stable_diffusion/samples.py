@@ -56,7 +56,7 @@ class CaptionedDataset(TrainingDataset):
         self.latents, self.num_train_timesteps = latents, num_train_timesteps
         self.captions = rows.select_columns([config.caption_column])
         self.caches: dict[str, Cache] = {}
-        """What is stored of images (`latents`) and captions (`text`), and given in place of these."""
+        """Cached values of images (`latents`) and captions (`text`), used instead of them."""
         self.hashes: Mapping[int, bytes] = {}
         """Of the images of rows, if `latents` are stored."""
 
@@ -115,7 +115,7 @@ class CaptionedDataset(TrainingDataset):
         return {"pixel_values": self.pixel_values(crop, index, flipped)}
 
     def _text_inputs(self, caption: str) -> Batch:
-        """A caption's text states from the cache, or else its `input_ids`."""
+        """A caption's text embeddings from the cache, or else its `input_ids`."""
         input_ids = self.conditioning.tokenize([caption])[0]
         if "text" in self.caches:
             return self.caches["text"][text_cache_key(input_ids)]
@@ -143,8 +143,8 @@ def vary_tags(caption: str, shuffle: bool, keep: int, dropout: float, draw: torc
         caption: of tags; spaces around them do not matter.
         shuffle: whether they change places.
         keep: tags at the beginning that stay as they are.
-        dropout: probability of each other to be left out.
-        draw: all that is random.
+        dropout: probability of dropping each other tag.
+        draw: the random generator.
     """
     tags = [tag for tag in map(str.strip, caption.split(",")) if tag]
     first, others = tags[:keep], tags[keep:]

@@ -151,13 +151,13 @@ class StableDiffusionTask(Task):
         )
 
     def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> None:
-        """Find which latents and text states are cached."""
+        """Find which latents and text embeddings are cached."""
         config = self.config
         count = config.max_train_steps * config.global_batch(processes.size)
         self.embedding_cache.plan(accelerator, processes, samples, config.cache_folder, count)
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
-        """Cache latents and text states as planned, and leave the device to the UNet."""
+        """Cache latents and text embeddings as planned, and free the device for the UNet."""
         self._text_dtype = mixed_precision_dtype(accelerator) or torch.float32
         if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
