@@ -93,7 +93,7 @@ def test_1_where_nothing_got_better(model, prompts, tmp_path, monkeypatch, capsy
     [
         (None, [], "no such file"),
         ("\n \n", [], "contains no prompts; write one per line"),
-        ("a\nb\nc\n", [], "3 prompts are too few to fit a sampler to, and to hold some out: give at least 8"),
+        ("a\nb\nc\n", [], "3 prompts are too few to fit and hold out: pass at least 8"),
         ("a\n" * 8, ["--num_prompts", "4"], "4 num_prompts are too few"),
         ("a\n" * 8, ["--steps", "1"], "--steps 1 must be at least 2"),
         ("a\n" * 8, ["--guidance_rescale", "2"], "--guidance_rescale 2.0 must lie in [0, 1]"),

@@ -144,7 +144,7 @@ def test_missing_folder(tmp_path, real, capsys):
 
 def test_folder_without_images(tmp_path, real, capsys):
     (tmp_path / "empty").mkdir()
-    assert "empty' holds no images" in refused(capsys, "--real", real, "--generated", tmp_path / "empty")
+    assert "empty' contains no images" in refused(capsys, "--real", real, "--generated", tmp_path / "empty")
 
 
 def test_bad_image(tmp_path, real, capsys):

@@ -81,7 +81,7 @@ def test_unknown_prediction_type_is_refused_everywhere():
 
 
 def test_flow_matching_is_no_prediction_of_a_schedule_with_betas():
-    with pytest.raises(ValueError, match=r"flow_prediction' is of flow matching.*FlowMatchMultistepScheduler"):
+    with pytest.raises(ValueError, match=r"flow_prediction' means flow matching.*FlowMatchMultistepScheduler"):
         check_prediction_type("flow_prediction", zero_terminal_snr=True)
 
 

@@ -73,7 +73,7 @@ def test_color_counts_where_it_was_trained_on_color(tmp_path):
 
 
 def test_another_hash_is_refused(trained):
-    with pytest.raises(ValueError, match=r"expected 00ff; get the file again"):
+    with pytest.raises(ValueError, match=r"expected 00ff; download the file again"):
         ClassifierFeatures(trained[0], "00ff")
 
 

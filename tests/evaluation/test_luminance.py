@@ -228,7 +228,7 @@ def test_floor_of_a_fixed_number_of_images_per_prompt_is_what_a_perfect_generato
 
 
 def test_prompt_without_real_images_is_named():
-    with pytest.raises(ValueError, match="no real image of 'snow'"):
+    with pytest.raises(ValueError, match="no real image for 'snow'"):
         luminance_coverage([0.0], [0.0], groups=(["snow"], ["cat"]))
 
 

@@ -125,7 +125,9 @@ def test_classes_and_pipelines_without_a_condition():
 
 
 def test_a_pipeline_of_one_kind_of_scheduler_is_refused():
-    with pytest.raises(ValueError, match=r"by ZeroSNRMultistepScheduler, does not run in DDIMPipeline: .*eta"):
+    with pytest.raises(
+        ValueError, match=r"reference scheduler ZeroSNRMultistepScheduler does not work in DDIMPipeline: .*eta"
+    ):
         compare_schedulers(tiny_unconditional(), ["ddim"], [2], reference_steps=1)
 
 

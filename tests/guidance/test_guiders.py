@@ -126,7 +126,7 @@ def test_guiders_that_need_another_forward_pass_are_refused(name, kwargs, reason
 
 
 def test_what_is_no_guider_is_refused():
-    with pytest.raises(TypeError, match="guider='apg' has not the interface"):
+    with pytest.raises(TypeError, match="guider='apg' does not have the interface"):
         tiny_stable_diffusion_with("apg")
 
 

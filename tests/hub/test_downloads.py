@@ -67,7 +67,7 @@ def test_a_revision_is_a_branch_or_a_commit(repo, changed, hub):
         assert audit("acme/dark", revision=revision, **places).prediction_type == model[0]
 
 
-NO_TOKEN = "log in by `hf auth login`, or pass token="
+NO_TOKEN = "log in with `hf auth login`, or pass token="
 FAILURES = {
     "a missing index": (
         {"model_index.json": Failure(404, "EntryNotFound")},
@@ -75,7 +75,10 @@ FAILURES = {
     ),
     "a missing file": ({WEIGHTS: Failure(404, "EntryNotFound")}, f"it has no file {WEIGHTS}"),
     "not authorized": ({"": Failure(401)}, f"it answers 401, not authorized over model_index.json: {NO_TOKEN}"),
-    "forbidden": ({"": Failure(403)}, "it answers 403, forbidden over model_index.json: your token may not do this"),
+    "forbidden": (
+        {"": Failure(403)},
+        "it answers 403, forbidden over model_index.json: your token lacks this permission",
+    ),
     "gated": ({"": Failure(403, "GatedRepo")}, "it is gated: request access at https://huggingface.co/acme/dark"),
     "gated weights": ({WEIGHTS: Failure(403, "GatedRepo")}, "it is gated: request access"),
     "private": (

@@ -109,7 +109,7 @@ def test_what_is_said_is_found(place, kind, model, said, request):
     where, is_file = request.node.callspec.params["place"][1], "config" in told
     guessed = is_file and (by_config or (where == "keys" and prediction_type == EPSILON))
     assert (
-        len([line for line in said("WARNING") if "does not record its prediction type; it is taken" in line])
+        len([line for line in said("WARNING") if "does not record its prediction type; it is assumed to be" in line])
         == guessed
     )
     assert (len(said("WARNING")) > guessed) == contradicted

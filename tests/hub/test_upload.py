@@ -127,7 +127,7 @@ def test_convert_pushes(there, tmp_path, capsys):
     assert made == {"acme/dark": "private"}
     there(repos, failures={"/commit/main": 403})
     assert main(["convert", str(source), str(tmp_path / "two.safetensors"), "--push_to_hub", "acme/dark"]) == 2
-    assert "two.safetensors is whole, but could not be pushed" in capsys.readouterr().err
+    assert "two.safetensors was saved, but could not be pushed" in capsys.readouterr().err
     assert_same_weights(load_pipeline(source), load_pipeline(tmp_path / "two.safetensors", config=source))
     assert main(["convert", str(source), str(tmp_path / "three.safetensors"), "--private"]) == 2
     assert "--private requires --push_to_hub" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_of_many_steps_along_the_ode():
         ("FlowMatchHeunDiscreteScheduler", ZERO, "samples flow-matching models, but this model has betas"),
         ("ddim", FLOW, "DDIMScheduler does not sample flow-matching models"),
         ("ZeroSNRDDIMScheduler", FLOW, "ZeroSNRDDIMScheduler does not sample flow-matching models"),
-        ("dpmpp_2m_karras", FLOW, "Karras spacing of DPMSolverMultistepScheduler would take the place of flow"),
+        ("dpmpp_2m_karras", FLOW, "Karras spacing of DPMSolverMultistepScheduler would replace the flow"),
         ("dpm++", ZERO, "unknown scheduler dpm.* Short names are zsnr, "),
     ],
 )

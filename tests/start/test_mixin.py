@@ -264,7 +264,7 @@ def test_what_does_not_go_together_is_refused():
     enable_start(pipe, start)
     with pytest.raises(ValueError, match=r"needs 7 features per prompt for a batch of 1, .* give \[1, \d+\]"):
         first_input(pipe)
-    with pytest.raises(ValueError, match=r"latents of 4 channels, \[B, 4, h, w\], and these are \[1, 3, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"latents of 4 channels, \[B, 4, h, w\], but these are \[1, 3, 8, 8\]"):
         pipe.prepare_latents(1, 3, 64, 64, torch.float32, "cpu", None)
 
 

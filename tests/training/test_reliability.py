@@ -260,7 +260,7 @@ def test_a_worker_that_dies_as_it_sends_a_batch_is_named(options, monkeypatch, b
 
     monkeypatch.setattr(trainer.Trainer, "train_step", fail)
     with pytest.raises(
-        TrainingError, match=r"At step 1: a DataLoader worker died as it sent a batch \((\[Errno|EOFE)"
+        TrainingError, match=r"At step 1: a DataLoader worker died while sending a batch \((\[Errno|EOFE)"
     ):
         run(options, dataloader_num_workers=2)
     with pytest.raises(type(broken)):
@@ -314,9 +314,9 @@ def test_a_damaged_checkpoint_is_named_kept_and_passed_over(options, tmp_path, c
     capsys.readouterr()
     assert run(options, resume=True) == whole
     said = capsys.readouterr().out
-    assert "checkpoint-000004 is damaged and passed over: optimizer.safetensors has " in said
-    assert "It is kept as checkpoint-000004.broken" in said
-    assert "going on from checkpoint-000002" in said
+    assert "checkpoint-000004 is damaged and was skipped: optimizer.safetensors has " in said
+    assert "It was renamed to checkpoint-000004.broken" in said
+    assert "continuing from checkpoint-000002" in said
     assert names(options) == ["checkpoint-000004", "checkpoint-000006"]
     assert Path(options["output_dir"], "checkpoint-000004.broken").is_dir()
 
@@ -336,7 +336,7 @@ def test_a_dry_run_names_damage_and_renames_nothing(options, capsys):
     run(options)
     Path(options["output_dir"], "checkpoint-000004", "unet.safetensors").unlink()
     train(TrainingConfig(**{**options, "resume": True, "dry_run": True}))
-    assert "unet.safetensors is missing. It is kept as checkpoint-000004." in capsys.readouterr().out
+    assert "unet.safetensors is missing. It was renamed to checkpoint-000004." in capsys.readouterr().out
     assert names(options) == ["checkpoint-000002", "checkpoint-000004"]
 
 

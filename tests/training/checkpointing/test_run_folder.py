@@ -145,7 +145,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(options):
 def test_a_damaged_configuration_is_named(options, text):
     run(options)
     Path(options["output_dir"], run_folder.CONFIG_FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"training_config.yaml cannot be read; put back a good copy or remove it"):
+    with pytest.raises(ValueError, match=r"training_config.yaml cannot be read; restore a good copy or remove it"):
         run(options, resume=True)
 
 

@@ -189,7 +189,7 @@ def test_splits_of_a_data_set_by_name_are_counted(tmp_path, capsys):
         datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "set" / f"{split}.parquet")
     config = TrainingConfig(pretrained_model_name_or_path="base", dataset_name=str(tmp_path / "set"))
     assert len(open_rows(config)) == 2
-    assert "rows of the split train are used; left out: 3 of test" in capsys.readouterr().out
+    assert "rows of the split train are used; skipped: 3 of test" in capsys.readouterr().out
 
 
 # -- metadata
@@ -239,7 +239,7 @@ def test_two_files_of_metadata_in_a_folder_are_refused(tmp_path):
 def test_where_there_is_metadata_caption_files_are_not_read_and_that_is_said_once(tmp_path, capsys):
     folder = metadata(fill(tmp_path / "data", ["a.png"], ".txt"), [{"file_name": "a.png", "text": "of metadata"}])
     assert captioned(folder) == {"a.png": "of metadata"}
-    assert capsys.readouterr().out == "captions come from metadata.jsonl; .txt files, not read: 1\n"
+    assert capsys.readouterr().out == "captions come from metadata.jsonl; .txt files are not read: 1\n"
 
 
 def test_rows_without_a_caption_are_counted(tmp_path, capsys):
@@ -304,7 +304,7 @@ def test_json_beside_the_images(tmp_path):
 
 @pytest.mark.parametrize("extension", ["txt", "", ".", "./txt", "..", ".txt."])
 def test_an_extension_that_is_none_is_refused(extension):
-    with pytest.raises(ValueError, match=r"--caption_extension='.*' is no ending of files: begin with a dot"):
+    with pytest.raises(ValueError, match=r"--caption_extension='.*' is not a file extension: begin with a dot"):
         TrainingConfig(pretrained_model_name_or_path="b", train_data_dir="d", caption_extension=extension)
 
 
@@ -365,7 +365,7 @@ def test_archives_and_tables_are_named(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"no images, but 1 \.zip, 1 \.tar, 1 \.parquet: unpack .* --dataset_name\."):
         captioned(folder)
     captioned(fill(folder, ["a.png"], ".txt"))
-    assert "also holds 1 .zip, 1 .tar, 1 .parquet; they are not opened" in capsys.readouterr().out
+    assert "also contains 1 .zip, 1 .tar, 1 .parquet, which are not read" in capsys.readouterr().out
 
 
 def test_one_image_and_none(tmp_path):

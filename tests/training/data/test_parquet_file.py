@@ -304,5 +304,5 @@ def test_a_row_group_with_fewer_rows_than_its_footer_says_is_refused(tmp_path, m
         "iter_batches",
         lambda *args, **options: (batch[:9] for batch in decode(*args, **options)),
     )
-    with pytest.raises(ShardError, match=r"row group 0 of .*a\.parquet has 9 of 10 rows: get or write"):
+    with pytest.raises(ShardError, match=r"row group 0 of .*a\.parquet has 9 of 10 rows: download or create"):
         read(footer, 0, image_column="image")

@@ -159,7 +159,7 @@ def test_a_cache_that_is_too_small_for_what_is_shuffled_is_refused(shard_options
     sizes = [group.size for group in opened(shard_options).shards.all]
     largest = sum(sorted(sizes)[1:])
     said = (
-        r"--shard_cache_gb=1e-05 is less than the .* GB that --shuffle_shards=2 row groups take.* the largest, row "
+        r"--shard_cache_gb=1e-05 is less than the .* GB that --shuffle_shards=2 row groups need.* the largest, row "
         r"group \d of \d\.parquet, takes .* GB"
     )
     with pytest.raises(ValueError, match=said):

@@ -56,7 +56,7 @@ def test_auto_stores_what_fits_and_says_so(own, monkeypatch, free, stored, capsy
 
 def test_what_is_asked_for_and_does_not_fit_is_an_error(own, monkeypatch):
     monkeypatch.setattr(embedding_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000))
-    with pytest.raises(ValueError, match=r"--cache=both needs 89.5 kB in .* 60 kB are free: name a --cache_dir"):
+    with pytest.raises(ValueError, match=r"--cache=both needs 89.5 kB in .* 60 kB are free: use a --cache_dir"):
         prepare(own, cache="both")
     assert prepare(own, cache="latents").samples.caches.keys() == {"latents"}
 

@@ -136,5 +136,5 @@ def test_adapters_of_text_encoders_are_refused(photos, tmp_path):
     pipe = _adapted("1.5")
     add_adapter(pipe.text_encoder, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
     lora = save_lora(pipe, tmp_path / "both")
-    with pytest.raises(ValueError, match="changes text_encoder too, and only the UNet is trained here"):
+    with pytest.raises(ValueError, match="changes text_encoder too, but only the UNet is trained here"):
         StableDiffusionTask(config(tmp_path, photos, lora))
