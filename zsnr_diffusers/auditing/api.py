@@ -105,8 +105,7 @@ def fix(
     if not Path(folder).is_dir():
         raise ValueError(
             f"{folder} is not a local folder, and only local folders can be fixed. For a pipeline in memory: "
-            "pipe.scheduler = "
-            "zsnr_diffusers.audit(pipe).fixed_scheduler()"
+            "pipe.scheduler = zsnr_diffusers.audit(pipe).fixed_scheduler()"
         )
     before = audit(folder, prediction_type=prediction_type, zero_snr=zero_snr, steps=steps)
     after = before.fixed()

@@ -84,8 +84,8 @@ def retrain_command(setup: SchedulerUnderTest) -> str:
     module = "zsnr_diffusers.training.pixels" if setup.source.latent is False else "zsnr_diffusers.training"
     name = setup.source.name if setup.source.index and setup.source.live is None else "PIPELINE"
     return (
-        f"accelerate launch -m {module} --pretrained_model_name_or_path {name} --train_data_dir IMAGES "
-        "--output_dir RETRAINED"
+        f"accelerate launch -m {module} --pretrained_model_name_or_path {name} --train_data_dir IMAGES --output_dir "
+        "RETRAINED"
     )
 
 

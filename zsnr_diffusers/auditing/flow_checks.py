@@ -88,8 +88,8 @@ def check_missing_scheduler_attributes(setup: FlowSchedulerUnderTest) -> Finding
     if not lacking:
         return None
     what = (
-        f"{setup.source.index['_class_name']} uses {' and '.join(lacking)}, which "
-        f"{setup.scheduler_class.__name__} does not have: it raises AttributeError"
+        f"{setup.source.index['_class_name']} uses {' and '.join(lacking)}, which {setup.scheduler_class.__name__} "
+        "does not have: it raises AttributeError"
     )
     fix = (
         unipc_config_changes(setup)

@@ -68,8 +68,8 @@ def _check_terminal_invariance(invariance: "TerminalInvariance") -> Iterator[Fin
     """Report a network whose x_0 prediction at T depends on the noise although the schedule has zero SNR."""
     if invariance.alpha == 0 and invariance.share > MAX_NOISE_SHARE:
         what = (
-            f"{invariance.share:.2f} of the x_0 prediction at T depends on the noise: it was not trained at "
-            "zero terminal SNR"
+            f"{invariance.share:.2f} of the x_0 prediction at T depends on the noise: it was not trained at zero "
+            "terminal SNR"
         )
         remedy = "retrain it:\naccelerate launch -m zsnr_diffusers.training --help"
         yield Finding("not-trained-there", "error", what, remedy)

@@ -73,8 +73,8 @@ class Guidance(NamedTuple):
         taken, phi, k = inspect.signature(pipe.__call__).parameters, self.guidance_rescale, self.keep_low_frequencies
         if k > 0 and "keep_low_frequencies" not in taken:
             raise ValueError(
-                f"{type(pipe).__name__} has no keep_low_frequencies={k}; first call "
-                f"enable_guidance_rescale(pipe, {phi:g}, keep_low_frequencies={k})."
+                f"{type(pipe).__name__} has no keep_low_frequencies={k}; first call enable_guidance_rescale(pipe, "
+                f"{phi:g}, keep_low_frequencies={k})."
             )
         return {name: value for name, value in self._asdict().items() if value or name in taken}
 

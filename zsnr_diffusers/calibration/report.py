@@ -83,9 +83,9 @@ class Calibration(Report):
         """Parts of the printed report: a row of errors to the teacher for each step count."""
         fitted, held_out = self.images
         yield Text(
-            f"error to {self.teacher_steps} steps at guidance {self.guidance_scale:g} "
-            f"(guidance_rescale {self.guidance_rescale:g}, keep_low_frequencies {self.keep_low_frequencies}): "
-            f"{fitted} images fitted, {held_out} held out"
+            f"error to {self.teacher_steps} steps at guidance {self.guidance_scale:g} (guidance_rescale "
+            f"{self.guidance_rescale:g}, keep_low_frequencies {self.keep_low_frequencies}): {fitted} images fitted, "
+            f"{held_out} held out"
         )
         head = ("steps", "default", "calibrated", "held out: default", "calibrated", "ratio", "")
         yield Table(head, tuple(map(_table_row, self.numbers)), "<>>>>><")

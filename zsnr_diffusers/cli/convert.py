@@ -165,8 +165,8 @@ def _check_prediction_type_known(saved: SavedModel) -> None:
     if saved.prediction_type is None:
         raise ValueError(
             f"{saved.name} does not record its prediction type, which the output would record: pass --prediction_type "
-            "epsilon (most SD 1.x and SDXL models), --prediction_type v_prediction, or "
-            "--prediction_type flow_prediction."
+            "epsilon (most SD 1.x and SDXL models), --prediction_type v_prediction, or --prediction_type "
+            "flow_prediction."
         )
 
 

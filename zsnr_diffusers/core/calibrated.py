@@ -95,8 +95,8 @@ def _check_calibration_shape(
     for i, row in enumerate(weights, 1):
         if len(row) != min(i, most):
             raise ValueError(
-                f"calibration of {key} steps uses {len(row)} outputs in step {i}, but this solver_order and "
-                f"corrector use {min(i, most)}: it was fitted for other settings; {WITHOUT}"
+                f"calibration of {key} steps uses {len(row)} outputs in step {i}, but this solver_order and corrector "
+                f"use {min(i, most)}: it was fitted for other settings; {WITHOUT}"
             )
 
 

@@ -60,8 +60,8 @@ class BitsPerDim(Report):
     def parts(self) -> Iterator[Part]:
         """One line."""
         yield Text(
-            f"bits/dim: at most {self.total:.4f} ± {self.standard_error:.4f} over {self.n} images "
-            f"(prior {self.prior:.4f}, steps {self.steps:.4f}, decoder {self.decoder:.4f}; {self.variance_type})"
+            f"bits/dim: at most {self.total:.4f} ± {self.standard_error:.4f} over {self.n} images (prior "
+            f"{self.prior:.4f}, steps {self.steps:.4f}, decoder {self.decoder:.4f}; {self.variance_type})"
         )
 
 

@@ -166,8 +166,8 @@ class LuminanceCoverage(Report):
         rows = [(name, *summary.cells()) for name, summary in summaries]
         yield Table(("luminance", "n", *_COLUMNS), tuple(rows), align="<" + ">" * (1 + len(_COLUMNS)))
         yield Text(
-            f"Wasserstein-1 {self.w1:.4f}; expected from finite sampling: {self.floor:.4f} on average, "
-            f"below {self.floor_p95:.4f} in 95 %",
+            f"Wasserstein-1 {self.w1:.4f}; expected from finite sampling: {self.floor:.4f} on average, below "
+            f"{self.floor_p95:.4f} in 95 %",
             "warning" if self.w1 > self.floor_p95 else "good",
         )
 

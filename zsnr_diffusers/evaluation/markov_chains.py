@@ -128,8 +128,8 @@ def _check_images(images: Tensor) -> None:
     """Refuse images that are not floating point [n, C, H, W] in [-1, 1]."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
-            f"images must be floating point, of shape [n, C, H, W]; got {images.dtype}, {list(images.shape)}. From "
-            "8 bits, x / 127.5 - 1."
+            f"images must be floating point, of shape [n, C, H, W]; got {images.dtype}, {list(images.shape)}. From 8 "
+            "bits, x / 127.5 - 1."
         )
     if not bool((images.abs() <= 1 + 1e-3).all()):  # also for NaN
         raise ValueError(f"images must lie in [-1, 1], got {images.min():g} to {images.max():g}.")

@@ -88,8 +88,8 @@ def stock_scheduler_for(pipe: Any) -> Any:
     )
     if foreign := [f"{key}={config[key]!r}" for key, value in needed.items() if config[key] != value]:
         raise ValueError(
-            f"{foreign[0]} of {type(ours).__name__} has no equivalent diffusers scheduler in "
-            f"{type(pipe).__name__}; replace the pipeline's scheduler with a diffusers scheduler first."
+            f"{foreign[0]} of {type(ours).__name__} has no equivalent diffusers scheduler in {type(pipe).__name__}; "
+            "replace the pipeline's scheduler with a diffusers scheduler first."
         )
     if euler:
         facts = {key: config[key] for key in FLOW_FACTS if key in config and key != "prediction_type"}

@@ -54,15 +54,14 @@ def count_lora_layers(file: Path, header: Header) -> int:
     if not down | up:
         raise ValueError(
             f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa and LoKr, are not supported. It "
-            "contains "
-            f"{abbreviate([*map(repr, others)], 3)}."
+            f"contains {abbreviate([*map(repr, others)], 3)}."
         )
     if others:
         kinds = ", ".join(dict.fromkeys(key.rpartition(".")[2] for key in others if not key.endswith(".weight")))
         raise ValueError(
-            f"{file} contains more than diffusers applies of a LoRA, and what diffusers ignores"
-            f"{f' ({kinds})' if kinds else ''} is part of the result: {abbreviate([*map(repr, others)], 3)}. Merge it "
-            "into its base with the program that created it, or save it there as a plain LoRA."
+            f"{file} contains more than diffusers applies of a LoRA, and what diffusers "
+            f"ignores{f' ({kinds})' if kinds else ''} is part of the result: {abbreviate([*map(repr, others)], 3)}. "
+            "Merge it into its base with the program that created it, or save it there as a plain LoRA."
         )
     if alone := sorted(down ^ up):
         raise ValueError(f"{file} has only one of the two weights of {alone[0].rstrip('._')}.")

@@ -196,8 +196,8 @@ def _check_pipeline(source: Any, index: Mapping[str, Any] | None) -> None:
     if index is None:
         raise OSError(
             f"{source} has no pipeline: there is no {INDEX}. For a single file, pass its path, or "
-            "huggingface_hub.hf_hub_download(repo, name) if it is on the Hub. Load a LoRA into a pipeline of its base "
-            "with load_lora."
+            "huggingface_hub.hf_hub_download(repo, name) if it is on the Hub. Load a LoRA into a pipeline of its "
+            "base with load_lora."
         )
     if "_class_name" not in index:
         raise ValueError(f"{INDEX} of {source} names no pipeline class; it needs a '_class_name'.")

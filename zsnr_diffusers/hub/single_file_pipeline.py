@@ -71,8 +71,8 @@ def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
         if config is not None:
             raise
         raise OSError(
-            f"{source} contains only weights, and the rest of the pipeline is not available from {default}. "
-            f"Pass config=, a folder or Hub id of a {layout.name} pipeline. {str(error).splitlines()[0]}"
+            f"{source} contains only weights, and the rest of the pipeline is not available from {default}. Pass "
+            f"config=, a folder or Hub id of a {layout.name} pipeline. {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -82,9 +82,8 @@ def _detect_pipeline(source: Any, header: Header) -> tuple[OriginalFormat, Any, 
     if layout is None or channels is None or channels not in layout.pipelines:
         raise ValueError(
             f"{source} is not a Stable Diffusion 1.x, 2.x or SDXL checkpoint with original names, for text-to-image "
-            "or inpainting."
-            f"{describe_unknown_file(header.shapes)} If diffusers supports it, use from_single_file of its pipeline "
-            "class."
+            f"or inpainting.{describe_unknown_file(header.shapes)} If diffusers supports it, use from_single_file of "
+            "its pipeline class."
         )
     return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]
 
@@ -144,6 +143,5 @@ def _missing_parts_message(source: Any, layout: OriginalFormat, missing: list[st
     passed = ", ".join(f"{part}={_CALLED[part][1]}.from_pretrained(...)" for part in missing)
     return (
         f"{source} contains {names} with the names of {layout.name}: pass config=, a folder of a {layout.name} "
-        "pipeline "
-        f"with its weights, or {passed}."
+        f"pipeline with its weights, or {passed}."
     )

@@ -102,8 +102,8 @@ class ZeroSNRScheduler(PathSampler):
         check_timestep_spacing(config["timestep_spacing"])
         if zero_snr and config["timestep_spacing"] == "leading":
             raise ValueError(
-                "timestep_spacing='leading' never visits the last timestep, the only one that starts from pure noise; "
-                "use 'trailing', or rescale_betas_zero_snr=False to sample a model that was not retrained."
+                "timestep_spacing='leading' never visits the last timestep, the only one that starts from pure "
+                "noise; use 'trailing', or rescale_betas_zero_snr=False to sample a model that was not retrained."
             )
         if zero_snr and num_train_timesteps == 1:
             raise ValueError(

@@ -76,8 +76,7 @@ def put_in_start(latents: Tensor, law: LowFrequencyLaw, features: Tensor | None,
         raise ValueError(
             f"The start is for latents of {law.channels} channels, [B, {law.channels}, h, w], but these are "
             f"{list(latents.shape)}: it was fitted for another base. Fit a start for this pipeline (zsnr fit-start), "
-            "or "
-            "call disable_start(pipe)."
+            "or call disable_start(pipe)."
         )
     timestep = scheduler.timesteps[0]
     level = noise_level_at(scheduler, timestep)

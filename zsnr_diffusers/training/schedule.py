@@ -25,8 +25,8 @@ def betas_alpha_bar(betas: ZeroSNRScheduler | None) -> Tensor:
     """
     if betas is None:
         raise ValueError(
-            "--flow_time_sampling=snr is the density of betas, but the base is a flow-matching model, which has none: "
-            "pass logit_normal or uniform."
+            "--flow_time_sampling=snr is the density of betas, but the base is a flow-matching model, which has "
+            "none: pass logit_normal or uniform."
         )
     return schedule_table(**{key: betas.config[key] for key in SCHEDULE_NAMES})
 
@@ -52,13 +52,13 @@ def check_base_schedule(scheduler: Any, name: str, prediction_type: str) -> None
         return
     if prediction_type != "flow_prediction":
         raise ValueError(
-            f"{name} is a flow-matching model, which has no betas for {prediction_type}: pass "
-            "--prediction_type flow_prediction, and no --flow_through_bridge."
+            f"{name} is a flow-matching model, which has no betas for {prediction_type}: pass --prediction_type "
+            "flow_prediction, and no --flow_through_bridge."
         )
     if config.get("invert_sigmas") or config.get("prediction_type", "flow_prediction") != "flow_prediction":
         raise ValueError(
-            f"{name} is an unsupported kind of flow model: only networks that predict noise - x_0 from "
-            "timesteps 1000 s can be trained."
+            f"{name} is an unsupported kind of flow model: only networks that predict noise - x_0 from timesteps 1000 "
+            "s can be trained."
         )
 
 

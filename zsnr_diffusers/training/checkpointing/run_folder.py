@@ -94,8 +94,7 @@ def check_disk_space(config: OutputConfig, size: int) -> None:
         raise ValueError(
             f"--output_dir={folder} needs {missing * size / 1e9:,.2f} GB, for {missing} more checkpoints of "
             f"{size / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free: free some space, choose another folder, or "
-            "lower "
-            f"--checkpoints_total_limit={limit}."
+            f"lower --checkpoints_total_limit={limit}."
         )
 
 

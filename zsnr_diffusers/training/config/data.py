@@ -35,8 +35,8 @@ class FolderConfig(Options):
     output_dir: str = option("outputs/zsnr", "Folder for the pipeline, checkpoints, previews and logs.")
     cache_dir: str | None = option(
         None,
-        "Folder for values computed once from the data; runs can share it, even at the same time. Default: `cache` in "
-        "--output_dir.",
+        "Folder for values computed once from the data; runs can share it, even at the same time. Default: `cache` "
+        "in --output_dir.",
     )
     dry_run: bool = option(False, "Check everything, print changed options and the plan, and stop.")
 
@@ -66,14 +66,14 @@ class DataConfig(FolderConfig):
         "s3://bucket/{0000..0127}.tar, /data/*.tar, or anything that fsspec opens. Parquet files contain images as "
         "bytes or in the format of `datasets`; row groups are read one by one, see --shard_cache_gb. Tars use "
         "WebDataset's layout, 0001.jpg with 0001.txt or 0001.json; samples are read by byte range, so the data does "
-        "not need to fit on a disk. Before the start, only parquet footers and tar headers are read, once, and stored "
-        "in --cache_dir. Images are not checked before the start; --on_bad_image applies when one is read.",
+        "not need to fit on a disk. Before the start, only parquet footers and tar headers are read, once, and "
+        "stored in --cache_dir. Images are not checked before the start; --on_bad_image applies when one is read.",
     )
     shuffle_shards: Annotated[int, POSITIVE, IDENTITY] = option(
         16,
         "Number of tars, or row groups of parquet files, whose samples are shuffled together; each epoch visits all "
-        "of them in a new order. More improve mixing, fewer improve caching. The samples within one should already be "
-        "mixed.",
+        "of them in a new order. More improve mixing, fewer improve caching. The samples within one should already "
+        "be mixed.",
     )
     shard_cache_gb: Annotated[float, NOT_NEGATIVE] = option(
         20.0,

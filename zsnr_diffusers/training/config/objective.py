@@ -90,9 +90,9 @@ class ObjectiveConfig(FlowConfig):
         "constant",
         "Weight of each timestep in the loss. constant: 1 (the paper). min_snr_floored, soft_min_snr_floored: lower "
         "for timesteps with little noise, but still 1 for the last one with v-prediction. learned_uncertainty: each "
-        "loss divided by its learned expected value (EDM2); the logged loss can then be negative. min_snr: refused at "
-        "zero terminal SNR, where the last timestep would have weight 0 and remain untrained. Each is the same x_0 "
-        "loss for every prediction type; constant is 1 for the error of the prediction itself.",
+        "loss divided by its learned expected value (EDM2); the logged loss can then be negative. min_snr: refused "
+        "at zero terminal SNR, where the last timestep would have weight 0 and remain untrained. Each is the same "
+        "x_0 loss for every prediction type; constant is 1 for the error of the prediction itself.",
     )
     snr_gamma: Annotated[float, POSITIVE, IDENTITY] = option(
         5.0, "SNR above which the min_snr weightings reduce the weight."

@@ -39,8 +39,8 @@ class OptimizationConfig(Options):
     )
     ema_warmup: bool = option(
         True,
-        "Increase the EMA decay gradually to its value, so that the initial weights are forgotten quickly. "
-        "False: constant.",
+        "Increase the EMA decay gradually to its value, so that the initial weights are forgotten quickly. False: "
+        "constant.",
     )
     ema_update_interval: Annotated[int, POSITIVE] = option(
         1,

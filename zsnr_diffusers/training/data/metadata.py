@@ -74,8 +74,7 @@ def find_path_column(records: Sequence[Record], image_column: str) -> str:
     place = f"{records[0].file}, line 1" if records[0].file.suffix == ".csv" else records[0].location
     raise MetadataError(
         f"{place}: {_PATH} (the path of the image) is missing; the columns are {', '.join(columns)}. Paths in a "
-        "column "
-        "x_file_name, or x, need --image_column x."
+        "column x_file_name, or x, need --image_column x."
     )
 
 
@@ -140,8 +139,8 @@ def class_values(records: Sequence[Record], column: str) -> list[Any]:
     for record, value in zip(records, values, strict=True):
         if value is not None and type(value) is not type(values[first]):
             raise record.error(
-                f"{column} is {_short_repr(value)}, and {_short_repr(values[first])} at {records[first].location}; "
-                "a column holds numbers or words."
+                f"{column} is {_short_repr(value)}, and {_short_repr(values[first])} at {records[first].location}; a "
+                "column holds numbers or words."
             )
     return values
 

@@ -137,10 +137,10 @@ class ParquetShards(Shards):
         needed = sum(sorted((group.size for group in self.all), reverse=True)[: self.window])
         if needed > self.cache.limit:
             raise ValueError(
-                f"--shard_cache_gb={self.limit_gb:g} is less than the {_gb(needed):g} GB that --shuffle_shards="
-                f"{self.window} row groups need: each would be read again for every few samples. Increase it, lower "
-                f"--shuffle_shards, or create files with smaller row groups; the largest, row group {largest.number} "
-                f"of {largest.name}, takes {_gb(largest.size):g} GB."
+                f"--shard_cache_gb={self.limit_gb:g} is less than the {_gb(needed):g} GB that "
+                f"--shuffle_shards={self.window} row groups need: each would be read again for every few samples. "
+                "Increase it, lower --shuffle_shards, or create files with smaller row groups; the largest, row "
+                f"group {largest.number} of {largest.name}, takes {_gb(largest.size):g} GB."
             )
         missing = self.cache.missing_space(sum(group.size for group in self.all))
         if missing > 0:

@@ -38,8 +38,8 @@ class TarShards(Shards):
         super().__init__(config, urls)
         if "class_column" in config.columns:
             raise ValueError(
-                "--class_column needs --dataset_name, --train_data_dir, or parquet files in --train_shards; tars have "
-                "no classes."
+                "--class_column needs --dataset_name, --train_data_dir, or parquet files in --train_shards; tars "
+                "have no classes."
             )
         self.caption_column = None if config.captions is None else config.captions.column
         # `text` is what WebDataset calls `txt`; another name can only be that of a field.
@@ -63,8 +63,8 @@ class TarShards(Shards):
         needed = sum(sizes[: self.window])
         if needed > self.cache.limit:
             return (
-                f"--shard_cache_gb={self.limit_gb:g} is less than the {needed / 1e9:.2f} GB that --shuffle_shards="
-                f"{self.window} of them need"
+                f"--shard_cache_gb={self.limit_gb:g} is less than the {needed / 1e9:.2f} GB that "
+                f"--shuffle_shards={self.window} of them need"
             )
         if self.cache.missing_space(sum(sizes)) > 0:
             return f"{self.cache.folder} has too little space for --shard_cache_gb={self.limit_gb:g}"

@@ -88,8 +88,8 @@ class ClassDataConfig(DataConfig):
     dataloader_num_workers: Annotated[int | None, NOT_NEGATIVE] = option(
         0,
         "Number of data loading workers per training process. Default: 0, the training process reads images itself "
-        "and keeps up to 1 GB of them decoded (each worker would have its own copy). For more or larger images, use 4 "
-        "to 8 per GPU.",
+        "and keeps up to 1 GB of them decoded (each worker would have its own copy). For more or larger images, use "
+        "4 to 8 per GPU.",
     )
 
     @property

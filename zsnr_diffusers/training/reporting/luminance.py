@@ -75,8 +75,8 @@ def describe_coverage(coverage: LuminanceCoverage) -> str:
     """Luminance coverage as one line of log."""
     ours, real = coverage.generated, coverage.real
     return (
-        f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f}, data {real.p5:.2f}..{real.p95:.2f}; "
-        f"W1 {coverage.w1:.2f} (floor {coverage.floor:.2f})"
+        f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f}, data {real.p5:.2f}..{real.p95:.2f}; W1 {coverage.w1:.2f} "
+        f"(floor {coverage.floor:.2f})"
     )
 
 

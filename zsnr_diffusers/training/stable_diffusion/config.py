@@ -244,8 +244,8 @@ class AdapterConfig(Options):
     lora_rank: Annotated[int | None, POSITIVE, IDENTITY] = option(
         None,
         "Train a LoRA of this rank with peft instead of the complete UNet: a small file, and optimizer memory only "
-        "for its weights. Typical ranks are 16 to 128; changing the prediction type needs a higher rank than adding a "
-        "style. Use about ten times the learning rate, 1e-4. Default: the complete UNet.",
+        "for its weights. Typical ranks are 16 to 128; changing the prediction type needs a higher rank than adding "
+        "a style. Use about ten times the learning rate, 1e-4. Default: the complete UNet.",
     )
     lora_weights: Annotated[str | None, IDENTITY] = option(
         None,
