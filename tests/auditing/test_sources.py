@@ -98,7 +98,7 @@ def test_published_configs_work_as_published(name):
 def test_a_file_that_is_none(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="no safetensors file"):
+    with pytest.raises(ValueError, match="not a safetensors file"):
         audit(path)
 
 

@@ -239,7 +239,7 @@ def check_cut_timesteps(setup: FlowSchedulerUnderTest) -> Finding | None:
     cut = {n: error for n, error in off.items() if error > CUT}
     if not cut:
         return None
-    what = f"timesteps are truncated to integers, by up to {max(cut.values()):.2g}, which the network receives"
+    what = f"the network receives timesteps truncated to integers, by up to {max(cut.values()):.2g}"
     return Finding("cut-timesteps", "note", what, replacement_line(setup), steps=tuple(cut))
 
 

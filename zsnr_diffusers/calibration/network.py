@@ -232,7 +232,7 @@ def _make_batch(pipe: Any, seen: dict[str, Any]) -> Batch:
     """
     name = type(pipe).__name__
     if seen["calls"] != 1 or "prediction" not in seen:
-        raise ValueError(f"{name} does not call its UNet once for each scheduler step, so so it cannot be calibrated.")
+        raise ValueError(f"{name} does not call its UNet once for each scheduler step, so it cannot be calibrated.")
     kwargs, args = dict(seen["kwargs"]), list(seen["args"])
     x = kwargs.pop("sample") if "sample" in kwargs else args.pop(0)
     if "timestep" in kwargs:
@@ -267,10 +267,10 @@ def _check_prediction_agrees(
     copies = 2 if network.uses_guidance else 1
     x = seen["kwargs"].get("sample", seen["args"][0] if seen["args"] else None)
     if len(x) != copies * len(wanted):
-        raise ValueError(f"{problem}: {len(x)} predictions for {len(wanted)} samples; so it cannot be calibrated.")
+        raise ValueError(f"{problem}: {len(x)} predictions for {len(wanted)} samples, so it cannot be calibrated.")
     found = network(network.noise, num_train_timesteps - 1)
     if found.shape != wanted.shape:
-        raise ValueError(f"{type(pipe).__name__} predicts a variance too; so it cannot be calibrated.")
+        raise ValueError(f"{type(pipe).__name__} predicts a variance too, so it cannot be calibrated.")
     difference = float((found - wanted).norm() / wanted.norm())
     if not difference <= AGREEMENT.get(network.dtype, 1e-3):
-        raise ValueError(f"{problem}: predictions differ by {difference:.2g}; so it cannot be calibrated.")
+        raise ValueError(f"{problem}: predictions differ by {difference:.2g}, so it cannot be calibrated.")

@@ -83,7 +83,7 @@ def _load_npz_moments(path: str | PathLike[str]) -> tuple[Floats, Floats]:
                 return arrays["mu"], arrays["sigma"]
             found = sorted(arrays)
     except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:  # depends on the damage
-        raise ValueError(f"{str(path)!r} cannot be read as .npz ({error}); make it again") from error
+        raise ValueError(f"{str(path)!r} cannot be read as .npz ({error}); create it again") from error
     raise ValueError(
         f"{str(path)!r} has no {' and no '.join(missing)}, only {found}; pass an .npz with FID statistics"
     )

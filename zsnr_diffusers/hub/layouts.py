@@ -155,7 +155,7 @@ def check_not_quantized(name: Any, header: Header, prefixes: tuple[str, ...] = (
     for key, dtype in header.dtypes.items():
         if key.endswith(_SCALES) or ".quant_state." in key or key.endswith("weight.bitsandbytes__nf4"):
             raise ValueError(
-                f"{name} holds quantized weights({key!r}), which cannot be loaded as floating-point weights. Use a "
+                f"{name} holds quantized weights ({key!r}), which cannot be loaded as floating-point weights. Use a "
                 "file in float16, bfloat16 or float32."
             )
         if key.startswith(prefixes) and key.endswith((".weight", ".bias")) and not dtype.startswith(("F", "BF")):

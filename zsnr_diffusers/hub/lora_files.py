@@ -88,7 +88,7 @@ def load_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | N
         except EntryNotFoundError:
             return None
         except _DAMAGE as error:
-            raise ValueError(f"{name} is damaged or no safetensors file: {error}") from error
+            raise ValueError(f"{name} is damaged or not a safetensors file: {error}") from error
 
 
 def _header_from_hub(found: Any) -> Header:

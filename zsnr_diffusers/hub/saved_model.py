@@ -186,7 +186,7 @@ class SavedModel(Report):
     def facts(self) -> str:
         """Text with the values of `RESOLVED_FIELDS` and the source of each."""
         return ", ".join(
-            f"{fact}={getattr(claim, fact)!r} by {claim.source}" if claim else f"{fact} is not said"
+            f"{fact}={getattr(claim, fact)!r} by {claim.source}" if claim else f"{fact} is not recorded"
             for fact, claim in ((fact, self.authority(fact)) for fact in RESOLVED_FIELDS)
         )
 

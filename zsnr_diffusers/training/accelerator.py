@@ -94,6 +94,6 @@ def _check_processes(found: int) -> None:
     several = "Several processes were requested" if alone else f"{launched} processes were started"
     raise ValueError(
         f"{several}, but accelerate sees {found}. On CPUs: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
-        "--num_processes 2 ...(also on CPUs), or ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 ...; for a "
+        "--num_processes 2 ... (also on CPUs), or ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 ...; for a "
         "single process, unset WORLD_SIZE and MASTER_ADDR."
     )

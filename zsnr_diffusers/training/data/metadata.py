@@ -158,9 +158,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise MetadataError(
-                    f"{file}, line {number}: not UTF-8: {error.reason}; save the file as such."
-                ) from error
+                raise MetadataError(f"{file}, line {number}: not UTF-8: {error.reason}; save it as UTF-8.") from error
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

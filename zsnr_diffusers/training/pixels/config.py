@@ -126,7 +126,7 @@ class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, Run
 
     train_batch_size: Annotated[int, POSITIVE] = option(64, "Images per process and forward pass.")
     learning_rate: Annotated[float, POSITIVE] = option(2e-4, "AdamW's learning rate.")
-    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(0.0, "AdamW's weight decay; with 0 it is Adam.")
+    adam_weight_decay: Annotated[float, NOT_NEGATIVE] = option(0.0, "AdamW's weight decay; 0 gives Adam.")
 
     program: ClassVar[str] = "python -m zsnr_diffusers.training.pixels"
     description: ClassVar[str] = (
