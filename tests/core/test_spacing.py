@@ -86,7 +86,7 @@ def test_unknown_spacing_is_refused():
 @pytest.mark.parametrize(
     ("timesteps", "message"),
     [
-        ([], "at least one"),
+        ([], "one or more integers"),
         ([3.5], "integers"),
         ([1000, 5], r"\[1000\] lie outside \[0, 999\]"),
         ([5, -1], r"\[-1\] lie outside"),

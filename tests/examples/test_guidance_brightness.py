@@ -91,5 +91,5 @@ def test_what_a_library_is_missing_for_is_left_out(monkeypatch, capsys):
 
 
 def test_says_what_is_missing(tmp_path):
-    with pytest.raises(SystemExit, match=r"retrained has no pipeline; run examples/quickstart"):
+    with pytest.raises(SystemExit, match=r"retrained holds no pipeline; run examples/quickstart"):
         guidance_brightness.main(tmp_path)

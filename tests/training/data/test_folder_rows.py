@@ -362,7 +362,7 @@ def test_archives_and_tables_are_named(tmp_path, capsys):
     folder.mkdir()
     for name in ("a.zip", "b.tar", "train-00000-of-00001.parquet"):
         (folder / name).touch()
-    with pytest.raises(ValueError, match=r"no images, but 1 \.zip, 1 \.tar, 1 \.parquet: unpack .* --dataset_name\."):
+    with pytest.raises(ValueError, match=r"no images, but 1 \.zip, 1 \.tar, 1 \.parquet: extract .* --dataset_name\."):
         captioned(folder)
     captioned(fill(folder, ["a.png"], ".txt"))
     assert "also contains 1 .zip, 1 .tar, 1 .parquet, which are not read" in capsys.readouterr().out

@@ -119,7 +119,7 @@ def test_a_resumed_run_on_a_mix_is_the_uninterrupted_one(mixed, tmp_path):
         (["a"], r"--data_mix='a' must be a folder or dataset and a weight above 0"),
         (["a=0", "b=1"], r"--data_mix='a=0' must be"),
         (["a=1"], "must name at least two different datasets"),
-        (["a=1", "a=2"], "each once"),
+        (["a=1", "a=2"], "at least two different"),
     ],
 )
 def test_what_is_no_mix_is_refused(options, mix, said):

@@ -56,7 +56,7 @@ def test_bad_options_name_value_and_remedy(change, message):
 
 
 def test_unknown_recipes_are_refused(capsys):
-    with pytest.raises(ValueError, match="'cifar' is unknown; choose one of cifar10-ddpm"):
+    with pytest.raises(ValueError, match="unknown recipe 'cifar'; choose one of cifar10-ddpm"):
         PixelTrainingConfig.from_recipe("cifar", **LEAST)
     with pytest.raises(SystemExit):
         parse_config(["--recipe", "cifar", "--train_data_dir", "photos"], PixelTrainingConfig)

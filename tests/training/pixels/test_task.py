@@ -179,7 +179,7 @@ def test_pipelines_that_are_not_of_pixels_are_refused(options, tmp_path):
         ({"num_class_embeds": 11}, {}, "The data has 3 classes, the network has 10"),
         ({"num_class_embeds": 4}, {"class_column": None}, "num_class_embeds=4: set the classes' column"),
         ({}, {}, "num_class_embeds=None: leave out --class_column"),
-        ({"out_channels": 6}, {"class_column": None}, "makes 6 channels of 3"),
+        ({"out_channels": 6}, {"class_column": None}, "makes 6 channels from 3"),
         ({}, {"class_column": None, "resolution": 16}, r"--resolution=16 is not the sample_size=8"),
     ],
 )

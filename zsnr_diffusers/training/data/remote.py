@@ -103,8 +103,8 @@ def read_range(url: str, start: int, end: int) -> bytes:
         data: bytes = system.cat_file(path, start=start, end=end, **options)
         if len(data) != end - start:
             raise OSError(
-                f"the server returned {len(data):,} of bytes {start:,} to {end:,}: the file has become shorter, or "
-                "the server does not support ranges"
+                f"the server returned {len(data):,} bytes for the range {start:,} to {end:,}: the file has "
+                "become shorter, or the server does not support ranges"
             )
         return data
 
