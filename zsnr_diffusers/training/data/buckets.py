@@ -71,7 +71,7 @@ def round_up_to_batches(count: int, batch: int) -> int:
 
 
 def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generator) -> Sequence[int]:
-    """The rows of an epoch in random order, with all rows of a batch from one group.
+    """The rows of an epoch in random order, where all rows of a batch come from one group.
 
     Every row appears once; random rows are repeated to fill a group's last batch.
 
@@ -97,7 +97,7 @@ def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generat
 def whole_batches(
     groups: Sequence[NDArray[np.int64]], batch: int, draw: torch.Generator
 ) -> tuple[Sequence[int], list[NDArray[np.int64]]]:
-    """As many whole batches as there are of each group, in random order, and the rows of each group that are left.
+    """The full batches of each group in random order, and the remaining rows of each group.
 
     Args:
         groups: of rows, some of which may be empty.
@@ -116,5 +116,5 @@ def whole_batches(
 
 
 def _as_sequence(rows: NDArray[np.int64]) -> Sequence[int]:
-    """Rows as a sequence of Python's numbers, 8 bytes each."""
+    """Rows as a sequence of 64-bit integers."""
     return array("q", rows.astype(np.int64).tobytes())

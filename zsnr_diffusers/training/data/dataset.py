@@ -226,7 +226,7 @@ def hash_images(rows: Rows, column: str, indices: Sequence[int], index: FileInde
 
 
 def image_records(rows: datasets.Dataset, column: str) -> Records:
-    """Records of the images of all rows, with their present state and nothing that was found in them.
+    """New records for the images of all rows, with only their current sizes and modification times.
 
     Images without a file of their own go by the dataset's fingerprint.
     """

@@ -57,7 +57,7 @@ class FileIndex:
         """What was read by this object, which holds even if all is to be read again."""
 
     def fill(self, records: Records) -> Records:
-        """Fill in what is known of files whose size and time of last change are those that were recorded."""
+        """Fill in known facts about files whose size and modification time have not changed."""
         for known in (self._fresh,) if self.rehash else (self._read(), self._fresh):
             _fill_from(records, known)
         return records
@@ -92,7 +92,7 @@ class FileIndex:
 
 
 def file_records(paths: Sequence[str]) -> Records:
-    """Records of files with their present sizes and times, and nothing else yet.
+    """New records for files, with only their current sizes and modification times.
 
     Args:
         paths: of files, absolute.
@@ -141,7 +141,7 @@ def _hash_key(text: str) -> int:
 
 
 def _fill_from(records: Records, known: Records) -> None:
-    """Fill in what records lack and is known of the same files in the same state."""
+    """Complete records with the known facts about the same, unchanged files."""
     if not len(known):
         return
     places = np.searchsorted(known["key"], records["key"])
@@ -155,7 +155,7 @@ def _fill_from(records: Records, known: Records) -> None:
 
 
 def _merge(known: Records, new: Records) -> Records:
-    """Both, sorted by key; of a file in both the new record, with what only the old one knows if it still holds."""
+    """Merge records, sorted by key; new ones replace known ones, but keep their facts that are still valid."""
     new = new.copy()
     _fill_from(new, known)
     both = np.concatenate([new, known])

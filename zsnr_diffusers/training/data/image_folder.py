@@ -31,7 +31,7 @@ _CONTAINERS = (".zip", ".tar", ".gz", ".7z", ".rar", ".parquet", ".arrow")
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """What lies in a folder and is trained on.
+    """The files of a folder that are used for training.
 
     Attributes:
         root: the folder.

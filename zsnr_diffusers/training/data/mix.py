@@ -33,7 +33,7 @@ class Mix:
 
     @property
     def shares(self) -> list[float]:
-        """Of all units, those of each source."""
+        """The share of each source in all units."""
         return [count / BLOCK for count in self.counts.tolist()]
 
     def locate(self, unit: int) -> tuple[int, int]:

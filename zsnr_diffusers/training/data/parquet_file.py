@@ -106,7 +106,7 @@ class ParquetFooter:
 
 
 def changed_error(url: str) -> ShardError:
-    """The error for a parquet file that is not the one that a run began with."""
+    """The error for a parquet file that has changed since the run began."""
     return ShardError(
         f"{url} changed while it was in use. Restore the original file, or start a new run in another --output_dir"
     )

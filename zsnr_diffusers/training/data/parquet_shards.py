@@ -254,7 +254,7 @@ class ParquetShards(Shards):
 def _describe_row_group(
     footer: ParquetFooter, state: FileState, number: int, sources: Mapping[str, Source]
 ) -> RowGroup:
-    """What is known of a row group by its file's footer."""
+    """Facts about a row group from its file's footer."""
     rows = footer.metadata.row_group(number).num_rows
     chunks = {option: column_chunks(footer, number, source) for option, source in sources.items()}
     facts = [

@@ -74,7 +74,7 @@ class FileState(NamedTuple):
 
 
 def file_state(url: str) -> FileState:
-    """Size of a remote file, and a hash by which a change of it shows.
+    """Size of a remote file, and a hash that changes with the file.
 
     Raises:
         ShardError: it is not there, or its size is not available.
@@ -86,7 +86,7 @@ def file_state(url: str) -> FileState:
 
 
 def is_local(url: str) -> bool:
-    """Whether a file lies on a disk of this machine, or one that looks so."""
+    """Whether a file lies on a local or mounted disk."""
     return isinstance(_file_system(url)[0], LocalFileSystem)
 
 

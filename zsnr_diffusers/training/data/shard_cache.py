@@ -228,7 +228,7 @@ def _hold(folder: Path, key: str, wait: bool = True) -> Iterator[bool]:
 
 
 def map_copy(file: Path, size: int) -> Any:
-    """The bytes of a file of a size, mapped into memory; None if there is none or it is of another size."""
+    """The bytes of a file, mapped into memory; None if it does not exist or has another size."""
     try:
         with file.open("rb") as opened:
             copy = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)

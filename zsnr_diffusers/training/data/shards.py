@@ -83,7 +83,7 @@ class Shards(ABC):
 
     @property
     def incomplete(self) -> list[str]:
-        """What has no image or no caption, with what it lacks and its file."""
+        """Samples without an image or a caption: what they lack, and their files."""
         return [f"{text} in {shard.name}" for shard in self.all for text in shard.incomplete]
 
     @property
@@ -183,7 +183,7 @@ class _Image(Mapping[str, Any]):
 
 
 class _Row(Mapping[str, Any]):
-    """A row, of which nothing has been read yet."""
+    """A row that has not been read yet."""
 
     def __init__(self, rows: "ShardDataset", row: int) -> None:
         self._rows, self._row = rows, row

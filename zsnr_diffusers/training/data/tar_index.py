@@ -32,7 +32,7 @@ _NO_MEMBER = (-1, 0)
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The samples of a shard that are whole.
+    """The complete samples of a shard.
 
     Attributes:
         places: int64 [rows, 4]: offset and size of the image, and of the caption's member.

@@ -76,7 +76,7 @@ class TarShards(Shards):
         return np.concatenate([*parts, np.empty((0, 2), np.int32)])
 
     def _scan_file(self, url: str) -> Sequence[Shard]:
-        """The one shard that a tar is, with its index saved."""
+        """A tar as a shard, with its index saved."""
         state = file_state(url)
         index = self._load_or_build_index(url, state)
         return [Shard(url, state, len(index), tuple(index.incomplete), index.sha256)]

@@ -87,7 +87,7 @@ class StableDiffusion(Architecture):
         return {"requires_safety_checker": False}
 
     def unsupported_reason(self) -> str | None:
-        """Refuses UNets with conditions that neither caption nor image give."""
+        """Refuses UNets with conditions that neither captions nor images provide."""
         kind = self.pipeline.unet.config.addition_embed_type
         return (
             None if kind is None else f"its UNet has conditions other than the caption (addition_embed_type={kind!r})"
@@ -108,7 +108,7 @@ class StableDiffusion(Architecture):
 
 
 class StableDiffusionXL(Architecture):
-    """XL: states of two text encoders, what the second makes of the whole caption, and size and crop of the image."""
+    """XL: states of two text encoders, the second one's pooled output, and size and crop of the image."""
 
     name, tag = "Stable Diffusion XL", "stable-diffusion-xl"
     networks: ClassVar[Mapping[str, str]] = {

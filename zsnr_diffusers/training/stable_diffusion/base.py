@@ -106,7 +106,7 @@ class Base:
 
 
 def _take_tensors(network: nn.Module, source: nn.Module) -> None:
-    """Let a network have the tensors of another of the same modules, without a copy."""
+    """Share a network's tensors with another network of the same modules, without a copy."""
     for ours, theirs in zip(network.modules(), source.modules(), strict=True):
         ours._parameters.update(theirs._parameters)
         ours._buffers.update(theirs._buffers)
@@ -277,7 +277,7 @@ def _check_pipeline(name: str, architecture: Architecture) -> None:
 
 
 def _unsupported_unet_input(architecture: Architecture) -> str | None:
-    """Which input a UNet takes that no text-to-image model has, in words; None if none."""
+    """Name of a UNet input that text-to-image models do not have; None if there is none."""
     unet, latents = architecture.pipeline.unet.config, architecture.pipeline.vae.config.latent_channels
     if unet.in_channels != latents:
         return f"its UNet takes {unet.in_channels} channels for {latents} of latents (inpainting, editing or depth?)"

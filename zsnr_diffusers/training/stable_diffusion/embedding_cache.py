@@ -34,7 +34,7 @@ _SHARE_OF_DISK = 0.5
 
 @dataclass
 class CacheStatus:
-    """What is stored of a part's results, and what is to be."""
+    """Which results of an encoder are cached, and which are to be cached."""
 
     cache: Cache
     count: int
@@ -59,7 +59,7 @@ class CacheStatus:
 
 
 class EmbeddingCache:
-    """What is stored of the results of frozen parts.
+    """Which results of the frozen encoders are cached.
 
     Args:
         config: with what may be stored.
@@ -206,7 +206,7 @@ def check_encoded(
     statuses: Mapping[str, CacheStatus],
     parts: Sequence[FrozenEncoder],
 ) -> None:
-    """Refuse data that were encoded by other networks or otherwise than a run needs them.
+    """Refuse data that were encoded by other networks or with other settings than the run's.
 
     Raises:
         ValueError: with what differs.

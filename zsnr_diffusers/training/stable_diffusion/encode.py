@@ -60,7 +60,7 @@ def encode(config: TrainingConfig) -> None:
 
 
 def _lock_folder(folder: Path, lock: contextlib.ExitStack) -> None:
-    """Lock a folder that holds nothing, or data that were encoded; what is in it is encoded again where it changed."""
+    """Lock a folder that is empty or holds encoded data; samples that changed are encoded again."""
     others = [path.name for path in folder.glob("*") if path.name in _NOT_OURS]
     if others:
         raise ValueError(f"--output_dir={folder} holds {', '.join(others)}: choose a separate folder.")
@@ -71,7 +71,7 @@ def _lock_folder(folder: Path, lock: contextlib.ExitStack) -> None:
 def _write_rows(
     config: CaptionedDataConfig, task: StableDiffusionTask, samples: CaptionedDataset, precision: str
 ) -> None:
-    """Write the table of the rows that were encoded, and how."""
+    """Write the table of the encoded rows, with the settings of the encoding."""
     usable = list(samples.usable_rows)
     with ThreadPoolExecutor(THREADS) as pool:  # rows of shards are read again for it, and may lie far away
         sizes = ImageSizes.of(enumerate(pool.map(samples.image_size, usable)))

@@ -70,7 +70,7 @@ class FrozenEncoder(ABC):
 
     @abstractmethod
     def unique_inputs(self, samples: CaptionedDataset, indices: list[int]) -> dict[bytes, Any]:
-        """Every distinct input that these data rows can give, as keys for `load` by content."""
+        """Keys for `load` of every distinct input from these data rows, by content."""
 
     @abstractmethod
     def input_shape(self, samples: CaptionedDataset, key: Any) -> Hashable:
@@ -214,7 +214,7 @@ class TextEncoder(FrozenEncoder):
 
 
 class TextEncoderPair(TextEncoder):
-    """Token ids [B, 2 length] to what `StableDiffusionXLPipeline.encode_prompt` gives.
+    """Token ids [B, 2 length] to the result of `StableDiffusionXLPipeline.encode_prompt`.
 
     That is `text` [B, length, D + D'], the states before the last of both encoders, and `pooled` [B, E], the second's
     output for the whole caption.
@@ -243,7 +243,7 @@ class TextEncoderPair(TextEncoder):
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
-        """States and the whole, in the networks' dtype."""
+        """States and pooled output, in the networks' dtype."""
         ids = inputs.to(self.device, non_blocking=True).chunk(2, dim=1)
         outputs = [
             encoder(self._cut(half), output_hidden_states=True)

@@ -42,7 +42,7 @@ def export_scheduler(base: Base) -> SchedulerMixin:
 
 
 def kept_low_frequencies(base: Base, config: GuidedOutputConfig) -> int:
-    """How many low frequencies the guidance of a trained model keeps: as configured, or by the schedule it trains on.
+    """How many low frequencies a trained model's guidance keeps: as configured, or derived from the schedule.
 
     On a schedule that leaks brightness, guidance makes up for what the leak takes away, and keeping would undo that.
     """

@@ -59,7 +59,7 @@ class StableDiffusionOutput(Output):
         return self._build_pipeline(self.base.architecture.pipeline_class, unet=unet, scheduler=own)
 
     def _build_pipeline(self, cls: Any, **components: Any) -> Any:
-        """A pipeline of class `cls` from the base's components and these in their place."""
+        """A pipeline of class `cls` from the base's components, replaced by the given ones."""
         return cls(**{**self.base.pipeline.components, **components}, **self.base.architecture.pipeline_kwargs())
 
     def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:

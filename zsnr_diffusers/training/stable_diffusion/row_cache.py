@@ -99,7 +99,7 @@ class Cache:
         return [content for key, content in wanted.items() if key not in found]
 
     def _find_damaged(self, shards: Sequence[Path]) -> set[Path]:
-        """Shards whose bytes are not those that were written; those that were read before are not read again."""
+        """Shards whose bytes have changed since they were written; verified ones are not read again."""
         records = self._index.fill(file_records([str(shard.absolute()) for shard in shards]))
         unread = np.flatnonzero(~is_known(records, "sha256")).tolist()
 
@@ -125,7 +125,7 @@ class Cache:
         self._shards += rows_of
 
     def __getitem__(self, content: bytes) -> Rows:
-        """The tensors of a row that was found; nothing else of its shard is read.
+        """The tensors of a row; the rest of its shard is not read.
 
         Raises:
             KeyError: it was not found.
@@ -219,7 +219,7 @@ def _row_shapes(rows: Rows) -> dict[str, torch.Size]:
 
 
 def _row_checksum(row: Rows) -> int:
-    """CRC-32 of a row's tensors: a disk that lost some bits of a shard is found out when these are read."""
+    """CRC-32 of a row's tensors, which detects corrupted shards on reading."""
     checksum = 0
     for _, values in sorted(row.items()):
         checksum = zlib.crc32(values.contiguous().reshape(-1).view(torch.uint8).numpy().data, checksum)

@@ -175,7 +175,7 @@ class StableDiffusionTask(Task):
         return scaled
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
-        """The UNet's output under captions, and for XL under sizes and crops."""
+        """The UNet's output, conditioned on captions and for XL also on sizes and crops."""
         text = dict(batch if "text" in batch else self.text_encoder(batch["input_ids"]))
         # Once, where autocast would make a copy for each of the layers that read it.
         text["text"] = text["text"].to(x_t.device, self._text_dtype)
