@@ -78,8 +78,7 @@ def test_a_part_that_is_missing_is_taken_from_the_config_s_folder_or_as_it_is_gi
 
 def test_without_the_hub_too(write):
     with pytest.raises(
-        ValueError,
-        match=r"contains no Stable Diffusion autoencoder by .*vae=diffusers\.AutoencoderKL\.from_pretrained",
+        ValueError, match=r"contains no autoencoder with .*vae=diffusers\.AutoencoderKL\.from_pretrained"
     ):
         load_pipeline(write(without("1", "vae")))
 
