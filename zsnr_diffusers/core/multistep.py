@@ -17,6 +17,7 @@ from .noise import NoiseLevel, kappa
 from .safeguard import Safeguard
 from .solvers import Update, check_eta
 from .spacing import LARGEST_SCALE, Scales, clean_position, position
+from .spectrum_fit import fit_to_spectrum
 
 MAX_ORDER = 3
 MAX_STEP_RATIO = 2.0
@@ -27,20 +28,8 @@ COARSE_END_SCALE, LONG_LAST_STEP = 0.1, 1.1
 """The same where the last step is longer than this, in `position`, so that the last output knows less of it."""
 LONGEST_LAST_STEP = 2.5
 """A last step longer than this, as three steps have it, leads from outputs that resolve no detail at all."""
-UNFITTED_STEPS, LONGEST_FITTED = 4, 2.0
-"""So many steps, one of them longer than this in `position`, keep their polynomials.
-
-They are a whole run, not the rest of a longer one; trained networks lose more by the fit than exact denoisers gain.
-"""
-SPECTRUM = (0.1, 64.0)
-"""Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
 FEW_STEPS = 64
-"""More of them need no fit: their polynomials are nearly exact, and it takes a third of a millisecond a step."""
-RIDGE = 1.3
-"""Relative error, times sqrt(n), that moving the weights by a whole step each must save over n steps, or they stay.
-
-The more steps, the nearer polynomials are by themselves, and the less error there is to fit to.
-"""
+"""More of them need no fit: their polynomials are nearly exact."""
 
 
 @lru_cache(maxsize=1)
@@ -120,11 +109,6 @@ def _is_evenly_spaced(kappas: Tensor) -> bool:
     return bool((intervals[1:] <= MAX_STEP_RATIO * intervals[:-1]).all())
 
 
-def _keeps_polynomials(kappas: Tensor) -> bool:
-    """Whether steps are a whole run of `UNFITTED_STEPS`."""
-    return len(kappas) == UNFITTED_STEPS and bool(_position_intervals(kappas).max() > LONGEST_FITTED)
-
-
 def multistep_updates(
     path: Sequence[NoiseLevel], order: int = 2, corrector: bool = True, eta: float = 0.0
 ) -> list[Update]:
@@ -139,7 +123,7 @@ def multistep_updates(
 
     Without fresh noise, two things more. The last step returns not the last x_0, but where the last ones lead, see
     `_last_step_weights`. And where the steps are few and about even in `position`, the weights are fitted to a
-    spectrum of Gaussian data, see `_fit_weights_to_spectrum`.
+    spectrum of Gaussian data, see `spectrum_fit.py`.
 
     Args:
         path: levels from the noisiest on, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
@@ -161,8 +145,8 @@ def multistep_updates(
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept, even = _keep_factors(kappas, eta), _is_evenly_spaced(kappas)
     rows = _step_weights(kappas, kept, order, corrector, eta, even)
-    if even and eta == 0 and len(path) <= FEW_STEPS and not _keeps_polynomials(kappas):
-        _fit_weights_to_spectrum(rows, kappas)
+    if even and eta == 0 and len(path) <= FEW_STEPS:
+        fit_to_spectrum(rows, kappas)
     return _assemble_updates(path, kept, rows)
 
 
@@ -229,35 +213,6 @@ def _step_weights(
             row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
         rows.append(row)
     return [*rows, _last_step_weights(kappas, order + corrector if eta == 0 else 1, even)]
-
-
-def _fit_weights_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
-    """Fit each step's multistep weights, in place, to Gaussian data of any standard deviation in `SPECTRUM`.
-
-    For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
-    Row by row the sampler is run on all s at once, and the row is moved by the least squares of the relative error
-    after it, errors of earlier steps included, with `RIDGE` / n^1.5 for a ridge; the sum of a row, which makes a
-    constant output exact, stays.
-    """
-    smallest, largest = map(math.log10, SPECTRUM)
-    s = torch.logspace(smallest, largest, 64, dtype=torch.float64)
-    growth = (1 + (s * kappas[:, None]) ** 2).sqrt()
-    slopes = s**2 * kappas[:, None] / growth**2  # x_0 = slope * x / sigma
-    wanted = torch.cat([growth[1:], s[None]])
-    ridge = RIDGE**2 / len(rows) ** 3 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
-    y, outputs = growth[0], torch.empty(len(rows), len(s), dtype=torch.float64)
-    for i, row in enumerate(rows):
-        outputs[i] = slopes[i] * y
-        used, others = outputs[i + 1 - len(row) : i + 1].flip(0), len(row) - 1
-        before = y if i + 1 < len(rows) else torch.zeros_like(y)
-        if others:
-            directions = (used[1:] - used[0]) / wanted[i]
-            error = (wanted[i] - before - row @ used) / wanted[i]
-            gram = directions @ directions.T + ridge[:others, :others] / row.sum() ** 2
-            move = torch.linalg.solve(gram, directions @ error)
-            row[1:] += move
-            row[0] -= move.sum()
-        y = before + row @ used
 
 
 def check_order(order: int) -> None:
