@@ -18,6 +18,7 @@ from .noise import NoiseLevel, kappa
 from .safeguard import Safeguard
 from .solvers import Update, check_eta
 from .spacing import LARGEST_SCALE, Scales, clean_position, position
+from .spectrum_fit import fit_to_spectrum
 
 MAX_ORDER = 3
 MAX_STEP_RATIO = 2.0
@@ -28,20 +29,8 @@ COARSE_END_SCALE, LONG_LAST_STEP = 0.1, 1.1
 """The same if the last step is longer than this in `position`, so that the last output resolves less of it."""
 LONGEST_LAST_STEP = 2.5
 """If the last step is longer than this, as with three steps, the outputs resolve no detail at all."""
-UNFITTED_STEPS, LONGEST_FITTED = 4, 2.0
-"""A complete run of this many steps, one of them longer than this in `position`, keeps its polynomials.
-
-Trained networks lose more from the fit than exact denoisers gain.
-"""
-SPECTRUM = (0.1, 64.0)
-"""Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
 FEW_STEPS = 64
-"""More steps need no fit: their polynomials are nearly exact, and it takes a third of a millisecond per step."""
-RIDGE = 1.3
-"""Ridge: the relative error, times sqrt(n), that moving each weight by a step must save over n steps.
-
-With more steps, polynomials are more accurate, and less error remains to be fitted.
-"""
+"""More steps need no fit: their polynomials are nearly exact."""
 
 
 @lru_cache(maxsize=1)
@@ -121,11 +110,6 @@ def _is_evenly_spaced(kappas: Tensor) -> bool:
     return bool((intervals[1:] <= MAX_STEP_RATIO * intervals[:-1]).all())
 
 
-def _keeps_polynomials(kappas: Tensor) -> bool:
-    """Whether steps are a complete run of `UNFITTED_STEPS`."""
-    return len(kappas) == UNFITTED_STEPS and bool(_position_intervals(kappas).max() > LONGEST_FITTED)
-
-
 def multistep_updates(
     path: Sequence[NoiseLevel], order: int = 2, corrector: bool = True, eta: float = 0.0
 ) -> list[Update]:
@@ -139,7 +123,7 @@ def multistep_updates(
 
     Without added noise, there are two refinements: the last step extrapolates the last x_0 outputs, see
     `_last_step_weights`; and with few and approximately even steps in `position`, the weights are fitted to a spectrum
-    of Gaussian data, see `_fit_weights_to_spectrum`.
+    of Gaussian data, see `spectrum_fit.py`.
 
     Args:
         path: levels, noisiest first, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
@@ -161,8 +145,8 @@ def multistep_updates(
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept, even = _keep_factors(kappas, eta), _is_evenly_spaced(kappas)
     rows = _step_weights(kappas, kept, order, corrector, eta, even)
-    if even and eta == 0 and len(path) <= FEW_STEPS and not _keeps_polynomials(kappas):
-        _fit_weights_to_spectrum(rows, kappas)
+    if even and eta == 0 and len(path) <= FEW_STEPS:
+        fit_to_spectrum(rows, kappas)
     return _assemble_updates(path, kept, rows)
 
 
@@ -230,35 +214,6 @@ def _step_weights(
             row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
         rows.append(row)
     return [*rows, _last_step_weights(kappas, order + corrector if eta == 0 else 1, even)]
-
-
-def _fit_weights_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
-    """Fit each step's multistep weights, in place, to Gaussian data of any standard deviation in `SPECTRUM`.
-
-    For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
-    Row by row, the sampler is run for all s at once, and the row is fitted by least squares to the relative error
-    after it, including errors of earlier steps, with the ridge `RIDGE` / n^1.5. The sum of a row, which makes a
-    constant output exact, is kept.
-    """
-    smallest, largest = map(math.log10, SPECTRUM)
-    s = torch.logspace(smallest, largest, 64, dtype=torch.float64)
-    growth = (1 + (s * kappas[:, None]) ** 2).sqrt()
-    slopes = s**2 * kappas[:, None] / growth**2  # x_0 = slope * x / sigma
-    wanted = torch.cat([growth[1:], s[None]])
-    ridge = RIDGE**2 / len(rows) ** 3 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
-    y, outputs = growth[0], torch.empty(len(rows), len(s), dtype=torch.float64)
-    for i, row in enumerate(rows):
-        outputs[i] = slopes[i] * y
-        used, others = outputs[i + 1 - len(row) : i + 1].flip(0), len(row) - 1
-        before = y if i + 1 < len(rows) else torch.zeros_like(y)
-        if others:
-            directions = (used[1:] - used[0]) / wanted[i]
-            error = (wanted[i] - before - row @ used) / wanted[i]
-            gram = directions @ directions.T + ridge[:others, :others] / row.sum() ** 2
-            move = torch.linalg.solve(gram, directions @ error)
-            row[1:] += move
-            row[0] -= move.sum()
-        y = before + row @ used
 
 
 def check_order(order: int) -> None:

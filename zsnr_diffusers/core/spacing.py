@@ -20,7 +20,7 @@ TimestepSpacing = Literal["trailing", "kappa", "linspace", "leading"]
 TIMESTEP_SPACINGS: tuple[str, ...] = get_args(TimestepSpacing)
 """Names of the spacings of `spaced_timesteps`."""
 
-SMALLEST_SCALE, LARGEST_SCALE = 0.02, 32.0
+SMALLEST_SCALE, LARGEST_SCALE = 0.02, 24.0
 """Standard deviations of fine detail and of brightness, over which steps are distributed."""
 
 
