@@ -49,7 +49,7 @@ from frozen_training import (
 from landscapes import BRIGHTEST, BRIGHTNESS_WORDS, all_details, landscape, make_landscapes
 from numpy.typing import NDArray
 from PIL import Image
-from quickstart import quieten_libraries
+from quickstart_progress import quieten_libraries
 from small_stable_diffusion import build_stable_diffusion, train_vae
 from torch import Tensor, nn
 
