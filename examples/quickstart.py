@@ -58,7 +58,7 @@ from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 
 GUIDANCE_RESCALE = 0.7
-COMMON_SEEDS = 4
+COMMON_SEEDS = 3
 """The first images of each prompt have the seeds of the other prompts' first images; they are in the pictures."""
 
 

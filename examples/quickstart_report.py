@@ -182,6 +182,8 @@ Made by `python examples/quickstart.py` of zsnr_diffusers from {images} generate
 | `images/` | what each generated: prompt and seed are in the names |
 | `progress.json`, `progress.log` | settings, and the seconds of each finished part; what training printed |
 
+`--mode pixels` adds `landscapes-32/`, `pixels/`, two pictures and a record of its own.
+
 Each model is a `StableDiffusionPipeline` that opens without zsnr_diffusers:
 
 ```python
@@ -203,5 +205,5 @@ zsnr evaluate --real {folder}/landscapes --generated {folder}/images/retrained
 
 def write_readme(folder: Path, table: str, num_images: int) -> None:
     """Say in the folder what is in it."""
-    text = README.format(images=num_images, table=table, folder=folder.name)
+    text = README.format(images=num_images, table=table, folder=folder.as_posix())
     (folder / "README.md").write_text(text, encoding="utf-8")
