@@ -58,13 +58,16 @@ from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 
 GUIDANCE_RESCALE = 0.7
+START_NOISE = 0.5
+"""What is left of the noise at low frequencies: W1 is lower than at 0, the default, and the prompt still decides."""
+
 COMMON_SEEDS = 3
 """The first images of each prompt have the seeds of the other prompts' first images; they are in the pictures."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; the defaults take some four minutes on two CPU cores."""
+    """How much of everything; the defaults take minutes on two CPU cores."""
 
     images: int = 1200
     vae_steps: int = 600
@@ -198,7 +201,7 @@ class Quickstart:
         """Fit a start to the images that the flawed model was trained on; no weight of it is changed."""
         rows = self.rows()
         pipe = DiffusionPipeline.from_pretrained(self.folder / "flawed")
-        start = fit_start(pipe, list(rows["image"]), list(rows["text"]))
+        start = fit_start(pipe, list(rows["image"]), list(rows["text"]), noise=START_NOISE)
         print(StartReport.of(start.report))
         start.save(self.folder / START_FILE)
 
@@ -237,8 +240,9 @@ class Quickstart:
         images = {arm.name: open_images(self.image_files(arm)) for arm in ARMS}
         luminance = {name: mean_luminance(some) for name, some in images.items()}
         figures = overall_figures(luminance, self.prompts, real, real_prompts)
-        table = overall_table(figures, len(self.prompts))
-        print(f"\n{table}\n\n{prompt_table(luminance, self.prompts, real, real_prompts)}\n\n{verdict(figures)}")
+        tables = overall_table(figures, len(self.prompts))
+        tables += f"\n\n{prompt_table(luminance, self.prompts, real, real_prompts)}"
+        print(f"\n{tables}\n\n{verdict(figures)}")
 
         blocks = {short(name): by_prompt(some, self.prompts) for name, some in images.items()}
         blocks[REAL] = by_prompt(rows["image"], real_prompts)
@@ -246,7 +250,7 @@ class Quickstart:
         plot_luminance(self.folder / "brightness.png", luminance, real)
         draw_samples(self.folder / "samples.png", blocks, COMMON_SEEDS)
         draw_before_after(self.folder / "before_after.png", flawed, retrained, originals)
-        write_readme(self.folder, table, len(rows))
+        write_readme(self.folder, tables, len(rows))
         print(f"Pictures, models and what to do with them: {self.folder / 'README.md'}")
         return figures
 

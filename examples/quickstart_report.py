@@ -165,7 +165,7 @@ Made by `python examples/quickstart.py` of zsnr_diffusers from {images} generate
 ![before and after](before_after.png)
 
 ```
-{table}
+{tables}
 ```
 
 | file or folder | what it is |
@@ -203,7 +203,7 @@ zsnr evaluate --real {folder}/landscapes --generated {folder}/images/retrained
 """
 
 
-def write_readme(folder: Path, table: str, num_images: int) -> None:
+def write_readme(folder: Path, tables: str, num_images: int) -> None:
     """Say in the folder what is in it."""
-    text = README.format(images=num_images, table=table, folder=folder.as_posix())
+    text = README.format(images=num_images, tables=tables, folder=folder.as_posix())
     (folder / "README.md").write_text(text, encoding="utf-8")
