@@ -7,6 +7,7 @@ the noise is the image's own. A small UNet2DModel is trained with v-loss on Stab
 as Stable Diffusion is; its weights are then trained on with zero terminal SNR; and another is trained so from scratch.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,14 +91,14 @@ class PixelQuickstart:
         """Everything that takes time, with the seconds that one core needs for it."""
         sizes = self.sizes
         seconds = sizes.samples * sizes.num_inference_steps / 600
-        return [
-            Part("drawing landscapes", sizes.images / 1000, self.draw_landscapes),
-            *(
-                Part(f"training: {arm.name}", sizes.steps / 12, lambda go, arm=arm: self.train(arm, go))
-                for arm in ARMS
-            ),
-            *(Part(f"images: {arm.name}", seconds, lambda go, arm=arm: self.generate(arm, go)) for arm in ARMS),
-        ]
+        parts = [Part("drawing landscapes", sizes.images / 1000, self.draw_landscapes, self.data / "metadata.jsonl")]
+        for arm in ARMS:
+            train, result = functools.partial(self.train, arm), self.pixels / arm.folder / "model_index.json"
+            parts.append(Part(f"training: {arm.name}", sizes.steps / 12, train, result))
+        for arm in ARMS:
+            generate, result = functools.partial(self.generate, arm), self.image_files(arm)[-1].parent
+            parts.append(Part(f"images: {arm.name}", seconds, generate, result))
+        return parts
 
     def draw_landscapes(self, advance: Advance) -> None:
         """Draw the training images."""

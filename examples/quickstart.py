@@ -14,6 +14,7 @@ Everything lands in `--output_dir`; its README.md says what is what. Run it agai
 """
 
 import argparse
+import functools
 import os
 import shutil
 from collections.abc import Sequence
@@ -129,20 +130,17 @@ class Quickstart:
         """Everything that takes time, with the seconds that one core needs for it."""
         sizes, trained = self.sizes, [arm for arm in ARMS if arm.base]
         parts = [
-            Part("drawing landscapes", sizes.images / 350, self.draw_landscapes),
-            Part("training the autoencoder", sizes.vae_steps / 14, self.train_autoencoder),
+            Part("drawing landscapes", sizes.images / 350, self.draw_landscapes, self.data / "metadata.jsonl"),
+            Part("training the autoencoder", sizes.vae_steps / 18, self.train_autoencoder, self.folder / "untrained"),
         ]
         for arm in trained:
-            steps = self.steps(arm)
-            parts.append(
-                Part(f"training: {short(arm.name)}", steps / 7, lambda advance, arm=arm: self.train(arm, advance))
-            )
-        parts.append(Part("fitting the start", sizes.images / 150, self.fit_start))
+            train, result = functools.partial(self.train, arm), self.folder / arm.folder / "model_index.json"
+            parts.append(Part(f"training: {short(arm.name)}", self.steps(arm) / 7, train, result))
+        parts.append(Part("fitting the start", sizes.images / 150, self.fit_start, self.folder / START_FILE))
         for arm in ARMS:
             seconds = len(self.prompts) * (sizes.num_inference_steps + 3) / 350
-            parts.append(
-                Part(f"images: {short(arm.name)}", seconds, lambda advance, arm=arm: self.generate(arm, advance))
-            )
+            generate, result = functools.partial(self.generate, arm), self.image_files(arm)[-1].parent
+            parts.append(Part(f"images: {short(arm.name)}", seconds, generate, result))
         return parts
 
     def draw_landscapes(self, advance: Advance) -> None:

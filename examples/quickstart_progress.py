@@ -33,6 +33,8 @@ class Part:
     seconds: float
     """That it is expected to take. Only the ratios of the parts matter."""
     run: Callable[[Advance], object]
+    result: Path
+    """A file or folder that is there when it is finished; deleted, it is made again."""
 
 
 def quieten_libraries() -> None:
@@ -53,7 +55,7 @@ def run_parts(parts: Sequence[Part], record: Path, settings: Mapping[str, Any]) 
         SystemExit: the record is of other settings.
     """
     finished = finished_parts(record, settings)
-    left = [part for part in parts if part.name not in finished]
+    left = [part for part in parts if part.name not in finished or not part.result.exists()]
     if not left:
         return
     with one_line(left) as advance_by, quietly(), open_log(record.with_suffix(".log")) as log:

@@ -15,7 +15,7 @@ def test_progress_is_one_line_with_the_time_left_and_what_is_printed_goes_to_a_l
         print("chatter")
         advance(0.5)
 
-    parts = [Part("first", 1, first), Part("the second", 3, lambda advance: advance(1))]
+    parts = [Part("first", 1, first, tmp_path), Part("the second", 3, lambda advance: advance(1), tmp_path)]
     run_parts(parts, tmp_path / "record.json", {"seed": 0})
     lines = terminal.getvalue().split("\r")
     assert terminal.getvalue().count("\n") == 1
@@ -27,20 +27,22 @@ def test_progress_is_one_line_with_the_time_left_and_what_is_printed_goes_to_a_l
     assert (tmp_path / "record.log").read_text() == "chatter\n"
 
 
-def test_what_was_finished_before_an_interruption_is_not_run_again(tmp_path, capsys):
-    run = []
+def test_what_was_finished_before_an_interruption_and_is_still_there_is_not_run_again(tmp_path, capsys):
+    record, made = tmp_path / "record.json", [tmp_path / "first", tmp_path / "second"]
 
     def interrupted(advance):
         raise KeyboardInterrupt
 
-    first = Part("first", 1, lambda advance: run.append("first"))
+    first, second = (Part(path.name, 1, lambda advance, path=path: path.touch(), path) for path in made)
     with pytest.raises(KeyboardInterrupt):
-        run_parts([first, Part("second", 1, interrupted)], tmp_path / "record.json", {"seed": 0})
-    assert [*json.loads((tmp_path / "record.json").read_text())["seconds"]] == ["first"]
+        run_parts([first, Part("second", 1, interrupted, made[1])], record, {"seed": 0})
+    assert [*json.loads(record.read_text())["seconds"]] == ["first"]
     capsys.readouterr()
-    second = Part("second", 1, lambda advance: run.append("second"))
-    run_parts([first, second], tmp_path / "record.json", {"seed": 0})
-    assert run == ["first", "second"]
+    run_parts([first, second], record, {"seed": 0})
     assert capsys.readouterr().err == "  0%  second\n"  # no terminal: a line for each part
-    run_parts([first, second], tmp_path / "record.json", {"seed": 0})
+    run_parts([first, second], record, {"seed": 0})
     assert capsys.readouterr().err == ""
+    made[0].unlink()
+    run_parts([first, second], record, {"seed": 0})
+    assert capsys.readouterr().err == "  0%  first\n"
+    assert made[0].exists()
