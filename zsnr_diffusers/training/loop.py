@@ -27,7 +27,7 @@ class TrainingLoop:
         validation: the previews.
         options: of the whole run, by name, for trackers and the model card.
         repo: to push the result to; None for none.
-        on_step: called with the number of steps made, in place of a progress bar.
+        on_step: called with the number of steps made, instead of a progress bar.
     """
 
     def __init__(
