@@ -96,7 +96,18 @@ class ComputeConfig(Options):
         "optimizer state and moving average, at hardly more traffic (ZeRO-2); gradients of accumulated passes are "
         "whole until the last. parameters: also the network's, which are gathered block by block as they are needed, "
         "and gradients after each pass (ZeRO-3). Under bf16, parameters are gathered in it, norms among them. "
-        "Checkpoints are the same, so a run can continue with another choice.",
+        "Checkpoints are the same, so a run can continue with another choice. Default: what accelerate is configured "
+        "for under FSDP2, else none.",
+    )
+    dp_replicate_size: Annotated[int, POSITIVE] = option(
+        1,
+        "Under --sharding, how many groups of processes have all, each divided within the group (hybrid sharding, "
+        "HSDP). With a group per machine, only gradients travel between machines.",
+    )
+    fsdp_offload_params: bool = option(
+        False,
+        "Under --sharding, keep what is divided in the host's memory, where the optimizer then computes; weights come "
+        "to the GPU layer by layer. Slow, and the last resort where memory is short.",
     )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
     async_checkpointing: bool = option(
@@ -104,3 +115,11 @@ class ComputeConfig(Options):
         "Write checkpoints while training goes on, from a copy of the state in the memory of the main process's host, "
         "which takes as much as a checkpoint on the disk. False, or where so much is not free: training waits.",
     )
+
+    def shards_over(self, processes: int) -> int:
+        """How many processes share one copy of what is trained; 0 if nothing is sharded.
+
+        Offloading shards over one process too.
+        """
+        shards = self.sharding != "none" and (processes > 1 or self.fsdp_offload_params)
+        return processes // self.dp_replicate_size if shards else 0
