@@ -21,6 +21,7 @@ AIMS = ("checkpoint", "row group", "checkpoint", "row group", None)
 """What is being written as the process is killed, in turns; None for whatever it is."""
 
 _PARTIAL = {"checkpoint": ".checkpoint-*.partial", "row group": "cache/shard_data/.*.partial"}
+_ROW_GROUPS = "cache/shard_data/*.arrow"
 _LONGEST = {"checkpoint": 0.15, "row group": 0.02, None: 4.0}
 """Seconds from the first byte, or from the start, in which a process is killed."""
 
@@ -45,7 +46,7 @@ class KillTrials:
         before = self._partials()
         process = start(self.options, self.log, prepare=slow_syncs, kind=PixelTrainingConfig)
         if aim is not None:
-            self._wait_for(aim, before[aim], self._draw.randint(1, most[aim]), process)
+            self._wait_for(aim, before[aim], self._draw.randrange(most[aim]), process)
         time.sleep(self._draw.uniform(0, _LONGEST[aim]))
         kill(process.pid)
         assert exit_code(process) < 0, self.log.read_text()
@@ -53,15 +54,15 @@ class KillTrials:
         self.hits.update(name for name in before if after[name] - before[name])
         self._look()
 
-    def _wait_for(self, aim, before, times, process):
-        """Wait until a process has begun to write so many times."""
-        begun = set()
+    def _wait_for(self, aim, before, passed, process):
+        """Wait until a process begins to write after it has done so some times, or has done so once more unseen."""
+        first = self._written()[aim]
 
-        def begun_often():
-            begun.update(name for name, *_ in self._partials()[aim] - before)
-            return len(begun) >= times
+        def begun():
+            since = self._written()[aim] - first
+            return since > passed or (since == passed and self._partials()[aim] - before)
 
-        assert wait_until(begun_often, process), self.log.read_text()
+        assert wait_until(begun, process), self.log.read_text()
 
     def finish(self, steps):
         """Train so many steps beyond the last checkpoint; the last step."""
@@ -74,14 +75,21 @@ class KillTrials:
 
     def _partials(self):
         """Identities of what is half written, or half removed, by what it is."""
-        newest = max(map(checkpoint_step, list_checkpoints(self.folder)), default=0)
+        newest = self._newest()
         found = {name: set(self.folder.glob(pattern)) for name, pattern in _PARTIAL.items()}
         removed = {path for path in found["checkpoint"] if int(path.name.split("-")[1].split(".")[0]) <= newest}
         return {name: {identity(path) for path in paths - removed} for name, paths in found.items()}
 
+    def _written(self):
+        """How much is whole, by what it is."""
+        return {"checkpoint": self._newest(), "row group": len([*self.folder.glob(_ROW_GROUPS)])}
+
+    def _newest(self):
+        return max(map(checkpoint_step, list_checkpoints(self.folder)), default=0)
+
     def _forget_row_groups(self):
         """Remove some copies of row groups, so that there are some to write; at least how many."""
-        copies = sorted(self.folder.glob("cache/shard_data/*.arrow"))
+        copies = sorted(self.folder.glob(_ROW_GROUPS))
         removed = self._draw.sample(copies, self._draw.randint(min(1, len(copies)), len(copies)))
         for copy in removed:
             copy.unlink()
@@ -93,7 +101,7 @@ class KillTrials:
             assert find_corruption(checkpoint) is None
             digest = checkpoint_digest(checkpoint)
             assert self.digests.setdefault(checkpoint_step(checkpoint), digest) == digest
-        for copy in self.folder.glob("cache/shard_data/*.arrow"):
+        for copy in self.folder.glob(_ROW_GROUPS):
             assert self.row_groups.setdefault(copy.name, copy.read_bytes()) == copy.read_bytes()
         assert not list(self.folder.glob("*.broken*"))
 

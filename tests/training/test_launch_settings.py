@@ -7,11 +7,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from child_processes import arguments, exit_code, start_ranks
 from training_runs import launched, logged
 
 import zsnr_diffusers
 from zsnr_diffusers.training import TrainingConfig, loop, train
+from zsnr_diffusers.training.accelerator import _backend
 from zsnr_diffusers.training.fsdp import CAN_SHARD_ON_CPU
 from zsnr_diffusers.training.launch_settings import fsdp_options
 
@@ -101,6 +103,17 @@ def test_options_of_sharding_need_sharding(options, changes):
 def test_sharding_that_processes_cannot_do_is_refused(options, changes, refusal):
     with pytest.raises(ValueError, match=refusal):
         launched(TrainingConfig(**{**options, "sharding": "parameters", **changes}))
+
+
+def test_only_what_is_offloaded_from_gpus_needs_gloo_too(options, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    offloaded, kept = (
+        TrainingConfig(**{**options, "sharding": "parameters", "fsdp_offload_params": flag}) for flag in (True, False)
+    )
+    assert (_backend(offloaded), _backend(kept)) == ("cuda:nccl,cpu:gloo", "nccl")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert _backend(offloaded) == "nccl"  # which stands for the default
 
 
 # -- launched

@@ -65,19 +65,15 @@ def train(config: RunConfig) -> None:
         TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
         TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
     """
-    with fsdp_options(config) as found:
-        check_speed(found)
-        _train(found)
-
-
-def _train(config: RunConfig) -> None:
-    """`train` with what accelerate is configured for among the options."""
-    accelerator, processes = create_accelerator(
-        config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
-    )
-    options, identity = dataclasses.asdict(config), config.identity_values()
-    with matmul_precision(config.allow_tf32), contextlib.ExitStack() as folder:
-        checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, folder))
+    with contextlib.ExitStack() as stack:
+        config = stack.enter_context(fsdp_options(config))
+        check_speed(config)
+        accelerator, processes = create_accelerator(
+            config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
+        )
+        options, identity = dataclasses.asdict(config), config.identity_values()
+        stack.enter_context(matmul_precision(config.allow_tf32))
+        checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, stack))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
         images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
