@@ -68,9 +68,9 @@ def _train(argv, log, environment, prepare, kind):
     multiprocessing.set_start_method("fork", force=True)  # of workers, as in a process that a command started
     if prepare is not None:
         prepare()
-    from zsnr_diffusers.training import TrainingConfig, main
+    from zsnr_diffusers.training import main
 
-    main(argv, kind or TrainingConfig)
+    main(argv, **({} if kind is None else {"kind": kind}))
 
 
 def slow_syncs():

@@ -38,8 +38,8 @@ def test_killed_again_and_again(pixel_options, tmp_path, kills):
     trials = KillTrials(pixel_options, tmp_path / "log")
     for number in range(kills):
         trials.kill_once(AIMS[number % len(AIMS)])
+        print(f"{number + 1} kills, of which within the write of:", dict(trials.hits), flush=True)
     steps = trials.finish(2)
-    print(f"{kills} kills in {steps} steps, of which within the write of:", dict(trials.hits))
     assert trials.hits["checkpoint"] >= 0.3 * kills
     assert trials.hits["row group"] >= 0.2 * kills
     whole = {"output_dir": str(tmp_path / "whole"), "max_train_steps": steps, "checkpoints_total_limit": steps}

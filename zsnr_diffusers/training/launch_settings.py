@@ -37,7 +37,7 @@ def fsdp_options(config: C) -> Iterator[C]:
 def hidden_fsdp_settings() -> Iterator[None]:
     """Context in which accelerate does not know of FSDP settings, nor transformers.
 
-    accelerate would insist on sharding what is prepared, and transformers leave models empty in all processes but one.
+    accelerate would insist on sharding what is prepared, and transformers 4 fills models in one process only.
     """
     names = [_FSDP, _PARALLELISM] if parse_flag_from_env(_FSDP) else []
     hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
