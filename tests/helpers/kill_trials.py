@@ -20,7 +20,6 @@ from zsnr_diffusers.training.pixels import PixelTrainingConfig
 AIMS = ("checkpoint", "row group", "checkpoint", "row group", None)
 """What is being written as the process is killed, in turns; None for whatever it is."""
 
-_PARTIAL = {"checkpoint": ".checkpoint-*.partial", "row group": "cache/shard_data/.*.partial"}
 _ROW_GROUPS = "cache/shard_data/*.arrow"
 _LONGEST = {"checkpoint": 0.15, "row group": 0.02, None: 4.0}
 """Seconds from the first byte, or from the start, in which a process is killed."""
@@ -66,7 +65,7 @@ class KillTrials:
 
     def finish(self, steps):
         """Train so many steps beyond the last checkpoint; the last step."""
-        last = checkpoint_step(list_checkpoints(self.folder)[-1]) + steps
+        last = newest_step(self.folder) + steps
         process = start({**self.options, "max_train_steps": last}, self.log, kind=PixelTrainingConfig)
         assert exit_code(process) == 0, self.log.read_text()
         self._look()
@@ -74,18 +73,16 @@ class KillTrials:
         return last
 
     def _partials(self):
-        """Identities of what is half written, or half removed, by what it is."""
-        newest = self._newest()
-        found = {name: set(self.folder.glob(pattern)) for name, pattern in _PARTIAL.items()}
-        removed = {path for path in found["checkpoint"] if int(path.name.split("-")[1].split(".")[0]) <= newest}
-        return {name: {identity(path) for path in paths - removed} for name, paths in found.items()}
+        """Identities of what is half written, by what it is."""
+        row_groups = self.folder.glob("cache/shard_data/.*.partial")
+        return {
+            "checkpoint": set(map(identity, half_written(self.folder))),
+            "row group": set(map(identity, row_groups)),
+        }
 
     def _written(self):
         """How much is whole, by what it is."""
-        return {"checkpoint": self._newest(), "row group": len([*self.folder.glob(_ROW_GROUPS)])}
-
-    def _newest(self):
-        return max(map(checkpoint_step, list_checkpoints(self.folder)), default=0)
+        return {"checkpoint": newest_step(self.folder), "row group": len([*self.folder.glob(_ROW_GROUPS)])}
 
     def _forget_row_groups(self):
         """Remove some copies of row groups, so that there are some to write; at least how many."""
@@ -104,6 +101,18 @@ class KillTrials:
         for copy in self.folder.glob(_ROW_GROUPS):
             assert self.row_groups.setdefault(copy.name, copy.read_bytes()) == copy.read_bytes()
         assert not list(self.folder.glob("*.broken*"))
+
+
+def newest_step(folder):
+    """Of the checkpoints in a run's folder; 0 if there are none."""
+    return max(map(checkpoint_step, list_checkpoints(folder)), default=0)
+
+
+def half_written(folder):
+    """Checkpoints that are being written; what is being removed is no newer than the newest."""
+    newest = newest_step(folder)
+    partial = folder.glob(".checkpoint-*.partial")
+    return [path for path in partial if int(path.name.split("-")[1].split(".")[0]) > newest]
 
 
 def identity(path):
