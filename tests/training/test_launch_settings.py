@@ -75,8 +75,8 @@ def test_without_fsdp_nothing_changes(config, environment):
         (hybrid(2, 1, TP_SIZE=2), {}, r"has tp_size=2, .*: take dp_replicate_size and dp_shard_size"),
         (hybrid(2, 4), {}, r"is one for 2 x 4 processes .*, and there are 4"),
         ({}, {"sharding": "optimizer"}, "--sharding=optimizer, and accelerate is configured for parameters"),
-        ({}, {"lora_rank": 4}, "FSDP2, which is --sharding=parameters here. .* a LoRA is small.* with --multi_gpu"),
-        ({}, {"compile": "blocks"}, "FSDP2, which is .* --compile=blocks and --sharding=parameters do not go"),
+        ({}, {"lora_rank": 4}, "FSDP2, which is .* for a LoRA, which is small.* with --multi_gpu"),
+        ({}, {"compile": "blocks"}, "FSDP2, which is .* --compile=blocks and --sharding=parameters are not"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_anything(options, environment, settings, changes, refusal):
