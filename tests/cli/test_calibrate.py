@@ -64,14 +64,14 @@ def test_from_a_folder_to_a_scheduler_that_is_used(model, prompts, tmp_path, cap
 
 @pytest.mark.full
 def test_an_interrupted_run_keeps_what_it_has(model, prompts, tmp_path, monkeypatch):
-    search = module.search_timesteps
+    fit = module.fit_steps
 
-    def interrupted(student, start, among):
-        if len(start) == 4:
+    def interrupted(student, starts):
+        if len(starts[0]) == 4:
             raise KeyboardInterrupt
-        return search(student, start, among)
+        return fit(student, starts)
 
-    monkeypatch.setattr(module, "search_timesteps", interrupted)
+    monkeypatch.setattr(module, "fit_steps", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, prompts, tmp_path, steps=("4", "3"))
     scheduler = ZeroSNRMultistepScheduler.from_pretrained(tmp_path / "fast" / "scheduler")

@@ -87,6 +87,23 @@ def test_a_constant_output_is_exact():
     torch.testing.assert_close(found, torch.full_like(found, 0.7), rtol=0, atol=1e-6)
 
 
+def with_kappas(scale=1.0, **changes):
+    """A calibration whose last row has a sum of its own, as fitted ones have, with the kappas that it was made for."""
+    alphas, sigmas = levels()
+    entry = calibration()["5"]
+    kappas = [scale * float(alphas[t] / sigmas[t]) for t in entry["timesteps"]]
+    rows = [*entry["weights"][:4], [0.95 * weight for weight in entry["weights"][4]]]
+    return {"5": {**entry, "weights": rows, "kappas": kappas, **changes}}
+
+
+def test_rows_of_another_sum_are_taken_with_the_kappas_they_were_made_for():
+    scheduler, entry = make("multistep", calibration=with_kappas()), with_kappas()["5"]
+    x = start(4, 3, dtype=torch.float64)
+    wanted = explicit_run(entry, *levels(), x, nonlinear)
+    torch.testing.assert_close(sample(scheduler, x, nonlinear, 5), wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sample(calibrated(), x, nonlinear, 5), wanted / 0.95, rtol=0, atol=1e-12)
+
+
 # -- where it is kept
 
 
@@ -193,6 +210,9 @@ BAD = [
     (changed(weights=[*WEIGHTS[:4], [0.5, 0.2, 0.1]]), "the weights of step 5 have the sum 0.8, .* needs 1;"),
     (changed(weights=[*WEIGHTS[:4], [float("nan"), 0.2, 0.1]]), "the sum nan"),
     (changed(weights=[*WEIGHTS[:4], ["x", 0.2, 0.1]]), "of 5 steps cannot be read: could not convert"),
+    (with_kappas(1.001), "another noise schedule: alpha / sigma at timestep .* was .*, and this schedule has"),
+    (with_kappas(kappas=[0.0, 1.0]), "of 5 steps has 2 kappas"),
+    (with_kappas(weights=[*WEIGHTS[:4], [float("inf"), 0.2, 0.1]]), r"has the weights \[inf, 0.2, 0.1\] in step 5"),
 ]
 
 

@@ -7,15 +7,14 @@ from typing import Any
 
 from PIL import Image
 
-from ..core.calibrated import CalibratedSteps
 from ..core.choices import check_guidance_rescale, check_keep_low_frequencies
 from ..evaluation import generate_images, sample_grid
 from ..schedulers import ZeroSNRMultistepScheduler
 from .network import Guidance, GuidedNetwork, call_kwargs_for_batch, record_guided_network
-from .report import CalibratedNumber, Calibration
-from .search import max_network_calls, search_timesteps
+from .refinement import fit_steps, max_network_calls
+from .report import ERRORS, CalibratedNumber, Calibration
 from .student import Student
-from .trajectory import Trajectory, default_scheduler, run_teacher, sample_in_steps, teacher_timesteps
+from .trajectory import Trajectory, default_scheduler, run_teacher, sample_in_steps, start_grids, teacher_timesteps
 
 FEWEST_PROMPTS = 8
 HELD_OUT = 4
@@ -98,22 +97,25 @@ class Calibrator:
         runs = [(network, run_teacher(network, self.scheduler, self._timesteps)) for network in self._networks]
         student = Student(runs[0][0], self.scheduler, runs[0][1])
         for n in self.steps:
-            self.scheduler.set_timesteps(n)
-            fit = search_timesteps(student, self.scheduler.timesteps.tolist(), self._timesteps)
-            fit = student.refine_weights(fit)
-            steps = CalibratedSteps(fit.timesteps, [row.tolist() for row in fit.weights])
-            yield CalibratedNumber(n, *steps, *self._sampler_errors(n, steps, runs))
+            fit = fit_steps(student, start_grids(self.scheduler, n))
+            entry: dict[str, Any] = {
+                "timesteps": fit.timesteps,
+                "weights": [row.tolist() for row in fit.weights],
+                "kappas": student.kappas(fit.timesteps),
+            }
+            yield CalibratedNumber(n, **entry, **self._sampler_errors(n, entry, runs))
 
     def _sampler_errors(
-        self, n: int, steps: CalibratedSteps, runs: Sequence[tuple[GuidedNetwork, Trajectory]]
-    ) -> tuple[float, ...]:
+        self, n: int, entry: Mapping[str, Any], runs: Sequence[tuple[GuidedNetwork, Trajectory]]
+    ) -> dict[str, Any]:
         """Distance to the teacher of the default and the calibrated sampler, on fitted prompts and held-out ones."""
-        calibrated = self.calibrated({str(n): steps._asdict()})
-        return tuple(
+        calibrated = self.calibrated({str(n): entry})
+        errors = [
             teacher.error(sample_in_steps(network, scheduler, n))
             for network, teacher in runs
             for scheduler in (self.scheduler, calibrated)
-        )
+        ]
+        return dict(zip(ERRORS, errors, strict=True))
 
     def calibrated(self, calibration: Mapping[str, Any]) -> ZeroSNRMultistepScheduler:
         """The default multistep sampler with a `calibration` in its config."""
@@ -177,11 +179,11 @@ def calibrate(
     pipe.scheduler, report = calibrate(pipe, prompts, steps=(4, 6), guidance_scale=5.0)
     ```
 
-    The teacher is the default sampler in many steps. For each step count, timesteps are searched among the
-    teacher's, and the weights of each step are fitted by least squares to the teacher's samples, on the path that the
-    few steps themselves take; at last all weights are moved together towards the teacher's clean samples. Nothing is
-    differentiated, so it takes no more memory than sampling: beside the network, all of the teacher's samples in the
-    CPU's memory, 64 of SDXL at 100 steps 0.9 GB in half precision.
+    The teacher is the default sampler in many steps. For each step count, the weights of each step are fitted by least
+    squares to the teacher's samples, on the path that the few steps themselves take; then all weights and timesteps
+    are moved together towards the teacher's clean samples. Nothing is differentiated, so it takes no more memory than
+    sampling: beside the network, all of the teacher's samples in the CPU's memory, 64 of SDXL at 100 steps 0.9 GB in
+    half precision, and a change of the clean samples for each weight and timestep.
 
     Relatives that fit to a teacher by back-propagation: LD3 (arXiv:2405.15506), S4S (arXiv:2502.17423), GAS
     (arXiv:2510.17699).

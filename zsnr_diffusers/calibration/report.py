@@ -8,6 +8,9 @@ from typing import Any
 
 from ..utils.tables import Part, Report, Table, Text
 
+ERRORS = ("default_error", "error", "held_out_default_error", "held_out_error")
+"""Of a `CalibratedNumber`: of the default and the calibrated sampler, on what was fitted and on what was held out."""
+
 
 @dataclass(frozen=True)
 class CalibratedNumber:
@@ -20,6 +23,7 @@ class CalibratedNumber:
         num_inference_steps: n.
         timesteps: n of them, from T-1 down.
         weights: of the outputs of each step, newest first (`zsnr_diffusers.core.calibrated`).
+        kappas: alpha / sigma of the timesteps.
         default_error: of the default sampler.
         error: of the calibrated one.
         held_out_default_error: of the default sampler, held out.
@@ -29,6 +33,7 @@ class CalibratedNumber:
     num_inference_steps: int
     timesteps: list[int]
     weights: list[list[float]]
+    kappas: list[float]
     default_error: float
     error: float
     held_out_default_error: float
@@ -41,7 +46,8 @@ class CalibratedNumber:
 
     def config(self) -> dict[str, Any]:
         """This one as the `calibration` of a scheduler, whether it is better or not."""
-        return {str(self.num_inference_steps): {"timesteps": self.timesteps, "weights": self.weights}}
+        steps = {"timesteps": self.timesteps, "weights": self.weights, "kappas": self.kappas}
+        return {str(self.num_inference_steps): steps}
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Calibration(Report):
 
 def _table_row(one: CalibratedNumber) -> tuple[str, ...]:
     """Errors of one step count, fitted and held out, and whether it is kept."""
-    errors = (one.default_error, one.error, one.held_out_default_error, one.held_out_error)
+    errors = [getattr(one, name) for name in ERRORS]
     ratio = one.held_out_error / one.held_out_default_error if one.held_out_default_error else 1.0
     kept = "kept" if one.better else "dropped: no better on what was held out"
     return str(one.num_inference_steps), *(f"{error:.4f}" for error in errors), f"{ratio:.2f}", kept

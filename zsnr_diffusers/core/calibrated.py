@@ -1,8 +1,8 @@
 """Steps whose timesteps and weights were fitted to one model, as a scheduler's config holds them.
 
 The weights of a step are those of the last outputs in x_s / sigma_s, newest first, and in the last step those in the
-data. Their sum is kappa_s - kappa_t, and 1 at last: what makes a constant output exact. So the weights themselves say
-for which noise levels they are.
+data. A constant output is exact where their sum is kappa_s - kappa_t, and 1 at last; fitted weights are near that, and
+`kappas` says for which noise levels they are. Where it is missing, the sums have to say so.
 """
 
 import math
@@ -18,8 +18,8 @@ from .solvers import Update
 from .spacing import check_timesteps
 
 WITHOUT = "pass calibration=None to sample without it, or fit it again (zsnr calibrate)."
-SUM_TOLERANCE = 1e-5
-"""How far a sum of weights may be from its closed form, relative: rounding is far below, other schedules far above."""
+TOLERANCE = 1e-5
+"""How far a kappa, or a sum of weights from its closed form, may be: rounding is far below, other schedules above."""
 
 
 class CalibratedSteps(NamedTuple):
@@ -37,7 +37,8 @@ def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, mos
     """The calibrated steps that a scheduler's `calibration` config holds, by their number.
 
     Args:
-        calibration: by step count, a mapping with `timesteps` and `weights`; what else it says is not read.
+        calibration: by step count, a mapping with `timesteps` and `weights`, and alpha / sigma of the timesteps as
+            `kappas`; what else it says is not read.
         alphas_cumprod: alpha_bar of the schedule, shape [T].
         most: how many outputs a step may weigh; the i-th step weighs min(i, most).
 
@@ -69,12 +70,17 @@ def _parse_calibrated_steps(key: str, entry: Any, alphas_cumprod: Tensor, most: 
     try:
         timesteps = check_timesteps(entry["timesteps"], len(alphas_cumprod))
         weights = [[float(weight) for weight in row] for row in entry["weights"]]
-    except (KeyError, TypeError, ValueError) as error:
+        made_for = [float(value) for value in entry.get("kappas", [])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise ValueError(f"calibration of {key} steps {reason}; {WITHOUT}") from error
     _check_calibration_shape(key, timesteps, weights, len(alphas_cumprod), most)
     kappas = [float(kappa(noise_level(alphas_cumprod.double(), timestep))) for timestep in timesteps]
-    _check_weight_sums(key, weights, [b - a for a, b in pairwise(kappas)] + [1.0])
+    if made_for:
+        _check_kappas(key, timesteps, made_for, kappas)
+        _check_finite(key, weights)
+    else:
+        _check_weight_sums(key, weights, [b - a for a, b in pairwise(kappas)] + [1.0])
     return CalibratedSteps(timesteps, weights)
 
 
@@ -100,10 +106,29 @@ def _check_calibration_shape(
             )
 
 
+def _check_kappas(key: str, timesteps: list[int], made_for: list[float], kappas: list[float]) -> None:
+    """Refuse a calibration of other noise levels than those that the schedule has at its timesteps."""
+    if len(made_for) != len(timesteps):
+        raise ValueError(f"calibration of {key} steps has {len(made_for)} kappas; {WITHOUT}")
+    for timestep, wanted, found in zip(timesteps, made_for, kappas, strict=True):
+        if not math.isclose(wanted, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            raise ValueError(
+                f"calibration of {key} steps was made for another noise schedule: alpha / sigma at timestep "
+                f"{timestep} was {wanted:g}, and this schedule has {found:g}; {WITHOUT}"
+            )
+
+
+def _check_finite(key: str, weights: list[list[float]]) -> None:
+    """Refuse rows with weights that are no numbers."""
+    for i, row in enumerate(weights, 1):
+        if not all(map(math.isfinite, row)):
+            raise ValueError(f"calibration of {key} steps has the weights {row} in step {i}; {WITHOUT}")
+
+
 def _check_weight_sums(key: str, weights: list[list[float]], wanted: list[float]) -> None:
     """Refuse rows of weights whose sums are not those that the noise schedule requires: kappa_s - kappa_t, then 1."""
     for i, (row, total) in enumerate(zip(weights, wanted, strict=True), 1):
-        if not math.isclose(sum(row), total, rel_tol=SUM_TOLERANCE):  # which NaN is not
+        if not math.isclose(sum(row), total, rel_tol=TOLERANCE):  # which NaN is not
             raise ValueError(
                 f"calibration of {key} steps was made for another noise schedule: the weights of step {i} have the "
                 f"sum {sum(row):g}, and this schedule needs {total:g}; {WITHOUT}"
