@@ -99,7 +99,7 @@ def test_the_first_output_counts_for_less_where_it_overshoots():
     network.x_0 = lambda x, alpha, sigma: plain(x, alpha, sigma) + 4 * math.exp(-10 * alpha / sigma)
     student, scheduler, teacher = student_of(network, [4])
     first = student.fit(start_grids(scheduler, 4)[0])
-    assert first.weights[0].item() < 0.9 * student.step_sizes(first.timesteps)[0]
+    assert first.steps.weights[0].item() < 0.9 * student.step_sizes(first.steps.timesteps)[0]
     assert first.error < teacher.error(sample_in_steps(network, scheduler, 4))
 
 
@@ -109,8 +109,9 @@ def test_a_fit_is_what_a_scheduler_with_it_does(config):
     network = Modes([0.2, 1.0])
     student, scheduler, _ = student_of(network, [5], **config)
     fit = fit_steps(student, start_grids(scheduler, 5))
-    weights = [row.tolist() for row in fit.weights]
-    entry = {"timesteps": fit.timesteps, "weights": weights, "kappas": student.kappas(fit.timesteps)}
+    timesteps, weights, keeps = fit.steps
+    rows = [row.tolist() for row in weights]
+    entry = {"timesteps": timesteps, "weights": rows, "keeps": keeps, "kappas": student.kappas(timesteps)}
     found = sample_in_steps(network, make("multistep", calibration={"5": entry}, **config), 5)
     torch.testing.assert_close(found, fit.clean, rtol=1e-4, atol=1e-5)
 
@@ -135,17 +136,19 @@ def test_a_run_that_begins_as_another_takes_its_states():
     network = Modes([0.5])
     student, scheduler, _ = student_of(network, [6])
     first = student.fit(spaced(scheduler, 6))
-    weights = [*first.weights[:4], 1.1 * first.weights[4], first.weights[5]]
+    rows = first.steps.weights
+    other = first.steps._replace(weights=[*rows[:4], 1.1 * rows[4], rows[5]])
     before = network.calls
-    shared = student.run(first.timesteps, weights, first.states[:5])
+    shared = student.run(other, first.states[:5])
     assert network.calls - before == 1
-    assert torch.equal(shared.clean, student.run(first.timesteps, weights).clean)
-    assert len(first.states) == len(first.weights) == 6  # what was shared is as it was
+    assert torch.equal(shared.clean, student.run(other).clean)
+    assert len(first.states) == len(rows) == 6  # what was shared is as it was
 
 
-def test_every_weight_and_every_timestep_but_the_first_is_a_parameter():
-    assert len(list_parameters(5, 3)) == (1 + 2 + 3 + 3 + 3) + 4
-    assert [p.step for p in list_parameters(5, 3) if p.output is None] == [1, 2, 3, 4]
+def test_every_weight_and_factor_and_every_timestep_but_the_first_is_a_parameter():
+    parameters = list_parameters(5, 3)
+    assert len({*parameters}) == len(parameters) == (1 + 2 + 3 + 3 + 3) + 5 + 4
+    assert [p.step for p in parameters if p.kind == "timestep"] == [1, 2, 3, 4]
 
 
 def test_samples_are_kept_as_the_network_has_them():

@@ -88,12 +88,12 @@ def test_a_constant_output_is_exact():
 
 
 def with_kappas(scale=1.0, **changes):
-    """A calibration whose last row has a sum of its own, as fitted ones have, with the kappas that it was made for."""
+    """A calibration with a sum of the last row and factors of its own, as fitted ones, and its kappas."""
     alphas, sigmas = levels()
     entry = calibration()["5"]
     kappas = [scale * float(alphas[t] / sigmas[t]) for t in entry["timesteps"]]
     rows = [*entry["weights"][:4], [0.95 * weight for weight in entry["weights"][4]]]
-    return {"5": {**entry, "weights": rows, "kappas": kappas, **changes}}
+    return {"5": {**entry, "weights": rows, "keeps": [1.0, 1.1, 0.9, 1.0, -0.02], "kappas": kappas, **changes}}
 
 
 def test_rows_of_another_sum_are_taken_with_the_kappas_they_were_made_for():
@@ -101,7 +101,14 @@ def test_rows_of_another_sum_are_taken_with_the_kappas_they_were_made_for():
     x = start(4, 3, dtype=torch.float64)
     wanted = explicit_run(entry, *levels(), x, nonlinear)
     torch.testing.assert_close(sample(scheduler, x, nonlinear, 5), wanted, rtol=0, atol=1e-12)
-    torch.testing.assert_close(sample(calibrated(), x, nonlinear, 5), wanted / 0.95, rtol=0, atol=1e-12)
+
+
+def test_factors_that_are_not_given_are_those_of_the_equation():
+    x, keeps = start(4, 3, dtype=torch.float64), [1.0, 1.0, 1.0, 1.0, 0.0]
+    given = make("multistep", calibration=with_kappas(keeps=keeps))
+    entry = with_kappas()["5"]
+    del entry["keeps"]
+    assert torch.equal(*(sample(s, x, nonlinear, 5) for s in (given, make("multistep", calibration={"5": entry}))))
 
 
 # -- where it is kept
@@ -212,7 +219,12 @@ BAD = [
     (changed(weights=[*WEIGHTS[:4], ["x", 0.2, 0.1]]), "of 5 steps cannot be read: could not convert"),
     (with_kappas(1.001), "another noise schedule: alpha / sigma at timestep .* was .*, and this schedule has"),
     (with_kappas(kappas=[0.0, 1.0]), "of 5 steps has 2 kappas"),
-    (with_kappas(weights=[*WEIGHTS[:4], [float("inf"), 0.2, 0.1]]), r"has the weights \[inf, 0.2, 0.1\] in step 5"),
+    (with_kappas(keeps=[1.0, 1.0]), r"5 rows of weights and 2 factors \(keeps\)"),
+    (with_kappas(keeps=[1.0, 1.0, 1.0, float("nan"), 0.0]), "which are no numbers"),
+    (
+        with_kappas(weights=[*WEIGHTS[:4], [float("inf"), 0.2, 0.1]]),
+        r"has the weights \[inf, 0.2, 0.1\], which are no numbers",
+    ),
 ]
 
 

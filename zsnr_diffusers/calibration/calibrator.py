@@ -97,13 +97,10 @@ class Calibrator:
         runs = [(network, run_teacher(network, self.scheduler, self._timesteps)) for network in self._networks]
         student = Student(runs[0][0], self.scheduler, runs[0][1])
         for n in self.steps:
-            fit = fit_steps(student, start_grids(self.scheduler, n))
-            entry: dict[str, Any] = {
-                "timesteps": fit.timesteps,
-                "weights": [row.tolist() for row in fit.weights],
-                "kappas": student.kappas(fit.timesteps),
-            }
-            yield CalibratedNumber(n, **entry, **self._sampler_errors(n, entry, runs))
+            timesteps, weights, keeps = fit_steps(student, start_grids(self.scheduler, n)).steps
+            rows = [row.tolist() for row in weights]
+            entry = {"timesteps": timesteps, "weights": rows, "keeps": keeps, "kappas": student.kappas(timesteps)}
+            yield CalibratedNumber(n, entry, **self._sampler_errors(n, entry, runs))
 
     def _sampler_errors(
         self, n: int, entry: Mapping[str, Any], runs: Sequence[tuple[GuidedNetwork, Trajectory]]

@@ -7,13 +7,13 @@ derivatives, Broyden's update keeps them near with the runs that are tried anywa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.weight_fit import broyden_update, levenberg_marquardt_step, robust_image_weights
-from .student import Fit, Student
+from .student import Fit, Steps, Student
 
 ROUNDS, TRIES = 4, 5
 """How often derivatives are measured, and the runs that are tried with each."""
@@ -26,14 +26,18 @@ DIFFERENCE = 0.01
 FAR = 0.1
 """By how much of the way to its nearer neighbour a timestep is moved for that."""
 LONGEST_MOVE = 0.7
-"""Of a weight in units of its step, and of a timestep in those of half the way to its nearer neighbour."""
+"""Of a parameter in its unit."""
+KEEP_UNIT = 0.3
+"""The unit of factors of x_t / sigma_t; that of a weight is its step, that of a timestep half the way to the nearer
+neighbour."""
 
 
 class Parameter(NamedTuple):
-    """What can be moved: the weight of one output in a step, or the step's timestep if `output` is None."""
+    """What can be moved in a step: the weight of an output, the factor of x_t / sigma_t, or the timestep."""
 
+    kind: Literal["weight", "keep", "timestep"]
     step: int
-    output: int | None
+    output: int = 0
 
 
 def max_network_calls(n: int, outputs: int = 3, starts: int = 3) -> int:
@@ -44,14 +48,23 @@ def max_network_calls(n: int, outputs: int = 3, starts: int = 3) -> int:
         outputs: how many outputs a step weighs at most.
         starts: from how many grids the fit starts.
     """
-    of_changes = sum(n - p.step - (p.output is not None) for p in list_parameters(n, outputs))
+    of_changes = sum(n - _shared_states(parameter) for parameter in list_parameters(n, outputs))
     return starts * n + ROUNDS * (of_changes + TRIES * n)
 
 
 def list_parameters(n: int, outputs: int) -> list[Parameter]:
-    """The weights of every step, and every timestep but the first."""
-    weights = [Parameter(i, j) for i in range(n) for j in range(min(i + 1, outputs))]
-    return weights + [Parameter(i, None) for i in range(1, n)]
+    """The weights and the factor of every step, and every timestep but the first."""
+    weights = [Parameter("weight", i, j) for i in range(n) for j in range(min(i + 1, outputs))]
+    return [
+        *weights,
+        *(Parameter("keep", i) for i in range(n)),
+        *(Parameter("timestep", i) for i in range(1, n)),
+    ]
+
+
+def _shared_states(parameter: Parameter) -> int:
+    """How many states of a run stay as they are when a parameter is moved."""
+    return parameter.step + (parameter.kind != "timestep")
 
 
 def fit_steps(student: Student, starts: Sequence[Sequence[int]]) -> Fit:
@@ -73,14 +86,14 @@ def fit_steps(student: Student, starts: Sequence[Sequence[int]]) -> Fit:
 
 def _improve(student: Student, fit: Fit, damping: float) -> tuple[Fit, float]:
     """One round from a new set of derivatives; returns what was found, and the damping to go on with."""
-    parameters = list_parameters(len(fit.weights), student.outputs)
+    parameters = list_parameters(len(fit.states), student.outputs)
     changes = torch.stack([_derivative(student, fit, parameter) for parameter in parameters])
     for _ in range(TRIES):
         error = student.clean - fit.clean
         weighed = robust_image_weights(error)
         moves = levenberg_marquardt_step((weighed * changes).flatten(1), (weighed * error).flatten(), damping)
         moves = moves.clamp(-LONGEST_MOVE, LONGEST_MOVE)
-        other = student.run(*_moved(student, fit, parameters, moves))
+        other = student.run(_move(student, fit.steps, parameters, moves))
         broyden_update(changes, moves, other.clean - fit.clean)
         if other.error < fit.error:
             fit, damping = other, damping / 4
@@ -91,28 +104,29 @@ def _improve(student: Student, fit: Fit, damping: float) -> tuple[Fit, float]:
 
 def _derivative(student: Student, fit: Fit, parameter: Parameter) -> Tensor:
     """Derivative of the clean samples by a parameter, in its unit; from a difference."""
-    i, move = parameter.step, DIFFERENCE
-    if parameter.output is None:
-        unit = _timestep_unit(fit.timesteps, i)
+    move = DIFFERENCE
+    if parameter.kind == "timestep":
+        unit = _timestep_unit(fit.steps.timesteps, parameter.step)
         move = max(1, round(FAR * unit)) / unit
-    shared = fit.states[: i + (parameter.output is not None)]
-    other = student.run(*_moved(student, fit, [parameter], torch.tensor([move])), shared)
+    moved = _move(student, fit.steps, [parameter], torch.tensor([move]))
+    other = student.run(moved, fit.states[: _shared_states(parameter)])
     return (other.clean - fit.clean) / move
 
 
-def _moved(
-    student: Student, fit: Fit, parameters: Sequence[Parameter], moves: Tensor
-) -> tuple[list[int], list[Tensor]]:
-    """Timesteps and weights of a fit, moved in their units; weights of a step grow with the step."""
-    shares = [row / step for row, step in zip(fit.weights, student.step_sizes(fit.timesteps), strict=True)]
-    timesteps = [float(timestep) for timestep in fit.timesteps]
-    for (i, output), move in zip(parameters, moves.tolist(), strict=True):
-        if output is None:
-            timesteps[i] += move * _timestep_unit(fit.timesteps, i)
+def _move(student: Student, steps: Steps, parameters: Sequence[Parameter], moves: Tensor) -> Steps:
+    """Steps with parameters moved, in their units; weights of a step grow with the step."""
+    timesteps, keeps = [float(timestep) for timestep in steps.timesteps], list(steps.keeps)
+    shares = [row / size for row, size in zip(steps.weights, student.step_sizes(steps.timesteps), strict=True)]
+    for (kind, i, output), move in zip(parameters, moves.tolist(), strict=True):
+        if kind == "weight":
+            shares[i][output] += move
+        elif kind == "keep":
+            keeps[i] += KEEP_UNIT * move
         else:
-            shares[i] = shares[i] + move * torch.eye(len(shares[i]), dtype=torch.float64)[output]
+            timesteps[i] += move * _timestep_unit(steps.timesteps, i)
     found = _in_order(timesteps)
-    return found, [share * step for share, step in zip(shares, student.step_sizes(found), strict=True)]
+    weights = [share * size for share, size in zip(shares, student.step_sizes(found), strict=True)]
+    return Steps(found, weights, keeps)
 
 
 def _timestep_unit(timesteps: Sequence[int], i: int) -> float:

@@ -21,9 +21,8 @@ class CalibratedNumber:
 
     Attributes:
         num_inference_steps: n.
-        timesteps: n of them, from T-1 down.
-        weights: of the outputs of each step, newest first (`zsnr_diffusers.core.calibrated`).
-        kappas: alpha / sigma of the timesteps.
+        steps: `timesteps`, `weights`, `keeps` and `kappas`, as a scheduler's config holds them
+            (`zsnr_diffusers.core.calibrated`).
         default_error: of the default sampler.
         error: of the calibrated one.
         held_out_default_error: of the default sampler, held out.
@@ -31,9 +30,7 @@ class CalibratedNumber:
     """
 
     num_inference_steps: int
-    timesteps: list[int]
-    weights: list[list[float]]
-    kappas: list[float]
+    steps: dict[str, Any]
     default_error: float
     error: float
     held_out_default_error: float
@@ -46,8 +43,12 @@ class CalibratedNumber:
 
     def config(self) -> dict[str, Any]:
         """This one as the `calibration` of a scheduler, whether it is better or not."""
-        steps = {"timesteps": self.timesteps, "weights": self.weights, "kappas": self.kappas}
-        return {str(self.num_inference_steps): steps}
+        return {str(self.num_inference_steps): self.steps}
+
+    def to_dict(self) -> dict[str, Any]:
+        """In types of JSON, for report.json."""
+        errors = {name: getattr(self, name) for name in ERRORS}
+        return {"num_inference_steps": self.num_inference_steps, **self.steps, **errors, "kept": self.better}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Calibration(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """The calibration in types of JSON, for report.json."""
-        return asdict(self) | {"numbers": [asdict(one) | {"kept": one.better} for one in self.numbers]}
+        return asdict(self) | {"numbers": [one.to_dict() for one in self.numbers]}
 
     def parts(self) -> Iterator[Part]:
         """Parts of the printed report: a row of errors to the teacher for each step count."""

@@ -30,20 +30,32 @@ class State(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
+class Steps(NamedTuple):
+    """What a run does.
+
+    Attributes:
+        timesteps: n of them, from T-1 down.
+        weights: of the outputs of each step, newest first, float64.
+        keeps: the factor of y in each step: 1, and 0 in the last, or near that.
+    """
+
+    timesteps: list[int]
+    weights: list[Tensor]
+    keeps: list[float]
+
+
 @dataclass(frozen=True)
 class Fit:
     """A run of the student.
 
     Attributes:
-        timesteps: n of them, from T-1 down.
-        weights: of the outputs of each step, newest first, float64.
+        steps: what it does.
         states: before each step.
         clean: where it leads.
         error: geometric mean over images of the RMS difference to the teacher's clean samples.
     """
 
-    timesteps: list[int]
-    weights: list[Tensor]
+    steps: Steps
     states: list[State]
     clean: Tensor
     error: float
@@ -80,24 +92,24 @@ class Student:
         Args:
             timesteps: of the teacher's, from T-1 down.
         """
-        ts, states, weights = list(timesteps), list[State](), list[Tensor]()
+        ts, states = list(timesteps), list[State]()
+        steps = Steps(ts, [], [1.0] * (len(ts) - 1) + [0.0])
         for i, start in enumerate(self._default_weights(ts)):
-            states.append(self._evaluate_network(ts[i], self._y_after(states, weights), states))
-            weights.append(self._fit_step_weights(ts, i, states[i], start))
-        return self._finish(ts, weights, states)
+            states.append(self._evaluate_network(steps, states))
+            steps.weights.append(self._fit_step_weights(ts, i, states[i], start))
+        return self._finish(steps, states)
 
-    def run(self, timesteps: Sequence[int], weights: Sequence[Tensor], states: Sequence[State] = ()) -> Fit:
-        """Sample over timesteps with the given weights of each step.
+    def run(self, steps: Steps, states: Sequence[State] = ()) -> Fit:
+        """Sample with the given steps.
 
         Args:
-            timesteps: n of them, from T-1 down.
-            weights: of the outputs of each step, newest first.
+            steps: timesteps, weights and factors.
             states: of another run that begins alike, as far as it does; they take no network calls.
         """
         found = list(states)
-        for i in range(len(found), len(timesteps)):
-            found.append(self._evaluate_network(timesteps[i], self._y_after(found, weights[:i]), found))
-        return self._finish(list(timesteps), list(weights), found)
+        while len(found) < len(steps.timesteps):
+            found.append(self._evaluate_network(steps, found))
+        return self._finish(steps, found)
 
     def step_sizes(self, timesteps: Sequence[int]) -> list[float]:
         """The sum of each step's weights by which a constant output is exact: kappa_s - kappa_t, and 1 at last."""
@@ -107,30 +119,29 @@ class Student:
         """alpha / sigma of the model's schedule at each timestep."""
         return [float(kappa(self._noise_level(timestep))) for timestep in timesteps]
 
-    def _finish(self, timesteps: list[int], weights: list[Tensor], states: list[State]) -> Fit:
+    def _finish(self, steps: Steps, states: list[State]) -> Fit:
         """The run that ends with the last step."""
-        clean = _apply_step(states[-1], weights[-1], last=True)
-        return Fit(timesteps, weights, states, clean, self._teacher.error(clean))
+        clean = _apply_step(states[-1], steps.weights[-1], steps.keeps[-1])
+        return Fit(steps, states, clean, self._teacher.error(clean))
 
-    def _y_after(self, states: Sequence[State], weights: Sequence[Tensor]) -> Tensor | None:
-        """y = x / sigma after the last of the student's states; None before the first step."""
-        return _apply_step(states[-1], weights[-1], last=False) if states else None
-
-    def _evaluate_network(self, timestep: int, y: Tensor | None, before: Sequence[State]) -> State:
-        """Call the network at a timestep, and put its x_0 before the outputs that the next step weighs."""
+    def _evaluate_network(self, steps: Steps, before: Sequence[State]) -> State:
+        """Call the network after the last of the states, and put its x_0 before the outputs that a step weighs."""
+        i = len(before)
+        timestep = steps.timesteps[i]
         sigma = float(self._noise_level(timestep).sigma)
+        y = _apply_step(before[-1], steps.weights[i - 1], steps.keeps[i - 1]) if before else None
         x_t = self._network.noise if y is None else y * sigma
         output, t = self._network(x_t, timestep), torch.tensor([timestep])
         x_0 = self._scheduler.get_original_sample(output, x_t, t)
         older = before[-1].outputs if before else ()
-        return State(x_t / sigma, (x_0, *older)[: self._order + self._corrector])
+        return State(x_t / sigma, (x_0, *older)[: self.outputs])
 
     def _fit_step_weights(self, ts: Sequence[int], i: int, state: State, start: Tensor) -> Tensor:
         """The weights of step i that bring it nearest to the teacher's sample there, by least squares."""
         last = i + 1 == len(ts)
         goal = self._teacher.clean if last else self._teacher.samples[ts[i + 1]].float() / self._sigma(ts[i + 1])
         wanted = goal if last else goal - state.y
-        weighed = robust_image_weights(goal - _apply_step(state, start, last))
+        weighed = robust_image_weights(goal - _apply_step(state, start, float(not last)))
         outputs = torch.stack([(weighed * output).flatten() for output in state.outputs])
         ridge = RIDGE / len(ts) * float(goal.square().mean().sqrt())
         return fit_step_weights(start, outputs, (weighed * wanted).flatten(), ridge)
@@ -153,7 +164,8 @@ class Student:
             yield row
 
 
-def _apply_step(state: State, weights: Tensor, last: bool) -> Tensor:
-    """y after a step of given weights, or the clean samples after the last."""
-    added = sum(weight * output for weight, output in zip(weights.tolist(), state.outputs, strict=True))
-    return torch.as_tensor(added if last else state.y + added)
+def _apply_step(state: State, weights: Tensor, keep: float) -> Tensor:
+    """y after a step, or the clean samples after the last."""
+    return keep * state.y + sum(
+        weight * output for weight, output in zip(weights.tolist(), state.outputs, strict=True)
+    )

@@ -1,8 +1,9 @@
 """Steps whose timesteps and weights were fitted to one model, as a scheduler's config holds them.
 
 The weights of a step are those of the last outputs in x_s / sigma_s, newest first, and in the last step those in the
-data. A constant output is exact where their sum is kappa_s - kappa_t, and 1 at last; fitted weights are near that, and
-`kappas` says for which noise levels they are. Where it is missing, the sums have to say so.
+data. A step also keeps x_t / sigma_t, times a factor. A constant output is exact where the sum of the weights is
+kappa_s - kappa_t, and 1 at last, and the factor 1, and 0 at last. Fitted ones are near that; `kappas` says for which
+noise levels they are. Where it is missing, the sums have to say so.
 """
 
 import math
@@ -23,22 +24,26 @@ TOLERANCE = 1e-5
 
 
 class CalibratedSteps(NamedTuple):
-    """The steps of one step count: timesteps [n] from T-1 down, and for each step the weights of its outputs."""
+    """The steps of one step count: timesteps [n] from T-1 down; of each step the weights of its outputs, and a factor.
+
+    The factor in `keeps` is that of x_t / sigma_t.
+    """
 
     timesteps: list[int]
     weights: list[list[float]]
+    keeps: list[float]
 
     def updates(self, path: Sequence[NoiseLevel]) -> list[Update]:
         """These steps as sampler updates; `path` has the noise levels of the timesteps."""
-        return updates_from_weights(path, self.weights)
+        return updates_from_weights(path, self.weights, self.keeps)
 
 
 def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, most: int) -> dict[int, CalibratedSteps]:
     """The calibrated steps that a scheduler's `calibration` config holds, by their number.
 
     Args:
-        calibration: by step count, a mapping with `timesteps` and `weights`, and alpha / sigma of the timesteps as
-            `kappas`; what else it says is not read.
+        calibration: by step count, a mapping with `timesteps` and `weights`, alpha / sigma of the timesteps as
+            `kappas`, and factors of x_t / sigma_t as `keeps` (1, and 0 at last); what else it says is not read.
         alphas_cumprod: alpha_bar of the schedule, shape [T].
         most: how many outputs a step may weigh; the i-th step weighs min(i, most).
 
@@ -71,27 +76,34 @@ def _parse_calibrated_steps(key: str, entry: Any, alphas_cumprod: Tensor, most: 
         timesteps = check_timesteps(entry["timesteps"], len(alphas_cumprod))
         weights = [[float(weight) for weight in row] for row in entry["weights"]]
         made_for = [float(value) for value in entry.get("kappas", [])]
+        keeps = [float(value) for value in entry.get("keeps", [1.0] * (len(timesteps) - 1) + [0.0])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise ValueError(f"calibration of {key} steps {reason}; {WITHOUT}") from error
-    _check_calibration_shape(key, timesteps, weights, len(alphas_cumprod), most)
+    _check_calibration_shape(key, timesteps, weights, keeps, len(alphas_cumprod), most)
     kappas = [float(kappa(noise_level(alphas_cumprod.double(), timestep))) for timestep in timesteps]
     if made_for:
         _check_kappas(key, timesteps, made_for, kappas)
-        _check_finite(key, weights)
+        _check_finite(key, [*weights, keeps])
     else:
         _check_weight_sums(key, weights, [b - a for a, b in pairwise(kappas)] + [1.0])
-    return CalibratedSteps(timesteps, weights)
+    return CalibratedSteps(timesteps, weights, keeps)
 
 
 def _check_calibration_shape(
-    key: str, timesteps: list[int], weights: list[list[float]], num_timesteps: int, most: int
+    key: str,
+    timesteps: list[int],
+    weights: list[list[float]],
+    keeps: list[float],
+    num_timesteps: int,
+    most: int,
 ) -> None:
     """Refuse timesteps and rows of weights that are not one per step, do not start at T-1, or weigh other outputs."""
     n = parse_num_inference_steps(key)
-    if not len(timesteps) == len(weights) == n:
+    if not len(timesteps) == len(weights) == len(keeps) == n:
         raise ValueError(
-            f"calibration of {key} steps has {len(timesteps)} timesteps and {len(weights)} rows of weights; {WITHOUT}"
+            f"calibration of {key} steps has {len(timesteps)} timesteps, {len(weights)} rows of weights and "
+            f"{len(keeps)} factors (keeps); {WITHOUT}"
         )
     if timesteps[0] != num_timesteps - 1:
         raise ValueError(
@@ -119,10 +131,10 @@ def _check_kappas(key: str, timesteps: list[int], made_for: list[float], kappas:
 
 
 def _check_finite(key: str, weights: list[list[float]]) -> None:
-    """Refuse rows with weights that are no numbers."""
-    for i, row in enumerate(weights, 1):
+    """Refuse weights that are no numbers."""
+    for row in weights:
         if not all(map(math.isfinite, row)):
-            raise ValueError(f"calibration of {key} steps has the weights {row} in step {i}; {WITHOUT}")
+            raise ValueError(f"calibration of {key} steps has the weights {row}, which are no numbers; {WITHOUT}")
 
 
 def _check_weight_sums(key: str, weights: list[list[float]], wanted: list[float]) -> None:
