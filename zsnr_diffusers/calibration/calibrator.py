@@ -90,6 +90,10 @@ class Calibrator:
         compared = len(self._timesteps) + sum(2 * n for n in self.steps)
         return compared * (fitted + held_out) + sum(max_network_calls(n, outputs) for n in self.steps) * fitted
 
+    def seconds_per_call(self) -> float:
+        """How long one network call takes, a batch of fitted images: the second of two, since the first warms up."""
+        return self._networks[0].time_calls(2)[-1]
+
     def numbers(self) -> Iterator[CalibratedNumber]:
         """Calibrate each step count, from the fewest on; yields each once it is done."""
         for network in self._networks:
