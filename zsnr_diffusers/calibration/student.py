@@ -1,6 +1,6 @@
 """Few steps of a network beside the teacher's run: their weights, fitted step by step to the teacher's path.
 
-Everything runs in y = x / sigma, in which a step of the ODE adds a weighted sum of outputs x_0 and nothing else.
+Everything is computed in y = x / sigma, where a step of the ODE only adds a weighted sum of x_0 outputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RIDGE = 0.1
 
 
 class State(NamedTuple):
-    """Before a step: y = x / sigma, and the last outputs x_0, newest first."""
+    """State before a step: y = x / sigma, and the last x_0 outputs, newest first."""
 
     y: Tensor
     outputs: tuple[Tensor, ...]
@@ -51,7 +51,7 @@ class Fit:
     Attributes:
         steps: what it does.
         states: before each step.
-        clean: where it leads.
+        clean: the resulting clean samples.
         error: geometric mean over images of the RMS difference to the teacher's clean samples.
     """
 
@@ -62,12 +62,12 @@ class Fit:
 
 
 class Student:
-    """Few-step runs of a network, beside the teacher's run of the same network from the same noise.
+    """Few-step runs of a network, compared with the teacher's run of the same network from the same noise.
 
     Args:
-        network: with the noise that runs start from.
-        scheduler: the default sampler; its weights are what a fit starts from and stays near.
-        teacher: visits every timestep that is asked for.
+        network: the network and its initial noise.
+        scheduler: the default sampler, whose weights initialize and regularize a fit.
+        teacher: a run that visits every candidate timestep.
     """
 
     def __init__(self, network: GuidedNetwork, scheduler: Any, teacher: Trajectory) -> None:
@@ -137,7 +137,7 @@ class Student:
         return State(x_t / sigma, (x_0, *older)[: self.outputs])
 
     def _fit_step_weights(self, ts: Sequence[int], i: int, state: State, start: Tensor) -> Tensor:
-        """The weights of step i that bring it nearest to the teacher's sample there, by least squares."""
+        """The weights of step i that best match the teacher's sample, by least squares."""
         last = i + 1 == len(ts)
         goal = self._teacher.clean if last else self._teacher.samples[ts[i + 1]].float() / self._sigma(ts[i + 1])
         wanted = goal if last else goal - state.y
@@ -155,7 +155,7 @@ class Student:
         return float(self._noise_level(timestep).sigma)
 
     def _default_weights(self, timesteps: Sequence[int]) -> Iterator[Tensor]:
-        """Weights of the default sampler for each step, padded to as many outputs as a step may weigh."""
+        """Weights of the default sampler for each step, padded to the maximum number of outputs."""
         path = [NoiseLevel(*map(float, self._noise_level(timestep))) for timestep in timesteps]
         updates = multistep_updates(path, self._order, self._corrector)
         for i, (update, sigma) in enumerate(zip(updates, [*(level.sigma for level in path[1:]), 1.0], strict=True)):
