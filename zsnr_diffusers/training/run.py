@@ -49,7 +49,7 @@ TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask,
 """The task of each kind of configuration."""
 
 
-def train(config: RunConfig) -> None:
+def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> None:
     """Train as configured, and write the result, a pipeline or a LoRA, to `config.output_dir`.
 
     Input errors are detected before the first step.
@@ -57,6 +57,8 @@ def train(config: RunConfig) -> None:
     Args:
         config: model, data and options: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
             pixel-space networks.
+        on_step: called in every process with the number of steps made: before the first one, which is above 0 where
+            the run continues, and after each. For a progress display of your own; the run then shows none.
 
     Raises:
         ValueError: model, data, options or output folder cannot be used.
@@ -100,7 +102,7 @@ def train(config: RunConfig) -> None:
         trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
         processes.run_on_main(lambda: write_run_record(Path(config.output_dir), options, found))
         validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
-        TrainingLoop(config, trainer, validation, options, repo).run()
+        TrainingLoop(config, trainer, validation, options, repo, on_step).run()
 
 
 def create_trainer(
