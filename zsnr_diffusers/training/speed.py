@@ -29,14 +29,14 @@ def check_speed(config: NetworkConfig) -> None:
             raise ValueError(f"--use_8bit_adam and --{option} do not go together: it knows contiguous tensors alone.")
     if config.ema_device == "cpu" and config.sharding != "none":
         raise ValueError("--ema_device=cpu and --sharding do not go together, which divides the moving average too.")
-    if config.compile != "none" and config.sharding != "none":
+    if config.compile not in ("auto", "none") and config.sharding != "none":
         raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} do not go together.")
 
 
 def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
     """Set a UNet's memory format and compilation, in place, so that names and parameters do not change.
 
-    It is compiled in its first forward pass.
+    It is compiled in its first forward pass; `auto` is to be resolved before.
 
     Raises:
         ValueError: blocks are to be compiled, and diffusers names none for this kind of network.
