@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ PROMPT = "a night sky"
 
 class NotHereError(Exception):
     """A section cannot run on this machine."""
+
+
+def require_bitsandbytes() -> None:
+    """Leave out a section if Adam cannot be had in 8 bits."""
+    if find_spec("bitsandbytes") is None:
+        raise NotHereError("bitsandbytes is not installed")
 
 
 @dataclass

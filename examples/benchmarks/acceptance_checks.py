@@ -1,12 +1,11 @@
 """Sections of `gpu_acceptance.py` on small models: are training, caches and checkpoints right on this device?"""
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from acceptance_bench import PROMPT, Bench, NotHereError, Outcome
+from acceptance_bench import PROMPT, Bench, NotHereError, Outcome, require_bitsandbytes
 from safetensors.torch import load_file
 
 from zsnr_diffusers.training import TrainingConfig
@@ -60,8 +59,8 @@ def whole_run(way: str) -> Any:
     def section(bench: Bench, found: Outcome) -> None:
         if way == "fp16" and not bench.is_cuda:
             raise NotHereError("float16 is for GPUs")
-        if way == "8-bit Adam" and find_spec("bitsandbytes") is None:
-            raise NotHereError("bitsandbytes is not installed")
+        if way == "8-bit Adam":
+            require_bitsandbytes()
         config = bench.config(bench.small, **{**SHORT, **WAYS[way]})
         bench.train(config)
         folder = Path(config.output_dir)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from acceptance_bench import PROMPT, Bench, NotHereError, Outcome
+from acceptance_bench import PROMPT, Bench, Outcome, require_bitsandbytes
 from diffusers import UNet2DConditionModel
 from small_pipelines.published import PUBLISHED
 from throughput_loops import Stopwatch, plain_loop
@@ -42,7 +42,7 @@ def speed(way: str, warm: int = 2, steps: int = 4) -> Any:
 
     def section(bench: Bench, found: Outcome) -> None:
         if WAYS[way].get("preset") == "24gb":
-            _require_8_bit()
+            require_bitsandbytes()
         options = {**WAYS[way], "dataloader_num_workers": 0 if bench.tiny else bench.workers, "luminance_images": 0}
         config = bench.config(bench.real, validation_prompts=[PROMPT], num_inference_steps=10, **options)
         started = time.perf_counter()
@@ -55,14 +55,6 @@ def speed(way: str, warm: int = 2, steps: int = 4) -> Any:
         bench.clear(config)
 
     return section
-
-
-def _require_8_bit() -> None:
-    """Refuse a section without bitsandbytes."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise NotHereError("bitsandbytes is not installed") from error
 
 
 def _time_steps(bench: Bench, found: Outcome, trainer: Trainer, warm: int, steps: int) -> None:
@@ -121,8 +113,9 @@ def look_closer(bench: Bench, found: Outcome, trainer: Trainer, config: Training
 
 def _loader_speed(bench: Bench, trainer: Trainer, config: TrainingConfig) -> float:
     """Images per second of the loader, without training."""
-    count, passes = (4, config.gradient_accumulation_steps) if bench.tiny else (40, config.gradient_accumulation_steps)
-    positions = DistributedBatchSampler(config, range(-(-(count + 4) // passes)), 0, 1)
+    count = 4 if bench.tiny else 40
+    steps = -(-(count + 4) // config.gradient_accumulation_steps)
+    positions = DistributedBatchSampler(config, range(steps), 0, 1)
     batches = iter(create_dataloader(trainer.samples, positions, trainer.task.data))
     for _ in range(4):
         next(batches)
@@ -158,7 +151,7 @@ def sdxl(bench: Bench, found: Outcome) -> None:
     accelerator = Accelerator(mixed_precision="bf16", cpu=not bench.is_cuda)
     network = TrainedNetwork(unet, config, accelerator)
     optimization = Optimization([{"params": network.parameters}], config, accelerator)
-    inputs = _on_device(example_inputs(unet, config.train_batch_size, (side, side)), bench.device)
+    inputs = _ones(example_inputs(unet, config.train_batch_size, (side, side)), bench.device)
 
     def step() -> None:
         with network.accumulate(last=True):
@@ -173,11 +166,8 @@ def sdxl(bench: Bench, found: Outcome) -> None:
     _note_memory(bench, found, estimate)
 
 
-def _on_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Arguments of a UNet's call with numbers that mean something, on a device."""
-    return {
-        name: _on_device(value, device)
-        if isinstance(value, dict)
-        else (torch.ones_like(value, device=device) if name != "sample" else torch.randn(value.shape, device=device))
-        for name, value in inputs.items()
-    }
+def _ones(inputs: Any, device: torch.device) -> Any:
+    """Tensors like these, also within a dictionary, on a device."""
+    if isinstance(inputs, dict):
+        return {name: _ones(value, device) for name, value in inputs.items()}
+    return torch.ones_like(inputs, device=device)
