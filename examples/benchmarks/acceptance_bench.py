@@ -70,7 +70,7 @@ class Bench:
         folder: for models, caches and runs.
         tiny: take networks of some thousand weights for all of them.
         workers: of each loader.
-        peak_tflops: of the device, for the model FLOPs utilisation.
+        peak_tflops: of the device, for the model FLOPs utilization.
     """
 
     def __init__(self, device: torch.device, folder: Path, tiny: bool, workers: int, peak_tflops: float) -> None:

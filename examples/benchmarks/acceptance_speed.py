@@ -38,7 +38,7 @@ _SMALL_XL = {
 
 
 def speed(way: str, warm: int = 2, steps: int = 4) -> Any:
-    """A section: images per second of a run, its utilisation of the device, its memory beside the estimate."""
+    """A section: images per second of a run, its utilization of the device, its memory next to the estimate."""
 
     def section(bench: Bench, found: Outcome) -> None:
         if WAYS[way].get("preset") == "24gb":

@@ -6,8 +6,8 @@
 
 Whole runs in each precision, with a LoRA and with 8-bit Adam, each with previews and checkpoints and continued from
 its middle; caches, compilation, waits for the device; throughput of Stable Diffusion 2.1 at 512 in bf16, with model
-FLOPs utilization and memory beside the estimate of --dry_run; a step of SDXL. A section that fails is reported and the
-others go on, one for which the time is too short is left out. --out is written after every section.
+FLOPs utilization and memory next to the estimate of --dry_run; a step of SDXL. A section that fails is reported, and
+the others go on; one for which the time is too short is left out. --out is written after every section.
 
 Without a GPU nothing is run, and the exit status is 0. --rehearse runs every section on the CPU with tiny networks, so
 that no time on a GPU is lost with mistakes in this script; what it prints there is no measurement.
@@ -133,7 +133,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def judge_speed(results: Mapping[str, Any]) -> str:
-    """The fastest cached run of Stable Diffusion 2.1 beside what an H100 is to reach; empty for other cards."""
+    """The fastest cached run of Stable Diffusion 2.1 next to what an H100 is to reach; empty for other cards."""
     cached = [name for name in SPEEDS if name not in ("SD 2.1, uncached", "SD 2.1, LoRA")]
     speeds = [results["sections"].get(name, {}).get("figures", {}).get("images_per_s", 0.0) for name in cached]
     if not any(card in results["machine"]["device"] for card in ("H100", "H200")) or not any(speeds):

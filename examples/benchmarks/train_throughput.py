@@ -16,7 +16,7 @@ A cache is filled before the clock starts; how long that takes is printed. Besid
 is aimed at; on two quiet cores the third line above takes some five minutes. On a busy machine the ratio in CPU time
 is the better one, which does not count the seconds in which others had the processor.
 
-Model FLOPs utilisation (MFU) counts the UNet's forward and backward pass alone, which all three need.
+Model FLOPs utilization (MFU) counts the UNet's forward and backward pass alone, which all three need.
 """
 
 import argparse

@@ -45,7 +45,7 @@ def test_what_was_written_down_stays_when_a_preset_changes(tmp_path, monkeypatch
 @pytest.mark.parametrize("wrong", ["24bg", "80g"])
 def test_the_nearest_preset_is_named(wrong, tmp_path, capsys):
     nearest = {"24bg": "24gb", "80g": "80gb"}[wrong]
-    with pytest.raises(ValueError, match=f"--preset='{wrong}' is not known; choose one of .*; did you mean {nearest}"):
+    with pytest.raises(ValueError, match=f"--preset='{wrong}' is unknown; choose one of .*; did you mean {nearest}"):
         TrainingConfig(**LEAST, preset=wrong)
     with pytest.raises(SystemExit):
         parse_config([*ARGUMENTS, "--preset", wrong])
@@ -68,7 +68,7 @@ def test_the_plan_and_the_record_have_what_was_set(options, capsys, tmp_path):
     train(dataclasses.replace(config, dry_run=True))
     plan = " ".join(capsys.readouterr().out.split())
     assert "preset: 24gb: mixed_precision bf16, gradient_checkpointing yes, ema_device cpu" in plan
-    assert "passed in its place: use_8bit_adam no, train_batch_size 2, dataloader_num_workers 0" in plan
+    assert "passed instead: use_8bit_adam no, train_batch_size 2, dataloader_num_workers 0" in plan
     assert "gradient_accumulation_steps: 8" in plan
     train(dataclasses.replace(config, gradient_accumulation_steps=1))
     written = yaml.safe_load((tmp_path / "run" / "training_config.yaml").read_text())

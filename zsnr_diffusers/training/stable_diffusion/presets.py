@@ -89,7 +89,7 @@ class PresetConfig(Options):
         options = PRESETS[self.preset].options
         kept = {name: value for name, value in options.items() if getattr(self, name) == value}
         others = {name: getattr(self, name) for name in options if name not in kept}
-        but = f"; passed in its place: {_written(others)}" if others else ""
+        but = f"; passed instead: {_written(others)}" if others else ""
         return {"preset": f"{self.preset}: {_written(kept)}{but}"}
 
 
