@@ -112,9 +112,8 @@ class Autoencoder(FrozenEncoder):
 
     def move(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """See `FrozenEncoder.move`; on a CPU in the layout in which its convolutions take a seventh less time."""
-        super().move(device, dtype)
-        if torch.device(device).type == "cpu":
-            self.network.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if torch.device(device).type == "cpu" else torch.preserve_format
+        self.network.to(device, dtype, memory_format=layout)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Rows:
