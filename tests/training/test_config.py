@@ -23,10 +23,11 @@ from zsnr_diffusers.training.stable_diffusion.config import (
     CaptionedDataConfig,
     GuidedOutputConfig,
 )
+from zsnr_diffusers.training.stable_diffusion.presets import PresetConfig
 
 PARTS = {
     RunConfig: {OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, FlowConfig, DataConfig},
-    TrainingConfig: {GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig},
+    TrainingConfig: {GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, PresetConfig},
     PixelTrainingConfig: {PixelOutputConfig, ClassDataConfig, NetworkConfig},
 }
 EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"
@@ -159,7 +160,7 @@ def test_help_teaches(capsys):
         ({"lora_target_modules": ["to_q"]}, r"--lora_target_modules=\['to_q'\]: without --lora_rank"),
         ({"lora_rank": 4, "lora_target_modules": []}, r"--lora_target_modules=\[\] contains no layer"),
         ({"on_bad_image": "ignore"}, "--on_bad_image='ignore' is unknown; choose one of fail, skip"),
-        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is unknown; choose one of no, fp16, bf16"),
+        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is unknown; choose one of no, fp16, bf16, auto; did"),
         ({"lr_scheduler": "cosin"}, "--lr_scheduler='cosin' is unknown; choose one of constant, .* cosine"),
     ],
 )

@@ -4,6 +4,7 @@ torch's fake tensors go through the forward pass of a step, and the tensors save
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from .parameters import cast_for_training
 
 TOKENS = 77
 """Of a caption, as CLIP's text encoders have them."""
+
+LIBRARIES = 3e9
+"""Bytes that CUDA's context, workspaces and the allocator's unused blocks may need in addition to the estimate."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -102,6 +106,46 @@ def estimate_memory(
     on_host = sharded and config.fsdp_offload_params
     own = [0 if on_host else size // max(share, 1) for size in (weights, 4 * count, optimizer, ema)]
     return MemoryEstimate(own[0], own[1], own[2], own[3], gathered, kept, recomputed, frozen)
+
+
+def check_memory(config: NetworkConfig, gigabytes: float, estimate: Callable[[NetworkConfig], MemoryEstimate]) -> None:
+    """Refuse a step that does not fit into a GPU.
+
+    Args:
+        config: of the run.
+        gigabytes: that the GPU has, 1e9 bytes.
+        estimate: of a configuration.
+
+    Raises:
+        ValueError: with what it takes, and the options with which the same step would fit.
+    """
+    needed, room = estimate(config).total, gigabytes * 1e9 - LIBRARIES
+    if needed <= room:
+        return
+
+    def fits(options: dict[str, Any]) -> bool:
+        return estimate(dataclasses.replace(config, **options)).total <= room
+
+    smaller = list(_smaller_passes(config))
+    remedy = "take a lower --resolution, or a LoRA of a lower --lora_rank; no batch is small enough"
+    if smaller and fits(smaller[-1]):
+        largest = next(filter(fits, smaller))
+        remedy = f"pass {' '.join(f'--{name}={value}' for name, value in largest.items())} for the same in less"
+    raise ValueError(
+        f"A step takes {needed / 1e9:.1f} GB, and of the {gigabytes:g} GB of the preset's GPU libraries leave "
+        f"{room / 1e9:g}: {remedy}."
+    )
+
+
+def _smaller_passes(config: NetworkConfig) -> Iterator[dict[str, Any]]:
+    """Options that take less and less memory for the same global batch."""
+    options: dict[str, Any] = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
+    batch, passes = config.train_batch_size, config.gradient_accumulation_steps
+    if options:
+        yield options
+    while batch % 2 == 0:
+        batch, passes = batch // 2, passes * 2
+        yield {**options, "train_batch_size": batch, "gradient_accumulation_steps": passes}
 
 
 def example_inputs(unet: Any, batch: int, size: Size) -> dict[str, Any]:

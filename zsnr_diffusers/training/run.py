@@ -20,12 +20,27 @@ from ..utils.distributed import Processes
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
 from .accelerator import create_accelerator, mixed_precision_dtype
+from .automatic import resolve_compile, resolve_mixed_precision
 from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_checkpoints
 from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
 from .checkpointing.lock import lock_run_folder
-from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run_record
+from .checkpointing.run_folder import (
+    check_disk_space,
+    check_fingerprint,
+    check_run_folder,
+    read_options,
+    write_run_record,
+)
 from .checkpointing.saver import CheckpointSaver
-from .config import ComputeConfig, ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
+from .config import (
+    ComputeConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimizationConfig,
+    OutputConfig,
+    RunConfig,
+    StepsConfig,
+)
 from .data.dataset import check_images, open_file_index
 from .data.loader import TrainingDataset
 from .data.shard_formats import index_shards
@@ -33,7 +48,7 @@ from .launch_settings import fsdp_options
 from .loop import TrainingLoop
 from .loss import LossWeighting
 from .measure import time_training_steps
-from .memory import estimate_memory
+from .memory import MemoryEstimate, check_memory, estimate_memory
 from .network import TrainedNetwork
 from .parameters import trainable_parameters
 from .pixels import PixelTask, PixelTrainingConfig
@@ -70,24 +85,30 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> No
     with contextlib.ExitStack() as stack:
         config = stack.enter_context(fsdp_options(config))
         check_speed(config)
+        config = resolve_mixed_precision(config, read_options(Path(config.output_dir)) if config.resume else {})
         accelerator, processes = create_accelerator(
             config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
         )
-        options, identity = dataclasses.asdict(config), config.identity_values()
+        identity = config.identity_values()
         stack.enter_context(matmul_precision(config.allow_tf32))
         checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, stack))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
+        config = resolve_compile(config, task.unet, accelerator.device)
         images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
         samples = task.samples(images, config.global_batch(processes.size))
         task.plan_cache(accelerator, processes, samples)
+        if (gigabytes := config.gpu_gigabytes) is not None:
+            estimate = functools.partial(_estimate_memory, task, accelerator)
+            processes.run_on_main(lambda: check_memory(config, gigabytes, estimate))
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
             shown = config.max_train_steps * config.global_batch(processes.size)
             summary = {**task.summary(samples), **samples.describe_mix(shown)}
             if config.dry_run:
-                summary |= _describe_memory(config, task, accelerator)
+                found_memory = _estimate_memory(task, accelerator, config)
+                summary |= {"memory": f"{found_memory}; libraries need another 1 to 3 GB of a GPU"}
             show(_plan_run(config, summary, samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
             hub_repo_name(config)
@@ -103,6 +124,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> No
         )
         repo = processes.run_on_main(lambda: create_run_repo(config)) if config.push_to_hub else None
         trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
+        options = dataclasses.asdict(config)
         processes.run_on_main(lambda: write_run_record(Path(config.output_dir), options, found))
         validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
         TrainingLoop(config, trainer, validation, options, repo, on_step).run()
@@ -126,6 +148,7 @@ def create_trainer(
         samples: of the task, after `Task.plan_cache`.
         checkpoint: to continue from.
     """
+    config = resolve_compile(config, task.unet, accelerator.device)
     batch = config.global_batch(accelerator.num_processes)
     timed = _add_timesteps(config, task, task.prepare(accelerator, processes, samples), batch)
     weighting = LossWeighting(config, task.schedule, accelerator.device)
@@ -199,13 +222,12 @@ def _describe_export(task: Task) -> str:
     return f"{type(scheduler).__name__}, {scheduler.config.timestep_spacing} spacing"
 
 
-def _describe_memory(config: StepsConfig, task: Task, accelerator: Accelerator) -> dict[str, str]:
-    """What a step takes of each device's memory, for the plan."""
+def _estimate_memory(task: Task, accelerator: Accelerator, config: NetworkConfig) -> MemoryEstimate:
+    """What a step takes of each device's memory."""
     half = mixed_precision_dtype(accelerator)
-    found = estimate_memory(
+    return estimate_memory(
         task.unet, config, half, task.sample_size(), accelerator.num_processes, task.frozen_bytes(half)
     )
-    return {"memory": f"{found}; libraries need another 1 to 3 GB of a GPU"}
 
 
 def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:

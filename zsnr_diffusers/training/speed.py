@@ -33,14 +33,14 @@ def check_speed(config: NetworkConfig) -> None:
             )
     if config.ema_device == "cpu" and config.sharding != "none":
         raise ValueError("--ema_device=cpu and --sharding are not compatible, since sharding divides the EMA too.")
-    if config.compile != "none" and config.sharding != "none":
+    if config.compile not in ("auto", "none") and config.sharding != "none":
         raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} are not compatible.")
 
 
 def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
     """Set a UNet's memory format and compilation, in place, so that names and parameters do not change.
 
-    It is compiled in its first forward pass.
+    It is compiled in its first forward pass; `auto` is to be resolved before.
 
     Raises:
         ValueError: blocks are to be compiled, and diffusers names none for this kind of network.

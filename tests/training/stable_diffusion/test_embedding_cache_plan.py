@@ -89,7 +89,7 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
     moves = {}
     for part in task.embedding_cache.parts:
         moves[part.name] = ["cpu"]
-        monkeypatch.setattr(part.network, "to", lambda place, *_, made=moves[part.name]: made.append(str(place)))
+        monkeypatch.setattr(part.network, "to", lambda place, *_, made=moves[part.name], **__: made.append(str(place)))
 
     def places():
         return {name: made[-1] for name, made in moves.items()}

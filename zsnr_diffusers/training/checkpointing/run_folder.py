@@ -98,6 +98,11 @@ def check_disk_space(config: OutputConfig, size: int) -> None:
         )
 
 
+def read_options(folder: Path) -> dict[str, Any]:
+    """Options of the run in a folder, by name, as `write_run_record` wrote them; empty if there is none."""
+    return _read_run_record(folder / CONFIG_FILE)
+
+
 def write_run_record(folder: Path, options: Mapping[str, Any], fingerprint: Fingerprint) -> None:
     """Write a run's options and fingerprint into its folder.
 

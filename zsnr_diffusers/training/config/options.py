@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import yaml
 
+from ...utils.command_line import did_you_mean, nearest
+
 
 class Range(NamedTuple):
     """Allowed values of a number; None is always allowed."""
@@ -80,7 +82,9 @@ def _check_option(name: str, kind: Any, value: Any) -> None:
     if value is None:
         return
     if (choices := _literal_choices(kind)) and value not in choices:
-        raise ValueError(f"--{name}={value!r} is unknown; choose one of {', '.join(map(str, choices))}.")
+        names = [*map(str, choices)]
+        meant = did_you_mean(nearest(str(value), names))
+        raise ValueError(f"--{name}={value!r} is unknown; choose one of {', '.join(names)}{meant or '.'}")
     for limit in getattr(kind, "__metadata__", ()):
         if isinstance(limit, Range) and not limit.holds(value):
             raise ValueError(f"--{name}={value} {limit.must}.")

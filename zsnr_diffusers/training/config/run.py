@@ -40,6 +40,11 @@ class RunConfig(OutputConfig, StepsConfig, DataConfig):
         """Whether a LoRA or DoRA is trained instead of the complete network."""
         return False
 
+    @property
+    def gpu_gigabytes(self) -> float | None:
+        """Memory of each GPU, 1e9 bytes, into which a step has to fit; None if nothing is known of it."""
+        return None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.has_data or self.measure):

@@ -76,8 +76,12 @@ class OptimizationConfig(Options):
 class ComputeConfig(Options):
     """How steps are computed: precision, memory, compilation, processes."""
 
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Precision of the forward pass; the weights stay float32. Default: accelerate's configuration."
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] | None = option(
+        None,
+        "Arithmetic of the forward pass; the weights stay float32. auto: on a GPU bf16, or fp16 if it has no bf16; on "
+        "a CPU bf16 if a trial of a second finds it faster. What it found is written down, and kept on --resume; "
+        "another machine may find something else, so the same seed then gives other weights. Default: what accelerate "
+        "is configured for.",
     )
     allow_tf32: bool = option(
         False,
@@ -87,10 +91,11 @@ class ComputeConfig(Options):
     channels_last: bool = option(
         False, "Keep weights in the memory layout for convolutions on tensor cores; saved files have the usual layout."
     )
-    compile: Literal["none", "blocks", "network"] = option(
-        "none",
-        "Use torch.compile, which takes minutes before the first step. blocks: compile the transformer blocks, once "
-        "per kind. network: compile the complete network.",
+    compile: Literal["auto", "none", "blocks", "network"] = option(
+        "auto",
+        "torch.compile, which takes minutes before the first step. blocks: the transformer blocks, once for all of a "
+        "kind. network: all of it. auto: blocks on an NVIDIA or AMD GPU in runs of 1,000 steps or more, if the "
+        "compiler works there and --sharding is none; else none.",
     )
     sharding: Literal["none", "optimizer", "parameters"] = option(
         "none",

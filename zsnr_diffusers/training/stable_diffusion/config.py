@@ -22,6 +22,7 @@ from ..config import (
     option,
 )
 from ..config.data import is_encoded
+from .presets import PresetConfig, with_presets
 
 EXAMPLES = """\
 examples:
@@ -310,8 +311,9 @@ class GuidedOutputConfig(OutputConfig):
         check_keep_low_frequencies(self.keep_low_frequencies or 0)
 
 
+@with_presets
 @dataclass
-class TrainingConfig(GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, RunConfig):
+class TrainingConfig(GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, PresetConfig, RunConfig):
     """Everything that a run on Stable Diffusion depends on; `--help` prints the same text.
 
     Raises:

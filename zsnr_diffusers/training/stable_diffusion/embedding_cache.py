@@ -154,10 +154,10 @@ class EmbeddingCache:
                 with suppress_empty_float32_warnings():
                     part.network.to(dtype)
             if status is None or status.missing:
-                part.network.to(accelerator.device)
+                part.move(accelerator.device)
             if status is not None:
                 _populate_part(processes, part, status, samples)
-                part.network.to("cpu" if self.encoded is None else "meta")
+                part.move("cpu" if self.encoded is None else "meta")
             seconds[part.name] = time.perf_counter() - started
         samples.caches = {name: status.cache for name, status in self.stored.items()}
         return seconds
@@ -175,14 +175,14 @@ class EmbeddingCache:
         if self.encoded is not None:
             self._reload()
         for part in self.parts:
-            part.network.to(self.device, self._dtypes.get(part.name))
+            part.move(self.device, self._dtypes.get(part.name))
         try:
             with precision:
                 yield
         finally:
             for part in self.parts:
                 if part.name in self.stored:
-                    part.network.to("cpu" if self.encoded is None else "meta")
+                    part.move("cpu" if self.encoded is None else "meta")
 
     def benchmark(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> float:
         """Cache what a few samples need, in a temporary folder, to time it.

@@ -10,6 +10,7 @@ import numpy as np
 from ...utils.tables import Text
 from ...utils.terminal import show
 from ..accelerator import create_accelerator
+from ..automatic import resolve_mixed_precision
 from ..checkpointing.lock import lock_run_folder
 from ..checkpointing.run_folder import CONFIG_FILE
 from ..config.data import ENCODED_FILE
@@ -43,6 +44,7 @@ def encode(config: TrainingConfig) -> None:
         ValueError: model, data or options cannot be used, or the disk is too small.
         OSError: a file or repo is missing, or the folder cannot be written.
     """
+    config = resolve_mixed_precision(config, {})
     folder = Path(config.output_dir)
     with contextlib.ExitStack() as lock, hidden_fsdp_settings():  # nothing is trained
         accelerator, processes = create_accelerator(config, 1, "none", config.output_dir)

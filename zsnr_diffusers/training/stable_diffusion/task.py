@@ -90,6 +90,7 @@ class StableDiffusionTask(Task):
         before = self.base.pipeline.scheduler
         parameters = sum(value.numel() for value in base_state_dict(self.unet).values())
         return {
+            **self.config.describe_preset(),
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
             **({"adapter": describe_adapter(self.unet, self.config)} if self.config.trains_adapter else {}),
             "prediction": f"{before.config.get('prediction_type', FLOW)} -> {self._describe_prediction()}",
