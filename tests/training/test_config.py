@@ -21,12 +21,12 @@ from zsnr_diffusers.training.stable_diffusion.config import (
     AdapterConfig,
     BaseConfig,
     CaptionedDataConfig,
-    GuidedOutputConfig,
+    DistillationConfig,
 )
 
 PARTS = {
     RunConfig: {OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, FlowConfig, DataConfig},
-    TrainingConfig: {GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig},
+    TrainingConfig: {DistillationConfig, AdapterConfig, CaptionedDataConfig, BaseConfig},
     PixelTrainingConfig: {PixelOutputConfig, ClassDataConfig, NetworkConfig},
 }
 EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"

@@ -59,12 +59,13 @@ def check_base_schedule(scheduler: Any, name: str, prediction_type: str) -> None
         raise ValueError(f"{name} is a flow model of a different kind: only noise - x_0, told 1000 s, is trained.")
 
 
-def check_bridge_base(scheduler: Any, name: str) -> None:
-    """Refuse a base model that no exact conversion turns into a flow model.
+def check_zero_snr_base(scheduler: Any, name: str, option: str) -> None:
+    """Refuse a base model that is not yet what an option needs: one that predicts v at zero terminal SNR.
 
     Args:
         scheduler: of the base.
         name: of the base.
+        option: that needs it.
 
     Raises:
         ValueError: it does not predict v at zero terminal SNR.
@@ -72,6 +73,6 @@ def check_bridge_base(scheduler: Any, name: str) -> None:
     kind, end = scheduler.config.get("prediction_type", "epsilon"), terminal_snr(scheduler)
     if kind != "v_prediction" or end > 0:
         raise ValueError(
-            f"--flow_through_bridge needs a base that predicts v at zero terminal SNR; {name} predicts {kind} on a "
+            f"{option} needs a base that predicts v at zero terminal SNR; {name} predicts {kind} on a "
             f"schedule that ends at an SNR of {end:.4g}. Leave it out, or train the base with v_prediction first."
         )
