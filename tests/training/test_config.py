@@ -96,9 +96,11 @@ def test_next_steps_after_training(monkeypatch, capsys):
     main([*LEAST_ARGUMENTS, "--output_dir", "lora", "--lora_rank", "4", "--quiet"])
     assert "--pipeline base --lora lora" in (out := capsys.readouterr().out)
     assert 'load_lora(pipe, "lora")' in out
+    main([*LEAST_ARGUMENTS, "--output_dir", "fast", "--lora_rank", "4", "--distill_steps", "4"])
+    assert "--lora fast --num_inference_steps 4 --guidance_scale 1 " in capsys.readouterr().out
     main([*LEAST_ARGUMENTS, "--dry_run"])
     assert capsys.readouterr().out == ""
-    assert [config.lora_rank for config in ran] == [None, 4, None]
+    assert [config.lora_rank for config in ran] == [None, 4, 4, None]
 
 
 def test_help_teaches(capsys):

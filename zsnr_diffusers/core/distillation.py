@@ -80,7 +80,7 @@ def student_sampler(timesteps: Sequence[int], levels: Sequence[NoiseLevel]) -> S
 
 
 def teacher_sampler(timesteps: Sequence[Sequence[int]], levels: Sequence[Sequence[NoiseLevel]]) -> SegmentedSampler:
-    """Multistep steps within each step of a student, begun anew in each, so that a sample may come from anywhere.
+    """Multistep steps within each step of a student, started again in each, so that samples may be in any of them.
 
     Args:
         timesteps: k for each step of the student, from its own on; see `subdivided_timesteps`.
