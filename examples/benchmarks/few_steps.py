@@ -46,7 +46,7 @@ class Sizes:
     repetitions: int = 3
     steps: int = 4
     teacher_steps: int = 25
-    reference_steps: int = 50
+    reference_steps: int = 25
 
 
 @dataclass
