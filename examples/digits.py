@@ -1,4 +1,4 @@
-"""Class to image, from scratch, in minutes on a CPU: handwritten digits with v-loss and zero terminal SNR.
+"""Class to image, from scratch, in minutes on a CPU: handwritten digits with v-prediction and zero terminal SNR.
 
     python -m pip install -e ".[examples]" && python examples/digits.py
 

@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Figures]]:
     only = arguments.pop("only")
     study = Study(**arguments)
     if not (study.flawed / "model_index.json").exists():
-        parser.error(f"{study.flawed} is no pipeline; run examples/quickstart.py first")
+        parser.error(f"{study.flawed} is not a pipeline; run examples/quickstart.py first")
     quieten_libraries()
     study.output_dir.mkdir(parents=True, exist_ok=True)
     return {name: TABLES[name](study) for name in only}

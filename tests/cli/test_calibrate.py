@@ -83,7 +83,7 @@ def test_an_interrupted_run_keeps_what_it_has(model, prompts, tmp_path, monkeypa
 def test_1_where_nothing_got_better(model, prompts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module.CalibratedNumber, "better", False)
     assert run(model, prompts, tmp_path) == 1
-    assert "nothing got better" in capsys.readouterr().out
+    assert "no step count improved" in capsys.readouterr().out
     assert not ZeroSNRMultistepScheduler.from_pretrained(tmp_path / "fast" / "scheduler").config["calibration"]
 
 
@@ -91,9 +91,9 @@ def test_1_where_nothing_got_better(model, prompts, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
-        (None, [], "there is no such file"),
-        ("\n \n", [], "holds no prompts; write one per line"),
-        ("a\nb\nc\n", [], "3 prompts are too few to fit a sampler to, and to hold some out: give at least 8"),
+        (None, [], "no such file"),
+        ("\n \n", [], "contains no prompts; write one per line"),
+        ("a\nb\nc\n", [], "3 prompts are too few to fit and hold out: pass at least 8"),
         ("a\n" * 8, ["--num_prompts", "4"], "4 num_prompts are too few"),
         ("a\n" * 8, ["--steps", "1"], "--steps 1 must be at least 2"),
         ("a\n" * 8, ["--guidance_rescale", "2"], "--guidance_rescale 2.0 must lie in [0, 1]"),

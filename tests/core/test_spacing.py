@@ -80,15 +80,15 @@ def test_impossible_number_of_steps_is_refused(n):
 
 
 def test_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match="'karras' is not known; choose one of trailing"):
+    with pytest.raises(ValueError, match="'karras' is unknown; choose one of trailing"):
         spaced_timesteps("karras", 10, table(1000))
 
 
 @pytest.mark.parametrize(
     ("timesteps", "message"),
     [
-        ([], "at least one"),
-        ([3.5], "whole numbers"),
+        ([], "one or more integers"),
+        ([3.5], "integers"),
         ([1000, 5], r"\[1000\] lie outside \[0, 999\]"),
         ([5, -1], r"\[-1\] lie outside"),
         ([999, 500, 500], "500 follows 500"),

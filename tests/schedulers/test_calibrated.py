@@ -153,7 +153,7 @@ def test_the_file_for_people_without_this_package_has_it(monkeypatch):
 def test_an_override_that_it_was_not_made_for_leaves_it_out_and_says_so(override, log):
     scheduler = ZeroSNRMultistepScheduler.from_config(calibrated().config, **override)
     assert scheduler.config["calibration"] is None
-    assert "calibration of 5 steps is left out: it was made for" in log.text
+    assert "calibration of 5 steps is dropped: it was fitted for" in log.text
     assert "Fit it again with zsnr calibrate" in log.text
 
 
@@ -170,7 +170,7 @@ def test_an_override_that_it_was_not_made_for_leaves_it_out_and_says_so(override
 def test_an_override_that_changes_nothing_of_it_leaves_it(override, log):
     scheduler = ZeroSNRMultistepScheduler.from_config(calibrated().config, **override)
     assert scheduler.config["calibration"] == calibration()
-    assert "left out" not in log.text
+    assert "is dropped" not in log.text
 
 
 def changed(**changes):
@@ -181,7 +181,7 @@ def changed(**changes):
 WEIGHTS = calibration()["5"]["weights"]
 BAD = [
     ([1, 2], "must map step counts"),
-    ({"five": {}}, "has the key 'five', which is no step count"),
+    ({"five": {}}, "has the key 'five', which is not a step count"),
     ({"5": {}}, "of 5 steps lacks 'timesteps'"),
     ({"5": 3}, "of 5 steps cannot be read"),
     ({"6": calibration()["5"]}, "of 6 steps has 5 timesteps and 5 rows"),
@@ -189,7 +189,7 @@ BAD = [
     (changed(timesteps=[999, 800, 600, 300, -1]), r"timesteps \[-1\] lie outside \[0, 999\]"),
     (changed(timesteps=[999, 800, 900, 300, 20]), "must decrease strictly; 900 follows 800"),
     (changed(timesteps=[990, 885, 656, 255, 23]), "begins at timestep 990, the schedule at 999"),
-    (changed(weights=[*WEIGHTS[:4], [*WEIGHTS[4], 0.0]]), "weighs 4 outputs in step 5, where this solver_order"),
+    (changed(weights=[*WEIGHTS[:4], [*WEIGHTS[4], 0.0]]), "uses 4 outputs in step 5, but this solver_order"),
     (changed(weights=[*WEIGHTS[:4], [0.5, 0.2, 0.1]]), "the weights of step 5 have the sum 0.8, .* needs 1;"),
     (changed(weights=[*WEIGHTS[:4], [float("nan"), 0.2, 0.1]]), "the sum nan"),
     (changed(weights=[*WEIGHTS[:4], ["x", 0.2, 0.1]]), "of 5 steps cannot be read: could not convert"),
@@ -206,12 +206,12 @@ def test_what_does_not_fit_is_refused_with_the_remedy(bad, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"beta_start": 0.001}, "made for another noise schedule: the weights of step 1 have the sum"),
+        ({"beta_start": 0.001}, "fitted for another noise schedule: the weights of step 1 have the sum"),
         ({"num_train_timesteps": 1500}, "begins at timestep 999, the schedule at 1499"),
-        ({"rescale_betas_zero_snr": False}, "made for another noise schedule"),
-        ({"solver_order": 3}, "in step 4, where this solver_order and corrector weigh 4"),
-        ({"corrector": False}, "in step 3, where this solver_order and corrector weigh 2"),
-        ({"eta": 1.0}, "made for eta=0, and eta=1.0 adds noise"),
+        ({"rescale_betas_zero_snr": False}, "fitted for another noise schedule"),
+        ({"solver_order": 3}, "in step 4, but this solver_order and corrector use 4"),
+        ({"corrector": False}, "in step 3, but this solver_order and corrector use 2"),
+        ({"eta": 1.0}, "requires eta=0, but eta=1.0 adds noise"),
     ],
 )
 def test_another_schedule_or_sampler_is_refused_where_it_is_made_directly(config, message):

@@ -160,7 +160,7 @@ def test_the_log_goes_on_to_the_error(options, monkeypatch):
 
 def test_folder_of_another_run_is_refused_and_resume_cannot_change_the_run(options):
     run(options)
-    with pytest.raises(ValueError, match=r"already holds a run: pass --resume"):
+    with pytest.raises(ValueError, match=r"already contains a run: pass --resume"):
         run(options)
     with pytest.raises(ValueError, match=r"--seed was 0 and is now 5"):
         run(options, resume=True, seed=5)

@@ -1,4 +1,4 @@
-"""Which timesteps few steps should visit: a coordinate search among those of the teacher."""
+"""Search for the timesteps of a few-step sampler: a coordinate search among those of the teacher."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from .student import ROUNDS, TRIES, Fit, Student
 
 FRACTIONS = (3, 6, 12)
-"""Timesteps are moved by these parts of a step, larger moves first."""
+"""Fractions of a step by which timesteps are moved, larger moves first."""
 CALLS = 9
-"""The search ends after so many network calls, times n (n - 1); most searches end before."""
+"""The search stops after this many network calls, times n (n - 1); most searches stop earlier."""
 
 
 def max_network_calls(n: int, outputs: int = 3) -> int:
-    """How often the search and fit of n steps call the network at most, for each batch.
+    """Upper bound of the network calls per batch for the search and fit of n steps.
 
     Args:
         n: the step count.
-        outputs: how many outputs a step weighs at most.
+        outputs: maximum number of outputs that a step combines.
     """
     of_changes = sum(min(i, outputs - 1) * (n - 1 - i) for i in range(n))
     return CALLS * n * (n - 1) + 2 * n + ROUNDS * (of_changes + TRIES * n)
 
 
 def search_timesteps(student: Student, start: Sequence[int], among: Sequence[int]) -> Fit:
-    """Search the timesteps, of the teacher's, whose fitted weights lead nearest to the teacher.
+    """Search the teacher's timesteps for those whose fitted weights match the teacher best.
 
-    Every timestep but the first is moved to neighbours, as long as the final error falls; the weights are
-    fitted for all that is tried.
+    Every timestep except the first is moved to neighbors as long as the final error decreases; weights are fitted for
+    each candidate.
 
     Args:
         student: fits weights.
@@ -46,7 +46,7 @@ def search_timesteps(student: Student, start: Sequence[int], among: Sequence[int
 
 
 class _Search:
-    """What was tried, and how many calls are left."""
+    """State of the search: what was tried, and the remaining number of calls."""
 
     def __init__(self, student: Student, start: Sequence[int], among: Sequence[int]) -> None:
         self._student, self._among = student, list(among)
@@ -55,7 +55,7 @@ class _Search:
         self._last_call = student.calls + CALLS * len(start) * (len(start) - 1)
 
     def move_timestep(self, fit: Fit, k: int, offset: int) -> Fit:
-        """The k-th timestep moved by `offset` places among the teacher's, and again as long as the error falls."""
+        """The k-th timestep moved by `offset` places among the teacher's, repeated as long as the error decreases."""
         while (timesteps := self._next_candidate(fit.timesteps, k, offset)) is not None:
             other = self._student.fit(timesteps, like=fit)
             if not other.error < fit.error:

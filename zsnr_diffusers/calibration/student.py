@@ -1,6 +1,6 @@
-"""Few steps, fitted to a teacher's path: the weights of given timesteps, and the timesteps themselves.
+"""A few-step sampler fitted to a teacher's path: the weights for given timesteps.
 
-Everything runs in y = x / sigma, in which a step of the ODE adds a weighted sum of outputs x_0 and nothing else.
+Everything is computed in y = x / sigma, where a step of the ODE only adds a weighted sum of x_0 outputs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .network import GuidedNetwork
 from .trajectory import Trajectory
 
 RIDGE = 0.1
-"""Relative error, over a run, that moving each weight by the whole step must save."""
+"""Relative improvement of the error that a refinement step must achieve."""
 DIFFERENCE = 0.01
-"""By how much of a step a weight is moved to see what that changes."""
+"""Finite difference of a weight, as a fraction of its step."""
 ROUNDS, TRIES = 2, 2
-"""Of the refinement, and the dampings tried in each."""
+"""Iterations of the refinement, and the dampings tried in each."""
 
 
 class State(NamedTuple):
-    """Before a step: y = x / sigma, and the last outputs x_0, newest first."""
+    """State before a step: y = x / sigma, and the last x_0 outputs, newest first."""
 
     y: Tensor
     outputs: tuple[Tensor, ...]
@@ -41,7 +41,7 @@ class Fit:
         timesteps: n of them, from T-1 down.
         weights: of the outputs of each step, newest first, float64.
         states: before each step.
-        clean: where it leads.
+        clean: the resulting clean samples.
         error: geometric mean over images of the RMS difference to the teacher's clean samples.
     """
 
@@ -53,12 +53,12 @@ class Fit:
 
 
 class Student:
-    """Few-step runs of a network, beside the teacher's run of the same network from the same noise.
+    """Few-step runs of a network, compared with the teacher's run of the same network from the same noise.
 
     Args:
-        network: with the noise that runs start from.
-        scheduler: the default sampler; its weights are what a fit starts from and stays near.
-        teacher: visits every timestep that is asked for.
+        network: the network and its initial noise.
+        scheduler: the default sampler, whose weights initialize and regularize a fit.
+        teacher: a run that visits every candidate timestep.
     """
 
     def __init__(self, network: GuidedNetwork, scheduler: Any, teacher: Trajectory) -> None:
@@ -69,15 +69,15 @@ class Student:
 
     @property
     def calls(self) -> int:
-        """How often the network was called, each for all samples."""
+        """Number of network calls, each for all samples."""
         return self._network.calls // self._network.num_batches
 
     def fit(self, timesteps: Sequence[int], like: Fit | None = None) -> Fit:
-        """Fit the weights step by step, each on what the steps before it lead to.
+        """Fit the weights step by step, each on the result of the previous steps.
 
         Args:
-            timesteps: of the teacher's, from T-1 down.
-            like: a fit of other timesteps; what both begin with is taken from there, without network calls.
+            timesteps: among the teacher's, from T-1 down.
+            like: a fit for other timesteps; a common beginning is reused without network calls.
         """
         ts, shared = list(timesteps), 0 if like is None else _common_prefix_length(timesteps, like.timesteps)
         states = [] if like is None else like.states[:shared]
@@ -91,7 +91,7 @@ class Student:
         return Fit(ts, weights, states, clean, self._teacher_error(clean))
 
     def run_with_weights(self, timesteps: Sequence[int], weights: Sequence[Tensor]) -> Fit:
-        """Sample the student's run over timesteps with the given weights of each step."""
+        """Run the student over timesteps with the given weights of each step."""
         ts: list[int] = list(timesteps)
         states: list[State] = []
         for i, timestep in enumerate(ts):
@@ -100,11 +100,13 @@ class Student:
         return Fit(ts, list(weights), states, clean, self._teacher_error(clean))
 
     def refine_weights(self, fit: Fit) -> Fit:
-        """Move all weights together towards the teacher's clean samples, by Levenberg-Marquardt on differences."""
+        """Refine all weights together towards the teacher's clean samples, by Levenberg-Marquardt with finite
+        differences.
+        """
         damping = 1e-2
         for _ in range(ROUNDS):
             places = [(i, j) for i, row in enumerate(fit.weights) for j in range(1, len(row))]
-            if not places:  # of one output each, which the sum decides on
+            if not places:  # one output each, determined by the sum
                 return fit
             error = self._teacher.clean - fit.clean
             weighed = robust_image_weights(error)
@@ -135,7 +137,7 @@ class Student:
         return _apply_step(states[-1], weights[-1], last=False) if states else None
 
     def _evaluate_network(self, timestep: int, y: Tensor | None, before: Sequence[State]) -> State:
-        """Call the network at a timestep, and put its x_0 before the outputs that the next step weighs."""
+        """Call the network at a timestep, and prepend its x_0 to the outputs of the next step."""
         sigma = float(self._noise_level(timestep).sigma)
         x_t = self._network.noise if y is None else y * sigma
         output, t = self._network(x_t, timestep), torch.tensor([timestep])
@@ -144,7 +146,7 @@ class Student:
         return State(x_t / sigma, (x_0, *older)[: self._order + self._corrector])
 
     def _fit_step_weights(self, ts: Sequence[int], i: int, state: State, start: Tensor) -> Tensor:
-        """The weights of step i that bring it nearest to the teacher's sample there, by least squares."""
+        """The weights of step i that best match the teacher's sample, by least squares."""
         last = i + 1 == len(ts)
         goal = self._teacher.clean if last else self._teacher.samples[ts[i + 1]].float() / self._sigma(ts[i + 1])
         wanted = goal if last else goal - state.y
@@ -162,7 +164,7 @@ class Student:
         return float(self._noise_level(timestep).sigma)
 
     def _default_weights(self, timesteps: Sequence[int]) -> Iterator[Tensor]:
-        """Weights of the default sampler for each step, padded to as many outputs as a step may weigh."""
+        """Weights of the default sampler for each step, padded to the maximum number of outputs."""
         path = [NoiseLevel(*map(float, self._noise_level(timestep))) for timestep in timesteps]
         updates = multistep_updates(path, self._order, self._corrector)
         for i, (update, sigma) in enumerate(zip(updates, [*(level.sigma for level in path[1:]), 1.0], strict=True)):
@@ -182,11 +184,11 @@ def _apply_step(state: State, weights: Tensor, last: bool) -> Tensor:
 
 
 def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many timesteps two runs begin with alike, whose fit the second can take from the first."""
+    """Number of common first timesteps of two runs, whose fit the second can reuse."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _move_weights(weights: Sequence[Tensor], moves: Tensor) -> list[Tensor]:
-    """Every row of weights moved by its part of `moves`, in units of its step."""
+    """Every row of weights, shifted by its part of `moves` in units of its step."""
     parts = torch.split(moves, [len(row) - 1 for row in weights])
     return [move_weights(row, part * row.sum()) for row, part in zip(weights, parts, strict=True)]

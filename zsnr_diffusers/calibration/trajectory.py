@@ -1,4 +1,4 @@
-"""Runs of a network over timesteps: the teacher's, in many steps, and those that are measured against it."""
+"""Runs of a network over timesteps: the teacher's, with many steps, and those that are compared with it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .network import GuidedNetwork
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Samples on their way, on the CPU; in half precision where the network is.
+    """The samples of a run, on the CPU, in half precision if the network is.
 
     Attributes:
         samples: x_t by timestep, each of shape [N, ...].
-        clean: where they lead, float32.
+        clean: the resulting clean samples, float32.
     """
 
     samples: dict[int, Tensor]
@@ -32,9 +32,10 @@ class Trajectory:
         return [*self.samples]
 
     def error(self, result: Tensor) -> float:
-        """The RMS difference of a result to the clean samples over their standard deviation: geometric mean of images.
+        """RMS difference between a result and the clean samples, over their standard deviation: geometric mean over
+        images.
 
-        Under guidance some images start between two outcomes; such images, as chance has it, would decide a mean.
+        With guidance, some images lie between two outcomes; by chance, they would dominate an arithmetic mean.
         """
         off = (result - self.clean).flatten(1).square().mean(1).sqrt() / self.clean.std()
         return float(off.clamp(min=torch.finfo(off.dtype).eps).log().mean().exp())
@@ -50,7 +51,7 @@ def run_sampler(network: GuidedNetwork, scheduler: Any) -> Trajectory:
 
 
 def sample_in_steps(network: GuidedNetwork, scheduler: Any, num_inference_steps: int) -> Tensor:
-    """Clean samples of the scheduler in so many steps, shape [N, ...]."""
+    """Clean samples of the scheduler with this step count, shape [N, ...]."""
     scheduler.set_timesteps(num_inference_steps)
     return run_sampler(network, scheduler).clean
 
@@ -59,7 +60,7 @@ def default_scheduler(scheduler: Any) -> ZeroSNRMultistepScheduler:
     """The multistep sampler for the model of a scheduler, without calibration.
 
     Raises:
-        ValueError: the scheduler is of a model that it refuses.
+        ValueError: it does not support the scheduler's model.
     """
     known = isinstance(scheduler, ZeroSNRMultistepScheduler)
     spacing: dict[str, Any] = {} if known else {"timestep_spacing": "kappa"}
@@ -87,9 +88,11 @@ def teacher_timesteps(scheduler: Any, teacher_steps: int, steps: Sequence[int]) 
 
 
 def run_teacher(network: GuidedNetwork, scheduler: Any, timesteps: Sequence[int]) -> Trajectory:
-    """The default sampler's own path over many timesteps, which are close enough for it to be exact."""
+    """The default sampler's path over many timesteps, dense enough to be accurate."""
     scheduler.set_timesteps(timesteps=timesteps)
     trajectory = run_sampler(network, scheduler)
     if not torch.isfinite(trajectory.clean).all():
-        raise ValueError("The network returns values that are not finite; a dtype of more range may help (bfloat16).")
+        raise ValueError(
+            "The network returns values that are not finite; a dtype with a larger range may help (bfloat16)."
+        )
     return trajectory

@@ -1,6 +1,6 @@
 """The mathematics as pure functions over float64 tables, one module per step of Lin et al. 2023 (arXiv:2305.08891).
 
-Its modules import torch and the standard library only, `choices` not even torch; names are imported on first use.
+Modules import only torch and the standard library, and `choices` not even torch; names are imported on first use.
 Every function that acts on a sample takes a `NoiseLevel`, never a timestep or a table.
 """
 

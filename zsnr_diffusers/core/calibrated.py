@@ -1,8 +1,8 @@
-"""Steps whose timesteps and weights were fitted to one model, as a scheduler's config holds them.
+"""Steps with timesteps and weights fitted to one model, as stored in a scheduler's config.
 
 The weights of a step are those of the last outputs in x_s / sigma_s, newest first, and in the last step those in the
-data. Their sum is kappa_s - kappa_t, and 1 at last: what makes a constant output exact. So the weights themselves say
-for which noise levels they are.
+data. Their sum is kappa_s - kappa_t, and 1 at last: what makes a constant output exact. So the weights can be checked
+against the noise levels.
 """
 
 import math
@@ -19,7 +19,7 @@ from .spacing import check_timesteps
 
 WITHOUT = "pass calibration=None to sample without it, or fit it again (zsnr calibrate)."
 SUM_TOLERANCE = 1e-5
-"""How far a sum of weights may be from its closed form, relative: rounding is far below, other schedules far above."""
+"""Relative tolerance of a sum of weights: rounding is far below, other schedules are far above."""
 
 
 class CalibratedSteps(NamedTuple):
@@ -37,12 +37,12 @@ def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, mos
     """The calibrated steps that a scheduler's `calibration` config holds, by their number.
 
     Args:
-        calibration: by step count, a mapping with `timesteps` and `weights`; what else it says is not read.
+        calibration: by step count, a mapping with `timesteps` and `weights`; other entries are ignored.
         alphas_cumprod: alpha_bar of the schedule, shape [T].
-        most: how many outputs a step may weigh; the i-th step weighs min(i, most).
+        most: maximum number of outputs per step; the i-th step combines min(i, most).
 
     Raises:
-        ValueError: it has another form, or does not fit the schedule or `most`.
+        ValueError: an invalid format, or it does not fit the schedule or `most`.
     """
     if not isinstance(calibration, Mapping):
         raise ValueError(f"calibration={calibration!r} must map step counts to timesteps and weights; {WITHOUT}")
@@ -53,15 +53,15 @@ def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, mos
 
 
 def parse_num_inference_steps(key: Any) -> int:
-    """The number of inference steps that a key of a `calibration` config stands for; JSON stores it as text.
+    """The number of inference steps of a key of a `calibration` config, which JSON stores as a string.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a number.
     """
     try:
         return int(str(key))
     except ValueError:
-        raise ValueError(f"calibration has the key {key!r}, which is no step count; {WITHOUT}") from None
+        raise ValueError(f"calibration has the key {key!r}, which is not a step count; {WITHOUT}") from None
 
 
 def _parse_calibrated_steps(key: str, entry: Any, alphas_cumprod: Tensor, most: int) -> CalibratedSteps:
@@ -81,7 +81,7 @@ def _parse_calibrated_steps(key: str, entry: Any, alphas_cumprod: Tensor, most: 
 def _check_calibration_shape(
     key: str, timesteps: list[int], weights: list[list[float]], num_timesteps: int, most: int
 ) -> None:
-    """Refuse timesteps and rows of weights that are not one per step, do not start at T-1, or weigh other outputs."""
+    """Refuse timesteps and rows of weights that are not one per step, do not start at T-1, or have a wrong length."""
     n = parse_num_inference_steps(key)
     if not len(timesteps) == len(weights) == n:
         raise ValueError(
@@ -89,22 +89,22 @@ def _check_calibration_shape(
         )
     if timesteps[0] != num_timesteps - 1:
         raise ValueError(
-            f"calibration of {key} steps begins at timestep {timesteps[0]}, the schedule at {num_timesteps - 1}; "
+            f"calibration of {key} steps begins at timestep {timesteps[0]}, but the schedule at {num_timesteps - 1}; "
             f"{WITHOUT}"
         )
     for i, row in enumerate(weights, 1):
         if len(row) != min(i, most):
             raise ValueError(
-                f"calibration of {key} steps weighs {len(row)} outputs in step {i}, where this solver_order and "
-                f"corrector weigh {min(i, most)}: it was made for others; {WITHOUT}"
+                f"calibration of {key} steps uses {len(row)} outputs in step {i}, but this solver_order and corrector "
+                f"use {min(i, most)}: it was fitted for other settings; {WITHOUT}"
             )
 
 
 def _check_weight_sums(key: str, weights: list[list[float]], wanted: list[float]) -> None:
-    """Refuse rows of weights whose sums are not those that the noise schedule requires: kappa_s - kappa_t, then 1."""
+    """Refuse rows of weights whose sums differ from those of the noise schedule: kappa_s - kappa_t, then 1."""
     for i, (row, total) in enumerate(zip(weights, wanted, strict=True), 1):
-        if not math.isclose(sum(row), total, rel_tol=SUM_TOLERANCE):  # which NaN is not
+        if not math.isclose(sum(row), total, rel_tol=SUM_TOLERANCE):  # false for NaN
             raise ValueError(
-                f"calibration of {key} steps was made for another noise schedule: the weights of step {i} have the "
+                f"calibration of {key} steps was fitted for another noise schedule: the weights of step {i} have the "
                 f"sum {sum(row):g}, and this schedule needs {total:g}; {WITHOUT}"
             )

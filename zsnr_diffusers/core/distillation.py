@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .multistep import multistep_updates
+from .multistep import multistep_updates, multistep_updates_between
 from .noise import NoiseLevel
 from .solvers import Update, ddim_updates
 
@@ -87,5 +87,5 @@ def teacher_sampler(timesteps: Sequence[Sequence[int]], levels: Sequence[Sequenc
         levels: of them.
     """
     paths = [[*inside, following[0]] for inside, following in pairwise(levels)]
-    updates = [multistep_updates(path, _ORDER)[:-1] for path in paths]
+    updates = [multistep_updates_between(path, _ORDER) for path in paths]
     return SegmentedSampler(timesteps, [*updates, multistep_updates(levels[-1], _ORDER)])

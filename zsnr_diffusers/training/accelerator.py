@@ -1,4 +1,4 @@
-"""The processes of a run."""
+"""Accelerator and processes of a run."""
 
 import os
 from datetime import timedelta
@@ -13,8 +13,9 @@ from .config import ComputeConfig
 from .fsdp import CAN_SHARD_ON_CPU
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others within a step. It does not take so long to notice a dead one, whose
-connections close; and while the main process works alone, others wait for it as long as it takes."""
+"""Timeout for other processes within a step. A dead process is noticed earlier, because its connections close; while
+the main process works alone, others wait without a timeout.
+"""
 
 _OTHERS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -26,12 +27,12 @@ def create_accelerator(
 
     Args:
         config: how steps are computed.
-        gradient_accumulation_steps: forward passes in a step.
+        gradient_accumulation_steps: forward passes per step.
         report_to: a tracker, or `none`.
-        output_dir: where a tracker writes.
+        output_dir: folder for the tracker.
 
     Raises:
-        ValueError: the processes that were launched would train each by itself, or cannot compute as is asked.
+        ValueError: the launched processes would train independently, or do not support the configuration.
     """
     _check_tracker(report_to)
     accelerator = Accelerator(
@@ -41,21 +42,24 @@ def create_accelerator(
         project_dir=output_dir,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
-            # Else all gradients are kept twice, 10 GB more for SDXL.
+            # Otherwise all gradients are stored twice, 10 GB more for SDXL.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
     _check_processes(accelerator.num_processes)
     if accelerator.distributed_type in _OTHERS:
         raise ValueError(
-            f"accelerate is configured for {accelerator.distributed_type.value}, under which steps could not be left "
-            "out, nor checkpoints be the same for all. --sharding of the training divides parameters and optimizer "
-            "state over processes, as FSDP2 and ZeRO do: launch with --multi_gpu; see examples/configs/accelerate."
+            f"accelerate is configured for {accelerator.distributed_type.value}, which cannot skip steps or write "
+            "interchangeable checkpoints. Use --sharding of the training instead, which divides parameters and "
+            "optimizer state over processes like FSDP2 and ZeRO, and launch with --multi_gpu; see "
+            "examples/configs/accelerate."
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU take bf16 or no.")
+        raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU use bf16 or no.")
     if accelerator.mixed_precision == "fp16" and config.sharding != "none":
-        raise ValueError(f"--sharding={config.sharding} does not go with --mixed_precision=fp16; take bf16 or no.")
+        raise ValueError(
+            f"--sharding={config.sharding} is not compatible with --mixed_precision=fp16; use bf16 or no."
+        )
     if accelerator.device.type == "cpu" and config.sharding != "none" and not CAN_SHARD_ON_CPU:
         raise ValueError(f"--sharding={config.sharding} on CPUs needs a newer torch than {torch.__version__}.")
     return accelerator, launched_processes()
@@ -72,7 +76,7 @@ def _check_tracker(name: str) -> None:
     if name in ("none", "all"):
         return
     if name not in known:
-        raise ValueError(f"--report_to={name!r} is not known; choose one of {', '.join(known)}, all and none.")
+        raise ValueError(f"--report_to={name!r} is unknown; choose one of {', '.join(known)}, all and none.")
     if name not in [tracker.value for tracker in get_available_trackers()]:
         raise ValueError(
             f"--report_to={name} needs a package that is not installed: pip install {name.replace('_', '-')}, or pass "
@@ -81,15 +85,15 @@ def _check_tracker(name: str) -> None:
 
 
 def _check_processes(found: int) -> None:
-    """Refuse launches in which accelerate sees another number of processes than were started."""
+    """Refuse launches in which accelerate does not see the number of started processes."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves an address for others behind.
+    # `accelerate launch --cpu --num_processes 2` starts one process, but sets an address for several.
     alone = found == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and "RANK" not in os.environ
     if found == launched and not alone:
         return
-    several = "Several processes were asked for" if alone else f"{launched} processes were started"
+    several = "Several processes were requested" if alone else f"{launched} processes were started"
     raise ValueError(
-        f"{several}, and accelerate sees {found}. On CPUs: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
-        "--num_processes 2 ..., in spite of its name, or ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 ...; for "
-        "one process unset WORLD_SIZE and MASTER_ADDR."
+        f"{several}, but accelerate sees {found}. On CPUs: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+        "--num_processes 2 ... (also on CPUs), or ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 ...; for a "
+        "single process, unset WORLD_SIZE and MASTER_ADDR."
     )

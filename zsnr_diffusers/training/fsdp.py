@@ -1,6 +1,6 @@
-"""A network's parameters, gradients and optimizer state divided over processes (FSDP2), and whole where they are kept.
+"""Shard a network's parameters, gradients and optimizer state over processes (FSDP2).
 
-What is written is the same however a run was sharded, so it can continue sharded in another way, or not at all.
+Checkpoints contain full tensors, so a run can be resumed with other sharding, or without.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from .checkpointing.checkpoint import Tensors
 
 CAN_SHARD_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
-"""torch's `fully_shard` takes it for granted of any device, which at 2.6 is wrong."""
+"""Attribute that torch's `fully_shard` expects of every device, which is wrong in 2.6."""
 
 
 SHARDED_LAYERS = ("BasicTransformerBlock", "ResnetBlock2D")
-"""Layers that are gathered at once, each by itself: the innermost of what diffusers says must not be split."""
+"""Layers that are gathered separately: the innermost ones that diffusers declares unsplittable."""
 
 
 def apply_fsdp(
@@ -37,7 +37,7 @@ def apply_fsdp(
     """
     unet.to(device)
     mesh = init_device_mesh(device.type, (processes,))
-    # Inputs stay as they are: timesteps between whole numbers have no place in bfloat16. autocast casts the others.
+    # Inputs are not cast: bfloat16 cannot represent fractional timesteps. autocast casts the others.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = [layer for layer in unet.modules() if type(layer).__name__ in SHARDED_LAYERS]
     for part in (*layers, *unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
@@ -46,16 +46,16 @@ def apply_fsdp(
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The full tensor of one that FSDP may have sharded over processes; collective if it is sharded."""
+    """The full tensor of a possibly sharded one; collective if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_full_tensors(tensors: Tensors, keep: bool) -> Tensors:
-    """Full tensors on the CPU of those that FSDP sharded, others unchanged; collective.
+    """Gather sharded tensors on the CPU, others unchanged; collective.
 
     Args:
         tensors: by file and name.
-        keep: whether this process has use for them; others get nothing, so that they need no memory.
+        keep: whether this process needs them; others get nothing, to save memory.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for file, values in tensors.items():

@@ -1,4 +1,4 @@
-"""A run from its first step to its last: logs, images on the way, checkpoints, the result."""
+"""A run from its first step to its last: logs, previews, checkpoints, the result."""
 
 import signal
 import time
@@ -19,12 +19,12 @@ from .trainer import Trainer
 
 
 class TrainingLoop:
-    """The steps of a run, and what is written between them.
+    """The training loop, with its outputs.
 
     Args:
-        config: what is written, and when.
-        trainer: that makes the steps.
-        validation: the images on the way.
+        config: output options.
+        trainer: executes the steps.
+        validation: the previews.
         options: of the whole run, by name, for trackers and the model card.
         repo: to push the result to; None for none.
     """
@@ -46,8 +46,8 @@ class TrainingLoop:
         """Train to the last step, then write the result.
 
         Raises:
-            TrainingError: a worker died or met a bad image, and as `Trainer.train_step`.
-            TrainingInterrupted: a signal came; the step was finished and a checkpoint written.
+            TrainingError: a worker died or read a bad image, and as in `Trainer.train_step`.
+            TrainingInterrupted: a signal arrived; the step was finished and a checkpoint written.
         """
         try:
             self._run_steps()
@@ -70,7 +70,7 @@ class TrainingLoop:
             return str(error)
         # While a batch is on its way, it is the connection that breaks first.
         if self.trainer.task.data.num_workers > 0 and isinstance(error, ConnectionError | EOFError):
-            return f"a DataLoader worker died as it sent a batch ({str(error) or type(error).__name__})"
+            return f"a DataLoader worker died while sending a batch ({str(error) or type(error).__name__})"
         return ""
 
     def _run_steps(self) -> None:

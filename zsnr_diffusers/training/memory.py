@@ -1,6 +1,6 @@
-"""How much memory a run takes on its device, from shapes alone: no weight is made and nothing is computed.
+"""Estimate the device memory of a run from shapes only, without weights or computation.
 
-torch's fake tensors go through one forward pass as a step has it, and what is kept for the backward pass is counted.
+torch's fake tensors go through the forward pass of a step, and the tensors saved for the backward pass are counted.
 """
 
 import copy
@@ -29,15 +29,15 @@ _QUANTIZED_FROM, _BLOCK = 4096, 256
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device, if all that a step needs were there at once.
+    """Bytes on one device, if everything that a step needs were allocated at once.
 
-    Where passes are not accumulated, gradients come as activations go, and the peak is somewhat lower. Not counted are
-    libraries (CUDA's context, workspaces of cuDNN, buffers of NCCL: 1 to 3 GB), blocks that the allocator holds and
-    nobody uses, and what autoencoder and text encoders compute where their results are not cached.
+    Without gradient accumulation, gradients are allocated while activations are freed, so the peak is somewhat lower.
+    Not included are libraries (CUDA's context, cuDNN's workspaces, NCCL's buffers: 1 to 3 GB), unused blocks of the
+    allocator, and activations of autoencoder and text encoders if their results are not cached.
     """
 
     weights: int
-    """Trained or not, whole or this process's share."""
+    """Trained or frozen, complete or this process's shard."""
     gradients: int
     optimizer: int
     ema: int
@@ -174,7 +174,7 @@ def _saved_bytes(unet: Any, config: NetworkConfig, half: torch.dtype | None, siz
 
 @contextmanager
 def _norms_in_float32(unet: nn.Module, half: torch.dtype | None) -> Iterator[None]:
-    """Context in which norms compute in float32, as CUDA's autocast has it and that of CPUs has not."""
+    """Context in which norms compute in float32, as in CUDA's autocast but not in the CPU's."""
 
     def widen(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].float(), *args[1:])

@@ -1,4 +1,4 @@
-"""The network of a run while it is trained: its precision and layout, whole or divided, and its moving average."""
+"""The trained network: its precision, layout, sharding and EMA."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from .speed import no_compile, prepare_memory_and_compile
 
 
 class TrainedNetwork:
-    """A UNet in training, and the moving average of its trained parameters.
+    """A UNet in training, and the EMA of its trained parameters.
 
     Attributes:
-        module: the UNet itself, outside of any wrapper.
-        unet: what is called in a step; the module, or a wrapper of accelerate's around it.
-        sharded: whether it is divided over processes.
-        parameters: that are trained, in the network's order.
-        ema: the moving average; None if there is none.
+        module: the UNet itself, without wrappers.
+        unet: the module that is called in a step, possibly wrapped by accelerate.
+        sharded: whether it is sharded over processes.
+        parameters: the trained ones, in the network's order.
+        ema: the EMA, or None.
         accelerator: of the run.
     """
 
@@ -52,7 +52,7 @@ class TrainedNetwork:
         self.unet = accelerator.prepare_model(self.module, evaluation_mode=self.sharded)
 
     def _create_ema(self, config: NetworkConfig) -> MovingAverage:
-        """The moving average, on its device."""
+        """The EMA, on its device."""
         ema = MovingAverage(
             self.parameters, config.ema_decay, config.ema_warmup, self.module, config.ema_update_interval
         )
@@ -68,7 +68,7 @@ class TrainedNetwork:
             yield
 
     def update_ema(self) -> None:
-        """Update the moving average with the current weights."""
+        """Update the EMA with the current weights."""
         if self.ema is not None:
             self.ema.step(self.parameters)
 

@@ -12,7 +12,7 @@ from .config import OptimizationConfig
 from .speed import create_adamw
 
 _SKIPS_ON = ("cpu", "cuda")
-"""Devices whose fused AdamW leaves out a step by a flag in their own memory, so that the host need not know."""
+"""Devices whose fused AdamW can skip a step by a flag in device memory, without synchronizing the host."""
 
 
 class Optimization:
@@ -61,13 +61,13 @@ class Optimization:
         self.optimizer.zero_grad()
 
     def update_unless(self, found_inf: Tensor) -> None:
-        """`update` by a flag on the device, 1 for gradients that are not finite, else 0; nobody waits for it."""
+        """`update` by a flag on the device, 1 for gradients that are not finite, else 0, without synchronization."""
         self._found_inf = found_inf
         self.optimizer.step()
         vars(self.inner).pop("found_inf", None)  # as GradScaler does, which calls the step under float16
         self.optimizer.zero_grad()
 
     def _flag_step(self, optimizer: Any, *_: Any) -> None:
-        """Before a step, hand over the flag where torch's fused optimizers look for it, with GradScaler's own."""
+        """Before a step, pass the flag to torch's fused optimizers, together with GradScaler's own."""
         of_scaler, ours = getattr(optimizer, "found_inf", None), self._found_inf
         optimizer.found_inf = ours if of_scaler is None or ours is None else torch.maximum(ours, of_scaler)

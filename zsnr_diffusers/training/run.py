@@ -1,4 +1,4 @@
-"""From a configuration to a run: what is trained, on what, in which folder; all checked before the first step."""
+"""Start a run from a configuration: model, data and folder are checked before the first step."""
 
 import contextlib
 import dataclasses
@@ -46,23 +46,23 @@ from .timesteps import SampledFlowTimes, SampledSteps, SampledTimesteps
 from .trainer import Trainer
 
 TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
-"""What each kind of configuration trains."""
+"""The task of each kind of configuration."""
 
 
 def train(config: RunConfig) -> None:
     """Train as configured, and write the result, a pipeline or a LoRA, to `config.output_dir`.
 
-    Everything that can be wrong with the input is found before the first step.
+    Input errors are detected before the first step.
 
     Args:
-        config: what to train, on what, and how: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
+        config: model, data and options: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
             pixel-space networks.
 
     Raises:
         ValueError: model, data, options or output folder cannot be used.
         OSError: a file or repo is missing, or the folder cannot be written.
         TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
-        TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
+        TrainingInterrupted: SIGTERM or SIGINT was received; the step was finished and a checkpoint written.
     """
     check_speed(config)
     accelerator, processes = create_accelerator(
@@ -157,7 +157,7 @@ def _lock_run_folder(
     checkpoint, damaged = latest_valid(folder)
     for path, defect in damaged.items():
         kept = path if config.dry_run else quarantine(path)
-        lines += f"{path.name} is damaged and passed over: {defect}. It is kept as {kept.name}.\n"
+        lines += f"{path.name} is damaged and was skipped: {defect}. It was renamed to {kept.name}.\n"
     return checkpoint, lines
 
 
@@ -175,7 +175,7 @@ def _check_fingerprint_and_disk(
 
 @dataclass(frozen=True)
 class Plan(Report):
-    """What a run will do, by name."""
+    """The plan of a run, by name."""
 
     lines: Mapping[str, str]
 
@@ -202,7 +202,7 @@ def _describe_memory(config: StepsConfig, task: Task, accelerator: Accelerator) 
     found = estimate_memory(
         task.unet, config, half, task.sample_size(), accelerator.num_processes, task.frozen_bytes(half)
     )
-    return {"memory": f"{found}; libraries take 1 to 3 GB of a GPU more"}
+    return {"memory": f"{found}; libraries need another 1 to 3 GB of a GPU"}
 
 
 def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:
@@ -212,7 +212,7 @@ def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:
         return {}
     return {
         "warning": f"--lr_warmup_steps={warmup} is as long as the run or longer: the learning rate ends at "
-        f"{steps / warmup:.0%} of {config.learning_rate:g}; lower it to some {steps // 10}"
+        f"{steps / warmup:.0%} of {config.learning_rate:g}; lower it to about {steps // 10}"
     }
 
 
@@ -232,8 +232,8 @@ def _plan_run(
         "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
         f"passes x {processes} processes",
         "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"
-        + (f", going on from {checkpoint.name}" if checkpoint else ""),
+        + (f", continuing from {checkpoint.name}" if checkpoint else ""),
         **_warmup_warning(config),
-        "ships": ships,
+        "saved scheduler": ships,
     }
     return Plan(lines)

@@ -1,4 +1,4 @@
-"""What makes steps faster or smaller and leaves what is trained as it is, but for rounding."""
+"""Options that make steps faster or save memory without changing the result, up to rounding."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -26,11 +26,13 @@ def check_speed(config: NetworkConfig) -> None:
     conflicts = {"channels_last": config.channels_last, "sharding": config.sharding != "none"}
     for option, wanted in conflicts.items():
         if config.use_8bit_adam and wanted:
-            raise ValueError(f"--use_8bit_adam and --{option} do not go together: it knows contiguous tensors alone.")
+            raise ValueError(
+                f"--use_8bit_adam and --{option} are not compatible: it supports only contiguous tensors."
+            )
     if config.ema_device == "cpu" and config.sharding != "none":
-        raise ValueError("--ema_device=cpu and --sharding do not go together, which divides the moving average too.")
+        raise ValueError("--ema_device=cpu and --sharding are not compatible, since sharding divides the EMA too.")
     if config.compile != "none" and config.sharding != "none":
-        raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} do not go together.")
+        raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} are not compatible.")
 
 
 def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
@@ -49,7 +51,7 @@ def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
         try:
             unet.compile_repeated_blocks(backend=BACKEND)
         except ValueError as error:
-            raise ValueError(f"--compile=blocks: {error} Take network or none.") from error
+            raise ValueError(f"--compile=blocks: {error} Use network or none.") from error
 
 
 def no_compile(config: ComputeConfig) -> contextlib.AbstractContextManager[Any]:

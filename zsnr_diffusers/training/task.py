@@ -1,4 +1,4 @@
-"""What a run trains, and on what: all that depends on the kind of model."""
+"""Base class of a training task: everything that depends on the kind of model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from .schedule import Schedule
 
 
 class Task(ABC):
-    """Opens model and data as a configuration says, and knows what a training step is of them.
+    """Opens model and data of a configuration, and defines their training step.
 
     `unet` is the network that is trained, `schedule` its noise levels, `betas` are those of the base at zero
     terminal SNR, the schedule itself unless it is of flow times, and None of a flow-matching base. `objective` is what
@@ -57,7 +57,7 @@ class Task(ABC):
         """Height and width of what the network is given."""
 
     def frozen_bytes(self, half: torch.dtype | None) -> int:
-        """Memory of frozen networks on the device beside the trained one, under mixed precision `half`."""
+        """Device memory of frozen networks, in addition to the trained one, with mixed precision `half`."""
         return 0
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Which timestep each sample is trained at, and what the loss is there."""
+"""Timestep sampling, and the loss by timestep."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -119,9 +119,9 @@ class SampledFlowTimes(SampledTimesteps):
 
 
 class LossByTimestep:
-    """Mean loss over bins of timesteps, and at the last one alone, since it was last asked for.
+    """Mean loss over bins of timesteps, and at the last one alone, since the last request.
 
-    Of timesteps between whole numbers the whole part counts; T itself, which flow matching has, belongs to the last.
+    Fractional timesteps are rounded down; T itself, which occurs in flow matching, belongs to the last.
 
     Args:
         num_train_timesteps: T.
@@ -134,7 +134,7 @@ class LossByTimestep:
     def add(self, losses: Tensor, timesteps: Tensor) -> None:
         """Count the losses of samples, shape [B], at their timesteps, shape [B], both on the device.
 
-        What is not finite is left out: such a step is not made either.
+        Losses that are not finite are skipped, as is their step.
         """
         losses = losses.detach()
         finite = losses.isfinite()
@@ -143,7 +143,7 @@ class LossByTimestep:
         self._sums.index_add_(1, timesteps, torch.stack([losses.where(finite, 0), finite.to(losses)]))
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean losses by timestep bin over all processes' samples, then start again; empty bins are left out."""
+        """Mean losses by timestep bin over all processes' samples, then start again; empty bins are omitted."""
         sums = accelerator.reduce(self._sums, "sum").cpu().double()
         self._sums.zero_()
         last = sums.shape[1] - 1

@@ -122,7 +122,7 @@ class Trainer:
     def _compute_losses(self, batch: Batch) -> Tensor:
         """The weighted training loss of each sample of a batch, shape [B]."""
         task, device, timesteps = self.task, self.accelerator.device, batch["timestep"]
-        # From pinned memory, so that nobody waits; casts follow on the device.
+        # From pinned memory, without synchronization; casts follow on the device.
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         on_device = batch["timestep"]
         asked = task.noised_batch(batch, timesteps)
@@ -157,8 +157,8 @@ class Trainer:
         return metrics
 
     def _is_finite(self, loss: float, norm: float) -> bool:
-        """Whether loss and gradients are finite, so that weights are updated; an error after too many are not."""
-        # Under fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
+        """Whether loss and gradients are finite, so that weights are updated; raises after too many failures."""
+        # With fp16, infinite gradients are normal: the scaler skips the step and lowers its scale.
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
             self.skipped_steps = 0
             return True
@@ -169,12 +169,11 @@ class Trainer:
         if self.skipped_steps > self.config.nan_skip:
             kept = self.processes.run_on_main(self.saver.describe_last)
             raise TrainingError(
-                f"{found}, and {kept}. The batch was made of the rows {self._batch_row_names()}. "
-                "Lower --learning_rate or lengthen --lr_warmup_steps, then --resume; --nan_skip leaves out single "
-                "steps."
+                f"{found}, and {kept}. The batch contained the rows {self._batch_row_names()}. Lower --learning_rate "
+                "or increase --lr_warmup_steps, then --resume; --nan_skip skips single steps."
             )
         if self.processes.is_main:
-            tqdm.write(f"{found}. The batch was made of the rows {self._batch_row_names()}.")
+            tqdm.write(f"{found}. The batch contained the rows {self._batch_row_names()}.")
         return False
 
     def _batch_row_names(self) -> str:

@@ -99,7 +99,7 @@ def test_each_process_stores_a_share(own, computed):
     task.plan_cache(accelerator, ranks[0], samples)
     for rank, processes in enumerate(ranks):
         processes.rank, processes.size = rank, 2
-    with pytest.raises(ValueError, match=r"5 of 10 .*name a --cache_dir that all processes share"):
+    with pytest.raises(ValueError, match=r"5 of 10 .*use a --cache_dir that all processes share"):
         task.embedding_cache.populate(accelerator, ranks[1], samples)
     assert computed == {"latents": 5}
     task.embedding_cache.populate(accelerator, ranks[0], samples)

@@ -1,4 +1,4 @@
-"""Retraining Stable Diffusion: captioned images, their latents, the network that gets the caption."""
+"""Training of Stable Diffusion: captioned images, their latents, and the conditioned UNet."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,18 +159,18 @@ class StableDiffusionTask(Task):
         )
 
     def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> None:
-        """Find which latents and text states are cached."""
+        """Find which latents and text embeddings are cached."""
         config = self.config
         count = config.max_train_steps * config.global_batch(processes.size)
         self.embedding_cache.plan(accelerator, processes, samples, config.cache_folder, count)
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
-        """Cache latents and text states as planned, and leave the device to the UNet."""
+        """Cache latents and text embeddings as planned, and free the device for the UNet."""
         self._text_dtype = mixed_precision_dtype(accelerator) or torch.float32
         if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, processes, few)
-            accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
+            accelerator.print(f"measured: computing the missing cache would take {hours:,.1f} hours, before training")
             samples = few
         else:
             self.embedding_cache.populate(accelerator, processes, samples)
@@ -197,7 +197,7 @@ class StableDiffusionTask(Task):
         return scaled
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
-        """The UNet's output under captions, and for XL under sizes and crops."""
+        """The UNet's output, conditioned on captions and for XL also on sizes and crops."""
         text = dict(self._text(batch))
         # Once, where autocast would make a copy for each of the layers that read it.
         text["text"] = text["text"].to(x_t.device, self._text_dtype)
