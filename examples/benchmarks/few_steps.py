@@ -1,4 +1,4 @@
-"""A LoRA of few steps beside its teacher: brightness, contrast, and the distance to what the teacher generates.
+"""A LoRA of few steps compared with its teacher: brightness, contrast, and the distance to what the teacher generates.
 
     python examples/quickstart.py                              # makes quickstart/retrained
     python -m zsnr_diffusers.training --pretrained_model_name_or_path quickstart/retrained \\

@@ -4,7 +4,7 @@ Between two noise levels the probability-flow ODE is a map from x_t to x_s. One 
 is the ODE's own x_0(kappa), averaged over the step's interval of kappa. So the student is taught that mean, which is
 read off the two samples: x_0 = (x_s - keep x_t) / gain. Nothing is divided by alpha, so the first step may start from
 pure noise, as all sampling does at zero terminal SNR; from there on, the samples that the student meets are those that
-it makes. Salimans & Ho 2022 (arXiv:2202.00512, appendix G) have the same target for two steps of DDIM in place of one.
+it makes. Salimans & Ho 2022 (arXiv:2202.00512, appendix G) have the same target for two steps of DDIM instead of one.
 """
 
 from collections.abc import Callable, Sequence

@@ -125,11 +125,11 @@ def _evenly_positioned(n: int, positions: Tensor, first: int, lowest: int, end: 
 
 
 def subdivided_timesteps(timesteps: Sequence[int], substeps: int, alphas_cumprod: Tensor) -> list[list[int]]:
-    """The timesteps of `substeps` steps in place of each step of a run: itself first, then even in `position`.
+    """The timesteps of `substeps` steps instead of each step of a run: itself first, then even in `position`.
 
     Args:
         timesteps: of the run, strictly decreasing; clean data follows them.
-        substeps: in place of each.
+        substeps: steps instead of each.
         alphas_cumprod: alpha_bar, shape [T].
 
     Raises:

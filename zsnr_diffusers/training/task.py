@@ -84,7 +84,7 @@ class Task(ABC):
 
         Args:
             batch: on the device.
-            timesteps: of it, shape [B], best on the CPU, where nobody waits for them.
+            timesteps: of it, shape [B], best on the CPU, where reading them does not wait.
         """
         return self.objective.noised_batch(self.x_0(batch), batch["noise"], timesteps, batch["timestep"])
 

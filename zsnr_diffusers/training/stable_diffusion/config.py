@@ -323,7 +323,7 @@ class GuidedOutputConfig(OutputConfig):
 
 @dataclass
 class DistillationConfig(GuidedOutputConfig):
-    """Few steps, and their guidance with them, in place of many guided ones."""
+    """Few steps, and their guidance with them, instead of many guided ones."""
 
     distill_steps: Annotated[int | None, POSITIVE, IDENTITY] = option(
         None,
@@ -427,7 +427,7 @@ class TrainingConfig(DistillationConfig, AdapterConfig, CaptionedDataConfig, Bas
                 raise ValueError(f"--teacher_substeps={self.teacher_substeps} is of --distill_steps; pass that too.")
         elif not self.trains_adapter:
             raise ValueError(
-                f"{asked}: the base is the teacher, and what it is taught a LoRA beside it: pass --lora_rank, of 16 "
+                f"{asked}: the base is the teacher, and the student is a LoRA of it: pass --lora_rank, of 16 "
                 "to 128, or --lora_weights."
             )
         elif self.prediction_type != "v_prediction" or not self.rescale_betas_zero_snr:

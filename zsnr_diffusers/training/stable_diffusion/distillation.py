@@ -26,7 +26,7 @@ from .base import Base
 from .config import DistillationConfig
 
 CONDITIONS = ("text", "pooled", "time_ids")
-"""What of a batch a UNet is told beside sample and timestep."""
+"""What of a batch a UNet receives in addition to sample and timestep."""
 
 Predict = Callable[[Any, Tensor, Batch], Tensor]
 
