@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from PIL import Image
-from quickstart import quieten_libraries
+from quickstart_progress import quieten_libraries
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm.auto import tqdm

@@ -43,7 +43,7 @@ TERMS = {
     r"\bfall(s|en)? back\b(?! to)": "reverse",
     r"\b(is|are) shipped\b|\bships\b": "is saved with",
 }
-"""What is not to be found, as a pattern, and what stands in its place."""
+"""Patterns that must not occur, and their replacements."""
 
 ON_PAGES = {
     r"\bstock\b": "diffusers'",
@@ -54,7 +54,7 @@ ON_PAGES = {
     r"(?<!S)(?<!SD)\bXL\b(?! Vpred)": "SDXL",
     r"\bwhoever\b|\bnobody\b": "a sentence with the agent",
 }
-"""The same for README and guides alone."""
+"""Further patterns for README and guides."""
 
 SOURCES = sorted(Path(ROOT, "zsnr_diffusers").rglob("*.py"))
 
@@ -65,7 +65,7 @@ def prose(text):
 
 
 def found(text, terms):
-    """(word, what to write instead) of each word that is not to be there."""
+    """Each forbidden word in its context, with its replacement."""
     matches = ((match, instead) for word, instead in terms.items() for match in re.finditer(word, text))
     return [(text[max(match.start() - 30, 0) : match.end() + 30], instead) for match, instead in matches]
 

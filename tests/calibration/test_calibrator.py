@@ -55,7 +55,7 @@ def test_class_labels():
 
 
 def number(held_out, n=4):
-    return CalibratedNumber(n, [999], [[1.0]], 0.4, 0.1, 0.3, held_out)
+    return CalibratedNumber(n, {"timesteps": [999], "weights": [[1.0]]}, 0.4, 0.1, 0.3, held_out)
 
 
 def test_what_is_no_better_on_what_was_held_out_is_dropped_and_said_to_be():

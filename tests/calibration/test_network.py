@@ -45,6 +45,15 @@ def test_low_frequencies_that_a_pipeline_does_not_know_are_refused():
         )
 
 
+def test_calls_are_timed_one_by_one():
+    pipe, conditions = pipeline("sd")
+    network = record_guided_network(pipe, conditions, SEEDS, guidance_scale=2.0)
+    before = network.calls
+    seconds = network.time_calls(2)
+    assert network.calls - before == len(seconds) == 2
+    assert min(seconds) > 0
+
+
 def test_the_pipeline_is_left_as_it_was():
     pipe, conditions = pipeline("sd")
     scheduler, before = pipe.scheduler, dict(vars(pipe.unet))

@@ -63,15 +63,25 @@ def test_from_a_folder_to_a_scheduler_that_is_used(model, prompts, tmp_path, cap
 
 
 @pytest.mark.full
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(model, prompts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module.Calibrator, "seconds_per_call", lambda self: 30.0)
+    assert run(model, prompts, tmp_path, "--dry_run") == 0
+    calls, call, whole = capsys.readouterr().out.splitlines()
+    number = int(calls.removeprefix("at most ").split()[0])
+    assert (call, whole) == ("30 s a call", f"about {number // 120} h {number % 120 // 2} min at most")
+    assert not (tmp_path / "fast").exists()
+
+
+@pytest.mark.full
 def test_an_interrupted_run_keeps_what_it_has(model, prompts, tmp_path, monkeypatch):
-    search = module.search_timesteps
+    fit = module.fit_steps
 
-    def interrupted(student, start, among):
-        if len(start) == 4:
+    def interrupted(student, starts):
+        if len(starts[0]) == 4:
             raise KeyboardInterrupt
-        return search(student, start, among)
+        return fit(student, starts)
 
-    monkeypatch.setattr(module, "search_timesteps", interrupted)
+    monkeypatch.setattr(module, "fit_steps", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, prompts, tmp_path, steps=("4", "3"))
     scheduler = ZeroSNRMultistepScheduler.from_pretrained(tmp_path / "fast" / "scheduler")

@@ -209,10 +209,7 @@ def test_the_command_takes_an_autoencoder(write, configs, bare, tmp_path, capsys
     file, target = write(without("xl", "vae")), tmp_path / "new.safetensors"
     command = ["convert", str(file), str(target), "--config", str(bare("xl"))]
     assert main(command) == 2
-    assert (
-        "contains no Stable Diffusion autoencoder by the names of a Stable Diffusion XL: pass --config, a"
-        in capsys.readouterr().err
-    )
+    assert "contains no autoencoder with the names of Stable Diffusion XL: pass --config, a" in capsys.readouterr().err
     AutoencoderKL.from_pretrained(configs["xl"], subfolder="vae").save_pretrained(tmp_path / "vae")
     prefix, by_itself = "first_stage_model.", tmp_path / "sdxl_vae.safetensors"
     save_file({k.removeprefix(prefix): v for k, v in checkpoint("xl").items() if k.startswith(prefix)}, by_itself)

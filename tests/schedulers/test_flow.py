@@ -222,7 +222,7 @@ def test_models_with_betas_and_flow_models_name_each_others_scheduler():
         FlowMatchEulerDiscreteScheduler(),
         UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
     ):
-        with pytest.raises(ValueError, match=r"flow-matching model.* no betas; FlowMatchMultistepScheduler"):
+        with pytest.raises(ValueError, match=r"flow-matching model.* no betas; .*FlowMatchMultistepScheduler"):
             ZeroSNRMultistepScheduler.from_config(stock.config)
 
 

@@ -61,7 +61,7 @@ def test_the_report_says_what_holds_for_images_held_out():
     assert text.startswith(
         "40 images, 6 captions; cross-validation: 5 folds of the images (too few captions to hold some out)"
     )
-    assert f"Captions explain {report.explained[0][0]:.0%} of brightness and color" in text
+    assert f"Captions explain {report.explained[0][0]:.0%} of the variance of brightness and color" in text
     assert json.loads(json.dumps(report.to_dict())) == fitted("1.5").report
 
 

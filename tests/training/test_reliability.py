@@ -24,6 +24,7 @@ from child_processes import (
     start_ranks,
     wait_until,
 )
+from kill_trials import half_written
 from safetensors.torch import load_file
 
 import zsnr_diffusers.training.run as run_module
@@ -195,13 +196,6 @@ def kill_and_resume(options, log, kills, seed=0):
     assert exit_code(start({**options, "resume": True}, log)) == 0
     assert not list(folder.glob(".checkpoint-*"))
     return inside
-
-
-def half_written(folder):
-    """What is being written; what is being removed is older than the newest."""
-    newest = max(map(checkpoint_step, list_checkpoints(folder)), default=0)
-    partial = [path.name for path in folder.glob(".checkpoint-*.partial")]
-    return [name for name in partial if int(name.split("-")[1].split(".")[0]) > newest]
 
 
 @pytest.mark.full

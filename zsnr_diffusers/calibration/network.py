@@ -7,6 +7,7 @@ and its initial noise follows from the seeds. At this step, the function's outpu
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,14 +82,16 @@ class GuidedNetwork:
 
     Attributes:
         noise: x_T of every sample, shape [N, ...], float32 on the CPU.
-        dtype: of the UNet's inputs; everything else is float32.
-        calls: number of UNet calls.
+        num_train_timesteps: T of the pipeline's schedule.
+        dtype: of the UNet, in which it is called; everything outside of it is float32.
+        calls: how often the UNet was called.
         on_call: called after each of them.
     """
 
     def __init__(self, pipe: Any, batches: Sequence[Batch], guidance: Guidance) -> None:
         self._unet, self._device, self._batches = pipe.unet, pipe._execution_device, batches
         self._guidance = guidance
+        self.num_train_timesteps = int(pipe.scheduler.config["num_train_timesteps"])
         self.dtype = pipe.unet.dtype
         self.noise = torch.cat([batch.noise for batch in batches])
         self.calls = 0
@@ -115,6 +118,16 @@ class GuidedNetwork:
             self.predict_batch(batch, part, timestep) for batch, part in zip(self._batches, parts, strict=True)
         ]
         return torch.cat(predictions)
+
+    @torch.no_grad()
+    def time_calls(self, count: int) -> list[float]:
+        """Seconds of so many calls for the first batch, one after another."""
+        batch, last, seconds = self._batches[0], self.num_train_timesteps - 1, []
+        for _ in range(count):
+            started = time.perf_counter()
+            self.predict_batch(batch, batch.noise, last)  # returns on the CPU, so a GPU has finished
+            seconds.append(time.perf_counter() - started)
+        return seconds
 
     def predict_batch(self, batch: Batch, x_t: Tensor, timestep: int) -> Tensor:
         """The guided prediction for the samples of one batch, float32 on the CPU."""

@@ -8,6 +8,9 @@ from typing import Any
 
 from ..utils.tables import Part, Report, Table, Text
 
+ERRORS = ("default_error", "error", "held_out_default_error", "held_out_error")
+"""Of a `CalibratedNumber`: of the default and the calibrated sampler, on what was fitted and on what was held out."""
+
 
 @dataclass(frozen=True)
 class CalibratedNumber:
@@ -18,8 +21,8 @@ class CalibratedNumber:
 
     Attributes:
         num_inference_steps: n.
-        timesteps: n of them, from T-1 down.
-        weights: of the outputs of each step, newest first (`zsnr_diffusers.core.calibrated`).
+        steps: `timesteps`, `weights`, `keeps` and `kappas`, as a scheduler's config holds them
+            (`zsnr_diffusers.core.calibrated`).
         default_error: of the default sampler.
         error: of the calibrated one.
         held_out_default_error: of the default sampler, held out.
@@ -27,8 +30,7 @@ class CalibratedNumber:
     """
 
     num_inference_steps: int
-    timesteps: list[int]
-    weights: list[list[float]]
+    steps: dict[str, Any]
     default_error: float
     error: float
     held_out_default_error: float
@@ -40,8 +42,13 @@ class CalibratedNumber:
         return self.held_out_error < self.held_out_default_error
 
     def config(self) -> dict[str, Any]:
-        """The `calibration` of a scheduler for this step count, whether it improved or not."""
-        return {str(self.num_inference_steps): {"timesteps": self.timesteps, "weights": self.weights}}
+        """This one as the `calibration` of a scheduler, whether it is better or not."""
+        return {str(self.num_inference_steps): self.steps}
+
+    def to_dict(self) -> dict[str, Any]:
+        """In types of JSON, for report.json."""
+        errors = {name: getattr(self, name) for name in ERRORS}
+        return {"num_inference_steps": self.num_inference_steps, **self.steps, **errors, "kept": self.better}
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ class Calibration(Report):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The calibration as JSON-serializable values, for report.json."""
-        return asdict(self) | {"numbers": [asdict(one) | {"kept": one.better} for one in self.numbers]}
+        """The calibration in types of JSON, for report.json."""
+        return asdict(self) | {"numbers": [one.to_dict() for one in self.numbers]}
 
     def parts(self) -> Iterator[Part]:
         """Parts of the printed report: a row of errors to the teacher for each step count."""
@@ -93,7 +100,7 @@ class Calibration(Report):
 
 def _table_row(one: CalibratedNumber) -> tuple[str, ...]:
     """Errors of one step count, fitted and held out, and whether it is kept."""
-    errors = (one.default_error, one.error, one.held_out_default_error, one.held_out_error)
+    errors = [getattr(one, name) for name in ERRORS]
     ratio = one.held_out_error / one.held_out_default_error if one.held_out_default_error else 1.0
     kept = "kept" if one.better else "dropped: no improvement on held-out prompts"
     return str(one.num_inference_steps), *(f"{error:.4f}" for error in errors), f"{ratio:.2f}", kept

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.spacing import check_num_inference_steps
+from ..core.spacing import Scales, check_num_inference_steps, position_spaced_timesteps
 from ..schedulers import ZeroSNRMultistepScheduler
 from .network import GuidedNetwork
+
+START_SCALES = (Scales(0.04, 32.0), Scales(0.1, 32.0))
+"""Of the grids that a fit may start from beside the default's: coarser ones, whose last step is longer."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,20 @@ def teacher_timesteps(scheduler: Any, teacher_steps: int, steps: Sequence[int]) 
     for n in steps:
         if not 2 <= n < teacher_steps:
             raise ValueError(f"steps={n} must be at least 2, and fewer than the teacher's {teacher_steps}.")
-    visited: set[int] = set()
-    for n in (teacher_steps, *steps):
-        scheduler.set_timesteps(n)
-        visited |= {*scheduler.timesteps.tolist()}
+    scheduler.set_timesteps(teacher_steps)
+    visited = {*scheduler.timesteps.tolist()}
+    for n in steps:
+        visited |= {timestep for grid in start_grids(scheduler, n) for timestep in grid}
     return sorted(visited, reverse=True)
+
+
+def start_grids(scheduler: Any, num_inference_steps: int) -> list[list[int]]:
+    """Timesteps that the fit of so many steps may start from: the scheduler's own, and coarser ones."""
+    scheduler.set_timesteps(num_inference_steps)
+    own = scheduler.timesteps.tolist()
+    alphas_cumprod = scheduler.alphas_cumprod
+    coarser = [position_spaced_timesteps(num_inference_steps, alphas_cumprod, scales) for scales in START_SCALES]
+    return [own, *(grid for grid in coarser if grid != own)]
 
 
 def run_teacher(network: GuidedNetwork, scheduler: Any, timesteps: Sequence[int]) -> Trajectory:

@@ -32,6 +32,9 @@ examples:
   a folder, with the guidance scale that will be used:
     zsnr calibrate sd21-zsnr --prompts_file prompts.txt --guidance_scale 5 --output_dir sd21-fast
 
+  how long that would take on this machine:
+    zsnr calibrate sd21-zsnr --prompts_file prompts.txt --guidance_scale 5 --output_dir sd21-fast --dry_run
+
   SDXL from the Hub in half precision on a GPU, at 5 and 8 steps:
     zsnr calibrate me/sdxl-zsnr --prompts_file prompts.txt --steps 5 8 --guidance_scale 5 --guidance_rescale 0.7 \\
       --dtype float16 --batch_size 8 --output_dir sdxl-fast
@@ -84,7 +87,10 @@ def new_parser() -> CommandParser:
     )
     parser.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with its training schedule")
     add_claim_options(parser, "the network")
-    parser.add_argument("--device", help="device for the network (default: cuda or mps if available, else cpu)")
+    parser.add_argument("--device", help="where the network runs (default: cuda or mps if there is one, else cpu)")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="time one network call, print how long it would take, and write nothing"
+    )
     parser.set_defaults(prompts=None)
     return parser
 
@@ -115,6 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
         **{name: getattr(arguments, name) for name in _CALIBRATOR_OPTIONS},
         **_pipeline_call_kwargs(arguments),
     )
+    if arguments.dry_run:
+        return _show_cost(calibrator)
     return _calibrate_and_save(calibrator, Path(arguments.output_dir))
 
 
@@ -135,6 +143,14 @@ def _pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
     """`--resolution` and `--negative_prompt` as arguments of the pipeline's call."""
     sizes = {} if arguments.resolution is None else dict.fromkeys(("height", "width"), arguments.resolution)
     return sizes if arguments.negative_prompt is None else sizes | {"negative_prompt": arguments.negative_prompt}
+
+
+def _show_cost(calibrator: Any) -> int:
+    """Print what `--dry_run` is for; returns the exit status."""
+    calls, seconds = calibrator.network_calls, calibrator.seconds_per_call()
+    show(Text(f"at most {calls} network calls, of a batch each\n{seconds:.3g} s a call"))
+    show(Text(f"about {_format_duration(seconds * calls)} at most"))
+    return 0
 
 
 def _calibrate_and_save(calibrator: Any, folder: Path) -> int:

@@ -180,15 +180,21 @@ def _assemble_updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: S
     return [*updates, Update(keep=0.0, gains=tuple(rows[-1].tolist()), noise=0.0)]
 
 
-def updates_from_weights(path: Sequence[NoiseLevel], weights: Sequence[Sequence[float]]) -> list[Update]:
+def updates_from_weights(
+    path: Sequence[NoiseLevel], weights: Sequence[Sequence[float]], keeps: Sequence[float]
+) -> list[Update]:
     """Sampler updates of the ODE from given weights: of outputs in x_s / sigma_s, and in the data for the last step.
 
     Args:
         path: levels as in `multistep_updates`.
         weights: for each step those of its outputs, newest first.
+        keeps: for each step the factor of x_t / sigma_t; 1 is that of the ODE, and 0 of its last step.
     """
-    rows = [torch.tensor(row, dtype=torch.float64) for row in weights]
-    return _assemble_updates(path, [1.0] * (len(path) - 1), rows)
+    sigmas = [*(float(level.sigma) for level in path), 1.0]
+    return [
+        Update(keep=keep * sigma_s / sigma_t, gains=tuple(sigma_s * weight for weight in row), noise=0.0)
+        for keep, row, (sigma_t, sigma_s) in zip(keeps, weights, pairwise(sigmas), strict=True)
+    ]
 
 
 def multistep_safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float = 0.0) -> list[Safeguard]:

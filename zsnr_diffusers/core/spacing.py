@@ -100,17 +100,17 @@ def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cum
     if timestep_spacing == "linspace":
         # A single step also starts from pure noise, where the formula would be 0 / 0.
         return [_round_half_even(last * k, n - 1) for k in range(n - 1, -1, -1)] if n > 1 else [last]
-    levels = noise_level(alphas_cumprod.double(), torch.arange(num_train_timesteps))
-    return _position_spaced_timesteps(n, torch.as_tensor(kappa(levels)))
+    return position_spaced_timesteps(n, alphas_cumprod, scales_of_steps(n))
 
 
-def _position_spaced_timesteps(n: int, kappas: Tensor) -> list[int]:
+def position_spaced_timesteps(n: int, alphas_cumprod: Tensor, scales: Scales) -> list[int]:
     """n timesteps from the last one, each closest to its position among n equal `position` intervals up to clean data.
 
     Towards clean data, where timesteps are too far apart for this, all of them are visited.
     """
-    scales = scales_of_steps(n)
-    return _evenly_positioned(n, position(kappas, scales), len(kappas) - 1, 0, clean_position(scales))
+    levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
+    positions = position(torch.as_tensor(kappa(levels)), scales)
+    return _evenly_positioned(n, positions, len(positions) - 1, 0, clean_position(scales))
 
 
 def _evenly_positioned(n: int, positions: Tensor, first: int, lowest: int, end: float) -> list[int]:
@@ -138,7 +138,7 @@ def subdivided_timesteps(timesteps: Sequence[int], substeps: int, alphas_cumprod
     Examples:
         >>> from zsnr_diffusers.core import alpha_bar_table, subdivided_timesteps
         >>> subdivided_timesteps([999, 499], 2, alpha_bar_table())
-        [[999, 690], [499, 78]]
+        [[999, 707], [499, 102]]
     """
     levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
     positions = position(torch.as_tensor(kappa(levels)))

@@ -1,18 +1,14 @@
 """Least-squares fit of a multistep sampler's weights along the sampler's own path.
 
-Everything is linear in the weights of one step, and their sum is kept, which makes a constant output exact. Related
-methods fit coefficients and timesteps to a teacher by backpropagation through the network: LD3 (Tong et al. 2024,
-arXiv:2405.15506), S4S (Frankel et al. 2025, arXiv:2502.17423), GAS (Oganov et al. 2025, arXiv:2510.17699). Here no
-gradients are needed: one step is solved in closed form, and all together with finite differences.
+Everything is linear in the weights of one step. Their sum is fitted as well: with guidance the first outputs
+overshoot, and the teacher moves less far than they suggest. Related methods fit coefficients and timesteps to a
+teacher by backpropagation through the network: LD3 (Tong et al. 2024, arXiv:2405.15506), S4S (Frankel et al. 2025,
+arXiv:2502.17423), GAS (Oganov et al. 2025, arXiv:2510.17699). Here no gradients are needed: one step is solved in
+closed form, and all together with finite differences.
 """
 
 import torch
 from torch import Tensor
-
-
-def move_weights(weights: Tensor, move: Tensor) -> Tensor:
-    """Multistep weights [m] of one step with those of older outputs moved by `move` [m - 1], their sum kept."""
-    return torch.cat([weights[:1] - move.sum(), weights[1:] + move])
 
 
 def robust_image_weights(residuals: Tensor) -> Tensor:
@@ -44,15 +40,12 @@ def fit_step_weights(weights: Tensor, outputs: Tensor, wanted: Tensor, ridge: fl
         ridge: the RMS error that moving each weight by the sum of all of them must save.
 
     Returns:
-        Weights of the same sum, shape [m].
+        Weights, shape [m].
     """
-    if len(weights) == 1:
-        return weights
     outputs, wanted = outputs.double(), wanted.double()
-    directions = outputs[1:] - outputs[0]
-    gram = directions @ directions.T
+    gram = outputs @ outputs.T
     gram.diagonal().add_(len(wanted) * (ridge / float(weights.sum())) ** 2)
-    return move_weights(weights, torch.linalg.solve(gram, directions @ (wanted - weights @ outputs)))
+    return weights + torch.linalg.solve(gram, outputs @ (wanted - weights @ outputs))
 
 
 def levenberg_marquardt_step(directions: Tensor, error: Tensor, damping: float) -> Tensor:
@@ -70,3 +63,18 @@ def levenberg_marquardt_step(directions: Tensor, error: Tensor, damping: float) 
     gram = directions @ directions.T
     gram.diagonal().add_(damping * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny)
     return torch.linalg.solve(gram, directions @ error.double())
+
+
+def broyden_update(directions: Tensor, moves: Tensor, change: Tensor) -> None:
+    """Broyden's update, in place: after it, derivatives explain what a move changed (Broyden 1965, "good" method).
+
+    Args:
+        directions: the change of the result per unit of each parameter, shape [p, ...].
+        moves: how far each parameter was moved, shape [p].
+        change: of the result by that, shape [...].
+    """
+    moves = moves.to(directions)
+    length = moves.square().sum()
+    if length > 0:
+        missed = change - torch.tensordot(moves, directions, dims=1)
+        directions += torch.tensordot(moves / length, missed, dims=0)

@@ -6,7 +6,12 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 
 from ..utils.distributed import Processes, launched_processes
 from .config import ComputeConfig
@@ -18,6 +23,7 @@ the main process works alone, others wait without a timeout.
 """
 
 _OTHERS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+"""Engines of accelerate that are not used. FSDP2 of a launcher is `fsdp_options`' and does not come so far."""
 
 
 def create_accelerator(
@@ -41,7 +47,7 @@ def create_accelerator(
         log_with=None if report_to == "none" else report_to,
         project_dir=output_dir,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=TIMEOUT),
+            InitProcessGroupKwargs(_backend(config), timeout=TIMEOUT),
             # Otherwise all gradients are stored twice, 10 GB more for SDXL.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
@@ -50,19 +56,40 @@ def create_accelerator(
     if accelerator.distributed_type in _OTHERS:
         raise ValueError(
             f"accelerate is configured for {accelerator.distributed_type.value}, which cannot skip steps or write "
-            "interchangeable checkpoints. Use --sharding of the training instead, which divides parameters and "
-            "optimizer state over processes like FSDP2 and ZeRO, and launch with --multi_gpu; see "
-            "examples/configs/accelerate."
+            "interchangeable checkpoints. Use FSDP2 instead, which shards parameters and optimizer state like ZeRO: "
+            "launch with distributed_type: FSDP and fsdp_version: 2, see examples/configs/accelerate/fsdp2.yaml, or "
+            "with --multi_gpu and --sharding of the training."
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("--mixed_precision=fp16 needs a GPU; on a CPU use bf16 or no.")
-    if accelerator.mixed_precision == "fp16" and config.sharding != "none":
-        raise ValueError(
-            f"--sharding={config.sharding} is not compatible with --mixed_precision=fp16; use bf16 or no."
-        )
-    if accelerator.device.type == "cpu" and config.sharding != "none" and not CAN_SHARD_ON_CPU:
-        raise ValueError(f"--sharding={config.sharding} on CPUs needs a newer torch than {torch.__version__}.")
+    if config.sharding != "none":
+        _check_sharding(config, accelerator)
     return accelerator, launched_processes()
+
+
+def _backend(config: ComputeConfig) -> str:
+    """Of the processes' connections: the default of accelerate, or also one for what is in the host's memory."""
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return "cuda:nccl,cpu:gloo" if config.fsdp_offload_params and on_gpu else InitProcessGroupKwargs().backend
+
+
+def _check_sharding(config: ComputeConfig, accelerator: Accelerator) -> None:
+    """Refuse sharding that does not go with the processes or their devices."""
+    sharding, copies, processes = f"--sharding={config.sharding}", config.dp_replicate_size, accelerator.num_processes
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError(f"{sharding} is not compatible with --mixed_precision=fp16; use bf16 or no.")
+    if accelerator.device.type == "cpu" and not CAN_SHARD_ON_CPU:
+        raise ValueError(f"{sharding} on CPUs needs a newer torch than {torch.__version__}.")
+    if copies > 1 and (processes % copies or copies == processes):
+        raise ValueError(
+            f"--dp_replicate_size={copies} does not divide {processes} processes into groups of two or more, each of "
+            "which has a copy of the network; use 1, or the number of machines."
+        )
+    if config.fsdp_offload_params and not torch.distributed.is_initialized():
+        raise ValueError(
+            "--fsdp_offload_params needs a launcher for one GPU, too: start with torchrun --nproc_per_node 1, or with "
+            "accelerate launch --config_file examples/configs/accelerate/fsdp2.yaml --num_processes 1."
+        )
 
 
 def mixed_precision_dtype(accelerator: Accelerator) -> torch.dtype | None:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class TrainingLoop:
         validation: the previews.
         options: of the whole run, by name, for trackers and the model card.
         repo: to push the result to; None for none.
+        on_step: called with the number of steps made, instead of a progress bar.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class TrainingLoop:
         validation: ValidationLogger,
         options: Mapping[str, Any],
         repo: str | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.config, self.trainer, self.validation = config, trainer, validation
-        self.options, self.repo = options, repo
+        self.options, self.repo, self.on_step = options, repo, on_step
         self.accelerator, self.processes = trainer.accelerator, trainer.processes
         self.last_step = trainer.config.max_train_steps
 
@@ -79,16 +81,17 @@ class TrainingLoop:
         if self.config.report_to != "none":
             scalars = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
             accelerator.init_trackers("logs", scalars)
-        progress = tqdm(
-            desc="training", total=self.last_step, initial=trainer.step, disable=not accelerator.is_main_process
-        )
+        hidden = self.on_step is not None or not accelerator.is_main_process
+        progress = tqdm(desc="training", total=self.last_step, initial=trainer.step, disable=hidden)
         with trainer.signals, progress, trainer.batches(self.last_step) as batches:
+            self._report_step()
             if trainer.step % self.config.validation_steps == 0:  # at step 0, or where a signal came first
                 self._validate()
             while trainer.step < self.last_step:
                 started = time.perf_counter()
                 loss = trainer.train_step(batches)
                 self._log_step(progress, loss, time.perf_counter() - started)
+                self._report_step()
                 self._after_step()
             with self.processes.sync_errors(), trainer.export_unet() as unet:
                 if self.processes.is_main:
@@ -99,6 +102,11 @@ class TrainingLoop:
             url = self.processes.run_on_main(lambda: upload_run(self.config, repo, self.last_step))
             accelerator.print(f"Pushed it to {url}")
         self._finish()
+
+    def _report_step(self) -> None:
+        """Call `on_step`, if there is one."""
+        if self.on_step is not None:
+            self.on_step(self.trainer.step)
 
     def _log_step(self, progress: Any, loss: float, seconds: float) -> None:
         """Send a step's loss, learning rate and speed to the progress bar and trackers."""

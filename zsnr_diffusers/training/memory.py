@@ -83,7 +83,8 @@ def estimate_memory(
         processes: that share the work.
         frozen: bytes of networks that are not trained.
     """
-    sharded = config.sharding != "none" and processes > 1
+    share = config.shards_over(processes)
+    sharded = share > 0
     bare = cast_for_training(_empty_copy(unet, "meta"), half)
     trained = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     weights, count = _bytes(bare.parameters()), sum(parameter.numel() for parameter in trained)
@@ -96,17 +97,11 @@ def estimate_memory(
         kept, recomputed = _saved_bytes(_empty_copy(bare, "cpu").train(), config, half, size)
     if config.gradient_checkpointing and half is not None and not sharded:
         recomputed = max(recomputed, _cast_bytes(bare, half))
-    share = processes if sharded else 1
-    return MemoryEstimate(
-        weights // share,
-        4 * count // share,
-        sum(map(_optimizer_bytes, trained, [config.use_8bit_adam] * len(trained))) // share,
-        4 * count // share if config.ema_decay and config.ema_device == "accelerator" else 0,
-        gathered,
-        kept,
-        recomputed,
-        frozen,
-    )
+    optimizer = sum(map(_optimizer_bytes, trained, [config.use_8bit_adam] * len(trained)))
+    ema = 4 * count if config.ema_decay and config.ema_device == "accelerator" else 0
+    on_host = sharded and config.fsdp_offload_params
+    own = [0 if on_host else size // max(share, 1) for size in (weights, 4 * count, optimizer, ema)]
+    return MemoryEstimate(own[0], own[1], own[2], own[3], gathered, kept, recomputed, frozen)
 
 
 def example_inputs(unet: Any, batch: int, size: Size) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class TrainedNetwork:
     Attributes:
         module: the UNet itself, without wrappers.
         unet: the module that is called in a step, possibly wrapped by accelerate.
-        sharded: whether it is sharded over processes.
+        sharded: whether it is sharded over processes, or offloaded.
         parameters: the trained ones, in the network's order.
         ema: the EMA, or None.
         accelerator: of the run.
@@ -42,10 +42,9 @@ class TrainedNetwork:
         prepare_memory_and_compile(self.module, config)
         if config.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()
-        self.sharded = config.sharding != "none" and accelerator.num_processes > 1
+        self.sharded = config.shards_over(accelerator.num_processes) > 0
         if self.sharded:
-            keeps = config.sharding == "optimizer"
-            apply_fsdp(self.module, accelerator.device, accelerator.num_processes, keeps, half)
+            apply_fsdp(self.module, config, accelerator.device, accelerator.num_processes, half)
         self.parameters: list[nn.Parameter] = [*trainable_parameters(self.module).values()]
         self.ema = self._create_ema(config) if config.ema_decay else None
         # Evaluation mode: what is sharded averages gradients itself, and must not be wrapped again for that.
@@ -56,7 +55,8 @@ class TrainedNetwork:
         ema = MovingAverage(
             self.parameters, config.ema_decay, config.ema_warmup, self.module, config.ema_update_interval
         )
-        ema.to(self.accelerator.device if config.ema_device == "accelerator" else "cpu")
+        on_host = config.ema_device == "cpu" or config.fsdp_offload_params
+        ema.to("cpu" if on_host else self.accelerator.device)
         return ema
 
     @contextlib.contextmanager

@@ -37,7 +37,9 @@ class Optimization:
         ).lr_lambdas[0]
         self.optimizer: Any = accelerator.prepare(self.inner)
         self._scaler = accelerator.scaler
-        self.skips_on_device = bool(self.inner.defaults.get("fused")) and accelerator.device.type in _SKIPS_ON
+        on_device = self.inner.param_groups[0]["params"][0].device.type == accelerator.device.type  # or offloaded
+        fused = bool(self.inner.defaults.get("fused"))
+        self.skips_on_device = fused and on_device and accelerator.device.type in _SKIPS_ON
         self._found_inf: Tensor | None = None
         if self.skips_on_device:
             self.inner.register_step_pre_hook(self._flag_step)

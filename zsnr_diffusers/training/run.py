@@ -25,10 +25,11 @@ from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
 from .checkpointing.lock import lock_run_folder
 from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run_record
 from .checkpointing.saver import CheckpointSaver
-from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
+from .config import ComputeConfig, ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
 from .data.dataset import check_images, open_file_index
 from .data.loader import TrainingDataset
 from .data.shard_formats import index_shards
+from .launch_settings import fsdp_options
 from .loop import TrainingLoop
 from .loss import LossWeighting
 from .measure import time_training_steps
@@ -49,7 +50,7 @@ TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask,
 """The task of each kind of configuration."""
 
 
-def train(config: RunConfig) -> None:
+def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> None:
     """Train as configured, and write the result, a pipeline or a LoRA, to `config.output_dir`.
 
     Input errors are detected before the first step.
@@ -57,6 +58,8 @@ def train(config: RunConfig) -> None:
     Args:
         config: model, data and options: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
             pixel-space networks.
+        on_step: called in every process with the number of steps made: before the first one, which is above 0 where
+            the run continues, and after each. For a progress display of your own; the run then shows none.
 
     Raises:
         ValueError: model, data, options or output folder cannot be used.
@@ -64,13 +67,15 @@ def train(config: RunConfig) -> None:
         TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
         TrainingInterrupted: SIGTERM or SIGINT was received; the step was finished and a checkpoint written.
     """
-    check_speed(config)
-    accelerator, processes = create_accelerator(
-        config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
-    )
-    options, identity = dataclasses.asdict(config), config.identity_values()
-    with matmul_precision(config.allow_tf32), contextlib.ExitStack() as folder:
-        checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, folder))
+    with contextlib.ExitStack() as stack:
+        config = stack.enter_context(fsdp_options(config))
+        check_speed(config)
+        accelerator, processes = create_accelerator(
+            config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
+        )
+        options, identity = dataclasses.asdict(config), config.identity_values()
+        stack.enter_context(matmul_precision(config.allow_tf32))
+        checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, stack))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
         images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
@@ -100,7 +105,7 @@ def train(config: RunConfig) -> None:
         trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
         processes.run_on_main(lambda: write_run_record(Path(config.output_dir), options, found))
         validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
-        TrainingLoop(config, trainer, validation, options, repo).run()
+        TrainingLoop(config, trainer, validation, options, repo, on_step).run()
 
 
 def create_trainer(
@@ -216,8 +221,17 @@ def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:
     }
 
 
+def _describe_sharding(config: ComputeConfig, processes: int) -> dict[str, str]:
+    """How the network is divided over processes, for the plan; empty if it is not."""
+    if not (share := config.shards_over(processes)):
+        return {}
+    copies = f", {config.dp_replicate_size} copies" if config.dp_replicate_size > 1 else ""
+    on_host = ", kept in the host's memory" if config.fsdp_offload_params else ""
+    return {"sharding": f"{config.sharding} over {share} processes{copies}{on_host} (FSDP2)"}
+
+
 def _plan_run(
-    config: OptimizationConfig,
+    config: StepsConfig,
     summary: Mapping[str, str],
     epoch_length: int,
     processes: int,
@@ -229,6 +243,7 @@ def _plan_run(
     epochs = config.max_train_steps * global_batch / epoch_length
     lines = {
         **summary,
+        **_describe_sharding(config, processes),
         "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
         f"passes x {processes} processes",
         "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"

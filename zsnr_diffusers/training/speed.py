@@ -23,6 +23,8 @@ def check_speed(config: NetworkConfig) -> None:
     """
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise ValueError("--use_8bit_adam needs bitsandbytes: python -m pip install bitsandbytes")
+    if config.sharding == "none" and (config.dp_replicate_size > 1 or config.fsdp_offload_params):
+        raise ValueError("--dp_replicate_size and --fsdp_offload_params need --sharding, of optimizer or parameters.")
     conflicts = {"channels_last": config.channels_last, "sharding": config.sharding != "none"}
     for option, wanted in conflicts.items():
         if config.use_8bit_adam and wanted:

@@ -138,7 +138,7 @@ class Trainer:
             The loss over all processes, and whether the weights were updated.
         """
         norm = self.accelerator.clip_grad_norm_(self.network.parameters, self.config.max_grad_norm)
-        metrics = self._reduce_metrics(loss, full_tensor(norm))
+        metrics = self._reduce_metrics(loss, full_tensor(norm).to(loss.device, non_blocking=True))
         on_its_way = HostCopy(metrics)
         if self.optimization.skips_on_device:
             checked = metrics[:1] if self.accelerator.scaler is not None else metrics[:2]  # see `_is_finite`

@@ -141,7 +141,7 @@ def test_of_splits_train_is_used_and_the_others_are_counted(tmp_path, capsys):
     assert list(captioned(folder)) == ["train/1.png", "train/n/2.png"]
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    for part in ("images of train/ are used", "1 of test/", "2 of validation/", "1 beside it"):
+    for part in ("images of train/ are used", "1 of test/", "2 of validation/", "1 next to it"):
         assert part in said
 
 
@@ -179,7 +179,7 @@ def test_metadata_may_lie_in_the_split_or_above_it(tmp_path, suffix, capsys):
     above = metadata(fill(tmp_path / "above", names), [{"file_name": name, "text": name} for name in names], suffix)
     assert captioned(inside) == {"train/2.png": "two", "train/1.png": "one"}
     assert captioned(above) == {"train/1.png": "train/1.png", "train/2.png": "train/2.png"}
-    assert capsys.readouterr().out.count("left out: 1 of test/") == 2
+    assert capsys.readouterr().out.count("skipped: 1 of test/") == 2
 
 
 def test_splits_of_a_data_set_by_name_are_counted(tmp_path, capsys):
@@ -371,7 +371,7 @@ def test_archives_and_tables_are_named(tmp_path, capsys):
 def test_one_image_and_none(tmp_path):
     assert captioned(fill(tmp_path / "one", ["A.PNG"], ".txt")) == {"A.PNG": "caption of A.PNG"}
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match=r"none holds no images\.$"):
+    with pytest.raises(ValueError, match=r"none contains no images\.$"):
         captioned(tmp_path / "none")
     with pytest.raises(NotADirectoryError, match=r"A\.PNG' is a file"):
         captioned(tmp_path / "one" / "A.PNG")

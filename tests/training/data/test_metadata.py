@@ -149,7 +149,9 @@ def test_a_broken_line_of_csv_is_named(tmp_path, text, message):
 )
 def test_a_missing_header_is_named(tmp_path, text):
     columns = text.splitlines()[0].replace(",", ", ")
-    with pytest.raises(MetadataError, match=rf"metadata\.csv, line 1: file_name is missing.* columns are {columns}\."):
+    with pytest.raises(
+        MetadataError, match=rf"metadata\.csv, line 1: file_name .* is missing; the columns are {columns}\."
+    ):
         find_path_column(read_metadata(csv(tmp_path, text)), "image")
 
 
@@ -170,16 +172,16 @@ def test_a_damaged_table_is_named(tmp_path, content):
 @pytest.mark.parametrize("write", [jsonl, csv])
 @pytest.mark.parametrize("text", ["", "\n\n"])
 def test_no_rows(tmp_path, write, text):
-    with pytest.raises(MetadataError, match="holds no rows"):
+    with pytest.raises(MetadataError, match="has no rows"):
         read_metadata(write(tmp_path, text))
 
 
 def test_a_header_alone_and_a_table_without_rows_hold_none(tmp_path):
-    with pytest.raises(MetadataError, match="holds no rows"):
+    with pytest.raises(MetadataError, match="has no rows"):
         read_metadata(csv(tmp_path, "file_name,text\n"))
     file = tmp_path / "metadata.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"file_name": pyarrow.array([], pyarrow.string())}), file)
-    with pytest.raises(MetadataError, match="holds no rows"):
+    with pytest.raises(MetadataError, match="has no rows"):
         read_metadata(file)
 
 

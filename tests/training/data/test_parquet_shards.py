@@ -218,7 +218,9 @@ def test_a_file_that_changes_while_it_is_in_use_is_noticed(shard_options, image_
     rows = opened(shard_options, dry_run=dry_run)
     assert rows[9]["text"]
     write_parquet(tmp_path / "shards", captioned(image_folder), ((3, 4), (2,)))
-    with pytest.raises(ShardError, match=r"0\.parquet (changed while it was in use|cannot be read: of bytes)"):
+    with pytest.raises(
+        ShardError, match=r"0\.parquet (changed while it was in use|cannot be read: the server returned)"
+    ):
         rows[0]["text"]
     assert rows[9]["text"]  # is stored, or in memory
     rows.shards.all = [dataclasses.replace(group, footer="of another file") for group in rows.shards.all]

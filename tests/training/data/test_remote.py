@@ -108,7 +108,9 @@ def test_what_goes_on_failing_is_named(monkeypatch, pauses):
 
 def test_other_bytes_than_those_asked_for_are_refused():
     fsspec.filesystem("memory").pipe("/short.tar", b"0123456789")
-    with pytest.raises(ShardError, match=r"the server returned 2 of bytes 8 to 12: the file has become shorter"):
+    with pytest.raises(
+        ShardError, match=r"the server returned 2 bytes for the range 8 to 12: the file has become shorter"
+    ):
         read_range("memory://short.tar", 8, 12)
 
 

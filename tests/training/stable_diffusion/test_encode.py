@@ -200,3 +200,11 @@ def test_the_command_on_tars_gives_what_it_gives_on_the_folder(options, image_fo
         found.append(trained(TrainingConfig(**{**options, **changes})))
     assert same(*found)
     assert main(["encode", base, "--train_data_dir", str(tmp_path), "--output_dir", options["output_dir"]]) == 2
+
+
+def test_how_accelerate_would_shard_a_network_does_not_matter(own, tmp_path, monkeypatch):
+    """Here by FSDP1, which a run refuses; accelerate itself would need a GPU for it."""
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_SYNC_MODULE_STATES"):
+        monkeypatch.setenv(name, "true")
+    encode(encoding(own, tmp_path))
+    assert (tmp_path / "encoded" / "encoded.json").exists()

@@ -303,7 +303,7 @@ def test_the_plan_says_what_is_trained(options, capsys):
 
 
 def test_a_target_that_is_not_there_is_named_with_those_that_are(options):
-    with pytest.raises(ValueError, match=r"has no layer 'to_x'; choose of .*conv1, .*net.2, .*to_out.0, to_q"):
+    with pytest.raises(ValueError, match=r"has no layer 'to_x'; choose from .*conv1, .*net.2, .*to_out.0, to_q"):
         run(options, lora_target_modules=["to_q", "to_x"])
 
 

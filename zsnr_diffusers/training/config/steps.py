@@ -98,7 +98,18 @@ class ComputeConfig(Options):
         "and EMA, with little additional communication (ZeRO-2); gradients of accumulated passes are not sharded "
         "until the last. parameters: also the parameters, which are gathered block by block when needed, and "
         "gradients after each pass (ZeRO-3). With bf16, parameters including norms are gathered in bf16. Checkpoints "
-        "are identical, so a run can be resumed with another choice.",
+        "are identical, so a run can be resumed with another choice. Default: accelerate's FSDP2 settings, or "
+        "none.",
+    )
+    dp_replicate_size: Annotated[int, POSITIVE] = option(
+        1,
+        "With --sharding, number of groups of processes that have a copy each, sharded within the group (hybrid "
+        "sharding, HSDP). With one group per machine, only gradients are communicated between machines.",
+    )
+    fsdp_offload_params: bool = option(
+        False,
+        "With --sharding, keep the shards in host memory, where the optimizer then computes; weights are copied to "
+        "the GPU layer by layer. Slow; use it only if memory is short otherwise.",
     )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
     async_checkpointing: bool = option(
@@ -106,3 +117,11 @@ class ComputeConfig(Options):
         "Write checkpoints while training continues, from a copy of the state in the main process's host memory, "
         "which needs as much memory as the checkpoint's size. False, or without enough free memory: training waits.",
     )
+
+    def shards_over(self, processes: int) -> int:
+        """How many processes share one copy of what is trained; 0 if nothing is sharded.
+
+        Offloading shards over one process too.
+        """
+        shards = self.sharding != "none" and (processes > 1 or self.fsdp_offload_params)
+        return processes // self.dp_replicate_size if shards else 0

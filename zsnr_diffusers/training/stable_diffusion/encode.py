@@ -18,6 +18,7 @@ from ..data.encoded import write_encoded_rows
 from ..data.row_values import ImageHashes, ImageSizes
 from ..data.shard_formats import index_shards
 from ..data.shards import THREADS
+from ..launch_settings import hidden_fsdp_settings
 from ..reporting.luminance import measure_data_luminance
 from .config import CaptionedDataConfig, TrainingConfig
 from .samples import CaptionedDataset
@@ -42,9 +43,9 @@ def encode(config: TrainingConfig) -> None:
         ValueError: model, data or options cannot be used, or the disk is too small.
         OSError: a file or repo is missing, or the folder cannot be written.
     """
-    accelerator, processes = create_accelerator(config, 1, "none", config.output_dir)
     folder = Path(config.output_dir)
-    with contextlib.ExitStack() as lock:
+    with contextlib.ExitStack() as lock, hidden_fsdp_settings():  # nothing is trained
+        accelerator, processes = create_accelerator(config, 1, "none", config.output_dir)
         processes.run_on_main(lambda: _lock_folder(folder, lock))
         index_shards(config, processes)
         task = processes.main_first(lambda: StableDiffusionTask(config))
