@@ -21,13 +21,13 @@ from zsnr_diffusers.training.stable_diffusion.config import (
     AdapterConfig,
     BaseConfig,
     CaptionedDataConfig,
-    GuidedOutputConfig,
+    DistillationConfig,
 )
 from zsnr_diffusers.training.stable_diffusion.presets import PresetConfig
 
 PARTS = {
     RunConfig: {OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, FlowConfig, DataConfig},
-    TrainingConfig: {GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, PresetConfig},
+    TrainingConfig: {DistillationConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, PresetConfig},
     PixelTrainingConfig: {PixelOutputConfig, ClassDataConfig, NetworkConfig},
 }
 EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"
@@ -97,9 +97,11 @@ def test_next_steps_after_training(monkeypatch, capsys):
     main([*LEAST_ARGUMENTS, "--output_dir", "lora", "--lora_rank", "4", "--quiet"])
     assert "--pipeline base --lora lora" in (out := capsys.readouterr().out)
     assert 'load_lora(pipe, "lora")' in out
+    main([*LEAST_ARGUMENTS, "--output_dir", "fast", "--lora_rank", "4", "--distill_steps", "4"])
+    assert "--lora fast --num_inference_steps 4 --guidance_scale 1 " in capsys.readouterr().out
     main([*LEAST_ARGUMENTS, "--dry_run"])
     assert capsys.readouterr().out == ""
-    assert [config.lora_rank for config in ran] == [None, 4, None]
+    assert [config.lora_rank for config in ran] == [None, 4, 4, None]
 
 
 def test_help_teaches(capsys):

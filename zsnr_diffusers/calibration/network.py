@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.guidance import classifier_free_guidance, rescale_guidance
-from ..core.low_frequencies import keep_low_frequencies
+from ..core.low_frequencies import guided_prediction
 from ..evaluation.generation import iter_images
 from ..schedulers import ZeroSNRMultistepScheduler
 
@@ -60,9 +59,7 @@ class Guidance(NamedTuple):
 
     def combine(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
         """The guided prediction, as `enable_guidance_rescale` computes it."""
-        guided = classifier_free_guidance(unconditional, conditional, self.guidance_scale)
-        guided = rescale_guidance(guided, conditional, self.guidance_rescale)
-        return keep_low_frequencies(guided, conditional, self.keep_low_frequencies)
+        return guided_prediction(unconditional, conditional, *self)
 
     def call_kwargs(self, pipe: Any) -> dict[str, Any]:
         """The settings as arguments of a pipeline's call, including zeros, so that no default replaces them.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .choices import check_keep_low_frequencies
 from .dct import dct, inverse_dct, without_autocast
+from .guidance import classifier_free_guidance, rescale_guidance
 
 
 def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
@@ -52,6 +53,33 @@ def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
     wide = torch.promote_types(guided.dtype, torch.float32)
     difference = guided.to(wide) - conditional.to(wide)
     return (guided.to(wide) - low_pass(difference, k)).to(guided.dtype)
+
+
+def guided_prediction(
+    unconditional: Tensor,
+    conditional: Tensor,
+    guidance_scale: float,
+    guidance_rescale: float = 0.0,
+    keep_low: int = 0,
+) -> Tensor:
+    """Classifier-free guidance, its rescale, and the kept low frequencies, in the order of `enable_guidance_rescale`.
+
+    Args:
+        unconditional: prediction without the condition, shape [B, C, H, W].
+        conditional: prediction with it, same shape.
+        guidance_scale: w in u + w (c - u).
+        guidance_rescale: phi of Lin et al. 2023, Algorithm 2.
+        keep_low: k of `keep_low_frequencies`.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import guided_prediction
+        >>> guided_prediction(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), guidance_scale=3.0).mean()
+        tensor(-2.)
+    """
+    guided = classifier_free_guidance(unconditional, conditional, guidance_scale)
+    guided = rescale_guidance(guided, conditional, guidance_rescale)
+    return keep_low_frequencies(guided, conditional, keep_low)
 
 
 def low_pass(x: Tensor, k: int) -> Tensor:

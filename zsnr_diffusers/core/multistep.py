@@ -150,6 +150,17 @@ def multistep_updates(
     return _assemble_updates(path, kept, rows)
 
 
+def multistep_updates_between(path: Sequence[NoiseLevel], order: int = 2, corrector: bool = True) -> list[Update]:
+    """The steps of the ODE from each level of `path` to the next, the last of which is reached and not left.
+
+    Arguments as in `multistep_updates`. Nothing is fitted, since the fit is to clean data after the last level.
+    """
+    kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
+    kept = _keep_factors(kappas, 0.0)
+    rows = _step_weights(kappas, kept, order, corrector, 0.0, even=False)
+    return _assemble_updates(path, kept, rows)[:-1]
+
+
 def _keep_factors(kappas: Tensor, eta: float) -> list[float]:
     """Factor of x / sigma that each step keeps; 1 for the ODE, also from pure noise, since 0 ** 0 = 1."""
     return ((kappas[:-1] / kappas[1:]) ** eta**2).tolist()

@@ -110,13 +110,45 @@ def position_spaced_timesteps(n: int, alphas_cumprod: Tensor, scales: Scales) ->
     """
     levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
     positions = position(torch.as_tensor(kappa(levels)), scales)
-    start = positions[-1].item()
-    goals = start + (clean_position(scales) - start) * torch.arange(n, dtype=torch.float64) / n
+    return _evenly_positioned(n, positions, len(positions) - 1, 0, clean_position(scales))
+
+
+def _evenly_positioned(n: int, positions: Tensor, first: int, lowest: int, end: float) -> list[int]:
+    """n timesteps from `first` to at least `lowest`, each nearest to its place on the way to the position `end`."""
+    start = positions[first].item()
+    goals = start + (end - start) * torch.arange(n, dtype=torch.float64) / n
     nearest = (positions - goals[:, None]).abs().argmin(dim=1).tolist()
-    steps = [len(positions)]
+    steps = [first + 1]
     for k, timestep in enumerate(nearest):
-        steps.append(min(max(timestep, n - 1 - k), steps[-1] - 1))  # room for the steps that follow
+        steps.append(min(max(timestep, lowest + n - 1 - k), steps[-1] - 1))  # room for the steps that follow
     return steps[1:]
+
+
+def subdivided_timesteps(timesteps: Sequence[int], substeps: int, alphas_cumprod: Tensor) -> list[list[int]]:
+    """The timesteps of `substeps` steps instead of each step of a run: itself first, then even in `position`.
+
+    Args:
+        timesteps: of the run, strictly decreasing; clean data follows them.
+        substeps: steps instead of each.
+        alphas_cumprod: alpha_bar, shape [T].
+
+    Raises:
+        ValueError: some step passes over too few timesteps.
+
+    Examples:
+        >>> from zsnr_diffusers.core import alpha_bar_table, subdivided_timesteps
+        >>> subdivided_timesteps([999, 499], 2, alpha_bar_table())
+        [[999, 707], [499, 102]]
+    """
+    levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
+    positions = position(torch.as_tensor(kappa(levels)))
+    ends = [*positions[list(timesteps[1:])].tolist(), clean_position()]
+    found = []
+    for first, following, end in zip(timesteps, [*timesteps[1:], -1], ends, strict=True):
+        if first - following < substeps:
+            raise ValueError(f"{substeps} steps do not fit between timesteps {first} and {following}; choose fewer.")
+        found.append(_evenly_positioned(substeps, positions, first, following + 1, end))
+    return found
 
 
 def check_num_inference_steps(num_inference_steps: int, num_train_timesteps: int) -> None:

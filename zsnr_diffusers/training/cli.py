@@ -105,18 +105,20 @@ def train_as_told(arguments: argparse.Namespace, kind: type[RunConfig], parser: 
         with quietly(bool(arguments.quiet)):
             train(config)
         if is_main_process() and not config.dry_run:
-            base = config.identity_values().get("pretrained_model_name_or_path")
-            print(_next_steps(config.output_dir, config.train_data_dir, base if config.trains_adapter else None))
+            options = config.identity_values()
+            base = options["pretrained_model_name_or_path"] if config.trains_adapter else None
+            print(_next_steps(config.output_dir, config.train_data_dir, base, options.get("distill_steps")))
     except (ValueError, OSError, ImportError, TrainingError, ProcessError) as error:
         raise SystemExit(f"error: {arguments_as_options(str(error), parser)}") from error
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
 
 
-def _next_steps(output_dir: str, images: str | None, base: str | None) -> str:
-    """Commands to inspect the result of a run; `base` is the base of a LoRA."""
+def _next_steps(output_dir: str, images: str | None, base: str | None, few_steps: int | None) -> str:
+    """Commands to inspect the result of a run; `base` is the base of a LoRA, `few_steps` those of a distilled one."""
     result, real = shlex.quote(output_dir), shlex.quote(images or "IMAGES")
     source = f"--pipeline {result}" if base is None else f"--pipeline {shlex.quote(base)} --lora {result}"
+    source += f" --num_inference_steps {few_steps} --guidance_scale 1" if few_steps else ""
     load = f'load_pipeline("{output_dir}")' if base is None else f'load_lora(pipe, "{output_dir}")'
     return (
         f"next:\n  zsnr audit {result}\n"

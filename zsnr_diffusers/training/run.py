@@ -58,7 +58,7 @@ from .schedule import betas_alpha_bar
 from .speed import check_speed, matmul_precision
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
-from .timesteps import SampledFlowTimes, SampledTimesteps
+from .timesteps import SampledFlowTimes, SampledSteps, SampledTimesteps
 from .trainer import Trainer
 
 TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
@@ -159,6 +159,8 @@ def create_trainer(
 
 def _add_timesteps(config: ObjectiveConfig, task: Task, samples: TrainingDataset, batch: int) -> SampledTimesteps:
     """Wrap training samples so that each has a timestep, or flow time, of the configured density."""
+    if task.trained_timesteps is not None:
+        return SampledSteps(samples, config.timestep_sampling, task.trained_timesteps, batch)
     if not config.is_flow:
         return SampledTimesteps(samples, config.timestep_sampling, len(task.schedule), batch)
     density = functools.partial(

@@ -62,12 +62,13 @@ def check_base_schedule(scheduler: Any, name: str, prediction_type: str) -> None
         )
 
 
-def check_bridge_base(scheduler: Any, name: str) -> None:
-    """Refuse a base model that no exact conversion turns into a flow model.
+def check_zero_snr_base(scheduler: Any, name: str, option: str) -> None:
+    """Refuse a base model that is not yet what an option needs: one that predicts v at zero terminal SNR.
 
     Args:
         scheduler: of the base.
         name: of the base.
+        option: that needs it.
 
     Raises:
         ValueError: it does not predict v at zero terminal SNR.
@@ -75,6 +76,6 @@ def check_bridge_base(scheduler: Any, name: str) -> None:
     kind, end = scheduler.config.get("prediction_type", "epsilon"), terminal_snr(scheduler)
     if kind != "v_prediction" or end > 0:
         raise ValueError(
-            f"--flow_through_bridge needs a base that predicts v at zero terminal SNR; {name} predicts {kind} with a "
+            f"{option} needs a base that predicts v at zero terminal SNR; {name} predicts {kind} with a "
             f"schedule that ends at an SNR of {end:.4g}. Leave it out, or train the base with v_prediction first."
         )

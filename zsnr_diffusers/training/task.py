@@ -1,7 +1,7 @@
 """Base class of a training task: everything that depends on the kind of model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..utils.distributed import Processes
 from .config import DataConfig
 from .data.dataset import Images, Rows
 from .data.loader import Batch, TrainingDataset
-from .objective import Objective
+from .objective import NoisedBatch, Objective
 from .output import Output
 from .schedule import Schedule
 
@@ -38,6 +38,8 @@ class Task(ABC):
     objective: Objective
     rows: Rows
     output: Output
+    trained_timesteps: Sequence[int] | None = None
+    """The few timesteps that are trained; None for all."""
 
     @abstractmethod
     def __init__(self, config: Any) -> None: ...
@@ -76,6 +78,15 @@ class Task(ABC):
     @abstractmethod
     def x_0(self, batch: Batch) -> Tensor:
         """Clean samples to noise from a batch on the device, float32 [B, C, H, W], without gradients."""
+
+    def noised_batch(self, batch: Batch, timesteps: Tensor) -> NoisedBatch:
+        """What the network is asked at a step, and what it should answer.
+
+        Args:
+            batch: on the device.
+            timesteps: of it, shape [B], best on the CPU, where reading them does not wait.
+        """
+        return self.objective.noised_batch(self.x_0(batch), batch["noise"], timesteps, batch["timestep"])
 
     @abstractmethod
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:

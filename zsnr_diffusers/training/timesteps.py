@@ -1,6 +1,6 @@
 """Timestep sampling, and the loss by timestep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -65,6 +65,27 @@ class SampledTimesteps(Dataset[Batch]):
             shared = int(torch.randint(last + 1, (), generator=make_generator(self.seed, 4, pair)))
             return last - shared if second else shared
         return drawn
+
+
+class SampledSteps(SampledTimesteps):
+    """Samples at a few timesteps, each as often as the others, drawn as timesteps are.
+
+    Args:
+        samples: whose timesteps are replaced.
+        sampling: uniform, stratified or antithetic.
+        timesteps: to choose from.
+        global_batch: samples per optimizer step.
+    """
+
+    def __init__(self, samples: TrainingDataset, sampling: str, timesteps: Sequence[int], global_batch: int) -> None:
+        super().__init__(samples, sampling, len(timesteps), global_batch)
+        self.timesteps = timesteps
+
+    def __getitem__(self, position: int) -> Batch:
+        """The sample at a position, at one of the timesteps."""
+        drawn = int(torch.randint(len(self.timesteps), (), generator=make_generator(self.seed, 7, position)))
+        chosen = self.timesteps[self._draw_timestep(position, drawn)]
+        return {**self.samples[position], "timestep": torch.tensor(chosen)}
 
 
 class SampledFlowTimes(SampledTimesteps):

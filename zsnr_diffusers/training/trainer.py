@@ -125,7 +125,7 @@ class Trainer:
         # From pinned memory, without synchronization; casts follow on the device.
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         on_device = batch["timestep"]
-        asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps, on_device)
+        asked = task.noised_batch(batch, timesteps)
         output = task.predict(self.network.unet, asked.x_t, {**batch, "timestep": asked.timestep})
         losses = v_loss(asked.convert_output(output), asked.target)
         self.loss_by_timestep.add(losses, on_device)

@@ -1,11 +1,13 @@
 """Configuration of a run on Stable Diffusion."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ...core.choices import (
     DEFAULT_GUIDANCE_RESCALE,
+    DEFAULT_KEEP_LOW_FREQUENCIES,
     check_guidance_rescale,
     check_keep_low_frequencies,
 )
@@ -229,8 +231,13 @@ class CaptionedDataConfig(DataConfig):
         if self.cache == "none" or (self.cache == "auto" and self.train_shards):
             return ()
         chosen = (self.cache,) if self.cache in ("latents", "text") else ("latents", "text")
-        varies = {"latents": self.random_crop, "text": self.varies_tags}
-        return tuple(name for name in chosen if not varies[name])
+        idle = {"latents": self.random_crop or not self.reads_images, "text": self.varies_tags}
+        return tuple(name for name in chosen if not idle[name])
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a training sample holds an image or its latents."""
+        return True
 
     @property
     def varies_tags(self) -> bool:
@@ -302,7 +309,7 @@ class GuidedOutputConfig(OutputConfig):
     keep_low_frequencies: int | None = option(
         None,
         "k for the lowest k x k frequencies that guidance does not change, in the previews and recorded for "
-        "load_pipeline (default: {DEFAULT_KEEP_LOW_FREQUENCIES} at zero terminal SNR, else 0).",
+        f"load_pipeline (default: {DEFAULT_KEEP_LOW_FREQUENCIES} at zero terminal SNR, else 0).",
     )
 
     def __post_init__(self) -> None:
@@ -310,10 +317,63 @@ class GuidedOutputConfig(OutputConfig):
         check_guidance_rescale(self.guidance_rescale)
         check_keep_low_frequencies(self.keep_low_frequencies or 0)
 
+    def recommended_call(self) -> dict[str, float]:
+        """Arguments of a pipeline's call that the model card recommends."""
+        return {"guidance_scale": self.guidance_scale, "guidance_rescale": self.guidance_rescale}
+
+
+@dataclass
+class DistillationConfig(GuidedOutputConfig):
+    """Few steps, and their guidance with them, instead of many guided ones."""
+
+    distill_steps: Annotated[int | None, POSITIVE, IDENTITY] = option(
+        None,
+        "Train the LoRA so that the base, a model that predicts v at zero terminal SNR, generates in so many trailing "
+        "steps of DDIM or Euler without guidance what it generates under --guidance_scale, --guidance_rescale and "
+        "--keep_low_frequencies in many. The base without the LoRA is the teacher. Of the data only the captions are "
+        "used, and for XL the sizes. Default: no distillation.",
+    )
+    teacher_substeps: Annotated[int, POSITIVE, IDENTITY] = option(
+        4, "With --distill_steps: steps of the teacher for each of them, of a multistep solver of order 2."
+    )
+
+    def identity_values(self) -> dict[str, Any]:
+        """The parent's, and in a distillation the guidance, which is trained."""
+        guidance = ("guidance_scale", "guidance_rescale", "keep_low_frequencies") if self.distill_steps else ()
+        return super().identity_values() | {name: getattr(self, name) for name in guidance}
+
+    def of_result(self) -> GuidedOutputConfig:
+        """The options by which the result is sampled: after a distillation, few steps without guidance."""
+        if self.distill_steps is None:
+            return self
+        plain: dict[str, Any] = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "keep_low_frequencies": 0}
+        return dataclasses.replace(self, num_inference_steps=self.distill_steps, **plain)
+
+    def recommended_call(self) -> dict[str, float]:
+        """The parent's, or the steps of a distillation."""
+        if self.distill_steps is None:
+            return super().recommended_call()
+        return {"num_inference_steps": self.distill_steps, "guidance_scale": 1.0}
+
+    @property
+    def guidance(self) -> tuple[float, float, int]:
+        """What the teacher of a distillation is guided by: scale, rescale, kept low frequencies."""
+        k = self.keep_low_frequencies
+        return self.guidance_scale, self.guidance_rescale, DEFAULT_KEEP_LOW_FREQUENCIES if k is None else k
+
+    def describe_teacher(self) -> str:
+        """The distillation in words."""
+        scale, rescale, k = self.guidance
+        guided = f"guidance scale {scale:g}, rescale {rescale:g}, lowest {k} x {k} frequencies kept"
+        return (
+            f"{self.distill_steps} steps without guidance, from {self.teacher_substeps} of the base for each, "
+            f"{guided if scale > 1 else 'without guidance too'}"
+        )
+
 
 @with_presets
 @dataclass
-class TrainingConfig(GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, PresetConfig, RunConfig):
+class TrainingConfig(DistillationConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, PresetConfig, RunConfig):
     """Everything that a run on Stable Diffusion depends on; `--help` prints the same text.
 
     Raises:
@@ -343,4 +403,42 @@ class TrainingConfig(GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, Bas
             raise ValueError(
                 f"--sharding={self.sharding} is not supported for a LoRA, which is small: omit --sharding, or "
                 "--lora_rank and --lora_weights."
+            )
+        self._check_distillation()
+
+    def describe_loss(self) -> str:
+        """The parent's text, with the teacher of a distillation."""
+        return super().describe_loss() + (f"; distilled to {self.describe_teacher()}" if self.distill_steps else "")
+
+    @property
+    def reads_images(self) -> bool:
+        """False for a distillation, which starts from noise."""
+        return self.distill_steps is None
+
+    @property
+    def of_zero_snr_bases(self) -> list[str]:
+        """Options given that need a base that predicts v at zero terminal SNR."""
+        given = {"--flow_through_bridge": self.flow_through_bridge, "--distill_steps": bool(self.distill_steps)}
+        return [option for option, there in given.items() if there]
+
+    def _check_distillation(self) -> None:
+        """Refuse options that a distillation cannot have, or that are of it alone."""
+        asked = f"--distill_steps={self.distill_steps}"
+        if self.distill_steps is None:
+            if self.teacher_substeps != DistillationConfig.teacher_substeps:
+                raise ValueError(f"--teacher_substeps={self.teacher_substeps} is of --distill_steps; pass that too.")
+        elif not self.trains_adapter:
+            raise ValueError(
+                f"{asked}: the base is the teacher, and the student is a LoRA of it: pass --lora_rank, of 16 "
+                "to 128, or --lora_weights."
+            )
+        elif self.prediction_type != "v_prediction" or not self.rescale_betas_zero_snr:
+            raise ValueError(
+                f"{asked} is for v_prediction at zero terminal SNR, where sampling starts from pure noise: leave out "
+                "--prediction_type and --rescale_betas_zero_snr."
+            )
+        elif self.compile != "none":
+            raise ValueError(
+                f"{asked}: its batches have several sizes, each of which --compile={self.compile} would compile "
+                "again; leave that out."
             )

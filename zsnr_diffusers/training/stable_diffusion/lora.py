@@ -115,10 +115,9 @@ def save_lora_folder(base: Base, pipe: Any, config: GuidedOutputConfig, adapter:
     """
     of = public_base_name(base.config.pretrained_model_name_or_path)
     data = {"tags": [base.architecture.tag, "lora"], "base_model_relation": "adapter"}
-    guidance = {"guidance_scale": config.guidance_scale, "guidance_rescale": config.guidance_rescale}
     folder, dora = Path(config.output_dir).resolve().name, _is_dora(pipe.unet)
     scheduler = export_scheduler(base)
-    usage = lora_usage(of, folder, scheduler, guidance, dora)
+    usage = lora_usage(of, folder, scheduler, config.recommended_call(), dora)
     rows = {"adapter": adapter, **recommended_guidance_rows(config, kept_low_frequencies(base, config))}
     write_model_card(base, scheduler, record, f"{_adapter_kind(pipe.unet)} of {of}", rows, usage, **data)
     # Last: a folder without it is not taken for a result.

@@ -84,7 +84,7 @@ class CaptionedDataset(TrainingDataset):
         if self.config.varies_tags and caption:  # after all else, which is thus the same without
             config = self.config
             caption = vary_tags(caption, config.shuffle_tags, config.keep_tags, config.tag_dropout, draw)
-        return {**batch, **self._text_inputs(caption)}
+        return {**batch, **self.text_inputs(caption)}
 
     def crop(self, index: int, draw: torch.Generator | None = None) -> Crop:
         """The crop of a row's image: at the center, or at random if `draw` is passed."""
@@ -109,12 +109,14 @@ class CaptionedDataset(TrainingDataset):
         return channels, height // side, width // side
 
     def _image_inputs(self, crop: Crop, index: int, flipped: bool) -> Batch:
-        """A row's latent moments from the cache, or else its `pixel_values`."""
+        """A row's latent moments from the cache, or else its `pixel_values`; nothing if none are read."""
+        if not self.config.reads_images:
+            return {}
         if "latents" in self.caches:
             return self.caches["latents"][self.image_cache_key(index, flipped)]
         return {"pixel_values": self.pixel_values(crop, index, flipped)}
 
-    def _text_inputs(self, caption: str) -> Batch:
+    def text_inputs(self, caption: str) -> Batch:
         """A caption's text embeddings from the cache, or else its `input_ids`."""
         input_ids = self.conditioning.tokenize([caption])[0]
         if "text" in self.caches:
