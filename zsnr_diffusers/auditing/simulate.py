@@ -18,7 +18,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from ..core import NoiseLevel, ideal_output, noise_level
-from ..core.spacing import LARGEST_SCALE
 from ..utils.extras import import_extra
 
 POINT = 0.7
@@ -29,7 +28,10 @@ TOLERANCE = 1e-3
 _QUICK = 200
 """Step counts that run within seconds."""
 
-_MEAN, _SPREAD = torch.tensor([POINT, 0.0]).double(), torch.tensor([0.0, LARGEST_SCALE]).double()
+_BRIGHTNESS = 32.0
+"""Standard deviation of the mean of a latent, in units of one element's."""
+
+_MEAN, _SPREAD = torch.tensor([POINT, 0.0]).double(), torch.tensor([0.0, _BRIGHTNESS]).double()
 _START = torch.tensor([2.0, 1.0]).double()
 
 

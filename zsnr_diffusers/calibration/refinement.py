@@ -24,12 +24,12 @@ ENOUGH = 0.99
 DIFFERENCE = 0.01
 """By how much of a step a weight is moved to see what that changes."""
 FAR = 0.1
-"""By how much of the way to its nearer neighbour a timestep is moved for that."""
+"""By how much of the way to its nearer neighbor a timestep is moved for that."""
 LONGEST_MOVE = 0.7
 """Of a parameter in its unit."""
 KEEP_UNIT = 0.3
 """The unit of factors of x_t / sigma_t; that of a weight is its step, that of a timestep half the way to the nearer
-neighbour."""
+neighbor."""
 
 
 class Parameter(NamedTuple):
@@ -85,7 +85,7 @@ def fit_steps(student: Student, starts: Sequence[Sequence[int]]) -> Fit:
 
 
 def _improve(student: Student, fit: Fit, damping: float) -> tuple[Fit, float]:
-    """One round from a new set of derivatives; returns what was found, and the damping to go on with."""
+    """One round from a new set of derivatives; returns what was found, and the damping to continue with."""
     parameters = list_parameters(len(fit.states), student.outputs)
     changes = torch.stack([_derivative(student, fit, parameter) for parameter in parameters])
     for _ in range(TRIES):
@@ -130,7 +130,7 @@ def _move(student: Student, steps: Steps, parameters: Sequence[Parameter], moves
 
 
 def _timestep_unit(timesteps: Sequence[int], i: int) -> float:
-    """Half the way from a timestep to the nearer of its neighbours; below the last is 0."""
+    """Half the way from a timestep to the nearer of its neighbors; below the last is 0."""
     below = timesteps[i + 1] if i + 1 < len(timesteps) else 0
     return max(1.0, min(timesteps[i - 1] - timesteps[i], timesteps[i] - below) / 2)
 

@@ -1,4 +1,4 @@
-"""Few steps of a network beside the teacher's run: their weights, fitted step by step to the teacher's path.
+"""Few steps of a network, compared with the teacher's run: their weights, fitted step by step to the teacher's path.
 
 Everything is computed in y = x / sigma, where a step of the ODE only adds a weighted sum of x_0 outputs.
 """

@@ -14,7 +14,7 @@ from ..schedulers import ZeroSNRMultistepScheduler
 from .network import GuidedNetwork
 
 START_SCALES = (Scales(0.04, 32.0), Scales(0.1, 32.0))
-"""Of the grids that a fit may start from beside the default's: coarser ones, whose last step is longer."""
+"""Of the grids that a fit may start from besides the default's: coarser ones, whose last step is longer."""
 
 
 @dataclass(frozen=True)
