@@ -182,12 +182,10 @@ def calibrate(
 
     The teacher is the default sampler in many steps. For each step count, the weights of each step are fitted by least
     squares to the teacher's samples, on the path that the few steps themselves take; then all weights and timesteps
-    are moved together towards the teacher's clean samples. Nothing is differentiated, so it takes no more memory than
-    sampling: in addition to the network, all of the teacher's samples in the CPU's memory, 64 of SDXL at 100 steps 0.9 GB in
-    half precision, and a change of the clean samples for each weight and timestep.
-
-    The teacher's samples are kept in CPU memory: 0.9 GB for 64 SDXL images at 100 steps in half precision. Related
-    methods that use backpropagation: LD3 (arXiv:2405.15506), S4S (arXiv:2502.17423), GAS (arXiv:2510.17699).
+    are moved together towards the teacher's clean samples. Nothing is differentiated, so the network needs no more
+    memory than for sampling. The teacher's samples are kept in CPU memory (0.9 GB for 64 SDXL images at 100 steps in
+    half precision), as is a change of the clean samples for each weight and timestep. Related methods that use
+    backpropagation: LD3 (arXiv:2405.15506), S4S (arXiv:2502.17423), GAS (arXiv:2510.17699).
 
     Args:
         pipe: as in `Calibrator`.
