@@ -1,4 +1,4 @@
-"""Class to image, from scratch, in minutes on a CPU: handwritten digits with v-loss and zero terminal SNR.
+"""Class to image, from scratch, in minutes on a CPU: handwritten digits with v-prediction and zero terminal SNR.
 
     python -m pip install -e ".[examples]" && python examples/digits.py
 
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from PIL import Image
-from quickstart import quieten_libraries
+from quickstart_progress import quieten_libraries
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm.auto import tqdm

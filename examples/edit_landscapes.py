@@ -22,7 +22,7 @@ from diffusers import UNet2DConditionModel
 from landscapes import BRIGHTEST, BRIGHTNESS_WORDS, caption, captions, landscape
 from numpy.typing import NDArray
 from PIL import Image
-from quickstart import quieten_libraries
+from quickstart_progress import quieten_libraries
 from small_training import minimize
 from torch import Tensor
 

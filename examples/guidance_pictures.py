@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from landscapes import captions, read_landscapes
-from quickstart import draw_samples, quieten_libraries
+from quickstart_progress import quieten_libraries
+from quickstart_report import by_prompt, draw_blocks
 
 from zsnr_diffusers import ZeroSNRDDIMScheduler, load_pipeline
 from zsnr_diffusers.evaluation import luminance_coverage, mean_luminance
@@ -71,8 +72,9 @@ def main(quickstart_dir: Path = Path("quickstart"), seeds: int = 16) -> dict[str
         pictures[name] = pipe.image_processor.postprocess(decoded, "pil")
         w1 = luminance_coverage(mean_luminance(pictures[name]), real).w1
         print(f"| {name} | {shares[name]:.1%} | {w1:.3f} |")
-    titled = {f"{name}: {share:.1%} clipped": pictures[name] for name, share in shares.items()}
-    draw_samples(quickstart_dir / "guidance.png", titled, seeds)
+    prompts = [prompt for prompt in captions() for _ in range(seeds)]
+    blocks = {f"{name}: {share:.1%} clipped": by_prompt(pictures[name], prompts) for name, share in shares.items()}
+    draw_blocks(quickstart_dir / "guidance.png", blocks, dict.fromkeys(blocks, 4), captions())
     print(f"\nPicture: {quickstart_dir / 'guidance.png'}")
     return shares
 

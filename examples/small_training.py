@@ -19,6 +19,7 @@ def minimize(
     name: str,
     look: Callable[[int], None] | None = None,
     look_after: Container[int] = (),
+    on_step: Callable[[int], None] | None = None,
 ) -> None:
     """Train a network with AdamW, a warm-up and clipped gradients; its averaged weights are left in it.
 
@@ -30,6 +31,7 @@ def minimize(
         name: of the progress bar.
         look: called with the step count made, while the averaged weights are in the network.
         look_after: at which numbers.
+        on_step: called with the number of steps made after each.
     """
     optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
@@ -44,6 +46,8 @@ def minimize(
         warmup.step()
         ema.step(unet.parameters())
         progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if on_step is not None:
+            on_step(step)
         if look is not None and step in look_after:
             ema.store(unet.parameters())
             ema.copy_to(unet.parameters())

@@ -1,4 +1,4 @@
-"""Train a pixel-space network from scratch, by the recipe of DDPM or with v-loss and zero terminal SNR.
+"""Train a pixel-space network from scratch, by the recipe of DDPM or with v-prediction and zero terminal SNR.
 
     accelerate launch examples/train_unconditional.py --recipe cifar10-ddpm-zsnr --mixed_precision bf16 \\
         --dataset_name uoft-cs/cifar10 --image_column img --output_dir cifar10

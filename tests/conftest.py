@@ -35,6 +35,8 @@ def pytest_collection_modifyitems(items):
     """Mark `full` or `slow` what a test's other cases are, so that every run has some of each test."""
     cases = defaultdict(list)
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if not any(map(item.get_closest_marker, ("slow", "gpu"))) and ALL_CASES not in item.path.parents:
             cases[item.path, item.parent.nodeid, getattr(item, "originalname", item.name)].append(item)
     for alike in cases.values():

@@ -357,8 +357,8 @@ def test_learns():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "ddpm"}, r"name='ddpm' is no preset; there are ddpm-cifar10, ddpm-lsun, .*small-32"),
-        ({"name": "small-8", "class_labels": 0}, r"class_labels=0 must be at least 1; leave it out"),
+        ({"name": "ddpm"}, r"name='ddpm' is not a preset; choose one of ddpm-cifar10, ddpm-lsun, .*small-32"),
+        ({"name": "small-8", "class_labels": 0}, r"class_labels=0 must be at least 1; omit it"),
         ({"name": "small-8", "num_class_embeds": 3}, r"num_class_embeds follows from class_labels"),
         ({"name": "ddpm-cifar10", "sample_size": 28}, r"sample_size=28 must be a multiple of 8 for 4 levels"),
         ({"name": "ddpm-lsun", "sample_size": 16}, r"sample_size=16 must be a multiple of 32 for 6 levels"),

@@ -1,7 +1,9 @@
 """README, guides, docstrings and messages use the terms of the field."""
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 
 from pages import FOLDERS, PAGES, ROOT
@@ -21,9 +23,27 @@ TERMS = {
     r"\b(image to image|text to image)\b": "image-to-image, text-to-image",
     r"\bPICTURES\b": "IMAGES",
     r"\b(doors?)\b(?! of)": "the name of the function",
-    r"\bgo on (with|from)\b": "continue with, continue from",
+    r"\bgo(es)? on (with|from)\b": "continue with, continue from",
+    r"\bbeside\b": "next to, besides",
+    r"\bin place of\b": "instead of",
+    r"\bif need be\b": "if necessary",
+    r"\bwhole numbers?\b": "integer",
+    r"\bdata that is one point\b": "single-point data",
+    r"\bfresh noise\b": "new noise, added noise",
+    r"\bmoving average\b": "EMA",
+    r"\btext states\b": "text embeddings",
+    r"\bfigures of papers\b": "metrics of papers",
+    r"\b[Gg]rey\b|\b[Cc]olour|\bneighbour": "gray, color, neighbor",
+    r"\b(whoever|nobody|somebody)\b": "a sentence with the agent",
+    r"\b(stock's|of stock)\b": "diffusers'",
+    r"\bat the Hub\b": "on the Hub",
+    r"\b(one's own|of one's)\b": "your own",
+    r"\btrained on to\b": "fine-tuned to",
+    r"\bmake(s)? (again|anew)\b": "create again",
+    r"\bfall(s|en)? back\b(?! to)": "reverse",
+    r"\b(is|are) shipped\b|\bships\b": "is saved with",
 }
-"""What is not to be found, as a pattern, and what stands in its place."""
+"""Patterns that must not occur, and their replacements."""
 
 ON_PAGES = {
     r"\bstock\b": "diffusers'",
@@ -34,7 +54,7 @@ ON_PAGES = {
     r"(?<!S)(?<!SD)\bXL\b(?! Vpred)": "SDXL",
     r"\bwhoever\b|\bnobody\b": "a sentence with the agent",
 }
-"""The same for README and guides alone."""
+"""Further patterns for README and guides."""
 
 SOURCES = sorted(Path(ROOT, "zsnr_diffusers").rglob("*.py"))
 
@@ -45,7 +65,7 @@ def prose(text):
 
 
 def found(text, terms):
-    """(word, what to write instead) of each word that is not to be there."""
+    """Each forbidden word in its context, with its replacement."""
     matches = ((match, instead) for word, instead in terms.items() for match in re.finditer(word, text))
     return [(text[max(match.start() - 30, 0) : match.end() + 30], instead) for match, instead in matches]
 
@@ -65,6 +85,17 @@ def test_docstrings_and_messages():
     texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert found("\n".join(texts), TERMS) == []
     assert len(texts) > 3000
+
+
+def test_comments():
+    comments = [
+        token.string
+        for path in SOURCES
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    assert found("\n".join(comments), TERMS) == []
+    assert len(comments) > 300
 
 
 def test_the_list_finds_what_it_is_for():

@@ -5,7 +5,7 @@ Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed" 
 
 from typing import TYPE_CHECKING
 
-from . import schedulers  # noqa: F401  # diffusers finds our classes only in a module that is already imported
+from . import schedulers  # diffusers finds our classes only in a module that is already imported
 from .utils.lazy import lazy_names
 from .utils.versions import warn_of_untested_versions
 
@@ -64,10 +64,7 @@ __getattr__, __dir__ = lazy_names(
             "ZeroSNRStableDiffusionXLImg2ImgPipeline ZeroSNRStableDiffusionXLInpaintPipeline "
             "ZeroSNRStableDiffusionXLInstructPix2PixPipeline ZeroSNRStableDiffusionXLPipeline"
         ),
-        "schedulers": (
-            "FlowMatchEulerScheduler FlowMatchMultistepScheduler ZeroSNRDDIMInverseScheduler ZeroSNRDDIMScheduler "
-            "ZeroSNRDDPMScheduler ZeroSNRLCMScheduler ZeroSNRMultistepScheduler ZeroSNRPNDMScheduler"
-        ),
+        "schedulers": " ".join(schedulers.CLASSES),
         "start": "disable_start enable_start",
         "unet": "build_unet",
     },

@@ -1,8 +1,8 @@
-"""Bridges between models with betas and flow-matching models: each as the other, exactly, where the SNR ends at zero.
+"""Bridges between models with betas and flow-matching models: use one as the other, exactly, if the SNR ends at zero.
 
-A level of betas and a flow level of the same signal-to-noise ratio see the same sample up to a factor. So a network of
-either kind can be asked as one of the other: its input scaled, its timestep looked up, its prediction converted
-(Diff2Flow, arXiv:2506.02221). That holds from pure noise on only because both begin at an SNR of exactly zero.
+A noise level of betas and a flow level with the same signal-to-noise ratio describe the same sample up to a factor. So
+a network of either kind can be used as the other: scale its input, look up its timestep, convert its prediction
+(Diff2Flow, arXiv:2506.02221). This includes pure noise only because both begin at an SNR of exactly zero.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +21,17 @@ Ask = Callable[[Tensor], tuple[NoiseLevel, Tensor, NoiseLevel]]
 
 
 class Bridge:
-    """A network that is asked as one of a different kind, until `remove`; also a context manager."""
+    """A network that is used as the other kind, until `remove`; also a context manager."""
 
     def __init__(self, network: nn.Module, ask: Ask, prediction_type: str, wanted: str) -> None:
-        """Hang the conversion around the network's calls.
+        """Install the conversion around the network's calls.
 
         Args:
             network: called as `network(sample, timestep, ...)`, by position or by name; `sample` may be called
                 `hidden_states`.
-            ask: what the timesteps of a call stand for.
+            ask: converts the timesteps of a call.
             prediction_type: what the network returns.
-            wanted: what the caller gets.
+            wanted: the prediction type for the caller.
         """
         self._ask, self._types = ask, (prediction_type, wanted)
         self._seen: list[tuple[Tensor, NoiseLevel, NoiseLevel, torch.dtype]] = []
@@ -41,7 +41,7 @@ class Bridge:
         ]
 
     def remove(self) -> None:
-        """Remove the hooks: the network is itself again."""
+        """Remove the hooks: the network is unchanged again."""
         for hook in self._hooks:
             hook.remove()
 
@@ -52,7 +52,7 @@ class Bridge:
         self.remove()
 
     def _convert_inputs(self, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Forward pre-hook: scale the sample and look up the timestep that the network knows."""
+        """Forward pre-hook: scale the sample and look up the network's timestep."""
         args, kwargs = list(args), dict(kwargs)
         name = "sample" if "sample" in kwargs else "hidden_states"
         sample = args[0] if args else kwargs[name]
@@ -92,21 +92,21 @@ def broadcast_level(level: NoiseLevel, sample: Tensor, wide: torch.dtype) -> Noi
 
 
 def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
-    """Use a network that was trained on betas as a flow-matching model.
+    """Use a network that was trained with betas as a flow-matching model.
 
-    From then on it takes samples (1 - s) x_0 + s noise and timesteps 1000 s, and returns noise - x_0, so that
-    `FlowMatchMultistepScheduler` samples it, guiders and trainers of flow models take it. A flow time between two
-    timesteps becomes a timestep between them.
+    It then takes samples (1 - s) x_0 + s noise and timesteps 1000 s, and returns noise - x_0, so that
+    `FlowMatchMultistepScheduler`, and guiders and trainers for flow models, can use it. A flow time between two
+    timesteps becomes a fractional timestep.
 
     Args:
         network: a UNet or transformer of diffusers.
         scheduler: with its betas and prediction type, at zero terminal SNR.
 
     Returns:
-        The bridge; `remove()` makes the network itself again.
+        The bridge; `remove()` restores the network.
 
     Raises:
-        ValueError: the schedule does not end at an SNR of zero, so its samples of pure noise are none.
+        ValueError: the schedule does not end at an SNR of zero, so it does not contain pure noise.
 
     Examples:
         >>> import torch
@@ -122,7 +122,7 @@ def as_flow_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
 
 
 def flow_timestep_lookup(scheduler: ZeroSNRScheduler) -> Ask:
-    """The function by which a bridge looks up what timesteps 1000 s of a flow model are in a network of betas.
+    """The function that converts timesteps 1000 s of a flow model to timesteps of a network with betas.
 
     Args:
         scheduler: with the betas, at zero terminal SNR.
@@ -145,17 +145,17 @@ def flow_timestep_lookup(scheduler: ZeroSNRScheduler) -> Ask:
 
 
 def as_v_model(network: nn.Module, scheduler: ZeroSNRScheduler) -> Bridge:
-    """Use a flow-matching network as one with v-prediction on betas.
+    """Use a flow-matching network as a v-prediction network with betas.
 
-    From then on it takes samples alpha x_0 + sigma noise and the timesteps of `scheduler`, and returns
-    v = alpha noise - sigma x_0, so that every scheduler for betas at zero terminal SNR samples it.
+    It then takes samples alpha x_0 + sigma noise and the timesteps of `scheduler`, and returns v = alpha noise - sigma
+    x_0, so that every scheduler with zero terminal SNR can sample it.
 
     Args:
         network: a UNet or transformer of diffusers that takes timesteps 1000 s and returns noise - x_0.
-        scheduler: with the betas to take; its prediction type must be `v_prediction`.
+        scheduler: with the betas to use; its prediction type must be `v_prediction`.
 
     Returns:
-        The bridge; `remove()` makes the network itself again.
+        The bridge; `remove()` restores the network.
 
     Raises:
         ValueError: the schedule does not end at an SNR of zero, or the scheduler expects another prediction.
@@ -185,14 +185,14 @@ def _zero_snr_levels(scheduler: ZeroSNRScheduler) -> NoiseLevel:
     """Noise levels of all timesteps, float64 [T]; refuses a schedule that does not end at zero SNR."""
     if not scheduler.config["rescale_betas_zero_snr"]:
         raise ValueError(
-            "A bridge is exact only where the schedule ends at a signal-to-noise ratio of zero, and this scheduler "
-            "has rescale_betas_zero_snr=False."
+            "A bridge is exact only if the schedule ends at a signal-to-noise ratio of zero, but this scheduler has "
+            "rescale_betas_zero_snr=False."
         )
     return scheduler.noise_level(torch.arange(len(scheduler)), torch.empty(1, dtype=torch.float64))
 
 
 def _interpolate_timesteps(wanted: Tensor, levels: Tensor) -> Tensor:
-    """Timesteps, whole or between, by which a bridge asks a network with betas for flow times; `levels` decrease."""
+    """Fractional timesteps of a network with betas for given flow times; `levels` decrease."""
     rising = levels.flip(0)
     above = torch.searchsorted(rising, wanted).clamp(1, len(rising) - 1)
     low, high = rising[above - 1], rising[above]

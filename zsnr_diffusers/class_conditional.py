@@ -1,4 +1,4 @@
-"""Images of a class, in pixels: the pipeline around a class-conditional `UNet2DModel`."""
+"""A pixel-space pipeline for a class-conditional `UNet2DModel`."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +15,18 @@ from .core import classifier_free_guidance
 from .guidance.mixin import GuidanceRescaleMixin
 
 _THRESHOLDING = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
-"""Keys of the config of schedulers that have dynamic thresholding."""
+"""Config keys of schedulers with dynamic thresholding."""
 
 
 class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
     """Generates images of given classes with a pixel-space network and classifier-free guidance.
 
-    The network's last class embedding stands for no class, as in DiT (Peebles & Xie 2022, arXiv:2212.09748), so a
-    network for ten classes has `num_class_embeds=11`. A network without class embeddings makes images of no class.
+    The network's last class embedding means no class, as in DiT (Peebles & Xie 2022, arXiv:2212.09748), so a network
+    for ten classes has `num_class_embeds=11`. A network without class embeddings generates unconditional images.
 
     Args:
         unet: predicts from (x_t, timestep, class_labels) on images in [-1, 1].
-        scheduler: any of ours, or of diffusers.
+        scheduler: a scheduler of this package or of diffusers.
 
     Examples:
         >>> import torch
@@ -60,7 +60,7 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the remaining steps are left out; a callback sets `_interrupt` for that."""
+        """Whether to skip the remaining steps; a callback sets `_interrupt` for this."""
         return self._interrupt
 
     @torch.no_grad()
@@ -77,24 +77,24 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Make one image per label.
+        """Generate one image per label.
 
-        Against saturation by a large guidance scale there are three remedies, each a flag: `guidance_rescale` (Lin et
-        al. 2023, section 3.4) and `keep_low_frequencies`, which the mixin adds, and `dynamic_thresholding_ratio`
-        (Saharia et al. 2022, section 2.3).
+        Three options reduce saturation at a large guidance scale: `guidance_rescale` (Lin et al. 2023, section 3.4)
+        and `keep_low_frequencies`, which the mixin adds, and `dynamic_thresholding_ratio` (Saharia et al. 2022,
+        section 2.3).
 
         Args:
-            class_labels: a class or several; None for images of no class.
-            batch_size: how many images of a single label, or of none; 1 unless given.
-            num_inference_steps: n.
-            guidance_scale: w in u + w (c - u); above 1 it guides.
+            class_labels: one or several classes; None for unconditional images.
+            batch_size: number of images for a single label, or without labels; 1 by default.
+            num_inference_steps: number of steps.
+            guidance_scale: w in u + w (c - u); guidance is on above 1.
             generator: one, or one per image.
             latents: the starting noise, shape [B, C, H, W].
             dynamic_thresholding_ratio: the quantile of |x_0| that is scaled to 1 at every step where it is larger,
-                0.995 in Imagen. None leaves to the scheduler's config what is done to x_0.
-            output_type: `pil`, `np` [B, H, W, C] or `pt` [B, C, H, W] in [0, 1], or `latent`: as sampled, in [-1, 1]
-                and beyond.
-            return_dict: an `ImagePipelineOutput` rather than a tuple.
+                0.995 in Imagen. None uses the scheduler's config.
+            output_type: `pil`, `np` [B, H, W, C] or `pt` [B, C, H, W] in [0, 1], or `latent`: as sampled, not clipped
+                to [-1, 1].
+            return_dict: return an `ImagePipelineOutput` rather than a tuple.
             callback_on_step_end: called with (pipeline, step, timestep, {"latents": x_t}) after every step; may return
                 other latents.
 
@@ -131,7 +131,7 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _predict_guided(self, x: Tensor, timestep: Any, labels: Tensor | None) -> Tensor:
-        """The network's prediction for x at a timestep, guided away from no class if the call guides."""
+        """The network's prediction for x at a timestep, with classifier-free guidance if enabled."""
         x = self.scheduler.scale_model_input(x, timestep)
         if not self.do_classifier_free_guidance or labels is None:
             prediction: Tensor = self.unet(x, timestep, labels).sample
@@ -142,7 +142,7 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
 
     @property
     def _num_classes(self) -> int:
-        """Number of classes of the UNet, which is also the label of no class; 0 without class embeddings."""
+        """Number of classes of the UNet, which is also the label for no class; 0 without class embeddings."""
         embeddings = self.unet.config.num_class_embeds
         return embeddings - 1 if embeddings else 0
 
@@ -152,7 +152,7 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def _resolve_labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> Tensor:
-        """One class label per image, shape [B]; `_num_classes` stands for no class."""
+        """One class label per image, shape [B]; `_num_classes` means no class."""
         classes = self._num_classes
         if classes == 0 and (class_labels is not None or guidance_scale > 1):
             raise ValueError(
@@ -161,15 +161,13 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
             )
         if class_labels is None:
             if guidance_scale > 1:
-                raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to.")
+                raise ValueError(f"guidance_scale={guidance_scale} needs class_labels.")
             class_labels = classes
         labels = torch.as_tensor(class_labels, dtype=torch.long).cpu().reshape(-1)
         if len(labels) == 1:
             labels = labels.repeat(1 if batch_size is None else batch_size)
         if len(labels) == 0 or (batch_size is not None and batch_size != len(labels)):
-            raise ValueError(
-                f"batch_size={batch_size} for {len(labels)} class_labels: leave it out, or give one label."
-            )
+            raise ValueError(f"batch_size={batch_size} for {len(labels)} class_labels: omit it, or pass one label.")
         wrong = labels[(labels < 0) | (labels > classes)]
         if len(wrong):
             raise ValueError(
@@ -182,17 +180,17 @@ class ClassConditionalPipeline(GuidanceRescaleMixin, DiffusionPipeline):
             raise ValueError(f"dynamic_thresholding_ratio={ratio} must lie in (0, 1]; Imagen has 0.995.")
         if not set(_THRESHOLDING) <= set(self.scheduler.config):
             name = type(self.scheduler).__name__
-            raise ValueError(f"{name} has no dynamic thresholding; take one of ours, or DDIM.")
+            raise ValueError(f"{name} has no dynamic thresholding; use a scheduler of this package, or DDIM.")
 
     @contextmanager
     def _dynamic_thresholding(self, ratio: float | None) -> Iterator[None]:
-        """Switch on the scheduler's dynamic thresholding (Imagen) for one call of the pipeline."""
+        """Enable the scheduler's dynamic thresholding (Imagen) for one call of the pipeline."""
         if ratio is None:
             yield
             return
         self._check_thresholding(ratio)
         before = {name: self.scheduler.config[name] for name in _THRESHOLDING}
-        # A largest threshold of 1, the default everywhere, would be plain clipping; Imagen has none.
+        # A maximum threshold of 1, the usual default, would be plain clipping; Imagen has no maximum.
         largest = before["sample_max_value"] if before["sample_max_value"] > 1 else float("inf")
         self.scheduler.register_to_config(
             thresholding=True, dynamic_thresholding_ratio=ratio, sample_max_value=largest

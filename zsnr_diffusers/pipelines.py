@@ -1,8 +1,8 @@
-"""Ready pipelines: guidance rescale 0.7 unless told otherwise; everything else is stock's.
+"""Pipelines with a default guidance rescale of 0.7; otherwise identical to diffusers'.
 
-Those of text-to-image also leave the lowest 4 x 4 frequencies to the conditional prediction: their first step is at
-zero SNR, where guidance extrapolates brightness and nothing else. Edits start from an image, and an instruction such
-as "make it night" may well want that.
+The text-to-image ones also keep the lowest 4 x 4 frequencies of the conditional prediction: their first step is at
+zero SNR, where guidance extrapolates only brightness. Editing starts from an image, and an instruction such as "make
+it night" may require this extrapolation.
 """
 
 from diffusers import (

@@ -1,6 +1,6 @@
 """The network of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B), as settings of a plain `UNet2DModel`.
 
-`UNet2DModel` has every part of it; its defaults are those of another network. What is what:
+`UNet2DModel` contains all its parts, but its defaults belong to another network. The correspondence is:
 
 | the paper's network | in `UNet2DModel` | settings |
 |---|---|---|
@@ -16,9 +16,9 @@
 | upsampling: each pixel four times (nearest), then conv | `Upsample2D` | |
 | main path down: per level 2 residual blocks, then downsampling | `down_blocks` | `layers_per_block=2` |
 | middle: residual block, self-attention, residual block | `UNetMidBlock2D` | |
-| main path up: per level 3 residual blocks, each with an output from the way down beside it | `up_blocks` | |
+| main path up: per level 3 residual blocks, each with a skip connection from the way down | `up_blocks` | |
 
-The first weights are the paper's as well, which `UNet2DModel`'s are not: see `build_unet`.
+The initialization is also the paper's, unlike that of `UNet2DModel`: see `build_unet`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def _ddpm_unet_config(
     sample_size: int, channels: tuple[int, ...], groups: int, attention: int, dropout: float
 ) -> dict[str, Any]:
-    """Config of DDPM's UNet, with self-attention where images have become `attention` pixels wide."""
+    """Config of DDPM's UNet, with self-attention where feature maps are `attention` pixels wide."""
     attends = [sample_size >> level == attention for level in range(len(channels))]
     return {
         "sample_size": sample_size,
@@ -59,7 +59,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ddpm-lsun": _LSUN,
     "ddpm-celebahq": _LSUN,
     "ddpm-lsun-large": _ddpm_unet_config(256, (192, 192, 384, 384, 768, 768), groups=32, attention=16, dropout=0.0),
-    # Four channels or more to a group, as in the paper: fewer leave little of an image that is small.
+    # At least four channels per group, as in the paper: with fewer, normalization removes most of a small image.
     "small-8": _ddpm_unet_config(8, (32, 64), groups=8, attention=4, dropout=0.1),
     "small-16": _ddpm_unet_config(16, (32, 64, 64), groups=8, attention=8, dropout=0.1),
     "small-32": _ddpm_unet_config(32, (32, 64, 64, 64), groups=8, attention=16, dropout=0.1),
@@ -72,14 +72,14 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
 
     Xavier-uniform convolutions and dense layers, biases of zero; a gain of 1e-5 where a residual block or attention
     joins the main path and in the last convolution (variance scaling of 1e-10 in the paper's code), so that the
-    untrained network is near the identity inside, and says 0. They are drawn from torch's global generator, as in any
-    module: call `torch.manual_seed` before.
+    untrained network's blocks are close to the identity, and its output is 0. Weights are drawn from torch's global
+    generator, as in any module: call `torch.manual_seed` before.
 
     Args:
         name: `ddpm-cifar10` (32 pixels, 35.7M parameters), `ddpm-lsun` or `ddpm-celebahq` (256, 113.7M),
             `ddpm-lsun-large` (256, 255.7M), `small-8`, `small-16` or `small-32`.
-        class_labels: N classes, labelled 0 to N - 1; label N stands for no class, as in `ClassConditionalPipeline`.
-            None for a network without classes.
+        class_labels: N classes, labeled 0 to N - 1; label N means no class, as in `ClassConditionalPipeline`. None for
+            a network without classes.
         changes: other values for `UNet2DModel`'s arguments (`sample_size`, `in_channels`, `out_channels`, `dropout`
             ...). Attention stays at its level when `sample_size` changes.
 
@@ -96,16 +96,16 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
         >>> unet.config.num_class_embeds
         11
     """
-    from diffusers import UNet2DModel  # presets are options of a command, which are listed without torch
+    from diffusers import UNet2DModel  # command-line help lists presets without importing torch
 
     if name not in PRESETS:
-        raise ValueError(f"name={name!r} is no preset; there are {', '.join(PRESETS)}.")
+        raise ValueError(f"name={name!r} is not a preset; choose one of {', '.join(PRESETS)}.")
     if "num_class_embeds" in changes:
-        raise ValueError("num_class_embeds follows from class_labels, with one more for no class: give that instead.")
-    if class_labels is not None and class_labels < 1:
         raise ValueError(
-            f"class_labels={class_labels} must be at least 1; leave it out for a network without classes."
+            "num_class_embeds follows from class_labels, plus one for no class: pass class_labels instead."
         )
+    if class_labels is not None and class_labels < 1:
+        raise ValueError(f"class_labels={class_labels} must be at least 1; omit it for a network without classes.")
     config = {**PRESETS[name], **changes}
     _check_sample_size(config["sample_size"], len(config["block_out_channels"]))
     unet = UNet2DModel(**config, num_class_embeds=None if class_labels is None else class_labels + 1)
@@ -114,30 +114,30 @@ def build_unet(name: str, class_labels: int | None = None, **changes: Any) -> UN
 
 
 def _check_sample_size(sample_size: int | tuple[int, int], levels: int) -> None:
-    """Refuse a size of images that the UNet's levels cannot halve: up and down would not fit together."""
+    """Refuse an image size that the UNet's levels cannot halve, since skip connections would not match."""
     unit = 2 ** (levels - 1)
     for side in (sample_size,) if isinstance(sample_size, int) else sample_size:
         if side < unit or side % unit:
             raise ValueError(
                 f"sample_size={sample_size} must be a multiple of {unit} for {levels} levels: pad or resize the "
-                "images, or take a preset with fewer levels."
+                "images, or use a preset with fewer levels."
             )
 
 
 _QUIET = ("conv2", "to_out.0", "conv_out")
-"""Layers that end a residual block, attention and the network, by how their names end."""
+"""Last layers of residual blocks, attention and the network, by name suffix."""
 
 _CLASS_STD = 0.24
-"""The root mean square of the time embedding under these weights, at any width and timestep.
+"""The root mean square of the time embedding with these weights, at any width and timestep.
 
-The sinusoid has 1/2 for a mean square whatever t is; Xavier's variance makes it 1/5 after the first dense layer, swish
-0.056, and the second, as wide as its input, leaves it so. An embedding of PyTorch's N(0, 1) would drown the time.
+The sinusoid has a mean square of 1/2 for all t; the first dense layer with Xavier initialization makes it 1/5, swish
+0.056, and the second dense layer keeps it. A class embedding with PyTorch's N(0, 1) would dominate it.
 """
 
 
 def _initialize_weights(unet: UNet2DModel) -> None:
-    """Set the first weights of Ho et al. 2020; those of group normalisation are PyTorch's own, 1 and 0."""
-    from torch import nn  # its initialisers record no gradients
+    """Initialize as in Ho et al. 2020; group normalization keeps PyTorch's 1 and 0."""
+    from torch import nn  # its initializers record no gradients
 
     for name, module in unet.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -94,7 +94,7 @@ def read_idx(path: Path) -> Bytes:
     try:
         data = gzip.decompress(path.read_bytes())
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); get it again: {INSTALL}") from error
+        raise ValueError(f"{path} is truncated or damaged ({error}); download it again: {INSTALL}") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is no idx file of bytes (it begins with {data[:4].hex() or 'nothing'}); {INSTALL}")
     start = 4 + 4 * data[3]

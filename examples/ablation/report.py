@@ -140,7 +140,7 @@ def invariance_table(results: Results) -> str:
         found = [share for (name, _), share in results.invariance.items() if name == arm.name]
         if found:
             body.append([arm.name, str(len(found)), show(Interval.of(found), "{:.4f}")])
-    return "## Terminal invariance\n\n" + markdown(["network", "seeds", "share that the noise decides"], body)
+    return "## Terminal invariance\n\n" + markdown(["network", "seeds", "fraction that depends on the noise"], body)
 
 
 def show(interval: Interval | None, shape: str, sign: bool = False) -> str:

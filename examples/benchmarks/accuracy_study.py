@@ -10,15 +10,17 @@ from accuracy_tables import show
 from samplers import DEFAULT, Sampler, multistep_options
 
 from zsnr_diffusers import ZeroSNRMultistepScheduler
-from zsnr_diffusers.core import multistep, safeguard, spacing
+from zsnr_diffusers.core import multistep, safeguard, spacing, spectrum_fit
+
+MODULES = (spacing, multistep, spectrum_fit, safeguard)
 
 NO_FIT = {"RIDGE": 1e6}
 STUDIED: dict[str, Sequence[float]] = {
-    "LARGEST_SCALE": (8, 16, 32, 64, 128),
+    "LARGEST_SCALE": (12, 16, 24, 32, 64),
     "SMALLEST_SCALE": (0.005, 0.01, 0.02, 0.05, 0.1),
     "SMALLEST_END_SCALE": (0.02, 0.05, 0.1, 0.2),
     "COARSE_END_SCALE": (0.05, 0.1, 0.2),
-    "RIDGE": (0.3, 0.6, 1.3, 2.6, 5.2, NO_FIT["RIDGE"]),
+    "RIDGE": (0.2, 0.4, 0.7, 1.4, 2.8, NO_FIT["RIDGE"]),
 }
 STEPS = (4, 5, 7, 10, 15, 20, 30, 50)
 
@@ -28,10 +30,10 @@ Rows = dict[str, tuple[dict[str, float], Sampler]]
 
 @contextmanager
 def constants(**values: Any) -> Iterator[None]:
-    """Other values for what `core.spacing`, `core.multistep` and `core.safeguard` have by these names in the block."""
+    """Other values for what `MODULES` have by these names in the block."""
     saved = []
     for name, value in values.items():
-        for module in (spacing, multistep, safeguard):
+        for module in MODULES:
             if hasattr(module, name):
                 saved.append((module, name, getattr(module, name)))
                 setattr(module, name, value)
@@ -59,7 +61,7 @@ def _varied() -> dict[str, Rows]:
     """A table for each constant."""
     tables = {}
     for name, values in STUDIED.items():
-        default = getattr(multistep, name, None) or getattr(spacing, name)
+        default = next(getattr(module, name) for module in MODULES if hasattr(module, name))
         marks = {v: " (default)" if v == default else " (no fit)" if v == NO_FIT["RIDGE"] else "" for v in values}
         tables[name] = {f"{v:g}{marks[v]}": ({name: v}, DEFAULT) for v in values}
     return tables

@@ -14,8 +14,8 @@ Four questions, a table each; `--only` asks some of them:
   of the image is sky. The flawed model is fine-tuned to them first, with epsilon on its own schedule.
 - `adapters`: a LoRA and a ControlNet, trained on the flawed model as it is, with and without a start.
 
-Every image has a seed of its own. The quickstart has 16 for each prompt, and which ones matters: with a start W1 is
-0.065 with seeds 0 to 15, 0.055, 0.033 and 0.035 with the next three sets, and 0.039 with all 64.
+Every image has a seed of its own. With the same 16 for each prompt their choice matters: with a start W1 is 0.065 with
+seeds 0 to 15, 0.055, 0.033 and 0.035 with the next three sets, and 0.039 with all 64.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from frozen_training import (
 from landscapes import BRIGHTEST, BRIGHTNESS_WORDS, all_details, landscape, make_landscapes
 from numpy.typing import NDArray
 from PIL import Image
-from quickstart import quieten_libraries
+from quickstart_progress import quieten_libraries
 from small_stable_diffusion import build_stable_diffusion, train_vae
 from torch import Tensor, nn
 
@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Figures]]:
     only = arguments.pop("only")
     study = Study(**arguments)
     if not (study.flawed / "model_index.json").exists():
-        parser.error(f"{study.flawed} is no pipeline; run examples/quickstart.py first")
+        parser.error(f"{study.flawed} is not a pipeline; run examples/quickstart.py first")
     quieten_libraries()
     study.output_dir.mkdir(parents=True, exist_ok=True)
     return {name: TABLES[name](study) for name in only}

@@ -40,7 +40,7 @@ from diffusers import DiffusionPipeline
 from landscapes import captions, make_landscapes
 from numpy.typing import NDArray
 from PIL import Image
-from quickstart import quieten_libraries
+from quickstart_progress import quieten_libraries
 
 from zsnr_diffusers import load_lora, save_lora
 from zsnr_diffusers.evaluation import (

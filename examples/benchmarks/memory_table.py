@@ -3,6 +3,7 @@
     python examples/benchmarks/memory_table.py
     python examples/benchmarks/memory_table.py --models xl --batch_size 4
     python examples/benchmarks/memory_table.py --configs examples/configs/*.yaml
+    python examples/benchmarks/memory_table.py --configs examples/configs/sd21.yaml --preset 24gb
 
 What `--dry_run` of the training says of a run, as a table in Markdown: GB (1e9 bytes) on each GPU under bf16, with
 latents and text cached. Weights, gradients, optimizer and EMA are exact, activations are what torch keeps for the
@@ -26,6 +27,7 @@ from small_pipelines.published import PUBLISHED
 
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.memory import MemoryEstimate, estimate_memory
+from zsnr_diffusers.training.stable_diffusion.presets import PRESETS
 
 NAMES = {"1.5": "SD 1.5", "2.1-base": "SD 2.1-base", "2.1": "SD 2.1", "xl": "SDXL"}
 RESOLUTIONS = {"1.5": 512, "2.1-base": 512, "2.1": 768, "xl": 1024}
@@ -90,12 +92,14 @@ def estimate(model: str, config: TrainingConfig, processes: int = 1) -> MemoryEs
     return estimate_memory(shapes(model, config), config, torch.bfloat16, (side, side), processes)
 
 
-def of_file(path: Path) -> Row:
-    """What a configuration file takes, of one GPU."""
+def of_file(path: Path, preset: str | None = None) -> Row:
+    """What a configuration file takes, of one GPU, with a preset in place of its own, if it has one."""
     options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    options |= {"preset": preset} if preset else {}
     config = TrainingConfig(**options, train_data_dir="data")
     (model,) = [name for part, name in _BASES.items() if part in options["pretrained_model_name_or_path"]]
-    return Row(NAMES[model], f"`{path.name}`", config.train_batch_size, estimate(model, config))
+    name = f"`{path.name}{f' --preset {preset}' if preset else ''}`"
+    return Row(NAMES[model], name, config.train_batch_size, estimate(model, config))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
@@ -104,11 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--models", nargs="+", choices=RESOLUTIONS, default=list(RESOLUTIONS))
     parser.add_argument("--batch_size", type=int, default=1, help="per GPU")
     parser.add_argument("--configs", nargs="+", type=Path, help="files of options, in place of all models and ways")
+    parser.add_argument("--preset", choices=PRESETS, help="of the training, for --configs")
     options = parser.parse_args(arguments)
     print(HEAD)
     rows = []
     for path in options.configs or ():
-        rows.append(of_file(path))
+        rows.append(of_file(path, options.preset))
         print(rows[-1], flush=True)
     for model in options.models if not options.configs else ():
         for name, (changes, processes) in ROWS.items():

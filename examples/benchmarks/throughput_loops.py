@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
@@ -157,8 +158,8 @@ def plain_batches(tokenizer: Any, data: Path, args: argparse.Namespace) -> Itera
         yield from loader
 
 
-def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Trainer:
-    """What `train` runs, before its first step."""
+def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str, precision: str | None = None) -> Trainer:
+    """What `train` runs, before its first step, in another precision than the plain loop if one is passed."""
     config = TrainingConfig(
         pretrained_model_name_or_path=str(base),
         train_data_dir=str(data),
@@ -166,14 +167,25 @@ def our_run(base: Path, data: Path, args: argparse.Namespace, cache: str) -> Tra
         cache=cache,
         resolution=args.resolution,
         train_batch_size=args.batch_size,
-        mixed_precision=args.mixed_precision,
+        mixed_precision=precision or args.mixed_precision,
         dataloader_num_workers=args.workers,
         report_to="none",
         **{name: getattr(args, name) for name in SPEED},
     )
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.device == "cpu")
+    return new_trainer(config, on_cpu=args.device == "cpu")
+
+
+def new_trainer(config: TrainingConfig, on_cpu: bool) -> Trainer:
+    """The trainer of a configuration, before its first step, beside others of the process."""
+    # All accelerators of a process share their state, precision among it; those that exist keep what they have.
+    AcceleratorState._shared_state = {}
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        cpu=on_cpu,
+    )
     task = StableDiffusionTask(config)
-    samples = task.samples(check_images(task.rows, config))
+    samples = task.samples(check_images(task.rows, config, progress=False), config.global_batch(1))
     task.plan_cache(accelerator, Processes(), samples)
     return create_trainer(config, accelerator, Processes(), task, samples)
 

@@ -1,4 +1,4 @@
-"""At zero SNR, Karras, exponential and beta sigmas start at 4096 in place of infinity, and most steps stay there.
+"""At zero SNR, Karras, exponential and beta sigmas start at 4096 instead of infinity, and most steps stay there.
 
 14.6 is the highest sigma of the same schedule before it is rescaled.
 """

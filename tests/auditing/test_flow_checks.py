@@ -45,7 +45,7 @@ def test_the_shift_of_stable_diffusion_3_is_applied_twice_and_the_last_step_wast
     assert result.verdict == "works as published; wastes steps"
     assert not result.ok
     twice, wasted = found(result, "double-shift"), found(result, "wasted-last-step")
-    assert "100 steps end at 0.008929, which is 0.002994 before one shift, in place of 0.001" in twice.what
+    assert "100 steps end at 0.008929, which is 0.002994 before one shift, instead of 0.001" in twice.what
     assert "the last of 5 steps starts at sigma 0.008929" in wasted.what
     assert {2, 4, 5} <= set(wasted.steps)
     assert twice.remedy == wasted.remedy == LINE
@@ -136,8 +136,8 @@ def test_repeated_and_dropped_sigmas_are_found_by_looking():
     Repeating.__name__ = "FlowMatchRepeatingScheduler"
     finding = found(audit(Repeating(shift=3.0)), "broken-sigmas")
     assert (finding.severity, finding.steps) == ("error", (7, 20))
-    assert "are more or fewer than asked for at n = 7" in finding.what
-    assert "repeat or go back at n = 20" in finding.what
+    assert "are more or fewer than requested at n = 7" in finding.what
+    assert "repeat or increase at n = 20" in finding.what
 
 
 def test_heun_visits_its_flow_times_twice_and_that_is_no_fault():

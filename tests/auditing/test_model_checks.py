@@ -64,7 +64,7 @@ def test_an_epsilon_model_that_is_not_to_be_trained_is_offered_a_start(tmp_path)
     save_pipeline(pipe, tmp_path / "started")
     for source in (pipe, tmp_path / "started"):
         finding = found(audit(source, steps=STEPS), "terminal-snr")
-        assert "its start puts the image there that the network expects" in finding.what
+        assert "its start adds the signal that the network expects there" in finding.what
         assert "fit-start" not in finding.remedy
 
 
@@ -87,9 +87,7 @@ def test_epsilon_at_zero_snr_is_mended_only_if_it_is_said_what_the_network_predi
     result = audit(config)
     assert found(result, "epsilon-at-zero-snr").severity == "error"
     assert found(result, "epsilon-at-zero-snr").fix is None
-    with pytest.raises(
-        ValueError, match=r"No change of the scheduler .*epsilon-at-zero-snr.*zsnr_diffusers\.training"
-    ):
+    with pytest.raises(ValueError, match=r"Changing the scheduler .*epsilon-at-zero-snr.*zsnr_diffusers\.training"):
         result.fixed_scheduler()
     as_v = audit(config, prediction_type="v_prediction")
     assert "prediction-type" in names(as_v)

@@ -66,7 +66,7 @@ def test_a_file_that_was_written_here_is_right_or_as_published(kind, model, tmp_
 def test_a_file_of_2_that_says_nothing_is_not_audited_as_epsilon(tmp_path, capsys):
     path = write_file(tmp_path / "model.safetensors", "2")
     with pytest.raises(
-        ValueError, match=r"does not say what it predicts, and of Stable Diffusion 2\.x there are both"
+        ValueError, match=r"does not record its prediction type, and Stable Diffusion 2\.x exists with both"
     ):
         audit(path)
     assert main(["audit", str(path)]) == 2
@@ -98,7 +98,7 @@ def test_published_configs_work_as_published(name):
 def test_a_file_that_is_none(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="no safetensors file"):
+    with pytest.raises(ValueError, match="not a safetensors file"):
         audit(path)
 
 
@@ -133,7 +133,7 @@ def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
         "source": "acme/dark",
         "findings": json.loads(main)["findings"],
     }
-    assert [line.split(" is no local")[0] for line in errors] == ["acme/dark", "acme/none"]
+    assert [line.split(" is not a local")[0] for line in errors] == ["acme/dark", "acme/none"]
     asked = {path.split("/", 4)[-1] for path in requests if path.startswith("acme/dark/resolve")}
     assert asked == {"model_index.json", "scheduler/scheduler_config.json"}
     assert f"acme/dark/resolve/{COMMIT}/scheduler/scheduler_config.json" in requests
@@ -144,17 +144,17 @@ def test_of_a_hub_repo_two_small_files_are_read(folder, tmp_path):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (3, TypeError, "Cannot audit 3: give a pipeline"),
+        (3, TypeError, "Cannot audit 3: pass a pipeline"),
         ({}, ValueError, "names no class; add '_class_name'"),
         ({"_class_name": "UNet2DModel"}, ValueError, "'UNet2DModel' is no scheduler"),
         (config_of(DDIMScheduler, rescale_betas_zero_snr="false"), ValueError, "='false' must be true or false"),
         (config_of(DDIMScheduler, num_train_timesteps=10**9), ValueError, "num_train_timesteps=1000000000 must be"),
         (config_of(DDIMScheduler, beta_schedule="sideways"), ValueError, "sideways"),
-        (config_of(DDIMScheduler, prediction_type="flow"), ValueError, "'flow' is not known; choose one of epsilon"),
+        (config_of(DDIMScheduler, prediction_type="flow"), ValueError, "'flow' is unknown; choose one of epsilon"),
         (EDMEulerScheduler(), ValueError, "EDMEulerScheduler has no betas"),
         (config_of(DDPMScheduler, variance_type="learned"), ValueError, "predict a variance"),
         ("/no/such/folder", OSError, "does not exist"),
-        ("no such id", OSError, "no local folder"),
+        ("no such id", OSError, "not a local folder"),
     ],
 )
 def test_what_cannot_be_audited_is_refused_with_the_reason(source, error, message):
@@ -163,7 +163,7 @@ def test_what_cannot_be_audited_is_refused_with_the_reason(source, error, messag
 
 
 def test_folders_without_a_scheduler_or_with_broken_files(tmp_path):
-    with pytest.raises(OSError, match="holds no scheduler"):
+    with pytest.raises(OSError, match="has no scheduler"):
         audit(tmp_path)
     for content, message in (("{", "not valid JSON"), ("[]", "holds a list")):
         (tmp_path / "scheduler_config.json").write_text(content)

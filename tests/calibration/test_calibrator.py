@@ -55,7 +55,7 @@ def test_class_labels():
 
 
 def number(held_out, n=4):
-    return CalibratedNumber(n, [999], [[1.0]], 0.4, 0.1, 0.3, held_out)
+    return CalibratedNumber(n, {"timesteps": [999], "weights": [[1.0]]}, 0.4, 0.1, 0.3, held_out)
 
 
 def test_what_is_no_better_on_what_was_held_out_is_dropped_and_said_to_be():
@@ -63,7 +63,7 @@ def test_what_is_no_better_on_what_was_held_out_is_dropped_and_said_to_be():
     assert {*report.config()} == {"4"}
     first, second = str(report).splitlines()[-2:]
     assert first.split()[-2:] == ["0.67", "kept"]
-    assert second.endswith("1.03  dropped: no better on what was held out")
+    assert second.endswith("1.03  dropped: no improvement on held-out prompts")
 
 
 @pytest.mark.parametrize(("count", "num_prompts"), [(8, 8), (12, 64), (100, 64), (64, 64), (9, 10)])
@@ -94,5 +94,5 @@ def test_bad_arguments_are_refused(changes, message):
 
 
 def test_few_prompts_are_refused():
-    with pytest.raises(ValueError, match="7 prompts are too few to fit a sampler to"):
+    with pytest.raises(ValueError, match="7 prompts are too few to fit and hold out"):
         Calibrator(pipeline("sd")[0], PROMPTS[:7], **SMALL)

@@ -45,6 +45,15 @@ def test_low_frequencies_that_a_pipeline_does_not_know_are_refused():
         )
 
 
+def test_calls_are_timed_one_by_one():
+    pipe, conditions = pipeline("sd")
+    network = record_guided_network(pipe, conditions, SEEDS, guidance_scale=2.0)
+    before = network.calls
+    seconds = network.time_calls(2)
+    assert network.calls - before == len(seconds) == 2
+    assert min(seconds) > 0
+
+
 def test_the_pipeline_is_left_as_it_was():
     pipe, conditions = pipeline("sd")
     scheduler, before = pipe.scheduler, dict(vars(pipe.unet))
@@ -90,7 +99,7 @@ def test_a_controlnet_is_refused():
         **pipe.components, controlnet=control, requires_safety_checker=False
     )
     controlled.set_progress_bar_config(disable=True)
-    message = "passes down_block_additional_residuals to its UNet.*calibrate the text-to-image pipeline"
+    message = "passes down_block_additional_residuals to its UNet.*calibrate a text-to-image pipeline"
     refused(controlled, message, image=IMAGE)
 
 
@@ -107,10 +116,10 @@ def test_other_schedules_and_networks_are_refused():
     pipe, _ = pipeline("sd")
     flow = pipeline("sd")[0]
     flow.scheduler = FlowMatchEulerDiscreteScheduler()
-    refused(flow, "has no UNet on a variance-preserving schedule, as flow-matching models have none")
+    refused(flow, r"has no UNet with a variance-preserving schedule \(flow-matching models have none\)")
     del pipe.unet
     pipe.unet = None
-    refused(pipe, "has no UNet on a variance-preserving schedule")
+    refused(pipe, "has no UNet with a variance-preserving schedule")
 
 
 def test_a_guider_and_another_space_are_refused():
@@ -118,7 +127,7 @@ def test_a_guider_and_another_space_are_refused():
     for settings in ({"guider": guiders.AdaptiveProjectedGuidance(5.0)}, {"guidance_rescale": 0.7, "space": "x_0"}):
         pipe, _ = pipeline("sd")
         enable_guidance_rescale(pipe, **settings)
-        refused(pipe, "is guided by a guider or rescaled in another space")
+        refused(pipe, "uses a guider, or guidance rescale in another space")
 
 
 def test_a_pipeline_that_guides_in_another_way_is_refused(monkeypatch):
@@ -126,7 +135,7 @@ def test_a_pipeline_that_guides_in_another_way_is_refused(monkeypatch):
 
     pipe, _ = pipeline("sd")
     monkeypatch.setattr(module, "classifier_free_guidance", lambda u, c, w: u + 1.5 * w * (c - u))
-    refused(pipe, "guides in another way than .*predictions differ by")
+    refused(pipe, "does not use .*predictions differ by")
 
 
 def test_an_epsilon_model_is_refused_with_what_to_do():

@@ -46,10 +46,10 @@ def test_right_is_0_and_wrong_is_1(right, leading, base_folder, capsys):
     ("arguments", "message"),
     [
         (["/no/such/folder"], "/no/such/folder does not exist"),
-        (["acme/dark", "--fix"], "--fix acme/dark: only local folders are fixed"),
+        (["acme/dark", "--fix"], "--fix acme/dark: only local folders can be fixed"),
         (["acme/dark", "--prompts", "a cat"], "--prompts: only with --deep"),
         (["acme/dark", "--device", "cpu", "--prompts", "a"], "--prompts, --device: only with --deep"),
-        (["."], "holds no scheduler"),
+        (["."], "has no scheduler"),
     ],
 )
 def test_wrong_arguments_are_2_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):

@@ -63,15 +63,25 @@ def test_from_a_folder_to_a_scheduler_that_is_used(model, prompts, tmp_path, cap
 
 
 @pytest.mark.full
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(model, prompts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module.Calibrator, "seconds_per_call", lambda self: 30.0)
+    assert run(model, prompts, tmp_path, "--dry_run") == 0
+    calls, call, whole = capsys.readouterr().out.splitlines()
+    number = int(calls.removeprefix("at most ").split()[0])
+    assert (call, whole) == ("30 s a call", f"about {number // 120} h {number % 120 // 2} min at most")
+    assert not (tmp_path / "fast").exists()
+
+
+@pytest.mark.full
 def test_an_interrupted_run_keeps_what_it_has(model, prompts, tmp_path, monkeypatch):
-    search = module.search_timesteps
+    fit = module.fit_steps
 
-    def interrupted(student, start, among):
-        if len(start) == 4:
+    def interrupted(student, starts):
+        if len(starts[0]) == 4:
             raise KeyboardInterrupt
-        return search(student, start, among)
+        return fit(student, starts)
 
-    monkeypatch.setattr(module, "search_timesteps", interrupted)
+    monkeypatch.setattr(module, "fit_steps", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, prompts, tmp_path, steps=("4", "3"))
     scheduler = ZeroSNRMultistepScheduler.from_pretrained(tmp_path / "fast" / "scheduler")
@@ -83,7 +93,7 @@ def test_an_interrupted_run_keeps_what_it_has(model, prompts, tmp_path, monkeypa
 def test_1_where_nothing_got_better(model, prompts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module.CalibratedNumber, "better", False)
     assert run(model, prompts, tmp_path) == 1
-    assert "nothing got better" in capsys.readouterr().out
+    assert "no step count improved" in capsys.readouterr().out
     assert not ZeroSNRMultistepScheduler.from_pretrained(tmp_path / "fast" / "scheduler").config["calibration"]
 
 
@@ -91,9 +101,9 @@ def test_1_where_nothing_got_better(model, prompts, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
-        (None, [], "there is no such file"),
-        ("\n \n", [], "holds no prompts; write one per line"),
-        ("a\nb\nc\n", [], "3 prompts are too few to fit a sampler to, and to hold some out: give at least 8"),
+        (None, [], "no such file"),
+        ("\n \n", [], "contains no prompts; write one per line"),
+        ("a\nb\nc\n", [], "3 prompts are too few to fit and hold out: pass at least 8"),
         ("a\n" * 8, ["--num_prompts", "4"], "4 num_prompts are too few"),
         ("a\n" * 8, ["--steps", "1"], "--steps 1 must be at least 2"),
         ("a\n" * 8, ["--guidance_rescale", "2"], "--guidance_rescale 2.0 must lie in [0, 1]"),

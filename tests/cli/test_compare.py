@@ -38,4 +38,4 @@ def test_no_scheduler_gave_an_image(folder, tmp_path, capsys):
 def test_a_wrong_name_is_refused_before_the_model_is_looked_for(tmp_path, capsys):
     line = ["compare", "no/such-model", "--schedulers", "dpmp_2m", "--prompts", "x", "--output_dir", str(tmp_path)]
     assert main(line) == 2
-    assert "zsnr compare: error: there is no scheduler dpmp_2m; did you mean dpmpp_2m?" in capsys.readouterr().err
+    assert "zsnr compare: error: unknown scheduler dpmp_2m; did you mean dpmpp_2m?" in capsys.readouterr().err

@@ -77,11 +77,11 @@ def test_dtype_stays_unless_told(target, folder, tmp_path):
 
 def test_what_is_refused(folder, tmp_path, capsys):
     file = tmp_path / "model.safetensors"
-    assert "no file" in refused(capsys, file, tmp_path / "new")
+    assert "No such file" in refused(capsys, file, tmp_path / "new")
     write_file(file, "2")
-    assert "does not say what it predicts" in refused(capsys, file, tmp_path / "new")
-    assert "is there already" in refused(capsys, folder, file)
-    assert "--config goes with a single file" in refused(capsys, folder, tmp_path / "new", "--config", folder)
+    assert "does not record its prediction type" in refused(capsys, file, tmp_path / "new")
+    assert "already exists" in refused(capsys, folder, file)
+    assert "--config requires a single file" in refused(capsys, folder, tmp_path / "new", "--config", folder)
     assert "--guidance_rescale 7.0 must lie in" in refused(capsys, folder, tmp_path / "new", "--guidance_rescale", 7)
     assert "cannot be used at zero" in refused(capsys, folder, tmp_path / "new", "--zero_snr")
     tiny_unconditional().save_pretrained(tmp_path / "pixels")
@@ -146,7 +146,7 @@ def test_a_lora_of_others_is_told_its_schedule(lora, folder, tmp_path, capsys):
     }
     save_file(weights, tmp_path / "theirs.safetensors")
     arguments = [tmp_path / "theirs.safetensors", tmp_path / "ours", "--config", folder]
-    assert "does not say what the network predicts with it" in refused(capsys, *arguments)
+    assert "does not record its prediction type" in refused(capsys, *arguments)
     assert not (tmp_path / "ours").exists()
     assert convert(*arguments, "--prediction_type", "v_prediction", "--zero_snr", "--guidance_rescale", 0.3) == 0
     for key, value in load_file(tmp_path / "ours" / LORA_FILE).items():
@@ -192,7 +192,7 @@ def test_of_the_base_configs_alone_are_read(lora, folder, tmp_path):
 def test_what_is_refused_of_a_lora(lora, folder, tmp_path, capsys):
     target, config = tmp_path / "dark.safetensors", ("--config", folder)
     target.touch()
-    assert "is there already" in refused(capsys, lora, target, *config)
+    assert "already exists" in refused(capsys, lora, target, *config)
     assert convert(lora, target, *config, "--overwrite") == 0
     assert_same_tensors(lora / KOHYA_FILE, target)
     capsys.readouterr()
@@ -200,7 +200,7 @@ def test_what_is_refused_of_a_lora(lora, folder, tmp_path, capsys):
     assert "does not show which base it is for" in refused(capsys, lora, tmp_path / "new")
     assert "one of kohya_lora" in refused(capsys, lora, tmp_path / "new", *config, "--weight_name", "x.safetensors")
     dora = save_lora(adapted("1", use_dora=True), tmp_path / "dora")
-    assert "no place for a DoRA" in refused(capsys, dora, tmp_path / "new.safetensors", *config)
+    assert "cannot store a DoRA" in refused(capsys, dora, tmp_path / "new.safetensors", *config)
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "new.safetensors").exists()
     assert convert(dora, tmp_path / "new", *config) == 0
@@ -216,7 +216,7 @@ def test_a_lora_of_another_base_is_refused(source, base, tmp_path, capsys):
     for name in (LORA_FILE, KOHYA_FILE):
         said = refused(capsys, folder / name, tmp_path / "new", "--config", tmp_path / "base")
         assert name in said
-        assert "it is of another base" in said or "size mismatch" in said
+        assert "it was trained on another base" in said or "size mismatch" in said
     assert not (tmp_path / "new").exists()
 
 

@@ -144,7 +144,7 @@ def test_missing_folder(tmp_path, real, capsys):
 
 def test_folder_without_images(tmp_path, real, capsys):
     (tmp_path / "empty").mkdir()
-    assert "empty' holds no images" in refused(capsys, "--real", real, "--generated", tmp_path / "empty")
+    assert "empty' contains no images" in refused(capsys, "--real", real, "--generated", tmp_path / "empty")
 
 
 def test_bad_image(tmp_path, real, capsys):
@@ -169,7 +169,7 @@ def test_pipeline_that_does_not_exist(real, tmp_path, capsys):
 
 def test_full_folder_is_refused_before_the_pipeline_is_loaded(real, tmp_path, capsys):
     call = ("--real", real, "--pipeline", tmp_path / "nowhere", "--save_images", real)
-    assert "already holds images" in refused(capsys, *call)
+    assert "already contains images" in refused(capsys, *call)
 
 
 def test_wrong_values_for_a_pipeline(real, pipeline, tmp_path, capsys):
@@ -179,9 +179,9 @@ def test_wrong_values_for_a_pipeline(real, pipeline, tmp_path, capsys):
     assert "--guidance_rescale 0.7" in refused(capsys, *call, "--guidance_rescale", 0.7)
     assert "--keep_low_frequencies 2" in refused(capsys, *call, "--keep_low_frequencies", 2)
     assert "got 0" in refused(capsys, *call, "--num_images", 0)
-    assert "already holds images" in refused(capsys, *call, "--save_images", real)
+    assert "already contains images" in refused(capsys, *call, "--save_images", real)
     (tmp_path / "prompts.txt").write_text("\n")
-    assert "holds no prompts" in refused(capsys, *call, "--prompts_file", tmp_path / "prompts.txt")
+    assert "contains no prompts" in refused(capsys, *call, "--prompts_file", tmp_path / "prompts.txt")
 
 
 def test_missing_extra_is_named_before_anything_is_read(tmp_path, capsys, monkeypatch):

@@ -143,7 +143,7 @@ def test_few_images_are_warned_of_in_one_line(tmp_path, made, capsys):
     assert evaluate("--real", made.real, "--generated", few, "--fid", *made.network) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("zsnr evaluate: warning: Fréchet distance: 4 images for 8 features: ")
-    assert "bias falls as 1 / images" in line
+    assert "bias decreases as 1 / images" in line
 
 
 def test_pipeline_is_measured_as_its_saved_images_are(tmp_path, made):
@@ -225,7 +225,7 @@ def metadata(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to measure by: give --real FOLDER, --fid with --reference FILE, --is, or --suite"),
+        ([], "nothing to compare with: pass --real FOLDER, --fid with --reference FILE, --is, or --suite"),
         (["--fid"], "--fid needs real images: --real FOLDER, or their statistics as --reference FILE"),
         (["--fid", "--reference", "r.npz", "--kid"], "--kid: only with --real, the images themselves"),
         (["--real", "r", "--reference", "r.npz"], "--reference: only with --fid"),
@@ -236,7 +236,7 @@ def metadata(folder):
         (["--is", "--is_splits", "0"], "--is_splits must be at least 1, got 0"),
         (["--real", "r", "--kid", "--kid_subsets", "-1"], "--kid_subsets must be at least 0, got -1"),
         (["--real", "r", "--save_reference", "a.safetensors"], "--save_reference: only with --fid and --real"),
-        (["--real", "r", "--fid", "--save_reference", "a.npz"], "'a.npz': it is written as .safetensors"),
+        (["--real", "r", "--fid", "--save_reference", "a.npz"], "'a.npz': statistics are written as .safetensors"),
     ],
 )
 def test_arguments_that_do_not_go_together(capsys, arguments, message):
@@ -306,7 +306,7 @@ def test_bad_folders(tmp_path, made, capsys):
     assert evaluate("--real", made.real, "--generated", mixed, *call, "--on_bad_image", "skip") == 0
     capsys.readouterr()
     (tmp_path / "empty").mkdir()
-    assert "holds no images" in refused(capsys, "--real", tmp_path / "empty", "--generated", made.generated, *call)
+    assert "contains no images" in refused(capsys, "--real", tmp_path / "empty", "--generated", made.generated, *call)
     one = fill_with_noise(tmp_path / "one", 1, high=256)
     assert "--fid needs at least 2 real images, got 1" in refused(
         capsys, "--real", one, "--generated", made.generated, *call

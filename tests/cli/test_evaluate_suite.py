@@ -46,7 +46,7 @@ def test_what_is_wrong_with_a_suite_is_said_before_a_model_is_loaded(tmp_path, s
     call = ("--pipeline", tmp_path / "no-such-model")
     assert "'brighness' is neither a file nor one of brightness" in refused(capsys, *call, "--suite", "brighness")
     assert "--num_images 2: the suite" in refused(capsys, *call, "--suite", suite, "--num_images", 2)
-    assert "leave out one of --suite, --prompts" in refused(capsys, *call, "--suite", suite, "--prompts", "a")
+    assert "pass only one of --suite, --prompts" in refused(capsys, *call, "--suite", suite, "--prompts", "a")
     real = fill(tmp_path / "real", [0, 255])
     assert "--suite: only with --pipeline" in refused(capsys, "--generated", real, "--suite", suite)
 

@@ -66,11 +66,13 @@ def test_one_file_of_two_files_in_half_precision(base, retrained, tmp_path):
 
 def test_what_is_refused(base, retrained, tmp_path, capsys):
     target, (_, folder) = tmp_path / "lora", retrained
-    assert "the rank of a LoRA is at least 1" in refused(capsys, folder, base, "--rank", 0, "--output_dir", target)
+    assert "the rank of a LoRA must be at least 1" in refused(
+        capsys, folder, base, "--rank", 0, "--output_dir", target
+    )
     assert "pass --device cpu" in refused(capsys, folder, base, "--device", "mps", "--output_dir", target)
-    assert "is more than any layer" in refused(capsys, folder, base, "--rank", 9999, "--output_dir", target)
-    assert "there is no difference" in refused(capsys, base, base, "--output_dir", target)
-    assert "--private goes with" in refused(capsys, folder, base, "--output_dir", target, "--private")
+    assert "exceeds the rank of every layer" in refused(capsys, folder, base, "--rank", 9999, "--output_dir", target)
+    assert "there is nothing to extract" in refused(capsys, base, base, "--output_dir", target)
+    assert "--private requires" in refused(capsys, folder, base, "--output_dir", target, "--private")
     assert "cannot be read from the Hub" in refused(capsys, folder, tmp_path / "nothing", "--output_dir", target)
     silent = write_file(tmp_path / "silent.safetensors", "2")
     said = refused(capsys, silent, base, "--output_dir", target)

@@ -82,7 +82,7 @@ def test_what_is_wrong_is_said_in_a_line_before_a_model_is_loaded(photos, tmp_pa
         Image.new("RGB", (64, 64)).save(few / f"{i}.png")
         (few / f"{i}.txt").write_text("black")
     assert run("nowhere", few, tmp_path) == 2
-    assert "3 images are too few to fit a start to" in error_of(capsys)
+    assert "3 images are too few to fit and hold out" in error_of(capsys)
     for i in range(30):
         Image.new("RGB", (64, 64)).save(few / f"{i}.png")
         (few / f"{i}.txt").write_text("black")

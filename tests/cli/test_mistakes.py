@@ -13,18 +13,18 @@ from zsnr_diffusers.training.cli import main as train
 MISTAKES = {
     "": "the following arguments are required: COMMAND",
     "adit x": "COMMAND adit: choose one of {commands}; did you mean audit?",
-    "--verison": "there is no option --verison; did you mean --version?",
-    "audit model --plto x.png": "there is no option --plto; did you mean --plot?",
-    "audit --dep model": "there is no option --dep; did you mean --deep?",
+    "--verison": "unknown option --verison; did you mean --version?",
+    "audit model --plto x.png": "unknown option --plto; did you mean --plot?",
+    "audit --dep model": "unknown option --dep; did you mean --deep?",
     "audit": "the following arguments are required: SOURCE",
     "convert a b --dtype fp16": "--dtype fp16: choose one of float32, float16, bfloat16; did you mean float16?",
-    "calibrate m --prompt_file p --output_dir o": "there is no option --prompt_file; did you mean --prompts_file?",
+    "calibrate m --prompt_file p --output_dir o": "unknown option --prompt_file; did you mean --prompts_file?",
     "evaluate --real a": "one of the arguments --generated --pipeline is required",
-    "evaluate --real a --gen b": "there is no option --gen; did you mean --generated?",
+    "evaluate --real a --gen b": "unknown option --gen; did you mean --generated?",
     "evaluate --generated b --pipeline c": "argument --pipeline: not allowed with argument --generated",
     "evaluate --generated b --on_bad_image ignore": "--on_bad_image ignore: choose one of fail, skip",
-    "train --lerning_rate 1": "there is no option --lerning_rate; did you mean --learning_rate?",
-    "train --lora 16": "there is no option --lora; did you mean --lora_rank, --lora_weights, --lora_alpha or "
+    "train --lerning_rate 1": "unknown option --lerning_rate; did you mean --learning_rate?",
+    "train --lora 16": "unknown option --lora; did you mean --lora_rank, --lora_weights, --lora_alpha or "
     "--lora_target_modules?",
     "train --mixed_precision bfloat16": "--mixed_precision bfloat16: choose one of no, fp16, bf16; did you mean bf16?",
     "train --max-train-steps many": "argument --max_train_steps: invalid int value: 'many'",
@@ -70,7 +70,7 @@ def test_modules_of_training_answer_alike(kind, program, capsys):
         train(["--learning-rat", "1"], *filter(None, [kind]))
     assert stop.value.code == 2
     error, where = capsys.readouterr().err.splitlines()
-    assert error.endswith("error: there is no option --learning-rat; did you mean --learning_rate?")
+    assert error.endswith("error: unknown option --learning-rat; did you mean --learning_rate?")
     assert where == f"help: python -m zsnr_diffusers.{program} --help"
 
 
@@ -105,9 +105,9 @@ def test_what_is_answered_at_once_imports_no_heavy_library(arguments):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("audit nothing --plot a.bmpx", "--plot 'a.bmpx': name a file that ends in one of ."),
-        ("evaluate --real a --generated b --plot a", "--plot 'a': name a file that ends in one of "),
-        ("calibrate a --prompts_file no.txt --output_dir b", "--prompts_file 'no.txt': there is no such file"),
+        ("audit nothing --plot a.bmpx", "--plot 'a.bmpx': use a file name that ends in one of ."),
+        ("evaluate --real a --generated b --plot a", "--plot 'a': use a file name that ends in one of "),
+        ("calibrate a --prompts_file no.txt --output_dir b", "--prompts_file 'no.txt': no such file"),
     ],
 )
 def test_refused_before_anything_is_looked_for(line, said, capsys):

@@ -131,9 +131,9 @@ def test_clean_data_may_end_flow_times():
         (lambda: shifted_time(0.5, 0.0), "shift=0.0 must be above 0"),
         (lambda: shifted_time(0.5, -1.0), "shift=-1.0 must be above 0"),
         (lambda: shifted_time(0.5, math.inf), "shift=inf must be above 0"),
-        (lambda: dynamic_shift(1.0, "cubic"), "'cubic' is not known; choose one of exponential, linear"),
-        (lambda: trailing_times(0), "num_inference_steps=0 must be a whole number"),
-        (lambda: kappa_times(2.5), "num_inference_steps=2.5 must be a whole number"),
+        (lambda: dynamic_shift(1.0, "cubic"), "'cubic' is unknown; choose one of exponential, linear"),
+        (lambda: trailing_times(0), "num_inference_steps=0 must be an integer"),
+        (lambda: kappa_times(2.5), "num_inference_steps=2.5 must be an integer"),
         (lambda: stretch_to_terminal([1.0, 0.5], 1.0), "shift_terminal=1.0 must lie between 0 and 1"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_shift_multiplies_sigma_over_alpha(sampling):
 
 
 def test_what_means_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"'mode' is not known; choose one of logit_normal, uniform, snr"):
+    with pytest.raises(ValueError, match=r"'mode' is unknown; choose one of logit_normal, uniform, snr"):
         flow_times(evenly(2), "mode")
     with pytest.raises(ValueError, match="pass alphas_cumprod"):
         flow_times(evenly(2), "snr")

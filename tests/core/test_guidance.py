@@ -169,7 +169,7 @@ def test_an_epsilon_output_at_zero_snr_is_refused_in_another_space():
 
 
 def test_an_unknown_space_is_refused():
-    with pytest.raises(ValueError, match="space='latent' is not known; choose one of output, v"):
+    with pytest.raises(ValueError, match="space='latent' is unknown; choose one of output, v"):
         check_guidance_space("latent")
 
 

@@ -96,7 +96,7 @@ def test_the_larger_variance_costs_where_data_is_one_point_and_pays_where_it_is_
 
 def test_unknown_variances_and_wrong_orders_are_refused():
     path = levels(TABLES["linear"])
-    with pytest.raises(ValueError, match="variance_type='learned' is not known"):
+    with pytest.raises(ValueError, match="variance_type='learned' is unknown"):
         step_kl_factors(path[5], path[4], "learned")
     with pytest.raises(ValueError, match="cleaner"):
         step_kl_factors(path[4], path[5])

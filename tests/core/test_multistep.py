@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsnr_diffusers.core import CLEAN, NoiseLevel, ddim_update, kappa_times, multistep_updates
+from zsnr_diffusers.core import CLEAN, NoiseLevel, ddim_update, multistep_updates, spectrum_fit
 from zsnr_diffusers.core import multistep as module
 from zsnr_diffusers.core.spacing import clean_position, position
 
@@ -122,7 +122,7 @@ def test_fit_to_the_spectrum_reduces_the_error_over_it(n, monkeypatch):
         return math.exp(sum(math.log(abs(end - 1)) for end in ends) / len(ends))
 
     fitted = geometric_mean()
-    monkeypatch.setattr(module, "RIDGE", 1e6)
+    monkeypatch.setattr(spectrum_fit, "RIDGE", 1e6)
     assert fitted < 0.5 * geometric_mean()
 
 
@@ -130,7 +130,7 @@ def test_uneven_steps_are_not_fitted(monkeypatch):
     """Trailing steps are too coarse for brightness; weights that make up for it would be wrong for all else."""
     path = [level(kappa) for kappa in (0.0, 0.1, 0.3, 0.7, 1.4, 3.6)]
     updates = multistep_updates(path)
-    monkeypatch.setattr(module, "RIDGE", 1e6)
+    monkeypatch.setattr(spectrum_fit, "RIDGE", 1e6)
     assert multistep_updates(path) == updates
 
 
@@ -202,24 +202,8 @@ def test_order_that_there_is_no_method_for_is_refused(order):
         multistep_updates(even(5), order)
 
 
-def own(n):
-    """n levels where `kappa` spacing puts them."""
-    return [level((1 - s) / s) for s in kappa_times(n)]
-
-
-@pytest.mark.parametrize(
-    ("path", "fitted"),
-    [(own(3), True), (own(4), False), (own(5), True), (own(8)[4:], True)],
-    ids=["three", "four", "five", "the last four of eight"],
-)
-def test_a_whole_run_of_four_steps_alone_keeps_its_polynomials(path, fitted, monkeypatch):
-    updates = multistep_updates(path)
-    monkeypatch.setattr(module, "RIDGE", 1e6)
-    assert (multistep_updates(path)[-1].gains != pytest.approx(updates[-1].gains, rel=1e-6)) == fitted
-
-
 @pytest.mark.parametrize(("n", "fitted"), [(module.FEW_STEPS, True), (module.FEW_STEPS + 1, False)])
 def test_many_steps_need_no_fit(n, fitted, monkeypatch):
     updates = multistep_updates(even(n))
-    monkeypatch.setattr(module, "RIDGE", 1e6)
+    monkeypatch.setattr(spectrum_fit, "RIDGE", 1e6)
     assert (multistep_updates(even(n)) != updates) is fitted

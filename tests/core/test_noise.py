@@ -123,7 +123,7 @@ def test_betas_outside_the_unit_interval_are_refused(betas):
 
 
 def test_unknown_schedule_is_refused_by_name():
-    with pytest.raises(ValueError, match="'quadratic' is not known; choose one of linear"):
+    with pytest.raises(ValueError, match="'quadratic' is unknown; choose one of linear"):
         alpha_bar_table("quadratic")
 
 

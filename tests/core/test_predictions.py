@@ -76,12 +76,12 @@ def test_unknown_prediction_type_is_refused_everywhere():
         lambda: ideal_output("flow", x, level, 0.0, 1.0),
         lambda: check_prediction_type("flow", zero_terminal_snr=False),
     ):
-        with pytest.raises(ValueError, match="'flow' is not known; choose one of epsilon, sample, v_prediction"):
+        with pytest.raises(ValueError, match="'flow' is unknown; choose one of epsilon, sample, v_prediction"):
             call()
 
 
 def test_flow_matching_is_no_prediction_of_a_schedule_with_betas():
-    with pytest.raises(ValueError, match=r"flow_prediction' is of flow matching.*FlowMatchMultistepScheduler"):
+    with pytest.raises(ValueError, match=r"flow_prediction' means flow matching.*FlowMatchMultistepScheduler"):
         check_prediction_type("flow_prediction", zero_terminal_snr=True)
 
 

@@ -162,7 +162,5 @@ def test_the_forward_chain_has_the_levels_mean_and_variance(table):
 
 
 def test_an_unknown_variance_is_refused():
-    with pytest.raises(
-        ValueError, match="variance_type='learned' is not known; choose one of fixed_small, fixed_large"
-    ):
+    with pytest.raises(ValueError, match="variance_type='learned' is unknown; choose one of fixed_small, fixed_large"):
         ddpm_updates([PURE_NOISE], "learned")

@@ -11,6 +11,7 @@ from zsnr_diffusers.core import (
     check_timesteps,
     enforce_zero_terminal_snr,
     spaced_timesteps,
+    subdivided_timesteps,
 )
 
 
@@ -79,15 +80,15 @@ def test_impossible_number_of_steps_is_refused(n):
 
 
 def test_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match="'karras' is not known; choose one of trailing"):
+    with pytest.raises(ValueError, match="'karras' is unknown; choose one of trailing"):
         spaced_timesteps("karras", 10, table(1000))
 
 
 @pytest.mark.parametrize(
     ("timesteps", "message"),
     [
-        ([], "at least one"),
-        ([3.5], "whole numbers"),
+        ([], "one or more integers"),
+        ([3.5], "integers"),
         ([1000, 5], r"\[1000\] lie outside \[0, 999\]"),
         ([5, -1], r"\[-1\] lie outside"),
         ([999, 500, 500], "500 follows 500"),
@@ -119,3 +120,23 @@ def test_places_are_rounded_to_the_nearest_timestep_and_ties_to_even_as_numpy_do
 def test_ties_are_met():
     assert spaced_timesteps("trailing", 4, table(1000)[:1].expand(10)) == [9, 7, 4, 1]  # 10, 7.5, 5, 2.5
     assert spaced_timesteps("linspace", 3, table(1000)[:1].expand(8)) == [7, 4, 0]  # 3.5
+
+
+@pytest.mark.parametrize(("steps", "substeps"), [(1, 1), (4, 1), (4, 4), (4, 250), (3, 333), (20, 50), (1, 1000)])
+def test_subdivided_steps_stay_between_their_own_timesteps(steps, substeps):
+    timesteps = spaced_timesteps("trailing", steps, table(1000))
+    found = subdivided_timesteps(timesteps, substeps, table(1000))
+    assert [row[0] for row in found] == timesteps
+    assert [len(row) for row in found] == [substeps] * steps
+    joined = [timestep for row in found for timestep in row]
+    assert joined == check_timesteps(joined, 1000)
+
+
+def test_subdivided_steps_are_even_in_position():
+    """The same places as those of kappa spacing, over the whole range in one segment."""
+    assert subdivided_timesteps([999], 12, table(1000)) == [spaced_timesteps("kappa", 12, table(1000))]
+
+
+def test_too_many_substeps_are_refused():
+    with pytest.raises(ValueError, match="251 steps do not fit between timesteps 999 and 749"):
+        subdivided_timesteps([999, 749, 499, 249], 251, table(1000))

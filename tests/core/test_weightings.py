@@ -132,7 +132,7 @@ def test_epsilon_at_pure_noise_is_refused_not_divided_by_zero(name):
 @pytest.mark.parametrize(
     ("name", "gamma", "message"),
     [
-        ("p2", 5.0, r"loss_weighting='p2' is not known; choose one of constant, min_snr_floored"),
+        ("p2", 5.0, r"loss_weighting='p2' is unknown; choose one of constant, min_snr_floored"),
         ("min_snr", 0.0, r"snr_gamma=0.0 must be above 0\."),
         ("min_snr_floored", 1.0, r"snr_gamma=1.0 must be above 1, the floor of 'min_snr_floored'"),
         ("soft_min_snr_floored", float("nan"), "snr_gamma=nan must be above 1"),

@@ -73,7 +73,7 @@ def test_color_counts_where_it_was_trained_on_color(tmp_path):
 
 
 def test_another_hash_is_refused(trained):
-    with pytest.raises(ValueError, match=r"expected 00ff; get the file again"):
+    with pytest.raises(ValueError, match=r"expected 00ff; download the file again"):
         ClassifierFeatures(trained[0], "00ff")
 
 
@@ -81,7 +81,7 @@ def test_other_files_are_refused(trained, tmp_path):
     with pytest.raises(FileNotFoundError):
         ClassifierFeatures(tmp_path / "nowhere.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="is no classifier"):
+    with pytest.raises(ValueError, match="is not an image classifier"):
         ClassifierFeatures(tmp_path / "other.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(trained[0].read_bytes()[:-10])
     with pytest.raises(ValueError, match="cannot be read as safetensors"):

@@ -290,7 +290,7 @@ def test_kernel_distances_of_what_is_too_little():
         kernel_distance(np.zeros((2, 3)), np.zeros((5, 3)))
     with pytest.raises(ValueError, match="3 and 4 features"):
         kernel_distance(np.zeros((5, 3)), np.zeros((5, 4)))
-    with pytest.raises(ValueError, match="smaller set, 5; got 1000; kernel_distance takes"):
+    with pytest.raises(ValueError, match="smaller set, 5; got 1000; kernel_distance supports"):
         kernel_distance_of_subsets(np.zeros((5, 3)), np.zeros((9, 3)))
     with pytest.raises(ValueError, match="num_subsets must be at least 1"):
         kernel_distance_of_subsets(np.zeros((5, 3)), np.zeros((9, 3)), 0, 2)

@@ -90,7 +90,7 @@ def test_mixed_sizes_are_refused_by_name(tmp_path):
 
 
 def test_no_images(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no images, at any depth"):
+    with pytest.raises(ValueError, match=r"contains no images, at any depth"):
         image_features(network(), tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         image_features(network(), tmp_path / "none")

@@ -148,7 +148,7 @@ def test_unknown_origin_stays_unknown(tmp_path):
 def test_other_files_are_refused_by_name(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file({"a": np.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"weights\.safetensors.*no file of feature statistics"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors.*not a file of feature statistics"):
         FeatureStatistics.load(path)
     path.write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match=r"weights\.safetensors.*cannot be read"):

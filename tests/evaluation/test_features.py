@@ -73,10 +73,10 @@ def test_wrong_files_are_refused_by_name(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"not a network")
     torch.save(TinyInception().state_dict(), tmp_path / "weights.pth")
     for name in ("a.pt", "weights.pth"):
-        with pytest.raises(ValueError, match=rf"{name}.*no TorchScript file.*take inception-2015-12-05\.pt"):
+        with pytest.raises(ValueError, match=rf"{name}.*not a TorchScript file.*use inception-2015-12-05\.pt"):
             InceptionFeatures(tmp_path / name, sha256=None)
     save_scripted(nn.Linear(2, 2), tmp_path / "linear.pt")
-    with pytest.raises(ValueError, match=r"linear\.pt.*no parts `layers` and `output`"):
+    with pytest.raises(ValueError, match=r"linear\.pt.*no modules `layers` and `output`"):
         InceptionFeatures(tmp_path / "linear.pt", sha256=None)
     with pytest.raises(FileNotFoundError):
         InceptionFeatures(tmp_path / "none.pt")
@@ -127,7 +127,7 @@ def test_dinov2_of_another_hash_size_or_kind(dinov2, tmp_path):
     assert DinoV2Features(folder, weights).origin.sha256 == weights
     with pytest.raises(ValueError, match=rf"tiny-dino.*{weights}, expected 00"):
         DinoV2Features(folder, "00")
-    with pytest.raises(ValueError, match="size 60 is no multiple of the patch size 14"):
+    with pytest.raises(ValueError, match="size 60 is not a multiple of the patch size 14"):
         DinoV2Features(folder, size=60)
     with pytest.raises(OSError, match="none"):
         DinoV2Features(tmp_path / "none", local_files_only=True)

@@ -75,8 +75,8 @@ def test_connection_that_breaks_off(cache, network):
 
 
 def test_no_such_file_and_no_server(cache):
-    with serve(None) as (url, _), pytest.raises(OSError, match=rf"{url} cannot be fetched .*404.*put the file at"):
+    with serve(None) as (url, _), pytest.raises(OSError, match=rf"{url} cannot be downloaded .*404.*put the file at"):
         inception_file(url)
-    with pytest.raises(OSError, match=rf"{url} cannot be fetched .*put the file at {cache / 'tiny.pt'}"):
+    with pytest.raises(OSError, match=rf"{url} cannot be downloaded .*put the file at {cache / 'tiny.pt'}"):
         inception_file(url)
     assert list(cache.iterdir()) == []

@@ -405,16 +405,19 @@ def test_grey_pictures():
     [
         ({"images": pictures().float()}, r"float32 \[6, 3, 4, 4\].*quantize"),
         ({"images": pictures(channels=1)}, r"shape \[n, 3, h, w\].*\[6, 1, 4, 4\]"),
-        ({"images": pictures(size=5)}, "images are 5x5; the network is of 4x4"),
+        ({"images": pictures(size=5)}, "images are 5x5; the network expects 4x4"),
         ({"images": pictures(n=0)}, r"n > 0"),
         ({"images": []}, "no images"),
         ({"class_labels": [0] * 6}, "no class embeddings"),
         ({"timesteps_per_image": 1}, r"timesteps_per_image=1 must lie in \[2, 20\]"),
         ({"timesteps_per_image": 21}, r"timesteps_per_image=21 must lie in \[2, 20\]"),
         ({"batch_size": 0}, "batch_size must be at least 1 .*batch_size=0"),
-        ({"scheduler": DDPMScheduler()}, "DDPMScheduler is none of our schedulers"),
+        ({"scheduler": DDPMScheduler()}, "DDPMScheduler is not a scheduler of this package"),
         ({"scheduler": schedule(1, rescale_betas_zero_snr=False)}, "num_train_timesteps=1"),
-        ({"unet": PixelStub(odd_network, channels=4)}, "from 4 to 4 channels; bits/dim is of pixel-space models"),
+        (
+            {"unet": PixelStub(odd_network, channels=4)},
+            "from 4 to 4 channels; bits/dim is defined for pixel-space models",
+        ),
         ({"seed": -1}, "seed=-1"),
     ],
 )

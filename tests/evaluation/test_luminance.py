@@ -228,7 +228,7 @@ def test_floor_of_a_fixed_number_of_images_per_prompt_is_what_a_perfect_generato
 
 
 def test_prompt_without_real_images_is_named():
-    with pytest.raises(ValueError, match="no real image of 'snow'"):
+    with pytest.raises(ValueError, match="no real image for 'snow'"):
         luminance_coverage([0.0], [0.0], groups=(["snow"], ["cat"]))
 
 
@@ -239,7 +239,7 @@ def test_a_folder_a_path_and_one_image(tmp_path):
     assert mean_luminance(tmp_path / "b.png").tolist() == pytest.approx([1])
     assert mean_luminance(Image.new("L", (4, 4), 0)).tolist() == pytest.approx([-1])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         mean_luminance(tmp_path / "empty")
     with pytest.raises(ImageError, match="cannot read image no-such-folder: the file does not exist"):
         mean_luminance("no-such-folder")

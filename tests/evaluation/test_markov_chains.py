@@ -187,8 +187,8 @@ def test_guidance_callbacks_and_half_precision():
     [
         (ZeroSNRDDIMScheduler(**V), 5, None, r"num_frames=5 must lie in \[2, 4\]: there are 3 steps"),
         (ZeroSNRDDIMScheduler(**V), 1, None, "num_frames=1"),
-        (DPMSolverMultistepScheduler(), 3, None, "DPMSolverMultistepScheduler does not tell the x_0"),
-        (ZeroSNRDDIMScheduler(**V), 3, lambda pipe, *_: setattr(pipe, "_interrupt", True), "did not take all steps"),
+        (DPMSolverMultistepScheduler(), 3, None, "DPMSolverMultistepScheduler does not return its predicted x_0"),
+        (ZeroSNRDDIMScheduler(**V), 3, lambda pipe, *_: setattr(pipe, "_interrupt", True), "did not run all steps"),
     ],
 )
 def test_runs_that_make_no_chain(scheduler, num_frames, callback, message):
@@ -245,5 +245,5 @@ def test_large_images_keep_their_size():
 
 
 def test_latents_are_no_pictures():
-    with pytest.raises(ValueError, match="these images have 4; decode latents"):
+    with pytest.raises(ValueError, match="images must have 1 or 3 channels, got 4; decode latents"):
         chain_picture(Chain((0,), torch.zeros(1, 1, 4, 8, 8)))

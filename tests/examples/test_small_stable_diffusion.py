@@ -43,3 +43,21 @@ def test_autoencoder_learns_and_its_scaling_factor_is_saved(tmp_path):
     pipe.save_pretrained(tmp_path / "pipe")
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "pipe")
     assert loaded.vae.config.scaling_factor == pipe.vae.config.scaling_factor
+
+
+def test_autoencoder_is_trained_on_squares_of_its_images_that_move():
+    pipe, seen = tiny_stable_diffusion(), []
+    # Each pixel says where it is.
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    images = torch.stack([rows, columns, 0 * rows])[None] / 16
+    pipe.vae.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    counted = []
+    train_vae(pipe.vae, images, steps=4, batch_size=1, crop=8, on_step=counted.append)
+    squares = seen[:4]  # then whole images, for the scaling factor
+    assert [square.shape for square in squares] == [(1, 3, 8, 8)] * 4
+    corners = [tuple((square[0, :2, 0, 0] * 16).int().tolist()) for square in squares]
+    assert len(set(corners)) > 1
+    for (top, left), square in zip(corners, squares, strict=True):
+        assert torch.equal(square, images[:, :, top : top + 8, left : left + 8])
+    assert seen[4].shape == images.shape
+    assert counted == [1, 2, 3, 4]

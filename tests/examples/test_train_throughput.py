@@ -79,6 +79,33 @@ def test_options_of_the_trainer_reach_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
+def test_bf16_takes_turns_with_float32(monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, "23.6M", models.MODELS["tiny"])  # of which ratios are aimed at
+    command = [*TINY, "--size", "23.6M", "--bf16", "--without", bench.ONLINE]
+    plain, cached, half = bench.main(command)
+    assert [plain.name, cached.name, half.name] == [bench.PLAIN, bench.CACHED, bench.HALF]
+    text = capsys.readouterr().out
+    assert re.search(rf"{bench.CACHED} .*x .* s +([\d.]+)x   1.60x\n", text)
+    assert re.search(rf"{bench.HALF} .*x .* s +([\d.]+)x   2.40x\n", text)
+    assert cached.shares["VAE"] == half.shares["VAE"] == 0
+
+
+def test_each_trainer_keeps_its_precision(tmp_path):
+    """All accelerators of a process share their state."""
+    args = bench.parse_arguments(TINY)
+    data, base = make_landscapes(tmp_path / "data", 8, 16), tmp_path / "base"
+    models.MODELS["tiny"][1]().save_pretrained(base)
+    runs = [loops.our_run(base, data, args, "none", precision) for precision in ("no", "bf16", "no")]
+    assert [run.accelerator.mixed_precision for run in runs] == ["no", "bf16", "no"]
+    losses = []
+    for run in runs:
+        with run.batches(1) as batches:
+            losses.append(run.train_step(batches))
+    assert losses[0] == losses[2] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.full
 def test_measures_a_part(capsys):
     (plain, cached) = bench.main([*TINY, "--without", bench.ONLINE])
     assert (plain.name, cached.name) == (bench.PLAIN, bench.CACHED)

@@ -117,7 +117,7 @@ def test_rescale_in_both_is_refused_before_anything_runs():
         ("PerturbedAttentionGuidance", {"perturbed_guidance_layers": [0]}, "pred_cond_skip"),
         ("SkipLayerGuidance", {"skip_layer_guidance_layers": [0]}, "pred_cond_skip"),
         ("SmoothedEnergyGuidance", {"seg_guidance_layers": [0]}, "pred_cond_seg"),
-        ("AutoGuidance", {"auto_guidance_layers": [0], "dropout": 0.1}, "a forward pass of its own"),
+        ("AutoGuidance", {"auto_guidance_layers": [0], "dropout": 0.1}, "an additional forward pass"),
     ],
 )
 def test_guiders_that_need_another_forward_pass_are_refused(name, kwargs, reason):
@@ -126,7 +126,7 @@ def test_guiders_that_need_another_forward_pass_are_refused(name, kwargs, reason
 
 
 def test_what_is_no_guider_is_refused():
-    with pytest.raises(TypeError, match="guider='apg' has not the interface"):
+    with pytest.raises(TypeError, match="guider='apg' does not have the interface"):
         tiny_stable_diffusion_with("apg")
 
 

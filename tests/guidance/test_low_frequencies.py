@@ -77,7 +77,7 @@ def test_the_scheduler_gets_the_guided_prediction_with_the_conditional_s_low_fre
 def test_predictions_without_height_and_width_are_refused_and_nothing_stays(name):
     small = SMALL[name]
     pipe = enable_guidance_rescale(build(small), 0.0, keep_low_frequencies=K)
-    with pytest.raises(ValueError, match=r"keep_low_frequencies=2 needs predictions \[..., H, W\], and got \["):
+    with pytest.raises(ValueError, match=r"keep_low_frequencies=2 needs predictions \[..., H, W\], but got \["):
         called(pipe, small)
     schedulers = [part for part in vars(pipe).values() if isinstance(part, diffusers.SchedulerMixin)]
     assert not any("step" in vars(scheduler) for scheduler in schedulers)

@@ -170,7 +170,7 @@ def test_pipelines_without_guidance_or_without_a_unet_are_refused():
 
 
 def test_an_unknown_space_is_refused():
-    with pytest.raises(ValueError, match="space='latent' is not known"):
+    with pytest.raises(ValueError, match="space='latent' is unknown"):
         enable_guidance_rescale(tiny_stable_diffusion(), space="latent")
 
 
@@ -339,5 +339,5 @@ def test_what_cannot_be_applied_is_refused(load, tmp_path):
 
 
 def test_what_is_no_pipeline_is_named(tmp_path):
-    with pytest.raises(OSError, match="holds no pipeline: there is no model_index"):
+    with pytest.raises(OSError, match="has no pipeline: there is no model_index"):
         load_pipeline(tmp_path)

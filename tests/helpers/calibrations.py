@@ -46,7 +46,8 @@ def explicit_run(entry, alphas, sigmas, x, network):
     for i, (t, row) in enumerate(zip(timesteps, entry["weights"], strict=True)):
         x = y * sigmas[t]
         outputs.insert(0, alphas[t] * x - sigmas[t] * network(x, t))
-        y = (0 if i + 1 == len(timesteps) else y) + sum(w * x_0 for w, x_0 in zip(row, outputs, strict=False))
+        keep = entry["keeps"][i] if "keeps" in entry else float(i + 1 < len(timesteps))
+        y = keep * y + sum(w * x_0 for w, x_0 in zip(row, outputs, strict=False))
     return torch.as_tensor(y)
 
 

@@ -12,19 +12,20 @@ from pathlib import Path
 import psutil
 
 _forked = multiprocessing.get_context("forkserver")
-_forked.set_forkserver_preload(["zsnr_diffusers.training", "child_processes"])
+_forked.set_forkserver_preload(["zsnr_diffusers.training.run", "child_processes"])  # the package itself is lazy
 
 
-def start(options, log, environment=None, prepare=None):
+def start(options, log, environment=None, prepare=None, kind=None):
     """A process that trains as its command line would make it; its output goes to a file.
 
     Args:
-        options: of a `TrainingConfig`.
+        options: of its configuration.
         log: file of its output.
         environment: variables to set.
         prepare: called in the process first; a function of a module.
+        kind: of configuration, if no `TrainingConfig`.
     """
-    process = _forked.Process(target=_train, args=(arguments(options), str(log), environment or {}, prepare))
+    process = _forked.Process(target=_train, args=(arguments(options), str(log), environment or {}, prepare, kind))
     process.start()
     return process
 
@@ -59,7 +60,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def _train(argv, log, environment, prepare):
+def _train(argv, log, environment, prepare, kind):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -69,7 +70,7 @@ def _train(argv, log, environment, prepare):
         prepare()
     from zsnr_diffusers.training import main
 
-    main(argv)
+    main(argv, **({} if kind is None else {"kind": kind}))
 
 
 def slow_syncs():

@@ -232,7 +232,7 @@ def test_where_stock_stands_in_the_file_brings_what_load_pipeline_takes(tmp_path
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.scheduler) is FlowMatchMultistepScheduler
     assert torch.equal(generate_flow(other, call), generate_flow(loaded, call))
-    assert "`pipeline.py` here brings its own sampler:" in pipeline_card(pipe, folder, "acme/flow")
+    assert "`pipeline.py` in this repo adds its own sampler:" in pipeline_card(pipe, folder, "acme/flow")
 
 
 def test_a_sampler_of_stock_that_somebody_chose_stays(tmp_path):
@@ -351,7 +351,7 @@ def test_a_pipeline_that_keeps_low_frequencies_and_does_not_rescale_gets_a_file_
     exec(compile((folder / "pipeline.py").read_text(), "pipeline.py", "exec"), names)
     other = names["RescaledStableDiffusionPipeline"](**pipe.components, requires_safety_checker=False)
     assert torch.equal(generate(other), generate(pipe))
-    assert "`pipeline.py` here brings kept low frequencies:" in pipeline_card(pipe, folder, "acme/dark")
+    assert "`pipeline.py` in this repo adds kept low frequencies:" in pipeline_card(pipe, folder, "acme/dark")
 
 
 def test_a_pipeline_without_guidance_is_refused(tmp_path):
@@ -365,5 +365,5 @@ def test_a_class_that_others_do_not_have_is_refused(tmp_path):
         pass
 
     pipe = enable_guidance_rescale(Mine(**tiny_stable_diffusion().components, requires_safety_checker=False))
-    with pytest.raises(TypeError, match="Mine is no class of diffusers"):
+    with pytest.raises(TypeError, match="Mine is not a diffusers class"):
         write_custom_pipeline(pipe, tmp_path)

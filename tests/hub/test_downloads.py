@@ -67,20 +67,23 @@ def test_a_revision_is_a_branch_or_a_commit(repo, changed, hub):
         assert audit("acme/dark", revision=revision, **places).prediction_type == model[0]
 
 
-NO_TOKEN = "log in by `hf auth login`, or pass token="
+NO_TOKEN = "log in with `hf auth login`, or pass token="
 FAILURES = {
     "a missing index": (
         {"model_index.json": Failure(404, "EntryNotFound")},
-        "holds no pipeline: there is no model_index.json",
+        "has no pipeline: there is no model_index.json",
     ),
     "a missing file": ({WEIGHTS: Failure(404, "EntryNotFound")}, f"it has no file {WEIGHTS}"),
     "not authorized": ({"": Failure(401)}, f"it answers 401, not authorized over model_index.json: {NO_TOKEN}"),
-    "forbidden": ({"": Failure(403)}, "it answers 403, forbidden over model_index.json: your token may not do this"),
-    "gated": ({"": Failure(403, "GatedRepo")}, "it is gated: ask for access at https://huggingface.co/acme/dark"),
-    "gated weights": ({WEIGHTS: Failure(403, "GatedRepo")}, "it is gated: ask for access"),
+    "forbidden": (
+        {"": Failure(403)},
+        "it answers 403, forbidden over model_index.json: your token lacks this permission",
+    ),
+    "gated": ({"": Failure(403, "GatedRepo")}, "it is gated: request access at https://huggingface.co/acme/dark"),
+    "gated weights": ({WEIGHTS: Failure(403, "GatedRepo")}, "it is gated: request access"),
     "private": (
         {"": Failure(401, "RepoNotFound")},
-        f"there is no such repo, or it is private: check the id, or {NO_TOKEN}",
+        f"the repo does not exist or is private: check the id, or {NO_TOKEN}",
     ),
     "broken": ({"": Failure(500)}, "it answers 500 over model_index.json; try again later"),
     "broken for one file": ({WEIGHTS: Failure(500)}, f"it answers 500 over {WEIGHTS}; try again later"),
@@ -99,7 +102,7 @@ def test_a_failure_is_said_in_one_sentence_with_the_repo_and_the_remedy(function
         assert audit("acme/dark", **places).ok  # which needs none of it
         return
     with pytest.raises(
-        OSError, match=r"^acme/dark (holds no pipeline|is no local folder or file, and cannot be read from the Hub): "
+        OSError, match=r"^acme/dark (has no pipeline|is not a local folder or file, and cannot be read from the Hub): "
     ) as caught:
         function("acme/dark", **places)
     assert message in str(caught.value)
@@ -109,9 +112,9 @@ def test_a_failure_is_said_in_one_sentence_with_the_repo_and_the_remedy(function
 @pytest.mark.parametrize("function", [load_pipeline, audit])
 def test_what_is_not_there_is_said(function, repo, hub):
     places = hub({"acme/dark": repo})
-    with pytest.raises(OSError, match=r"acme/none .*there is no such repo, or it is private"):
+    with pytest.raises(OSError, match=r"acme/none .*the repo does not exist or is private"):
         function("acme/none", **places)
-    with pytest.raises(OSError, match=r"acme/dark .*it has no such revision: check the name of the branch"):
+    with pytest.raises(OSError, match=r"acme/dark .*it has no such revision: check the branch"):
         function("acme/dark", revision="nowhere", **places)
 
 
@@ -122,7 +125,11 @@ def test_no_connection(function, hub, monkeypatch):
         function("acme/dark", **places)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)()
-    with pytest.raises(OSError, match=r"acme/dark .*HF_HUB_OFFLINE is set, and what is asked for is not in the cache"):
+    with pytest.raises(
+        OSError,
+        match=r"acme/dark .*HF_HUB_OFFLINE is set, and the requested file is not in the "
+        r"cache",
+    ):
         function("acme/dark", **places)
 
 

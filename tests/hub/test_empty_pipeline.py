@@ -53,14 +53,14 @@ def test_damage_is_named(folder):
 
     shutil.copytree(folder, folder.parent / "kept")
     for name, changes, message in (
-        ("model_index.json", {"unet": ["mine", "MyUNet"]}, "which is no class of a library known here"),
+        ("model_index.json", {"unet": ["mine", "MyUNet"]}, "which is not a class of a known library"),
         ("model_index.json", {"unet": 3}, "cannot be loaded"),
         (
             "model_index.json",
             {"_class_name": "DDPMPipeline"},
-            "which is no pipeline of a UNet that takes",
+            "which is not a UNet pipeline with",
         ),
-        ("scheduler/scheduler_config.json", {"_class_name": "Mine"}, "names 'Mine', which is no scheduler"),
+        ("scheduler/scheduler_config.json", {"_class_name": "Mine"}, "names 'Mine', which is not a known scheduler"),
         ("unet/config.json", {"block_out_channels": "wide"}, "cannot be loaded"),
     ):
         change(name, **changes)
@@ -76,7 +76,7 @@ def test_damage_is_named(folder):
 
 def test_other_pipelines_are_refused(tmp_path):
     tiny_unconditional().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no pipeline of a UNet that takes LoRA"):
+    with pytest.raises(ValueError, match="not a UNet pipeline with LoRA support"):
         empty_pipeline(tmp_path)
-    with pytest.raises(OSError, match="holds no pipeline"):
+    with pytest.raises(OSError, match="has no pipeline"):
         empty_pipeline(tmp_path / "unet")

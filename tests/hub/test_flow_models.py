@@ -130,7 +130,7 @@ def test_a_flow_model_is_not_one_of_v(config_of):
 def test_a_file_of_2_that_says_nothing_names_flow_matching_too(tmp_path):
     file = write_file(tmp_path / "model.safetensors", "2")
     for call in (load_pipeline, audit):
-        with pytest.raises(ValueError, match="flow_prediction' if it was trained on to flow matching"):
+        with pytest.raises(ValueError, match="flow_prediction' if it was fine-tuned to flow matching"):
             call(file)
 
 
@@ -140,7 +140,7 @@ def test_places_that_disagree_are_named(configs, tmp_path, said):
     marks = {"modelspec.prediction_type": "epsilon", "prediction_type": FLOW}
     file = write_file(tmp_path / "model.safetensors", "xl", metadata=marks)
     load_pipeline(file, config=configs["xl"])
-    assert any("'epsilon' by modelspec metadata, which counts" in line for line in said("WARNING"))
+    assert any("'epsilon' according to modelspec metadata, which is used" in line for line in said("WARNING"))
     pipe = load_pipeline(file, config=configs["xl"], prediction_type=FLOW)
     assert type(pipe.scheduler) is FlowMatchMultistepScheduler
 
@@ -203,7 +203,9 @@ def test_pipelines_made_for_flow_matching_get_stock_s_own_scheduler():
 @pytest.mark.parametrize("change", [{"invert_sigmas": True}, {"stochastic_sampling": True}])
 def test_what_no_stock_scheduler_there_does_is_refused(change, tmp_path):
     pipe = tiny_pipeline("1", FlowMatchMultistepScheduler(**change))
-    with pytest.raises(ValueError, match=f"{next(iter(change))}=True of FlowMatchMultistepScheduler has no stock"):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(change))}=True of FlowMatchMultistepScheduler has no equivalent diffusers"
+    ):
         save_pipeline(pipe, tmp_path / "pipe")
     assert not [*tmp_path.iterdir()]
 
@@ -255,7 +257,7 @@ def know_the_data(pipe, mean, spread):
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_stocks_stand_in_leads_to_the_data(name, shift):
-    """Its timesteps are cut to whole numbers: by up to 1 / 1000 of noise, of which the largest of 256 values is 3."""
+    """Its timesteps are truncated to integers: by up to 1 / 1000 of noise, of which the largest of 256 values is 3."""
     pipe = PIPELINES[name].build()
     pipe.scheduler = UniPCMultistepScheduler(**unipc_flow_config(shift, 1000))
     know_the_data(pipe, 0.7, 0.0)

@@ -77,7 +77,9 @@ def test_a_part_that_is_missing_is_taken_from_the_config_s_folder_or_as_it_is_gi
 
 
 def test_without_the_hub_too(write):
-    with pytest.raises(ValueError, match=r"holds no autoencoder by .*vae=diffusers\.AutoencoderKL\.from_pretrained"):
+    with pytest.raises(
+        ValueError, match=r"contains no autoencoder with .*vae=diffusers\.AutoencoderKL\.from_pretrained"
+    ):
         load_pipeline(write(without("1", "vae")))
 
 
@@ -85,7 +87,7 @@ def test_old_names_of_the_text_encoder_are_not_taken_for_it(write, bare):
     """Of files from before transformers had its wrapper; diffusers finds no text encoder in them."""
     old = {key.replace("transformer.text_model.", "transformer."): value for key, value in checkpoint("1").items()}
     file, config = write(old), bare("1")
-    with pytest.raises(ValueError, match=r"holds no text encoder by the names of a Stable Diffusion 1\.x"):
+    with pytest.raises(ValueError, match=r"contains no text encoder with the names of Stable Diffusion 1\.x"):
         load_pipeline(file, config=config)
     pipe = load_pipeline(file, config=config, text_encoder=tiny_pipeline("1").text_encoder)
     assert_same_weights(tiny_pipeline("1"), pipe)
@@ -108,19 +110,21 @@ UNET = "model.diffusion_model."
 @pytest.mark.parametrize(
     ("prefix", "what"),
     [
-        ("model_ema.diffusion_model", "moving averages of weights alone, such as 'model_ema.diffusion_model"),
-        ("diffusion_model.", "a UNet by other names, such as 'diffusion_model."),
-        ("", "a UNet by other names, such as 'input_blocks."),
-        ("unet.", "a UNet by other names, such as 'unet."),
+        ("model_ema.diffusion_model", "only EMA weights, such as 'model_ema.diffusion_model"),
+        ("diffusion_model.", "a UNet with unsupported names, such as 'diffusion_model."),
+        ("", "a UNet with unsupported names, such as 'input_blocks."),
+        ("unet.", "a UNet with unsupported names, such as 'unet."),
     ],
 )
 def test_unets_by_other_names_are_named(kind, prefix, what, write, configs):
     theirs = {key.replace(UNET, prefix, 1): value for key, value in checkpoint(kind).items() if key.startswith(UNET)}
-    with pytest.raises(ValueError, match=r"is no Stable Diffusion 1\.x, 2\.x or XL by its original names") as caught:
+    with pytest.raises(
+        ValueError, match=r"is not a Stable Diffusion 1\.x, 2\.x or SDXL checkpoint with original names"
+    ) as caught:
         load_pipeline(write(theirs), config=configs[kind])
     assert what in str(caught.value)
     save_file(tiny_pipeline(kind).unet.state_dict(), write({}))
-    with pytest.raises(ValueError, match="a UNet by the names of diffusers"):
+    with pytest.raises(ValueError, match="a UNet with diffusers' names"):
         load_pipeline(write(tiny_pipeline(kind).unet.state_dict()), config=configs[kind])
 
 
@@ -166,7 +170,7 @@ def test_weights_with_scales_beside_them_are_refused_in_files_and_folders(key, w
 def test_whole_numbers_are_no_weights(dtype, write, configs):
     weights = dict(checkpoint("1"))
     weights[FIRST] = torch.zeros_like(weights[FIRST], dtype=dtype)
-    with pytest.raises(ValueError, match="which are no weights in floating point"):
+    with pytest.raises(ValueError, match="which is not a floating-point dtype"):
         load_pipeline(write(weights), config=configs["1"])
 
 
@@ -178,10 +182,12 @@ def test_whole_numbers_are_no_weights(dtype, write, configs):
 def test_a_guess_is_said_and_not_written(kind, configs, tmp_path, said, capsys):
     file, target = write_file(tmp_path / "model.safetensors", kind), tmp_path / "new.safetensors"
     assert says(load_pipeline(file, config=configs[kind])) == (EPSILON, False)
-    assert [line for line in said("WARNING") if "does not say what it predicts; it is taken for epsilon" in line]
+    assert [
+        line for line in said("WARNING") if "does not record its prediction type; it is assumed to be epsilon" in line
+    ]
     command = ["convert", str(file), str(target), "--config", str(configs[kind])]
     assert main(command) == 2
-    assert "pass --prediction_type epsilon, as most models" in capsys.readouterr().err
+    assert r"pass --prediction_type epsilon \(most SD 1.x" in capsys.readouterr().err
     assert not target.exists()
     assert main([*command, "--prediction_type", "epsilon"]) == 0
     assert main(["convert", str(target), str(tmp_path / "again"), "--config", str(configs[kind])]) == 0
@@ -203,7 +209,7 @@ def test_the_command_takes_an_autoencoder(write, configs, bare, tmp_path, capsys
     file, target = write(without("xl", "vae")), tmp_path / "new.safetensors"
     command = ["convert", str(file), str(target), "--config", str(bare("xl"))]
     assert main(command) == 2
-    assert "holds no autoencoder by the names of a Stable Diffusion XL: pass --config, a" in capsys.readouterr().err
+    assert "contains no autoencoder with the names of Stable Diffusion XL: pass --config, a" in capsys.readouterr().err
     AutoencoderKL.from_pretrained(configs["xl"], subfolder="vae").save_pretrained(tmp_path / "vae")
     prefix, by_itself = "first_stage_model.", tmp_path / "sdxl_vae.safetensors"
     save_file({k.removeprefix(prefix): v for k, v in checkpoint("xl").items() if k.startswith(prefix)}, by_itself)
@@ -215,7 +221,7 @@ def test_the_command_takes_an_autoencoder(write, configs, bare, tmp_path, capsys
     assert main([*command, "--vae", str(by_itself), "--dtype", "float16", "--overwrite"]) == 0
     assert {value.dtype for value in load_file(target).values() if value.numel()} == {torch.float16}  # but for marks
     assert main([*command, "--vae", str(file), "--overwrite"]) == 2
-    assert f"vae: {file} holds no autoencoder" in capsys.readouterr().err
+    assert f"vae: {file} contains no Stable Diffusion autoencoder" in capsys.readouterr().err
 
 
 # -- names of targets
@@ -224,5 +230,5 @@ def test_the_command_takes_an_autoencoder(write, configs, bare, tmp_path, capsys
 @pytest.mark.parametrize("end", [".ckpt", ".pt", ".pth", ".bin", ".gguf", ".st", ".CKPT"])
 def test_a_folder_never_gets_the_name_of_a_file(end, configs, tmp_path, capsys):
     assert main(["convert", str(configs["1"]), str(tmp_path / f"run1{end}")]) == 2
-    assert "name it run1.safetensors" in capsys.readouterr().err
+    assert "use run1.safetensors" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]

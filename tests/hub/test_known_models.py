@@ -19,15 +19,15 @@ def test_a_file_out_of_the_cache_is_of_its_repo(hub, configs, tmp_path):
     places = hub({REPO: file.parent, "acme/two": file.parent, default: configs["2"]})
     known, other = (hf_hub_download(repo, file.name, **places) for repo in (REPO, "acme/two"))
     assert repo_id_of(known) == REPO
-    told = f"by what is known of {REPO}"
+    told = f"by the known models' entry for {REPO}"
     assert (
         SavedModel.open(known).facts == f"prediction_type='v_prediction' {told}, rescale_betas_zero_snr=False {told}"
     )
     assert says(load_pipeline(known, **places)) == (V, False)
-    with pytest.raises(ValueError, match="does not say what it predicts"):
+    with pytest.raises(ValueError, match="does not record its prediction type"):
         load_pipeline(other, **places)
     assert "schedule-left-behind" in names(audit(known))  # diffusers reads nothing of this in a file
-    with pytest.raises(ValueError, match="does not say what it predicts"):
+    with pytest.raises(ValueError, match="does not record its prediction type"):
         audit(other)
 
 
@@ -38,8 +38,8 @@ def test_whoever_says_something_is_believed_first(hub, tmp_path):
     saved = SavedModel.open(hf_hub_download(REPO, file.name, **places))
     assert saved.prediction_type == EPSILON
     assert saved.conflicts == [
-        "prediction_type is 'epsilon' by modelspec metadata, which counts, and 'v_prediction' by what is known of "
-        f"{REPO}. Pass prediction_type= to decide."
+        "prediction_type is 'epsilon' according to modelspec metadata, which is used, and "
+        f"'v_prediction' according to the known models' entry for {REPO}. Pass prediction_type= to decide."
     ]
 
 
@@ -48,7 +48,7 @@ def test_a_repo_whose_config_says_otherwise_is_told_of(hub, tmp_path, said):
     tiny_pipeline("2", sd_scheduler(EPSILON)).save_pretrained(tmp_path / "repo")
     places = hub({REPO: tmp_path / "repo"})
     assert says(load_pipeline(REPO, **places)) == (EPSILON, False)
-    assert any("'v_prediction' by what is known of" in line for line in said("WARNING"))
+    assert any("'v_prediction' by the known models' entry for" in line for line in said("WARNING"))
     assert "prediction-type" in names(audit(REPO, **places))
     assert says(load_pipeline(REPO, prediction_type=V, **places)) == (V, False)
 

@@ -88,7 +88,7 @@ def test_the_caller_knows_better_than_a_folder(configs, config_of):
     assert type(told.scheduler) is ZeroSNRMultistepScheduler
     assert says(told) == (V, True)
     assert told.scheduler.config["timestep_spacing"] == "trailing"
-    with pytest.raises(ValueError, match="Pass either scheduler or prediction_type"):
+    with pytest.raises(ValueError, match="Pass either scheduler, or prediction_type"):
         load_pipeline(configs["1"], prediction_type=V, scheduler=sd_scheduler())
 
 

@@ -128,7 +128,7 @@ def test_from_the_hub(saved, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "ZeroSNRDDIMScheduler 0.6 {'unet': ['default_0']}",
-        "acme/lora is no local folder or file, and cannot be read from the Hub: it has no file x.safetensors. Pass "
+        "acme/lora is not a local folder or file, and cannot be read from the Hub: it has no file x.safetensors. Pass "
         "weight_name=.",
     ]
 
@@ -198,7 +198,7 @@ def test_files_of_others_say_it_in_their_own_way(saved, tmp_path, metadata, zero
 def test_a_file_that_says_nothing_is_refused_and_arguments_help(saved, tmp_path):
     file = rewritten(saved, tmp_path / "silent.safetensors", None)
     base = tiny_pipeline("1")
-    with pytest.raises(ValueError, match=r"silent.safetensors does not say .* pass prediction_type= and resc"):
+    with pytest.raises(ValueError, match=r"silent.safetensors does not record .* pass prediction_type= and resc"):
         load_lora(base, file)
     assert base.get_list_adapters() == {}
     load_lora(base, file, prediction_type="v_prediction", rescale_betas_zero_snr=True)
@@ -236,7 +236,7 @@ def test_kohya_s_file_has_every_layer(tmp_path):
 def test_conflicts_are_said_and_the_impossible_is_refused(saved, tmp_path, said):
     told = {**read_header(saved[0] / LORA_FILE).metadata, "modelspec.prediction_type": "epsilon"}
     load_lora(tiny_pipeline("1"), rewritten(saved, tmp_path / "torn.safetensors", told))
-    assert "prediction_type is 'v_prediction' by metadata zsnr_diffusers" in said("WARNING")[0]
+    assert "prediction_type is 'v_prediction' according to metadata zsnr_diffusers" in said("WARNING")[0]
     with pytest.raises(ValueError, match="cannot be used at zero signal-to-noise"):
         load_lora(tiny_pipeline("1"), saved[0], prediction_type="epsilon")
     with pytest.raises(ValueError, match="guidance_rescale=2"):
@@ -275,7 +275,7 @@ def test_a_file_of_kohya_s_names_alone(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["dark.safetensors"]
     assert read_header(file).metadata["modelspec.title"] == "dark"
     assert_paints_alike(load_lora(tiny_pipeline("1"), file), pipe)
-    with pytest.raises(ValueError, match="no place for a DoRA; save it to a folder"):
+    with pytest.raises(ValueError, match="cannot store a DoRA; save it to a folder"):
         save_lora(adapted(use_dora=True), tmp_path / "dora.safetensors")
     assert not (tmp_path / "dora.safetensors").exists()
 
@@ -344,11 +344,13 @@ def test_an_adapter_of_the_text_encoder_alone_is_refused(tmp_path):
 
 def test_missing_files_and_other_pipelines(saved, tmp_path):
     base = tiny_pipeline("1")
-    with pytest.raises(FileNotFoundError, match=rf"no .*other.safetensors; pass weight_name=, one of {KOHYA_FILE}, "):
+    with pytest.raises(
+        FileNotFoundError, match=rf"No such file: .*other.safetensors; pass weight_name=, one of {KOHYA_FILE}, "
+    ):
         load_lora(base, saved[0], weight_name="other.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*nowhere.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"No such file: .*nowhere.safetensors"):
         load_lora(base, tmp_path / "nowhere.safetensors")
-    with pytest.raises(OSError, match="acme/lora is no local folder or file, and cannot be read from the Hub"):
+    with pytest.raises(OSError, match="acme/lora is not a local folder or file, and cannot be read from the Hub"):
         load_lora(base, "acme/lora")
     with pytest.raises(TypeError, match="DDPMPipeline has no load_lora_weights"):
         load_lora(DDPMPipeline(tiny_unconditional().unet, sd_scheduler()), saved[0])

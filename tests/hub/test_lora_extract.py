@@ -204,26 +204,28 @@ def test_other_architectures_are_refused(kind, other, configs, tmp_path):
 
 
 def test_what_is_no_difference_is_refused(retrained, configs, tmp_path):
-    with pytest.raises(ValueError, match=r"UNets of .* are the same; there is no difference"):
+    with pytest.raises(ValueError, match=r"UNets of .* are equal; there is nothing to extract"):
         extract_lora(configs["1"], configs["1"])
     folder, _ = retrained(amount=1.0)  # ten times the weights themselves
-    with pytest.raises(ValueError, match=r"is not the base of .*retrained: the cosine .* is 0\.\d\d, and above 0.5"):
+    with pytest.raises(ValueError, match=r"is not the base of .*retrained: the cosine .* is 0\.\d\d, but above 0.5"):
         extract_lora(folder, configs["1"])
     folder, _ = retrained(amount=float("nan"), among=lambda name: "conv_in" in name)
     with pytest.raises(ValueError, match=r"retrained: 2 weights of its unet are not finite \(conv_in.bias, conv_in"):
         extract_lora(folder, configs["1"])
     tiny_unconditional().save_pretrained(tmp_path / "pixels")
-    with pytest.raises(ValueError, match=r"pixels is a DDIMPipeline, which is no pipeline of a UNet that takes LoRA"):
+    with pytest.raises(ValueError, match=r"pixels is a DDIMPipeline, which is not a UNet pipeline with LoRA"):
         extract_lora(tmp_path / "pixels", configs["1"])
 
 
 def test_ranks_that_no_layer_has_are_refused(retrained, configs):
-    with pytest.raises(ValueError, match=r"rank=0: the rank of a LoRA is at least 1"):
+    with pytest.raises(ValueError, match=r"rank=0: the rank of a LoRA must be at least 1"):
         extract_lora("anything", "else", 0)
     folder, _ = retrained(EPSILON, among=lambda name: name in ("conv_in.weight", "conv_out.weight"))
     base = tiny_pipeline("1").unet
     largest = max(min(base.conv_in.weight.flatten(1).shape), min(base.conv_out.weight.flatten(1).shape))
-    with pytest.raises(ValueError, match=rf"rank={largest + 1} is more than any layer .* which is {largest}\."):
+    with pytest.raises(
+        ValueError, match=rf"rank={largest + 1} exceeds the rank of every layer .* at most {largest}\."
+    ):
         extract_lora(folder, configs["1"], largest + 1)
     extracted = extract_lora(folder, configs["1"], largest)
     assert says(extracted.pipeline) == (EPSILON, False)
@@ -237,7 +239,9 @@ def test_a_file_that_does_not_say_what_it_predicts(configs, tmp_path):
     silent = write_file(tmp_path / "base.safetensors", "2")
     pipe = fused("2")
     trained = save_pipeline(pipe, tmp_path / "trained.safetensors")
-    with pytest.raises(ValueError, match=r"base.safetensors does not say what it predicts, .* pass prediction_type="):
+    with pytest.raises(
+        ValueError, match=r"base.safetensors does not record its prediction type, .* pass prediction_type="
+    ):
         extract_lora(silent, trained, RANK, config=configs["2"])
     extracted = extract_lora(trained, silent, RANK, config=configs["2"])
     assert says(extracted.pipeline) == (V, True)

@@ -80,7 +80,7 @@ def test_other_adapters_are_told_in_a_sentence(tmp_path):
 
 
 def test_it_is_no_pipeline(folder):
-    with pytest.raises(ValueError, match=r"is a LoRA, which goes into a pipeline of its base: load_lora\(pipe"):
+    with pytest.raises(ValueError, match=r"is a LoRA; load it into a pipeline of its base: load_lora\(pipe"):
         load_pipeline(folder / LORA_FILE)
-    with pytest.raises(OSError, match="A LoRA goes into a pipeline of its base, by load_lora"):
+    with pytest.raises(OSError, match="Load a LoRA into a pipeline of its base with load_lora"):
         load_pipeline(folder)

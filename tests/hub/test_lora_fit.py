@@ -55,12 +55,12 @@ def renamed(old, new):
     [
         (LORA_FILE, "unet.", "base_model.model.", "as peft's save_pretrained writes them"),
         (LORA_FILE, "unet.", "unet.base_model.model.", "as peft's save_pretrained writes them"),
-        (LORA_FILE, "unet.", "diffusion_model.", "by the names of ComfyUI"),
-        (LORA_FILE, "unet.", "transformer.", "of a LoRA of a transformer"),
+        (LORA_FILE, "unet.", "diffusion_model.", "in ComfyUI's format"),
+        (LORA_FILE, "unet.", "transformer.", "of a LoRA for a transformer"),
         (LORA_FILE, "unet.", "", "0 of its"),
         (LORA_FILE, "unet.", "model.", "0 of its"),
-        (LORA_FILE, "blocks", "layers", "it is of another base"),
-        (KOHYA_FILE, "lora_unet_", "lora_transformer_", "of a LoRA of a transformer"),
+        (LORA_FILE, "blocks", "layers", "it was trained on another base"),
+        (KOHYA_FILE, "lora_unet_", "lora_transformer_", "of a LoRA for a transformer"),
         (KOHYA_FILE, "lora_unet_", "lora_prior_unet_", "theirs.safetensors"),
     ],
 )
@@ -73,7 +73,7 @@ def test_layers_that_are_left_out_are_named(write):
         layer = "unet.down_blocks.7.attentions.0.transformer_blocks.0.attn2.to_k"
         return weights | {f"{layer}.lora_A.weight": torch.ones(3, 8), f"{layer}.lora_B.weight": torch.ones(8, 3)}
 
-    said = assert_refused(tiny_pipeline("1"), write(LORA_FILE, more), "would leave out the rest")
+    said = assert_refused(tiny_pipeline("1"), write(LORA_FILE, more), "would ignore the rest")
     assert "('unet.down_blocks.7.attentions.0.transformer_blocks.0.attn2.to_k')" in said
 
 
@@ -83,7 +83,7 @@ def test_a_part_that_the_pipeline_has_not_is_named(tmp_path):
     pipe = tiny_pipeline("1")
     pipe.text_encoder = None
     for name in (LORA_FILE, KOHYA_FILE):
-        assert "text_encoder.text_model.encoder" in assert_refused(pipe, folder / name, "would leave out the rest")
+        assert "text_encoder.text_model.encoder" in assert_refused(pipe, folder / name, "would ignore the rest")
 
 
 def test_another_adapter_stays_as_it_is(write):
@@ -109,13 +109,15 @@ def test_what_diffusers_would_leave_out_of_a_file_is_named(end, write):
         layer = next(key for key in sorted(weights) if key.endswith("lora_down.weight")).partition(".")[0]
         return weights | {f"{layer}.{end}": torch.ones(8, 1)}
 
-    said = assert_refused(tiny_pipeline("1"), write(KOHYA_FILE, more), "holds more than diffusers applies of a LoRA")
+    said = assert_refused(
+        tiny_pipeline("1"), write(KOHYA_FILE, more), "contains more than diffusers applies of a LoRA"
+    )
     assert f".{end}'" in said
 
 
 def test_embeddings_that_were_trained_with_it_are_named(write):
     said = assert_refused(
-        tiny_pipeline("1"), write(LORA_FILE, lambda all_: all_ | {"bundle_emb.x": torch.ones(2)}), "holds more than"
+        tiny_pipeline("1"), write(LORA_FILE, lambda all_: all_ | {"bundle_emb.x": torch.ones(2)}), "contains more than"
     )
     assert "'bundle_emb.x'" in said
 

@@ -108,7 +108,10 @@ def test_what_is_said_is_found(place, kind, model, said, request):
     contradicted = prediction_type == V and "config" in told and not by_config and "prediction_type" not in told
     where, is_file = request.node.callspec.params["place"][1], "config" in told
     guessed = is_file and (by_config or (where == "keys" and prediction_type == EPSILON))
-    assert len([line for line in said("WARNING") if "does not say what it predicts; it is taken" in line]) == guessed
+    assert (
+        len([line for line in said("WARNING") if "does not record its prediction type; it is assumed to be" in line])
+        == guessed
+    )
     assert (len(said("WARNING")) > guessed) == contradicted
 
 

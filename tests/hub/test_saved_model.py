@@ -121,8 +121,8 @@ def test_order_of_places(first, write, tmp_path):
     else:
         assert len(said) == len(others)
         for line, other in zip(said, others, strict=True):
-            assert f"{expected!r} by {source}, which counts" in line
-            assert f"by {other}. Pass prediction_type= to decide" in line
+            assert f"{expected!r} according to {source}, which is used" in line
+            assert f"according to {other}. Pass prediction_type= to decide" in line
 
 
 def test_places_that_agree_are_no_conflict(write, tmp_path):
@@ -145,10 +145,10 @@ def test_what_save_pipeline_records(write):
         ("{", "model.safetensors: its metadata 'zsnr_diffusers' is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
         ("[1]", "holds a list"),
-        ('{"prediction_type": "eps"}', "model.safetensors: its metadata .* prediction_type='eps' is not known"),
+        ('{"prediction_type": "eps"}', "model.safetensors: its metadata .* prediction_type='eps' is unknown"),
         ('{"prediction_type": ["epsilon"]}', "must be a text"),
         ('{"rescale_betas_zero_snr": "false"}', "must be true or false"),
-        ('{"num_train_timesteps": 1000000000}', "must be a whole number from 1 to 100000"),
+        ('{"num_train_timesteps": 1000000000}', "must be an integer from 1 to 100000"),
         ('{"beta_end": NaN}', "beta_end=nan must be a number"),
         ('{"_guidance_rescale": 7}', "guidance_rescale=7 must lie in"),
     ],
@@ -161,7 +161,7 @@ def test_records_that_cannot_be_read(record, message, write):
 @pytest.mark.parametrize("key", ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std"])
 def test_edm_models_are_refused(key, write):
     """CosXL and Playground 2.5, which have the weights of XL otherwise."""
-    with pytest.raises(ValueError, match=rf"has the key '{key}': it is of an EDM schedule"):
+    with pytest.raises(ValueError, match=rf"has the key '{key}': it is for an EDM schedule"):
         SavedModel.open(write(keys=[key, "v_pred"]))
 
 
@@ -229,7 +229,7 @@ def test_an_original_config_that_is_none_is_named(write, tmp_path):
             SavedModel.open(file)
     config.unlink()
     for config in (tmp_path / "nowhere.yaml", "https://example.org/v2.yaml"):
-        with pytest.raises(FileNotFoundError, match=r"no file .*\.yaml; of one at a URL, pass a copy"):
+        with pytest.raises(FileNotFoundError, match=r"No such file: .*\.yaml. For a URL, download the file"):
             SavedModel.open(write(keys=["v_pred"]), original_config=config)
 
 
@@ -254,14 +254,14 @@ def test_folders_say_it_in_the_scheduler_s_config(prediction_type, zero_snr, tmp
 
 
 def test_sources_that_are_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*hf_hub_download\(repo, name\)"):
+    with pytest.raises(FileNotFoundError, match=r"No such file: .*hf_hub_download\(repo, name\)"):
         SavedModel.open(tmp_path / "model.safetensors")
-    with pytest.raises(OSError, match="holds no pipeline"):
+    with pytest.raises(OSError, match="has no pipeline"):
         SavedModel.open(tmp_path, only_pipelines=True)
     (tmp_path / "model.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"model\.ckpt is no \.safetensors file\. A pickled checkpoint"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is not a \.safetensors file\. Reading a pickled checkpoint"):
         SavedModel.open(tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match="prediction_type='eps' is not known"):
+    with pytest.raises(ValueError, match="prediction_type='eps' is unknown"):
         SavedModel.open(tmp_path, prediction_type="eps")
     (tmp_path / "folder.safetensors").mkdir()
     assert not is_single_file(tmp_path / "folder.safetensors")
@@ -305,7 +305,7 @@ def entry(**changes):
 def test_damaged_files_are_named(content, tmp_path):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(content[1])
-    with pytest.raises(ValueError, match=r"damaged\.safetensors is damaged or no safetensors file: "):
+    with pytest.raises(ValueError, match=r"damaged\.safetensors is damaged or not a safetensors file: "):
         SavedModel.open(path)
 
 
@@ -427,7 +427,7 @@ def test_what_was_opened_takes_what_is_known_better(write, tmp_path):
     assert found(opened) == (V, False)  # which is as it was
     sd_scheduler(EPSILON).save_pretrained(tmp_path / "config" / "scheduler")
     (conflict,) = SavedModel.open(opened, config=tmp_path / "config").conflicts
-    assert conflict.startswith("prediction_type is 'v_prediction' by key v_pred")
+    assert conflict.startswith("prediction_type is 'v_prediction' according to key v_pred")
     again = SavedModel.open(SavedModel.open(opened, config=tmp_path / "config"), config=tmp_path / "config")
     assert again.conflicts == [conflict]
 
@@ -445,7 +445,7 @@ def test_the_scheduler_beside_a_lora_is_none_of_its_claims(tmp_path):
     assert opened.is_lora
     assert (opened.prediction_type, opened.conflicts) == (V, [])
     assert opened.scheduler_config["prediction_type"] == EPSILON
-    with pytest.raises(OSError, match="A LoRA goes into a pipeline of its base, by load_lora"):
+    with pytest.raises(OSError, match="Load a LoRA into a pipeline of its base with load_lora"):
         load_pipeline(opened)
 
 

@@ -46,7 +46,9 @@ def test_files_that_say_nothing_are_what_their_config_says_or_the_caller(kind, c
 def test_without_a_config_a_file_of_2_has_to_say_what_it_predicts(tmp_path):
     """Of the same names and shapes there are models of both kinds."""
     file = write_file(tmp_path / "model.safetensors", "2")
-    with pytest.raises(ValueError, match=r"does not say what it predicts.*prediction_type='v_prediction' \(2\.0"):
+    with pytest.raises(
+        ValueError, match=r"does not record its prediction type.*prediction_type='v_prediction' \(2\.0"
+    ):
         load_pipeline(file)
 
 
@@ -64,12 +66,12 @@ def test_conflicts_are_named_with_what_counts(configs, tmp_path, said):
     file = write_file(tmp_path / "model.safetensors", "1", keys, spec)
     assert says(load_pipeline(file, config=configs["1"])) == (V, True)
     lines = [line.removeprefix(f"{file}: ") for line in said("WARNING")]
-    counts = "prediction_type is 'v_prediction' by key v_pred and key ztsnr, which counts, and 'epsilon' by "
+    counts = "prediction_type is 'v_prediction' according to key v_pred and key ztsnr, which is used, and 'epsilon' "
     assert lines == [
-        f"{counts}modelspec metadata. Pass prediction_type= to decide.",
-        f"{counts}the scheduler's config. Pass prediction_type= to decide.",
-        "rescale_betas_zero_snr is True by key v_pred and key ztsnr, which counts, and False by the scheduler's "
-        "config. Pass rescale_betas_zero_snr= to decide.",
+        f"{counts}according to modelspec metadata. Pass prediction_type= to decide.",
+        f"{counts}according to the scheduler's config. Pass prediction_type= to decide.",
+        "rescale_betas_zero_snr is True according to key v_pred and key ztsnr, which is used, and False according to "
+        "the scheduler's config. Pass rescale_betas_zero_snr= to decide.",
     ]
     decided = load_pipeline(file, config=configs["1"], prediction_type=EPSILON, rescale_betas_zero_snr=False)
     assert says(decided) == (EPSILON, False)
@@ -79,7 +81,9 @@ def test_conflicts_are_named_with_what_counts(configs, tmp_path, said):
 def test_zero_snr_of_an_epsilon_model_is_refused(configs, tmp_path):
     file = write_file(tmp_path / "model.safetensors", "1", ["ztsnr"])
     for options in ({}, {"prediction_type": EPSILON}):
-        with pytest.raises(ValueError, match=r"model.safetensors: .*if it is a v-prediction model whose config fails"):
+        with pytest.raises(
+            ValueError, match=r"model.safetensors: .*if it is a v-prediction model with a wrong config"
+        ):
             load_pipeline(file, config=configs["1"], **options)
     assert says(load_pipeline(file, config=configs["1"], rescale_betas_zero_snr=False)) == (EPSILON, False)
     with pytest.raises(ValueError, match=r"cannot be used at zero signal-to-noise ratio"):
@@ -93,10 +97,14 @@ def test_files_of_other_models_are_refused(tmp_path):
     depth["model.diffusion_model.input_blocks.0.0.weight"] = torch.empty(8, 5, 3, 3)
     for weights in ({"weight": torch.ones(1)}, depth):
         save_file(weights, file)
-        with pytest.raises(ValueError, match=r"is no Stable Diffusion 1\.x, 2\.x or XL by its original names"):
+        with pytest.raises(
+            ValueError, match=r"is not a Stable Diffusion 1\.x, 2\.x or SDXL checkpoint with original names"
+        ):
             load_pipeline(file)
     save_file(no_text, file)
-    with pytest.raises(ValueError, match="holds no text encoder and no second text encoder by the names of a Stable"):
+    with pytest.raises(
+        ValueError, match="contains no text encoder and no second text encoder with the names of Stable"
+    ):
         load_pipeline(file)
 
 
@@ -215,5 +223,5 @@ def test_what_a_single_file_cannot_say_is_refused(scheduler, message, tmp_path):
 
 
 def test_what_does_not_fit_a_single_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"DDIMPipeline \(unet: UNet2DModel\) does not fit into a single file"):
+    with pytest.raises(ValueError, match=r"DDIMPipeline \(unet: UNet2DModel\) cannot be saved as a single file"):
         save_pipeline(tiny_unconditional(), tmp_path / "model.safetensors")

@@ -130,7 +130,7 @@ def test_onto_the_hub_and_back(name, tmp_path, there, hub):
     assert (
         f"| start | the lowest {k} x {k} frequencies that the model expects in x_T, in `start.safetensors` |" in card
     )
-    assert "`pipeline.py` here brings the start" in card
+    assert "`pipeline.py` in this repo adds the start" in card
     loaded = in_memory(load_pipeline("acme/started", **places))
     loaded.set_progress_bar_config(disable=True)
     assert same(loaded.default_start, start)
@@ -170,16 +170,19 @@ def test_a_pipeline_without_a_start_has_nothing_of_it_in_its_file():
 def test_a_single_file_says_that_it_holds_none(tmp_path, log):
     pipe = quiet("1.5")
     save_pipeline(enable_start(pipe, strong_start(pipe)), tmp_path / "model.safetensors")
-    assert "model.safetensors holds no start" in log.text
+    assert "model.safetensors cannot contain the start" in log.text
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: b"", "is damaged or no safetensors file"),
-        (lambda content: content[:100], "is damaged or no safetensors file"),
-        (lambda content: content.replace(b"zsnr_diffusers_start", b"zsnr_diffusers_other"), "is no start of zsnr"),
-        (lambda content: content.replace(b'\\"version\\": 1', b'\\"version\\": 9'), "is of version 9, and version 1"),
+        (lambda content: b"", "is damaged or not a safetensors file"),
+        (lambda content: content[:100], "is damaged or not a safetensors file"),
+        (lambda content: content.replace(b"zsnr_diffusers_start", b"zsnr_diffusers_other"), "is not a start of zsnr"),
+        (
+            lambda content: content.replace(b'\\"version\\": 1', b'\\"version\\": 9'),
+            "is of version 9; expected version 1",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused(damage, message, tmp_path):
@@ -195,8 +198,8 @@ def test_a_law_that_does_not_hold_together_is_refused(tmp_path):
     start = fitted("1.5")
     law = start.law
     for change, message in (
-        ({"bias": law.bias[:2]}, "its shapes do not go together"),
-        ({"weight": law.weight.flatten()}, "its shapes do not go together"),
+        ({"bias": law.bias[:2]}, "its shapes are inconsistent"),
+        ({"weight": law.weight.flatten()}, "its shapes are inconsistent"),
         ({"covariance": law.covariance * float("nan")}, "covariance is not finite"),
     ):
         broken = type(law)(**{**vars(law), **change})

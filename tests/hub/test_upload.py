@@ -43,7 +43,7 @@ def test_what_is_saved_is_pushed_with_a_card_and_loads_from_there(there, tmp_pat
     assert "| scheduler, timestep spacing | `EulerDiscreteScheduler`, `trailing` |" in text
     assert "| recommended guidance rescale | 0.4 |" in text
     assert "| recommended `keep_low_frequencies` of zsnr_diffusers | 2 |" in text
-    assert "`pipeline.py` here brings the guidance rescale, kept low frequencies and its own sampler" in text
+    assert "`pipeline.py` in this repo adds the guidance rescale, kept low frequencies and its own sampler" in text
     assert 'from_pretrained("acme/dark", custom_pipeline="acme/dark", trust_remote_code=True)' in text
     data = ModelCard(text).data
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image")
@@ -66,9 +66,9 @@ def test_a_file_beside_a_folder_leaves_its_card(there, tmp_path):
 
 
 BEFORE = {
-    "not authorized": ({"api/repos/create": 401}, "acme/dark cannot be made or written at the Hub: it answers 401"),
-    "forbidden": ({"/preupload/main": 403}, "cannot be made or written at the Hub: it answers 403, forbidden"),
-    "broken": ({"api/repos/create": 500}, "cannot be made or written at the Hub: it answers 500; try again later"),
+    "not authorized": ({"api/repos/create": 401}, "acme/dark cannot be created or written on the Hub: it answers 401"),
+    "forbidden": ({"/preupload/main": 403}, "cannot be created or written on the Hub: it answers 403, forbidden"),
+    "broken": ({"api/repos/create": 500}, "cannot be created or written on the Hub: it answers 500; try again later"),
 }
 
 
@@ -88,7 +88,7 @@ def test_what_may_not_be_is_said_before_anything_is_written(name, there, tmp_pat
 def test_what_fails_in_the_end_loses_nothing(name, status, there, tmp_path):
     repos, _, _ = there(failures={"/commit/main": status})
     with pytest.raises(
-        OSError, match=rf"dark.* is whole, but could not be pushed to acme/dark: it answers {status}"
+        OSError, match=rf"dark.* was saved, but could not be pushed to acme/dark: it answers {status}"
     ) as caught:
         save_pipeline(dark(), tmp_path / "here" / name, push_to_hub="acme/dark")
     assert len(str(caught.value).splitlines()) == 1
@@ -100,7 +100,7 @@ def test_what_fails_in_the_end_loses_nothing(name, status, there, tmp_path):
         path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()
     }
     # as the message says
-    hub_call = str(caught.value).split("To push it as it is: ")[1]
+    hub_call = str(caught.value).split("To push it: ")[1]
     there(repos)
     eval(hub_call, {"huggingface_hub": huggingface_hub})
     there_now = {path.name: path.read_bytes() for path in repos["acme/dark"].rglob("*") if path.is_file()}
@@ -110,9 +110,9 @@ def test_what_fails_in_the_end_loses_nothing(name, status, there, tmp_path):
 def test_without_a_token_and_with_a_name_that_is_none(hub, tmp_path, monkeypatch):
     hub({})
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(OSError, match="acme/dark cannot be pushed to without a token: log in by"):
+    with pytest.raises(OSError, match="acme/dark cannot be pushed to without a token: log in with"):
         save_pipeline(dark(), tmp_path / "dark", push_to_hub="acme/dark")
-    with pytest.raises(OSError, match="that is no id of a repo"):
+    with pytest.raises(OSError, match="this is not a valid repo id"):
         save_pipeline(dark(), tmp_path / "dark", push_to_hub="a/b/c", token=TOKEN)
     assert not (tmp_path / "dark").exists()
 
@@ -127,7 +127,7 @@ def test_convert_pushes(there, tmp_path, capsys):
     assert made == {"acme/dark": "private"}
     there(repos, failures={"/commit/main": 403})
     assert main(["convert", str(source), str(tmp_path / "two.safetensors"), "--push_to_hub", "acme/dark"]) == 2
-    assert "two.safetensors is whole, but could not be pushed" in capsys.readouterr().err
+    assert "two.safetensors was saved, but could not be pushed" in capsys.readouterr().err
     assert_same_weights(load_pipeline(source), load_pipeline(tmp_path / "two.safetensors", config=source))
     assert main(["convert", str(source), str(tmp_path / "three.safetensors"), "--private"]) == 2
-    assert "--private goes with --push_to_hub" in capsys.readouterr().err
+    assert "--private requires --push_to_hub" in capsys.readouterr().err

@@ -72,11 +72,11 @@ def test_of_many_steps_along_the_ode():
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("FlowMatchHeunDiscreteScheduler", ZERO, "samples flow-matching models, and this one has betas"),
+        ("FlowMatchHeunDiscreteScheduler", ZERO, "samples flow-matching models, but this model has betas"),
         ("ddim", FLOW, "DDIMScheduler does not sample flow-matching models"),
         ("ZeroSNRDDIMScheduler", FLOW, "ZeroSNRDDIMScheduler does not sample flow-matching models"),
-        ("dpmpp_2m_karras", FLOW, "Karras spacing of DPMSolverMultistepScheduler would take the place of flow"),
-        ("dpm++", ZERO, "there is no scheduler dpm.* Short names are zsnr, "),
+        ("dpmpp_2m_karras", FLOW, "Karras spacing of DPMSolverMultistepScheduler would replace the flow"),
+        ("dpm++", ZERO, "unknown scheduler dpm.* Short names are zsnr, "),
     ],
 )
 def test_refused(name, config, message):

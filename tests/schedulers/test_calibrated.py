@@ -87,6 +87,30 @@ def test_a_constant_output_is_exact():
     torch.testing.assert_close(found, torch.full_like(found, 0.7), rtol=0, atol=1e-6)
 
 
+def with_kappas(scale=1.0, **changes):
+    """A calibration with a sum of the last row and factors of its own, as fitted ones, and its kappas."""
+    alphas, sigmas = levels()
+    entry = calibration()["5"]
+    kappas = [scale * float(alphas[t] / sigmas[t]) for t in entry["timesteps"]]
+    rows = [*entry["weights"][:4], [0.95 * weight for weight in entry["weights"][4]]]
+    return {"5": {**entry, "weights": rows, "keeps": [1.0, 1.1, 0.9, 1.0, -0.02], "kappas": kappas, **changes}}
+
+
+def test_rows_of_another_sum_are_taken_with_the_kappas_they_were_made_for():
+    scheduler, entry = make("multistep", calibration=with_kappas()), with_kappas()["5"]
+    x = start(4, 3, dtype=torch.float64)
+    wanted = explicit_run(entry, *levels(), x, nonlinear)
+    torch.testing.assert_close(sample(scheduler, x, nonlinear, 5), wanted, rtol=0, atol=1e-12)
+
+
+def test_factors_that_are_not_given_are_those_of_the_equation():
+    x, keeps = start(4, 3, dtype=torch.float64), [1.0, 1.0, 1.0, 1.0, 0.0]
+    given = make("multistep", calibration=with_kappas(keeps=keeps))
+    entry = with_kappas()["5"]
+    del entry["keeps"]
+    assert torch.equal(*(sample(s, x, nonlinear, 5) for s in (given, make("multistep", calibration={"5": entry}))))
+
+
 # -- where it is kept
 
 
@@ -153,7 +177,7 @@ def test_the_file_for_people_without_this_package_has_it(monkeypatch):
 def test_an_override_that_it_was_not_made_for_leaves_it_out_and_says_so(override, log):
     scheduler = ZeroSNRMultistepScheduler.from_config(calibrated().config, **override)
     assert scheduler.config["calibration"] is None
-    assert "calibration of 5 steps is left out: it was made for" in log.text
+    assert "calibration of 5 steps is dropped: it was fitted for" in log.text
     assert "Fit it again with zsnr calibrate" in log.text
 
 
@@ -170,7 +194,7 @@ def test_an_override_that_it_was_not_made_for_leaves_it_out_and_says_so(override
 def test_an_override_that_changes_nothing_of_it_leaves_it(override, log):
     scheduler = ZeroSNRMultistepScheduler.from_config(calibrated().config, **override)
     assert scheduler.config["calibration"] == calibration()
-    assert "left out" not in log.text
+    assert "is dropped" not in log.text
 
 
 def changed(**changes):
@@ -181,18 +205,26 @@ def changed(**changes):
 WEIGHTS = calibration()["5"]["weights"]
 BAD = [
     ([1, 2], "must map step counts"),
-    ({"five": {}}, "has the key 'five', which is no step count"),
+    ({"five": {}}, "has the key 'five', which is not a step count"),
     ({"5": {}}, "of 5 steps lacks 'timesteps'"),
     ({"5": 3}, "of 5 steps cannot be read"),
     ({"6": calibration()["5"]}, "of 6 steps has 5 timesteps and 5 rows"),
     (changed(timesteps=[999, 800, 600, 300]), "of 5 steps has 4 timesteps and 5 rows"),
     (changed(timesteps=[999, 800, 600, 300, -1]), r"timesteps \[-1\] lie outside \[0, 999\]"),
     (changed(timesteps=[999, 800, 900, 300, 20]), "must decrease strictly; 900 follows 800"),
-    (changed(timesteps=[990, 885, 656, 255, 23]), "begins at timestep 990, the schedule at 999"),
-    (changed(weights=[*WEIGHTS[:4], [*WEIGHTS[4], 0.0]]), "weighs 4 outputs in step 5, where this solver_order"),
+    (changed(timesteps=[990, 885, 656, 255, 23]), "begins at timestep 990, but the schedule at 999"),
+    (changed(weights=[*WEIGHTS[:4], [*WEIGHTS[4], 0.0]]), "uses 4 outputs in step 5, but this solver_order"),
     (changed(weights=[*WEIGHTS[:4], [0.5, 0.2, 0.1]]), "the weights of step 5 have the sum 0.8, .* needs 1;"),
     (changed(weights=[*WEIGHTS[:4], [float("nan"), 0.2, 0.1]]), "the sum nan"),
     (changed(weights=[*WEIGHTS[:4], ["x", 0.2, 0.1]]), "of 5 steps cannot be read: could not convert"),
+    (with_kappas(1.001), "another noise schedule: alpha / sigma at timestep .* was .*, and this schedule has"),
+    (with_kappas(kappas=[0.0, 1.0]), "of 5 steps has 2 kappas"),
+    (with_kappas(keeps=[1.0, 1.0]), r"5 rows of weights and 2 factors \(keeps\)"),
+    (with_kappas(keeps=[1.0, 1.0, 1.0, float("nan"), 0.0]), "which are not finite"),
+    (
+        with_kappas(weights=[*WEIGHTS[:4], [float("inf"), 0.2, 0.1]]),
+        r"has the weights \[inf, 0.2, 0.1\], which are not finite",
+    ),
 ]
 
 
@@ -206,12 +238,12 @@ def test_what_does_not_fit_is_refused_with_the_remedy(bad, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"beta_start": 0.001}, "made for another noise schedule: the weights of step 1 have the sum"),
-        ({"num_train_timesteps": 1500}, "begins at timestep 999, the schedule at 1499"),
-        ({"rescale_betas_zero_snr": False}, "made for another noise schedule"),
-        ({"solver_order": 3}, "in step 4, where this solver_order and corrector weigh 4"),
-        ({"corrector": False}, "in step 3, where this solver_order and corrector weigh 2"),
-        ({"eta": 1.0}, "made for eta=0, and eta=1.0 adds noise"),
+        ({"beta_start": 0.001}, "fitted for another noise schedule: the weights of step 1 have the sum"),
+        ({"num_train_timesteps": 1500}, "begins at timestep 999, but the schedule at 1499"),
+        ({"rescale_betas_zero_snr": False}, "fitted for another noise schedule"),
+        ({"solver_order": 3}, "in step 4, but this solver_order and corrector use 4"),
+        ({"corrector": False}, "in step 3, but this solver_order and corrector use 2"),
+        ({"eta": 1.0}, "requires eta=0, but eta=1.0 adds noise"),
     ],
 )
 def test_another_schedule_or_sampler_is_refused_where_it_is_made_directly(config, message):

@@ -279,12 +279,12 @@ def test_assigning_on_the_config_is_an_error_rather_than_a_half_change(ours, tmp
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"prediction_type": "flow"}, "prediction_type='flow' is not known; choose one of epsilon"),
+        ({"prediction_type": "flow"}, "prediction_type='flow' is unknown; choose one of epsilon"),
         ({"prediction_type": "epsilon"}, "zero signal-to-noise .* pass prediction_type='v_prediction'"),
         ({"timestep_spacing": "leading"}, "never visits the last timestep.*use 'trailing'"),
-        ({"timestep_spacing": "karras"}, "timestep_spacing='karras' is not known; choose one of trailing"),
+        ({"timestep_spacing": "karras"}, "timestep_spacing='karras' is unknown; choose one of trailing"),
         ({"trained_betas": [0.1, 0.2], "num_train_timesteps": 3}, "2 values for num_train_timesteps=3"),
-        ({"beta_schedule": "quadratic"}, "beta_schedule='quadratic' is not known; choose one of linear"),
+        ({"beta_schedule": "quadratic"}, "beta_schedule='quadratic' is unknown; choose one of linear"),
         ({"snr_shift_scale": 0.0}, "snr_shift_scale=0.0 must be above 0; 1 changes nothing"),
     ],
 )

@@ -412,5 +412,5 @@ def test_latent_consistency_pipelines_sample_with_ours():
     image = LatentConsistencyModelImg2ImgPipeline(**parts, requires_safety_checker=False)
     image("a", image=latents, num_inference_steps=2, strength=0.5, output_type="latent")
     assert image.scheduler.timesteps.tolist() == [499, 259]
-    with pytest.raises(ValueError, match=r"num_inference_steps=30 at strength=0.5: 25 are left of the 50"):
+    with pytest.raises(ValueError, match=r"num_inference_steps=30 at strength=0.5: 25 of the 50"):
         image("a", image=latents, num_inference_steps=30, strength=0.5)

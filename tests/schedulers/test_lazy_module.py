@@ -1,5 +1,7 @@
 """`zsnr_diffusers.schedulers`, which files name, is imported with the package, its classes once they are asked for."""
 
+import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -18,11 +20,24 @@ print(type(pipe.scheduler).__name__, pipe.scheduler.config.prediction_type)
 """
 
 
-@pytest.mark.parametrize("name", [name for name in schedulers.__all__ if name != "SchedulerMixin"])
-def test_a_class_is_of_the_module_that_files_name(name):
-    scheduler = getattr(schedulers, name)
-    assert (scheduler.__module__, scheduler.__qualname__) == ("zsnr_diffusers.schedulers", name)
-    assert pickle.loads(pickle.dumps(scheduler)) is scheduler
+@pytest.mark.parametrize("name", schedulers.CLASSES)
+def test_a_scheduler_is_of_the_module_that_files_name(name):
+    cls = getattr(schedulers, name)
+    for scheduler in (cls(), copy.deepcopy(cls()), pickle.loads(pickle.dumps(cls())), cls.from_config(cls().config)):
+        assert type(scheduler) is cls
+        assert (scheduler.__module__, cls.__qualname__) == ("zsnr_diffusers.schedulers", name)
+
+
+@pytest.mark.parametrize("name", schedulers.CLASSES)
+def test_the_source_of_a_class_is_found(name):
+    assert inspect.getsource(getattr(schedulers, name)).startswith(f"class {name}(")
+
+
+def test_a_class_derived_from_ours_is_of_its_own_module():
+    class Derived(ZeroSNRDDPMScheduler):
+        pass
+
+    assert Derived().__module__ == __name__
 
 
 @pytest.mark.full

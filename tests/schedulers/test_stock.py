@@ -24,14 +24,16 @@ def test_zero_snr_has_euler_and_its_absence_ddim():
 
 def test_an_snr_shift_has_none():
     scheduler = ZeroSNRDDIMScheduler(snr_shift_scale=2.0)
-    message = "has no stock scheduler to stand in for it here; set the pipeline's scheduler to one of stock first"
+    message = (
+        "has no equivalent diffusers scheduler here; replace the pipeline's scheduler with a diffusers scheduler first"
+    )
     with pytest.raises(ValueError, match=f"snr_shift_scale=2.0 of ZeroSNRDDIMScheduler {message}"):
         stock_scheduler(scheduler)
 
 
 @pytest.mark.parametrize("change", [{"invert_sigmas": True}, {"prediction_type": "sample"}])
 def test_flows_of_other_kinds_have_none(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))}=.* no stock scheduler samples such a flow model"):
+    with pytest.raises(ValueError, match=f"{next(iter(change))}=.* no diffusers scheduler samples such a flow model"):
         stock_flow_scheduler(FlowMatchMultistepScheduler(**change))
 
 

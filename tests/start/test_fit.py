@@ -58,8 +58,10 @@ def test_the_base_is_not_changed():
 def test_the_report_says_what_holds_for_images_held_out():
     report = StartReport.of(fitted("1.5").report)
     text = str(report)
-    assert text.startswith("40 images, 6 captions; held out: a fifth of the images (captions are too few to hold out)")
-    assert f"Captions explain {report.explained[0][0]:.0%} of brightness and color" in text
+    assert text.startswith(
+        "40 images, 6 captions; cross-validation: 5 folds of the images (too few captions to hold some out)"
+    )
+    assert f"Captions explain {report.explained[0][0]:.0%} of the variance of brightness and color" in text
     assert json.loads(json.dumps(report.to_dict())) == fitted("1.5").report
 
 
@@ -68,9 +70,7 @@ def test_captions_that_say_nothing_are_said_to_say_nothing():
     shuffled = [captions[i] for i in torch.randperm(40, generator=torch.Generator().manual_seed(1))]
     start = fit_start(with_colors_as_latents(quiet("1.5")), images, shuffled, progress=False)
     assert start.report["explained"][0][0] == 0
-    assert "Captions say nothing of brightness and color that holds for images held out" in str(
-        StartReport.of(start.report)
-    )
+    assert "Captions do not predict the brightness and color of held-out images" in str(StartReport.of(start.report))
     assert float(start.law.weight.abs().max()) < 0.1 * float(fitted("1.5").law.weight.abs().max())
 
 
@@ -83,7 +83,7 @@ def test_without_captions_it_is_the_same_for_every_prompt():
         rtol=0,
         atol=0.05,
     )
-    assert "The start is the same for every prompt" in str(StartReport.of(start.report))
+    assert "The start ignores prompts" in str(StartReport.of(start.report))
 
 
 def test_several_captions_of_an_image_are_averaged():
@@ -121,7 +121,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_computed():
     pipe.vae.encode = pipe.encode_prompt = None
     images, captions = photos()
     with pytest.raises(
-        ValueError, match=r"12 images are too few to fit a start to, .*: give at least 24; some hundreds"
+        ValueError, match=r"12 images are too few to fit and hold out: use at least 24, better hundreds"
     ):
         fit_start(pipe, images[:12], captions[:12])
     with pytest.raises(ValueError, match="There are 40 images and 39 captions"):
@@ -186,9 +186,9 @@ def test_an_image_of_few_pixels_has_as_many_frequencies(tmp_path):
 
 def test_what_is_set_by_hand_is_checked():
     pipe = quiet("1.5")
-    with pytest.raises(ValueError, match="Give one of brightness, color and image"):
+    with pytest.raises(ValueError, match="Pass exactly one of brightness, color and image"):
         hand_set_start(pipe)
-    with pytest.raises(ValueError, match="Give one of"):
+    with pytest.raises(ValueError, match="Pass exactly one of"):
         hand_set_start(pipe, brightness=0.0, color=(0, 0, 0))
     with pytest.raises(ValueError, match=r"brightness=-1.5 must lie in \[-1, 1\]"):
         hand_set_start(pipe, brightness=-1.5)

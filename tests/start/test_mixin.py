@@ -143,7 +143,7 @@ def test_at_zero_terminal_snr_nothing_changes(log):
 
 def test_image_to_image_knows_its_image_already():
     pipe = quiet("1.5")
-    with pytest.raises(TypeError, match="StableDiffusionImg2ImgPipeline does not begin with noise of its own"):
+    with pytest.raises(TypeError, match="StableDiffusionImg2ImgPipeline does not draw its initial noise"):
         enable_start(StableDiffusionImg2ImgPipeline.from_pipe(pipe), strong_start(pipe))
 
 
@@ -253,7 +253,7 @@ def test_threads_that_share_a_pipeline_have_their_own_prompts():
 
 def test_what_does_not_go_together_is_refused():
     pipe, other = quiet("1.5"), quiet("2.1-base")
-    with pytest.raises(ValueError, match=r"fitted for strong, and the \w+ of this pipeline has other weights"):
+    with pytest.raises(ValueError, match=r"fitted for strong, and the \w+ of this pipeline has different weights"):
         enable_start(pipe, strong_start(other))
     assert type(pipe) is StableDiffusionPipeline
     with pytest.raises(ValueError, match="EDMEulerScheduler has no variance-preserving schedule"):
@@ -262,9 +262,9 @@ def test_what_does_not_go_together_is_refused():
         enable_start(pipe, "nowhere.safetensors")
     start = strong_start(pipe, num_features=7)
     enable_start(pipe, start)
-    with pytest.raises(ValueError, match=r"takes 7 features of each prompt for a batch of 1, .* give \[1, \d+\]"):
+    with pytest.raises(ValueError, match=r"needs 7 features per prompt for a batch of 1, .* give \[1, \d+\]"):
         first_input(pipe)
-    with pytest.raises(ValueError, match=r"latents of 4 channels, \[B, 4, h, w\], and these are \[1, 3, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"latents of 4 channels, \[B, 4, h, w\], but these are \[1, 3, 8, 8\]"):
         pipe.prepare_latents(1, 3, 64, 64, torch.float32, "cpu", None)
 
 
@@ -273,12 +273,12 @@ def test_a_fine_tune_is_warned_of_and_rounding_is_not(log):
     start = strong_start(pipe)
     enable_start(quiet("1.5").to(torch.bfloat16), start)
     enable_start(quiet("1.5").to(torch.float16), start)
-    assert "was trained on since" not in log.text
+    assert "was fine-tuned" not in log.text
     for weights in pipe.text_encoder.parameters():
         change = torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
         weights.data += 0.05 * weights.data.abs().mean() * change
     enable_start(pipe, start)
-    assert "the text_encoder of this pipeline was trained on since" in log.text
+    assert "the text_encoder of this pipeline was fine-tuned" in log.text
 
 
 def test_half_precision_starts_from_the_same():

@@ -21,12 +21,13 @@ from zsnr_diffusers.training.stable_diffusion.config import (
     AdapterConfig,
     BaseConfig,
     CaptionedDataConfig,
-    GuidedOutputConfig,
+    DistillationConfig,
 )
+from zsnr_diffusers.training.stable_diffusion.presets import PresetConfig
 
 PARTS = {
     RunConfig: {OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, FlowConfig, DataConfig},
-    TrainingConfig: {GuidedOutputConfig, AdapterConfig, CaptionedDataConfig, BaseConfig},
+    TrainingConfig: {DistillationConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, PresetConfig},
     PixelTrainingConfig: {PixelOutputConfig, ClassDataConfig, NetworkConfig},
 }
 EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"
@@ -96,9 +97,11 @@ def test_next_steps_after_training(monkeypatch, capsys):
     main([*LEAST_ARGUMENTS, "--output_dir", "lora", "--lora_rank", "4", "--quiet"])
     assert "--pipeline base --lora lora" in (out := capsys.readouterr().out)
     assert 'load_lora(pipe, "lora")' in out
+    main([*LEAST_ARGUMENTS, "--output_dir", "fast", "--lora_rank", "4", "--distill_steps", "4"])
+    assert "--lora fast --num_inference_steps 4 --guidance_scale 1 " in capsys.readouterr().out
     main([*LEAST_ARGUMENTS, "--dry_run"])
     assert capsys.readouterr().out == ""
-    assert [config.lora_rank for config in ran] == [None, 4, None]
+    assert [config.lora_rank for config in ran] == [None, 4, 4, None]
 
 
 def test_help_teaches(capsys):
@@ -115,7 +118,7 @@ def test_help_teaches(capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction_type": "flow"}, "'flow' is not known; choose one of epsilon, sample, v_prediction"),
+        ({"prediction_type": "flow"}, "'flow' is unknown; choose one of epsilon, sample, v_prediction"),
         ({"prediction_type": "epsilon"}, "cannot be used at zero signal-to-noise"),
         ({"pretrained_model_name_or_path": ""}, "--pretrained_model_name_or_path is missing"),
         ({"train_data_dir": None}, "one of --dataset_name, --train_data_dir and --train_shards"),
@@ -128,33 +131,39 @@ def test_help_teaches(capsys):
         ({"guidance_rescale": 2.0}, "guidance_rescale=2.0 must lie in"),
         ({"keep_low_frequencies": -1}, "keep_low_frequencies=-1 must be an integer of at least 0"),
         ({"loss_weighting": "min_snr"}, r"gives the last timestep weight 0 at zero .* Use 'min_snr_floored'"),
-        ({"loss_weighting": "p2"}, "--loss_weighting='p2' is not known; choose one of constant, min_snr_floored"),
+        ({"loss_weighting": "p2"}, "--loss_weighting='p2' is unknown; choose one of constant, min_snr_floored"),
         ({"loss_weighting": "min_snr_floored", "snr_gamma": 0.5}, "snr_gamma=0.5 must be above 1, the floor"),
         ({"snr_gamma": 0.0}, "--snr_gamma=0.0 must be above 0"),
-        ({"timestep_sampling": "even"}, "--timestep_sampling='even' is not known; choose one of uniform, strat"),
-        ({"noise_offset": 0.1}, r"--noise_offset=0.1 cannot be used at zero .* N\(0, I\).* leave it out"),
+        ({"timestep_sampling": "even"}, "--timestep_sampling='even' is unknown; choose one of uniform, strat"),
+        ({"noise_offset": 0.1}, r"--noise_offset=0.1 cannot be used at zero .* N\(0, I\).* omit it"),
         ({"noise_offset": -0.1}, "--noise_offset=-0.1 must not be negative"),
-        ({**FLOW, "rescale_betas_zero_snr": False}, "--rescale_betas_zero_snr=False is of betas, and flow matching"),
+        (
+            {**FLOW, "rescale_betas_zero_snr": False},
+            "--rescale_betas_zero_snr=False applies to betas, but flow matching",
+        ),
         ({**FLOW, "loss_weighting": "min_snr"}, r"min_snr gives flow time 1.* constant, min_snr_floored, soft_min"),
         ({**FLOW, "noise_offset": 0.1}, r"--noise_offset=0.1 cannot be used with flow matching.* Leave it out"),
         ({**FLOW, "flow_shift": 0.0}, "--flow_shift=0.0 must be above 0"),
         ({**FLOW, "flow_shift": float("inf")}, "shift=inf must be above 0"),
         ({**FLOW, "logit_std": 0.0}, "--logit_std=0.0 must be above 0"),
-        ({**FLOW, "flow_time_sampling": "mode"}, "--flow_time_sampling='mode' is not known; choose one of logit_no"),
-        ({**FLOW, "flow_time_sampling": "uniform", "logit_mean": 1.0}, "--logit_mean=1.0: of --flow_time_sampling lo"),
-        ({"flow_shift": 3.0}, "--flow_shift=3.0: of flow matching alone; pass --prediction_type flow_prediction"),
-        ({"flow_through_bridge": True}, "--flow_through_bridge=True: of flow matching alone"),
+        ({**FLOW, "flow_time_sampling": "mode"}, "--flow_time_sampling='mode' is unknown; choose one of logit_no"),
+        (
+            {**FLOW, "flow_time_sampling": "uniform", "logit_mean": 1.0},
+            "--logit_mean=1.0: only for --flow_time_sampling lo",
+        ),
+        ({"flow_shift": 3.0}, "--flow_shift=3.0: only for flow matching; pass --prediction_type flow_prediction"),
+        ({"flow_through_bridge": True}, "--flow_through_bridge=True: only for flow matching"),
         ({"logging_steps": 0}, "--logging_steps=0 must be above 0"),
-        ({"lora_rank": 4, "sharding": "optimizer"}, "leave out one of --sharding and --lora_rank"),
+        ({"lora_rank": 4, "sharding": "optimizer"}, "omit --sharding, or --lora_rank"),
         ({"lora_rank": 0}, "--lora_rank=0 must be above 0"),
         ({"lora_rank": 4, "lora_alpha": 0.0}, "--lora_alpha=0.0 must be above 0"),
-        ({"lora_alpha": 8.0}, "--lora_alpha=8.0: without --lora_rank the whole UNet is trained"),
-        ({"use_dora": True}, "--use_dora=True: without --lora_rank the whole UNet is trained"),
+        ({"lora_alpha": 8.0}, "--lora_alpha=8.0: without --lora_rank the complete UNet is trained"),
+        ({"use_dora": True}, "--use_dora=True: without --lora_rank the complete UNet is trained"),
         ({"lora_target_modules": ["to_q"]}, r"--lora_target_modules=\['to_q'\]: without --lora_rank"),
-        ({"lora_rank": 4, "lora_target_modules": []}, r"--lora_target_modules=\[\] names no layer"),
-        ({"on_bad_image": "ignore"}, "--on_bad_image='ignore' is not known; choose one of fail, skip"),
-        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is not known; choose one of no, fp16, bf16"),
-        ({"lr_scheduler": "cosin"}, "--lr_scheduler='cosin' is not known; choose one of constant, .* cosine"),
+        ({"lora_rank": 4, "lora_target_modules": []}, r"--lora_target_modules=\[\] contains no layer"),
+        ({"on_bad_image": "ignore"}, "--on_bad_image='ignore' is unknown; choose one of fail, skip"),
+        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is unknown; choose one of no, fp16, bf16, auto; did"),
+        ({"lr_scheduler": "cosin"}, "--lr_scheduler='cosin' is unknown; choose one of constant, .* cosine"),
     ],
 )
 def test_bad_options_name_value_and_remedy(change, message, capsys):
@@ -165,7 +174,7 @@ def test_bad_options_name_value_and_remedy(change, message, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no such file"),
+        (None, "no such file"),
         ("learning_rat: 1", "unknown options learning_rat"),
         ("- 1\n- 2", "one `name: value` per line"),
         ("a: [", "is not YAML"),
@@ -248,9 +257,9 @@ def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
         (DataConfig, {"shuffle_shards": 0}, "--shuffle_shards=0 must be above 0"),
         (ObjectiveConfig, {"loss_weighting": "min_snr"}, "gives the last timestep weight 0"),
         (OutputConfig, {"measure": True}, "--measure trains nothing: pass --dry_run with it"),
-        (AdapterConfig, {"use_dora": True}, "without --lora_rank the whole UNet is trained"),
+        (AdapterConfig, {"use_dora": True}, "without --lora_rank the complete UNet is trained"),
         (BaseConfig, {}, "--pretrained_model_name_or_path is missing"),
-        (NetworkConfig, {"unet": "none"}, "--unet='none' is no preset"),
+        (NetworkConfig, {"unet": "none"}, "--unet='none' is not a preset"),
     ],
 )
 def test_a_part_checks_its_own_options(part, options, message):

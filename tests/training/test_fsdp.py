@@ -158,7 +158,7 @@ def test_float16_is_refused(options, monkeypatch):
         device = torch.device("cuda")
 
     monkeypatch.setattr(module, "Accelerator", lambda **options: Accelerator())
-    with pytest.raises(ValueError, match="--sharding=optimizer does not go with --mixed_precision=fp16"):
+    with pytest.raises(ValueError, match="--sharding=optimizer is not compatible with --mixed_precision=fp16"):
         launched(TrainingConfig(**{**options, "sharding": "optimizer"}))
 
 

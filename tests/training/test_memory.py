@@ -156,6 +156,13 @@ def test_what_is_divided_is_a_share_and_what_is_gathered_is_whole(options, shard
     assert more - divided.gathered == (alone.gradients if sharding == "optimizer" else 0)
     assert divided.activations < alone.activations  # autocast makes no copies of weights
     assert estimate_memory(task.unet, part, torch.bfloat16, task.sample_size()) == alone
+    hybrid = TrainingConfig(**{**options, "sharding": sharding, "dp_replicate_size": 2})
+    assert estimate_memory(task.unet, hybrid, None, task.sample_size(), processes=4).ema == alone.ema // 2
+    offloaded = TrainingConfig(**{**options, "sharding": sharding, "fsdp_offload_params": True})
+    for processes in (1, 4):
+        left = estimate_memory(task.unet, offloaded, None, task.sample_size(), processes)
+        assert (left.weights, left.gradients, left.optimizer, left.ema) == (0, 0, 0, 0)
+        assert left.gathered > 0
 
 
 def test_mixed_precision_keeps_less_of_activations_and_copies_of_weights(options):

@@ -12,11 +12,15 @@ from training_runs import launched, same, trained
 
 from zsnr_diffusers.training import TrainingConfig, TrainingInterrupted, train, trainer
 from zsnr_diffusers.training import run as run_module
+from zsnr_diffusers.training.automatic import resolve_compile, resolve_mixed_precision
 from zsnr_diffusers.training.checkpointing.checkpoint import find_corruption, list_checkpoints
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    # The compiler's, of its own work and of the card.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
 ]
 
 WAYS = {
@@ -80,6 +84,59 @@ def test_a_run_makes_its_files_and_continues_from_a_checkpoint(options, tmp_path
 @pytest.mark.parametrize("way", ["blocks", "network"])
 def test_a_compiled_network_trains(options, way):
     assert trained(run(options, mixed_precision="bf16", compile=way, max_train_steps=2))
+
+
+def losses(config, steps=3):
+    """Of the first steps of a run."""
+    accelerator, processes = launched(config)
+    task = run_module.TASKS[type(config)](config)
+    samples = task.samples(range(4), config.global_batch(1))
+    task.plan_cache(accelerator, processes, samples)
+    made = run_module.create_trainer(config, accelerator, processes, task, samples)
+    with made.batches(steps) as batches:
+        return [made.train_step(batches) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("way", ["bf16", "fp16", "8-bit", "checkpointing", "channels_last", "ema on the host"])
+def test_losses_are_those_in_float32_but_for_rounding(options, way):
+    if way == "8-bit":
+        pytest.importorskip("bitsandbytes")
+    found = losses(run(options, **WAYS[way], lr_warmup_steps=0, learning_rate=1e-4))
+    plain = losses(run(options, mixed_precision="no", lr_warmup_steps=0, learning_rate=1e-4))
+    assert found == pytest.approx(plain, rel=0.05)  # bfloat16 has three digits
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_caches_that_the_gpu_fills_give_the_losses_of_a_run_without(options, tmp_path, precision):
+    """Stored is what encoders give in their precision, in batches of another size."""
+    changes = {"mixed_precision": precision, "cache_dir": str(tmp_path / "cache")}
+    uncached, cached = (losses(run(options, **changes, cache=cache)) for cache in ("none", "both"))
+    assert cached == pytest.approx(uncached, rel=1e-3 if precision == "no" else 0.02)
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("way", ["bf16", "fp16", "uncached", "lora"])
+def test_xl_trains(xl_options, way):
+    """Its autoencoder overflows in float16, and is kept out of it."""
+    config = run(xl_options, **WAYS[way], max_train_steps=2, luminance_images=2, validation_prompts=["snow"])
+    train(config)
+    assert all(value.isfinite().all() for value in weights(config.output_dir).values())
+    assert (Path(config.output_dir) / "previews" / "step-000002.png").exists()
+
+
+@pytest.mark.parametrize("way", ["bf16", "fp16", "lora", "checkpointing"])
+def test_losses_of_compiled_blocks_are_those_without(options, way):
+    torch.compiler.reset()
+    compiled, eager = (losses(run(options, **WAYS[way], compile=compile)) for compile in ("blocks", "none"))
+    assert compiled == pytest.approx(eager, rel=0.02)
+
+
+def test_what_is_automatic_is_chosen_for_the_gpu(options):
+    config = resolve_mixed_precision(run(options, mixed_precision="auto", max_train_steps=1000), {})
+    assert config.mixed_precision in ("bf16", "fp16")
+    accelerator, _ = launched(config)
+    task = run_module.TASKS[type(config)](config)
+    assert resolve_compile(config, task.unet, accelerator.device).compile == "blocks"
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])

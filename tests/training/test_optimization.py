@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from training_runs import launched
 
-from zsnr_diffusers.training import TrainingConfig
+from zsnr_diffusers.training import TrainingConfig, optimizers
+from zsnr_diffusers.training import optimization as optimization_module
 from zsnr_diffusers.training.optimization import Optimization
 
 LEFT_OUT = {2: float("nan"), 4: float("inf")}
@@ -62,3 +63,13 @@ def test_an_optimizer_that_reads_no_flag_is_told_by_the_host(options):
     config = TrainingConfig(**options, use_8bit_adam=True)
     accelerator, _ = launched(config)
     assert not Optimization([{"params": nn.Linear(3, 1).parameters()}], config, accelerator).skips_on_device
+
+
+def test_parameters_that_are_kept_on_the_host_are_not_flagged_by_the_device(config, monkeypatch):
+    accelerator, _ = launched(config)
+    monkeypatch.setattr(type(accelerator), "device", torch.device("meta"))
+    monkeypatch.setattr(optimization_module, "_SKIPS_ON", ("meta",))
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
+    for device in ("cpu", "meta"):
+        groups = [{"params": nn.Linear(3, 1, device=device).parameters()}]
+        assert Optimization(groups, config, accelerator).skips_on_device == (device == "meta")

@@ -12,7 +12,7 @@ FUSED = {"fused_backward_pass": True, "max_grad_norm": 0.0}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "sgd"}, "--optimizer='sgd' is not known; choose one of adamw, adafactor, lion, prodigy"),
+        ({"optimizer": "sgd"}, "--optimizer='sgd' is unknown; choose one of adamw, adafactor, lion, prodigy"),
         ({"optimizer": "lion", "use_8bit_adam": True}, "--use_8bit_adam is of adamw, and --optimizer=lion"),
         ({"optimizer": "prodigy"}, r"multiplies it by --learning_rate, which is 0.001: pass --learning_rate 1"),
         ({"full_bf16": True}, "--full_bf16 and --ema_decay=0.9999: (.*) pass --ema_decay 0"),
@@ -20,6 +20,10 @@ FUSED = {"fused_backward_pass": True, "max_grad_norm": 0.0}
         ({**FUSED, "gradient_accumulation_steps": 2}, "--gradient_accumulation_steps=2: pass 1 with a larger"),
         ({**FUSED, "optimizer": "prodigy", "learning_rate": 1.0}, "--fused_backward_pass updates weights one by one"),
         ({"optimizer": "lion", "loss_weighting": "learned_uncertainty"}, "learned_uncertainty has a learning rate"),
+        (
+            {"distill_steps": 4, "lora_rank": 4, "validation_rows": 3},
+            "--validation_rows=3 measures the loss on images, and --distill_steps=4 trains on none",
+        ),
         ({"adam_beta1": 1.5}, r"--adam_beta1=1.5 must lie in \[0, 1\]"),
     ],
 )
@@ -40,7 +44,7 @@ def test_settings_that_an_optimizer_does_not_have(options, changes, message):
 )
 def test_what_does_not_go_together(options, monkeypatch, changes, message):
     monkeypatch.setattr(optimizers, "find_spec", lambda name: name)
-    with pytest.raises(ValueError, match=f"{message} do not go together"):
+    with pytest.raises(ValueError, match=f"{message} are not compatible"):
         check_optimizer(TrainingConfig(**{**options, **changes}))
 
 
@@ -62,7 +66,7 @@ class _Accelerator:
 @pytest.mark.parametrize(
     ("changes", "accelerator", "message"),
     [
-        (BF16, _Accelerator("no"), "--full_bf16 and --mixed_precision=no do not go together: pass bf16"),
+        (BF16, _Accelerator("no"), "--full_bf16 and --mixed_precision=no are not compatible: pass bf16"),
         (FUSED, _Accelerator("fp16"), "--fused_backward_pass and --mixed_precision=fp16"),
         (FUSED, _Accelerator("bf16", 2), "--fused_backward_pass updates weights before 2 processes have shared"),
     ],

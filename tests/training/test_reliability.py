@@ -24,6 +24,7 @@ from child_processes import (
     start_ranks,
     wait_until,
 )
+from kill_trials import half_written
 from safetensors.torch import load_file
 
 import zsnr_diffusers.training.run as run_module
@@ -197,13 +198,6 @@ def kill_and_resume(options, log, kills, seed=0):
     return inside
 
 
-def half_written(folder):
-    """What is being written; what is being removed is older than the newest."""
-    newest = max(map(checkpoint_step, list_checkpoints(folder)), default=0)
-    partial = [path.name for path in folder.glob(".checkpoint-*.partial")]
-    return [name for name in partial if int(name.split("-")[1].split(".")[0]) > newest]
-
-
 @pytest.mark.full
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(options, tmp_path):
     options |= {"max_train_steps": 20, "checkpointing_steps": 1, "validation_steps": 100}
@@ -260,7 +254,7 @@ def test_a_worker_that_dies_as_it_sends_a_batch_is_named(options, monkeypatch, b
 
     monkeypatch.setattr(trainer.Trainer, "train_step", fail)
     with pytest.raises(
-        TrainingError, match=r"At step 1: a DataLoader worker died as it sent a batch \((\[Errno|EOFE)"
+        TrainingError, match=r"At step 1: a DataLoader worker died while sending a batch \((\[Errno|EOFE)"
     ):
         run(options, dataloader_num_workers=2)
     with pytest.raises(type(broken)):
@@ -314,9 +308,9 @@ def test_a_damaged_checkpoint_is_named_kept_and_passed_over(options, tmp_path, c
     capsys.readouterr()
     assert run(options, resume=True) == whole
     said = capsys.readouterr().out
-    assert "checkpoint-000004 is damaged and passed over: optimizer.safetensors has " in said
-    assert "It is kept as checkpoint-000004.broken" in said
-    assert "going on from checkpoint-000002" in said
+    assert "checkpoint-000004 is damaged and was skipped: optimizer.safetensors has " in said
+    assert "It was renamed to checkpoint-000004.broken" in said
+    assert "continuing from checkpoint-000002" in said
     assert names(options) == ["checkpoint-000004", "checkpoint-000006"]
     assert Path(options["output_dir"], "checkpoint-000004.broken").is_dir()
 
@@ -327,7 +321,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_touched(options):
         (checkpoint / "unet.safetensors").write_bytes(b"")
     before = sorted(os.listdir(options["output_dir"]))
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"No checkpoint in .* is whole"):
+        with pytest.raises(ValueError, match=r"No checkpoint in .* is valid"):
             run(options, resume=True)
     assert sorted(os.listdir(options["output_dir"])) == before
 
@@ -336,7 +330,7 @@ def test_a_dry_run_names_damage_and_renames_nothing(options, capsys):
     run(options)
     Path(options["output_dir"], "checkpoint-000004", "unet.safetensors").unlink()
     train(TrainingConfig(**{**options, "resume": True, "dry_run": True}))
-    assert "unet.safetensors is missing. It is kept as checkpoint-000004." in capsys.readouterr().out
+    assert "unet.safetensors is missing. It was renamed to checkpoint-000004." in capsys.readouterr().out
     assert names(options) == ["checkpoint-000002", "checkpoint-000004"]
 
 
@@ -378,7 +372,7 @@ def test_nan_stops_before_the_update_and_names_step_rows_and_checkpoint(options,
 
 
 def named_rows(error):
-    listed = str(error).split("made of the rows ")[1].split(". Lower")[0]
+    listed = str(error).split("contained the rows ")[1].split(". Lower")[0]
     return [int(name.split(" ")[0]) for name in listed.split(", ")]
 
 
@@ -397,9 +391,7 @@ def rows(options, steps):
 
 def test_the_command_ends_with_an_error_after_nan(options, monkeypatch):
     call_at(monkeypatch, [1], lambda: float("nan"))
-    with pytest.raises(
-        SystemExit, match=r"error: At step 1 the loss was nan.*there was no checkpoint yet.*00006\.png"
-    ):
+    with pytest.raises(SystemExit, match=r"error: At step 1 the loss was nan.*there is no checkpoint yet.*00006\.png"):
         main(arguments(options))
 
 

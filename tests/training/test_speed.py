@@ -130,13 +130,13 @@ def test_a_missing_library_is_named_before_anything_else(options, monkeypatch):
     ],
 )
 def test_what_does_not_go_together(options, changes, message):
-    with pytest.raises(ValueError, match=f"{message} do not go together"):
+    with pytest.raises(ValueError, match=f"{message} are not compatible"):
         check_speed(TrainingConfig(**{**options, **changes}))
 
 
 def test_a_network_without_repeated_blocks(small_run, image_folder):
     options = {**small_run, "train_data_dir": str(image_folder), "unet": "small-16", "compile": "blocks"}
-    with pytest.raises(ValueError, match=r"--compile=blocks: (?s:.)*UNet2DModel.* Take network or none"):
+    with pytest.raises(ValueError, match=r"--compile=blocks: (?s:.)*UNet2DModel.* Use network or none"):
         train(PixelTrainingConfig(**options))
 
 

@@ -10,7 +10,13 @@ from accelerate import Accelerator
 from zsnr_diffusers.core import flow_times
 from zsnr_diffusers.training import PixelTrainingConfig
 from zsnr_diffusers.training.data.loader import DistributedBatchSampler, TrainingDataset, create_dataloader
-from zsnr_diffusers.training.timesteps import LossByTimestep, SampledFlowTimes, SampledTimesteps, stratified_timestep
+from zsnr_diffusers.training.timesteps import (
+    LossByTimestep,
+    SampledFlowTimes,
+    SampledSteps,
+    SampledTimesteps,
+    stratified_timestep,
+)
 
 SAMPLINGS = ["uniform", "stratified", "antithetic"]
 
@@ -217,3 +223,19 @@ def test_losses_at_flow_times_are_in_the_bins_of_their_whole_part():
     losses = LossByTimestep(1000, torch.device("cpu"))
     losses.add(torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([0.4, 99.9, 999.2, 1000.0]))
     assert losses.means(Accelerator(cpu=True)) == {"loss/t000-099": 2.0, "loss/t900-999": 6.0, "loss/last": 6.0}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_few_timesteps_are_drawn_as_often_as_each_other(sampling):
+    """Chi-square, as above; strata of a batch as large as the timesteps are many have each of them once."""
+    chosen, batch, steps = [999, 749, 499, 249], 4, 500
+    samples = SampledSteps(Draws(None, range(7), config_of()), sampling, chosen, batch)
+    drawn = [int(samples[position]["timestep"]) for position in range(batch * steps)]
+    assert scipy.stats.chisquare([drawn.count(timestep) for timestep in chosen]).pvalue > 1e-4
+    if sampling == "stratified":
+        rows = [sorted(drawn[first : first + batch]) for first in range(0, len(drawn), batch)]
+        assert rows == [sorted(chosen)] * steps
+    if sampling == "antithetic":
+        assert all(a + b == 999 + 249 for a, b in zip(drawn[::2], drawn[1::2], strict=True))
+    again = SampledSteps(Draws(None, range(7), config_of(seed=1)), sampling, chosen, batch)
+    assert drawn[:40] != [int(again[position]["timestep"]) for position in range(40)]

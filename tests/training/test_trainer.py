@@ -93,6 +93,14 @@ def test_previews_checkpoints_logs_and_configuration_are_written(options):
     assert TrainingConfig(**written).validation_prompts == prompts
 
 
+def test_a_progress_display_of_the_caller_hears_of_every_step_in_place_of_a_bar(options, capsys):
+    seen = []
+    train(TrainingConfig(**{**options, "max_train_steps": 2}), on_step=seen.append)
+    train(TrainingConfig(**{**options, "resume": True}), on_step=seen.append)
+    assert seen == [0, 1, 2, 2, 3, 4]
+    assert "training:" not in capsys.readouterr().err
+
+
 def test_previews_are_sampled_as_shipped(options, monkeypatch):
     from zsnr_diffusers import ZeroSNRStableDiffusionPipeline
 
@@ -160,7 +168,7 @@ def test_the_log_goes_on_to_the_error(options, monkeypatch):
 
 def test_folder_of_another_run_is_refused_and_resume_cannot_change_the_run(options):
     run(options)
-    with pytest.raises(ValueError, match=r"already holds a run: pass --resume"):
+    with pytest.raises(ValueError, match=r"already contains a run: pass --resume"):
         run(options)
     with pytest.raises(ValueError, match=r"--seed was 0 and is now 5"):
         run(options, resume=True, seed=5)

@@ -83,7 +83,7 @@ def test_goes_on_with_another_number_of_processes(options, tmp_path):
     cut = {"output_dir": str(tmp_path / "cut"), "resume": True}
     for steps, processes in ((2, 2), (3, 4), (6, 1)):
         said = run_divided(options, tmp_path / "logs", processes, 1, max_train_steps=steps, **cut)
-    assert "going on from checkpoint-000003" in said[0]
+    assert "continuing from checkpoint-000003" in said[0]
     same_losses(tmp_path / "cut", options["output_dir"])
 
 

@@ -47,10 +47,10 @@ def test_dashes_are_underscores_in_names_and_stay_in_values(parser):
     [
         ("--zero_snr --no_zero_snr", "not allowed with"),
         ("--zero_snr=maybe", "maybe is neither yes nor no"),
-        ("--num_imges 3", "there is no option --num_imges; did you mean --num_images?"),
+        ("--num_imges 3", "unknown option --num_imges; did you mean --num_images?"),
         ("--num_images", "expected one argument"),
-        ("--nothing_like_it", "there is no option --nothing_like_it\n"),
-        ("-x", "there is no option -x\n"),
+        ("--nothing_like_it", "unknown option --nothing_like_it\n"),
+        ("-x", "unknown option -x\n"),
     ],
 )
 def test_what_is_refused(parser, line, said, capsys):

@@ -40,7 +40,10 @@ def test_a_sentence_is_a_report():
     [
         ("f(x)", "f(x)"),
         ("in half precision:\nf(x)", "in half precision: f(x)"),
-        ("a model of v:\nf(x)\nof epsilon:\ng(x)\nand:\nh", "a model of v: f(x); of epsilon: g(x); and: h"),
+        (
+            "a v-prediction model:\nf(x)\nof epsilon:\ng(x)\nand:\nh",
+            "a v-prediction model: f(x); of epsilon: g(x); and: h",
+        ),
         ("f(x)\nor:\ng(x)", "f(x); or: g(x)"),
     ],
 )

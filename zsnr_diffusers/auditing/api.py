@@ -1,4 +1,4 @@
-"""Audit, and fix what changing a scheduler's config can fix. What is fixed is audited again."""
+"""Audit a model, fix its scheduler's config where that is possible, and audit the result again."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from .report import Audit, audit_source
 from .sources import Source, read_source
 
 ALL_STEPS = range(1, LARGEST_T + 1)
-"""Every step count; those above T are left out."""
+"""Every step count; `audit` ignores those above T."""
 
 
 def audit(
@@ -29,31 +29,31 @@ def audit(
 ) -> Audit:
     """Check whether a model is configured correctly for zero terminal SNR or flow matching, and how to fix it.
 
-    The scheduler is made as stock makes it and run on numbers whose right result is known, for 1 to 20 steps and some
-    more. Of a flow-matching model, the flow times of 1 to 100 steps are looked at, too, as its pipeline asks for them.
-    Weights are not loaded, and of a Hub repo only its two config files are.
+    Creates the scheduler as diffusers does and runs it on data whose correct result is known, for 1 to 20 steps and
+    some larger step counts. For a flow-matching model, it also checks the flow times of 1 to 100 steps that its
+    pipeline requests. No weights are loaded, and only the two config files of a Hub repo are downloaded.
 
     Args:
-        source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a Hub id, or a `.safetensors`
-            file of a Stable Diffusion; a LoRA's folder, repo or file is audited with the scheduler beside it, or with
-            that which its base was published with. What is saved may be a `SavedModel` that was opened before.
-        deep: run the scheduler for every step count from 1 to T, which takes minutes; and load the weights, if
-            there are any, for `evaluation.terminal_invariance`.
-        prompts: for `deep`: texts, or class labels. Eight images of each are made, for their brightness.
-        device: for `deep`: where the networks of a pipeline that is loaded here run.
+        source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a Hub id, or a `.safetensors` file
+            of a Stable Diffusion model. A LoRA's folder, repo or file is audited with the scheduler next to it, or
+            else with the one its base was published with. A saved model can be passed as an opened `SavedModel`.
+        deep: run the scheduler for every step count from 1 to T, which takes minutes, and load the weights, if there
+            are any, for `evaluation.terminal_invariance`.
+        prompts: for `deep`: texts or class labels. Eight images of each are generated to measure their brightness.
+        device: for `deep`: device of the networks, if the pipeline is loaded here.
         prediction_type: what the network was trained to predict, if the config may be wrong about it.
-        zero_snr: whether it was trained at zero terminal SNR, likewise: no config can tell.
-        steps: step counts to run the scheduler for, in place of those above.
+        zero_snr: whether the network was trained at zero terminal SNR, which no config can show.
+        steps: step counts to run the scheduler for, instead of those above.
         kwargs: for a Hub id: revision, token, cache_dir, local_files_only, force_download.
 
     Returns:
         The audit; `print` it.
 
     Raises:
-        OSError: there is nothing, or no scheduler in it.
-        TypeError: a source of a different kind, or an unknown argument.
-        ValueError: no scheduler of a variance-preserving or flow-matching model, or one that cannot be made; a file of
-            a Stable Diffusion 2.x of which nothing says what it predicts.
+        OSError: the source does not exist or has no scheduler.
+        TypeError: an unsupported source, or an unknown argument.
+        ValueError: the scheduler is neither variance-preserving nor flow-matching, or cannot be created; a Stable
+            Diffusion 2.x file whose prediction type is unknown.
 
     Examples:
         >>> from diffusers import DDIMScheduler
@@ -83,29 +83,29 @@ def fix(
     zero_snr: bool | None = None,
     steps: Iterable[int] | None = None,
 ) -> Audit:
-    """Fix the scheduler's config of a pipeline, a LoRA or a scheduler in a local folder, with stock's classes.
+    """Fix the scheduler config of a pipeline, a LoRA or a scheduler in a local folder, using diffusers' classes.
 
-    Nothing is written unless the fixed config passes without an error. The former file is kept beside it as
-    `scheduler_config.json.bak`, and `model_index.json.bak` where the class changes; a backup that is there already is
-    left alone. What needs training is not fixed by a flag.
+    Nothing is written unless the fixed config passes without an error. The previous file is kept as
+    `scheduler_config.json.bak`, and as `model_index.json.bak` if the class changes; an existing backup is not
+    overwritten. Problems that need training are not hidden by setting a flag.
 
     Args:
-        folder: of the pipeline, or of the scheduler alone.
-        prediction_type: as in `audit`; without it, an epsilon model at zero SNR is left alone.
-        zero_snr: as in `audit`; without it, zero SNR is not switched on.
+        folder: of the pipeline or of the scheduler alone.
+        prediction_type: as in `audit`; without it, an epsilon model at zero SNR is not changed.
+        zero_snr: as in `audit`; without it, zero SNR is not enabled.
         steps: as in `audit`.
 
     Returns:
-        The audit of the folder as it is then.
+        The audit of the fixed folder.
 
     Raises:
-        OSError: there is no scheduler, or it cannot be written.
-        ValueError: not a local folder, and as in `audit`.
+        OSError: there is no scheduler, or its config cannot be written.
+        ValueError: the source is not a local folder, or as in `audit`.
     """
     if not Path(folder).is_dir():
         raise ValueError(
-            f"{folder} is no local folder, and only these are fixed; for a pipeline in memory: pipe.scheduler = "
-            "zsnr_diffusers.audit(pipe).fixed_scheduler()"
+            f"{folder} is not a local folder, and only local folders can be fixed. For a pipeline in memory: "
+            "pipe.scheduler = zsnr_diffusers.audit(pipe).fixed_scheduler()"
         )
     before = audit(folder, prediction_type=prediction_type, zero_snr=zero_snr, steps=steps)
     after = before.fixed()
@@ -116,7 +116,7 @@ def fix(
 
 
 def _write_fixed_configs(old: Source, new: Source, folder: Path) -> None:
-    """Write what `fix` changed after an audit: the scheduler's config, and `model_index.json` if its class is new."""
+    """Write the changes of `fix`: the scheduler config, and `model_index.json` if the class changed."""
     if old.path is not None:  # as for every folder
         _replace_json(old.path, new.config)
     if new.index != old.index:
@@ -124,8 +124,8 @@ def _write_fixed_configs(old: Source, new: Source, folder: Path) -> None:
 
 
 def _replace_json(path: Path, content: dict[str, Any]) -> None:
-    """Overwrite a JSON file; the former one stays beside it as `.bak`, unless there is a backup already."""
-    path.parent.mkdir(exist_ok=True)  # of a LoRA that has no scheduler yet
+    """Overwrite a JSON file and keep the previous one as `.bak`, unless a backup exists."""
+    path.parent.mkdir(exist_ok=True)  # a LoRA without a scheduler
     backup = path.with_name(path.name + ".bak")
     if path.exists() and not backup.exists():
         shutil.copyfile(path, backup)

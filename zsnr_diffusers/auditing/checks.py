@@ -1,4 +1,4 @@
-"""All known faults, each looked for by a function of its own that returns a `Finding` or None."""
+"""All known issues, each with a check function that returns a `Finding` or None."""
 
 from collections.abc import Callable, Iterator
 
@@ -41,7 +41,7 @@ SHARED_CHECKS: tuple[Callable[[SchedulerUnderTest], Finding | None], ...] = (
     model.check_assigned_config,
     model.check_class_mismatch,
 )
-"""Those that have to do with a model of flow matching, too."""
+"""Checks that also apply to flow-matching models."""
 
 FLOW_CHECKS: tuple[Callable[[FlowSchedulerUnderTest], Finding | None], ...] = (
     flow.check_betas_for_flow,
@@ -57,7 +57,7 @@ FLOW_CHECKS: tuple[Callable[[FlowSchedulerUnderTest], Finding | None], ...] = (
     flow.check_cut_timesteps,
     flow.check_not_run,
 )
-"""Those of a model of flow matching alone."""
+"""Checks that apply to flow-matching models only."""
 
 ORDER: tuple[Severity, ...] = ("error", "not zero-SNR", "wasteful", "note")
 
@@ -68,7 +68,7 @@ def run_checks(setup: SchedulerUnderTest) -> tuple[Finding, ...]:
 
 
 def _iter_findings(setup: SchedulerUnderTest) -> Iterator[Finding]:
-    """Findings of the checks for models with betas, or of those for flow matching."""
+    """Findings of the checks for models with betas, or of those for flow-matching models."""
     yield from (
         finding for check in (SHARED_CHECKS if setup.flow else CHECKS) if (finding := check(setup)) is not None
     )

@@ -1,4 +1,4 @@
-"""A fault, and what fixes it: lines of code, commands, changes to a config."""
+"""An issue and its fix: lines of code, commands, or config changes."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -16,19 +16,19 @@ _STYLES: dict[Severity, Style] = {"error": "bad", "not zero-SNR": "warning", "wa
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, or something to know.
+    """An issue that an audit found, or a note.
 
     Attributes:
-        name: of the kind of fault.
-        severity: `error`, the images are wrong; `not zero-SNR`, as such models are published, but one of the
-            paper's fixes is missing; `wasteful`, right, but steps of the run are lost; `note`, right at the numbers of
-            steps that the report shows.
+        name: identifies the kind of issue.
+        severity: `error`, the images are wrong; `not zero-SNR`, the model works as published but lacks one of the
+            paper's fixes; `wasteful`, the images are correct but some steps have no effect; `note`, correct at the
+            step counts that the report shows.
         what: what is wrong, with values.
-        remedy: what to do, where possible a line of code or a command. If there are several, or if it is for a case
-            only, each has a line of its own, and so has the case, with a colon at its end.
-        fix: changes to the scheduler's config that fix it, `_class_name` among them where another class is needed;
-            None where changing the config does not.
-        steps: step counts that it was seen at, where it is a matter of them.
+        remedy: what to do, as a line of code or a command where possible. Alternatives are on separate lines, each
+            after a line that names its case and ends with a colon.
+        fix: changes to the scheduler's config that fix it, including `_class_name` if another class is needed; None if
+            no config change fixes it.
+        steps: affected step counts, if the issue depends on the step count.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Finding:
 
     @property
     def remark(self) -> Note:
-        """What a printed audit report shows of the finding."""
+        """The finding as printed in an audit report."""
         return Note(self.severity, f"{self.name}: {self.what}", self.remedy, _STYLES[self.severity])
 
 
@@ -51,7 +51,7 @@ _CLIPS = ("clip_sample", "thresholding")
 
 
 def from_config_line(setup: SchedulerUnderTest, changes: Mapping[str, Any]) -> str:
-    """Line of code that remakes the scheduler of a pipeline in memory with these changes to its config."""
+    """Line of code that recreates the scheduler of a pipeline in memory with these config changes."""
     name = changes.get("_class_name", setup.scheduler_class.__name__)
     values = [f"{key}={value!r}" for key, value in changes.items() if key != "_class_name"]
     return f"pipe.scheduler = {name}.from_config({', '.join(['pipe.scheduler.config', *values])})"
@@ -60,7 +60,7 @@ def from_config_line(setup: SchedulerUnderTest, changes: Mapping[str, Any]) -> s
 def replacement_line(
     setup: SchedulerUnderTest, name: str = "ZeroSNRMultistepScheduler", *, trailing: bool = False
 ) -> str:
-    """Line of code that puts our scheduler in its place; `trailing` is for a flow model that was distilled."""
+    """Line of code that replaces the scheduler with ours; `trailing` is for distilled flow models."""
     if setup.flow:
         kept = ", timestep_spacing='trailing', solver_order=1, corrector=False" if trailing else ""
         return f"pipe.scheduler = zsnr_diffusers.FlowMatchMultistepScheduler.from_config(pipe.scheduler.config{kept})"
@@ -70,12 +70,12 @@ def replacement_line(
 
 
 def _is_distilled(setup: SchedulerUnderTest) -> bool:
-    """Whether the audited config is of a distilled model, as those of LCM are."""
+    """Whether the audited config belongs to a distilled model, such as LCM."""
     return setup.config.get("original_inference_steps") is not None
 
 
 def retrain_command(setup: SchedulerUnderTest) -> str:
-    """Command line that trains the model on, to v-prediction at zero terminal SNR."""
+    """Command line that fine-tunes the model to v-prediction at zero terminal SNR."""
     if setup.source.lora:
         return (
             "accelerate launch -m zsnr_diffusers.training --pretrained_model_name_or_path BASE --lora_rank 64 "
@@ -84,13 +84,13 @@ def retrain_command(setup: SchedulerUnderTest) -> str:
     module = "zsnr_diffusers.training.pixels" if setup.source.latent is False else "zsnr_diffusers.training"
     name = setup.source.name if setup.source.index and setup.source.live is None else "PIPELINE"
     return (
-        f"accelerate launch -m {module} --pretrained_model_name_or_path {name} --train_data_dir IMAGES "
-        "--output_dir RETRAINED"
+        f"accelerate launch -m {module} --pretrained_model_name_or_path {name} --train_data_dir IMAGES --output_dir "
+        "RETRAINED"
     )
 
 
 def fit_start_command(setup: SchedulerUnderTest) -> str | None:
-    """Command line that fits a start to the model as it is; None where there is no text, or no autoencoder."""
+    """Command line that fits a start to the unchanged model; None without text or without an autoencoder."""
     source = setup.source
     if source.lora or not source.latent or "text_encoder" not in source.index:
         return None
@@ -99,20 +99,20 @@ def fit_start_command(setup: SchedulerUnderTest) -> str | None:
 
 
 def enabled_clipping(setup: SchedulerUnderTest) -> list[str]:
-    """Which of `clip_sample` and `thresholding` are switched on in the scheduler's config."""
+    """Which of `clip_sample` and `thresholding` are enabled in the scheduler's config."""
     accepted = [name for name in _CLIPS if name in setup.config and accepts_argument(setup, name)]
     return [name for name in accepted if setup.config[name]]
 
 
 def accepts_argument(setup: SchedulerUnderTest, parameter: str) -> bool:
-    """Whether the constructor of the scheduler's class has such a parameter."""
+    """Whether the constructor of the scheduler's class has this parameter."""
     return parameter in inspect.signature(setup.scheduler_class.__init__).parameters
 
 
 def _euler_config_changes(setup: SchedulerUnderTest) -> dict[str, Any] | None:
-    """Config changes that make it `EulerDiscreteScheduler`, which takes each next level from its own timesteps.
+    """Config changes that make it an `EulerDiscreteScheduler`, which takes each next level from its own timesteps.
 
-    None where Euler cannot have the schedule, would not clip what is clipped, or the model is a distilled one.
+    None if Euler does not support the schedule or the clipping, or if the model is distilled.
     """
     config = setup.config
     known = config.get("trained_betas") is not None or config["beta_schedule"] in _OF_EULER
@@ -124,14 +124,14 @@ def _euler_config_changes(setup: SchedulerUnderTest) -> dict[str, Any] | None:
         **{key: config[key] for key in _SCHEDULE if key in config},
         "rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr")),
         "timestep_spacing": "trailing",
-        "steps_offset": 1,  # Euler reads neither of these; DDIM does when somebody swaps it in
+        "steps_offset": 1,  # Euler reads neither of these, but DDIM does if a user switches to it
         "set_alpha_to_one": True,
         **others,
     }
 
 
 def euler_advice_and_fix(setup: SchedulerUnderTest) -> tuple[str, dict[str, Any] | None]:
-    """Advice and config changes of a finding that only another sampler fixes."""
+    """Advice and config changes for a finding that only another sampler fixes."""
     changes = _euler_config_changes(setup)
     if changes is None:
         return replacement_line(setup), None
@@ -140,7 +140,7 @@ def euler_advice_and_fix(setup: SchedulerUnderTest) -> tuple[str, dict[str, Any]
 
 
 def format_step_numbers(numbers: Iterable[int]) -> str:
-    """The first six step counts, and how many more there are, for a finding's text."""
+    """The first six step counts and the number of remaining ones, for a finding's text."""
     return f"n = {abbreviate([*numbers], 6)}"
 
 

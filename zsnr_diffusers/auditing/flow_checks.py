@@ -1,4 +1,4 @@
-"""Faults of the schedulers of flow-matching models, told by what they visit and by running them."""
+"""Checks for the schedulers of flow-matching models, based on the flow times they visit and on running them."""
 
 import math
 from itertools import pairwise
@@ -13,28 +13,31 @@ from .simulate import TOLERANCE
 from .subject import REPORTED_STEPS
 
 WASTED = 0.1
-"""Shares of an even step below which the last one is wasted: stock's own last sigma gives 0.00 to 0.06 at 5 steps, and
-steps that are spaced evenly, before or after a shift, at least 0.8."""
+"""Fraction of an even step below which the last step is wasted: diffusers' own last sigma gives 0.00 to 0.06 at 5
+steps, and evenly spaced steps, before or after a shift, give at least 0.8.
+"""
 
 LEAK = 0.01
-"""Signal in the first sample from which on its brightness is read off it; below, it is a note."""
+"""Signal in the first sample from which the network can infer brightness; less than this is a note."""
 
 CUT = 0.01
-"""Of a timestep; a rounding in float32 is below 1e-4."""
+"""Tolerance of a timestep; rounding in float32 is below 1e-4."""
 
 
 def unipc_config_changes(setup: FlowSchedulerUnderTest) -> dict[str, Any]:
-    """Config changes that make it stock's `UniPCMultistepScheduler` over flow times, which does all its steps."""
+    """Config changes that make it diffusers' `UniPCMultistepScheduler` with flow times, which uses all its steps."""
     return {"_class_name": "UniPCMultistepScheduler", **unipc_flow_config(setup.shift, len(setup.trained))}
 
 
 def _unipc_fix(setup: FlowSchedulerUnderTest) -> dict[str, Any] | None:
-    """The same as a fix, where the config has `flow_shift`, so its pipeline runs UniPC; None for distilled models."""
+    """The same as a fix if the config has `flow_shift`, so that its pipeline supports UniPC; None for distilled
+    models.
+    """
     return unipc_config_changes(setup) if "flow_shift" in setup.config and not setup.is_distilled else None
 
 
 def check_betas_for_flow(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report a flow-matching model that is sampled by a scheduler with betas."""
+    """Report a flow-matching model that is sampled with a scheduler for betas."""
     if setup.has_flow_config:
         return None
     what = (
@@ -49,7 +52,7 @@ def check_betas_for_flow(setup: FlowSchedulerUnderTest) -> Finding | None:
 
 
 def check_prediction_type_mismatch(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report a flow scheduler's `prediction_type` that is not the one that the network is known to be trained for."""
+    """Report a flow scheduler whose `prediction_type` is not the one that the network was trained for."""
     known, said = setup.source.prediction_type, setup.config["prediction_type"]
     if known in (None, said) or not setup.has_flow_config:
         return None
@@ -58,7 +61,7 @@ def check_prediction_type_mismatch(setup: FlowSchedulerUnderTest) -> Finding | N
         what = f"the network predicts {known}, but is sampled as prediction_type={said!r}"
         return Finding("prediction-type", "error", what, from_config_line(setup, fix), fix)
     what = f"the network predicts {known}, but is sampled in flow time by {setup.scheduler_class.__name__}"
-    remedy = "give it the betas that it was trained on:\n" + (
+    remedy = "use the betas that it was trained with:\n" + (
         f"pipe.scheduler = zsnr_diffusers.ZeroSNRMultistepScheduler(prediction_type={known!r}, beta_start=..., "
         "beta_end=..., beta_schedule=...)"
     )
@@ -66,27 +69,27 @@ def check_prediction_type_mismatch(setup: FlowSchedulerUnderTest) -> Finding | N
 
 
 def check_epsilon_in_flow_time(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report `prediction_type="epsilon"` in flow time; most often the default of a config without one."""
+    """Report `prediction_type="epsilon"` in flow time, usually the default of a config without one."""
     if not setup.has_flow_config or setup.config["prediction_type"] != "epsilon" or setup.source.prediction_type:
         return None
     what = (
-        "prediction_type='epsilon' in flow time: at its first step the sample is the noise, and predicting it says "
-        "nothing of the image"
+        "prediction_type='epsilon' in flow time: at the first step the sample is the noise, so predicting the noise "
+        "gives no information about the image"
     )
-    remedy = f"a model of flow matching:\n{from_config_line(setup, {'prediction_type': 'flow_prediction'})}"
+    remedy = f"a flow-matching model:\n{from_config_line(setup, {'prediction_type': 'flow_prediction'})}"
     return Finding("epsilon-in-flow-time", "error", what, remedy)
 
 
 def check_missing_scheduler_attributes(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report what the pipeline asks of its scheduler and this class lacks: it raises at the first call."""
+    """Report attributes that the pipeline uses and this scheduler class lacks; the first call raises."""
     if setup.scheduler is None:
         return None
     lacking = missing_scheduler_attributes(setup.pipeline_source_code, setup.scheduler)
     if not lacking:
         return None
     what = (
-        f"{setup.source.index['_class_name']} asks its scheduler for {' and '.join(lacking)}, which "
-        f"{setup.scheduler_class.__name__} does not have: it raises AttributeError"
+        f"{setup.source.index['_class_name']} uses {' and '.join(lacking)}, which {setup.scheduler_class.__name__} "
+        "does not have: it raises AttributeError"
     )
     fix = (
         unipc_config_changes(setup)
@@ -97,7 +100,7 @@ def check_missing_scheduler_attributes(setup: FlowSchedulerUnderTest) -> Finding
 
 
 def check_double_shift(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report a `shift` that is applied twice to the end of the range of flow times, so that steps are uneven."""
+    """Report a `shift` that is applied twice at the end of the flow-time range, which makes steps uneven."""
     steps, path = max(setup.valid_flow_times.items(), default=(0, ()))
     if setup.is_distilled or setup.shift == 1 or not path:
         return None
@@ -107,8 +110,8 @@ def check_double_shift(setup: FlowSchedulerUnderTest) -> Finding | None:
         return None
     before, T = float(unshifted_time(path[-2], setup.shift)), len(setup.trained)
     what = (
-        f"shift={setup.shift:g} is applied twice to the end of the range: {steps} steps end at {path[-2]:.4g}, which "
-        f"is {before:.4g} before one shift, in place of {1 / T:g}; steps are uneven at every n"
+        f"shift={setup.shift:g} is applied twice at the end of the range: {steps} steps end at {path[-2]:.4g}, which "
+        f"is {before:.4g} before one shift, instead of {1 / T:g}; steps are uneven at every n"
     )
     return Finding(
         "double-shift", "wasteful", what, replacement_line(setup), _unipc_fix(setup), tuple(setup.valid_flow_times)
@@ -116,21 +119,21 @@ def check_double_shift(setup: FlowSchedulerUnderTest) -> Finding | None:
 
 
 def check_first_step(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report a first sigma below 1, by which pure noise is taken for a sample with some signal."""
+    """Report a first sigma below 1, which makes the network treat pure noise as a sample with some signal."""
     leaks = {n: 1 - path[0] for n, path in setup.flow_times_by_steps.items() if 1 - path[0] > TOLERANCE / 10}
     if not leaks:
         return None
     worst = max(leaks.values())
     what = (
-        f"the first sigma is {1 - worst:.6g} and not 1 at {format_step_numbers(leaks)}: pure noise is taken for a "
-        "sample with some of the image in it"
+        f"the first sigma is {1 - worst:.6g} and not 1 at {format_step_numbers(leaks)}: the network treats pure noise "
+        "as a sample with some signal"
     )
     severity: Severity = "error" if any(leaks.get(n, 0) > LEAK for n in REPORTED_STEPS) else "note"
     return Finding("first-step-below-noise", severity, what, replacement_line(setup), _unipc_fix(setup), tuple(leaks))
 
 
 def check_wasted_last_step(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report a last step that does next to nothing of the way from noise to data."""
+    """Report a last step that covers almost none of the path from noise to data."""
     if setup.is_distilled or setup.is_from_this_package:
         return None
     shares = {n: share_of_last_step(path) for n, path in setup.valid_flow_times.items() if n > 1}
@@ -140,7 +143,7 @@ def check_wasted_last_step(setup: FlowSchedulerUnderTest) -> Finding | None:
     n = next((n for n in REPORTED_STEPS if n in wasted), next(iter(wasted)))
     what = (
         f"the last of {n} steps starts at sigma {setup.valid_flow_times[n][-2]:.4g} and does {wasted[n]:.2g} of an "
-        f"even share of the way, so it is wasted: {format_step_numbers(wasted)}"
+        f"even step, so it is wasted: {format_step_numbers(wasted)}"
     )
     if setup.may_be_distilled:
         remedy = (
@@ -153,18 +156,18 @@ def check_wasted_last_step(setup: FlowSchedulerUnderTest) -> Finding | None:
 
 
 def check_broken_sigmas(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report sigmas that repeat, increase, are NaN, or are not as many as asked for."""
+    """Report sigmas that repeat, increase, are NaN, or do not match the requested step count."""
     broken = {n: path for n, path in setup.flow_times_by_steps.items() if n not in setup.valid_flow_times}
-    # One that ends where its last step started is told by what it leaves.
+    # A last step that ends where it starts is reported by the sample it leaves.
     broken = {n: path for n, path in broken.items() if not _has_empty_last_step(path, n)}
     if not broken:
         return None
     kinds = {
         "is NaN": [n for n, path in broken.items() if any(math.isnan(s) for s in path)],
-        "are more or fewer than asked for": [n for n, path in broken.items() if len(path) != n + 1],
+        "are more or fewer than requested": [n for n, path in broken.items() if len(path) != n + 1],
     }
     told = [n for numbers in kinds.values() for n in numbers]
-    kinds["repeat or go back"] = [n for n in broken if n not in told]
+    kinds["repeat or increase"] = [n for n in broken if n not in told]
     what = "; ".join(f"sigmas: {kind} at {format_step_numbers(numbers)}" for kind, numbers in kinds.items() if numbers)
     return Finding(
         "broken-sigmas", severity_at_steps(broken), what, replacement_line(setup), _unipc_fix(setup), tuple(broken)
@@ -172,13 +175,13 @@ def check_broken_sigmas(setup: FlowSchedulerUnderTest) -> Finding | None:
 
 
 def _has_empty_last_step(path: tuple[float, ...], n: int) -> bool:
-    """Whether flow times are sound but for the last step, which ends where it starts."""
+    """Whether flow times are valid except for the last step, which ends where it starts."""
     steps = path[:-1]
     return len(path) == n + 1 and path[-1] == path[-2] and all(a > b for a, b in pairwise(steps))
 
 
 def check_leaves_noise(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Report a flow sampler that misses data that is one point, although its network is exact."""
+    """Report a flow sampler that misses single-point data although its network is exact."""
     missing = {n: missed for n, missed in setup.point_errors.items() if n not in steps_with_broken_sigmas(setup)}
     if not missing:
         return None
@@ -193,9 +196,7 @@ def check_leaves_noise(setup: FlowSchedulerUnderTest) -> Finding | None:
             _unipc_fix(setup),
             tuple(infinite),
         )
-    what = (
-        f"{name} misses data that is one point by up to {max(missing.values()):.2g} at {format_step_numbers(missing)}"
-    )
+    what = f"{name} misses single-point data by up to {max(missing.values()):.2g} at {format_step_numbers(missing)}"
     if setup.config.get("final_sigmas_type") == "sigma_min":
         fix: dict[str, Any] | None = {"final_sigmas_type": "zero"}
         what += ": final_sigmas_type='sigma_min' ends before the data"
@@ -208,7 +209,7 @@ def check_leaves_noise(setup: FlowSchedulerUnderTest) -> Finding | None:
 
 
 def steps_with_broken_sigmas(setup: FlowSchedulerUnderTest) -> tuple[int, ...]:
-    """Step counts that `check_broken_sigmas` reports, for other checks to leave out."""
+    """Step counts that `check_broken_sigmas` reports, which other checks skip."""
     found = check_broken_sigmas(setup)
     return () if found is None else found.steps
 
@@ -227,7 +228,7 @@ def check_crashes(setup: FlowSchedulerUnderTest) -> Finding | None:
 
 
 def check_cut_timesteps(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Note timesteps cut to integers, by which the network is asked at less noise than the sample has."""
+    """Note timesteps that are truncated to integers, so that the network is told less noise than the sample has."""
     if setup.config.get("invert_sigmas"):
         return None
     T, off = len(setup.trained), {}
@@ -238,13 +239,13 @@ def check_cut_timesteps(setup: FlowSchedulerUnderTest) -> Finding | None:
     cut = {n: error for n, error in off.items() if error > CUT}
     if not cut:
         return None
-    what = f"timesteps are cut to whole numbers, by up to {max(cut.values()):.2g}, and the network gets these"
+    what = f"the network receives timesteps truncated to integers, by up to {max(cut.values()):.2g}"
     return Finding("cut-timesteps", "note", what, replacement_line(setup), steps=tuple(cut))
 
 
 def check_not_run(setup: FlowSchedulerUnderTest) -> Finding | None:
-    """Note that the flow scheduler could not be simulated, and why."""
-    if setup.skip_reason is None or not setup.has_flow_config:  # which is a finding of its own
+    """Note that the flow scheduler was not simulated, and why."""
+    if setup.skip_reason is None or not setup.has_flow_config:  # a separate check reports this
         return None
-    what = f"{setup.scheduler_class.__name__} was not run: {setup.skip_reason}; its config alone was looked at"
+    what = f"{setup.scheduler_class.__name__} was not run: {setup.skip_reason}; only its config was checked"
     return Finding("not-run", "note", what, replacement_line(setup))

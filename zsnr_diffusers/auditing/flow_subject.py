@@ -1,4 +1,4 @@
-"""The scheduler of a flow-matching model, made and measured: flow times that it visits, and runs over them."""
+"""The scheduler of a flow-matching model under test: the flow times it visits, and simulated runs over them."""
 
 import inspect
 import math
@@ -31,56 +31,56 @@ from .subject import (
 )
 
 SPACING_STEPS = range(1, 101)
-"""Step counts whose flow times are looked at; that takes no run."""
+"""Step counts whose flow times are checked, without running them."""
 
 _OWN_SIGMAS = "np.linspace(1"
-"""How pipelines of diffusers make the sigmas 1, (n - 1) / n, ..., 1 / n that they pass on."""
+"""How diffusers pipelines create the sigmas 1, (n - 1) / n, ..., 1 / n that they pass to the scheduler."""
 
 
 @dataclass(frozen=True)
 class FlowSchedulerUnderTest(SchedulerUnderTest):
-    """What the config of a flow-matching model makes.
+    """The scheduler that a flow-matching model's config describes.
 
-    `trained` is alpha_bar of flow times 1 / T, ..., 1, as variance-preserving levels of the same signal-to-noise
-    ratio, and `prediction_type` may be what the class knows alone.
+    `trained` is alpha_bar at flow times 1 / T, ..., 1, as variance-preserving levels of the same signal-to-noise
+    ratio. `prediction_type` may be known from the class alone.
     """
 
     flow = True
 
     @property
     def has_flow_config(self) -> bool:
-        """Whether the scheduler's config is of flow matching, and not only the network."""
+        """Whether the scheduler's config, and not only the network, is for flow matching."""
         return is_flow(self.config)
 
     @cached_property
     def pipeline_class(self) -> Any:
-        """Class of the pipeline; None for a scheduler alone, and where diffusers has no such class."""
+        """Class of the pipeline; None for a scheduler alone, or if diffusers has no such class."""
         name = self.source.index.get("_class_name")
         return getattr(diffusers, name, None) if isinstance(name, str) else None
 
     @cached_property
     def pipeline_source_code(self) -> str:
-        """Python source of the pipeline, from which the audit tells what it asks of its scheduler."""
+        """Python source of the pipeline, which shows what it requires of its scheduler."""
         return pipeline_source_code(self.pipeline_class)
 
     @property
     def passes_sigmas(self) -> bool:
-        """Whether the pipeline passes flow times of its own, evenly spaced; others pass their number alone."""
+        """Whether the pipeline passes its own evenly spaced flow times; others pass only the step count."""
         return _OWN_SIGMAS in self.pipeline_source_code
 
     @property
     def is_distilled(self) -> bool:
-        """Whether the model was distilled at flow times of its own, as far as the config says."""
+        """Whether the model was distilled at specific flow times, as far as the config shows."""
         return bool(self.config.get("stochastic_sampling")) or "scale_factors" in self.config
 
     @property
     def may_be_distilled(self) -> bool:
-        """Whether it may have been: models such as Flux schnell have no shift, but others have none either."""
+        """Whether it may have been distilled: models such as Flux schnell have no shift, but so do others."""
         return self.is_distilled or (self.shift == 1 and not self.config.get("use_dynamic_shifting"))
 
     @property
     def shift(self) -> float:
-        """Shift of the flow times, as configured; 1 is none."""
+        """Shift of the flow times, as configured; 1 means no shift."""
         return float(self.config.get("flow_shift", self.config.get("shift", 1.0)))
 
     @property
@@ -88,7 +88,7 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
         """Whether the audited scheduler is one of this package's for flow matching."""
         return issubclass(self.scheduler_class, FlowMatchScheduler)
 
-    # -- what it visits
+    # -- visited flow times
 
     def set_timesteps_like_pipeline(self, num_inference_steps: int) -> None:
         """Call the scheduler's `set_timesteps` with the arguments that the audited pipeline passes."""
@@ -101,7 +101,7 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @property
     def flow_times(self) -> list[float]:
-        """Flow times of the steps that are set on the scheduler, 1 to 0, with that where the last one ends."""
+        """Flow times of the steps that are set on the scheduler, from 1 to 0, including the end of the last step."""
         sigmas = self.scheduler.sigmas.double().tolist()
         return [1 - s for s in sigmas] if self.config.get("invert_sigmas") else list(sigmas)
 
@@ -112,7 +112,9 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @cached_property
     def flow_times_by_steps(self) -> dict[int, tuple[float, ...]]:
-        """Flow times visited in each of `SPACING_STEPS`, with that where the last step ends; none where it raises."""
+        """Flow times for each of `SPACING_STEPS`, including the end of the last step; omitted where the scheduler
+        raises.
+        """
         if self.skip_reason is not None:
             return {}
         found = {}
@@ -121,14 +123,14 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
                 with suppress_warnings():
                     self.set_timesteps_like_pipeline(n)
                     levels = self.flow_times
-            except Exception:  # whatever it is, the runs tell
+            except Exception:  # any error is reported by the simulated runs
                 continue
             found[n] = tuple(levels if self.order == 1 else [levels[0], *levels[1 :: self.order]])
         return found
 
     @property
     def valid_flow_times(self) -> dict[int, tuple[float, ...]]:
-        """Those of `flow_times_by_steps` that decrease strictly, as many as were asked for."""
+        """Those of `flow_times_by_steps` that decrease strictly and match the requested step count."""
         return {
             n: path
             for n, path in self.flow_times_by_steps.items()
@@ -137,7 +139,7 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @cached_property
     def visited_timesteps(self) -> dict[int, tuple[float, ...]]:
-        """Timesteps that the scheduler visits in each of `REPORTED_STEPS`."""
+        """Timesteps that the scheduler visits for each of `REPORTED_STEPS`."""
         found = {}
         for n in runnable_step_numbers(self.config, REPORTED_STEPS) if self.skip_reason is None else ():
             if n in self.flow_times_by_steps:
@@ -148,7 +150,7 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @property
     def visited_indices(self) -> dict[int, tuple[float, ...]]:
-        """Indices into `trained` of the timesteps that are visited in each of `REPORTED_STEPS`."""
+        """Indices into `trained` of the timesteps visited for each of `REPORTED_STEPS`."""
         T, inverted = len(self.trained), self.config.get("invert_sigmas")
         return {
             n: tuple((T - t if inverted else t) - 1 for t in timesteps)
@@ -157,11 +159,11 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @property
     def first_timesteps(self) -> tuple[tuple[int, float], ...]:
-        """Pairs of a step count that the report shows and the noisiest timestep; of Mochi that is 0."""
+        """Pairs of a reported step count and its noisiest timestep, which is 0 for Mochi."""
         noisiest = min if self.config.get("invert_sigmas") else max
         return tuple((n, noisiest(timesteps)) for n, timesteps in self.visited_timesteps.items())
 
-    # -- how it ends
+    # -- results
 
     @property
     def sampled_alpha_bar(self) -> Tensor:
@@ -176,27 +178,27 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @property
     def final_level(self) -> NoiseLevel | None:
-        """Noise level where sampling ends; None where that is not known."""
+        """Noise level where sampling ends; None if unknown."""
         path = next((self.flow_times_by_steps[n] for n in REPORTED_STEPS if n in self.flow_times_by_steps), None)
         return None if path is None else flow_level(torch.tensor(path[-1], dtype=torch.float64))
 
     @property
     def has_no_ideal_network(self) -> bool:
-        """False: in flow time there is an ideal network at every level."""
+        """False: in flow time an ideal network exists at every level."""
         return False
 
     @property
     def skip_reason(self) -> str | None:
         """Why the scheduler is not simulated; None if it is."""
         if not self.has_flow_config:
-            return "it has betas, and the model is of flow matching"
+            return "it has betas, and this is a flow-matching model"
         if not (self.config.get("use_flow_sigmas") or self.scheduler_class.__name__.startswith("FlowMatch")):
-            return "it is for its own pipeline alone"
+            return "it works only in its own pipeline"
         return why_not_runnable(self.scheduler)
 
     @cached_property
     def simulations(self) -> tuple[Simulation, ...]:
-        """A simulated run for each step count, with an ideal network at the sample's own flow time."""
+        """A simulated run for each step count, with an ideal network evaluated at the sample's own flow time."""
         if self.skip_reason is not None:
             return ()
         with suppress_warnings():
@@ -220,14 +222,15 @@ class FlowSchedulerUnderTest(SchedulerUnderTest):
 
     @property
     def finished_simulations(self) -> tuple[Simulation, ...]:
-        """Simulated runs that came to an end."""
+        """Simulated runs that finished."""
         return tuple(run for run in self.simulations if run.missed is not None)
 
 
 def share_of_last_step(path: Sequence[float]) -> float:
-    """What the last step does of the way from noise to data, as a multiple of an even share of n steps.
+    """How much of the path from noise to data the last step covers, as a multiple of an even step (1 / n).
 
-    Measured in `position`: what a network has yet to say there, averaged over Gaussian data of all scales.
+    Measured in `position`, which is the information that the network has still to provide, averaged over Gaussian data
+    of all scales.
     """
     level = flow_level(torch.tensor(path[-2], dtype=torch.float64))
     come = float(position(torch.as_tensor(kappa(level)))) / clean_position()
@@ -235,7 +238,7 @@ def share_of_last_step(path: Sequence[float]) -> float:
 
 
 def is_flow_source(source: Source) -> bool:
-    """Whether an audited source is a flow-matching model, by its scheduler or by what is known of its training.
+    """Whether an audited source is a flow-matching model, by its scheduler or by what is known about its training.
 
     Raises:
         ValueError: it names no scheduler.
@@ -245,14 +248,14 @@ def is_flow_source(source: Source) -> bool:
 
 
 def build_flow_scheduler_under_test(source: Source, numbers: Sequence[int] | None = None) -> FlowSchedulerUnderTest:
-    """Make the scheduler that a source of a flow-matching model describes, for the checks of an audit.
+    """Create the scheduler that a flow-matching source describes, for the audit's checks.
 
     Args:
         source: from `read_source`.
-        numbers: of steps, to run; those above T are left out.
+        numbers: step counts to run; those above T are ignored.
 
     Raises:
-        ValueError: the config describes no scheduler, or one that cannot be made.
+        ValueError: the config describes no scheduler, or one that cannot be created.
     """
     name, cls = resolve_scheduler_class(source)
     parameters = inspect.signature(cls.__init__).parameters

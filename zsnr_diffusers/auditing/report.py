@@ -1,4 +1,4 @@
-"""What an audit says."""
+"""The result of an audit and its report."""
 
 import math
 from collections import Counter
@@ -33,7 +33,7 @@ _TONES: dict[str, Style] = {RIGHT: "good", AS_PUBLISHED: "warning", WASTEFUL: "w
 
 
 _MAX_PASSES = 4
-"""A fix may bring to light another fault, such as the steps of DDIM once its spacing is right."""
+"""A fix may reveal another issue, such as DDIM's step sizes once its spacing is correct."""
 
 
 @cache
@@ -48,27 +48,27 @@ def paper_terminal_snrs() -> dict[str, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Audit(Report):
-    """How a model is set up, and what is wrong with that.
+    """How a model is configured, and what is wrong with the configuration.
 
     Attributes:
-        source: what was looked at.
-        scheduler: class of the scheduler that is loaded.
+        source: name of what was audited.
+        scheduler: class of the loaded scheduler.
         pipeline: class of the pipeline; None for a scheduler alone.
-        prediction_type: what the network is taken to predict.
-        terminal_snr: SNR(T) of the schedule that is sampled.
+        prediction_type: what the network is assumed to predict.
+        terminal_snr: SNR(T) of the sampled schedule.
         terminal_alpha: sqrt(alpha_bar_T), likewise.
         num_train_timesteps: T.
         rescale_betas_zero_snr: the flag, as configured.
-        timestep_spacing: as configured; None where the scheduler has none.
-        first_timesteps: pairs of a step count and the first timestep that it visits; T - 1 is right.
-        final_alpha: sqrt(alpha_bar) of where sampling ends; 1 is right. None where the scheduler does not say.
+        timestep_spacing: as configured; None if the scheduler has none.
+        first_timesteps: pairs of a step count and its first timestep, which should be T - 1.
+        final_alpha: sqrt(alpha_bar) where sampling ends, which should be 1; None if unknown.
         trained_betas: whether the betas themselves are saved.
-        guidance_rescale: phi, as recorded; None if it is not.
-        keep_low_frequencies: k of `enable_guidance_rescale`, as recorded; 0 if it is not.
+        guidance_rescale: guidance_rescale as recorded, or None.
+        keep_low_frequencies: keep_low_frequencies as recorded, or 0.
         steps_tried: step counts that the scheduler was run for.
-        findings: faults and notes, errors first.
+        findings: issues and notes, errors first.
         config: the scheduler's config as it is saved.
-        setup: what was made of it and run.
+        setup: the scheduler under test.
         invariance: terminal invariance of the network, if the weights were loaded.
         luminance: brightness of images, if prompts were given too.
     """
@@ -101,38 +101,38 @@ class Audit(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether the audit found nothing but notes."""
+        """Whether the audit found only notes."""
         return all(finding.severity == "note" for finding in self.findings)
 
     @property
     def verdict(self) -> str:
         """`OK`, `misconfigured`, or how it works as published.
 
-        That is `works as published; not zero-SNR`, as Stable Diffusion 1.x and 2.x are, or of a model of flow matching
-        `works as published; wastes steps`, as Stable Diffusion 3 does.
+        The latter is `works as published; not zero-SNR` (Stable Diffusion 1.x and 2.x), or for flow-matching models
+        `works as published; wastes steps` (Stable Diffusion 3).
         """
         severities = {finding.severity for finding in self.findings}
         by_severity = {"error": WRONG, "not zero-SNR": AS_PUBLISHED, "wasteful": WASTEFUL}
         return next((verdict for severity, verdict in by_severity.items() if severity in severities), RIGHT)
 
     def fixed_scheduler(self) -> Any:
-        """A scheduler of stock's classes with what is wrong fixed, for `pipe.scheduler`.
+        """A scheduler of a diffusers class with all issues fixed, for `pipe.scheduler`.
 
         Raises:
-            ValueError: an error remains that no change of the config fixes; the message says what does.
+            ValueError: an error remains that no config change fixes; the message gives the remedy.
         """
         after = self.fixed()
         errors = [finding for finding in after.findings if finding.severity == "error"]
         if errors:
             told = " ".join(f"{finding.name}: {finding.what}. {one_line(finding.remedy)}" for finding in errors)
-            raise ValueError(f"No change of the scheduler fixes this. {told}")
+            raise ValueError(f"Changing the scheduler does not fix this. {told}")
         return after.setup.scheduler_class.from_config(after.config)
 
     def fixed(self) -> "Audit":
-        """The audit of what the fixes make of the config, until nothing is left to fix; itself if nothing is."""
+        """The audit after applying fixes until none is left; itself if there is nothing to fix."""
         result = self
         for _ in range(_MAX_PASSES):
-            # Errors stand first, and win over what a note would change.
+            # Errors come first and take precedence over notes.
             fixes = [finding.fix or {} for finding in reversed(result.findings)]
             changes = {key: value for fix_of_one in fixes for key, value in fix_of_one.items()}
             if not changes:
@@ -142,14 +142,14 @@ class Audit(Report):
             if "scheduler" in index and "_class_name" in changes:
                 index["scheduler"] = ["diffusers", changes["_class_name"]]
             config = {**source.config, **changes}
-            if result.setup.flow and "_class_name" in changes:  # the two kinds share little
+            if result.setup.flow and "_class_name" in changes:  # unlike classes share few settings
                 config = drop_unaccepted_keys(config)
             made = replace(source, config=config, index=index, assigned={}, live=None, published=False)
             result = audit_source(made, result.setup.numbers)
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """The audit in types of JSON, with the paper's schedules as `reference`; for `zsnr audit --json`."""
+        """The audit as JSON-serializable values, with the paper's schedules as `reference`."""
         names = [name for name in self.__dataclass_fields__ if name not in ("setup", "invariance", "luminance")]
         values = {name: getattr(self, name) for name in names}
         values["findings"] = [asdict(finding) | {"remedy": one_line(finding.remedy)} for finding in self.findings]
@@ -163,7 +163,7 @@ class Audit(Report):
         return plain
 
     def parts(self) -> Iterator[Part]:
-        """Parts of the printed report: settings beside the right ones and the paper's, findings, the verdict."""
+        """Parts of the printed report: settings next to the expected ones and the paper's, findings, the verdict."""
         yield Text(self.source + (f", {self.pipeline}" if self.pipeline not in (None, self.source) else ""), "title")
         yield KeyValues(
             ("", "this model", "expected"), tuple(self._setting_rows()), aside=" (expected: {})", indent="  "
@@ -188,11 +188,11 @@ class Audit(Report):
 
     @property
     def _first_timesteps_text(self) -> str:
-        """Where sampling starts at each step count, as the report prints it."""
+        """First timestep at each step count, as printed in the report."""
         return ", ".join(f"{t:g} at {n} steps" for n, t in self.first_timesteps) or "not known"
 
     def _setting_rows(self) -> Iterator[tuple[str, str, str]]:
-        """Name, value and right value of each setting in the report; the last is empty where any is right."""
+        """Name, value and expected value of each setting in the report; the last is empty if any value is fine."""
         betas = ", trained_betas" if self.trained_betas else ""
         phi = "not recorded" if self.guidance_rescale is None else f"{self.guidance_rescale:g}"
         final = "not configured" if self.final_alpha is None else f"{self.final_alpha:.6g}"
@@ -210,7 +210,7 @@ class Audit(Report):
 
 @dataclass(frozen=True, repr=False)
 class FlowAudit(Audit):
-    """The same of a model of flow matching: its levels are (1 - s, s), so its first step is at zero SNR if s is 1.
+    """The report of a flow-matching model: its levels are (1 - s, s), so its first step is at zero SNR if s is 1.
 
     `terminal_alpha` is 1 - s there, and `first_timesteps` should be T, which the network calls flow time 1.
     """
@@ -223,7 +223,7 @@ class FlowAudit(Audit):
         setup = self.setup
         assert isinstance(setup, FlowSchedulerUnderTest)
         first = "0" if self.config.get("invert_sigmas") else str(self.num_train_timesteps)
-        shift = "by the size of the image" if self.config.get("use_dynamic_shifting") else f"{setup.shift:g}"
+        shift = "depends on the image size" if self.config.get("use_dynamic_shifting") else f"{setup.shift:g}"
         yield "scheduler", f"{self.scheduler}, flow matching, shift {shift}", ""
         yield "prediction type", self.prediction_type, ""
         yield "first timesteps", self._first_timesteps_text, first
@@ -241,7 +241,7 @@ def _format_sigmas(path: Iterable[float]) -> str:
 
 
 def _to_json_types(value: Any) -> Any:
-    """A value in types of JSON: arrays as lists, infinity and NaN as strings."""
+    """A JSON-serializable value: arrays as lists, infinity and NaN as strings."""
     if isinstance(value, dict):
         return {str(key): _to_json_types(item) for key, item in value.items()}
     if hasattr(value, "tolist"):  # betas may be an array
@@ -254,7 +254,7 @@ def _to_json_types(value: Any) -> Any:
 
 
 def audit_source(source: Source, numbers: Sequence[int] | None = None) -> Audit:
-    """Make the scheduler that a source describes, run all checks on it, and report; `numbers` are of steps."""
+    """Create the scheduler that a source describes, run all checks on it, and report; `numbers` are step counts."""
     flow = is_flow_source(source)
     setup = build_flow_scheduler_under_test(source, numbers) if flow else build_scheduler_under_test(source, numbers)
     config = setup.config

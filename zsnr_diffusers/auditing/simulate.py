@@ -1,8 +1,8 @@
-"""Runs of a scheduler on data whose right result is known.
+"""Simulated runs of a scheduler on data whose correct result is known.
 
-Two numbers are sampled side by side. All data of the first is one point: a sampler reaches it in any step count,
-whatever its method, unless it leaves noise, diverges or crashes. Data of the second is Gaussian, as wide as the
-brightness of latents; what the exact rule of DDIM makes of it on the same timesteps tells a wrong step size.
+Two numbers are sampled side by side. The data of the first is a single point, which every correct sampler reaches with
+any step count. The data of the second is Gaussian with the standard deviation of the brightness of latents; comparison
+with exact DDIM on the same timesteps reveals wrong step sizes.
 """
 
 import inspect
@@ -18,29 +18,32 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from ..core import NoiseLevel, ideal_output, noise_level
-from ..core.spacing import LARGEST_SCALE
 from ..utils.extras import import_extra
 
 POINT = 0.7
 TOLERANCE = 1e-3
-"""Half of half a grey level. Stock's stand-in for zero SNR, alpha = 2^-12, leaves a quarter of it in one step."""
+"""A quarter of a gray level. diffusers' substitute for zero SNR, alpha = 2^-12, causes a quarter of this in one step.
+"""
 
 _QUICK = 200
-"""Numbers of steps that are run in seconds."""
+"""Step counts that run within seconds."""
 
-_MEAN, _SPREAD = torch.tensor([POINT, 0.0]).double(), torch.tensor([0.0, LARGEST_SCALE]).double()
+_BRIGHTNESS = 32.0
+"""Standard deviation of the mean of a latent, in units of one element's."""
+
+_MEAN, _SPREAD = torch.tensor([POINT, 0.0]).double(), torch.tensor([0.0, _BRIGHTNESS]).double()
 _START = torch.tensor([2.0, 1.0]).double()
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """One step count.
+    """A simulated run with one step count.
 
     Attributes:
-        num_inference_steps: n.
-        timesteps: those that were visited.
-        missed: how far from the point it ended, infinite if not finite; None if it crashed.
-        wide: what it made of a noise of 1 where the data is as wide as brightness; None if it crashed.
+        num_inference_steps: number of steps.
+        timesteps: the visited timesteps.
+        missed: distance from the point at the end, infinite if not finite; None if it crashed.
+        wide: the result for the Gaussian data from a noise of 1; None if it crashed.
         error: the exception's text, if it crashed.
     """
 
@@ -54,24 +57,24 @@ class Simulation:
 def why_not_runnable(scheduler: Any) -> str | None:
     """Why the audit cannot simulate a scheduler; None if it can."""
     if not isinstance(scheduler, SchedulerMixin):
-        return "what it needs is not installed"
+        return "a library that it needs is not installed"
     parameters = list(inspect.signature(scheduler.step).parameters.values())
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if needed != ["model_output", "timestep", "sample"]:
-        return f"its step takes {', '.join(needed)}"
+        return f"its step requires {', '.join(needed)}"
     if "Inverse" in type(scheduler).__name__:
-        return "it leads from images to noise"
+        return "it maps images to noise"
     return None
 
 
 def simulate(scheduler: Any, num_inference_steps: int, table: Tensor, timesteps: Any = None) -> Simulation:
-    """Sample as a pipeline does, with the ideal network for the betas that a scheduler was trained on.
+    """Sample as a pipeline does, with the ideal network for a scheduler's betas.
 
     Args:
-        scheduler: its config says what the network predicts.
-        num_inference_steps: n.
+        scheduler: its config gives the prediction type.
+        num_inference_steps: number of steps.
         table: alpha_bar of training, shape [T].
-        timesteps: the timesteps themselves instead of n.
+        timesteps: explicit timesteps instead of a step count.
     """
 
     def choose() -> None:
@@ -96,13 +99,13 @@ def simulate_with_ideal_network(
     prediction_type: str,
     sign: float = 1.0,
 ) -> Simulation:
-    """Sample as a pipeline does, with an ideal network, and record where it ends or what it raises.
+    """Sample as a pipeline does, with an ideal network, and record the result or the exception.
 
     Args:
-        scheduler: it steps.
-        num_inference_steps: n.
+        scheduler: the scheduler to run.
+        num_inference_steps: number of steps.
         choose: calls its `set_timesteps`.
-        levels: what the network is told at each of its timesteps then.
+        levels: noise level of the network at each timestep.
         prediction_type: what the network predicts.
         sign: -1 where it predicts the opposite.
     """
@@ -111,7 +114,7 @@ def simulate_with_ideal_network(
         choose()
         visited = tuple(scheduler.timesteps.tolist())
         x = _sample(scheduler, levels(), prediction_type, sign)
-    except Exception as error:  # whatever a scheduler raises is what is looked for
+    except Exception as error:  # any exception of a scheduler is a result
         return Simulation(
             num_inference_steps, visited, error=f"{type(error).__name__}: {' '.join(str(error).split())}"
         )
@@ -121,7 +124,7 @@ def simulate_with_ideal_network(
 
 
 def _sample(scheduler: Any, levels: Sequence[NoiseLevel], prediction_type: str, sign: float) -> Tensor:
-    """Run the sampling loop from fixed noise; its results for the point and for wide data, shape [1, 1, 1, 2]."""
+    """Run the sampling loop from fixed noise; returns the results for both kinds of data, shape [1, 1, 1, 2]."""
     seeded = "generator" in inspect.signature(scheduler.step).parameters
     noise = {"generator": torch.Generator().manual_seed(0)} if seeded else {}
     x = (_START * float(getattr(scheduler, "init_noise_sigma", 1.0))).reshape(1, 1, 1, 2)
@@ -133,18 +136,20 @@ def _sample(scheduler: Any, levels: Sequence[NoiseLevel], prediction_type: str, 
 
 
 def training_level(table: Tensor, timestep: float) -> NoiseLevel:
-    """Noise level that a network was trained on at a timestep, clamped to [0, T - 1] and rounded as stock needs it."""
+    """Noise level that a network was trained on at a timestep, clamped to [0, T - 1] and rounded as diffusers
+    requires.
+    """
     return noise_level(table, min(max(round(timestep), 0), len(table) - 1))
 
 
 def simulate_all(scheduler: Any, table: Tensor, numbers: Iterable[int]) -> tuple[Simulation, ...]:
-    """Simulate sampling in each step count; what stock warns of on the way is ignored."""
+    """Simulate sampling with each step count; warnings of diffusers are ignored."""
     with suppress_warnings():
         return tuple(simulate(scheduler, n, table) for n in with_progress(numbers))
 
 
 def with_progress(numbers: Iterable[int]) -> Iterator[int]:
-    """The same step counts, with a bar of all their steps on a terminal where they take minutes."""
+    """The same step counts, with a progress bar over all their steps if they take minutes."""
     numbers = tuple(numbers)
     shown = len(numbers) > _QUICK
     with import_extra("tqdm").tqdm(
@@ -164,7 +169,7 @@ def suppress_warnings() -> Iterator[None]:
 
 
 def diverges_at_eta_one(scheduler: Any, table: Tensor, num_inference_steps: int) -> bool:
-    """Whether DDIM's first step with fresh noise (eta = 1) is not finite."""
+    """Whether DDIM's first step with added noise (eta = 1) is not finite."""
     scheduler.set_timesteps(num_inference_steps)
     x, t = _START.reshape(1, 1, 1, 2), scheduler.timesteps[0]
     output = ideal_output(scheduler.config.prediction_type, x, training_level(table, float(t)), _MEAN, _SPREAD)
@@ -175,11 +180,11 @@ def diverges_at_eta_one(scheduler: Any, table: Tensor, num_inference_steps: int)
 def timesteps_with_wrong_noise(
     scheduler: Any, table: Tensor, dtype: torch.dtype, num_inference_steps: int
 ) -> list[int]:
-    """Timesteps at which `add_noise` in a half-precision dtype is off by more than 5%; a rounding is below 1%."""
-    scheduler.set_timesteps(num_inference_steps)  # stock's multistep schedulers noise to those that are set only
+    """Timesteps at which `add_noise` in a half-precision dtype is off by more than 5%, more than rounding."""
+    scheduler.set_timesteps(num_inference_steps)  # diffusers' multistep schedulers require it
     timesteps = scheduler.timesteps.long()
     timesteps, times = timesteps.unique(return_counts=True)
-    timesteps = timesteps[(timesteps >= 0) & (timesteps < len(table)) & (times == 1)]  # twice: rounded
+    timesteps = timesteps[(timesteps >= 0) & (timesteps < len(table)) & (times == 1)]  # twice, due to rounding
     noise = torch.ones(len(timesteps), 1, 1, 1, dtype=dtype)
     added = scheduler.add_noise(torch.zeros_like(noise), noise, timesteps).double().flatten()
     sigma = torch.as_tensor(noise_level(table, timesteps).sigma)

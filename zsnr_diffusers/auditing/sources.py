@@ -1,4 +1,4 @@
-"""What the checks need to know of a model, in memory or saved."""
+"""What the checks need to know about a model, in memory or saved."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -42,35 +42,35 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "rescale_betas_zero_snr": False,
     },
 }
-"""What diffusers' `from_single_file` makes of a checkpoint by its layout, whatever its keys say."""
+"""The pipeline that diffusers' `from_single_file` builds from a checkpoint's layout, whatever its keys record."""
 
 _WEIGHTS_ALONE = {"vae": True, "text_encoder": True}
-"""The parts of what a file of weights becomes."""
+"""Components of the pipeline that a weights file becomes."""
 
 _AUTOENCODERS = {"vae", "vqvae", "movq", "vqgan", "vae_decoder"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was found.
+    """What an audit knows about a model.
 
     Attributes:
-        name: how to call it.
-        config: the scheduler's config as its file has it, or as it would be saved, `_class_name` included.
-        index: `model_index.json`, or the like of a pipeline in memory; empty for a scheduler alone.
-        assigned: what was assigned on the config of a scheduler in memory, and would not be saved.
+        name: for messages.
+        config: the scheduler's config as saved, or as it would be saved, including `_class_name`.
+        index: content of `model_index.json`, or its equivalent for a pipeline in memory; empty for a scheduler alone.
+        assigned: attributes assigned to the config of a scheduler in memory, which would not be saved.
         live: the scheduler itself, if it is in memory.
-        pipeline: the pipeline itself, likewise.
-        saved: what its files say, if it is saved.
-        path: of the scheduler's config file, in a local folder; where there is none beside a LoRA, of the one to be.
-        prediction_type: what the network predicts, where that is known from elsewhere than the config.
-        zero_snr: whether it was trained at zero terminal SNR, likewise.
-        guidance_rescale: phi, as it is recorded.
-        keep_low_frequencies: k of `enable_guidance_rescale`, as it is recorded.
+        pipeline: the pipeline itself, if it is in memory.
+        saved: what its files record, if it is saved.
+        path: of the scheduler's config file in a local folder; for a LoRA without one, where it would be.
+        prediction_type: prediction type of the network, if known from other sources than the config.
+        zero_snr: whether it was trained at zero terminal SNR, if known from other sources.
+        guidance_rescale: as recorded.
+        keep_low_frequencies: as recorded.
         lora: whether it is a LoRA.
-        published: whether the config is not the model's own, but what its architecture was published with, or what
-            `load_pipeline` and `load_lora` make of the marks in a file: there is no config beside the weights.
-        marked: whether a file of weights says itself what it predicts.
+        published: whether there is no config next to the weights, so that `config` is the one its architecture was
+            published with, or the one that `load_pipeline` and `load_lora` derive from a file's metadata.
+        marked: whether a weights file records its prediction type.
     """
 
     name: str
@@ -91,49 +91,49 @@ class Source:
 
     @property
     def latent(self) -> bool | None:
-        """Whether the model works in the latents of an autoencoder; None if that cannot be told."""
+        """Whether the model works in the latents of an autoencoder; None if unknown."""
         if not self.index:
             return None
         return any(_is_component_saved(self.index.get(part)) for part in _AUTOENCODERS)
 
     @property
     def guided(self) -> bool:
-        """Whether images are made of a text or an image, and so with a large guidance scale."""
+        """Whether generation is conditioned on text or an image, and so uses a large guidance scale."""
         return any(key.startswith(("text_encoder", "image_encoder")) for key in self.index)
 
     @property
     def has_start(self) -> bool:
-        """Whether a start is enabled, or saved beside the pipeline."""
+        """Whether a start is enabled, or saved next to the pipeline."""
         return getattr(self.pipeline, "default_start", None) is not None or RECORDED_START in self.index
 
     @property
     def has_weights(self) -> bool:
-        """Whether it is a pipeline, in memory or saved, whose network can be called."""
+        """Whether this is a pipeline, in memory or saved, whose network can be called."""
         return self.pipeline is not None or "scheduler" in self.index
 
 
 def _is_component_saved(part: Any) -> bool:
-    """Whether an entry of `model_index.json` stands for a component; [None, None] stands for none."""
+    """Whether an entry of `model_index.json` is a component; [None, None] is none."""
     return part is not None and part != [None, None]
 
 
 def read_source(
     source: Any, prediction_type: str | None = None, zero_snr: bool | None = None, **places: Any
 ) -> Source:
-    """Read what an audit needs of a model: its scheduler's config, and what else is known of its training.
+    """Read what an audit needs: the scheduler's config, and what is known about the model's training.
 
     Args:
         source: a pipeline, a scheduler, a config with its `_class_name`, a folder, a `.safetensors` file or a Hub id,
             or one of the last three as a `SavedModel`.
-        prediction_type: what the caller knows, which goes before what a file says.
+        prediction_type: what the caller knows, which overrides what a file records.
         zero_snr: likewise.
         places: `HUB_KWARGS`, for a Hub id.
 
     Raises:
-        OSError: there is nothing, or no scheduler in it.
-        TypeError: something else.
-        ValueError: a file that is not what it should be, or neither it nor the caller says what a model predicts whose
-            architecture has both kinds.
+        OSError: the source does not exist or has no scheduler.
+        TypeError: an unsupported source.
+        ValueError: an invalid file; or a model whose architecture exists with both prediction types, and neither the
+            file nor the caller gives one.
     """
     if isinstance(source, SchedulerMixin):
         found = _source_from_scheduler(source, type(source).__name__)
@@ -149,10 +149,10 @@ def read_source(
 
 
 def _check_path_exists(source: Any) -> None:
-    """Refuse a source that cannot be audited, or is a path to nowhere; anything else may be a Hub id."""
+    """Refuse a source that cannot be audited, or a path that does not exist; anything else may be a Hub id."""
     if not isinstance(source, str | Path | SavedModel):
         raise TypeError(
-            f"Cannot audit {source!r}: give a pipeline, a scheduler, its config, a folder, a .safetensors file or a "
+            f"Cannot audit {source!r}: pass a pipeline, a scheduler, its config, a folder, a .safetensors file or a "
             "Hub id."
         )
     if isinstance(source, SavedModel) or (path := Path(source)).exists():
@@ -162,13 +162,13 @@ def _check_path_exists(source: Any) -> None:
 
 
 def _without_private_keys(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """A scheduler's config without the keys that diffusers adds for itself."""
+    """A scheduler's config without the keys that diffusers adds for internal use."""
     kept = ("_class_name", OWN_SPACING)
     return {str(key): value for key, value in config.items() if key in kept or not str(key).startswith("_")}
 
 
 def _source_from_scheduler(scheduler: Any, name: str, **more: Any) -> Source:
-    """What to audit of a scheduler in memory, values assigned on its config set apart."""
+    """The `Source` of a scheduler in memory, with values assigned to its config kept separate."""
     config = _without_private_keys(scheduler.config) | {"_class_name": type(scheduler).__name__}
     # An attribute of a config is what the running scheduler reads, an item is what is saved.
     attributes = {key: getattr(scheduler.config, key, value) for key, value in config.items() if key != "_class_name"}
@@ -177,22 +177,22 @@ def _source_from_scheduler(scheduler: Any, name: str, **more: Any) -> Source:
 
 
 def _source_from_pipeline(pipe: Any) -> Source:
-    """What to audit of a pipeline in memory: its scheduler, components, and recorded guidance rescale."""
+    """The `Source` of a pipeline in memory: its scheduler, components, and recorded guidance rescale."""
     name = stock_class(type(pipe)).__name__
     parts = {key: part for key, part in getattr(pipe, "components", vars(pipe)).items() if part is not None}
     recorded = recorded_guidance(record_of_pipeline(pipe))
     index = {**dict.fromkeys(parts, True), "_class_name": name}
-    index.pop("scheduler", None)  # its class is that of the object
+    index.pop("scheduler", None)  # the object determines its class
     return _source_from_scheduler(pipe.scheduler, name, index=index, pipeline=pipe, **_guidance(recorded))
 
 
 def _guidance(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `Source` on the guidance that is recorded."""
+    """The fields of a `Source` for recorded guidance."""
     return {name: recorded[name] for name in ("guidance_rescale", "keep_low_frequencies") if name in recorded}
 
 
 def _source_from_saved_model(saved: SavedModel) -> Source:
-    """What to audit of a folder, file or repo; the config is checked by what is known from elsewhere."""
+    """The `Source` of a folder, file or repo; its config is compared with other records."""
     known, said = saved.without(SCHEDULER), saved.without(SCHEDULER, ARGUMENTS)
     config, index, of_weights = saved.scheduler_config, dict(saved.index), saved.is_lora or saved.is_single_file
     published = of_weights and config is None
@@ -205,7 +205,7 @@ def _source_from_saved_model(saved: SavedModel) -> Source:
         if published:
             config = _scheduler_config_from_marks(said, layout) if saved.is_single_file else _PUBLISHED[SDXL.name]
     if config is None:
-        raise OSError(f"{saved.name} holds no scheduler: there is neither {SCHEDULER_FILE} nor {SCHEDULER_CONFIG}.")
+        raise OSError(f"{saved.name} has no scheduler: there is neither {SCHEDULER_FILE} nor {SCHEDULER_CONFIG}.")
     return Source(
         saved.name,
         dict(config),
@@ -222,17 +222,17 @@ def _source_from_saved_model(saved: SavedModel) -> Source:
 
 
 def _check_sd2_prediction_type(known: SavedModel, layout: OriginalFormat) -> None:
-    """Refuse a Stable Diffusion 2.x file of which nothing says whether it predicts epsilon or v."""
+    """Refuse a Stable Diffusion 2.x file that does not record whether it predicts epsilon or v."""
     if layout is SD_2 and known.prediction_type is None:
         raise ValueError(
-            f"{known.name} does not say what it predicts, and of Stable Diffusion 2.x there are both kinds: "
-            "pass prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or prediction_type='epsilon' (2-base and "
-            "2.1-base), or prediction_type='flow_prediction' if it was trained on to flow matching."
+            f"{known.name} does not record its prediction type, and Stable Diffusion 2.x exists with both: pass "
+            "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or prediction_type='epsilon' (2-base and "
+            "2.1-base), or prediction_type='flow_prediction' if it was fine-tuned to flow matching."
         )
 
 
 def _scheduler_config_from_marks(said: SavedModel, layout: OriginalFormat) -> dict[str, Any]:
-    """The scheduler's config that `load_pipeline` and `load_lora` make of the marks in a file."""
+    """The scheduler config that `load_pipeline` and `load_lora` derive from a file's metadata."""
     if said.prediction_type == "flow_prediction":
         return {
             **said.schedule,

@@ -1,4 +1,4 @@
-"""A scheduler as its config describes it, made and measured."""
+"""The scheduler under test, created from its config."""
 
 import inspect
 import math
@@ -24,27 +24,30 @@ REPORTED_STEPS = (5, 20, 50)
 note."""
 
 TESTED_STEPS = (*range(1, 21), 25, 28, 30, 40, 50, 60, 61, 75, 100)
-"""Step counts that are run unless asked for others: all small ones, those that people use, and two (28 and 61)
-that stock is known to fail at."""
+"""Step counts that are run by default: all small ones, common ones, and two (28 and 61) at which diffusers is known to
+fail.
+"""
 
 ZERO = 1e-6
-"""sqrt(alpha_bar_T) up to which a schedule ends at zero SNR: rounding. The cosine schedule's 5e-5 is above it."""
+"""sqrt(alpha_bar_T) up to which a schedule counts as zero SNR, to allow for rounding. The cosine schedule's 5e-5 is
+above it.
+"""
 
 STAND_IN = 2.0**-24
-"""alpha_bar_T that stock's samplers in sigma have in place of zero."""
+"""alpha_bar_T that diffusers' sigma-based samplers use instead of zero."""
 
 
 @dataclass(frozen=True)
 class SchedulerUnderTest:
-    """What a config makes.
+    """A scheduler created from a config, and its simulated runs.
 
     Attributes:
-        source: where it comes from.
-        scheduler_class: the class that is loaded.
-        config: its full config, gaps filled.
-        scheduler: made from it, without clipping; a placeholder where something is not installed.
+        source: the audited model.
+        scheduler_class: the loaded class.
+        config: its full config, including defaults.
+        scheduler: created from it, without clipping; a placeholder if a library is missing.
         trained: alpha_bar of the schedule that the config describes, float64 [T].
-        numbers: of steps, to run.
+        numbers: step counts to run.
     """
 
     source: Source
@@ -55,17 +58,17 @@ class SchedulerUnderTest:
     numbers: tuple[int, ...]
 
     flow: ClassVar[bool] = False
-    """Whether the model is of flow matching."""
+    """Whether this is a flow-matching model."""
 
     @cached_property
     def applies_zero_snr_flag(self) -> bool:
-        """Whether the scheduler's table has the zero SNR that its config asks for; some classes ignore the flag."""
+        """Whether the scheduler's schedule has the zero SNR of its config; some classes ignore the flag."""
         if not self.config.get("rescale_betas_zero_snr"):
             return True
         table = getattr(self.scheduler, "alphas_cumprod", None)
         last = math.inf if table is None else float(table[-1])
         without = float(self._alpha_bar_without_flag[-1])
-        # The cosine schedule ends below the stand-in by itself.
+        # The cosine schedule ends below this substitute anyway.
         return last <= STAND_IN and (without <= ZERO**2 or not math.isclose(last, without, rel_tol=0.01))
 
     @cached_property
@@ -80,7 +83,7 @@ class SchedulerUnderTest:
 
     @property
     def final_level(self) -> NoiseLevel | None:
-        """Noise level where sampling ends; None where the scheduler does not say."""
+        """Noise level where sampling ends; None if unknown."""
         final = getattr(self.scheduler, "final_alpha_cumprod", None)
         return None if final is None else noise_level(torch.as_tensor(final).double().reshape(1), 0)
 
@@ -101,14 +104,14 @@ class SchedulerUnderTest:
 
     @property
     def has_no_ideal_network(self) -> bool:
-        """Whether there is no ideal network to simulate with: epsilon is predicted at zero SNR."""
+        """Whether no ideal network exists to simulate with, because epsilon is predicted at zero SNR."""
         return self.zero_snr and self.config["prediction_type"] == "epsilon"
 
     @property
     def skip_reason(self) -> str | None:
         """Why the scheduler is not simulated; None if it is."""
         if self.has_no_ideal_network:
-            return "an epsilon model has no ideal at zero SNR"
+            return "no ideal epsilon model exists at zero SNR"
         return why_not_runnable(self.scheduler)
 
     @cached_property
@@ -120,12 +123,12 @@ class SchedulerUnderTest:
 
     @property
     def finished_simulations(self) -> tuple[Simulation, ...]:
-        """Simulated runs that came to an end and visited timesteps of the model only."""
+        """Simulated runs that finished and visited only timesteps of the model."""
         return tuple(run for run in self.simulations if run.missed is not None and min(run.timesteps) >= 0)
 
     @property
     def point_errors(self) -> dict[int, float]:
-        """By step count, how far a simulation of data that is one point ends from it, if beyond `TOLERANCE`."""
+        """By step count, distance of a simulation from single-point data, if beyond `TOLERANCE`."""
         return {
             r.num_inference_steps: r.missed
             for r in self.finished_simulations
@@ -134,13 +137,13 @@ class SchedulerUnderTest:
 
     @cached_property
     def wide_errors(self) -> dict[int, float]:
-        """By step count, relative error on wide data against exact DDIM on the same timesteps."""
+        """By step count, relative error on Gaussian data against exact DDIM on the same timesteps."""
         whole = [run for run in self.finished_simulations if all(t == int(t) for t in run.timesteps)]
         made = {run.num_inference_steps: (run.wide or 0.0, self._ddim_result(run)) for run in whole}
         return {n: wide / exact - 1 for n, (wide, exact) in made.items() if exact}  # one step from zero SNR makes 0
 
     def _ddim_result(self, run_of_stock: Simulation) -> float:
-        """What our DDIM makes of the wide data on the timesteps that stock's run visited."""
+        """The result of exact DDIM for the Gaussian data on the timesteps that diffusers' run visited."""
         facts = {key: self.config[key] for key in (*SCHEDULE_NAMES, "prediction_type") if key in self.config}
         ddim = schedulers.ZeroSNRDDIMScheduler(**{"rescale_betas_zero_snr": False, **facts})
         timesteps = [int(t) for t in run_of_stock.timesteps]
@@ -148,36 +151,36 @@ class SchedulerUnderTest:
 
     @property
     def first_timesteps(self) -> tuple[tuple[int, float], ...]:
-        """Pairs of a step count that the report shows and the noisiest timestep that it visits."""
+        """Pairs of a reported step count and its noisiest timestep."""
         return tuple((n, max(timesteps)) for n, timesteps in self.visited_timesteps.items())
 
     @cached_property
     def visited_timesteps(self) -> dict[int, tuple[float, ...]]:
-        """Timesteps that the scheduler visits in each of `REPORTED_STEPS`."""
+        """Timesteps that the scheduler visits for each of `REPORTED_STEPS`."""
         found = {}
         for n in runnable_step_numbers(self.config, REPORTED_STEPS):
             try:
                 self.scheduler.set_timesteps(n)
                 found[n] = tuple(self.scheduler.timesteps.tolist())
-            except Exception:  # whatever it is, the runs tell
+            except Exception:  # any error is reported by the simulated runs
                 continue
         return found
 
     @property
     def visited_indices(self) -> dict[int, tuple[float, ...]]:
-        """Indices into `trained` of the timesteps that are visited in each of `REPORTED_STEPS`."""
+        """Indices into `trained` of the timesteps visited for each of `REPORTED_STEPS`."""
         return self.visited_timesteps
 
 
 def build_scheduler_under_test(source: Source, numbers: Sequence[int] | None = None) -> SchedulerUnderTest:
-    """Make the scheduler that a source describes, for the checks of an audit.
+    """Create the scheduler that a source describes, for the audit's checks.
 
     Args:
         source: from `read_source`.
-        numbers: of steps, to run; those above T are left out.
+        numbers: step counts to run; those above T are ignored.
 
     Raises:
-        ValueError: the config describes no scheduler of a variance-preserving model, or one that cannot be made.
+        ValueError: the config describes no variance-preserving scheduler, or one that cannot be created.
     """
     name, scheduler_class = resolve_scheduler_class(source)
     parameters = inspect.signature(scheduler_class.__init__).parameters
@@ -187,7 +190,7 @@ def build_scheduler_under_test(source: Source, numbers: Sequence[int] | None = N
         config["timestep_spacing"] = own_spacing(config)
     check_variance_preserving(config)
     missing = [key for key in ("num_train_timesteps", "beta_schedule") if key not in config]
-    if missing:  # the defaults of a class that is not installed are not known
+    if missing:  # the defaults of a missing class are unknown
         raise ValueError(f"{name} has no schedule: {' and '.join(missing)} is missing.")
     check_config_types(config, defaults)
     check_prediction_type(config["prediction_type"], zero_terminal_snr=False)
@@ -205,14 +208,14 @@ def build_scheduler_under_test(source: Source, numbers: Sequence[int] | None = N
 
 
 def runnable_step_numbers(config: Mapping[str, Any], numbers: Sequence[int]) -> tuple[int, ...]:
-    """Those of the step counts that do not exceed T, or the steps that a model was distilled at."""
+    """The step counts that do not exceed T, or the number of steps that a model was distilled for."""
     T, distilled = config["num_train_timesteps"], config.get("original_inference_steps")
     most = min(T, distilled) if isinstance(distilled, int) and distilled > 0 else T
     return tuple(n for n in numbers if 1 <= n <= most)
 
 
 def resolve_scheduler_class(source: Source) -> tuple[str, Any]:
-    """Name and class that a pipeline's loader takes: from `model_index.json`, or else from the config."""
+    """Name and class that a pipeline's loader uses: from `model_index.json`, or else from the config."""
     if source.live is not None:
         return type(source.live).__name__, type(source.live)
     entry = source.index.get("scheduler")
@@ -221,37 +224,37 @@ def resolve_scheduler_class(source: Source) -> tuple[str, Any]:
         raise ValueError(f"{source.name}: the config names no class; add '_class_name', or pass the scheduler itself.")
     found = getattr(schedulers, str(name), None) or getattr(diffusers, str(name), None)
     if not isinstance(name, str) or not name.endswith("Scheduler") or not isinstance(found, type):
-        raise ValueError(f"{source.name}: {name!r} is no scheduler of diffusers or of this package.")
+        raise ValueError(f"{source.name}: {name!r} is not a scheduler of diffusers or of this package.")
     return name, found
 
 
 def make_scheduler(scheduler_class: Any, config: Mapping[str, Any]) -> Any:
-    """A scheduler from the keys of a config that it accepts; None if a library that it needs is not installed.
+    """Create a scheduler from the config keys that it accepts; None if a library that it needs is not installed.
 
     Raises:
-        ValueError: it refuses.
+        ValueError: the class rejects the config.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of algorithms that are to go
+            warnings.simplefilter("ignore")  # deprecated algorithms
             return scheduler_class(**_accepted_arguments(scheduler_class, config))
     except ImportError:
         return None
-    except Exception as error:  # stock raises whatever a wrong value leads to
+    except Exception as error:  # diffusers does not validate values, so any exception is possible
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{scheduler_class.__name__} cannot be made from this config: {type(error).__name__}: {reason}"
+            f"{scheduler_class.__name__} cannot be created from this config: {type(error).__name__}: {reason}"
         ) from error
 
 
 def _accepted_arguments(scheduler_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The items of a config that the constructor of a class has parameters for."""
+    """The items of a config that the constructor of a class accepts."""
     parameters = inspect.signature(scheduler_class.__init__).parameters
     return {key: value for key, value in config.items() if key in parameters}
 
 
 def drop_unaccepted_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the keys that its class in diffusers has no parameters for."""
+    """A config without the keys that its diffusers class does not accept."""
     return {
         "_class_name": config["_class_name"],
         **_accepted_arguments(getattr(diffusers, config["_class_name"]), config),
@@ -259,7 +262,7 @@ def drop_unaccepted_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _alpha_bar(config: Mapping[str, Any]) -> Tensor:
-    """alpha_bar of the schedule that an audited config describes, float64 [T].
+    """alpha_bar of the schedule that a config describes, float64 [T].
 
     Raises:
         ValueError: it describes none.
@@ -274,9 +277,9 @@ def _alpha_bar(config: Mapping[str, Any]) -> Tensor:
 
 
 def is_rescaled_to_zero_snr(config: Mapping[str, Any], table: Tensor) -> bool:
-    """Whether a table of alpha_bar [T] is the config's own schedule, brought to zero terminal SNR.
+    """Whether a table of alpha_bar [T] is the config's schedule rescaled to zero terminal SNR.
 
-    Saved betas have been through float32 and through ratios of neighbours, which costs four digits near the end.
+    Saved betas were rounded to float32 and computed as ratios of neighbors, which costs four digits near the end.
     """
     flagged = _alpha_bar({**config, "trained_betas": None, "rescale_betas_zero_snr": True})
     return len(flagged) == len(table) and bool(

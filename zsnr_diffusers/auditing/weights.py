@@ -1,4 +1,4 @@
-"""What only the weights tell: whether the network ignores the terminal noise, and how bright its images are."""
+"""What only the weights show: whether the network ignores the terminal noise, and how bright its images are."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,20 +11,21 @@ if TYPE_CHECKING:
     from ..evaluation import TerminalInvariance
 
 MAX_NOISE_SHARE = 0.5
-"""Share of the x_0 prediction at T that changes with the noise, from which on a network was not trained there: at zero
-SNR an ideal one has 0, and a flawed model that the quickstart makes 0.92."""
+"""Fraction of the x_0 prediction at T that depends on the noise, above which the network was not trained there. At
+zero SNR, an ideal network has 0; the flawed model of the quickstart has 0.92.
+"""
 
 NUM_IMAGES = 8
 """Per prompt."""
 
 
 def audit_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, device: Any) -> Audit:
-    """Add to an audit what the weights tell, unless it is of a scheduler alone, a single file or flow matching.
+    """Add to an audit what the weights show, except for a scheduler alone, a single file or a flow-matching model.
 
     Args:
         result: the audit of the config.
         prompts: texts or class labels; None for an unconditional model, and for the empty text.
-        device: where its networks run, if it is loaded here.
+        device: device of its networks, if it is loaded here.
 
     Raises:
         OSError, ValueError: no pipeline can be loaded, or prompts do not fit it.
@@ -36,18 +37,18 @@ def audit_weights(result: Audit, prompts: Sequence[str] | Sequence[int] | None, 
     if pipe is None:
         from ..hub.load import load_pipeline
 
-        pipe = load_pipeline(found.saved)  # without what the caller knows: it is the config that is looked at
+        pipe = load_pipeline(found.saved)  # without what the caller knows, since the config is audited
         pipe = pipe if device is None else pipe.to(device)
     return check_weights(result, pipe, prompts)
 
 
 def _has_no_x_0_prediction(result: Audit) -> bool:
-    """Whether an epsilon model at zero SNR leaves no x_0 prediction at T to look at; findings say so already."""
+    """Whether an epsilon model at zero SNR has no x_0 prediction at T; the findings report it already."""
     return bool(result.prediction_type == "epsilon" and result.terminal_snr == 0)
 
 
 def check_weights(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[int] | None, **call: Any) -> Audit:
-    """Add to an audit terminal invariance and luminance of a loaded pipeline; `call` is for `iter_images`."""
+    """Add terminal invariance and luminance of a loaded pipeline to an audit; `call` is for `iter_images`."""
     from ..evaluation import LuminanceSummary, iter_images, mean_luminance, terminal_invariance
 
     if _has_no_x_0_prediction(result):
@@ -64,11 +65,11 @@ def check_weights(result: Audit, pipe: Any, prompts: Sequence[str] | Sequence[in
 
 
 def _check_terminal_invariance(invariance: "TerminalInvariance") -> Iterator[Finding]:
-    """Report a network whose x_0 prediction at T changes with the noise although the schedule has zero SNR."""
+    """Report a network whose x_0 prediction at T depends on the noise although the schedule has zero SNR."""
     if invariance.alpha == 0 and invariance.share > MAX_NOISE_SHARE:
         what = (
-            f"{invariance.share:.2f} of what the network predicts at T changes with the noise: it was not trained at "
-            "zero terminal SNR"
+            f"{invariance.share:.2f} of the x_0 prediction at T depends on the noise: it was not trained at zero "
+            "terminal SNR"
         )
         remedy = "retrain it:\naccelerate launch -m zsnr_diffusers.training --help"
         yield Finding("not-trained-there", "error", what, remedy)

@@ -1,4 +1,4 @@
-"""Calibration: a sampler fitted to one model at few steps and one guidance scale, from its own samples.
+"""Calibration: fit a sampler to one model at few steps and one guidance scale, from the model's own samples.
 
 Importing this loads diffusers; `zsnr calibrate` is the command.
 """

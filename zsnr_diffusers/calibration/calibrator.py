@@ -1,4 +1,4 @@
-"""A sampler fitted to a model, at few steps, by what the model itself generates in many."""
+"""Fit a few-step sampler to a model, using its own many-step samples."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Any
 
 from PIL import Image
 
-from ..core.calibrated import CalibratedSteps
 from ..core.choices import check_guidance_rescale, check_keep_low_frequencies
 from ..evaluation import generate_images, sample_grid
 from ..schedulers import ZeroSNRMultistepScheduler
 from .network import Guidance, GuidedNetwork, call_kwargs_for_batch, record_guided_network
-from .report import CalibratedNumber, Calibration
-from .search import max_network_calls, search_timesteps
+from .refinement import fit_steps, max_network_calls
+from .report import ERRORS, CalibratedNumber, Calibration
 from .student import Student
-from .trajectory import Trajectory, default_scheduler, run_teacher, sample_in_steps, teacher_timesteps
+from .trajectory import Trajectory, default_scheduler, run_teacher, sample_in_steps, start_grids, teacher_timesteps
 
 FEWEST_PROMPTS = 8
 HELD_OUT = 4
-"""Of so many prompts the last is held out."""
+"""One of this many prompts is held out."""
 STEPS = (4, 5, 6, 8)
 TEACHER_STEPS = 100
 NUM_PROMPTS = 64
@@ -28,30 +27,30 @@ NUM_PROMPTS = 64
 class Calibrator:
     """Fits timesteps and weights of `ZeroSNRMultistepScheduler` to a pipeline, one step count after another.
 
-    Making one records what the pipeline tells its network, and checks everything that can be checked before hours of
-    work; `numbers` does the work, and `calibrate` all of it.
+    The constructor records the network's inputs and checks everything that can be checked before hours of work;
+    `numbers` does the work, and `calibrate` combines both.
 
     Args:
-        pipe: of text or class to image, with a UNet: Stable Diffusion, SDXL, `ClassConditionalPipeline`.
-        prompts: at least 8, such as it will be used with; of every four the last is held out. Class labels for a
-            pipeline of classes, None for one without condition.
+        pipe: text-to-image or class-conditional, with a UNet: Stable Diffusion, SDXL, `ClassConditionalPipeline`.
+        prompts: at least 8 typical ones; the last of every four is held out. Class labels for a class-conditional
+            pipeline, None for an unconditional one.
         steps: step counts, each at least 2.
-        guidance_scale: w in u + w (c - u); the calibration holds for this one.
+        guidance_scale: w in u + w (c - u); the calibration is valid for this value.
         guidance_rescale: phi of Lin et al. 2023, Algorithm 2; by default the pipeline's own.
         keep_low_frequencies: k of `enable_guidance_rescale`; by default the pipeline's own.
-        num_prompts: how many images, each of a seed of its own; prompts are repeated or left out for that.
+        num_prompts: number of images, each with its own seed; prompts are repeated or dropped to match.
         seed: of the first image.
         teacher_steps: of the teacher.
         batch_size: images per call of the network.
         call_kwargs: for the pipeline's call, such as `negative_prompt`, `height` and `width`.
 
     Attributes:
-        network_calls: how often the network will be called, at most, in batches.
+        network_calls: upper bound of the number of network calls, in batches.
         on_call: called after each call.
 
     Raises:
-        ValueError: fewer than 8 prompts or images; a pipeline that guides in another way, passes a ControlNet's
-            residuals or further channels to its UNet, or has no variance-preserving schedule; steps out of range.
+        ValueError: fewer than 8 prompts or images; a pipeline that uses other guidance, passes ControlNet residuals or
+            extra channels to its UNet, or has no variance-preserving schedule; steps out of range.
     """
 
     def __init__(
@@ -85,35 +84,39 @@ class Calibrator:
 
     @property
     def network_calls(self) -> int:
-        """How often the network will be called at most, a batch each: teacher, comparisons, and search."""
+        """Upper bound of the number of network calls, one batch each: teacher, comparisons, and search."""
         fitted, held_out = (network.num_batches for network in self._networks)
         outputs = self.scheduler.config["solver_order"] + self.scheduler.config["corrector"]
         compared = len(self._timesteps) + sum(2 * n for n in self.steps)
         return compared * (fitted + held_out) + sum(max_network_calls(n, outputs) for n in self.steps) * fitted
 
+    def seconds_per_call(self) -> float:
+        """How long one network call takes, a batch of fitted images: the second of two, since the first warms up."""
+        return self._networks[0].time_calls(2)[-1]
+
     def numbers(self) -> Iterator[CalibratedNumber]:
-        """Calibrate each step count, from the fewest on; yields each once it is done."""
+        """Calibrate each step count in increasing order; yields each when it is finished."""
         for network in self._networks:
             network.on_call = lambda: self.on_call()
         runs = [(network, run_teacher(network, self.scheduler, self._timesteps)) for network in self._networks]
         student = Student(runs[0][0], self.scheduler, runs[0][1])
         for n in self.steps:
-            self.scheduler.set_timesteps(n)
-            fit = search_timesteps(student, self.scheduler.timesteps.tolist(), self._timesteps)
-            fit = student.refine_weights(fit)
-            steps = CalibratedSteps(fit.timesteps, [row.tolist() for row in fit.weights])
-            yield CalibratedNumber(n, *steps, *self._sampler_errors(n, steps, runs))
+            timesteps, weights, keeps = fit_steps(student, start_grids(self.scheduler, n)).steps
+            rows = [row.tolist() for row in weights]
+            entry = {"timesteps": timesteps, "weights": rows, "keeps": keeps, "kappas": student.kappas(timesteps)}
+            yield CalibratedNumber(n, entry, **self._sampler_errors(n, entry, runs))
 
     def _sampler_errors(
-        self, n: int, steps: CalibratedSteps, runs: Sequence[tuple[GuidedNetwork, Trajectory]]
-    ) -> tuple[float, ...]:
+        self, n: int, entry: Mapping[str, Any], runs: Sequence[tuple[GuidedNetwork, Trajectory]]
+    ) -> dict[str, Any]:
         """Distance to the teacher of the default and the calibrated sampler, on fitted prompts and held-out ones."""
-        calibrated = self.calibrated({str(n): steps._asdict()})
-        return tuple(
+        calibrated = self.calibrated({str(n): entry})
+        errors = [
             teacher.error(sample_in_steps(network, scheduler, n))
             for network, teacher in runs
             for scheduler in (self.scheduler, calibrated)
-        )
+        ]
+        return dict(zip(ERRORS, errors, strict=True))
 
     def calibrated(self, calibration: Mapping[str, Any]) -> ZeroSNRMultistepScheduler:
         """The default multistep sampler with a `calibration` in its config."""
@@ -126,8 +129,8 @@ class Calibrator:
         """Draw a grid of held-out images: default and calibrated sampler at each step count, and the teacher.
 
         Args:
-            numbers: what was found.
-            rows: prompts at most.
+            numbers: the calibrated step counts.
+            rows: maximum number of prompts.
             cell: largest side of an image, in pixels.
         """
         runs = [
@@ -144,7 +147,7 @@ class Calibrator:
         return sample_grid([*zip(*columns, strict=True)], labels[:rows], cell=max(side, 96), column_labels=names)
 
     def _generate_held_out(self, scheduler: Any, num_inference_steps: int, rows: int) -> list[Image.Image]:
-        """Images of the first held-out prompts by another scheduler, `rows` at most."""
+        """Images of at most `rows` held-out prompts by another scheduler."""
         conditions, seeds = self.held_out
         call = self.guidance.call_kwargs(self._pipe) | self._call_kwargs
         former, self._pipe.scheduler = self._pipe.scheduler, scheduler
@@ -162,7 +165,7 @@ class Calibrator:
             self._pipe.scheduler = former
 
     def report(self, numbers: Sequence[CalibratedNumber]) -> Calibration:
-        """The report on these step counts, with what they were calibrated for."""
+        """The report on these step counts and their settings."""
         images = len(self._networks[0]), len(self._networks[1])
         scale, rescale, k = self.guidance
         return Calibration(tuple(numbers), scale, rescale, self.teacher_steps, images, k)
@@ -171,20 +174,18 @@ class Calibrator:
 def calibrate(
     pipe: Any, prompts: Sequence[str] | Sequence[int] | None, *, guidance_scale: float, **options: Any
 ) -> tuple[ZeroSNRMultistepScheduler, Calibration]:
-    """Fit the sampler to a model, at the step counts and the guidance that it will be used with.
+    """Fit the sampler to a model, for the step counts and the guidance it will be used with.
 
     ```python
     pipe.scheduler, report = calibrate(pipe, prompts, steps=(4, 6), guidance_scale=5.0)
     ```
 
-    The teacher is the default sampler in many steps. For each step count, timesteps are searched among the
-    teacher's, and the weights of each step are fitted by least squares to the teacher's samples, on the path that the
-    few steps themselves take; at last all weights are moved together towards the teacher's clean samples. Nothing is
-    differentiated, so it takes no more memory than sampling: beside the network, all of the teacher's samples in the
-    CPU's memory, 64 of SDXL at 100 steps 0.9 GB in half precision.
-
-    Relatives that fit to a teacher by back-propagation: LD3 (arXiv:2405.15506), S4S (arXiv:2502.17423), GAS
-    (arXiv:2510.17699).
+    The teacher is the default sampler in many steps. For each step count, the weights of each step are fitted by least
+    squares to the teacher's samples, on the path that the few steps themselves take; then all weights and timesteps
+    are moved together towards the teacher's clean samples. Nothing is differentiated, so the network needs no more
+    memory than for sampling. The teacher's samples are kept in CPU memory (0.9 GB for 64 SDXL images at 100 steps in
+    half precision), as is a change of the clean samples for each weight and timestep. Related methods that use
+    backpropagation: LD3 (arXiv:2405.15506), S4S (arXiv:2502.17423), GAS (arXiv:2510.17699).
 
     Args:
         pipe: as in `Calibrator`.
@@ -193,7 +194,7 @@ def calibrate(
         options: the other arguments of `Calibrator`.
 
     Returns:
-        The scheduler, with those step counts that are nearer to the teacher on what was held out, and the report.
+        The scheduler, with the step counts that are closer to the teacher on held-out prompts, and the report.
 
     Raises:
         ValueError: as in `Calibrator`.
@@ -206,7 +207,7 @@ def calibrate(
 def _resolve_guidance(
     pipe: Any, guidance_scale: float, guidance_rescale: float | None, keep_low_frequencies: int | None
 ) -> Guidance:
-    """The guidance to calibrate for: what is given, or else the pipeline's own; without guidance nothing beside it."""
+    """The guidance to calibrate for: the given one, or else the pipeline's; other settings are 0 without guidance."""
     phi = getattr(pipe, "default_guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale
     k = getattr(pipe, "default_keep_low_frequencies", 0) if keep_low_frequencies is None else keep_low_frequencies
     check_guidance_rescale(phi)
@@ -219,17 +220,14 @@ Share = tuple[list[Any] | None, list[int]]
 
 
 def split_prompts(prompts: Sequence[Any] | None, num_prompts: int, seed: int) -> tuple[Share, Share]:
-    """Prompts and seeds to fit to, and those to hold out; no seed is in both, and no prompt that is given once.
+    """Prompts and seeds for fitting and for holding out; they share no seed, and no prompt unless it was repeated.
 
     Raises:
-        ValueError: fewer than 8 of them.
+        ValueError: fewer than 8.
     """
     for name, number in (("prompts", num_prompts if prompts is None else len(prompts)), ("num_prompts", num_prompts)):
         if number < FEWEST_PROMPTS:
-            raise ValueError(
-                f"{number} {name} are too few to fit a sampler to, and to hold some out: give at least "
-                f"{FEWEST_PROMPTS}."
-            )
+            raise ValueError(f"{number} {name} are too few to fit and hold out: pass at least {FEWEST_PROMPTS}.")
     count = num_prompts if prompts is None else min(len(prompts), num_prompts)
     shares: list[tuple[list[Any], list[int]]] = [([], []), ([], [])]
     for i in range(num_prompts):

@@ -1,13 +1,13 @@
 """The guided network of a pipeline as a plain function of (x_t, t).
 
-The pipeline itself is called, once for each batch, up to its first scheduler step: what it passes to its UNet beside
-sample and timestep does not change afterwards, and the starting noise is the one that its seeds mean. That what is
-computed from them is what the pipeline computes is checked at that step.
+The pipeline is called once per batch, up to its first scheduler step: its other UNet inputs do not change afterwards,
+and its initial noise follows from the seeds. At this step, the function's output is compared with the pipeline's.
 """
 
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,27 +16,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.guidance import classifier_free_guidance, rescale_guidance
-from ..core.low_frequencies import keep_low_frequencies
+from ..core.low_frequencies import guided_prediction
 from ..evaluation.generation import iter_images
 from ..schedulers import ZeroSNRMultistepScheduler
 
 AGREEMENT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far the function may be from the pipeline's prediction, relative; the largest is the rounding of guidance."""
+"""Tolerance of the relative difference to the pipeline's prediction; the largest part is rounding in guidance."""
 
 CHANGING = ("down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals")
-"""Arguments of a UNet that are computed from x_t, by a ControlNet or an adapter."""
+"""UNet arguments that a ControlNet or an adapter computes from x_t."""
 
 
 class _FirstStep(BaseException):
-    """Ends a pipeline's call; no pipeline catches it."""
+    """Stops a pipeline's call; no pipeline catches it."""
 
     def __init__(self, prediction: Tensor, sample: Tensor) -> None:
         self.prediction, self.sample = prediction, sample
 
 
 class _FirstStepScheduler(ZeroSNRMultistepScheduler):
-    """Hands over what its first step is given."""
+    """Records the inputs of the first step."""
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise _FirstStep(model_output, sample)
@@ -44,7 +43,7 @@ class _FirstStepScheduler(ZeroSNRMultistepScheduler):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call of the pipeline recorded: the noise it starts from, and what its UNet is told beside x_t and t."""
+    """The record of one pipeline call: its initial noise, and the UNet inputs besides x_t and t."""
 
     noise: Tensor
     args: tuple[Any, ...]
@@ -52,39 +51,38 @@ class Batch:
 
 
 class Guidance(NamedTuple):
-    """How a network is guided: arguments of a pipeline's call."""
+    """Guidance settings: arguments of a pipeline's call."""
 
     guidance_scale: float
     guidance_rescale: float = 0.0
     keep_low_frequencies: int = 0
 
     def combine(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        """The guided prediction, as `enable_guidance_rescale` makes it."""
-        guided = classifier_free_guidance(unconditional, conditional, self.guidance_scale)
-        guided = rescale_guidance(guided, conditional, self.guidance_rescale)
-        return keep_low_frequencies(guided, conditional, self.keep_low_frequencies)
+        """The guided prediction, as `enable_guidance_rescale` computes it."""
+        return guided_prediction(unconditional, conditional, *self)
 
     def call_kwargs(self, pipe: Any) -> dict[str, Any]:
-        """These as arguments of a pipeline's call; also those that are 0, so that no default takes their place.
+        """The settings as arguments of a pipeline's call, including zeros, so that no default replaces them.
 
         Raises:
-            ValueError: the pipeline does not know low frequencies; most of stock's would take the argument without a
-                word.
+            ValueError: the pipeline does not support keep_low_frequencies; most diffusers pipelines would silently
+                ignore it.
         """
         taken, phi, k = inspect.signature(pipe.__call__).parameters, self.guidance_rescale, self.keep_low_frequencies
         if k > 0 and "keep_low_frequencies" not in taken:
             raise ValueError(
-                f"{type(pipe).__name__} has no keep_low_frequencies={k}; first call "
-                f"enable_guidance_rescale(pipe, {phi:g}, keep_low_frequencies={k})."
+                f"{type(pipe).__name__} has no keep_low_frequencies={k}; first call enable_guidance_rescale(pipe, "
+                f"{phi:g}, keep_low_frequencies={k})."
             )
         return {name: value for name, value in self._asdict().items() if value or name in taken}
 
 
 class GuidedNetwork:
-    """The guided prediction of a pipeline's UNet, for samples that each have a condition and a seed of their own.
+    """The guided prediction of a pipeline's UNet, for samples with individual conditions and seeds.
 
     Attributes:
         noise: x_T of every sample, shape [N, ...], float32 on the CPU.
+        num_train_timesteps: T of the pipeline's schedule.
         dtype: of the UNet, in which it is called; everything outside of it is float32.
         calls: how often the UNet was called.
         on_call: called after each of them.
@@ -93,6 +91,7 @@ class GuidedNetwork:
     def __init__(self, pipe: Any, batches: Sequence[Batch], guidance: Guidance) -> None:
         self._unet, self._device, self._batches = pipe.unet, pipe._execution_device, batches
         self._guidance = guidance
+        self.num_train_timesteps = int(pipe.scheduler.config["num_train_timesteps"])
         self.dtype = pipe.unet.dtype
         self.noise = torch.cat([batch.noise for batch in batches])
         self.calls = 0
@@ -120,6 +119,16 @@ class GuidedNetwork:
         ]
         return torch.cat(predictions)
 
+    @torch.no_grad()
+    def time_calls(self, count: int) -> list[float]:
+        """Seconds of so many calls for the first batch, one after another."""
+        batch, last, seconds = self._batches[0], self.num_train_timesteps - 1, []
+        for _ in range(count):
+            started = time.perf_counter()
+            self.predict_batch(batch, batch.noise, last)  # returns on the CPU, so a GPU has finished
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
     def predict_batch(self, batch: Batch, x_t: Tensor, timestep: int) -> Tensor:
         """The guided prediction for the samples of one batch, float32 on the CPU."""
         x = x_t.to(self._device, self.dtype)
@@ -145,12 +154,12 @@ def record_guided_network(
     batch_size: int = 4,
     **call_kwargs: Any,
 ) -> GuidedNetwork:
-    """Make a plain function of (x_t, t) from a pipeline's UNet by recording what the pipeline passes to it.
+    """Create a plain function of (x_t, t) from a pipeline's UNet by recording its inputs.
 
     Args:
-        pipe: of text or class to image, with a UNet.
+        pipe: text-to-image or class-conditional, with a UNet.
         conditions: a prompt or class label for each seed; None for an unconditional pipeline.
-        seeds: one per sample; each is the noise that the pipeline makes of it.
+        seeds: one per sample; determines the pipeline's initial noise.
         guidance_scale: w in u + w (c - u); 1 or less is no guidance.
         guidance_rescale: phi of Lin et al. 2023, Algorithm 2.
         keep_low_frequencies: k of `enable_guidance_rescale`.
@@ -158,7 +167,7 @@ def record_guided_network(
         call_kwargs: for the pipeline's call.
 
     Raises:
-        ValueError: a pipeline that has no such UNet, or guides in another way.
+        ValueError: a pipeline without such a UNet, or with other guidance.
     """
     _check_pipeline(pipe)
     if batch_size < 1:
@@ -183,29 +192,31 @@ def record_guided_network(
 
 
 def call_kwargs_for_batch(call_kwargs: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """Arguments of a call, negative prompts repeated: beside a list of prompts some pipelines want a list."""
+    """Arguments of a call, with repeated negative prompts, since some pipelines require lists of equal length."""
     negative = {name: [text] * size for name, text in call_kwargs.items() if name.startswith("negative_prompt")}
     return {**call_kwargs, **{name: texts for name, texts in negative.items() if isinstance(texts[0], str)}}
 
 
 def _check_pipeline(pipe: Any) -> None:
-    """Refuse a pipeline without a UNet on betas, or one whose guidance the calibration cannot compute."""
+    """Refuse a pipeline without a UNet trained with betas, or with guidance that the calibration cannot compute."""
     name = type(pipe).__name__
     if getattr(pipe, "unet", None) is None or "beta_schedule" not in pipe.scheduler.config:
         raise ValueError(
-            f"{name} has no UNet on a variance-preserving schedule, as flow-matching models have none; it cannot be "
-            "calibrated."
+            f"{name} has no UNet with a variance-preserving schedule (flow-matching models have none), so so it "
+            "cannot be calibrated."
         )
     if getattr(pipe, "default_guider", None) is not None or getattr(pipe, "guidance_space", "output") != "output":
         raise ValueError(
-            f"{name} is guided by a guider or rescaled in another space than the network's output; call "
+            f"{name} uses a guider, or guidance rescale in another space than the network's output; call "
             "disable_guidance_rescale(pipe) first, or enable it without guider and space."
         )
 
 
 @contextmanager
 def _stop_at_first_step(pipe: Any, scheduler: Any) -> Iterator[dict[str, Any]]:
-    """End the pipeline's call within at its first scheduler step; yields what UNet and scheduler were given."""
+    """Stop the pipeline's call inside this context at its first scheduler step; yields the inputs of UNet and
+    scheduler.
+    """
     seen: dict[str, Any] = {"calls": 0}
 
     def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -224,10 +235,10 @@ def _stop_at_first_step(pipe: Any, scheduler: Any) -> Iterator[dict[str, Any]]:
 
 
 def _make_batch(pipe: Any, seen: dict[str, Any]) -> Batch:
-    """The starting noise that was recorded, and the UNet's arguments without sample and timestep.
+    """The recorded initial noise, and the UNet's arguments without sample and timestep.
 
     Raises:
-        ValueError: it does not suffice to call the UNet at other steps.
+        ValueError: they are not sufficient to call the UNet at other steps.
     """
     name = type(pipe).__name__
     if seen["calls"] != 1 or "prediction" not in seen:
@@ -242,8 +253,8 @@ def _make_batch(pipe: Any, seen: dict[str, Any]) -> Batch:
     if changing or x.shape[1:] != seen["noise"].shape[1:]:
         what = changing[0] if changing else f"{x.shape[1]} channels"
         raise ValueError(
-            f"{name} passes {what} to its UNet, which depend on an image; calibrate the text-to-image pipeline of "
-            "the same UNet, and give its scheduler to this one."
+            f"{name} passes {what} to its UNet, which depend on an image; calibrate a text-to-image pipeline with the "
+            "same UNet, and use its scheduler here."
         )
     return Batch(seen["noise"], *_to_device((tuple(args), kwargs), "cpu"))
 
@@ -260,16 +271,16 @@ def _to_device(value: Any, device: Any) -> Any:
 def _check_prediction_agrees(
     pipe: Any, network: GuidedNetwork, seen: dict[str, Any], num_train_timesteps: int
 ) -> None:
-    """Refuse a pipeline whose own guided prediction at its first step is not what the network computes."""
-    problem = f"{type(pipe).__name__} guides in another way than u + w (c - u)"
+    """Refuse a pipeline whose guided prediction at its first step differs from the network's."""
+    problem = f"{type(pipe).__name__} does not use u + w (c - u) for guidance"
     wanted = seen["prediction"]
     copies = 2 if network.uses_guidance else 1
     x = seen["kwargs"].get("sample", seen["args"][0] if seen["args"] else None)
     if len(x) != copies * len(wanted):
-        raise ValueError(f"{problem}: {len(x)} predictions for {len(wanted)} samples; it cannot be calibrated.")
+        raise ValueError(f"{problem}: {len(x)} predictions for {len(wanted)} samples, so it cannot be calibrated.")
     found = network(network.noise, num_train_timesteps - 1)
     if found.shape != wanted.shape:
-        raise ValueError(f"{type(pipe).__name__} predicts a variance too; it cannot be calibrated.")
+        raise ValueError(f"{type(pipe).__name__} predicts a variance too, so it cannot be calibrated.")
     difference = float((found - wanted).norm() / wanted.norm())
     if not difference <= AGREEMENT.get(network.dtype, 1e-3):
-        raise ValueError(f"{problem}: predictions differ by {difference:.2g}; it cannot be calibrated.")
+        raise ValueError(f"{problem}: predictions differ by {difference:.2g}, so it cannot be calibrated.")

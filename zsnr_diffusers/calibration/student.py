@@ -1,36 +1,47 @@
-"""Few steps, fitted to a teacher's path: the weights of given timesteps, and the timesteps themselves.
+"""Few steps of a network, compared with the teacher's run: their weights, fitted step by step to the teacher's path.
 
-Everything runs in y = x / sigma, in which a step of the ODE adds a weighted sum of outputs x_0 and nothing else.
+Everything is computed in y = x / sigma, where a step of the ODE only adds a weighted sum of x_0 outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import NoiseLevel, multistep_updates, noise_level, schedule_table
-from ..core.noise import SCHEDULE_NAMES
-from ..core.weight_fit import fit_step_weights, levenberg_marquardt_step, move_weights, robust_image_weights
+from ..core.noise import SCHEDULE_NAMES, kappa
+from ..core.weight_fit import fit_step_weights, robust_image_weights
 from .network import GuidedNetwork
 from .trajectory import Trajectory
 
 RIDGE = 0.1
 """Relative error, over a run, that moving each weight by the whole step must save."""
-DIFFERENCE = 0.01
-"""By how much of a step a weight is moved to see what that changes."""
-ROUNDS, TRIES = 2, 2
-"""Of the refinement, and the dampings tried in each."""
 
 
 class State(NamedTuple):
-    """Before a step: y = x / sigma, and the last outputs x_0, newest first."""
+    """State before a step: y = x / sigma, and the last x_0 outputs, newest first."""
 
     y: Tensor
     outputs: tuple[Tensor, ...]
+
+
+class Steps(NamedTuple):
+    """What a run does.
+
+    Attributes:
+        timesteps: n of them, from T-1 down.
+        weights: of the outputs of each step, newest first, float64.
+        keeps: the factor of y in each step: 1, and 0 in the last, or near that.
+    """
+
+    timesteps: list[int]
+    weights: list[Tensor]
+    keeps: list[float]
 
 
 @dataclass(frozen=True)
@@ -38,27 +49,25 @@ class Fit:
     """A run of the student.
 
     Attributes:
-        timesteps: n of them, from T-1 down.
-        weights: of the outputs of each step, newest first, float64.
+        steps: what it does.
         states: before each step.
-        clean: where it leads.
+        clean: the resulting clean samples.
         error: geometric mean over images of the RMS difference to the teacher's clean samples.
     """
 
-    timesteps: list[int]
-    weights: list[Tensor]
+    steps: Steps
     states: list[State]
     clean: Tensor
     error: float
 
 
 class Student:
-    """Few-step runs of a network, beside the teacher's run of the same network from the same noise.
+    """Few-step runs of a network, compared with the teacher's run of the same network from the same noise.
 
     Args:
-        network: with the noise that runs start from.
-        scheduler: the default sampler; its weights are what a fit starts from and stays near.
-        teacher: visits every timestep that is asked for.
+        network: the network and its initial noise.
+        scheduler: the default sampler, whose weights initialize and regularize a fit.
+        teacher: a run that visits every candidate timestep.
     """
 
     def __init__(self, network: GuidedNetwork, scheduler: Any, teacher: Trajectory) -> None:
@@ -68,87 +77,71 @@ class Student:
         self._order, self._corrector = config["solver_order"], config["corrector"]
 
     @property
-    def calls(self) -> int:
-        """How often the network was called, each for all samples."""
-        return self._network.calls // self._network.num_batches
+    def outputs(self) -> int:
+        """How many outputs a step weighs at most."""
+        return int(self._order + self._corrector)
 
-    def fit(self, timesteps: Sequence[int], like: Fit | None = None) -> Fit:
+    @property
+    def clean(self) -> Tensor:
+        """The teacher's clean samples."""
+        return self._teacher.clean
+
+    def fit(self, timesteps: Sequence[int]) -> Fit:
         """Fit the weights step by step, each on what the steps before it lead to.
 
         Args:
             timesteps: of the teacher's, from T-1 down.
-            like: a fit of other timesteps; what both begin with is taken from there, without network calls.
         """
-        ts, shared = list(timesteps), 0 if like is None else _common_prefix_length(timesteps, like.timesteps)
-        states = [] if like is None else like.states[:shared]
-        weights = [] if like is None else like.weights[: max(shared - 1, 0)]
+        ts, states = list(timesteps), list[State]()
+        steps = Steps(ts, [], [1.0] * (len(ts) - 1) + [0.0])
         for i, start in enumerate(self._default_weights(ts)):
-            if i == len(states):
-                states.append(self._evaluate_network(ts[i], self._y_after(states, weights), states))
-            if i == len(weights):
-                weights.append(self._fit_step_weights(ts, i, states[i], start))
-        clean = _apply_step(states[-1], weights[-1], last=True)
-        return Fit(ts, weights, states, clean, self._teacher_error(clean))
+            states.append(self._evaluate_network(steps, states))
+            steps.weights.append(self._fit_step_weights(ts, i, states[i], start))
+        return self._finish(steps, states)
 
-    def run_with_weights(self, timesteps: Sequence[int], weights: Sequence[Tensor]) -> Fit:
-        """Sample the student's run over timesteps with the given weights of each step."""
-        ts: list[int] = list(timesteps)
-        states: list[State] = []
-        for i, timestep in enumerate(ts):
-            states.append(self._evaluate_network(timestep, self._y_after(states, weights[:i]), states))
-        clean = _apply_step(states[-1], weights[-1], last=True)
-        return Fit(ts, list(weights), states, clean, self._teacher_error(clean))
+    def run(self, steps: Steps, states: Sequence[State] = ()) -> Fit:
+        """Sample with the given steps.
 
-    def refine_weights(self, fit: Fit) -> Fit:
-        """Move all weights together towards the teacher's clean samples, by Levenberg-Marquardt on differences."""
-        damping = 1e-2
-        for _ in range(ROUNDS):
-            places = [(i, j) for i, row in enumerate(fit.weights) for j in range(1, len(row))]
-            if not places:  # of one output each, which the sum decides on
-                return fit
-            error = self._teacher.clean - fit.clean
-            weighed = robust_image_weights(error)
-            changes = torch.stack([(weighed * self._weight_derivative(fit, i, j)).flatten() for i, j in places])
-            for _ in range(TRIES):
-                moves = levenberg_marquardt_step(changes, (weighed * error).flatten(), damping)
-                other = self.run_with_weights(fit.timesteps, _move_weights(fit.weights, moves))
-                if other.error < fit.error:
-                    break
-                damping *= 10
-            else:
-                return fit
-            fit, damping = other, damping / 4
-        return fit
+        Args:
+            steps: timesteps, weights and factors.
+            states: of another run that begins alike, as far as it does; they take no network calls.
+        """
+        found = list(states)
+        while len(found) < len(steps.timesteps):
+            found.append(self._evaluate_network(steps, found))
+        return self._finish(steps, found)
 
-    def _weight_derivative(self, fit: Fit, i: int, j: int) -> Tensor:
-        """Derivative of the clean samples by weight j of step i, in units of the step; from a difference."""
-        weights, move = list(fit.weights), torch.zeros(len(fit.weights[i]) - 1, dtype=torch.float64)
-        move[j - 1] = DIFFERENCE * weights[i].sum()
-        weights[i] = move_weights(weights[i], move)
-        states = fit.states[: i + 1]
-        for k in range(i + 1, len(weights)):
-            states.append(self._evaluate_network(fit.timesteps[k], self._y_after(states, weights[:k]), states))
-        return (_apply_step(states[-1], weights[-1], last=True) - fit.clean) / DIFFERENCE
+    def step_sizes(self, timesteps: Sequence[int]) -> list[float]:
+        """The sum of each step's weights by which a constant output is exact: kappa_s - kappa_t, and 1 at last."""
+        return [after - before for before, after in pairwise(self.kappas(timesteps))] + [1.0]
 
-    def _y_after(self, states: Sequence[State], weights: Sequence[Tensor]) -> Tensor | None:
-        """y = x / sigma after the last of the student's states; None before the first step."""
-        return _apply_step(states[-1], weights[-1], last=False) if states else None
+    def kappas(self, timesteps: Sequence[int]) -> list[float]:
+        """alpha / sigma of the model's schedule at each timestep."""
+        return [float(kappa(self._noise_level(timestep))) for timestep in timesteps]
 
-    def _evaluate_network(self, timestep: int, y: Tensor | None, before: Sequence[State]) -> State:
-        """Call the network at a timestep, and put its x_0 before the outputs that the next step weighs."""
+    def _finish(self, steps: Steps, states: list[State]) -> Fit:
+        """The run that ends with the last step."""
+        clean = _apply_step(states[-1], steps.weights[-1], steps.keeps[-1])
+        return Fit(steps, states, clean, self._teacher.error(clean))
+
+    def _evaluate_network(self, steps: Steps, before: Sequence[State]) -> State:
+        """Call the network after the last of the states, and put its x_0 before the outputs that a step weighs."""
+        i = len(before)
+        timestep = steps.timesteps[i]
         sigma = float(self._noise_level(timestep).sigma)
+        y = _apply_step(before[-1], steps.weights[i - 1], steps.keeps[i - 1]) if before else None
         x_t = self._network.noise if y is None else y * sigma
         output, t = self._network(x_t, timestep), torch.tensor([timestep])
         x_0 = self._scheduler.get_original_sample(output, x_t, t)
         older = before[-1].outputs if before else ()
-        return State(x_t / sigma, (x_0, *older)[: self._order + self._corrector])
+        return State(x_t / sigma, (x_0, *older)[: self.outputs])
 
     def _fit_step_weights(self, ts: Sequence[int], i: int, state: State, start: Tensor) -> Tensor:
-        """The weights of step i that bring it nearest to the teacher's sample there, by least squares."""
+        """The weights of step i that best match the teacher's sample, by least squares."""
         last = i + 1 == len(ts)
         goal = self._teacher.clean if last else self._teacher.samples[ts[i + 1]].float() / self._sigma(ts[i + 1])
         wanted = goal if last else goal - state.y
-        weighed = robust_image_weights(goal - _apply_step(state, start, last))
+        weighed = robust_image_weights(goal - _apply_step(state, start, float(not last)))
         outputs = torch.stack([(weighed * output).flatten() for output in state.outputs])
         ridge = RIDGE / len(ts) * float(goal.square().mean().sqrt())
         return fit_step_weights(start, outputs, (weighed * wanted).flatten(), ridge)
@@ -162,7 +155,7 @@ class Student:
         return float(self._noise_level(timestep).sigma)
 
     def _default_weights(self, timesteps: Sequence[int]) -> Iterator[Tensor]:
-        """Weights of the default sampler for each step, padded to as many outputs as a step may weigh."""
+        """Weights of the default sampler for each step, padded to the maximum number of outputs."""
         path = [NoiseLevel(*map(float, self._noise_level(timestep))) for timestep in timesteps]
         updates = multistep_updates(path, self._order, self._corrector)
         for i, (update, sigma) in enumerate(zip(updates, [*(level.sigma for level in path[1:]), 1.0], strict=True)):
@@ -170,23 +163,9 @@ class Student:
             row[: len(update.gains)] = torch.tensor(update.gains, dtype=torch.float64) / sigma
             yield row
 
-    def _teacher_error(self, clean: Tensor) -> float:
-        """Distance of clean samples to the teacher's, see `Trajectory.error`."""
-        return self._teacher.error(clean)
 
-
-def _apply_step(state: State, weights: Tensor, last: bool) -> Tensor:
-    """y after a step of given weights, or the clean samples after the last."""
-    added = sum(weight * output for weight, output in zip(weights.tolist(), state.outputs, strict=True))
-    return torch.as_tensor(added if last else state.y + added)
-
-
-def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many timesteps two runs begin with alike, whose fit the second can take from the first."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _move_weights(weights: Sequence[Tensor], moves: Tensor) -> list[Tensor]:
-    """Every row of weights moved by its part of `moves`, in units of its step."""
-    parts = torch.split(moves, [len(row) - 1 for row in weights])
-    return [move_weights(row, part * row.sum()) for row, part in zip(weights, parts, strict=True)]
+def _apply_step(state: State, weights: Tensor, keep: float) -> Tensor:
+    """y after a step, or the clean samples after the last."""
+    return keep * state.y + sum(
+        weight * output for weight, output in zip(weights.tolist(), state.outputs, strict=True)
+    )

@@ -1,6 +1,7 @@
-"""The commands of `zsnr`, a module each: `new_parser` says what a command takes, `run` does it.
+"""Arguments that commands of `zsnr` share. Each command is a module: `new_parser` defines its arguments, `run`
+executes it.
 
-Parsing imports no heavy library; what a command needs is imported once it runs.
+Parsing imports no heavy library; a command imports what it needs when it runs.
 """
 
 import argparse
@@ -14,7 +15,7 @@ CLAIMS = ("prediction_type", "rescale_betas_zero_snr")
 
 
 def command_parser(name: str, description: str, examples: str) -> CommandParser:
-    """The parser of a command, with --quiet alone; `examples` end its help."""
+    """The parser of a command, with only --quiet; `examples` are printed at the end of its help."""
     parser = CommandParser(
         f"zsnr {name}",
         description=description,
@@ -26,23 +27,25 @@ def command_parser(name: str, description: str, examples: str) -> CommandParser:
 
 
 def add_claim_options(parser: CommandParser, whose: str, group: Any = None) -> None:
-    """Add --prediction_type and --rescale_betas_zero_snr, which say what a model was trained to."""
+    """Add --prediction_type and --rescale_betas_zero_snr, which describe how a model was trained."""
     group = group or parser
     group.add_argument(
-        "--prediction_type", choices=PREDICTION_TYPES, help=f"what {whose} predicts (default: what is found)"
+        "--prediction_type", choices=PREDICTION_TYPES, help=f"what {whose} predicts (default: detected)"
     )
-    text = "whether it was trained at zero terminal SNR (default: what is found)"
+    text = "whether it was trained at zero terminal SNR (default: detected)"
     parser.add_switch(group, "rescale_betas_zero_snr", text, aliases=("zero_snr",))
 
 
 def add_recorded_guidance_options(parser: Any, default: str) -> None:
-    """Add --guidance_rescale and --keep_low_frequencies, which are recorded in what is written."""
-    parser.add_argument("--guidance_rescale", type=float, help=f"phi to record (default: {default})")
+    """Add --guidance_rescale and --keep_low_frequencies, which are recorded in the output."""
+    parser.add_argument(
+        "--guidance_rescale", type=float, help=f"guidance rescale (phi) to record (default: {default})"
+    )
     parser.add_argument(
         "--keep_low_frequencies",
         type=int,
         metavar="K",
-        help=f"lowest K x K frequencies that guidance leaves alone, to record (default: {default})",
+        help=f"number K of low frequencies per side that guidance does not change, to record (default: {default})",
     )
 
 
@@ -50,16 +53,16 @@ def check_target_options(arguments: argparse.Namespace) -> None:
     """Refuse --private without --push_to_hub.
 
     Raises:
-        ValueError: with both.
+        ValueError: --private was passed alone.
     """
     if arguments.private and arguments.push_to_hub is None:
-        raise ValueError("--private goes with --push_to_hub.")
+        raise ValueError("--private requires --push_to_hub.")
 
 
 def add_target_options(parser: Any, what: str) -> None:
-    """Add --push_to_hub, --private and --overwrite, for what is written."""
+    """Add --push_to_hub, --private and --overwrite."""
     parser.add_argument(
-        "--push_to_hub", metavar="REPO", help=f"upload {what} to this repo of the Hub, which is made if need be"
+        "--push_to_hub", metavar="REPO", help=f"upload {what} to this Hub repo, which is created if necessary"
     )
-    parser.add_argument("--private", action="store_true", default=None, help="make that repo a private one")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--private", action="store_true", default=None, help="create the Hub repo as private")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")

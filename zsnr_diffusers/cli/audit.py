@@ -1,4 +1,4 @@
-"""`zsnr audit`: is a model set up right for zero terminal SNR, and if not, make it right."""
+"""`zsnr audit`: check whether a model is configured correctly for zero terminal SNR, and fix it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ..auditing import Audit
 
 DESCRIPTION = """\
-Is a model set up right? Looks at the config of its scheduler, and runs that scheduler on numbers whose right result is
-known. No weights are loaded; of a Hub repo only two small files are, or the header of a LoRA. What is wrong is named,
-with the line of code or the command that makes it right.
+Checks whether a model is configured correctly: reads the config of its scheduler, and runs this scheduler on data
+whose correct result is known. No weights are loaded; from a Hub repo only two small files are downloaded, or the
+header of a LoRA. The report lists each problem with the line of code or the command that fixes it.
 
-A sampler that fails at 5, 20 or 50 steps is wrong; that it fails at other step counts is a note, which passes."""
+A sampler that fails at 5, 20 or 50 steps is misconfigured; a failure at other step counts is only a note."""
 
 EXAMPLES = """\
 examples:
@@ -30,47 +30,51 @@ examples:
     zsnr audit sd21-zsnr/ --plot schedule.png
     zsnr audit model.safetensors
 
-  a LoRA, and whether the schedule that it was trained on goes with it:
+  a LoRA, including whether it comes with its training schedule:
     zsnr audit sd15-zsnr-lora/
 
-  make it right; the former file is kept as scheduler_config.json.bak:
+  fix it; the previous file is kept as scheduler_config.json.bak:
     zsnr audit sd21-zsnr/ --fix
 
-  no config tells what a network was trained on; say it, if you know that it was trained at zero terminal SNR:
+  the config may not show how a network was trained; pass it if you know:
     zsnr audit my-v-model/ --fix --prediction_type v_prediction --rescale_betas_zero_snr
 
-  every step count, and what only the weights tell: whether the network ignores the terminal noise, and how
-  bright its images are:
+  every step count, and what only the weights show: whether the network ignores the terminal noise, and how bright its
+  images are:
     zsnr audit sd21-zsnr/ --deep --prompts "a night sky" "snow"
 
-  flow matching, such as Stable Diffusion 3: what stock's scheduler makes of its shift, and which line is right:
+  flow matching, such as Stable Diffusion 3: how diffusers' scheduler applies its shift, and the line that fixes it:
     zsnr audit stabilityai/stable-diffusion-3-medium-diffusers
 
-verdicts: OK; misconfigured; works as published, but is not a zero-SNR model, or wastes steps of a flow-matching one
+verdicts: OK; misconfigured; works as published, but is not a zero-SNR model or, for flow matching, wastes steps
 
-exit status: 0 OK, 1 either of the others, 2 wrong arguments or no such model
+exit status: 0 OK, 1 any other verdict, 2 wrong arguments or no such model
 """
 
 
 def new_parser() -> CommandParser:
     """The parser of `zsnr audit`."""
     parser = command_parser("audit", DESCRIPTION, EXAMPLES)
-    parser.add_argument("source", metavar="SOURCE", help="folder, Hub id or .safetensors file, of a pipeline or LoRA")
+    parser.add_argument("source", metavar="SOURCE", help="folder, Hub id or .safetensors file of a pipeline or LoRA")
     parser.add_argument("--fix", action="store_true", help="write the fixed scheduler_config.json; local folders only")
-    parser.add_argument("--json", metavar="FILE", help="write everything here")
-    parser.add_argument("--plot", metavar="FILE", help="draw the SNR and the visited steps here (png, pdf, svg)")
-    parser.add_argument("--revision", help="of a Hub repo: branch, tag or commit")
-    known = parser.add_argument_group("what is known of the training, and goes before what the config says")
+    parser.add_argument("--json", metavar="FILE", help="write all results to this JSON file")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="plot the SNR and the visited steps to this file (png, pdf, svg)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub repo")
+    known = parser.add_argument_group("how the model was trained; overrides the config")
     add_claim_options(parser, "the network", known)
     deep = parser.add_argument_group("with the weights")
-    deep.add_argument("--deep", action="store_true", help="load them, and try every step count; takes minutes")
-    deep.add_argument("--prompts", nargs="+", metavar="TEXT", help="make 8 images of each, for their brightness")
-    deep.add_argument("--device", help="where networks run (default: cuda or mps if there is one, else cpu)")
+    deep.add_argument("--deep", action="store_true", help="load the weights, and test every step count; takes minutes")
+    deep.add_argument(
+        "--prompts", nargs="+", metavar="TEXT", help="generate 8 images per prompt and measure their brightness"
+    )
+    deep.add_argument("--device", help="device for networks (default: cuda or mps if available, else cpu)")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `zsnr audit`: print the report and write the files that were asked for; 0 if the verdict is OK, 1 if not."""
+    """Run `zsnr audit`: print the report and write the requested files; returns 0 if the verdict is OK, else 1."""
     _check_arguments(arguments)
     from ..auditing import audit
 
@@ -88,23 +92,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _deep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `audit` takes for `--deep`."""
+    """Arguments of `audit` for `--deep`."""
     return {"deep": True, "prompts": _parse_prompts(arguments), "device": _resolve_device(arguments)}
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse options of `zsnr audit` that do not go together, before anything is loaded."""
+    """Refuse incompatible options of `zsnr audit` before anything is loaded."""
     misplaced = [f"--{name}" for name in ("prompts", "device") if getattr(arguments, name) is not None]
     if misplaced and not arguments.deep:
         raise ValueError(f"{', '.join(misplaced)}: only with --deep")
     if arguments.fix and not Path(arguments.source).is_dir():
-        raise ValueError(f"--fix {arguments.source}: only local folders are fixed")
+        raise ValueError(f"--fix {arguments.source}: only local folders can be fixed")
     if arguments.plot:
         generation.check_plot_option(arguments.plot)
 
 
 def _parse_prompts(arguments: argparse.Namespace) -> Any:
-    """`--prompts` as texts, or as class labels where all of them are numbers."""
+    """`--prompts` as texts, or as class labels if all are numbers."""
     prompts = arguments.prompts
     return [int(prompt) for prompt in prompts] if prompts and all(map(str.isdecimal, prompts)) else prompts
 
@@ -123,13 +127,13 @@ def _fix_and_print(before: Audit, told: dict[str, Any]) -> Audit:
         return after
     kept = {finding.name for finding in after.findings}
     gone = [finding.name for finding in before.findings if finding.name not in kept]
-    print(f"fixed: {', '.join(gone)}; the former files are kept as .bak")
+    print(f"fixed: {', '.join(gone)}; the previous files are kept as .bak")
     print("\n".join(_changed_settings(before.config, after.config)) + "\n")
     return after
 
 
 def _changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each setting of a scheduler's config that changed, with both values."""
+    """A line for each changed setting of a scheduler's config, with both values."""
     for name in dict.fromkeys((*before, *after)):
         old, new = (config.get(name, "not there") for config in (before, after))
         if old != new:

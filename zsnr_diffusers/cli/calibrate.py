@@ -1,4 +1,4 @@
-"""`zsnr calibrate`: few-step sampling fitted to a model, by what the model itself generates in many steps."""
+"""`zsnr calibrate`: fit a few-step sampler to a model, using its own many-step samples."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from . import generation
 from .arguments import add_claim_options, command_parser
 
 DESCRIPTION = """\
-Fits the sampler to a model: at few steps, timesteps and weights of ZeroSNRMultistepScheduler are chosen so that it
-comes nearest to what the same model generates in many steps, from the same prompts and seeds, under the same guidance.
-The network is only called, not trained; it needs no more memory than sampling. A quarter of the prompts is held out,
-and a step count is kept only where it is nearer to the many steps on these.
+Fits the sampler to a model: for few steps, optimizes timesteps and weights of ZeroSNRMultistepScheduler so that
+samples match what the same model generates in many steps, with the same prompts, seeds and guidance. The network is
+not trained, and no more memory is needed than for sampling. A quarter of the prompts is held out, and a step count is
+kept only if it improves on them.
 
-Written are scheduler/scheduler_config.json, report.json and calibration.png, the first two after each step count,
-so an interrupted run keeps what it has."""
+Writes scheduler/scheduler_config.json, report.json and calibration.png, the first two after each step count, so an
+interrupted run keeps its results."""
 
 EXAMPLES = """\
 examples:
-  a folder, at the guidance that it is used with:
+  a folder, with the guidance scale that will be used:
     zsnr calibrate sd21-zsnr --prompts_file prompts.txt --guidance_scale 5 --output_dir sd21-fast
+
+  how long that would take on this machine:
+    zsnr calibrate sd21-zsnr --prompts_file prompts.txt --guidance_scale 5 --output_dir sd21-fast --dry_run
 
   SDXL from the Hub in half precision on a GPU, at 5 and 8 steps:
     zsnr calibrate me/sdxl-zsnr --prompts_file prompts.txt --steps 5 8 --guidance_scale 5 --guidance_rescale 0.7 \\
       --dtype float16 --batch_size 8 --output_dir sdxl-fast
 
-prompts.txt has a prompt per line, such as the model will be used with; 8 at least, 64 are better.
+prompts.txt has one typical prompt per line; at least 8, better 64.
 
-exit status: 0 done, 1 nothing got better, 2 wrong arguments or data
+exit status: 0 success, 1 no improvement, 2 wrong arguments or data
 """
 
 _TIMED_CALLS = 5
@@ -49,28 +52,45 @@ def new_parser() -> CommandParser:
     parser = command_parser("calibrate", DESCRIPTION, EXAMPLES)
     parser.add_argument("pipeline", metavar="MODEL", help="folder, Hub id or .safetensors file of a pipeline")
     parser.add_argument("--prompts_file", metavar="FILE", required=True, help="one prompt or class label per line")
-    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="where to write the results")
+    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="output folder")
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[4, 5, 6, 8], metavar="N", help="to calibrate (default: 4 5 6 8)"
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[4, 5, 6, 8],
+        metavar="N",
+        help="step counts to calibrate (default: 4 5 6 8)",
     )
-    parser.add_argument("--guidance_scale", type=float, help="to calibrate for (default: the pipeline's)")
     parser.add_argument(
-        "--guidance_rescale", type=float, help="phi, 0 to 1 (default: what is recorded in the pipeline, or 0)"
+        "--guidance_scale", type=float, help="guidance scale to calibrate for (default: the pipeline's)"
+    )
+    parser.add_argument(
+        "--guidance_rescale",
+        type=float,
+        help="guidance rescale (phi), 0 to 1 (default: recorded in the pipeline, or 0)",
     )
     parser.add_argument("--keep_low_frequencies", type=int, metavar="K", help=generation.KEEP_HELP)
-    parser.add_argument("--negative_prompt", metavar="TEXT", help="for all prompts (default: none)")
+    parser.add_argument("--negative_prompt", metavar="TEXT", help="negative prompt for all prompts (default: none)")
     parser.add_argument(
-        "--num_prompts", type=int, default=64, help="images, each of its own seed; prompts are repeated (default: 64)"
+        "--num_prompts",
+        type=int,
+        default=64,
+        help="number of images, each with its own seed; prompts are repeated (default: 64)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
-    parser.add_argument("--teacher_steps", type=int, default=100, help="to be near to (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
+    parser.add_argument("--teacher_steps", type=int, default=100, help="step count of the reference (default: 100)")
     parser.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
     parser.add_argument("--batch_size", type=int, default=4, help="images per network call (default: 4)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
-    parser.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
-    parser.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
+    parser.add_argument(
+        "--variant", help="variant of the weights, such as fp16 (default: none, or the only one available)"
+    )
+    parser.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with its training schedule")
     add_claim_options(parser, "the network")
     parser.add_argument("--device", help="where the network runs (default: cuda or mps if there is one, else cpu)")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="time one network call, print how long it would take, and write nothing"
+    )
     parser.set_defaults(prompts=None)
     return parser
 
@@ -87,7 +107,7 @@ _CALIBRATOR_OPTIONS = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `zsnr calibrate` and write its results; 0 if any step count got better, 1 if none."""
+    """Run `zsnr calibrate` and write its results; returns 0 if any step count improved, else 1."""
     from ..calibration.calibrator import Calibrator, split_prompts
 
     prompts = generation.read_prompts(arguments) or []
@@ -101,11 +121,13 @@ def run(arguments: argparse.Namespace) -> int:
         **{name: getattr(arguments, name) for name in _CALIBRATOR_OPTIONS},
         **_pipeline_call_kwargs(arguments),
     )
+    if arguments.dry_run:
+        return _show_cost(calibrator)
     return _calibrate_and_save(calibrator, Path(arguments.output_dir))
 
 
 def _prompts_for_pipeline(pipe: Any, prompts: Sequence[str]) -> list[Any]:
-    """The prompts as text or class labels, whichever the pipeline takes, repeated ones too."""
+    """The prompts as text or class labels, whichever the pipeline takes, including repeated ones."""
     distinct = generation.distinct_conditions(pipe, [*prompts]) or []
     types = dict(zip(dict.fromkeys(prompts), distinct, strict=True))
     return [types[prompt] for prompt in prompts]
@@ -123,9 +145,17 @@ def _pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
     return sizes if arguments.negative_prompt is None else sizes | {"negative_prompt": arguments.negative_prompt}
 
 
+def _show_cost(calibrator: Any) -> int:
+    """Print what `--dry_run` is for; returns the exit status."""
+    calls, seconds = calibrator.network_calls, calibrator.seconds_per_call()
+    show(Text(f"at most {calls} network calls, of a batch each\n{seconds:.3g} s a call"))
+    show(Text(f"about {_format_duration(seconds * calls)} at most"))
+    return 0
+
+
 def _calibrate_and_save(calibrator: Any, folder: Path) -> int:
     """Calibrate each step count, save after each, and print the report; returns the exit status."""
-    show(Text(f"at most {calibrator.network_calls} network calls, of a batch each"))
+    show(Text(f"at most {calibrator.network_calls} network calls, one batch each"))
     numbers: list[Any] = []
     with _progress_bar(calibrator):
         for number in calibrator.numbers():
@@ -135,7 +165,7 @@ def _calibrate_and_save(calibrator: Any, folder: Path) -> int:
     report = calibrator.report(numbers)
     show(report)
     if not report.config():
-        show(Text("nothing got better, so the scheduler that was written is the default"))
+        show(Text("no step count improved, so the saved scheduler is the default"))
         return 1
     used = f'pipe.scheduler = ZeroSNRMultistepScheduler.from_pretrained("{(folder / "scheduler").as_posix()}")'
     show(Text(f"use it:\n{used}"))
@@ -143,7 +173,7 @@ def _calibrate_and_save(calibrator: Any, folder: Path) -> int:
 
 
 def _progress_bar(calibrator: Any) -> Any:
-    """A bar of network calls on a terminal, which prints after the first ones how long all will take."""
+    """A progress bar of network calls, which prints an estimate of the total time after the first calls."""
     total, started = calibrator.network_calls, time.monotonic()
     bar = import_extra("tqdm").tqdm(total=total, unit="call", disable=None)
     calls = 0
@@ -166,10 +196,10 @@ def _format_duration(seconds: float) -> str:
 
 
 def _save_calibration(calibrator: Any, numbers: Sequence[Any], folder: Path) -> None:
-    """Write the scheduler's folder and report.json with the step counts that are done so far."""
+    """Write the scheduler's folder and report.json with the step counts finished so far."""
     report = calibrator.report(numbers)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "scheduler") as scheduler:
         calibrator.calibrated(report.config()).save_pretrained(scheduler)
-    text = json.dumps(report.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)  # prompts stay readable
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)  # keep prompts readable
     write_text(folder / "report.json", text + "\n")

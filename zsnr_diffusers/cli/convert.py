@@ -1,4 +1,4 @@
-"""`zsnr convert`: models between folders, the Hub and single files, with what their schedule and guidance are."""
+"""`zsnr convert`: convert models between folders, the Hub and single files, including their schedule and guidance."""
 
 from __future__ import annotations
 
@@ -25,78 +25,79 @@ if TYPE_CHECKING:
     from ..hub.saved_model import SavedModel
 
 DESCRIPTION = """\
-Saves a pipeline or a LoRA in another form. A target that ends in .safetensors becomes a single file: a pipeline in the
-original layout of Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply, a LoRA with the
-names of kohya's scripts. Any other target becomes a folder of diffusers with stock classes, that of a LoRA with the
-scheduler beside the weights. What the model predicts and whether it ends in pure noise is found in the source, or told
-here: a file that does not say it is not converted on a guess.
+Saves a pipeline or a LoRA in another format. A target that ends in .safetensors becomes a single file: a pipeline in
+the original layout of Stable Diffusion 1.x, 2.x or XL, with the keys v_pred and ztsnr where they apply, a LoRA with
+the names of kohya's scripts. Any other target becomes a diffusers folder without custom classes; a LoRA's folder
+includes the scheduler. Prediction type and schedule are read from the source or from the options; a file that does not
+record them is refused rather than guessed.
 
-Where to with it: diffusers and InvokeAI open the folder and find all in it; of a file they read the weights alone.
-ComfyUI and Forge read the keys of an XL file. With one of 1.x or 2.x, ComfyUI needs the node ModelSamplingDiscrete
-(v_prediction, zsnr) and Forge a .yaml beside it. kohya's scripts are told by --v_parameterization --zero_terminal_snr.
-The guidance rescale is for you to set there, in ComfyUI by the node RescaleCFG. The steps are in
-examples/guides/other_programs.md."""
+Using the result: diffusers and InvokeAI read everything from the folder, but only the weights from a file. ComfyUI and
+Forge read the keys of an SDXL file. For SD 1.x or 2.x, ComfyUI needs the node ModelSamplingDiscrete (v_prediction,
+zsnr) and Forge a .yaml next to it. Pass --v_parameterization --zero_terminal_snr to kohya's scripts. Set the guidance
+rescale there yourself, in ComfyUI with the node RescaleCFG. See examples/guides/other_programs.md."""
 
 EXAMPLES = """\
 examples:
   a trained folder for other programs, in half precision:
     zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16
 
-  a v-prediction checkpoint, whose keys say so, for diffusers:
+  a v-prediction checkpoint with the corresponding keys, for diffusers:
     zsnr convert model.safetensors model-folder
 
-  a trained folder, and the file of it, into one repo of the Hub, which says what the model is:
+  a trained folder, and a single file of it, in one Hub repo:
     zsnr convert sd21-zsnr sd21-zsnr-fp16 --dtype float16 --push_to_hub me/sd21-zsnr
     zsnr convert sd21-zsnr sd21-zsnr.safetensors --dtype float16 --push_to_hub me/sd21-zsnr
 
-  a LoRA that does not say what it was trained on, so that it does, and with its scheduler beside it:
+  a LoRA without recorded schedule, saved with its schedule and scheduler:
     zsnr convert lora.safetensors lora-folder --prediction_type v_prediction --rescale_betas_zero_snr \\
       --config sd15-folder
 
   a trained LoRA for ComfyUI and others:
     zsnr convert sd15-zsnr-lora sd15-zsnr-lora.safetensors --dtype float16
 
-  from a file that does not say what it is, where the Hub cannot be reached:
+  a file without recorded prediction type, without access to the Hub:
     zsnr convert old.safetensors folder --prediction_type v_prediction --rescale_betas_zero_snr --config sdxl-folder
 
-  a Stable Diffusion that was trained on to flow matching, which no key in a file says:
+  a Stable Diffusion model fine-tuned to flow matching, for which no file key exists:
     zsnr convert rf.safetensors folder --prediction_type flow_prediction --config sdxl-folder
 
-exit status: 0 done, 2 wrong arguments or data
+exit status: 0 success, 2 wrong arguments or data
 """
 
 
 def new_parser() -> CommandParser:
     """The parser of `zsnr convert`."""
     parser = command_parser("convert", DESCRIPTION, EXAMPLES)
-    parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file, of a pipeline or LoRA")
+    parser.add_argument("source", metavar="SOURCE", help="Hub id, folder, or .safetensors file of a pipeline or LoRA")
     parser.add_argument("target", metavar="TARGET", help="folder, or a name that ends in .safetensors")
     add_claim_options(parser, "the network")
     add_recorded_guidance_options(parser, "what is recorded")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="of the weights (default: the source's if it is here and has one for all, else float32)",
+        help="dtype of the weights (default: the source's if it is local and uniform, else float32)",
     )
     parser.add_argument(
         "--config",
         metavar="PATH_OR_ID",
-        help="for a single file or a LoRA: a pipeline of its architecture, of which configs alone are read, and of a "
-        "folder the parts that the file has not (default: the Hub's)",
+        help="for a single file or a LoRA: a pipeline with its architecture; only its configs are read, and from a "
+        "folder also components missing from the file (default: from the Hub)",
     )
     parser.add_argument(
         "--vae",
         metavar="PATH_OR_ID",
-        help="for a single file without one, or in place of its own: an autoencoder, a pipeline's or a file's",
+        help="for a single file: folder, Hub id or file of an autoencoder, to add or replace it",
     )
-    parser.add_argument("--variant", help="of a pipeline's weights, such as fp16 (default: none, or the only one)")
-    parser.add_argument("--weight_name", metavar="FILE", help="for a LoRA in a folder or repo: its file's name")
+    parser.add_argument(
+        "--variant", help="variant of a pipeline's weights, such as fp16 (default: none, or the only one available)"
+    )
+    parser.add_argument("--weight_name", metavar="FILE", help="file name of a LoRA in a folder or repo")
     add_target_options(parser, "the target")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run `zsnr convert`: convert a pipeline or LoRA, and print what was found in the source."""
+    """Run `zsnr convert`: convert a pipeline or LoRA, and print what was detected."""
     from ..hub.claims import scheduler_claim
     from ..hub.saved_model import SavedModel
 
@@ -121,7 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Converted(Report):
-    """What was written where, what was found of it, and where it was pushed to."""
+    """What was written, what was detected, and where it was uploaded."""
 
     target: str
     what: str
@@ -129,7 +130,7 @@ class Converted(Report):
     pushed_to: str | None
 
     def __str__(self) -> str:
-        """One line, for logs of many."""
+        """One line, for logs."""
         found = ", ".join(f"{name}={value}" for name, value in self.found.items())
         return f"{self.target}: {self.what}, {found}" + (f"; pushed to {self.pushed_to}" if self.pushed_to else "")
 
@@ -146,9 +147,9 @@ def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple
 
     check_target(Path(arguments.target), arguments.overwrite)
     if arguments.config is not None and not saved.is_single_file:
-        raise ValueError("--config goes with a single file or a LoRA; a folder has its own.")
+        raise ValueError("--config requires a single file or a LoRA; a folder has its own.")
     if arguments.vae is not None and not saved.is_single_file:
-        raise ValueError("--vae goes with a single file; a folder has its own.")
+        raise ValueError("--vae requires a single file; a folder has its own.")
     if saved.is_single_file:
         _check_prediction_type_known(saved)
     given = {"config": arguments.config, "variant": arguments.variant, "vae": arguments.vae}
@@ -160,17 +161,17 @@ def _convert_pipeline(arguments: argparse.Namespace, saved: SavedModel) -> tuple
 
 
 def _check_prediction_type_known(saved: SavedModel) -> None:
-    """Refuse a single file that does not say what it predicts: what is written would say it for good."""
+    """Refuse a single file without a recorded prediction type, since the output would record a guess."""
     if saved.prediction_type is None:
         raise ValueError(
-            f"{saved.name} does not say what it predicts, and what is written would say it for good: pass "
-            "--prediction_type epsilon, as most models of 1.x and XL do, --prediction_type v_prediction, or "
-            "--prediction_type flow_prediction."
+            f"{saved.name} does not record its prediction type, which the output would record: pass --prediction_type "
+            "epsilon (most SD 1.x and SDXL models), --prediction_type v_prediction, or --prediction_type "
+            "flow_prediction."
         )
 
 
 def _convert_lora(arguments: argparse.Namespace, saved: SavedModel) -> tuple[Any, str]:
-    """Save the LoRA, on a pipeline of its base without weights; returns that and what it is."""
+    """Save the LoRA, using a pipeline of its base without weights; returns the pipeline and a description."""
     from ..hub.empty_pipeline import empty_pipeline
     from ..hub.lora import load_lora, save_lora
     from ..hub.lora_files import LORA_FILE, find_lora_base
@@ -190,7 +191,7 @@ def _upload_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _resolve_dtype(arguments: argparse.Namespace, saved: SavedModel) -> Any:
-    """`--dtype`, or else that of the source's weights."""
+    """`--dtype`, or else the dtype of the source's weights."""
     import torch
 
     from ..hub.weight_files import stored_dtype

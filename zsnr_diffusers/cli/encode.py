@@ -1,4 +1,4 @@
-"""`zsnr encode`: latents and text states of a dataset, to train on without autoencoder and text encoders."""
+"""`zsnr encode`: precompute the latents and text embeddings of a dataset for training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..utils.extras import import_extra
 from .arguments import command_parser
 
 DESCRIPTION = """\
-Computes once what the autoencoder and the text encoders of a Stable Diffusion 1.x, 2.x or XL make of a dataset, and
-writes it to a folder that training reads in place of the images: --train_data_dir FOLDER. Training then has no
-autoencoder and no text encoders in memory, but for previews, and opens no image. The losses are those of a run on the
-images that caches what is computed, bit for bit.
+Computes the latents and text embeddings of a dataset with the autoencoder and text encoders of a Stable Diffusion 1.x,
+2.x or SDXL model, and writes them to a folder that training reads instead of the images: --train_data_dir FOLDER.
+Training then loads no autoencoder and no text encoders, except for previews, and opens no images. The losses equal
+those of a run on the images with caches, bit for bit.
 
-The folder belongs to the base, the size of the images and the precision: training says what differs and refuses it.
-Captions may still be dropped, and images mirrored if they were encoded with --random_flip. What a killed command has
-written is found by the next, which goes on. Several GPUs share the work, launched by accelerate as below."""
+The folder is specific to the base model, image size and precision; training refuses a mismatch and names it. Captions
+can still be dropped, and images flipped if they were encoded with --random_flip. An interrupted command can be
+continued by running it again. Several GPUs share the work with accelerate launch, as below."""
 
 EXAMPLES = """\
 examples:
@@ -45,8 +45,8 @@ def new_parser() -> CommandParser:
     """The parser of `zsnr encode`."""
     parser = command_parser("encode", DESCRIPTION, EXAMPLES)
     parser.add_argument("base", metavar="BASE", help="folder, Hub id or .safetensors file of the pipeline to train")
-    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="where to write")
-    options = parser.add_argument_group("as python -m zsnr_diffusers.training --help says")
+    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="output folder")
+    options = parser.add_argument_group("see python -m zsnr_diffusers.training --help")
     for name in _TEXTS:
         options.add_argument(f"--{name}", metavar="TEXT")
     for name in _NUMBERS:
@@ -57,7 +57,7 @@ def new_parser() -> CommandParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run `zsnr encode`: write latents, text states and the table of the rows."""
+    """Run `zsnr encode`: write latents, text embeddings and the table of the samples."""
     for module in ("accelerate", "datasets"):
         import_extra(module, "train")
     from ..training import TrainingConfig

@@ -18,15 +18,15 @@ from .arguments import (
 from .generation import guidance_options
 
 DESCRIPTION = """\
-Extracts from a retrained model what retraining changed, as a LoRA: of the difference between its weights and those of
-its base, for each linear layer and convolution of the UNet, and of the text encoders if they differ, the best
-approximation of the rank by singular value decomposition. Nothing is trained. On the base the LoRA gives the retrained
-model again, as far as it keeps the difference. On fine-tunes of the base it brings the brightness, but takes more of
-their style than a LoRA that was trained on the base (python -m zsnr_diffusers.training --lora_rank).
+Extracts what retraining changed as a LoRA: the best approximation of the given rank, by singular value decomposition,
+of the difference between the weights of a retrained model and its base, for each linear layer and convolution of the
+UNet, and of the text encoders if they differ. Nothing is trained. Applied to the base, the LoRA reproduces the
+retrained model as far as it keeps the difference. Applied to fine-tunes of the base, it adds the brightness, but
+changes their style more than a LoRA trained on the base (python -m zsnr_diffusers.training --lora_rank).
 
-Written are the files of a LoRA that the trainer writes: by diffusers' names with the scheduler beside them, and by
-kohya's; a target that ends in .safetensors is one file of the latter. Printed is how much of the difference the LoRA
-keeps, as a share of its squared norm: biases, norms and embeddings have no place in a LoRA, and are lost."""
+The output is the same as the trainer's: a file in diffusers' format with the scheduler, and one in kohya's; a target
+that ends in .safetensors is a single file in kohya's format. The command prints how much of the difference the LoRA
+keeps, as a fraction of its squared norm: biases, norms and embeddings cannot be part of a LoRA and are lost."""
 
 EXAMPLES = """\
 examples:
@@ -34,7 +34,7 @@ examples:
     zsnr extract-lora sd15-zsnr stable-diffusion-v1-5/stable-diffusion-v1-5 --rank 64 --dtype float16 \\
       --output_dir sd15-zsnr-lora
 
-  the same of two single files, the first of which does not say what it predicts:
+  the same for two single files, the first without a recorded prediction type:
     zsnr extract-lora zsnr.safetensors base.safetensors --prediction_type v_prediction --rescale_betas_zero_snr \\
       --config stable-diffusion-v1-5/stable-diffusion-v1-5 --output_dir zsnr-lora
 
@@ -49,22 +49,22 @@ def new_parser() -> CommandParser:
     """The parser of `zsnr extract-lora`."""
     parser = command_parser("extract-lora", DESCRIPTION, EXAMPLES)
     parser.add_argument("retrained", metavar="RETRAINED", help="folder, Hub id or .safetensors file of a pipeline")
-    parser.add_argument("base", metavar="BASE", help="likewise: what it was trained from")
-    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="where to write the LoRA")
-    parser.add_argument("--rank", type=int, default=32, help="of the LoRA (default: 32)")
+    parser.add_argument("base", metavar="BASE", help="likewise: the model it was trained from")
+    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="output folder or file")
+    parser.add_argument("--rank", type=int, default=32, help="rank of the LoRA (default: 32)")
     add_claim_options(parser, "RETRAINED")
-    add_recorded_guidance_options(parser, "what RETRAINED records")
+    add_recorded_guidance_options(parser, "the value that RETRAINED records")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="of the LoRA (default: that of RETRAINED if it is here and has one for all, else float32)",
+        help="dtype of the LoRA (default: that of RETRAINED if it is local and uniform, else float32)",
     )
     parser.add_argument(
         "--config",
         metavar="PATH_OR_ID",
-        help="for single files: a pipeline of their architecture, as for zsnr convert (default: the Hub's)",
+        help="for single files: a pipeline with their architecture, as in zsnr convert (default: from the Hub)",
     )
-    parser.add_argument("--device", help="where weights are decomposed (default: cuda if there is one, else cpu)")
+    parser.add_argument("--device", help="device for the decomposition (default: cuda if available, else cpu)")
     add_target_options(parser, "the LoRA")
     return parser
 

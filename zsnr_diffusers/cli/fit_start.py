@@ -1,4 +1,4 @@
-"""`zsnr fit-start`: what a model that is never retrained expects to see in its starting noise, by prompt."""
+"""`zsnr fit-start`: fit what an epsilon model expects in its starting noise, by prompt."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from . import generation
 from .arguments import add_claim_options, command_parser
 
 DESCRIPTION = """\
-Dark and bright images from a model that predicts epsilon and is never retrained. Such a model reads the brightness of
-an image off what is left of it in the noise of the last timestep, and sampling starts from noise without it. This fits
-what to put there, given the prompt, to captioned images. It takes the model's own autoencoder and text encoders, calls
-no UNet and changes no weight: minutes on a CPU for thousands of images.
+Generates dark and bright images with an epsilon model, without retraining it. Such a model infers the brightness of an
+image from the signal left in the noise at the last timestep, but sampling starts from noise without this signal. The
+command fits the missing signal, given the prompt, to captioned images. It uses the model's autoencoder and text
+encoders, does not call the UNet and does not change weights; it takes minutes on a CPU for thousands of images.
 
-The result is for every model that shares autoencoder and text encoders with BASE, as most of its fine-tunes do."""
+The result works with every model that shares autoencoder and text encoders with BASE, as most of its fine-tunes do."""
 
 EXAMPLES = """\
 examples:
-  a folder of images with captions beside them or in metadata, as for training:
+  a folder of images with caption files or metadata, as for training:
     zsnr fit-start stable-diffusion-v1-5/stable-diffusion-v1-5 --train_data_dir photos --output start.safetensors
 
-  a dataset of the Hub, and where what was computed is kept for the next time:
+  a dataset on the Hub, with a cache for later runs:
     zsnr fit-start my-sdxl-finetune --dataset_name me/captioned --cache_dir cache --output start.safetensors
 
-  does it work:
+  evaluate the result:
     zsnr evaluate --real photos --pipeline my-sdxl-finetune --start start.safetensors --prompts "a night sky" "snow"
 
-exit status: 0 done, 1 captions say nothing of brightness that holds for images held out, 2 wrong arguments or data
+exit status: 0 success, 1 captions do not predict the brightness of held-out images, 2 wrong arguments or data
 """
 
 
@@ -42,36 +42,38 @@ def new_parser() -> CommandParser:
     parser = command_parser("fit-start", DESCRIPTION, EXAMPLES)
     parser.add_argument("pipeline", metavar="BASE", help="folder, Hub id or .safetensors file of a pipeline")
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--train_data_dir", metavar="FOLDER", help="images with captions, laid out as for training")
-    data.add_argument("--dataset_name", metavar="ID", help="dataset of the Hub, or what datasets.load_dataset opens")
-    parser.add_argument("--output", metavar="FILE", required=True, help="where to write the start (.safetensors)")
+    data.add_argument("--train_data_dir", metavar="FOLDER", help="folder of images with captions, as for training")
+    data.add_argument("--dataset_name", metavar="ID", help="dataset on the Hub, or any path for datasets.load_dataset")
+    parser.add_argument("--output", metavar="FILE", required=True, help="output file (.safetensors)")
     parser.add_argument("--image_column", default="image", metavar="NAME", help="(default: image)")
     parser.add_argument("--caption_column", default="text", metavar="NAME", help="(default: text)")
-    parser.add_argument("--caption_extension", default=".txt", help="of files beside images (default: .txt)")
+    parser.add_argument("--caption_extension", default=".txt", help="extension of caption files (default: .txt)")
     parser.add_argument(
         "--on_bad_image", choices=("fail", "skip"), default="fail", help="skipped images are named (default: fail)"
     )
-    parser.add_argument("--no_captions", action="store_true", help="fit a start that is the same for every prompt")
+    parser.add_argument("--no_captions", action="store_true", help="fit one start for all prompts")
     parser.add_argument(
-        "--resolution", type=int, help="pixels per side to encode at (default: the model's, 128 at most)"
+        "--resolution", type=int, help="pixels per side for encoding (default: the model's, at most 128)"
     )
     parser.add_argument(
         "--noise",
         type=float,
         default=0.0,
-        help="share of the noise to leave in low frequencies, 1 as in training (default: 0)",
+        help="fraction of noise to keep in low frequencies; 1 as in training (default: 0)",
     )
-    parser.add_argument("--cache_dir", metavar="FOLDER", help="keep what is computed of images and captions here")
+    parser.add_argument("--cache_dir", metavar="FOLDER", help="cache folder for features of images and captions")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="(default: float32)")
-    parser.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
+    parser.add_argument(
+        "--variant", help="variant of the weights, such as fp16 (default: none, or the only one available)"
+    )
     add_claim_options(parser, "the network")
-    parser.add_argument("--device", help="where networks run (default: cuda or mps if there is one, else cpu)")
+    parser.add_argument("--device", help="device for networks (default: cuda or mps if available, else cpu)")
     parser.set_defaults(lora=None, guidance_rescale=None, keep_low_frequencies=None, no_start=True)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `zsnr fit-start`: write the start and print its report; 1 if captions say nothing of brightness."""
+    """Run `zsnr fit-start`: write the start and print its report; returns 1 if captions do not predict brightness."""
     from ..start.fit import check_data, fit_start
     from ..start.report import StartReport
 
@@ -80,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output {arguments.output!r}: a start is written as .safetensors")
     import_extra("tqdm", "train")
     images, captions = _open_data(arguments)
-    check_data(len(images), captions)  # refused before anything is loaded
+    check_data(len(images), captions)  # check before anything is loaded
     pipe = generation.load_pipeline(arguments, arguments.device or generation.default_device())
     start = fit_start(
         pipe,

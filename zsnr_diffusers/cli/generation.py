@@ -1,4 +1,4 @@
-"""What commands have in common that make images: a pipeline and its prompts, from the command line's arguments."""
+"""Command-line arguments shared by commands that generate images: a pipeline and its prompts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ OPTIONS = (
 CALL_OPTIONS = ("num_inference_steps", "guidance_scale", "batch_size")
 NUM_IMAGES = 64
 _GPU_BATCH_SIZE = 16
-KEEP_HELP = "lowest K x K frequencies that guidance leaves alone (default: what is recorded in the pipeline, or 0)"
+KEEP_HELP = (
+    "number K of low frequencies per side that guidance does not change (default: recorded in the pipeline, or 0)"
+)
 
 
 def add_arguments(parser: CommandParser, options: Any) -> None:
-    """Add the options that say which images a pipeline generates, such as --prompts, to an argument group."""
+    """Add the options for the images that a pipeline generates, such as --prompts, to an argument group."""
     add_prompt_options(options)
-    options.add_argument("--num_images", type=int, help=f"in all, evenly over the prompts (default: {NUM_IMAGES})")
+    options.add_argument(
+        "--num_images",
+        type=int,
+        help=f"number of images in total, spread evenly over the prompts (default: {NUM_IMAGES})",
+    )
     options.add_argument("--num_inference_steps", type=int, help="(default: the pipeline's)")
     add_pipeline_options(parser, options)
 
@@ -34,40 +40,42 @@ def add_prompt_options(options: Any) -> None:
     """Add --prompts and --prompts_file to a parser or a group of it."""
     prompts = options.add_mutually_exclusive_group()
     prompts.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts, or class labels")
-    prompts.add_argument("--prompts_file", metavar="FILE", help="one prompt per line, UTF-8")
+    prompts.add_argument("--prompts_file", metavar="FILE", help="file with one prompt per line, UTF-8")
 
 
 def add_pipeline_options(parser: CommandParser, options: Any) -> None:
-    """Add the options of how a pipeline is loaded and guides, to the parser or to a group of it."""
+    """Add the options for loading a pipeline and for its guidance to a parser or a group of it."""
     options.add_argument("--guidance_scale", type=float, help="(default: the pipeline's)")
     options.add_argument(
         "--guidance_rescale",
         type=float,
-        help="phi of the paper's Algorithm 2, 0.7 there (default: what is recorded in the pipeline, or 0)",
+        help="phi in the paper's Algorithm 2, which uses 0.7 (default: recorded in the pipeline, or 0)",
     )
     options.add_argument("--keep_low_frequencies", type=int, metavar="K", help=KEEP_HELP)
-    options.add_argument("--batch_size", type=int, help="per process (default: 16 on CUDA, else 4)")
+    options.add_argument("--batch_size", type=int, help="images per batch and process (default: 16 on CUDA, else 4)")
     options.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="(default: on CUDA bfloat16 for models of latents, else float32)",
+        help="(default: bfloat16 for latent models on CUDA, else float32)",
     )
-    options.add_argument("--variant", help="of the weights, such as fp16 (default: none, or the only one there is)")
+    options.add_argument(
+        "--variant", help="variant of the weights, such as fp16 (default: none, or the only one available)"
+    )
     options.add_argument("--resolution", type=int, help="pixels per side (default: the pipeline's)")
-    options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with the schedule it was trained on")
+    options.add_argument("--lora", metavar="PATH_OR_ID", help="LoRA to apply, with its training schedule")
     start = options.add_mutually_exclusive_group()
-    start.add_argument("--start", metavar="FILE", help="start of zsnr fit-start, for a model of epsilon")
+    start.add_argument("--start", metavar="FILE", help="start from zsnr fit-start, for an epsilon model")
     start.add_argument(
-        "--no_start", action="store_true", default=None, help="without the start that is saved beside the pipeline"
+        "--no_start", action="store_true", default=None, help="ignore the start that is saved next to the pipeline"
     )
     add_claim_options(parser, "the network", options)
 
 
 def num_images(arguments: argparse.Namespace) -> int:
-    """`--num_images`, how many images to generate, or its default.
+    """`--num_images`, or its default.
 
     Raises:
-        ValueError: none.
+        ValueError: below 1.
     """
     number = NUM_IMAGES if arguments.num_images is None else int(arguments.num_images)
     if number < 1:
@@ -76,7 +84,7 @@ def num_images(arguments: argparse.Namespace) -> int:
 
 
 def pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The command line's arguments of the pipeline's call, such as `--guidance_scale`, as `iter_images` takes them."""
+    """Arguments of the pipeline's call from the command line, such as `--guidance_scale`, for `iter_images`."""
     options = {name: value for name in CALL_OPTIONS if (value := getattr(arguments, name, None)) is not None}
     return (
         options if arguments.resolution is None else options | dict.fromkeys(("height", "width"), arguments.resolution)
@@ -84,17 +92,17 @@ def pipeline_call_kwargs(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_plot_option(path: str) -> None:
-    """Refuse a `--plot` that cannot be drawn, before anything is computed for it.
+    """Refuse a `--plot` that cannot be drawn, before anything is computed.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: a file name with another ending than matplotlib writes.
+        ValueError: a file extension that matplotlib does not support.
     """
     from ..utils.extras import import_extra
 
     known = import_extra("matplotlib.backend_bases").FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix.removeprefix(".").lower() not in known:
-        raise ValueError(f"--plot {path!r}: name a file that ends in one of .{', .'.join(sorted(known))}")
+        raise ValueError(f"--plot {path!r}: use a file name that ends in one of .{', .'.join(sorted(known))}")
 
 
 def default_device() -> str:
@@ -107,9 +115,9 @@ def default_device() -> str:
 
 
 def set_gpu_defaults(arguments: argparse.Namespace, device: Any) -> None:
-    """Set `--batch_size` and `--dtype` that were not given to what a GPU is fast with; nothing on other devices.
+    """Set missing `--batch_size` and `--dtype` to fast values for a GPU; unchanged on other devices.
 
-    Pixel-space models stay in float32: figures of papers are of that, and no decoder hides what 8 bits of mantissa do.
+    Pixel-space models stay in float32, as in papers, because no decoder hides the rounding of bfloat16.
     """
     import torch
 
@@ -128,18 +136,18 @@ def load_pipeline(arguments: argparse.Namespace, device: Any) -> Any:
     """Load the pipeline of `--pipeline` in `--dtype`, with `--lora`, `--start` and guidance options, onto a device.
 
     Raises:
-        OSError: there is no such pipeline, or no such start.
-        ValueError: a guidance rescale or low frequencies that it cannot take, or a start of another base.
+        OSError: the pipeline or start does not exist.
+        ValueError: guidance settings that the pipeline does not support, or a start for another base.
     """
     import torch
 
-    from .. import schedulers  # noqa: F401  # a saved pipeline may name its classes; diffusers only looks them up
+    from .. import schedulers  # noqa: F401  # a saved pipeline may name its classes, which diffusers only looks up
     from ..hub.load import load_pipeline as load
     from ..hub.lora import load_lora
     from ..start import Start, enable_start
 
     guidance, start = guidance_options(arguments), getattr(arguments, "start", None)
-    start = None if start is None else Start.load(start)  # before gigabytes of weights
+    start = None if start is None else Start.load(start)  # before loading gigabytes of weights
     recorded: Literal[False] | None = False if start is not None or getattr(arguments, "no_start", None) else None
     try:
         pipe = load(
@@ -169,10 +177,10 @@ def guidance_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_guidance_options(error: TypeError, guidance: dict[str, Any]) -> None:
-    """Say the error of a pipeline without guidance in words of the command line, if such options were given.
+    """Convert the error of a pipeline without guidance to command-line options, if any were given.
 
     Raises:
-        ValueError: they were.
+        ValueError: options were given.
     """
     if guidance:
         options = " ".join(f"--{name} {value}" for name, value in guidance.items())
@@ -180,7 +188,7 @@ def refuse_guidance_options(error: TypeError, guidance: dict[str, Any]) -> None:
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
-    """The texts of `--prompts` or `--prompts_file`, None without either.
+    """The texts of `--prompts` or `--prompts_file`; None without either.
 
     Raises:
         OSError: the file cannot be read.
@@ -190,11 +198,11 @@ def read_prompts(arguments: argparse.Namespace) -> list[str] | None:
         prompts: list[str] | None = arguments.prompts
         return prompts
     if not Path(arguments.prompts_file).is_file():
-        raise OSError(f"--prompts_file {arguments.prompts_file!r}: there is no such file")
+        raise OSError(f"--prompts_file {arguments.prompts_file!r}: no such file")
     lines = Path(arguments.prompts_file).read_text(encoding="utf-8-sig").splitlines()
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise ValueError(f"--prompts_file {arguments.prompts_file!r} holds no prompts; write one per line")
+        raise ValueError(f"--prompts_file {arguments.prompts_file!r} contains no prompts; write one per line")
     return prompts
 
 
@@ -202,7 +210,7 @@ def distinct_conditions(pipe: Any, prompts: list[str] | None) -> list[Any] | Non
     """The distinct prompts, as class labels if the pipeline takes these; None for None.
 
     Raises:
-        ValueError: words for a pipeline of class labels, or nothing for one that needs prompts or labels.
+        ValueError: words for a class-conditional pipeline, or no prompts or labels where they are required.
     """
     parameters = inspect.signature(pipe.__call__).parameters
     if prompts is None:

@@ -1,4 +1,4 @@
-"""What `zsnr evaluate` does once its arguments are right: measure, report, write."""
+"""The work of `zsnr evaluate` after its arguments are checked: measure, report, write."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..evaluation import (
     Figure,
     Measurements,
     Processes,
+    PromptSuite,
     Reference,
     brightness_score,
     check_reference,
@@ -23,7 +24,6 @@ from ..evaluation import (
     iter_images,
     kernel_figure,
     load_reference,
-    load_suite,
     luminance_coverage,
     measure_folder,
     measure_pipeline,
@@ -40,8 +40,8 @@ from . import generation as pipelines
 from .feature_networks import IS_SPLITS, check_image_count, needs_feature_network
 
 
-def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
-    """Check, load, measure and report, cheap before expensive so that what is wrong is found early."""
+def evaluate(arguments: argparse.Namespace, processes: Processes, suite: PromptSuite | None) -> None:
+    """Check, load, measure and report, cheap steps first so that errors are found early."""
     with processes.sync_errors():
         reference = _check_files_and_load_reference(arguments, processes)
     device = arguments.device or processes.device or pipelines.default_device()
@@ -53,7 +53,7 @@ def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
     with processes.sync_errors():
         if reference is not None and network is not None:
             check_reference(reference, network)
-        pipe, prompts = _load_pipeline_and_prompts(arguments, device)
+        pipe, prompts = _load_pipeline_and_prompts(arguments, device, suite)
     real, reference = _measure_real_images(arguments, network, reference, processes)
     groups = None
     if pipe is None:
@@ -67,7 +67,7 @@ def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
             **pipelines.pipeline_call_kwargs(arguments),
         )
     if processes.is_main:
-        result = _print_report(arguments, generated, groups, real, reference)
+        result = _print_report(arguments, suite, generated, groups, real, reference)
         if arguments.invariance:
             invariance = terminal_invariance(pipe, prompts, seed=arguments.seed)
             show(invariance)
@@ -76,7 +76,7 @@ def evaluate(arguments: argparse.Namespace, processes: Processes) -> None:
 
 
 def _check_files_and_load_reference(arguments: argparse.Namespace, processes: Processes) -> Reference | None:
-    """Refuse folders without images, or full ones to save to, and read the statistics of `--reference`."""
+    """Refuse image folders without images and non-empty output folders, and read the statistics of `--reference`."""
     for folder in (arguments.real, arguments.generated):
         if folder is not None:
             list_images(folder, arguments.on_bad_image)
@@ -85,16 +85,17 @@ def _check_files_and_load_reference(arguments: argparse.Namespace, processes: Pr
     return None if arguments.reference is None else load_reference(arguments.reference)
 
 
-def _load_pipeline_and_prompts(arguments: argparse.Namespace, device: Any) -> tuple[Any, list[Any] | None]:
+def _load_pipeline_and_prompts(
+    arguments: argparse.Namespace, device: Any, suite: PromptSuite | None
+) -> tuple[Any, list[Any] | None]:
     """The pipeline of `--pipeline` and its distinct prompts; None and None without it."""
     if arguments.pipeline is None:
         return None, None
-    suite = None if arguments.suite is None else load_suite(arguments.suite)
     texts = pipelines.read_prompts(arguments) if suite is None else list(suite.prompts)
     pipelines.set_gpu_defaults(arguments, device)
     pipe = pipelines.load_pipeline(arguments, device)
     prompts = pipelines.distinct_conditions(pipe, texts)
-    # What the call would refuse is refused now; no image is made before it is asked for.
+    # Errors of the call are raised now; images are generated lazily.
     iter_images(pipe, prompts and prompts[:1], [arguments.seed], **pipelines.pipeline_call_kwargs(arguments))
     return pipe, prompts
 
@@ -102,7 +103,7 @@ def _load_pipeline_and_prompts(arguments: argparse.Namespace, device: Any) -> tu
 def _measure_real_images(
     arguments: argparse.Namespace, network: FeatureNetwork | None, reference: Reference | None, processes: Processes
 ) -> tuple[Measurements | None, Reference | None]:
-    """Measure the images of `--real`; also the reference of the Fréchet distance, theirs unless one is given."""
+    """Measure the images of `--real`; also returns the reference of the Fréchet distance."""
     if arguments.real is None:
         return None, reference
     needed = arguments.kid or (arguments.fid and reference is None)
@@ -117,7 +118,7 @@ def _measure_real_images(
 def _compute_reference(arguments: argparse.Namespace, features: Any) -> Reference:
     """Mean and covariance of the real images' features, saved at once if `--save_reference` is given."""
     statistics: FeatureStatistics = features.statistics()
-    if arguments.save_reference is not None:  # now, so that no failure of the generation loses them
+    if arguments.save_reference is not None:  # now, so that a failure of the generation does not lose them
         Path(arguments.save_reference).parent.mkdir(parents=True, exist_ok=True)
         statistics.save(arguments.save_reference)
     return Reference(str(Path(arguments.real)), statistics, statistics.count)
@@ -125,12 +126,13 @@ def _compute_reference(arguments: argparse.Namespace, features: Any) -> Referenc
 
 def _print_report(
     arguments: argparse.Namespace,
+    suite: PromptSuite | None,
     generated: Measurements,
     groups: list[Any] | None,
     real: Measurements | None,
     reference: Reference | None,
 ) -> dict[str, Any]:
-    """Print luminance coverage, FID and the like, and the prompts' share; return them for `--json`."""
+    """Print luminance coverage, the metrics, and the variance explained by prompts; returns them for `--json`."""
     result: dict[str, Any] = {}
     if real is not None:
         coverage = luminance_coverage(generated.luminance, real.luminance, seed=arguments.seed)
@@ -144,8 +146,8 @@ def _print_report(
             print(f"zsnr evaluate: warning: {figure.name}: {warning}", file=sys.stderr)
     if figures:
         result["figures"] = {name: asdict(figure) for name, figure in figures.items()}
-    if arguments.suite is not None and groups is not None:
-        score = brightness_score(load_suite(arguments.suite), groups, generated.luminance, generated.clipped)
+    if suite is not None and groups is not None:
+        score = brightness_score(suite, groups, generated.luminance, generated.clipped)
         show(score)
         result["suite"] = asdict(score)
     n, k = len(groups or ()), len(set(groups or ()))
@@ -159,8 +161,8 @@ def _print_report(
 def _compute_figures(
     arguments: argparse.Namespace, generated: Measurements, real: Any, reference: Any
 ) -> dict[str, Figure]:
-    """FID, Inception Score and KID, those that were asked for, by the name of their option."""
-    features: Any = generated.features  # what a figure needs is there: the arguments were checked
+    """The requested metrics among FID, Inception Score and KID, by the name of their option."""
+    features: Any = generated.features  # the arguments were checked, so inputs exist
     figures = {}
     if arguments.fid:
         figures["fid"] = frechet_figure(features, reference)

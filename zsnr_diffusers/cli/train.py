@@ -1,4 +1,4 @@
-"""`zsnr train`: the trainer of Stable Diffusion, as `python -m zsnr_diffusers.training`."""
+"""`zsnr train`: the Stable Diffusion trainer, the same as `python -m zsnr_diffusers.training`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The mathematics as pure functions over float64 tables, one module per step of Lin et al. 2023 (arXiv:2305.08891).
 
-Its modules import torch and the standard library only, `choices` not even torch; names are imported on first use.
+Modules import only torch and the standard library, and `choices` not even torch; names are imported on first use.
 Every function that acts on a sample takes a `NoiseLevel`, never a timestep or a table.
 """
 
@@ -10,6 +10,7 @@ from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .choices import FLOW_TIME_SAMPLINGS, LOSS_WEIGHTINGS, PREDICTION_TYPES, check_loss_weighting
+    from .distillation import SegmentedSampler, student_sampler, teacher_sampler
     from .flow import (
         flow_level,
         flow_time,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         step_kl_factors,
     )
     from .losses import v_loss
-    from .low_frequencies import keep_low_frequencies, low_pass
+    from .low_frequencies import guided_prediction, keep_low_frequencies, low_pass
     from .multistep import multistep_updates
     from .noise import (
         SCHEDULE_NAMES,
@@ -64,19 +65,26 @@ if TYPE_CHECKING:
         inversion_updates,
         pndm_updates,
     )
-    from .spacing import TIMESTEP_SPACINGS, check_timesteps, spaced_timesteps, timesteps_of_sigmas
+    from .spacing import (
+        TIMESTEP_SPACINGS,
+        check_timesteps,
+        spaced_timesteps,
+        subdivided_timesteps,
+        timesteps_of_sigmas,
+    )
     from .weightings import level_features, loss_weights, uncertainty_loss
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "choices": "FLOW_TIME_SAMPLINGS LOSS_WEIGHTINGS PREDICTION_TYPES check_loss_weighting",
+        "distillation": "SegmentedSampler student_sampler teacher_sampler",
         "flow": "flow_level flow_time kappa_times sample_scale shifted_time trailing_times variance_preserving",
         "flow_densities": "flow_times",
         "guidance": "classifier_free_guidance rescale_guidance",
         "likelihood": "StepKL bound_strata decoder_std discretized_log_likelihood prior_kl step_kl step_kl_factors",
         "losses": "v_loss",
-        "low_frequencies": "keep_low_frequencies low_pass",
+        "low_frequencies": "guided_prediction keep_low_frequencies low_pass",
         "multistep": "multistep_updates",
         "noise": (
             "SCHEDULE_NAMES NoiseLevel add_noise alpha_bar_table betas_of_table enforce_zero_terminal_snr kappa "
@@ -86,7 +94,7 @@ __getattr__, __dir__ = lazy_names(
         "solvers": (
             "CLEAN Update consistency_updates ddim_update ddim_updates ddpm_updates inversion_updates pndm_updates"
         ),
-        "spacing": "TIMESTEP_SPACINGS check_timesteps spaced_timesteps timesteps_of_sigmas",
+        "spacing": "TIMESTEP_SPACINGS check_timesteps spaced_timesteps subdivided_timesteps timesteps_of_sigmas",
         "weightings": "level_features loss_weights uncertainty_loss",
     },
 )
@@ -99,6 +107,7 @@ __all__ = [
     "SCHEDULE_NAMES",
     "TIMESTEP_SPACINGS",
     "NoiseLevel",
+    "SegmentedSampler",
     "StepKL",
     "Update",
     "add_noise",
@@ -120,6 +129,7 @@ __all__ = [
     "flow_level",
     "flow_time",
     "flow_times",
+    "guided_prediction",
     "ideal_output",
     "inversion_updates",
     "kappa",
@@ -141,6 +151,9 @@ __all__ = [
     "spaced_timesteps",
     "step_kl",
     "step_kl_factors",
+    "student_sampler",
+    "subdivided_timesteps",
+    "teacher_sampler",
     "timesteps_of_sigmas",
     "trailing_times",
     "training_target",

@@ -1,8 +1,9 @@
-"""Steps whose timesteps and weights were fitted to one model, as a scheduler's config holds them.
+"""Steps with timesteps and weights fitted to one model, as stored in a scheduler's config.
 
 The weights of a step are those of the last outputs in x_s / sigma_s, newest first, and in the last step those in the
-data. Their sum is kappa_s - kappa_t, and 1 at last: what makes a constant output exact. So the weights themselves say
-for which noise levels they are.
+data. A step also keeps x_t / sigma_t, times a factor. A constant output is exact where the sum of the weights is
+kappa_s - kappa_t, and 1 at last, and the factor 1, and 0 at last. Fitted ones are near that; `kappas` says for which
+noise levels they are. Where it is missing, the sums have to say so.
 """
 
 import math
@@ -18,31 +19,36 @@ from .solvers import Update
 from .spacing import check_timesteps
 
 WITHOUT = "pass calibration=None to sample without it, or fit it again (zsnr calibrate)."
-SUM_TOLERANCE = 1e-5
-"""How far a sum of weights may be from its closed form, relative: rounding is far below, other schedules far above."""
+TOLERANCE = 1e-5
+"""How far a kappa, or a sum of weights from its closed form, may be: rounding is far below, other schedules above."""
 
 
 class CalibratedSteps(NamedTuple):
-    """The steps of one step count: timesteps [n] from T-1 down, and for each step the weights of its outputs."""
+    """The steps of one step count: timesteps [n] from T-1 down; of each step the weights of its outputs, and a factor.
+
+    The factor in `keeps` is that of x_t / sigma_t.
+    """
 
     timesteps: list[int]
     weights: list[list[float]]
+    keeps: list[float]
 
     def updates(self, path: Sequence[NoiseLevel]) -> list[Update]:
         """These steps as sampler updates; `path` has the noise levels of the timesteps."""
-        return updates_from_weights(path, self.weights)
+        return updates_from_weights(path, self.weights, self.keeps)
 
 
 def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, most: int) -> dict[int, CalibratedSteps]:
     """The calibrated steps that a scheduler's `calibration` config holds, by their number.
 
     Args:
-        calibration: by step count, a mapping with `timesteps` and `weights`; what else it says is not read.
+        calibration: by step count, a mapping with `timesteps` and `weights`, alpha / sigma of the timesteps as
+            `kappas`, and factors of x_t / sigma_t as `keeps` (1, and 0 at last); other entries are ignored.
         alphas_cumprod: alpha_bar of the schedule, shape [T].
-        most: how many outputs a step may weigh; the i-th step weighs min(i, most).
+        most: maximum number of outputs per step; the i-th step combines min(i, most).
 
     Raises:
-        ValueError: it has another form, or does not fit the schedule or `most`.
+        ValueError: an invalid format, or it does not fit the schedule or `most`.
     """
     if not isinstance(calibration, Mapping):
         raise ValueError(f"calibration={calibration!r} must map step counts to timesteps and weights; {WITHOUT}")
@@ -53,15 +59,15 @@ def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, mos
 
 
 def parse_num_inference_steps(key: Any) -> int:
-    """The number of inference steps that a key of a `calibration` config stands for; JSON stores it as text.
+    """The number of inference steps of a key of a `calibration` config, which JSON stores as a string.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a number.
     """
     try:
         return int(str(key))
     except ValueError:
-        raise ValueError(f"calibration has the key {key!r}, which is no step count; {WITHOUT}") from None
+        raise ValueError(f"calibration has the key {key!r}, which is not a step count; {WITHOUT}") from None
 
 
 def _parse_calibrated_steps(key: str, entry: Any, alphas_cumprod: Tensor, most: int) -> CalibratedSteps:
@@ -69,42 +75,73 @@ def _parse_calibrated_steps(key: str, entry: Any, alphas_cumprod: Tensor, most: 
     try:
         timesteps = check_timesteps(entry["timesteps"], len(alphas_cumprod))
         weights = [[float(weight) for weight in row] for row in entry["weights"]]
-    except (KeyError, TypeError, ValueError) as error:
+        made_for = [float(value) for value in entry.get("kappas", [])]
+        keeps = [float(value) for value in entry.get("keeps", [1.0] * (len(timesteps) - 1) + [0.0])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise ValueError(f"calibration of {key} steps {reason}; {WITHOUT}") from error
-    _check_calibration_shape(key, timesteps, weights, len(alphas_cumprod), most)
+    _check_calibration_shape(key, timesteps, weights, keeps, len(alphas_cumprod), most)
     kappas = [float(kappa(noise_level(alphas_cumprod.double(), timestep))) for timestep in timesteps]
-    _check_weight_sums(key, weights, [b - a for a, b in pairwise(kappas)] + [1.0])
-    return CalibratedSteps(timesteps, weights)
+    if made_for:
+        _check_kappas(key, timesteps, made_for, kappas)
+        _check_finite(key, [*weights, keeps])
+    else:
+        _check_weight_sums(key, weights, [b - a for a, b in pairwise(kappas)] + [1.0])
+    return CalibratedSteps(timesteps, weights, keeps)
 
 
 def _check_calibration_shape(
-    key: str, timesteps: list[int], weights: list[list[float]], num_timesteps: int, most: int
+    key: str,
+    timesteps: list[int],
+    weights: list[list[float]],
+    keeps: list[float],
+    num_timesteps: int,
+    most: int,
 ) -> None:
-    """Refuse timesteps and rows of weights that are not one per step, do not start at T-1, or weigh other outputs."""
+    """Refuse timesteps and rows of weights that are not one per step, do not start at T-1, or have a wrong length."""
     n = parse_num_inference_steps(key)
-    if not len(timesteps) == len(weights) == n:
+    if not len(timesteps) == len(weights) == len(keeps) == n:
         raise ValueError(
-            f"calibration of {key} steps has {len(timesteps)} timesteps and {len(weights)} rows of weights; {WITHOUT}"
+            f"calibration of {key} steps has {len(timesteps)} timesteps, {len(weights)} rows of weights and "
+            f"{len(keeps)} factors (keeps); {WITHOUT}"
         )
     if timesteps[0] != num_timesteps - 1:
         raise ValueError(
-            f"calibration of {key} steps begins at timestep {timesteps[0]}, the schedule at {num_timesteps - 1}; "
+            f"calibration of {key} steps begins at timestep {timesteps[0]}, but the schedule at {num_timesteps - 1}; "
             f"{WITHOUT}"
         )
     for i, row in enumerate(weights, 1):
         if len(row) != min(i, most):
             raise ValueError(
-                f"calibration of {key} steps weighs {len(row)} outputs in step {i}, where this solver_order and "
-                f"corrector weigh {min(i, most)}: it was made for others; {WITHOUT}"
+                f"calibration of {key} steps uses {len(row)} outputs in step {i}, but this solver_order and corrector "
+                f"use {min(i, most)}: it was fitted for other settings; {WITHOUT}"
             )
 
 
-def _check_weight_sums(key: str, weights: list[list[float]], wanted: list[float]) -> None:
-    """Refuse rows of weights whose sums are not those that the noise schedule requires: kappa_s - kappa_t, then 1."""
-    for i, (row, total) in enumerate(zip(weights, wanted, strict=True), 1):
-        if not math.isclose(sum(row), total, rel_tol=SUM_TOLERANCE):  # which NaN is not
+def _check_kappas(key: str, timesteps: list[int], made_for: list[float], kappas: list[float]) -> None:
+    """Refuse a calibration of other noise levels than those that the schedule has at its timesteps."""
+    if len(made_for) != len(timesteps):
+        raise ValueError(f"calibration of {key} steps has {len(made_for)} kappas; {WITHOUT}")
+    for timestep, wanted, found in zip(timesteps, made_for, kappas, strict=True):
+        if not math.isclose(wanted, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             raise ValueError(
-                f"calibration of {key} steps was made for another noise schedule: the weights of step {i} have the "
+                f"calibration of {key} steps was fitted for another noise schedule: alpha / sigma at timestep "
+                f"{timestep} was {wanted:g}, and this schedule has {found:g}; {WITHOUT}"
+            )
+
+
+def _check_finite(key: str, weights: list[list[float]]) -> None:
+    """Refuse weights that are not finite."""
+    for row in weights:
+        if not all(map(math.isfinite, row)):
+            raise ValueError(f"calibration of {key} steps has the weights {row}, which are not finite; {WITHOUT}")
+
+
+def _check_weight_sums(key: str, weights: list[list[float]], wanted: list[float]) -> None:
+    """Refuse rows of weights whose sums differ from those of the noise schedule: kappa_s - kappa_t, then 1."""
+    for i, (row, total) in enumerate(zip(weights, wanted, strict=True), 1):
+        if not math.isclose(sum(row), total, rel_tol=TOLERANCE):  # false for NaN
+            raise ValueError(
+                f"calibration of {key} steps was fitted for another noise schedule: the weights of step {i} have the "
                 f"sum {sum(row):g}, and this schedule needs {total:g}; {WITHOUT}"
             )

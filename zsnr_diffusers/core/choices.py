@@ -1,6 +1,6 @@
-"""Names that there are to choose from, their checks and defaults: all that a command line asks of the numbers.
+"""Names of choices, with checks and defaults, for command lines.
 
-Imports the standard library alone, so that options are listed and checked before torch is imported.
+Imports only the standard library, so that options are listed and checked before torch is imported.
 """
 
 import math
@@ -8,45 +8,43 @@ from numbers import Integral, Real
 from typing import Literal, get_args
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
-"""What a network may predict, by the names of diffusers."""
+"""Prediction types, with diffusers' names."""
 
 EPSILON_AT_ZERO_SNR = (
     "prediction_type='epsilon' cannot be used at zero signal-to-noise ratio: at the last timestep the sample is the "
     "noise, so predicting it says nothing about the image. Retrain the model with v-prediction (python -m "
-    "zsnr_diffusers.training --help); if it is a v-prediction model whose config fails to say so, pass "
-    "prediction_type='v_prediction'; to sample an epsilon model on the schedule that it was trained with, pass "
+    "zsnr_diffusers.training --help); if it is a v-prediction model with a wrong config, pass "
+    "prediction_type='v_prediction'; to sample an epsilon model with its training schedule, pass "
     "rescale_betas_zero_snr=False."
 )
 
 
 def unknown_prediction_error(prediction_type: str) -> ValueError:
     """The error for a `prediction_type` that is not one of `PREDICTION_TYPES`."""
-    return ValueError(
-        f"prediction_type={prediction_type!r} is not known; choose one of {', '.join(PREDICTION_TYPES)}."
-    )
+    return ValueError(f"prediction_type={prediction_type!r} is unknown; choose one of {', '.join(PREDICTION_TYPES)}.")
 
 
 def check_known_prediction_type(prediction_type: str) -> None:
     """Refuse a `prediction_type` that is not one of `PREDICTION_TYPES`.
 
     Raises:
-        ValueError: with the value and what is known.
+        ValueError: with the value and the choices.
     """
     if prediction_type not in PREDICTION_TYPES:
         raise unknown_prediction_error(prediction_type)
 
 
 def check_prediction_type(prediction_type: str, zero_terminal_snr: bool) -> None:
-    """Refuse `flow_prediction` on a schedule of betas, and epsilon on one that ends at zero SNR.
+    """Refuse `flow_prediction` with a schedule of betas, and epsilon with one that ends at zero SNR.
 
     Raises:
-        ValueError: with the value and what to do instead.
+        ValueError: with the value and the remedy.
     """
     check_known_prediction_type(prediction_type)
     if prediction_type == "flow_prediction":
         raise ValueError(
-            "prediction_type='flow_prediction' is of flow matching, which has no betas; FlowMatchMultistepScheduler "
-            "samples such a model."
+            "prediction_type='flow_prediction' means flow matching, which has no betas; use "
+            "FlowMatchMultistepScheduler."
         )
     if zero_terminal_snr and prediction_type == "epsilon":
         raise ValueError(EPSILON_AT_ZERO_SNR)
@@ -77,7 +75,7 @@ def check_variance_type(variance_type: str) -> None:
         ValueError: with the value and those that are known.
     """
     if variance_type not in VARIANCE_TYPES:
-        raise ValueError(f"variance_type={variance_type!r} is not known; choose one of {', '.join(VARIANCE_TYPES)}.")
+        raise ValueError(f"variance_type={variance_type!r} is unknown; choose one of {', '.join(VARIANCE_TYPES)}.")
 
 
 def check_guidance_rescale(guidance_rescale: float) -> None:
@@ -93,7 +91,7 @@ def check_guidance_rescale(guidance_rescale: float) -> None:
 
 
 def check_keep_low_frequencies(k: int) -> None:
-    """Refuse a number of low frequencies that is negative or no integer.
+    """Refuse a number of low frequencies that is negative or not an integer.
 
     Raises:
         ValueError: with the value and what it means.
@@ -106,9 +104,8 @@ def check_keep_low_frequencies(k: int) -> None:
 
 
 MIN_SNR_AT_ZERO_SNR = (
-    "loss_weighting='min_snr' gives the last timestep weight 0 at zero terminal SNR: the one timestep that the "
-    "schedule adds would not be trained. Use 'min_snr_floored', which is the same from an SNR of 1 up and positive "
-    "below."
+    "loss_weighting='min_snr' gives the last timestep weight 0 at zero terminal SNR, so this timestep would not be "
+    "trained. Use 'min_snr_floored', which is the same for an SNR of 1 or more, and positive below."
 )
 
 LOSS_WEIGHTINGS = ("constant", "min_snr_floored", "soft_min_snr_floored", "min_snr")
@@ -116,10 +113,10 @@ LOSS_WEIGHTINGS = ("constant", "min_snr_floored", "soft_min_snr_floored", "min_s
 
 
 def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma: float) -> None:
-    """Refuse a weighting that leaves the last timestep untrained, and a gamma that its floor makes meaningless.
+    """Refuse a weighting that leaves the last timestep untrained, and a gamma below its floor.
 
     Raises:
-        ValueError: with the value and what to do instead.
+        ValueError: with the value and the remedy.
 
     Examples:
         >>> from zsnr_diffusers.core import check_loss_weighting
@@ -129,7 +126,7 @@ def check_loss_weighting(loss_weighting: str, zero_terminal_snr: bool, snr_gamma
         raise ValueError(MIN_SNR_AT_ZERO_SNR)
     floored = loss_weighting.endswith("_floored")
     if loss_weighting in LOSS_WEIGHTINGS[1:] and not snr_gamma > floored:
-        reason = f", the floor of {loss_weighting!r}; the paper takes 5" if floored else ""
+        reason = f", the floor of {loss_weighting!r}; the paper uses 5" if floored else ""
         raise ValueError(f"snr_gamma={snr_gamma} must be above {int(floored)}{reason}.")
 
 
@@ -137,5 +134,6 @@ DEFAULT_GUIDANCE_RESCALE = 0.7
 """The paper's choice at guidance scale 7.5 (Lin et al. 2023, arXiv:2305.08891, section 3.4)."""
 
 DEFAULT_KEEP_LOW_FREQUENCIES = 4
-"""Of text-to-image from zero SNR: the fewest with which brightness at guidance scale 7.5 is at most 1.3 times as far
-from the data's as without guidance (`examples/benchmarks/guidance_brightness.py`)."""
+"""For text-to-image from zero SNR: the smallest value with which brightness at guidance scale 7.5 is at most 1.3 times
+as far from the data's as without guidance (`examples/benchmarks/guidance_brightness.py`).
+"""

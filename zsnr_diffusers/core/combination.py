@@ -1,4 +1,4 @@
-"""How a pipeline combined predictions under guidance, read off its result."""
+"""Infer from its result how a pipeline combined predictions for guidance."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 
 _ROWS, _VALUES = 256, 256
-"""How much of a sample is looked at, entries of its first dimension and values of each: they tell as much as all."""
+"""Size of the subset of a sample that is used, entries of its first dimension and values of each; it is sufficient."""
 
 
 class Combination(NamedTuple):
     """guided = factor * sum_i w_i prediction_i + of_sample * sample, with sum_i w_i = 1."""
 
     weights: tuple[float, ...]
-    """The w_i; where they differ between parts, their mean."""
+    """The w_i, or their mean if they differ between parts."""
     factor: float = 1.0
-    """-1 where the result is negated, since the network's time runs the other way. Where the length of the result is
-    set to that of a prediction, only the sign."""
+    """-1 if the result is negated, because the network's time runs backwards. Only the sign if the result is
+    normalized to the norm of a prediction.
+    """
     of_sample: float = 0.0
-    """Other than 0 where predictions are first turned into x_0, and the result into noise."""
+    """Not 0 if predictions are first converted to x_0, and the result to noise."""
 
     @property
     def conditional(self) -> int:
@@ -27,7 +28,7 @@ class Combination(NamedTuple):
         return self.weights.index(max(self.weights))
 
     def apply_to(self, prediction: Tensor, sample: Tensor) -> Tensor:
-        """The guided prediction if all predictions were this one; brings a guider's result to the pipeline's form."""
+        """The guided prediction if all predictions equaled this one; maps a guider's result to the pipeline's form."""
         if (self.factor, self.of_sample) == (1.0, 0.0):
             return prediction
         if self.of_sample == 0:
@@ -36,10 +37,10 @@ class Combination(NamedTuple):
         return (self.factor * prediction.to(wide) + self.of_sample * sample.to(wide)).to(sample.dtype)
 
     def refit(self, guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> "Combination | None":
-        """The same guidance weights with factor and share of the sample fitted to another step; None if none fit.
+        """The same guidance weights with factor and sample coefficient fitted to another step; None if none fit.
 
-        What a pipeline turns into x_0 and back is rounded the more the nearer to the end, so that less is asked of it
-        than when a combination is found.
+        Conversions to x_0 and back are rounded more towards the end of sampling, so the tolerance is larger than in
+        the initial fit.
         """
         rows = _subsample((guided, *predictions, sample), (len(guided), guided.shape[1] if guided.ndim > 2 else 1))
         combined = sum(weight * row for weight, row in zip(self.weights, rows[1:-1], strict=True))
@@ -49,26 +50,26 @@ class Combination(NamedTuple):
 
 
 _NOTHING = 1e-3
-"""A factor that is rounding."""
+"""A factor that is only rounding."""
 
 _LARGEST = 256.0
-"""What weights add up to at most, as far as rounding grows with them; of predictions that hardly differ, those without
-a meaning are larger, and would explain anything."""
+"""Maximum sum of absolute weights. For almost equal predictions, meaningless larger weights would explain any result.
+"""
 
 
 def find_combination(guided: Tensor, predictions: Sequence[Tensor], sample: Tensor) -> Combination | None:
     """How a pipeline combined predictions into its guided one, as a `Combination`; None if no combination explains it.
 
-    First `guidance_weights`; then the same with the other sign; with some of the sample; and with any positive factor
-    for each entry of the first dimension, since some pipelines set the length of the result to that of the conditional
-    prediction, token by token, row by row, or for all of it.
+    Tries `guidance_weights`; the opposite sign; an additional multiple of the sample; and a positive factor for each
+    entry of the first dimension, since some pipelines normalize the result to the norm of the conditional prediction,
+    per token, per row, or in total.
 
     Args:
         guided: shape [B, ...].
         predictions: at least two tensors of that shape, not all equal.
-        sample: what they were made from, same shape.
+        sample: input of the predictions, same shape.
     """
-    # In single precision, predictions that were mixed with the sample are told by their residual alone.
+    # In single precision, the residual suffices to detect predictions that were mixed with the sample.
     seen = sample if guided.dtype.itemsize < 4 else None
     for sign in (1.0, -1.0):
         found = guidance_weights(sign * guided, predictions, seen)
@@ -78,9 +79,9 @@ def find_combination(guided: Tensor, predictions: Sequence[Tensor], sample: Tens
 
 
 def find_combination_of_equals(guided: Tensor, prediction: Tensor) -> Combination | None:
-    """`find_combination` of predictions that are all equal; None if the guided one is not that value or minus it."""
+    """`find_combination` for equal predictions; None if the guided one is neither this value nor its negative."""
     g, p = (x[0, 0] for x in _subsample((guided, prediction), (1, 1)))
-    # A large scale multiplies the rounding by which they differ.
+    # A large scale multiplies their rounding differences.
     most = min(0.5, 128 * _rounding_eps(guided, prediction))
     for sign in (1.0, -1.0):
         if _rms(g - sign * p) <= most * _rms(p):
@@ -134,7 +135,7 @@ def _fit_with_scales(guided: Tensor, predictions: Sequence[Tensor]) -> Combinati
 
 
 _EVIDENCE = 64
-"""By how many values rows have to outnumber what is fitted to them, before their agreement counts as no chance."""
+"""Minimum excess of values over fitted parameters for a fit to be significant."""
 
 
 def _fit_within_rounding(matrix: Tensor, right: Tensor, eps: float, size: float) -> tuple[Tensor | None, float]:
@@ -167,7 +168,7 @@ def _rounding_eps(*tensors: Tensor) -> float:
 def guidance_weights(
     guided: Tensor, predictions: Sequence[Tensor], sample: Tensor | None = None
 ) -> tuple[list[float], bool] | None:
-    """The weights with which a guided prediction was combined from others: how a pipeline guides, read off its result.
+    """The weights with which a guided prediction was combined from others.
 
     Every guidance of the classifier-free kind is affine, `guided = sum_i w_i prediction_i` with `sum_i w_i = 1`:
     u + w (c - u), the three terms of InstructPix2Pix (Brooks et al. 2023, arXiv:2211.09800, eq. 3), perturbed
@@ -177,12 +178,12 @@ def guidance_weights(
     Args:
         guided: shape [B, ...].
         predictions: at least two tensors of that shape.
-        sample: what they were made from, same shape. Where some of it is in `guided`, predictions were changed before
-            they were combined, and are no explanation.
+        sample: input of the predictions, same shape. If `guided` contains a multiple of it, predictions were converted
+            before combining, and the fit is rejected.
 
     Returns:
-        The mean of each weight, and whether they explain `guided` to within the rounding of the least precise dtype;
-        None where the predictions are equal, so that nothing can be told apart.
+        The mean of each weight, and whether they explain `guided` up to the rounding of the least precise dtype; None
+        if the predictions are equal.
     """
     eps = _rounding_eps(guided, predictions[0])
     tensors = (guided, *predictions) if sample is None else (guided, *predictions, sample)
@@ -210,10 +211,9 @@ def guidance_weights(
 
 def _least_squares(matrix: Tensor, right: Tensor, rcond: float) -> Tensor:
     """Solve matrix @ x = right in the least-squares sense for each part; x has shape [parts, columns, 1]."""
-    if matrix.shape[-1] == 1:  # by far the most pipelines, and a tenth of the time
+    if matrix.shape[-1] == 1:  # the most common case, and ten times as fast
         return ((matrix.mT @ right) / (matrix.mT @ matrix)).nan_to_num()
-    # Where two predictions are equal but for rounding, what multiplies their difference means nothing; the rank that
-    # `rcond` allows leaves it out.
+    # If two predictions are equal up to rounding, the weight of their difference is meaningless; `rcond` removes it.
     return torch.linalg.lstsq(matrix, right, rcond=rcond, driver="gelsd").solution
 
 

@@ -1,7 +1,7 @@
-"""The discrete cosine transform (DCT-II) of the last axes of a tensor, as far as the lowest frequencies go.
+"""The lowest frequencies of the discrete cosine transform (DCT-II) of the last axes of a tensor.
 
 Unlike a Fourier transform it does not wrap around, so an image that is bright at the top and dark at the bottom has no
-jump in it (Ahmed, Natarajan & Rao 1974, doi:10.1109/T-C.1974.223784).
+discontinuity (Ahmed, Natarajan & Rao 1974, doi:10.1109/T-C.1974.223784).
 """
 
 import math
@@ -19,11 +19,11 @@ def dct_basis(side: int, k: int, like: Tensor) -> Tensor:
     Args:
         side: number of values.
         k: number of frequencies.
-        like: a tensor of the dtype and device that the result is to have.
+        like: a tensor with the dtype and device of the result.
     """
     frequency = torch.arange(min(k, side), device=like.device)
     place = 2 * torch.arange(side, device=like.device) + 1
-    # Whole turns are taken off as integers: what is left is small, and exact in every dtype.
+    # Multiples of the period are removed as integers: the remainder is small, and exact in every dtype.
     turns = (frequency[:, None] * place) % (4 * side)
     rows = (turns.to(like.dtype) * (math.pi / (2 * side))).cos() * math.sqrt(2 / side)
     rows[0] = math.sqrt(1 / side)
@@ -31,7 +31,7 @@ def dct_basis(side: int, k: int, like: Tensor) -> Tensor:
 
 
 def dct(x: Tensor, counts: Sequence[int]) -> Tensor:
-    """The lowest orthonormal DCT coefficients over the last axes of x, `counts[i]` of each, or as many as it is long.
+    """The lowest orthonormal DCT coefficients over the last axes of x, at most `counts[i]` of each.
 
     Args:
         x: shape [..., n_1, ..., n_m], floating point.
@@ -64,6 +64,6 @@ def inverse_dct(coefficients: Tensor, sides: Sequence[int]) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """A context in which no autocast rounds matrix products of tensors like x to half precision."""
+    """A context that prevents autocast from rounding matrix products of tensors like x to half precision."""
     device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
     return torch.autocast(device, enabled=False)

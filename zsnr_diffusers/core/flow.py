@@ -1,10 +1,10 @@
-"""Flow matching: the noise levels (1 - s, s), their shifts, and the way to variance-preserving levels and back.
+"""Flow matching: the noise levels (1 - s, s), their shifts, and conversion to variance-preserving levels and back.
 
 At flow time s a sample is x_s = (1 - s) x_0 + s noise (Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023,
-arXiv:2209.03003, rectified flow). Its signal-to-noise ratio at s = 1 is exactly zero, so what holds for schedules of
-zero terminal SNR holds here; the update rule of `solvers.py` needs kappa and sigma alone.
+arXiv:2209.03003, rectified flow). Its signal-to-noise ratio at s = 1 is exactly zero, so results for zero terminal SNR
+apply; the update rule in `solvers.py` needs only kappa and sigma.
 
-Two levels of one kappa see the same sample up to a factor (Diff2Flow, arXiv:2506.02221), pure noise included:
+Two levels with the same kappa have the same sample up to a factor (Diff2Flow, arXiv:2506.02221), pure noise included:
 x_flow = x_vp / (alpha + sigma), and back x_vp = x_flow / hypot(1 - s, s).
 """
 
@@ -24,7 +24,7 @@ TimeShiftType = Literal["exponential", "linear"]
 TIME_SHIFT_TYPES: tuple[str, ...] = get_args(TimeShiftType)
 
 _STOCK_SPACING_TOLERANCE = 1e-5
-"""Of sigmas that a pipeline passes in float32."""
+"""Tolerance of sigmas that a pipeline passes in float32."""
 
 
 def flow_level(s: Scalar) -> NoiseLevel:
@@ -62,7 +62,7 @@ def variance_preserving(level: NoiseLevel) -> NoiseLevel:
 
 
 def sample_scale(level: NoiseLevel) -> Scalar:
-    """How many times larger a sample of this level is than one of the same SNR with alpha^2 + sigma^2 = 1.
+    """Scale of a sample at this level relative to one of the same SNR with alpha^2 + sigma^2 = 1.
 
     Examples:
         >>> from zsnr_diffusers.core import flow_level, sample_scale
@@ -76,13 +76,13 @@ def sample_scale(level: NoiseLevel) -> Scalar:
 
 
 def euler_step(x_s: Tensor, velocity: Tensor, s: Scalar, r: Scalar) -> Tensor:
-    """x_r = x_s + (r - s) velocity, where velocity is noise - x_0: exact for data that is one point.
+    """x_r = x_s + (r - s) velocity, where velocity is noise - x_0: exact for single-point data.
 
     Args:
         x_s: samples, any shape.
         velocity: what the network returns for them, same shape.
         s: their flow times, which broadcast to them.
-        r: where to, likewise.
+        r: target flow times, likewise.
     """
     return x_s + (r - s) * velocity
 
@@ -108,7 +108,7 @@ def unshifted_time(s: Scalar, shift: float) -> Scalar:
 
 
 def dynamic_shift(mu: float, time_shift_type: str = "exponential") -> float:
-    """The shift of flow times that diffusers' `mu` stands for, which a pipeline computes from the number of tokens.
+    """The shift of flow times for diffusers' `mu`, which a pipeline computes from the number of tokens.
 
     Args:
         mu: log of the shift, or for `linear` the shift itself.
@@ -119,7 +119,7 @@ def dynamic_shift(mu: float, time_shift_type: str = "exponential") -> float:
     """
     if time_shift_type not in TIME_SHIFT_TYPES:
         raise ValueError(
-            f"time_shift_type={time_shift_type!r} is not known; choose one of {', '.join(TIME_SHIFT_TYPES)}."
+            f"time_shift_type={time_shift_type!r} is unknown; choose one of {', '.join(TIME_SHIFT_TYPES)}."
         )
     shift = math.exp(mu) if time_shift_type == "exponential" else float(mu)
     check_shift(shift)
@@ -132,8 +132,7 @@ def trailing_times(num_inference_steps: int, shift: float = 1.0, shift_terminal:
     Args:
         num_inference_steps: n, at least 1.
         shift: see `shifted_time`.
-        shift_terminal: where the last time shall be; the times between are stretched (LTX-Video). A single step stays
-            at 1.
+        shift_terminal: the last time; the times in between are stretched (LTX-Video). A single step stays at 1.
 
     Examples:
         >>> from zsnr_diffusers.core import trailing_times
@@ -162,7 +161,7 @@ def stretch_to_terminal(times: Sequence[float], shift_terminal: float | None) ->
 
 
 def kappa_times(num_inference_steps: int) -> list[float]:
-    """n flow times from 1 on, even in `position`: where `kappa` spacing puts its steps, whatever shift a model has.
+    """n flow times from 1, evenly spaced in `position`: the times of `kappa` spacing, independent of a model's shift.
 
     Examples:
         >>> from zsnr_diffusers.core import kappa_times
@@ -186,9 +185,9 @@ def _kappas_at_positions(goals: Tensor, scales: Scales) -> Tensor:
 
 
 def is_stock_spacing(times: Sequence[float]) -> bool:
-    """Whether flow times are 1, (n - 1) / n, ..., 1 / n: what pipelines pass where their caller passes nothing.
+    """Whether flow times are 1, (n - 1) / n, ..., 1 / n: what pipelines pass by default.
 
-    Also from 1 to 1 / T, as some make them of timesteps.
+    Also accepts an end at 1 / T, as computed by some pipelines from timesteps.
     """
     n = len(times)
     plain = all(abs(s - (n - i) / n) < _STOCK_SPACING_TOLERANCE for i, s in enumerate(times))
@@ -219,10 +218,10 @@ def check_flow_times(sigmas: Sequence[float]) -> list[float]:
 
 
 def check_num_flow_steps(num_inference_steps: int) -> None:
-    """Refuse a number of flow-matching sampling steps that is not a whole number of at least 1.
+    """Refuse a number of flow-matching sampling steps that is not an integer of at least 1.
 
     Raises:
         ValueError: with the value.
     """
     if not (isinstance(num_inference_steps, int) and num_inference_steps >= 1):
-        raise ValueError(f"num_inference_steps={num_inference_steps!r} must be a whole number of at least 1.")
+        raise ValueError(f"num_inference_steps={num_inference_steps!r} must be an integer of at least 1.")

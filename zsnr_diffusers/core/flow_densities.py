@@ -1,4 +1,4 @@
-"""At which flow times a network is trained: densities as quantiles, which make uniform draws into flow times."""
+"""Densities of training flow times, as quantile functions that convert uniform draws to flow times."""
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def flow_times(
     """
     if sampling not in FLOW_TIME_SAMPLINGS:
         raise ValueError(
-            f"flow_time_sampling={sampling!r} is not known; choose one of {', '.join(FLOW_TIME_SAMPLINGS)}."
+            f"flow_time_sampling={sampling!r} is unknown; choose one of {', '.join(FLOW_TIME_SAMPLINGS)}."
         )
     if sampling == "snr" and alphas_cumprod is None:
         raise ValueError("flow_time_sampling='snr' is the density of a schedule with betas; pass alphas_cumprod.")

@@ -15,7 +15,7 @@ GUIDANCE_SPACES = {
     "v_prediction": "v_prediction",
     "sample": "sample",
 }
-"""Where guidance can be rescaled, and the prediction type of each; `output` is what the network predicts."""
+"""Spaces in which guidance can be rescaled, with their prediction types; `output` is the network's own."""
 
 
 def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
@@ -34,8 +34,8 @@ def rescale_guidance(guided: Tensor, conditional: Tensor, guidance_rescale: floa
     """Rescale the guided prediction to the standard deviation of the conditional one.
 
     Lin et al. 2023 (arXiv:2305.08891), Algorithm 2: per sample, `guided * std(conditional) / std(guided)`, blended
-    with the unscaled value. A sample of which either prediction has no spread at all (what an ideal zero-SNR model
-    returns for a plain image at the first step) is left unscaled.
+    with the unscaled value. A sample with a constant prediction (such as an ideal zero-SNR model's for a plain image
+    at the first step) is not rescaled.
 
     Args:
         guided: prediction after classifier-free guidance, shape [B, C, ...].
@@ -76,8 +76,8 @@ def _std_ratio_minus_one(guided: Tensor, conditional: Tensor) -> Tensor:
 def _inverse_std(x: Tensor) -> Tensor:
     """1 / std of each sample, shape [B, 1]; infinite for a constant.
 
-    The kernel of group normalisation goes through the values once, by Welford's recurrence, which gives exactly 0 for
-    a constant; `Tensor.std` is many times as slow over several samples, and tiny but not 0 for a constant.
+    The group normalization kernel needs one pass with Welford's recurrence, which gives exactly 0 for a constant;
+    `Tensor.std` is many times slower for several samples, and not exactly 0 for a constant.
     """
     x = x.contiguous()
     samples, channels = x.shape[:2]
@@ -94,9 +94,9 @@ def rescale_guidance_in_space(
     x_t: Tensor,
     level: NoiseLevel,
 ) -> Tensor:
-    """Guidance rescale (Algorithm 2) on the v, noise or x_0 that predictions imply, instead of on the predictions.
+    """Guidance rescale (Algorithm 2) of the v, noise or x_0 implied by predictions, instead of the predictions.
 
-    Given x_t, a prediction of any type is, up to a factor that Algorithm 2 does not see, the output plus q x_t. As
+    Given x_t, a prediction of any type is the output plus q x_t, up to a factor to which Algorithm 2 is invariant. As
     epsilon, q = sigma / alpha for an output of v: infinite at zero SNR, where the rescaled output has a limit, the
     guided one + phi x_t cov(x_t, conditional - guided) / var(x_t). So epsilon space exists at zero SNR too.
 
@@ -106,7 +106,7 @@ def rescale_guidance_in_space(
         guidance_rescale: phi, from 0 to 1.
         space: one of `GUIDANCE_SPACES`.
         prediction_type: of both outputs.
-        x_t: the sample that they were made from, same shape.
+        x_t: the network's input, same shape.
         level: noise level of `x_t`, variance-preserving or of flow matching.
 
     Returns:
@@ -120,7 +120,7 @@ def rescale_guidance_in_space(
     if target is None or target == prediction_type:
         return rescale_guidance(guided, conditional, guidance_rescale)
     check_guidance_rescale(guidance_rescale)
-    # As epsilon, q reaches thousands near zero SNR and is taken away again: that takes more digits than float32 has.
+    # For epsilon, q reaches thousands near zero SNR and cancels later, which needs more digits than float32 has.
     double = target == "epsilon" and guided.device.type != "mps"
     wide = torch.promote_types(guided.dtype, torch.float64 if double else torch.float32)
     g, c, x = guided.to(wide), conditional.to(wide), x_t.to(wide)
@@ -147,4 +147,4 @@ def check_guidance_space(space: str) -> None:
         ValueError: with the value and those that are known.
     """
     if not isinstance(space, str) or space not in GUIDANCE_SPACES:
-        raise ValueError(f"space={space!r} is not known; choose one of {', '.join(GUIDANCE_SPACES)}.")
+        raise ValueError(f"space={space!r} is unknown; choose one of {', '.join(GUIDANCE_SPACES)}.")

@@ -1,10 +1,10 @@
 """Fit of a `LowFrequencyLaw` to the amplitudes of images and the features of their captions.
 
 The mean is a ridge regression (Hoerl & Kennard 1970, doi:10.1080/00401706.1970.10488634), with a ridge for each
-amplitude, chosen by cross-validation. What captions do not explain beyond the error of that estimate is not predicted
-from them at all. The covariance is that of residuals of images that were held out, so it has the uncertainty of the
-mean in it. How far it is shrunk towards its diagonal, and how many frequencies are modeled, is chosen by the
-likelihood of images held out, at the noise level at which sampling starts.
+amplitude, chosen by cross-validation. Amplitudes that captions do not explain significantly are not predicted from
+them. The covariance is that of held-out residuals, so it includes the uncertainty of the mean. Its shrinkage towards
+the diagonal, and the number of modeled frequencies, maximize the likelihood of held-out images at the noise level at
+which sampling starts.
 """
 
 import math
@@ -22,16 +22,16 @@ RIDGES = tuple(10 ** (exponent / 2) for exponent in range(-12, 3))
 """Times the number of images: the features have a total variance of 1."""
 SHRINKAGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 MAX_DIRECTIONS = 512
-"""Principal directions of the features that are regressed on; a ridge would leave nothing of those after them."""
+"""Number of principal directions of the features; the ridge suppresses further ones."""
 SIGNIFICANCE = 3.0
-"""By how many standard errors captions have to lower the error on images held out to be believed."""
+"""Minimum reduction of the held-out error by captions, in standard errors."""
 NEGLIGIBLE = 0.05
-"""Nats per image that are not worth more frequencies."""
+"""Minimum gain for more frequencies, in nats per image."""
 
 
 @dataclass(frozen=True)
 class LawFit:
-    """A fitted law, and how well it does on images that were held out.
+    """A fitted law, and its quality on held-out images.
 
     Attributes:
         law: what was fitted.

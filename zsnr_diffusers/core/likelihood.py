@@ -9,16 +9,16 @@ with the network's, and their variances do not depend on the sample. So a step c
 offset + weight (x_0 - prediction)^2; with the posterior's own variance the offset is 0 and the weight
 (SNR_s - SNR_t) / 2 (Kingma et al. 2021, arXiv:2107.00630, section 4).
 
-What zero terminal SNR does to it:
+Effect of zero terminal SNR:
 
 - The prior's term is exactly 0: x_T is N(0, 1) whatever x_0 is.
-- The step from T is as finite as any. Its posterior q(x_s | x_T, x_0) is q(x_s | x_0), its weight SNR_s / 2, and its
-  prediction what the network makes of no signal, at best the mean of the data. Counted in epsilon it would be
+- The step from T is finite like any other. Its posterior q(x_s | x_T, x_0) is q(x_s | x_0), its weight SNR_s / 2, and
+  its prediction the network's output without any signal, at best the mean of the data. In terms of epsilon it would be
   infinite: x_0 - prediction = sigma / alpha (predicted epsilon - epsilon), a weight of (SNR_s / SNR_t - 1) / 2.
-- The decoder knows only the first two levels.
+- The decoder depends only on the first two levels.
 
-So the bound is defined for v and x_0 models, and an epsilon model has none. What the prior's term charges an ordinary
-schedule, the signal left at T, the network is charged in the step from T.
+So the bound is defined for v and x_0 models, but not for epsilon models. The cost of the signal left at T, which an
+ordinary schedule has in the prior's term, moves to the step from T.
 
 All terms are nats per element, in the shape of x_0.
 """
@@ -36,7 +36,7 @@ from .solvers import ddim_update, ddpm_updates
 
 
 def prior_kl(x_0: Tensor, level: NoiseLevel) -> Tensor:
-    """KL(q(x_T | x_0) || N(0, 1)): what x_T still tells of x_0 (Ho et al. 2020, eq. 5, L_T).
+    """KL(q(x_T | x_0) || N(0, 1)): information about x_0 that remains in x_T (Ho et al. 2020, eq. 5, L_T).
 
     (alpha^2 x_0^2 + sigma^2 - 1 - log sigma^2) / 2, with sigma^2 = 1 - alpha^2 put in: as it stands it would leave
     rounding errors of a small alpha, and so it is exactly 0 at alpha = 0.
@@ -111,7 +111,7 @@ def step_kl(x_0: Tensor, prediction: Tensor, factors: StepKL) -> Tensor:
 
 
 HALF_BIN = 1 / 255
-"""Half the distance between neighbours among the 256 values k / 127.5 - 1."""
+"""Half the distance between neighbors among the 256 values k / 127.5 - 1."""
 
 
 def decoder_std(first: NoiseLevel, second: NoiseLevel) -> float:
@@ -158,7 +158,7 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, std: Scalar) -> Tensor
 
 
 def bound_strata(levels: Sequence[NoiseLevel], count: int) -> list[range]:
-    """Timesteps in `count` groups of neighbours whose terms are of like size, to draw one from each.
+    """`count` groups of neighboring timesteps whose terms have similar size, to draw one from each.
 
     The decoder's timestep 0 is a group of its own. The others grow log sigma evenly where they can: -2 log sigma is
     log(1 + SNR), so for data that is N(0, 1) each would have an equal part of the bound, (SNR_s - SNR_t) / (1 + SNR_t)
@@ -166,7 +166,7 @@ def bound_strata(levels: Sequence[NoiseLevel], count: int) -> list[range]:
 
     Args:
         levels: of all timesteps, the cleanest first, numbers.
-        count: from 2 to the number of levels; with so many every timestep is a group.
+        count: from 2 to the number of levels; with this number, every timestep is a group.
 
     Examples:
         >>> from zsnr_diffusers.core import alpha_bar_table, bound_strata, noise_level

@@ -8,17 +8,17 @@ def v_loss(output: Tensor, target: Tensor) -> Tensor:
     """Squared error of each sample, averaged over its elements, in float32.
 
     With a v target this is Lin et al. 2023 (arXiv:2305.08891), eq. 11, with weight lambda_t = 1, as in the paper: the
-    last timestep counts like every other. Other weights stand in `weightings`.
+    last timestep has the same weight as all others. See `weightings` for other weights.
 
     Args:
         output: the network's output, shape [B, ...].
-        target: what it should have been, same shape.
+        target: training target, same shape.
 
     Returns:
         float32 tensor of shape [B]; its mean is the loss.
 
     Raises:
-        ValueError: the shapes differ (broadcasting would train on nonsense).
+        ValueError: the shapes differ (broadcasting would give a wrong loss).
 
     Examples:
         >>> import torch

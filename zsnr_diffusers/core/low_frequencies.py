@@ -1,8 +1,8 @@
-"""Guidance that leaves the lowest frequencies of an image to the conditional prediction.
+"""Guidance that keeps the lowest frequencies of the conditional prediction.
 
-Guidance extrapolates from one prediction through another. Where the signal-to-noise ratio is 0, predictions are means
-of the images given the prompt, so what is extrapolated there is brightness and color, and images come out too dark or
-too bright for their prompt. Detail, which guidance is used for, lies in the higher frequencies.
+Guidance extrapolates from one prediction through another. At a signal-to-noise ratio of 0, predictions are means of
+the images given the prompt, so guidance extrapolates brightness and color, and images become too dark or too bright
+for their prompt. Detail, the purpose of guidance, is in the higher frequencies.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .choices import check_keep_low_frequencies
 from .dct import dct, inverse_dct, without_autocast
+from .guidance import classifier_free_guidance, rescale_guidance
 
 
 def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
@@ -24,16 +25,16 @@ def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
 
     Args:
         guided: prediction after guidance, shape [B, C, H, W]; or any [B, ..., H, W], such as the frames of a video,
-            each of which has a brightness and is treated by itself.
+            which are processed independently.
         conditional: conditional prediction, same shape.
-        k: how many frequencies of each side to keep, half cycles per image from 0 on. 0 is off and returns `guided`
-            itself, 1 keeps the mean of each channel, and from the larger side on the result is `conditional`.
+        k: number of frequencies to keep per side, in half cycles per image from 0. 0 is off and returns `guided`
+            itself, 1 keeps the mean of each channel, and k of at least the larger side returns `conditional`.
 
     Returns:
         Tensor of that shape in the dtype of `guided`; the arithmetic is float32 or better.
 
     Raises:
-        ValueError: k is negative or no integer; predictions without height and width, such as packed tokens.
+        ValueError: k is negative or not an integer; predictions without height and width, such as packed tokens.
 
     Examples:
         >>> import torch
@@ -54,6 +55,33 @@ def keep_low_frequencies(guided: Tensor, conditional: Tensor, k: int) -> Tensor:
     return (guided.to(wide) - low_pass(difference, k)).to(guided.dtype)
 
 
+def guided_prediction(
+    unconditional: Tensor,
+    conditional: Tensor,
+    guidance_scale: float,
+    guidance_rescale: float = 0.0,
+    keep_low: int = 0,
+) -> Tensor:
+    """Classifier-free guidance, its rescale, and the kept low frequencies, in the order of `enable_guidance_rescale`.
+
+    Args:
+        unconditional: prediction without the condition, shape [B, C, H, W].
+        conditional: prediction with it, same shape.
+        guidance_scale: w in u + w (c - u).
+        guidance_rescale: phi of Lin et al. 2023, Algorithm 2.
+        keep_low: k of `keep_low_frequencies`.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import guided_prediction
+        >>> guided_prediction(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), guidance_scale=3.0).mean()
+        tensor(-2.)
+    """
+    guided = classifier_free_guidance(unconditional, conditional, guidance_scale)
+    guided = rescale_guidance(guided, conditional, guidance_rescale)
+    return keep_low_frequencies(guided, conditional, keep_low)
+
+
 def low_pass(x: Tensor, k: int) -> Tensor:
     """The lowest k x k frequencies of images [..., H, W]: an orthogonal projection on the first vectors of a DCT.
 
@@ -71,7 +99,7 @@ def low_pass(x: Tensor, k: int) -> Tensor:
 def no_height_and_width(k: int, shape: tuple[int, ...]) -> str:
     """Message for predictions of which the last two dimensions are not height and width."""
     return (
-        f"keep_low_frequencies={k} needs predictions [..., H, W], and got {list(shape)}: tokens, channels last, or "
-        "sound have no height and width at the end. Pass keep_low_frequencies=0 for this pipeline; in a loop of your "
-        "own, unpack the predictions first."
+        f"keep_low_frequencies={k} needs predictions [..., H, W], but got {list(shape)}: tokens, channels-last "
+        "tensors and sound do not end with height and width. Pass keep_low_frequencies=0 for this pipeline; in your "
+        "own sampling loop, unpack the predictions first."
     )

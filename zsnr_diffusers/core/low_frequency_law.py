@@ -1,14 +1,14 @@
-"""The law of the low frequencies of x_0 given a prompt, and x_t drawn from it at any noise level.
+"""The distribution of the low frequencies of x_0 given a prompt, and samples x_t from it at any noise level.
 
-A network that was trained on x_t = alpha x_0 + sigma noise with alpha > 0 to the end reads the low frequencies of the
-image, its brightness first, off what is left of x_0 in x_T: there the signal is stronger than the noise, since an
-image's power grows towards low frequencies and the noise's does not. Sampling starts from noise that has no such
-remnant, so every image becomes medium gray. Everaert et al. 2024 (signal-leak bias, arXiv:2309.15842) add one drawn
-from the data; here its mean depends on the prompt as well.
+A network that was trained on x_t = alpha x_0 + sigma noise with alpha > 0 at the last timestep infers the low
+frequencies of the image, especially its brightness, from the signal left in x_T: there the signal is stronger than the
+noise, since the power of images increases towards low frequencies. Sampling starts from noise without this signal, so
+every image becomes medium gray. Everaert et al. 2024 (signal-leak bias, arXiv:2309.15842) add a signal drawn from the
+data; here its mean also depends on the prompt.
 
 The law is linear-Gaussian: low | features ~ N(bias + weight features, covariance). Its marginal at a noise level is
 Gaussian too, and known in closed form. Frequencies are those of the DCT, as amplitudes: coefficients over the root of
-the number of latents. The first is the mean of a channel, and all mean the same at every resolution and aspect ratio.
+the number of latents. The first is the mean of a channel, and all are independent of resolution and aspect ratio.
 """
 
 import math
@@ -29,11 +29,11 @@ class LowFrequencyLaw:
         bias: mean amplitudes where the features are 0, shape [C, k, k].
         weight: of the features, shape [D, F]; F is 0 for a law that is the same for every prompt.
         covariance: of the residual, shape [D, D], symmetric and positive semidefinite; zeros for a fixed image.
-        bounds: the smallest and largest amplitudes of any image that was fitted, shape [2, C, k, k]. A mean beyond
-            them would be extrapolated from a prompt unlike all captions, and is clamped.
-        noise: standard deviation of the noise that is left in these frequencies, as a share of sigma. At 1 the
-            marginal is exact, which is right for a network that weighs what it sees in x_T against the prompt. At 0
-            there is x_0 alone, which is right for one that takes what it sees for the image.
+        bounds: the smallest and largest amplitudes of any image that was fitted, shape [2, C, k, k]. A mean outside of
+            them is an extrapolation from unusual prompts, and is clamped.
+        noise: standard deviation of the noise kept in these frequencies, relative to sigma. At 1 the marginal is
+            exact, which suits a network that weighs the signal in x_T against the prompt. At 0 only x_0 remains, which
+            suits a network that takes the signal in x_T literally.
     """
 
     bias: Tensor
@@ -44,7 +44,7 @@ class LowFrequencyLaw:
 
     @classmethod
     def of_amplitudes(cls, amplitudes: Tensor, noise: float = 1.0) -> "LowFrequencyLaw":
-        """The law of images with exactly these amplitudes [C, k, k], whatever the prompt."""
+        """The law of images with exactly these amplitudes [C, k, k], for any prompt."""
         size = amplitudes.numel()
         empty = amplitudes.new_zeros(size, 0)
         return cls(amplitudes, empty, amplitudes.new_zeros(size, size), torch.stack([amplitudes, amplitudes]), noise)
@@ -72,12 +72,11 @@ class LowFrequencyLaw:
         return means.clamp(low, high)
 
     def noisy(self, noise: Tensor, mean: Tensor, level: NoiseLevel) -> Tensor:
-        """Turn noise into a draw of x_t at a noise level, for x_0 with this law and no power above its frequencies.
+        """Convert noise to a sample of x_t at a noise level, for x_0 with this law and no power above its frequencies.
 
         x_t ~ N(alpha mean, alpha^2 covariance + (noise sigma)^2 I) in the orthonormal coefficients of the low
-        frequencies, and N(0, sigma^2 I) in all others. It is a linear map of the noise, so no other random numbers are
-        drawn, and what is drawn for one sample does not depend on its neighbors. At alpha = 0 it is the noise, bit for
-        bit, whatever share of it would be left.
+        frequencies, and N(0, sigma^2 I) in all others. It is a linear map of the noise, so it needs no other random
+        numbers, and samples do not depend on each other. At alpha = 0 it returns the noise, bit for bit.
 
         Args:
             noise: standard normal, shape [B, C, h, w], or of video [B, C, frames, h, w]; the low frequencies of a
@@ -96,7 +95,7 @@ class LowFrequencyLaw:
             return (sigma * x + self._change(x, mean, alpha, sigma)).to(noise.dtype)
 
     def _change(self, noise: Tensor, mean: Tensor, alpha: float, sigma: float) -> Tensor:
-        """What `noisy` adds to sigma noise."""
+        """The part that `noisy` adds to sigma noise."""
         sides = noise.shape[2:]
         signal = alpha * math.sqrt(math.prod(sides))
         frames = (1,) * (len(sides) - 2)
@@ -117,7 +116,7 @@ class LowFrequencyLaw:
     def _root(self, rows: int, columns: int, signal: float, sigma: float) -> Tensor:
         """The symmetric root of signal^2 covariance + sigma^2 I over rows x columns frequencies, float64.
 
-        The symmetric one, of all roots, is nearest to sigma I: a seed keeps as much of its image as it can.
+        Of all roots, the symmetric one is closest to sigma I, which preserves a seed's image as much as possible.
         """
         kept = torch.zeros(self.bias.shape, dtype=torch.bool)
         kept[:, :rows, :columns] = True

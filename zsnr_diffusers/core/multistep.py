@@ -1,8 +1,9 @@
-"""Samplers that draw a polynomial through the last outputs, from a signal-to-noise ratio of exactly zero on.
+"""Multistep samplers that use a polynomial through the last outputs, starting from a signal-to-noise ratio of exactly
+zero.
 
-They are `solvers.py`'s rule with a better guess of x_0(kappa) between steps. High-order samplers are commonly written
-in log(kappa), which has no value at zero SNR, so that their first steps fall back to order 1 and their spacing breaks.
-The variable here, `position`, is regular at both ends.
+They use the rule of `solvers.py` with a better approximation of x_0(kappa) between steps. High-order samplers are
+usually written in log(kappa), which is undefined at zero SNR, so that their first steps fall back to order 1 and their
+spacing fails. The variable used here, `position`, is regular at both ends.
 """
 
 import math
@@ -17,30 +18,19 @@ from .noise import NoiseLevel, kappa
 from .safeguard import Safeguard
 from .solvers import Update, check_eta
 from .spacing import LARGEST_SCALE, Scales, clean_position, position
+from .spectrum_fit import fit_to_spectrum
 
 MAX_ORDER = 3
 MAX_STEP_RATIO = 2.0
-"""Steps are even if no interval is so many times longer than the one before."""
+"""Steps are even if no interval is this many times longer than the one before."""
 SMALLEST_END_SCALE = 0.05
-"""The smallest scale that the last step looks for behind the last output of even steps."""
+"""The smallest scale that the last step extrapolates to, for even steps."""
 COARSE_END_SCALE, LONG_LAST_STEP = 0.1, 1.1
-"""The same where the last step is longer than this, in `position`, so that the last output knows less of it."""
+"""The same if the last step is longer than this in `position`, so that the last output resolves less of it."""
 LONGEST_LAST_STEP = 2.5
-"""A last step longer than this, as three steps have it, leads from outputs that resolve no detail at all."""
-UNFITTED_STEPS, LONGEST_FITTED = 4, 2.0
-"""So many steps, one of them longer than this in `position`, keep their polynomials.
-
-They are a whole run, not the rest of a longer one; trained networks lose more by the fit than exact denoisers gain.
-"""
-SPECTRUM = (0.1, 64.0)
-"""Standard deviations of the Gaussian data that weights are fitted to: from detail to the mean of a 64x64 latent."""
+"""If the last step is longer than this, as with three steps, the outputs resolve no detail at all."""
 FEW_STEPS = 64
-"""More of them need no fit: their polynomials are nearly exact, and it takes a third of a millisecond a step."""
-RIDGE = 1.3
-"""Relative error, times sqrt(n), that moving the weights by a whole step each must save over n steps, or they stay.
-
-The more steps, the nearer polynomials are by themselves, and the less error there is to fit to.
-"""
+"""More steps need no fit: their polynomials are nearly exact."""
 
 
 @lru_cache(maxsize=1)
@@ -94,14 +84,14 @@ def _adams_weights(kappas: Tensor, ahead: int, most: int, a: float) -> list[Tens
 def _last_step_weights(kappas: Tensor, most: int, even: bool) -> Tensor:
     """Weights of the last outputs in the sampler's final, clean sample, newest first.
 
-    Towards clean data x_0 runs in powers of 1 / kappa^2 on every Gaussian, once its scale is resolved; so its limit is
-    the value at 0 of the polynomial in that variable through the last outputs. Even steps end where details are not
-    resolved yet; there the variable is `position` down to the scale `SMALLEST_END_SCALE`.
+    Towards clean data, x_0 is a power series in 1 / kappa^2 for every Gaussian, once its scale is resolved; so its
+    limit is the value at 0 of the polynomial in this variable through the last outputs. Even steps end before details
+    are resolved; then the variable is `position` down to the scale `SMALLEST_END_SCALE`.
     """
     if len(kappas) == 1:
         return torch.ones(1, dtype=torch.float64)
     last = kappas[-most:].flip(0)
-    last = last[last > 0]  # pure noise knows nothing of the end
+    last = last[last > 0]  # pure noise contains no information about the end
     nodes, end, interval = last**-2, 0.0, _position_intervals(kappas)[-1]
     if even and interval <= LONGEST_LAST_STEP:
         scales = Scales(COARSE_END_SCALE if interval > LONG_LAST_STEP else SMALLEST_END_SCALE, LARGEST_SCALE)
@@ -120,29 +110,23 @@ def _is_evenly_spaced(kappas: Tensor) -> bool:
     return bool((intervals[1:] <= MAX_STEP_RATIO * intervals[:-1]).all())
 
 
-def _keeps_polynomials(kappas: Tensor) -> bool:
-    """Whether steps are a whole run of `UNFITTED_STEPS`."""
-    return len(kappas) == UNFITTED_STEPS and bool(_position_intervals(kappas).max() > LONGEST_FITTED)
-
-
 def multistep_updates(
     path: Sequence[NoiseLevel], order: int = 2, corrector: bool = True, eta: float = 0.0
 ) -> list[Update]:
     """All steps of a multistep sampler from the first level of `path` to clean data.
 
-    Between steps x_0 is taken to be the polynomial through the last `order` outputs in the variable `position`, which
-    is regular at pure noise and at clean data; so every order is reached from a signal-to-noise ratio of exactly zero
-    on. The corrector repeats the step that led here with the newest output among the nodes. It costs no network call,
-    and it is applied as a difference to the sample that comes in, so whatever a pipeline did to that sample is kept.
-    These are the predictor and corrector of Adams in this variable; Zhao et al. 2023 (UniPC, arXiv:2302.04867) have
-    theirs in log(kappa).
+    Between steps, x_0 is approximated by the polynomial through the last `order` outputs in the variable `position`,
+    which is regular at pure noise and at clean data; so every order holds from a signal-to-noise ratio of exactly
+    zero. The corrector repeats the previous step with the newest output among the nodes. It needs no network call, and
+    is added as a difference to the incoming sample, so changes by a pipeline are preserved. These are the predictor
+    and corrector of Adams in this variable; Zhao et al. 2023 (UniPC, arXiv:2302.04867) have theirs in log(kappa).
 
-    Without fresh noise, two things more. The last step returns not the last x_0, but where the last ones lead, see
-    `_last_step_weights`. And where the steps are few and about even in `position`, the weights are fitted to a
-    spectrum of Gaussian data, see `_fit_weights_to_spectrum`.
+    Without added noise, there are two refinements: the last step extrapolates the last x_0 outputs, see
+    `_last_step_weights`; and with few and approximately even steps in `position`, the weights are fitted to a spectrum
+    of Gaussian data, see `spectrum_fit.py`.
 
     Args:
-        path: levels from the noisiest on, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
+        path: levels, noisiest first, numbers with sigma > 0; the first alpha may be 0. Clean data follows them.
         order: 1 to 3. Order 1 without corrector, on trailing steps, is DDIM for eta 0 and DDPM for eta 1.
         corrector: raise the order by one.
         eta: 0 is the probability-flow ODE, 1 the reverse SDE.
@@ -161,9 +145,20 @@ def multistep_updates(
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept, even = _keep_factors(kappas, eta), _is_evenly_spaced(kappas)
     rows = _step_weights(kappas, kept, order, corrector, eta, even)
-    if even and eta == 0 and len(path) <= FEW_STEPS and not _keeps_polynomials(kappas):
-        _fit_weights_to_spectrum(rows, kappas)
+    if even and eta == 0 and len(path) <= FEW_STEPS:
+        fit_to_spectrum(rows, kappas)
     return _assemble_updates(path, kept, rows)
+
+
+def multistep_updates_between(path: Sequence[NoiseLevel], order: int = 2, corrector: bool = True) -> list[Update]:
+    """The steps of the ODE from each level of `path` to the next, the last of which is reached and not left.
+
+    Arguments as in `multistep_updates`. Nothing is fitted, since the fit is to clean data after the last level.
+    """
+    kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
+    kept = _keep_factors(kappas, 0.0)
+    rows = _step_weights(kappas, kept, order, corrector, 0.0, even=False)
+    return _assemble_updates(path, kept, rows)[:-1]
 
 
 def _keep_factors(kappas: Tensor, eta: float) -> list[float]:
@@ -185,21 +180,28 @@ def _assemble_updates(path: Sequence[NoiseLevel], kept: Sequence[float], rows: S
     return [*updates, Update(keep=0.0, gains=tuple(rows[-1].tolist()), noise=0.0)]
 
 
-def updates_from_weights(path: Sequence[NoiseLevel], weights: Sequence[Sequence[float]]) -> list[Update]:
+def updates_from_weights(
+    path: Sequence[NoiseLevel], weights: Sequence[Sequence[float]], keeps: Sequence[float]
+) -> list[Update]:
     """Sampler updates of the ODE from given weights: of outputs in x_s / sigma_s, and in the data for the last step.
 
     Args:
         path: levels as in `multistep_updates`.
         weights: for each step those of its outputs, newest first.
+        keeps: for each step the factor of x_t / sigma_t; 1 is that of the ODE, and 0 of its last step.
     """
-    rows = [torch.tensor(row, dtype=torch.float64) for row in weights]
-    return _assemble_updates(path, [1.0] * (len(path) - 1), rows)
+    sigmas = [*(float(level.sigma) for level in path), 1.0]
+    return [
+        Update(keep=keep * sigma_s / sigma_t, gains=tuple(sigma_s * weight for weight in row), noise=0.0)
+        for keep, row, (sigma_t, sigma_s) in zip(keeps, weights, pairwise(sigmas), strict=True)
+    ]
 
 
 def multistep_safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float = 0.0) -> list[Safeguard]:
     """The `Safeguard` of each step of `multistep_updates` over the same path with the same eta, of order 2 or 3.
 
-    The low order is 1 with corrector. Its last step takes the mean of the last output and of where the last two lead.
+    The low order is 1 with corrector. Its last step uses the mean of the last output and the extrapolation of the last
+    two.
     """
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept = _keep_factors(kappas, eta)
@@ -231,35 +233,6 @@ def _step_weights(
     return [*rows, _last_step_weights(kappas, order + corrector if eta == 0 else 1, even)]
 
 
-def _fit_weights_to_spectrum(rows: list[Tensor], kappas: Tensor) -> None:
-    """Fit each step's multistep weights, in place, to Gaussian data of any standard deviation in `SPECTRUM`.
-
-    For N(0, s^2) the exact path is known: x / sigma = sqrt(1 + s^2 kappa^2) x_T, and the sampler's own path is linear.
-    Row by row the sampler is run on all s at once, and the row is moved by the least squares of the relative error
-    after it, errors of earlier steps included, with `RIDGE` / n^1.5 for a ridge; the sum of a row, which makes a
-    constant output exact, stays.
-    """
-    smallest, largest = map(math.log10, SPECTRUM)
-    s = torch.logspace(smallest, largest, 64, dtype=torch.float64)
-    growth = (1 + (s * kappas[:, None]) ** 2).sqrt()
-    slopes = s**2 * kappas[:, None] / growth**2  # x_0 = slope * x / sigma
-    wanted = torch.cat([growth[1:], s[None]])
-    ridge = RIDGE**2 / len(rows) ** 3 * len(s) * torch.eye(MAX_ORDER, dtype=torch.float64)
-    y, outputs = growth[0], torch.empty(len(rows), len(s), dtype=torch.float64)
-    for i, row in enumerate(rows):
-        outputs[i] = slopes[i] * y
-        used, others = outputs[i + 1 - len(row) : i + 1].flip(0), len(row) - 1
-        before = y if i + 1 < len(rows) else torch.zeros_like(y)
-        if others:
-            directions = (used[1:] - used[0]) / wanted[i]
-            error = (wanted[i] - before - row @ used) / wanted[i]
-            gram = directions @ directions.T + ridge[:others, :others] / row.sum() ** 2
-            move = torch.linalg.solve(gram, directions @ error)
-            row[1:] += move
-            row[0] -= move.sum()
-        y = before + row @ used
-
-
 def check_order(order: int) -> None:
     """Refuse a solver order that is not 1, 2 or 3.
 
@@ -267,4 +240,4 @@ def check_order(order: int) -> None:
         ValueError: with the value and the range.
     """
     if not (isinstance(order, int) and 1 <= order <= MAX_ORDER):
-        raise ValueError(f"solver_order={order} must be 1, 2 or 3; higher orders gain nothing in few steps.")
+        raise ValueError(f"solver_order={order} must be 1, 2 or 3; higher orders do not help with few steps.")

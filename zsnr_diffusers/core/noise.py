@@ -1,8 +1,8 @@
 """Noise schedules as tables of alpha_bar, and the noise level at a timestep.
 
-A variance-preserving process makes `x_t = alpha x_0 + sigma noise` with `alpha = sqrt(alpha_bar)` and
-`sigma = sqrt(1 - alpha_bar)`. A schedule is nothing but the table alpha_bar[T]; its signal-to-noise ratio is
-alpha_bar / (1 - alpha_bar). Tables are float64: 1 - alpha_bar at the first timestep has three digits left in float32.
+In a variance-preserving process, `x_t = alpha x_0 + sigma noise` with `alpha = sqrt(alpha_bar)` and `sigma = sqrt(1 -
+alpha_bar)`. A schedule is the table alpha_bar[T]; its signal-to-noise ratio is alpha_bar / (1 - alpha_bar). Tables are
+float64: 1 - alpha_bar at the first timestep has only three digits in float32.
 """
 
 import inspect
@@ -19,9 +19,9 @@ Scalar = float | Tensor
 class NoiseLevel(NamedTuple):
     """How much of a sample is signal (`alpha`) and how much noise (`sigma`).
 
-    alpha^2 + sigma^2 = 1 where a table of alpha_bar gives it, alpha + sigma = 1 in flow matching (`flow.py`); samplers
-    need neither. Either two numbers, for a batch that shares one level, or two tensors that broadcast to the sample.
-    Keeping the two apart, rather than their ratio, is what makes a zero signal-to-noise ratio an ordinary value.
+    alpha^2 + sigma^2 = 1 for levels from a table of alpha_bar, alpha + sigma = 1 in flow matching (`flow.py`);
+    samplers need neither. Either two numbers, for a batch that shares one level, or two tensors that broadcast to the
+    sample. Storing both, instead of their ratio, makes a zero signal-to-noise ratio an ordinary value.
 
     Examples:
         >>> from zsnr_diffusers.core import NoiseLevel, snr
@@ -64,7 +64,7 @@ def _alpha_bar_from_betas(betas: Tensor) -> Tensor:
 
 
 def _alpha_bar_from_curve(curve: Callable[[float], float], num: int, max_beta: float | None = None) -> Tensor:
-    """alpha_bar_t = curve((t + 1) / T) / curve(0), each single beta capped at `max_beta` if one is given."""
+    """alpha_bar_t = curve((t + 1) / T) / curve(0), each beta capped at `max_beta` if given."""
     values = torch.tensor([curve(i / num) for i in range(num + 1)], dtype=torch.float64)
     if max_beta is None:
         return values[1:] / values[0]
@@ -98,9 +98,9 @@ def alpha_bar_table(
             rounding) or `squaredcos_cap_v2` (the same with every beta capped at 0.999, as published and as in
             diffusers).
         num_train_timesteps: T.
-        beta_start: first beta; read by the schedules that are defined by betas.
+        beta_start: first beta; used by schedules defined by betas.
         beta_end: last beta, likewise.
-        trained_betas: the betas themselves, shape [T]; overrides all of the above.
+        trained_betas: explicit betas, shape [T]; overrides all of the above.
 
     Returns:
         float64 tensor of shape [T], strictly decreasing.
@@ -124,7 +124,7 @@ def alpha_bar_table(
     elif beta_schedule in _BETAS:
         betas = _BETAS[beta_schedule](num_train_timesteps, beta_start, beta_end)
     else:
-        raise ValueError(f"beta_schedule={beta_schedule!r} is not known; choose one of {', '.join(BETA_SCHEDULES)}.")
+        raise ValueError(f"beta_schedule={beta_schedule!r} is unknown; choose one of {', '.join(BETA_SCHEDULES)}.")
     if len(betas) == 0 or not bool(((betas > 0) & (betas <= 1)).all()):
         raise ValueError(
             f"Betas must lie in (0, 1]; got {len(betas)} of them"
@@ -149,7 +149,7 @@ def betas_of_table(alphas_cumprod: Tensor) -> Tensor:
 
 
 def shift_snr(alphas_cumprod: Tensor, scale: float) -> Tensor:
-    """Divide the signal-to-noise ratio of every timestep by `scale`, as models of large images and of video do.
+    """Divide the signal-to-noise ratio of every timestep by `scale`, as in models for large images and video.
 
     Hoogeboom et al. 2023 (simple diffusion, arXiv:2301.11093), section 2.1; diffusers calls it `snr_shift_scale`.
 
@@ -170,7 +170,7 @@ def shift_snr(alphas_cumprod: Tensor, scale: float) -> Tensor:
 def enforce_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     """Shift and scale sqrt(alpha_bar) so that the last timestep is pure noise and the first is unchanged.
 
-    Lin et al. 2023 (arXiv:2305.08891), Algorithm 1. Doing it twice changes nothing more.
+    Lin et al. 2023 (arXiv:2305.08891), Algorithm 1. Idempotent.
 
     Args:
         alphas_cumprod: alpha_bar, shape [T], T >= 2, decreasing.
@@ -190,14 +190,14 @@ def enforce_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     if alphas_cumprod.ndim != 1 or len(alphas_cumprod) < 2:
         raise ValueError(
             f"alphas_cumprod has shape {tuple(alphas_cumprod.shape)}; zero terminal SNR needs a table of at least two "
-            "timesteps, one to keep and one to bring to zero."
+            "timesteps."
         )
     alpha = alphas_cumprod.double().sqrt()
     first, last = alpha[0], alpha[-1]
     if not bool((alpha[1:] < alpha[:-1]).all()) or not bool(first <= 1):
         raise ValueError("alphas_cumprod must decrease strictly from at most 1 to at least 0.")
     table = ((alpha - last) * (first / (first - last))) ** 2
-    table[0] = alphas_cumprod[0]  # squaring a square root costs the last digit of the one value that is to be kept
+    table[0] = alphas_cumprod[0]  # squaring a square root would change the last digit of the value to keep
     return table
 
 
@@ -210,10 +210,10 @@ def schedule_table(
     snr_shift_scale: float = 1.0,
     rescale_betas_zero_snr: bool = False,
 ) -> Tensor:
-    """alpha_bar of the schedule that a config describes: a table, its SNR shifted, its end brought to zero.
+    """alpha_bar of the schedule that a config describes, with SNR shift and rescale to zero terminal SNR.
 
-    The arguments are those of `alpha_bar_table`, then whether and how `shift_snr` and `enforce_zero_terminal_snr`
-    follow, in diffusers' names; so are the errors.
+    Arguments and errors are those of `alpha_bar_table`, `shift_snr` and `enforce_zero_terminal_snr`, with diffusers'
+    names.
 
     Returns:
         float64 tensor of shape [T].
@@ -253,7 +253,7 @@ def noise_level(alphas_cumprod: Tensor, timesteps: Tensor | int) -> NoiseLevel:
 
 
 def noise_level_of_ratio(ratio: float) -> NoiseLevel:
-    """The variance-preserving noise level whose sigma / alpha is `ratio`, the way EDM and its samplers count noise."""
+    """The variance-preserving noise level whose sigma / alpha is `ratio`, as in EDM and its samplers."""
     alpha = (1 + ratio**2) ** -0.5
     return NoiseLevel(alpha, ratio * alpha)
 
@@ -294,22 +294,22 @@ def add_noise(x_0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
 
 
 def has_zero_terminal_snr(alphas_cumprod: Tensor) -> bool:
-    """Whether a schedule alpha_bar [T] ends at zero SNR, which diffusers may store as an alpha_bar of 2^-24."""
+    """Whether a schedule alpha_bar [T] ends at zero SNR, which diffusers may store as alpha_bar = 2^-24."""
     return float(alphas_cumprod[-1]) < 1e-6
 
 
 def transition(cleaner: NoiseLevel, noisier: NoiseLevel) -> NoiseLevel:
-    """The level with which `add_noise` takes a sample from one level to a noisier one: a step of q(x_t | x_s).
+    """The level with which `add_noise` moves a sample from one level to a noisier one: a step of q(x_t | x_s).
 
     x_t ~ N((alpha_t / alpha_s) x_s, 1 - (alpha_t / alpha_s)^2), the product of all steps in between (Ho et al. 2020,
-    eq. 2). To pure noise it keeps nothing of the sample.
+    eq. 2). At pure noise, nothing of the sample remains.
 
     Args:
         cleaner: level of x_s; alpha above 0.
         noisier: level of x_t, with an alpha no larger; 0 at zero terminal SNR.
 
     Raises:
-        ValueError: nothing can be said of the step, from pure noise or towards cleaner levels.
+        ValueError: the step starts from pure noise or leads to a cleaner level.
 
     Examples:
         >>> from zsnr_diffusers.core import NoiseLevel, transition

@@ -1,8 +1,8 @@
-"""What a network predicts, and the clean sample that it stands for.
+"""Prediction types, and the clean sample x_0 that a prediction implies.
 
-Every prediction type is one linear combination of x_0 and noise, so each needs one line here and none needs a
-converter to any other. With `x_t = alpha x_0 + sigma noise` given, x_0 follows from the prediction; for epsilon that
-means a division by alpha, which at zero SNR does not exist and is refused.
+Every prediction type is a linear combination of x_0 and noise, so each needs one line and no pairwise converters.
+Given `x_t = alpha x_0 + sigma noise`, x_0 follows from the prediction; for epsilon this requires a division by alpha,
+which is refused at zero SNR.
 """
 
 import math
@@ -45,7 +45,7 @@ def x_0_factors(prediction_type: str, level: NoiseLevel) -> tuple[Scalar, Scalar
 
 
 def dynamic_threshold(x_0: Tensor, ratio: float = 0.995, max_value: float = 1.0) -> Tensor:
-    """Scale each sample's predicted x_0 down so that all but a share of its pixels lie in [-1, 1]; clip those.
+    """Scale down each sample's predicted x_0 so that a given fraction of its pixels lies in [-1, 1]; clip the rest.
 
     Saharia et al. 2022 (Imagen, arXiv:2205.11487), section 2.3; for pixel-space models. The threshold is the quantile
     of |x_0|, at least 1 and at most `max_value`.
@@ -102,11 +102,11 @@ def converted_prediction(
 
     Args:
         output: the network's prediction, shape [B, ...].
-        x_t: the sample that it saw, same shape.
-        level: of that sample, with sigma > 0.
-        prediction_type: what `output` is.
-        wanted: what it shall become.
-        wanted_level: the level that the result is of, such as (1 - s, s) of a schedule's (alpha, sigma).
+        x_t: the network's input, same shape.
+        level: of `x_t`, with sigma > 0.
+        prediction_type: of `output`.
+        wanted: prediction type of the result.
+        wanted_level: noise level of the result, such as (1 - s, s) of a schedule's (alpha, sigma).
 
     Raises:
         ValueError: unknown prediction type, or from epsilon at alpha = 0.
@@ -126,10 +126,10 @@ def converted_prediction(
 def ideal_output(
     prediction_type: str, x_t: Tensor, level: NoiseLevel, mean: Tensor | float, spread: Tensor | float
 ) -> Tensor:
-    """What the best network returns for data N(mean, spread^2): its prediction is exactly E[x_0 | x_t].
+    """The ideal network output for data N(mean, spread^2): its prediction is exactly E[x_0 | x_t].
 
-    E[x_0 | x_t] = mean + alpha spread^2 / (alpha^2 spread^2 + sigma^2) (x_t - alpha mean). A spread of 0 is data that
-    is one point, which every right sampler reaches in any step count.
+    E[x_0 | x_t] = mean + alpha spread^2 / (alpha^2 spread^2 + sigma^2) (x_t - alpha mean). A spread of 0 means
+    single-point data, which every correct sampler reaches with any step count.
 
     Args:
         prediction_type: as in `training_target`.

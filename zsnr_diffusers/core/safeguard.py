@@ -1,11 +1,10 @@
-"""How far a sampler may trust that outputs go on as they did: what keeps high order stable under guidance.
+"""Reduce the order of a sampler when outputs reverse, which keeps high order stable under guidance.
 
-Without guidance x_0 is the mean of the data given the sample, and such means are a martingale: what the network will
-say of a cleaner sample is on average what it says now. So the projection of an output on the one before it,
-<x_0, previous> / <previous, previous>, is about 1 or more. Guidance, u + w (c - u), drives samples past that: outputs
-overshoot while the two conditions disagree and fall back where they agree. The equation is stiff there, and weights
-that extrapolate amplify what falls back. A projection below 1 tells that, without a further network call and without
-anybody saying w.
+Without guidance x_0 is the mean of the data given the sample, and such means are a martingale: the output for a
+cleaner sample equals the current one on average. So the projection of an output on the one before it, <x_0, previous>
+/ <previous, previous>, is about 1 or more. Guidance, u + w (c - u), makes outputs overshoot while the two predictions
+disagree, and reverse when they agree. There the equation is stiff, and extrapolating weights amplify the reversal. A
+projection below 1 detects this, without additional network calls and without knowing w.
 """
 
 from typing import NamedTuple
@@ -14,13 +13,13 @@ import torch
 from torch import Tensor
 
 HELD = 0.8
-"""The projection that is as good as 1: without guidance some images fall as low by chance."""
+"""Projections above this count as 1: without guidance, some images reach it by chance."""
 LONGEST = 2.0
-"""The step, in `position`, over which high order is not trusted whatever the outputs say; three steps have longer."""
+"""Above this step length in `position`, high order is never used; runs of three steps have longer ones."""
 
 
 class Safeguard(NamedTuple):
-    """What a step falls back to where its high order is not trusted."""
+    """The low-order alternative of a step."""
 
     low: tuple[float, float]
     """Gains of the newest output and of the one before, of order 1 with corrector."""
@@ -31,7 +30,7 @@ class Safeguard(NamedTuple):
 
 
 def output_projection(x_0: Tensor, previous: Tensor) -> Tensor:
-    """<x_0, previous> / <previous, previous> of each sample's last two outputs; 1 where the previous output is 0.
+    """<x_0, previous> / <previous, previous> of each sample's last two outputs; 1 if the previous output is 0.
 
     Args:
         x_0: the newest output, shape [B, ...].
@@ -46,43 +45,43 @@ def output_projection(x_0: Tensor, previous: Tensor) -> Tensor:
 
 
 def low_order_share(held: Tensor, interval: float) -> Tensor:
-    """The share of a sampling step taken at low order: h (1 - p / `HELD`) + (h / `LONGEST`)^4, within [0, 1].
+    """The fraction of low order in a sampling step: h (1 - p / `HELD`) + (h / `LONGEST`)^4, within [0, 1].
 
-    Over long steps a fall does more harm, and over the longest, those of a run of three or four, a line through two
-    outputs says little of where they lead. Since p tends to 1 and h to 0 as steps get shorter, the order of
-    convergence stays.
+    Reversals are more harmful in long steps, and in the longest, with three or four steps in total, a line through two
+    outputs is a poor extrapolation. Since p tends to 1 and h to 0 with shorter steps, the order of convergence is
+    preserved.
 
     Args:
-        held: p, the smallest `output_projection` of the run so far: a path that was stiff once is not trusted again.
+        held: p, the smallest `output_projection` of the run so far: the order stays reduced after a reversal.
         interval: h, the length of the step in `position`.
     """
     return ((interval + (interval / LONGEST) ** 4) - held * (interval / HELD)).clamp(0, 1)
 
 
 def previous_output_share(held: Tensor) -> Tensor:
-    """The share of the newest output's gain to move to the output before it, which damps outputs that change sign.
+    """The fraction of the newest output's gain to move to the previous output, which damps outputs that change sign.
 
-    Outputs that change their sign, p < 0, swing around what they lead to. For x_0 = p previous that is 0, which is
-    the mean of the two with the weights 1 and -p (Wegstein 1958, doi:10.1145/368861.368871). Never more than half.
+    Outputs that change sign, p < 0, oscillate around their limit. For x_0 = p previous the limit is 0, the mean of the
+    two with weights 1 and -p (Wegstein 1958, doi:10.1145/368861.368871). At most one half.
 
     Args:
-        held: p, the smallest `output_projection` of the run so far: what swung once is damped to the end.
+        held: p, the smallest `output_projection` of the run so far: damping continues to the end of the run.
     """
     swing = held.clamp(-1, 0)
     return swing / (swing - 1)
 
 
 def gain_corrections(held: Tensor, safeguard: Safeguard) -> list[Tensor]:
-    """What to add to each output's gain, newest first, to lower a step's order where high order is not trusted.
+    """Corrections of each output's gain, newest first, that reduce a step's order.
 
-    Their sum is zero: whatever is constant in the outputs, such as the brightness that they agree on, stays exact.
+    Their sum is zero, so constant components of the outputs, such as a common brightness, stay exact.
 
     Args:
         held: the smallest `output_projection` of the run so far, shape [B, 1, ...].
         safeguard: of the step.
 
     Returns:
-        Tensors of the same shape, as many as the step has outputs; zero where high order is trusted.
+        Tensors of the same shape, as many as the step has outputs; zero where high order is used.
     """
     share, (newest, older) = low_order_share(held, safeguard.interval), safeguard.low
     moved = newest * previous_output_share(held)

@@ -5,12 +5,12 @@ With kappa = alpha / sigma, the reverse process from level t to a cleaner level 
     x_s / sigma_s = K x_t / sigma_t + kappa_s^-a integral_{kappa_t}^{kappa_s} (1 + a) kappa^a x_0(kappa) d kappa
                     + sqrt(1 - K^2) w,    K = (kappa_t / kappa_s)^a,    w ~ N(0, 1)
 
-where x_0(kappa) is what the network makes of the sample on its way (Song et al. 2021, arXiv:2011.13456; a = 0 is the
-probability-flow ODE, a = 1 the reverse SDE). A sampler is a guess of x_0(kappa) between its steps. Whatever the guess,
-a step is `x_s = keep x_t + sum_j gains[j] x_0[j] + noise w` over the last few outputs, with factors that are known
-before sampling starts. Nothing is divided by alpha_t, so a step may start from pure noise.
+where x_0(kappa) is the network's prediction along the path (Song et al. 2021, arXiv:2011.13456; a = 0 is the
+probability-flow ODE, a = 1 the reverse SDE). A sampler is an approximation of x_0(kappa) between its steps. For any
+approximation, a step is `x_s = keep x_t + sum_j gains[j] x_0[j] + noise w` over the last few outputs, with factors
+that are known before sampling starts. Nothing is divided by alpha_t, so a step may start from pure noise.
 
-Here are the samplers that hold x_0 fixed within a step; `multistep.py` has those that draw a polynomial through the
+This module contains the samplers with constant x_0 within a step; `multistep.py` those with a polynomial through the
 last outputs.
 """
 
@@ -29,7 +29,7 @@ CLEAN = NoiseLevel(alpha=1.0, sigma=0.0)
 class Update(NamedTuple):
     """Factors of one step: x_s = keep * x_t + sum_j gains[j] * x_0[j] + noise * w, with w ~ N(0, 1).
 
-    x_0[0] is what the network made of x_t, x_0[1] of the sample one step before, and so on.
+    x_0[0] is the network's prediction from x_t, x_0[1] from the previous sample, and so on.
 
     Examples:
         >>> from zsnr_diffusers.core import CLEAN, NoiseLevel, ddim_update
@@ -46,13 +46,13 @@ def ddim_update(now: NoiseLevel, following: NoiseLevel, eta: float = 0.0) -> Upd
     """DDIM's step with noise eta (Song et al. 2021, arXiv:2010.02502, eqs. 12 and 16).
 
     eta = 0 is the probability-flow ODE to first order (DDIM, Euler); eta = 1 is the ancestral step (DDPM's posterior
-    with its smaller variance, Euler ancestral). In between, eq. 16 scales the noise by eta itself, where the SDE above
-    has another law. To `CLEAN` it returns x_0.
+    with its smaller variance, Euler ancestral). In between, eq. 16 scales the noise by eta itself, unlike the SDE
+    above. To `CLEAN` it returns x_0.
 
     Args:
         now: level of x_t, numbers with sigma > 0; alpha may be 0.
         following: level of x_s, numbers, cleaner than `now`.
-        eta: share of the posterior's standard deviation that is fresh noise, in [0, 1].
+        eta: fraction of the posterior's standard deviation to add as noise, in [0, 1].
 
     Raises:
         ValueError: eta outside [0, 1], or `following` not cleaner than `now`.
@@ -89,9 +89,9 @@ def ddim_updates(path: Sequence[NoiseLevel], eta: float = 0.0) -> list[Update]:
 def ddpm_updates(path: Sequence[NoiseLevel], variance_type: str = "fixed_small") -> list[Update]:
     """All ancestral steps of DDPM, with either of the two variances of Ho et al. 2020 (arXiv:2006.11239), section 3.2.
 
-    `fixed_small` is that of the posterior q(x_s | x_t, x_0), eq. 7, right where the data is one point; `fixed_large`
-    is beta, that of q(x_t | x_s), right where the data is itself N(0, 1). Their means are the same. The larger one
-    adds too much noise in few steps. To clean data both return x_0.
+    `fixed_small` is that of the posterior q(x_s | x_t, x_0), eq. 7, correct for single-point data; `fixed_large` is
+    beta, that of q(x_t | x_s), correct for data from N(0, 1). Their means are the same. The larger one adds too much
+    noise with few steps. To clean data both return x_0.
 
     Args:
         path: levels from the noisiest on, numbers with sigma > 0.
@@ -119,9 +119,9 @@ _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 
 def pndm_updates(path: Sequence[NoiseLevel]) -> list[Update]:
     """DDIM's steps with x_0 from the linear multistep weights of Adams and Bashforth, of order 4 from the fourth on.
 
-    Liu et al. 2022 (PNDM, arXiv:2202.09778), eqs. 11 to 13, with weights for even steps whatever the steps ("pseudo").
-    They extrapolate the noise, which from pure noise would need a division by alpha = 0; here it is x_0, the other
-    half of the same prediction. The last step returns x_0.
+    Liu et al. 2022 (PNDM, arXiv:2202.09778), eqs. 11 to 13, with weights for even steps regardless of the actual steps
+    ("pseudo"). They extrapolate the noise, which would need a division by alpha = 0 at pure noise; here x_0 is
+    extrapolated instead. The last step returns x_0.
 
     Args:
         path: levels from the noisiest on, as in `multistep_updates`.
@@ -139,7 +139,7 @@ def pndm_updates(path: Sequence[NoiseLevel]) -> list[Update]:
 
 
 def consistency_updates(path: Sequence[NoiseLevel]) -> list[Update]:
-    """Steps of a consistency model: to x_0 at once, then back to the next level with fresh noise.
+    """Steps of a consistency model: predict x_0, then add new noise for the next level.
 
     Song et al. 2023 (arXiv:2303.01469), algorithm 1; Luo et al. 2023 (LCM, arXiv:2310.04378).
 
@@ -155,12 +155,12 @@ def consistency_updates(path: Sequence[NoiseLevel]) -> list[Update]:
 
 
 def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
-    """From clean data up to noise, so that DDIM's steps over the same levels lead back.
+    """From clean data to noise, so that DDIM's steps over the same levels lead back.
 
-    The step of DDIM from a level to the cleaner one before it holds the output at the noisier level, which the network
-    cannot give before the sample there is known. So each step first predicts that sample with the output at hand, and
-    the next step, which has the output, replaces the one by the other: as a difference, like every corrector here.
-    What is left of the round trip's error is the difference of the outputs at the predicted and the corrected sample.
+    DDIM's step from a level to the previous, cleaner one uses the output at the noisier level, which is not available
+    before the sample there is known. So each step first predicts this sample with the current output, and the next
+    step, which has the correct output, corrects it by a difference, like all correctors here. The remaining error of
+    the round trip is the difference between the outputs at the predicted and the corrected sample.
 
     Args:
         path: levels from the cleanest to the noisiest, numbers with sigma > 0. The sample that the first update takes
@@ -179,7 +179,7 @@ def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
         sigma = float(path[ahead].sigma)
         gains = [-sigma * (behind + kappas[i] - kappas[ahead]), sigma * behind][: i + 1]
         keep = sigma / now.sigma
-        if i == 0:  # x_t = alpha x_0 + sigma noise; the network saw the clean sample in place of x_t
+        if i == 0:  # x_t = alpha x_0 + sigma noise; the network's input was the clean sample instead of x_t
             gains[0] -= keep * now.alpha
             keep *= 1 + now.alpha
         updates.append(Update(keep=float(keep), gains=tuple(map(float, gains)), noise=0.0))
@@ -187,7 +187,7 @@ def inversion_updates(path: Sequence[NoiseLevel]) -> list[Update]:
 
 
 def check_eta(eta: float) -> None:
-    """Refuse a sampler's eta, the share of fresh noise, outside [0, 1].
+    """Refuse a sampler's eta, the fraction of added noise, outside [0, 1].
 
     Raises:
         ValueError: with the value and the meaning of the ends.

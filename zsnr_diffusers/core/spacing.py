@@ -1,8 +1,9 @@
 """Which of the T training timesteps a sampler visits.
 
 `spaced_timesteps` has the three spacings of Lin et al. 2023 (arXiv:2305.08891), Table 2, in exact integer arithmetic:
-in floating point the same formulas return n + 1 timesteps, the last of them -1, for 62 of n = 1..1000.
-A fourth, `kappa`, puts the steps where the signal is: even in `position`, regular from pure noise to clean data.
+in floating point the same formulas return n + 1 timesteps, the last of them -1, for 62 of n = 1..1000. A fourth,
+`kappa`, concentrates steps where the signal emerges: evenly spaced in `position`, which is regular from pure noise to
+clean data.
 """
 
 import math
@@ -19,31 +20,31 @@ TimestepSpacing = Literal["trailing", "kappa", "linspace", "leading"]
 TIMESTEP_SPACINGS: tuple[str, ...] = get_args(TimestepSpacing)
 """Names of the spacings of `spaced_timesteps`."""
 
-SMALLEST_SCALE, LARGEST_SCALE = 0.02, 32.0
-"""Standard deviations, of fine detail and of brightness, between which steps are shared out."""
+SMALLEST_SCALE, LARGEST_SCALE = 0.02, 24.0
+"""Standard deviations of fine detail and of brightness, over which steps are distributed."""
 
 
 class Scales(NamedTuple):
-    """The standard deviations between which a run shares out its steps."""
+    """The standard deviations over which a run distributes its steps."""
 
     smallest: float
     largest: float
 
 
 FEW_STEPS_SCALES = {3: Scales(0.1, 9.0), 4: Scales(0.026, 16.0), 5: Scales(0.028, 32.0), 6: Scales(0.025, 32.0)}
-"""So few steps do not reach from end to end: under guidance they are nearer where they leave out the ends."""
+"""With this few steps, a smaller range of scales gives smaller errors under guidance."""
 
 
 PURE_NOISE = 2.0**12
-"""The sigma / alpha by which diffusers writes infinity: its Euler has an alpha_bar of 2^-24 at zero SNR."""
+"""The sigma / alpha that diffusers uses for infinity: its Euler has alpha_bar = 2^-24 at zero SNR."""
 
 
 def position(kappas: Tensor, scales: Scales | None = None) -> Tensor:
-    """How far sampling has come at each kappa = alpha / sigma: 0 at pure noise, `clean_position` at clean data.
+    """Progress of sampling at each kappa = alpha / sigma: 0 at pure noise, `clean_position` at clean data.
 
     Gaussian data N(0, s^2) has x_0(kappa) proportional to s kappa / sqrt(1 + (s kappa)^2) along the exact path. This
-    is its integral over log s, from the smallest to the largest scale: what the network says on the way, averaged over
-    a spectrum from fine detail to brightness.
+    is its integral over log s, from the smallest to the largest scale: the network's output along the path, averaged
+    over a spectrum from fine detail to brightness.
     """
     smallest, largest = scales or _all_scales()
     return (largest * kappas).asinh() - (smallest * kappas).asinh()
@@ -56,7 +57,7 @@ def clean_position(scales: Scales | None = None) -> float:
 
 
 def scales_of_steps(num_inference_steps: int) -> Scales:
-    """The scales between which `kappa` spacing shares out so many steps."""
+    """The range of scales of `kappa` spacing for this step count."""
     return FEW_STEPS_SCALES.get(num_inference_steps) or _all_scales()
 
 
@@ -97,38 +98,69 @@ def spaced_timesteps(timestep_spacing: str, num_inference_steps: int, alphas_cum
     if timestep_spacing == "leading":
         return [num_train_timesteps // n * k for k in range(n - 1, -1, -1)]
     if timestep_spacing == "linspace":
-        # One step alone starts from pure noise too, where the formula has 0 / 0.
+        # A single step also starts from pure noise, where the formula would be 0 / 0.
         return [_round_half_even(last * k, n - 1) for k in range(n - 1, -1, -1)] if n > 1 else [last]
-    levels = noise_level(alphas_cumprod.double(), torch.arange(num_train_timesteps))
-    return _position_spaced_timesteps(n, torch.as_tensor(kappa(levels)))
+    return position_spaced_timesteps(n, alphas_cumprod, scales_of_steps(n))
 
 
-def _position_spaced_timesteps(n: int, kappas: Tensor) -> list[int]:
-    """n timesteps from the last on, each nearest to its place among n equal `position` intervals up to clean data.
+def position_spaced_timesteps(n: int, alphas_cumprod: Tensor, scales: Scales) -> list[int]:
+    """n timesteps from the last one, each closest to its position among n equal `position` intervals up to clean data.
 
-    Where timesteps are too far apart for that, towards clean data, every one of them is visited.
+    Towards clean data, where timesteps are too far apart for this, all of them are visited.
     """
-    scales = scales_of_steps(n)
-    positions = position(kappas, scales)
-    start = positions[-1].item()
-    goals = start + (clean_position(scales) - start) * torch.arange(n, dtype=torch.float64) / n
+    levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
+    positions = position(torch.as_tensor(kappa(levels)), scales)
+    return _evenly_positioned(n, positions, len(positions) - 1, 0, clean_position(scales))
+
+
+def _evenly_positioned(n: int, positions: Tensor, first: int, lowest: int, end: float) -> list[int]:
+    """n timesteps from `first` to at least `lowest`, each nearest to its place on the way to the position `end`."""
+    start = positions[first].item()
+    goals = start + (end - start) * torch.arange(n, dtype=torch.float64) / n
     nearest = (positions - goals[:, None]).abs().argmin(dim=1).tolist()
-    steps = [len(positions)]
+    steps = [first + 1]
     for k, timestep in enumerate(nearest):
-        steps.append(min(max(timestep, n - 1 - k), steps[-1] - 1))  # room for the steps that follow
+        steps.append(min(max(timestep, lowest + n - 1 - k), steps[-1] - 1))  # room for the steps that follow
     return steps[1:]
 
 
+def subdivided_timesteps(timesteps: Sequence[int], substeps: int, alphas_cumprod: Tensor) -> list[list[int]]:
+    """The timesteps of `substeps` steps instead of each step of a run: itself first, then even in `position`.
+
+    Args:
+        timesteps: of the run, strictly decreasing; clean data follows them.
+        substeps: steps instead of each.
+        alphas_cumprod: alpha_bar, shape [T].
+
+    Raises:
+        ValueError: some step passes over too few timesteps.
+
+    Examples:
+        >>> from zsnr_diffusers.core import alpha_bar_table, subdivided_timesteps
+        >>> subdivided_timesteps([999, 499], 2, alpha_bar_table())
+        [[999, 707], [499, 102]]
+    """
+    levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
+    positions = position(torch.as_tensor(kappa(levels)))
+    ends = [*positions[list(timesteps[1:])].tolist(), clean_position()]
+    found = []
+    for first, following, end in zip(timesteps, [*timesteps[1:], -1], ends, strict=True):
+        if first - following < substeps:
+            raise ValueError(f"{substeps} steps do not fit between timesteps {first} and {following}; choose fewer.")
+        found.append(_evenly_positioned(substeps, positions, first, following + 1, end))
+    return found
+
+
 def check_num_inference_steps(num_inference_steps: int, num_train_timesteps: int) -> None:
-    """Refuse a number of sampling steps that is not a whole number in [1, T].
+    """Refuse a number of sampling steps that is not an integer in [1, T].
 
     Raises:
         ValueError: with the value and the range.
     """
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
-            f"num_inference_steps={num_inference_steps} is not possible: the model knows {num_train_timesteps} "
-            f"timesteps, so choose a whole number from 1 to {num_train_timesteps}."
+            f"num_inference_steps={num_inference_steps} is not possible: the model has {num_train_timesteps} "
+            f"timesteps, so choose an integer from 1 to {num_train_timesteps}."
         )
 
 
@@ -140,7 +172,7 @@ def check_timestep_spacing(timestep_spacing: str) -> None:
     """
     if timestep_spacing not in TIMESTEP_SPACINGS:
         raise ValueError(
-            f"timestep_spacing={timestep_spacing!r} is not known; choose one of {', '.join(TIMESTEP_SPACINGS)}."
+            f"timestep_spacing={timestep_spacing!r} is unknown; choose one of {', '.join(TIMESTEP_SPACINGS)}."
         )
 
 
@@ -149,13 +181,12 @@ def timesteps_of_sigmas(sigmas: Sequence[float], alphas_cumprod: Tensor, increas
 
     Args:
         sigmas: sigma / alpha, strictly decreasing (increasing, for inversion). The cleanest may be 0, where sampling
-            ends and no network is called; `PURE_NOISE` is infinity. Infinity, to which nothing is near, is taken for
-            twice the sigma of T-2.
+            ends and no network is called; `PURE_NOISE` is infinity. Infinity is treated as twice the sigma of T-2.
         alphas_cumprod: alpha_bar, shape [T].
         increasing: whether they lead from clean data to noise.
 
     Raises:
-        ValueError: none above 0, one that is no number or below 0, wrong order, or two that lead to one timestep.
+        ValueError: none above 0, a negative value or NaN, wrong order, or two that map to the same timestep.
 
     Examples:
         >>> from zsnr_diffusers.core import alpha_bar_table, timesteps_of_sigmas
@@ -178,7 +209,7 @@ def timesteps_of_sigmas(sigmas: Sequence[float], alphas_cumprod: Tensor, increas
     steps: list[int] = torch.bucketize(wanted, (logs[1:] + logs[:-1]) / 2, right=True).tolist()
     for (a, s), (b, t) in pairwise(zip(found, steps, strict=True)):
         if s == t:
-            raise ValueError(f"sigmas {a:g} and {b:g} both lead to timestep {t}, the nearest; leave one of them out.")
+            raise ValueError(f"sigmas {a:g} and {b:g} both map to timestep {t}; remove one of them.")
     return steps
 
 
@@ -186,7 +217,7 @@ def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int, increasi
     """Check a caller's own sampling timesteps and return them as a list of int.
 
     Raises:
-        ValueError: none at all, not whole numbers in [0, T-1], or not strictly decreasing (increasing, for inversion).
+        ValueError: empty, not integers in [0, T-1], or not strictly decreasing (increasing, for inversion).
 
     Examples:
         >>> from zsnr_diffusers.core import check_timesteps
@@ -196,7 +227,7 @@ def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int, increasi
     given = list(timesteps)
     steps = [int(t) for t in given]
     if not steps or steps != given:
-        raise ValueError(f"timesteps={given} must be whole numbers, at least one of them.")
+        raise ValueError(f"timesteps={given} must be one or more integers.")
     outside = [t for t in steps if not 0 <= t < num_train_timesteps]
     if outside:
         raise ValueError(f"timesteps {outside} lie outside [0, {num_train_timesteps - 1}], the range of the model.")

@@ -1,26 +1,22 @@
-"""Least squares of a multistep sampler's weights: towards a better path, by what the sampler itself goes through.
+"""Least-squares fit of a multistep sampler's weights along the sampler's own path.
 
-Everything is linear in the weights of one step, and their sum stays, which makes a constant output exact. Relatives
-fit coefficients and timesteps to a teacher by back-propagation through the network: LD3 (Tong et al. 2024,
-arXiv:2405.15506), S4S (Frankel et al. 2025, arXiv:2502.17423), GAS (Oganov et al. 2025, arXiv:2510.17699). Here
-nothing is differentiated: a step is solved for in closed form, and all of them together by differences.
+Everything is linear in the weights of one step. Their sum is fitted as well: with guidance the first outputs
+overshoot, and the teacher moves less far than they suggest. Related methods fit coefficients and timesteps to a
+teacher by backpropagation through the network: LD3 (Tong et al. 2024, arXiv:2405.15506), S4S (Frankel et al. 2025,
+arXiv:2502.17423), GAS (Oganov et al. 2025, arXiv:2510.17699). Here no gradients are needed: one step is solved in
+closed form, and all together with finite differences.
 """
 
 import torch
 from torch import Tensor
 
 
-def move_weights(weights: Tensor, move: Tensor) -> Tensor:
-    """Multistep weights [m] of one step with those of older outputs moved by `move` [m - 1], their sum kept."""
-    return torch.cat([weights[:1] - move.sum(), weights[1:] + move])
-
-
 def robust_image_weights(residuals: Tensor) -> Tensor:
     """Robust weight of each image in a least-squares fit of a sampler: 1 / sqrt(e^2 + m^2), e its RMS, m their median.
 
-    Under guidance some images start between two outcomes; which of them few steps end in is chance, and without this
-    such images decide the fit. The reweighting is that of a sum of log(e^2 + m^2) in place of e^2 (Holland & Welsch
-    1977, doi:10.1080/03610927708827533).
+    With guidance, some images lie between two outcomes; which one a few steps reach is random, and without this weight
+    such images would dominate the fit. This minimizes a sum of log(e^2 + m^2) instead of e^2 (Holland & Welsch 1977,
+    doi:10.1080/03610927708827533).
 
     Args:
         residuals: shape [N, ...].
@@ -38,21 +34,18 @@ def fit_step_weights(weights: Tensor, outputs: Tensor, wanted: Tensor, ridge: fl
     """Fit one multistep step's weights so that the weighted outputs approach a target, by ridge least squares.
 
     Args:
-        weights: to start from, and to stay near, newest output first, shape [m], float64.
-        outputs: what they weigh, shape [m, N].
-        wanted: what the weighted sum should be, shape [N].
-        ridge: the error that moving each weight by the sum of all of them must save, root mean square.
+        weights: initial values, newest output first, shape [m], float64.
+        outputs: the outputs to combine, shape [m, N].
+        wanted: target of the weighted sum, shape [N].
+        ridge: the RMS error that moving each weight by the sum of all of them must save.
 
     Returns:
-        Weights of the same sum, shape [m].
+        Weights, shape [m].
     """
-    if len(weights) == 1:
-        return weights
     outputs, wanted = outputs.double(), wanted.double()
-    directions = outputs[1:] - outputs[0]
-    gram = directions @ directions.T
+    gram = outputs @ outputs.T
     gram.diagonal().add_(len(wanted) * (ridge / float(weights.sum())) ** 2)
-    return move_weights(weights, torch.linalg.solve(gram, directions @ (wanted - weights @ outputs)))
+    return weights + torch.linalg.solve(gram, outputs @ (wanted - weights @ outputs))
 
 
 def levenberg_marquardt_step(directions: Tensor, error: Tensor, damping: float) -> Tensor:
@@ -60,7 +53,7 @@ def levenberg_marquardt_step(directions: Tensor, error: Tensor, damping: float) 
 
     Args:
         directions: the change of the result per unit of each parameter, shape [p, N].
-        error: what is wanted less what there is, shape [N].
+        error: target minus result, shape [N].
         damping: of the normal equations, relative to the mean of their diagonal.
 
     Returns:
@@ -70,3 +63,18 @@ def levenberg_marquardt_step(directions: Tensor, error: Tensor, damping: float) 
     gram = directions @ directions.T
     gram.diagonal().add_(damping * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny)
     return torch.linalg.solve(gram, directions @ error.double())
+
+
+def broyden_update(directions: Tensor, moves: Tensor, change: Tensor) -> None:
+    """Broyden's update, in place: after it, derivatives explain what a move changed (Broyden 1965, "good" method).
+
+    Args:
+        directions: the change of the result per unit of each parameter, shape [p, ...].
+        moves: how far each parameter was moved, shape [p].
+        change: of the result by that, shape [...].
+    """
+    moves = moves.to(directions)
+    length = moves.square().sum()
+    if length > 0:
+        missed = change - torch.tensordot(moves, directions, dims=1)
+        directions += torch.tensordot(moves / length, missed, dims=0)

@@ -1,7 +1,8 @@
-"""Weights of the training loss by noise level, and which of them keep the last timestep alive.
+"""Weights of the training loss by noise level, including some that keep training the last timestep.
 
-Each is written for the squared error of v, over alpha^2 and sigma^2, whose sum is 1: snr / (snr + 1) is alpha^2 and
-1 / (snr + 1) is sigma^2. So nothing is divided by either, and a signal-to-noise ratio of zero is an ordinary value.
+Each is written for the squared error of v, in terms of alpha^2 and sigma^2, whose sum is 1: snr / (snr + 1) is alpha^2
+and 1 / (snr + 1) is sigma^2. So nothing is divided by either, and a signal-to-noise ratio of zero is an ordinary
+value.
 """
 
 from collections.abc import Callable
@@ -43,19 +44,19 @@ def loss_weights(
 ) -> Tensor:
     """lambda_t, the weight of a network's squared error at a noise level (Lin et al. 2023, eq. 11).
 
-    - `constant`: 1 for whatever the network predicts, as in Lin et al. (v) and Ho et al. 2020 (epsilon).
+    - `constant`: 1 for the network's own prediction type, as in Lin et al. (v) and Ho et al. 2020 (epsilon).
     - `min_snr_floored`: max(min(snr, gamma), 1) / (snr + 1) for v, which is 1 at the last timestep of zero SNR.
-    - `soft_min_snr_floored`: the same with snr gamma / (snr + gamma) in place of the minimum.
+    - `soft_min_snr_floored`: the same with snr gamma / (snr + gamma) instead of the minimum.
     - `min_snr`: without the floor, for a schedule that does not end at zero SNR.
 
     An error of x_0 is sigma times, one of epsilon alpha times that of v, so their weights are those for v over sigma^2
-    and alpha^2: one weighting is the same loss whatever the network predicts.
+    and alpha^2: a weighting defines the same loss for all prediction types.
 
     Args:
         loss_weighting: one of `LOSS_WEIGHTINGS`.
         level: tensors of any shape.
         prediction_type: what the network predicts.
-        snr_gamma: the SNR above which less noise weighs less.
+        snr_gamma: the SNR above which weights decrease.
 
     Returns:
         tensor of the level's shape and dtype, positive and finite.
@@ -74,9 +75,7 @@ def loss_weights(
     if loss_weighting == "constant":
         return torch.ones_like(alpha)
     if loss_weighting not in _V_WEIGHTS:
-        raise ValueError(
-            f"loss_weighting={loss_weighting!r} is not known; choose one of {', '.join(LOSS_WEIGHTINGS)}."
-        )
+        raise ValueError(f"loss_weighting={loss_weighting!r} is unknown; choose one of {', '.join(LOSS_WEIGHTINGS)}.")
     _, factor = x_0_factors(prediction_type, level)
     weights = _V_WEIGHTS[loss_weighting](alpha**2, sigma**2, snr_gamma)
     # An error of the output is `factor` times as large in x_0, and one of v sigma times.
@@ -105,11 +104,10 @@ def level_features(level: NoiseLevel, count: int) -> Tensor:
 
 
 def uncertainty_loss(loss: Tensor, log_variance: Tensor) -> Tensor:
-    """loss / e^u + u, least where u is the logarithm of the expected loss.
+    """loss / e^u + u, minimal if u is the logarithm of the expected loss.
 
-    With u a function of the noise level that is trained beside the network, every level has the same part in the
-    gradient, the last one too: Karras et al. 2024 (EDM2, arXiv:2312.02696), after Kendall et al. 2018
-    (arXiv:1705.07115).
+    With u as a trained function of the noise level, every level contributes equally to the gradient, including the
+    last one: Karras et al. 2024 (EDM2, arXiv:2312.02696), after Kendall et al. 2018 (arXiv:1705.07115).
 
     Args:
         loss: of each sample, shape [B].

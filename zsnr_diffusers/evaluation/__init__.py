@@ -1,9 +1,9 @@
 """Evaluation: brightness of generated images compared with real ones, and invariance to the terminal noise.
 
-Also the distance between images in the features of a network (Fréchet distance, Inception Score, KID), the likelihood
-bound of pixel-space models in bits/dim, and images of the Markov chains.
+Also distances in the features of a network (Fréchet distance, Inception Score, KID), the likelihood bound of
+pixel-space models in bits/dim, and plots of the Markov chains.
 
-Importing this loads no library; each function imports what it needs.
+Importing this package loads no libraries; each function imports what it needs.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
-"""Does a text-to-image model make an image as dark or as bright as its prompt asks? A suite of prompts, and a score.
+"""Measure whether a text-to-image model follows prompts for dark and bright images: prompt suites and a score.
 
-Coverage of brightness (`luminance_coverage`) needs real images of the same prompts. A suite needs none: each of its
-prompts comes with the mean luminance that it asks for.
+Coverage of brightness (`luminance_coverage`) needs real images for the same prompts. A suite does not: each of its
+prompts has a target luminance.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ..utils.tables import KeyValues, Part, Report
 from .luminance import Floats
 
 SUITES = {"brightness": Path(__file__).with_name("brightness.jsonl")}
-"""Suites that come with the package, by name."""
+"""Suites included in the package, by name."""
 
 LEAST_DIFFERENCE = 0.25
-"""Asked luminances that are nearer to each other are not ordered: what a prompt asks for is known no better."""
+"""Prompts with closer target luminances are not ranked, since targets are not more precise."""
 
 NEARLY_BLACK_OR_WHITE = 0.85
-"""Asked luminance, either side, from which on clipped pixels are no fault."""
+"""Absolute target luminance from which clipped pixels are expected."""
 
 
 @dataclass(frozen=True)
 class PromptSuite:
-    """Distinct prompts, and the mean luminance that each asks for, from -1 (black) to 1 (white)."""
+    """Distinct prompts, and the target mean luminance of each, from -1 (black) to 1 (white)."""
 
     name: str
     prompts: tuple[str, ...]
@@ -41,11 +41,11 @@ class PromptSuite:
 def load_suite(name: str | PathLike[str]) -> PromptSuite:
     """Read a suite of this package by name, or one from a file.
 
-    A file is JSON Lines, {"text": "a black cat", "luminance": -0.8} on each line; other keys are for people.
+    A file has JSON Lines, {"text": "a black cat", "luminance": -0.8} on each line; other keys are ignored.
 
     Raises:
         OSError: neither a suite of this package nor a file.
-        ValueError: a line that is no such row, a prompt that comes twice, or luminances that are all the same.
+        ValueError: an invalid line, a duplicate prompt, or equal luminances.
     """
     path = SUITES.get(str(name), Path(name))
     if not path.is_file():
@@ -54,9 +54,11 @@ def load_suite(name: str | PathLike[str]) -> PromptSuite:
     rows = [_read_row(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     prompts, luminance = tuple(text for text, _ in rows), tuple(value for _, value in rows)
     if twice := [text for text in prompts if prompts.count(text) > 1]:
-        raise ValueError(f"{path}: the prompt {twice[0]!r} comes {prompts.count(twice[0])} times; leave one")
+        raise ValueError(f"{path}: the prompt {twice[0]!r} comes {prompts.count(twice[0])} times; remove duplicates")
     if not rows or max(luminance) - min(luminance) < LEAST_DIFFERENCE:
-        raise ValueError(f"{path} asks for no luminances that are {LEAST_DIFFERENCE} apart; there is nothing to score")
+        raise ValueError(
+            f"{path} has no luminances that differ by {LEAST_DIFFERENCE} or more, so there is nothing to score"
+        )
     return PromptSuite(str(name), prompts, luminance)
 
 
@@ -76,19 +78,19 @@ def _read_row(line: str, where: str) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class BrightnessScore(Report):
-    """How the brightness of images follows that of their prompts.
+    """How well the brightness of images follows their prompts.
 
     Attributes:
         suite: name of the suite.
-        prompts: how many of its prompts.
-        images: how many images of them.
-        adherence: rank correlation of generated with asked luminance: the share of pairs of images in the asked order
-            less that in the reverse one, over pairs whose prompts are `LEAST_DIFFERENCE` apart (Somers' D). 1 is
-            right, 0 is a model that ignores the prompt.
-        range_covered: share of the range from the 5th to the 95th percentile of asked luminance that lies within that
-            of generated luminance, 0 to 1.
-        error: mean distance of a prompt's mean luminance from what it asks for.
-        clipped: share of pixel values that are 0 or 255, of prompts that do not ask for nearly black or white.
+        prompts: number of its prompts.
+        images: number of images.
+        adherence: rank correlation between generated and target luminance: the fraction of image pairs in the correct
+            order minus the fraction in the reverse order, over pairs whose targets differ by `LEAST_DIFFERENCE` or
+            more (Somers' D). 1 is perfect, 0 is a model that ignores the prompt.
+        range_covered: fraction of the range from the 5th to the 95th percentile of target luminance that generated
+            luminance covers, 0 to 1.
+        error: mean absolute difference between a prompt's mean luminance and its target.
+        clipped: fraction of pixel values that are 0 or 255, for prompts that do not ask for nearly black or white.
     """
 
     suite: str
@@ -100,7 +102,7 @@ class BrightnessScore(Report):
     clipped: float
 
     def parts(self) -> Iterator[Part]:
-        """Parts of the printed report: a row for each figure, with what it is to be read with."""
+        """Parts of the printed report: a row for each metric, with its value for a perfect model."""
         yield KeyValues(
             (f"suite {self.suite}", "value", "a perfect model"),
             (
@@ -120,12 +122,13 @@ def brightness_score(
 
     Args:
         suite: the prompts.
-        prompts: that of each image, n of them.
+        prompts: prompt of each image, n in total.
         luminance: mean luminance of each image, [n], from `mean_luminance`.
-        clipped: share of pixel values of each image that are 0 or 255, [n], from `clipped_share`.
+        clipped: fraction of pixel values of each image that are 0 or 255, [n], from `clipped_share`.
 
     Raises:
-        ValueError: another number of prompts than images, a prompt that is not in the suite, or one without image.
+        ValueError: different numbers of prompts and images, a prompt that is not in the suite, or a prompt without
+            images.
     """
     asked_of = dict(zip(suite.prompts, suite.luminance, strict=True))
     found, shares = np.asarray(luminance, dtype=np.float64), np.asarray(clipped, dtype=np.float64)
@@ -150,7 +153,7 @@ def brightness_score(
 
 
 def _adherence(asked: Floats, found: Floats) -> float:
-    """Somers' D of found given asked luminance, over pairs that are `LEAST_DIFFERENCE` apart."""
+    """Somers' D of generated given target luminance, over pairs that differ by `LEAST_DIFFERENCE` or more."""
     agreement, pairs = 0.0, 0
     for value, luminance in zip(asked, found, strict=True):
         brighter = asked - value >= LEAST_DIFFERENCE - 1e-9  # each pair once
@@ -160,7 +163,7 @@ def _adherence(asked: Floats, found: Floats) -> float:
 
 
 def _range_covered(asked: Floats, found: Floats) -> float:
-    """Share of the asked range, 5th to 95th percentile, that lies within the found one."""
+    """Fraction of the target range, 5th to 95th percentile, that lies within the generated range."""
     (low, high), (found_low, found_high) = (np.percentile(values, (5, 95)) for values in (asked, found))
     overlap = min(high, found_high) - max(low, found_low)
     return float(np.clip(overlap / (high - low), 0, 1)) if high > low else 0.0

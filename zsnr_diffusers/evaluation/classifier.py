@@ -1,7 +1,7 @@
-"""A small classifier as a feature network, for images on which Inception and DINOv2 have little to say.
+"""A small classifier as a feature network, for images for which Inception and DINOv2 are not suitable.
 
-It is trained in a minute on the real images themselves and is a safetensors file of some 100 kB: tensors, and how they
-are used in the metadata. Figures by it compare only where the hash of the file is the same.
+It is trained in a minute on the real images and stored in a safetensors file of about 100 kB, with its architecture in
+the metadata. Its metrics are comparable only for the same file hash.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ NUM_FEATURES = 64
 
 
 class ClassifierFeatures:
-    """The last hidden layer of a classifier that `train_classifier` wrote, [n, 64] unless told otherwise.
+    """The last hidden layer of a classifier that `train_classifier` wrote, [n, 64] by default.
 
     Args:
         path: of the file.
-        sha256: that the file must have; None accepts any.
-        device: where it runs.
+        sha256: required hash of the file; None accepts any.
+        device: of the network.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another hash or kind, or a damaged one.
+        FileNotFoundError: the file does not exist.
+        ValueError: a file with another hash or format, or damaged.
     """
 
     def __init__(self, path: str | PathLike[str], sha256: str | None = None, device: str | torch.device = "cpu"):
         found = file_sha256(path)
         if sha256 is not None and found != sha256.lower():
             raise ValueError(
-                f"{str(path)!r} has sha256 {found}, expected {sha256}; get the file again, or pass the hash of the "
-                "one that is meant (figures of other classifiers do not compare)"
+                f"{str(path)!r} has sha256 {found}, expected {sha256}; download the file again, or pass the hash of "
+                "the intended file (metrics of different classifiers are not comparable)"
             )
         self._tensors, facts = _read(path)
         self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
@@ -69,7 +69,7 @@ def classify(tensors: Mapping[str, Tensor], strides: Sequence[int], images: Tens
     """Features [n, d] and logits [n, classes] of images [n, c, h, w] with values from 0 to 255.
 
     3 x 3 convolutions with ReLU, a dense layer with ReLU, whose outputs are the features, and a dense layer. A
-    classifier of grey images sees the mean of their channels.
+    classifier for gray images uses the mean of the channels.
     """
     import torch.nn.functional as F
 
@@ -94,25 +94,25 @@ def train_classifier(
     noise: float = 12.8,
     seed: int = 0,
 ) -> str:
-    """Train a classifier by Adam on cross entropy, and write it.
+    """Train a classifier with Adam and cross-entropy, and write it to a file.
 
     Args:
         images: uint8 [n, c, h, h], c 1 or 3.
         labels: int64 [n], from 0.
         path: of the safetensors file.
-        name: written beside every figure.
+        name: printed next to every metric.
         epochs: over all images.
         batch_size: images per step.
-        learning_rate: at the start; it falls to 0 along a cosine.
-        noise: standard deviation of normal noise on the images while training, of 255: features of images that are
-            a little off should still be of use.
-        seed: of the first weights, the order and the noise.
+        learning_rate: initial value, with cosine decay to 0.
+        noise: standard deviation of Gaussian noise on the training images, out of 255, so that features are useful for
+            imperfect images.
+        seed: of the initial weights, the order and the noise.
 
     Returns:
         The sha256 of the file, for `ClassifierFeatures`.
 
     Raises:
-        ValueError: images that are not uint8 and square, or another number of labels.
+        ValueError: images that are not uint8 and square, or a different number of labels.
     """
     import torch
     import torch.nn.functional as F
@@ -137,7 +137,7 @@ def train_classifier(
                 bar.update()
     facts = {"name": name, "size": images.shape[-1], "strides": STRIDES}
     with atomic_write(Path(path)) as partial:
-        # One entry, since safetensors writes several in any order, and the same training should give the same hash.
+        # One entry, since safetensors does not keep the order of several, and equal training should give equal hashes.
         metadata = {FILE_FORMAT: json.dumps(facts, sort_keys=True)}
         save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial, metadata)
     return file_sha256(path)
@@ -170,7 +170,7 @@ def _first_tensors(channels: int, size: int, classes: int, draw: torch.Generator
 
 
 def _check_training_set(images: Tensor, labels: Tensor) -> None:
-    """Refuse images that are not uint8 [n, 1 or 3, h, h], and another number of labels than images."""
+    """Refuse images that are not uint8 [n, 1 or 3, h, h], and a different number of labels."""
     import torch
 
     shape = list(images.shape)
@@ -181,7 +181,7 @@ def _check_training_set(images: Tensor, labels: Tensor) -> None:
 
 
 def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read tensors of a classifier's file, and how they are used."""
+    """Read a classifier's tensors and architecture from its file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -189,7 +189,7 @@ def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
     except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} cannot be read as safetensors ({error}); get it again") from error
+        raise ValueError(f"{str(path)!r} cannot be read as safetensors ({error}); download it again") from error
     if FILE_FORMAT not in metadata:
-        raise ValueError(f"{str(path)!r} is no classifier of images; name a file that train_classifier wrote")
+        raise ValueError(f"{str(path)!r} is not an image classifier; pass a file written by train_classifier")
     return tensors, json.loads(metadata[FILE_FORMAT])

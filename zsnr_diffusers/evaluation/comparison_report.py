@@ -1,4 +1,4 @@
-"""A comparison of schedulers as a table, an image, a page and JSON."""
+"""A comparison of schedulers as a table, an image, an HTML page and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .plots import sample_grid
 
 REFERENCE = "reference"
 CELL = 256
-"""Side of an image in the grid and on the page, in pixels, at most."""
+"""Maximum side of an image in the grid and on the page, in pixels."""
 
 _STYLE = (
     "body{font:14px system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
@@ -32,18 +32,18 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class ComparedSamples:
-    """What one scheduler made in so many steps, or why it could not.
+    """Result of one scheduler at one step count, or the reason for its failure.
 
     Attributes:
         scheduler: its name.
-        steps: number of them.
-        images: one per prompt; empty where it failed.
-        latent: per image, the RMS distance of what the last step returned (latents, or pixels of a pixel-space model)
-            to the reference, over the standard deviation of the latter.
+        steps: step count.
+        images: one per prompt; empty if it failed.
+        latent: per image, the RMS distance of the final latents (or pixels of a pixel-space model) to the reference,
+            divided by the reference's standard deviation.
         pixel: per image, the RMS difference of pixels, from 0 to 1.
-        seconds: per image, text encoders and autoencoder included.
-        network_calls: of each image; Heun's method needs two in most steps.
-        error: why it failed; None where it did not.
+        seconds: per image, including text encoders and autoencoder.
+        network_calls: per image; Heun's method needs two in most steps.
+        error: why it failed, or None.
     """
 
     scheduler: str
@@ -57,14 +57,14 @@ class ComparedSamples:
 
     @property
     def distance(self) -> float:
-        """Geometric mean of `latent` over the images; NaN where the scheduler failed.
+        """Geometric mean of `latent` over the images; NaN if the scheduler failed.
 
-        Under guidance some images start between two outcomes; such images, as chance has it, would decide a mean.
+        With guidance, some images lie between two outcomes; by chance, they would dominate an arithmetic mean.
         """
         return _geometric_mean(self.latent)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images, in types of JSON."""
+        """Everything except the images, as JSON-serializable values."""
         if self.error:
             return {"error": self.error}
         return {
@@ -85,15 +85,15 @@ def _geometric_mean(values: list[float]) -> float:
 
 @dataclass(frozen=True)
 class SchedulerComparison(Report):
-    """Schedulers side by side, a row each, over step counts; see `compare_schedulers`.
+    """Schedulers side by side, one row each, by step count; see `compare_schedulers`.
 
     Attributes:
         pipeline: name of its class.
         prompts: texts, class labels, or None for an unconditional pipeline.
         seed: of the first prompt.
         call_kwargs: of the pipeline's call.
-        reference: in many steps; its distance to itself is 0.
-        cells: by scheduler, and for each by steps.
+        reference: many-step run; its distance to itself is 0.
+        cells: by scheduler and step count.
     """
 
     pipeline: str
@@ -114,11 +114,11 @@ class SchedulerComparison(Report):
         return rows
 
     def steps(self) -> list[int]:
-        """The step counts, from the fewest."""
+        """The step counts in increasing order."""
         return sorted({cell.steps for cell in self.cells})
 
     def parts(self) -> Iterator[Part]:
-        """Distances and seconds by scheduler and steps, and why some failed."""
+        """Distances and seconds by scheduler and step count, and reasons for failures."""
         steps = self.steps()
         rows = tuple(
             (name, *(_distance_and_seconds(row[n]) if n in row else "" for n in steps))
@@ -133,7 +133,8 @@ class SchedulerComparison(Report):
                 yield Text(f"{cell.scheduler} at {cell.steps} steps {calls}", "quiet")
         yield Text(
             f"distance: RMS to {self.reference.steps} steps, over the standard deviation of these; geometric mean of "
-            f"{len(self.prompts)} image{'s' * (len(self.prompts) != 1)}. Samplers that add noise do not lead there.",
+            f"{len(self.prompts)} image{'s' * (len(self.prompts) != 1)}. Samplers that add noise do not converge to "
+            "the reference.",
             "quiet",
         )
 
@@ -149,7 +150,7 @@ class SchedulerComparison(Report):
         return sample_grid(rows, labels, column_labels=columns)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images, in types of JSON."""
+        """Everything except the images, as JSON-serializable values."""
         return {
             "pipeline": self.pipeline,
             "prompts": [*self.prompts],
@@ -165,7 +166,7 @@ class SchedulerComparison(Report):
         return super()._repr_html_() + "".join(self._html_table(i) for i in range(len(self.prompts)))
 
     def to_html(self) -> str:
-        """One page with the images in it, a table per prompt; everything that was given is escaped."""
+        """One page with embedded images, a table per prompt; all user input is escaped."""
         title = f"Schedulers compared: {html.escape(self.pipeline)}"
         tables = "".join(self._html_table(i) for i in range(len(self.prompts)))
         summary = html.escape(str(self))
@@ -181,7 +182,7 @@ class SchedulerComparison(Report):
         lines: list[str] = []
         for name, row in self.by_scheduler().items():
             cells = "".join(_html_cell(row[n], i) if n in row else "<td></td>" for n in steps)
-            many = "" if lines else _html_cell(self.reference, i)  # once, it is the same in every row
+            many = "" if lines else _html_cell(self.reference, i)  # once, since it is the same in every row
             lines.append(f'<tr><th class="row">{html.escape(name)}</th>{cells}{many}</tr>')
         caption = "" if prompt is None else f"<h2>{html.escape(str(prompt))}, seed {self.seed + i}</h2>"
         return f"{caption}<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
@@ -207,14 +208,14 @@ def _is_plain(value: Any) -> bool:
 
 
 def _caption(cell: ComparedSamples, i: int) -> str:
-    """What stands under an image."""
+    """The caption of an image."""
     if cell.scheduler == REFERENCE:
         return f"reference, {cell.seconds:.2f} s"
     return f"{cell.latent[i]:.3f}, pixels {cell.pixel[i]:.3f}, {cell.seconds:.2f} s"
 
 
 def _captioned(cell: ComparedSamples, i: int) -> Image.Image:
-    """An image of the grid over its distances, or the reason why there is none."""
+    """An image of the grid with its distances, or the reason for a failure."""
     font = ImageFont.load_default(size=12)
     if cell.error:
         picture = Image.new("RGB", (CELL, CELL), "#eee")

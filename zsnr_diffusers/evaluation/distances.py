@@ -1,6 +1,6 @@
-"""How far generated images are from real ones, in the features of a network: Fréchet distance, Inception Score, KID.
+"""Distances between generated and real images in the features of a network: Fréchet distance, Inception Score, KID.
 
-All in float64, all with what a finite number of images does to them.
+All are computed in float64, and documented with their bias for a finite number of images.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ KERNEL_BLOCK = 1024
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½): the FID of Heusel et al. 2017 (arXiv:1706.08500, equation 6).
 
-    With Σ = Aᵀ A the last trace is the sum of the singular values of A₁ A₂ᵀ. No root of a matrix is taken: the usual
-    one, of the product Σ₁ Σ₂, which is not symmetric, loses its way where a covariance is singular. `a` and `b` may
-    be exchanged.
+    With Σ = Aᵀ A the last trace is the sum of the singular values of A₁ A₂ᵀ. No matrix square root is needed: the
+    usual one, of the non-symmetric product Σ₁ Σ₂, is inaccurate if a covariance is singular. Symmetric in `a` and `b`.
 
-    The figure is too large for few images, by about a constant over their number; only figures of as many images
-    compare (50,000 in most papers). Fewer images than features are warned of.
+    The distance is biased upward for few images, by about a constant over their number; compare only values for equal
+    numbers of images (50,000 in most papers). Warns if there are fewer images than features.
 
     Returns:
-        The squared distance, which is what is called FID; never negative. The scale is that of the features.
+        The squared distance, which is called FID; never negative, in the scale of the features.
 
     Raises:
-        ValueError: features of different networks or in different number; fewer than two images.
+        ValueError: features of different networks or dimensions; fewer than two images.
     """
     check_same_origin(a.origin, b.origin)
     if a.dimension != b.dimension:
@@ -43,16 +42,16 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     shift = a.mean - b.mean
     root = np.linalg.svd(first @ second.T, compute_uv=False).sum()
     distance = shift @ shift + np.square(first).sum() + np.square(second).sum() - 2 * root
-    return max(float(distance), 0.0)  # of equal sets, rounding is all that is left
+    return max(float(distance), 0.0)  # for equal sets, only rounding remains
 
 
 def _warn_of_few_images(statistics: FeatureStatistics) -> None:
-    """Warn that the Fréchet distance of fewer images than features is far too large."""
+    """Warn that the Fréchet distance is far too large with fewer images than features."""
     if statistics.count <= statistics.dimension:
         warnings.warn(
             f"{statistics.count} images for {statistics.dimension} features: the covariance is singular and the "
-            "Fréchet distance far too large (the bias falls as 1 / images). Use more images, the unbiased kernel "
-            "distance, or compare only with figures of as many images",
+            "Fréchet distance far too large (its bias decreases as 1 / images). Use more images or the unbiased "
+            "kernel distance, or compare only with values for the same number of images",
             stacklevel=3,
         )
 
@@ -75,17 +74,17 @@ def inception_score(logits: Features, splits: int = 10, *, probabilities: bool =
     """exp E KL(p(y|x) ‖ p(y)), Salimans et al. 2016 (arXiv:1606.03498, section 4), mean and std over splits.
 
     Split i holds images i n // splits to (i + 1) n // splits - 1 in the order given, as in the paper's code: images
-    that are sorted by class must be shuffled first. The score is too small for few images, and never above the
+    that are sorted by class must be shuffled first. The score is biased downward for few images, and at most the
     number of images in a split.
 
     Args:
-        logits: of a classifier, [n, classes]; for figures that compare with the paper's, the 2015 Inception network's
-            without the bias of its last layer, for 50,000 images.
-        splits: how many parts.
+        logits: of a classifier, [n, classes]; to compare with the paper, those of the 2015 Inception network without
+            the bias of its last layer, for 50,000 images.
+        splits: number of splits.
         probabilities: the values are p(y|x), not logits.
 
     Raises:
-        ValueError: fewer images than splits, or rows that are no probabilities.
+        ValueError: fewer images than splits, or rows that are not probabilities.
     """
     values = as_feature_array(logits, "probabilities" if probabilities else "logits")
     n = len(values)
@@ -116,18 +115,18 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def _check_probabilities(values: Floats) -> None:
-    """Refuse rows that are no p(y|x): negative values, or sums that are not 1."""
+    """Refuse rows that are not p(y|x): negative values, or sums other than 1."""
     sums = values.sum(axis=1)
     if values.min() < 0 or np.abs(sums - 1).max() > 1e-3:
         raise ValueError(
-            f"rows are no probabilities: values from {values.min():g}, sums from {sums.min():g} to {sums.max():g}; "
-            "leave probabilities=False for logits"
+            f"rows are not probabilities: values from {values.min():g}, sums from {sums.min():g} to {sums.max():g}; "
+            "for logits use probabilities=False"
         )
 
 
 @dataclass(frozen=True)
 class KernelDistance(Report):
-    """A kernel distance `value` between n and m images, with its `error`; the functions say which error it is."""
+    """A kernel distance `value` between n and m images, with its `error`, defined by the function that computed it."""
 
     value: float
     error: float
@@ -142,10 +141,10 @@ class KernelDistance(Report):
 def kernel_distance(x: Features, y: Features) -> KernelDistance:
     """KID: the unbiased MMD² of all images with k(x, y) = (xᵀ y / d + 1)³ (Bińkowski et al. 2018, arXiv:1801.01401).
 
-    The expectation is the same for any number of images, and 0 for equal distributions; single values may be
-    negative. `error` is the jackknife's standard error, each image of both sets left out in turn (Efron & Stein
-    1981). For clearly different distributions it is the standard error; it errs on the large side, by up to √2,
-    where they are equal and the statistic is degenerate.
+    The expectation is the same for any number of images, and 0 for equal distributions; single values may be negative.
+    `error` is the jackknife standard error, leaving out each image of both sets in turn (Efron & Stein 1981). It is
+    accurate for clearly different distributions, and up to √2 too large for equal ones, where the statistic is
+    degenerate.
 
     The work grows as (n + m)² d; `kernel_distance_of_subsets` bounds it.
 
@@ -173,9 +172,9 @@ def kernel_distance_of_subsets(
 ) -> KernelDistance:
     """KID as most papers report it: mean and standard deviation of the unbiased MMD² over random subsets.
 
-    Each subset is drawn without replacement from both sets, independently of the others. `error` is the standard
-    deviation over the subsets (population's), as in the paper's tables: it tells of subsets of this size, not of how
-    exact the mean is.
+    Each subset is drawn without replacement from both sets, independently of the others. `error` is the (population)
+    standard deviation over the subsets, as in the paper's tables: it describes subsets of this size, not the accuracy
+    of the mean.
 
     Raises:
         ValueError: different numbers of features, or fewer images than `subset_size`.
@@ -187,7 +186,7 @@ def kernel_distance_of_subsets(
     if not 2 <= subset_size <= min(n, m):
         raise ValueError(
             f"subset_size must be from 2 to the number of images in the smaller set, {min(n, m)}; got {subset_size}; "
-            "kernel_distance takes sets of any size whole"
+            "kernel_distance supports sets of any size"
         )
     rng = np.random.default_rng(seed)
     subsets = (

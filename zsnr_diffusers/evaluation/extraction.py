@@ -1,4 +1,4 @@
-"""Features of images, wherever they come from, batch by batch."""
+"""Extract features of images from any source, batch by batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ImageFeatures:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """Concatenate the features of at least one part of the images, all by one network."""
+        """Concatenate the features of at least one part of the images, all from the same network."""
         logits = [part.logits for part in parts if part.logits is not None]
         features = np.concatenate([part.features for part in parts])
         return cls(features, np.concatenate(logits) if logits else None, parts[0].origin)
@@ -49,20 +49,20 @@ class ImageFeatures:
 def image_features(
     network: FeatureNetwork, images: Images, *, batch_size: int = 32, progress: bool = True
 ) -> ImageFeatures:
-    """Extract the features of every image, from which Fréchet distance, Inception Score and KID are computed.
+    """Extract the features of every image, for Fréchet distance, Inception Score and KID.
 
-    50,000 images of the 2015 Inception network take 0.6 GB; `image_statistics` keeps none.
+    Features of 50,000 images by the 2015 Inception network take 0.6 GB; `image_statistics` stores none.
 
     Args:
         network: such as `InceptionFeatures`.
         images: a folder, searched at any depth in the order of its paths; an iterable of paths or PIL images, such as
-            `iter_images` makes; or a uint8 tensor [n, 3, h, w]. All images must have one size, which the network's
-            resize then brings to its own. Files are read by `zsnr_diffusers.utils.images`.
+            `iter_images`; or a uint8 tensor [n, 3, h, w]. All images must have the same size, and are resized by the
+            network. Files are read by `zsnr_diffusers.utils.images`.
         batch_size: images per call of the network.
         progress: show a progress bar on a terminal.
 
     Raises:
-        ValueError: no images, images of different sizes, or a tensor of another layout.
+        ValueError: no images, images of different sizes, or a tensor with an unsupported layout.
         ImageError: a file that cannot be read.
     """
     batches = _extract_batches(network, images, batch_size, progress)
@@ -72,7 +72,7 @@ def image_features(
 def image_statistics(
     network: FeatureNetwork, images: Images, *, batch_size: int = 32, progress: bool = True
 ) -> FeatureStatistics:
-    """Mean and covariance of the features of images, of which no more than some batches are in memory.
+    """Mean and covariance of the features of images, with only a few batches in memory.
 
     Arguments and errors are those of `image_features`.
     """
@@ -90,7 +90,7 @@ def _extract_batches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batches, total = uint8_batches(images, batch_size)
     count = 0
-    disable = None if progress else True  # None: only where the output is a terminal
+    disable = None if progress else True  # None: only if the output is a terminal
     with import_extra("tqdm").tqdm(total=total, unit="image", desc=network.origin.network, disable=disable) as bar:
         for batch in batches:
             features, logits = network(batch)
@@ -107,11 +107,11 @@ def _extract_batches(
 
 
 def uint8_batches(images: Images, batch_size: int, channels: int = 3) -> tuple[Iterator[torch.Tensor], int | None]:
-    """Batches uint8 [n, channels, h, w], and how many images there are if that is known beforehand.
+    """Batches uint8 [n, channels, h, w], and the number of images if known in advance.
 
-    Arguments and errors are those of `image_features`; with one channel images become grey, by Pillow's weights.
+    Arguments and errors are those of `image_features`; with one channel, images become gray with Pillow's weights.
     """
-    if hasattr(images, "detach"):  # a tensor; torch is not imported to find that out
+    if hasattr(images, "detach"):  # a tensor, checked without importing torch
         tensor = _check_uint8_tensor(cast("torch.Tensor", images), channels)
         return (tensor[i : i + batch_size] for i in range(0, len(tensor), batch_size)), len(tensor)
     if isinstance(images, (str, PathLike)):
@@ -128,7 +128,7 @@ def _check_uint8_tensor(images: torch.Tensor, channels: int) -> torch.Tensor:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels or not len(images):
         raise ValueError(
             f"expected uint8 images of shape [n, {channels}, h, w], n > 0, got {images.dtype} {list(images.shape)}; "
-            "floating-point images in [-1, 1] go through zsnr_diffusers.evaluation.quantize"
+            "convert floating-point images in [-1, 1] with zsnr_diffusers.evaluation.quantize"
         )
     return images
 
@@ -136,7 +136,7 @@ def _check_uint8_tensor(images: torch.Tensor, channels: int) -> torch.Tensor:
 def _read_same_size(
     images: Iterable[Image.Image | str | PathLike[str]], channels: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield images as uint8 [h, w, channels], and refuse one of another size than the first."""
+    """Yield images as uint8 [h, w, channels], and refuse one with a different size than the first."""
     for rgb in ImageReader(images, one_size=True):
         yield np.array(rgb) if channels == 3 else np.array(rgb.convert("L"))[..., None]
 

@@ -1,7 +1,7 @@
-"""Mean and covariance of features, gathered batch by batch, whatever the number of images.
+"""Mean and covariance of features, accumulated batch by batch for any number of images.
 
-Kept is not the scatter matrix S = Σ (x − μ)(x − μ)ᵀ but a factor R of it, S = Rᵀ R: small directions are not lost
-beside large ones, fewer images than features are no special case, and R is what the Fréchet distance needs.
+Stores a factor R of the scatter matrix S = Σ (x − μ)(x − μ)ᵀ = Rᵀ R: small directions keep their precision, fewer
+images than features need no special case, and the Fréchet distance uses R.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FILE_FORMAT = "zsnr_diffusers feature statistics 1"
 
 @dataclass(frozen=True)
 class FeatureOrigin:
-    """What features were computed by; figures are comparable only where all of it is equal.
+    """How features were computed; metrics are comparable only if all fields are equal.
 
-    `network` is the network's name, `resize` says how images were brought to its size, `sha256` is of its weights.
+    `network` is the network's name, `resize` describes how images were resized, `sha256` is the hash of its weights.
     """
 
     network: str
@@ -43,7 +43,7 @@ class FeatureStatistics:
     """Count, mean [d] and covariance [d, d] of features, from batches in any order and any split, in float64.
 
     Args:
-        origin: what computes the features; None where that does not matter.
+        origin: how the features are computed; None if irrelevant.
     """
 
     def __init__(self, origin: FeatureOrigin | None = None):
@@ -58,7 +58,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Features, origin: FeatureOrigin | None = None) -> FeatureStatistics:
-        """Mean and covariance of features [n, d] of one network that are all in memory."""
+        """Mean and covariance of features [n, d] of one network, all in memory."""
         statistics = cls(origin)
         statistics.update(features)
         return statistics
@@ -69,9 +69,9 @@ class FeatureStatistics:
     ) -> FeatureStatistics:
         """Statistics from mean [d] and covariance [d, d], as published in files of `mu` and `sigma`.
 
-        The covariance is that divided by `count` - 1.
+        The covariance has the divisor `count` - 1.
 
-        Eigenvalues that are zero up to rounding become zero, and no more than `count` - 1 are kept.
+        Eigenvalues that are zero up to rounding become zero, and at most `count` - 1 are kept.
 
         Raises:
             ValueError: shapes that do not match, values that are not finite, a matrix that is not symmetric or has
@@ -81,7 +81,7 @@ class FeatureStatistics:
         _check_moments(mu, sigma, count)
         values, vectors = np.linalg.eigh((sigma + sigma.T) / 2)
         rounding = len(values) * np.finfo(np.float64).eps * abs(values[-1])
-        # Published covariances were summed in float64 and rounded a few times more than eigh rounds.
+        # Published covariances were summed in float64, with somewhat more rounding than in eigh.
         if values[0] < -1e6 * rounding:
             raise ValueError(f"covariance has the negative eigenvalue {values[0]:g}, the largest is {values[-1]:g}")
         kept = np.arange(len(values)) >= len(values) - (count - 1)
@@ -105,7 +105,7 @@ class FeatureStatistics:
         """Mean of the features, float64 [d].
 
         Raises:
-            ValueError: there were no features.
+            ValueError: no features were added.
         """
         self._flush_at_least(1)
         return self._mean
@@ -134,11 +134,11 @@ class FeatureStatistics:
         """Add a batch of image features [n, d].
 
         Raises:
-            ValueError: another shape or d than before, or values that are not finite.
+            ValueError: a different shape or d than before, or values that are not finite.
         """
         batch = as_feature_array(features)
         self._check_dimension(batch.shape[1])
-        # A factorisation costs about as much for 2 d rows as for a few, so batches wait for one another.
+        # A factorization costs about as much for 2 d rows as for a few, so batches are collected.
         enough = 2 * batch.shape[1]
         for start in range(0, len(batch), enough):
             self._pending.append(batch[start : start + enough].copy())
@@ -146,10 +146,10 @@ class FeatureStatistics:
                 self._merge_pending()
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Add the statistics that another process gathered, as if all batches had been in one.
+        """Add the statistics of another process, as if one process had added all batches.
 
         Raises:
-            ValueError: another number of features, or features of another network.
+            ValueError: a different number of features, or features of another network.
         """
         check_same_origin(self.origin, other.origin)
         other._merge_pending()
@@ -162,7 +162,7 @@ class FeatureStatistics:
         """Write a safetensors file: `mean`, `factor`, and the count and origin as its metadata.
 
         Raises:
-            ValueError: there were no features.
+            ValueError: no features were added.
         """
         from safetensors.numpy import save_file
 
@@ -177,7 +177,7 @@ class FeatureStatistics:
         """Read a safetensors file of feature statistics that `save` wrote.
 
         Raises:
-            ValueError: a file of a different kind, or a damaged one.
+            ValueError: an unsupported or damaged file.
             FileNotFoundError: no such file.
         """
         from safetensors import SafetensorError, safe_open
@@ -187,17 +187,19 @@ class FeatureStatistics:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
         except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} cannot be read as safetensors ({error}); make it again") from error
+            raise ValueError(f"{str(path)!r} cannot be read as safetensors ({error}); create it again") from error
         return cls._from_file(str(path), metadata, tensors)
 
     @classmethod
     def _from_file(cls, path: str, metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> FeatureStatistics:
-        """Check and take over what `load` read from a safetensors file."""
+        """Validate and use the content of a safetensors file for `load`."""
         if metadata.get("format") != FILE_FORMAT:
-            raise ValueError(f"{path!r} is no file of feature statistics; name one that FeatureStatistics.save wrote")
+            raise ValueError(
+                f"{path!r} is not a file of feature statistics; pass one written by FeatureStatistics.save"
+            )
         mean, factor = tensors.get("mean"), tensors.get("factor")
         if mean is None or factor is None or mean.shape != factor.shape[1:] or not np.isfinite(factor).all():
-            raise ValueError(f"{path!r} is damaged: mean and factor do not match or are not finite; make it again")
+            raise ValueError(f"{path!r} is damaged: mean and factor do not match or are not finite; create it again")
         named = "network" in metadata
         origin = FeatureOrigin(**{key: metadata[key] for key in ("network", "resize", "sha256")}) if named else None
         statistics = cls(origin)
@@ -205,7 +207,7 @@ class FeatureStatistics:
         return statistics
 
     def _check_dimension(self, dimension: int) -> None:
-        """Refuse features of another number per image than before."""
+        """Refuse a different number of features per image than before."""
         if self.count and dimension != self.dimension:
             raise ValueError(f"expected {self.dimension} features per image as before, got {dimension}")
 
@@ -216,7 +218,7 @@ class FeatureStatistics:
         self._merge_pending()
 
     def _merge_pending(self) -> None:
-        """Merge the batches that wait for one another into mean and factor."""
+        """Merge the collected batches into mean and factor."""
         if not self._pending:
             return
         rows = np.concatenate(self._pending)
@@ -255,7 +257,7 @@ def as_feature_array(features: Features, name: str = "features") -> Floats:
 
 
 def check_same_origin(a: FeatureOrigin | None, b: FeatureOrigin | None) -> None:
-    """Refuse to compare features of different networks; what is unknown (None) passes.
+    """Refuse to compare features of different networks; unknown ones (None) pass.
 
     Raises:
         ValueError: they differ.

@@ -1,6 +1,6 @@
-"""Networks whose features say how alike images are, behind one interface.
+"""Feature networks for image metrics, with a common interface.
 
-Figures compare only where the network, its weights and the resize are the same, so each network names all three.
+Metrics are comparable only if network, weights and resize are the same, so each network reports all three.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     FeaturesAndLogits: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-"""Of `inception-2015-12-05.pt` as NVIDIA serves it for StyleGAN; k-diffusion pins the same."""
+"""Hash of NVIDIA's `inception-2015-12-05.pt` for StyleGAN; k-diffusion uses the same."""
 
 INCEPTION_2015 = FeatureOrigin("inception-2015-12-05", "TensorFlow 1 bilinear to 299", INCEPTION_SHA256)
-"""What FID, KID and Inception Score are made by; figures by anything else have other names."""
+"""The origin of features for FID, KID and Inception Score; metrics with other networks have other names."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FeatureNetwork(Protocol):
-    """What computes features of images."""
+    """Interface of a feature network."""
 
     @property
     def origin(self) -> FeatureOrigin:
-        """Name, resize and hash of the network, which figures depend on."""
+        """Name, resize and hash of the network, on which metrics depend."""
 
     @property
     def size(self) -> int | None:
-        """The side in pixels to which the network brings images itself, None where it takes them as they are."""
+        """The side in pixels to which the network resizes images; None if it does not resize."""
 
     def __call__(self, images: torch.Tensor) -> FeaturesAndLogits:
         """Features [n, d] and logits [n, classes], None without a classifier, of uint8 images [n, 3, h, w]."""
@@ -48,19 +48,19 @@ class FeatureNetwork(Protocol):
 class InceptionFeatures:
     """The network of FID and Inception Score: Inception of 2015-12-05, as TorchScript.
 
-    The file is `inception-2015-12-05.pt` of StyleGAN (NVIDIA's `metrics` folder; clean-fid and others fetch the same).
-    Features [n, 2048] are its last pooling, logits [n, 1008] are without the bias of the last layer, as in Salimans et
-    al. 2016. Images are resized as TensorFlow 1 did, which the papers' figures rest on.
+    The file is `inception-2015-12-05.pt` from StyleGAN (NVIDIA's `metrics` folder; clean-fid and others use the same
+    file). Features [n, 2048] are from the last pooling layer, logits [n, 1008] exclude the bias of the last layer, as
+    in Salimans et al. 2016. Images are resized as in TensorFlow 1, which the papers' values are based on.
 
     Args:
         path: of the file.
-        sha256: that the file must have; None accepts any network with the same parts (`layers`, which takes
-            (x - 128) / 128 at 299 x 299, and a linear `output`).
-        device: where it runs.
+        sha256: required hash of the file; None accepts any network with the same modules (`layers`, which takes (x -
+            128) / 128 at 299 x 299, and a linear `output`).
+        device: of the network.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another hash or kind.
+        FileNotFoundError: the file does not exist.
+        ValueError: a file with another hash or format.
     """
 
     size = 299
@@ -71,8 +71,8 @@ class InceptionFeatures:
         found = file_sha256(path)
         if sha256 is not None and found != sha256.lower():
             raise ValueError(
-                f"{str(path)!r} has sha256 {found}, expected {sha256}; fetch inception-2015-12-05.pt again, or pass "
-                "the hash of the file that is meant (figures of other networks do not compare)"
+                f"{str(path)!r} has sha256 {found}, expected {sha256}; download inception-2015-12-05.pt again, or "
+                "pass the hash of the intended file (metrics of different networks are not comparable)"
             )
         self._network = _load_torchscript(path, device)
         self._device = device
@@ -86,27 +86,29 @@ class InceptionFeatures:
 
         with torch.inference_mode(), _without_tf32():
             resized = resize_like_tensorflow1(images.to(self._device), self.size)
-            # The file's own forward resizes too, and returns either features or probabilities: two passes for both.
+            # The file's own forward also resizes, and returns either features or probabilities, so both would need two
+            # passes.
             features = self._network.layers((resized - 128) / 128).flatten(1)
             return features, features @ self._network.output.weight.T
 
 
 class DinoV2Features:
-    """DINOv2's class token, after the last normalisation: FD-DINOv2 of Stein et al. 2023 (arXiv:2306.04675).
+    """DINOv2's class token, after the last normalization: FD-DINOv2 of Stein et al. 2023 (arXiv:2306.04675).
 
-    The paper's figures are of `facebook/dinov2-large`. Preprocessing is its code's: Pillow's bicubic resize to `size`,
-    rounded to 8 bits, whatever the shape; then ImageNet's mean and standard deviation.
+    The paper uses `facebook/dinov2-large`. Preprocessing follows its code: Pillow's bicubic resize to `size`, rounded
+    to 8 bits, ignoring the aspect ratio; then ImageNet's mean and standard deviation.
 
     Args:
         model: a folder or a Hub id with `config.json` and `model.safetensors`, for transformers' `Dinov2Model`.
-        sha256: that `model.safetensors` must have; None accepts any.
+        sha256: required hash of `model.safetensors`; None accepts any.
         size: side in pixels, a multiple of the patch size; 224 in the paper.
-        device: where it runs.
+        device: of the network.
         kwargs: for `from_pretrained`, such as `revision` and `local_files_only`.
 
     Raises:
-        OSError: no such folder or repository, or a file is missing there.
-        ValueError: another kind of model, weights that do not fit or of another hash, or a size that does not divide.
+        OSError: the folder or repo, or a file in it, does not exist.
+        ValueError: another kind of model, incompatible weights or another hash, or a size that is not a multiple of
+            the patch size.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class DinoV2Features:
         self._network = _load_dinov2(str(model), device, kwargs)
         patch = self._network.config.patch_size
         if size % patch:
-            raise ValueError(f"size {size} is no multiple of the patch size {patch} of {str(model)!r}")
+            raise ValueError(f"size {size} is not a multiple of the patch size {patch} of {str(model)!r}")
         found = file_sha256(cached_file(str(model), "model.safetensors", **kwargs))
         if sha256 is not None and found != sha256.lower():
             raise ValueError(f"model.safetensors of {str(model)!r} has sha256 {found}, expected {sha256}")
@@ -144,11 +146,11 @@ class CustomFeatures:
     """Any function from uint8 images [n, 3, h, w] to features, or to features and logits.
 
     Args:
-        function: returns features [n, d], or the pair (features, logits [n, classes]); resizes by itself.
-        name: of the network, written beside every figure.
-        resize: how the function brings images to its size, in words.
+        function: returns features [n, d], or the pair (features, logits [n, classes]), including any resize.
+        name: of the network, printed next to every metric.
+        resize: description of the function's resize.
         sha256: of its weights; by default that of `function`'s state if it is a `torch.nn.Module`.
-        size: the side that it resizes to.
+        size: side in pixels after its resize.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class CustomFeatures:
         self.origin = FeatureOrigin(name, resize, state_sha256(function) if sha256 is None else sha256)
 
     def __call__(self, images: torch.Tensor) -> FeaturesAndLogits:
-        """What the function returns, without gradients."""
+        """The result of the function, without gradients."""
         import torch
 
         with torch.inference_mode():
@@ -175,7 +177,7 @@ class CustomFeatures:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Switch TF32 off inside the block, by which convolutions on a GPU round to 10 bits by default."""
+    """Disable TF32 inside the block, with which convolutions on a GPU round to 10 bits by default."""
     import torch
 
     cudnn = torch.backends.cudnn
@@ -187,23 +189,23 @@ def _without_tf32() -> Iterator[None]:
 
 
 def _load_torchscript(path: str | PathLike[str], device: str | torch.device) -> Any:
-    """Load the 2015 Inception network from a TorchScript file, and check that it has the parts used here."""
+    """Load the 2015 Inception network from a TorchScript file, and check that it has the required modules."""
     import torch
 
     with warnings.catch_warnings():
-        # TorchScript is deprecated as a thing to write; files of it stay what they are.
+        # Writing TorchScript is deprecated; existing files remain in use.
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
         try:
             network: Any = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"{str(path)!r} is no TorchScript file ({reason}); torch-fidelity's .pth and pickles are others, take "
-                "inception-2015-12-05.pt"
+                f"{str(path)!r} is not a TorchScript file ({reason}); use inception-2015-12-05.pt, not "
+                "torch-fidelity's .pth or a pickle"
             ) from error
     weight = getattr(getattr(network, "output", None), "weight", None)
     if weight is None or not hasattr(network, "layers"):
-        raise ValueError(f"{str(path)!r} has no parts `layers` and `output`; it is not inception-2015-12-05.pt")
+        raise ValueError(f"{str(path)!r} has no modules `layers` and `output`; it is not inception-2015-12-05.pt")
     return network.eval()
 
 
@@ -213,8 +215,8 @@ def _load_dinov2(model: str, device: str | torch.device, kwargs: dict[str, Any])
 
     kind = AutoConfig.from_pretrained(model, **kwargs).model_type
     if kind != "dinov2":
-        raise ValueError(f"{model!r} is a {kind!r} model; name one of kind 'dinov2', such as facebook/dinov2-large")
+        raise ValueError(f"{model!r} is a {kind!r} model; pass one of type 'dinov2', such as facebook/dinov2-large")
     network, report = Dinov2Model.from_pretrained(model, use_safetensors=True, output_loading_info=True, **kwargs)
     if missing := report["missing_keys"]:
-        raise ValueError(f"the weights of {model!r} lack {sorted(missing)[:3]} ({len(missing)} in all)")
+        raise ValueError(f"the weights of {model!r} lack {sorted(missing)[:3]} ({len(missing)} in total)")
     return network.eval().requires_grad_(False).to(device)

@@ -1,4 +1,4 @@
-"""Images from any diffusers pipeline, each from a seed of its own."""
+"""Generate images with any diffusers pipeline, each with its own seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def generate_images(
     progress: bool = True,
     **call_kwargs: Any,
 ) -> list[Image.Image]:
-    """One image per seed, in the order of `seeds`; the list of `iter_images`, which takes the same arguments."""
+    """One image per seed, in the order of `seeds`; `iter_images` as a list, with the same arguments."""
     images = iter_images(pipe, prompts, seeds, batch_size=batch_size, progress=progress, **call_kwargs)
     return list(images)
 
@@ -38,20 +38,20 @@ def iter_images(
 ) -> Iterator[Image.Image]:
     """Yield one PIL image per seed, keeping no more than one batch in memory.
 
-    Each image has its own CPU generator, so it depends neither on its neighbours nor, up to rounding, on the batch
-    size or the device.
+    Each image has its own CPU generator, so it does not depend on other images nor, up to rounding, on batch size or
+    device.
 
     Args:
-        pipe: any pipeline whose call takes `prompt`, `class_labels` or, without condition, `batch_size`.
+        pipe: any pipeline whose call takes `prompt`, `class_labels` or, if unconditional, `batch_size`.
         prompts: one per seed, or a single one for all; class labels for a class-conditional pipeline; None for an
             unconditional one.
         seeds: one per image.
         batch_size: images per call of the pipeline.
-        progress: show a progress bar on a terminal, in place of the pipeline's own.
+        progress: show a progress bar on a terminal, instead of the pipeline's own.
         call_kwargs: for the pipeline's call, such as `num_inference_steps` and `guidance_scale`.
 
     Raises:
-        ValueError: prompts missing, not wanted, or another number of them; an argument that the call does not take.
+        ValueError: prompts missing, not supported, or not as many as seeds; an argument that the call does not accept.
     """
     accepted = inspect.signature(pipe.__call__).parameters
     _check_call_kwargs(pipe, accepted, call_kwargs, batch_size)
@@ -69,7 +69,7 @@ def _check_call_kwargs(pipe: Any, accepted: Any, call_kwargs: dict[str, Any], ba
         return
     unknown = sorted(set(call_kwargs) - set(accepted))
     if unknown:
-        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}; leave it out")
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(unknown)}; omit it")
 
 
 def _prompt_per_seed(
@@ -78,9 +78,9 @@ def _prompt_per_seed(
     """Name of the call's condition, `prompt`, `class_labels` or None, and its value for each of n images."""
     name = next((name for name in ("prompt", "class_labels") if name in accepted), None)
     if name is None and prompts is not None:
-        raise ValueError(f"{type(pipe).__name__} is unconditional and takes no prompts; leave them out")
+        raise ValueError(f"{type(pipe).__name__} is unconditional and takes no prompts; omit them")
     if name is not None and prompts is None:
-        raise ValueError(f"{type(pipe).__name__} needs a {name} for each image; give prompts")
+        raise ValueError(f"{type(pipe).__name__} needs a {name} for each image; pass prompts")
     values = [prompts] * n if prompts is None or isinstance(prompts, (str, int)) else list(prompts)
     if len(values) != n:
         raise ValueError(f"expected one prompt per seed, or a single string; got {len(values)} for {n} seeds")
@@ -115,10 +115,10 @@ def _generate_batches(
 
 
 def _warn_if_censored(flags: Sequence[bool] | None) -> None:
-    """Warn of images that the pipeline's safety checker replaced by black ones."""
+    """Warn about images that the pipeline's safety checker replaced with black ones."""
     if flags and any(flags):
         warnings.warn(
-            f"the pipeline's safety checker replaced {sum(flags)} of {len(flags)} images by black ones, which count "
+            f"the pipeline's safety checker replaced {sum(flags)} of {len(flags)} images with black ones, which count "
             "as luminance -1; load the pipeline with safety_checker=None to measure the model",
             stacklevel=3,
         )
@@ -126,7 +126,7 @@ def _warn_if_censored(flags: Sequence[bool] | None) -> None:
 
 @contextmanager
 def _without_pipeline_progress_bar(pipe: Any) -> Iterator[None]:
-    """Switch off the pipeline's own progress bar inside the block."""
+    """Disable the pipeline's own progress bar inside the block."""
     if not hasattr(pipe, "set_progress_bar_config"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Where images come from and what happens to them on their way: read, saved, laid out, one at a time."""
+"""Iterate over images one at a time: read, check, save, and collect for a grid."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ OnBadImage: TypeAlias = Literal["fail", "skip"]
 
 
 def list_images(folder: str | PathLike[str], on_bad_image: OnBadImage = "fail") -> list[Path]:
-    """Paths of all images below a folder, sorted; refuses a folder without any that can be read.
+    """Paths of all images below a folder, sorted; refuses a folder without readable images.
 
     Raises:
-        ValueError: there are none, or, with "fail", some that only a package which is not installed can read.
-        OSError: the folder does not exist or is none.
+        ValueError: there are none, or, with "fail", some that need a package that is not installed.
+        OSError: the folder does not exist or is a file.
     """
     paths = find_images(folder)
     if not paths:
-        raise ValueError(f"folder {str(folder)!r} holds no images, at any depth; is it the right one?")
+        raise ValueError(f"folder {str(folder)!r} contains no images, at any depth; check the path")
     missing = missing_packages(paths)
     if missing and on_bad_image == "fail":
-        raise ValueError(f"folder {str(folder)!r}: {'; '.join(missing)}, or leave them out with --on_bad_image skip")
+        raise ValueError(f"folder {str(folder)!r}: {'; '.join(missing)}, or skip them with --on_bad_image skip")
     return paths
 
 
 class ImageReader:
-    """Iterates over images as upright RGB, each read once, and notes on the way what must be told afterwards.
+    """Iterates over images as upright RGB, each read once, and records skipped files and the first image's size.
 
     Args:
         images: paths or PIL images.
-        on_bad_image: "skip" leaves unreadable files out, naming each on stderr.
-        one_size: refuse an image of another size than the first.
+        on_bad_image: "skip" skips unreadable files and names each on stderr.
+        one_size: refuse an image with a different size than the first.
 
-    Raises, on the way:
+    Raises, during iteration:
         ImageError: an unreadable file, with "fail".
-        ValueError: another size.
+        ValueError: a different size.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class ImageReader:
 def _decode_ahead(
     images: Iterable[AnyImage],
 ) -> Iterator[tuple[AnyImage, Image.Image | ImageError]]:
-    """Each image with what it shows or why it cannot be read, in order.
+    """Each source with its image or the reason why it cannot be read, in order.
 
-    Files are decoded by threads, some ahead of the one that is asked for: Pillow decodes without Python's lock. What
-    is still being made, by a pipeline, is taken one by one.
+    Files are decoded ahead by threads, since Pillow releases the GIL. Images that a pipeline generates are taken one
+    by one.
     """
     if not isinstance(images, list | tuple):
         yield from ((image, _decode(image)) for image in images)
@@ -99,7 +99,7 @@ def _decode_ahead(
             while ahead:
                 first, found = ahead.popleft()
                 yield first, found.result()
-        finally:  # whoever stops early does not wait for the rest
+        finally:  # do not wait for the rest when iteration stops early
             for _, found in ahead:
                 found.cancel()
 
@@ -113,27 +113,27 @@ def _decode(image: AnyImage) -> Image.Image | ImageError:
 
 
 def check_same_size(image: NamedSize, first: NamedSize) -> None:
-    """Refuse images of different sizes, of which figures make no sense.
+    """Refuse images of different sizes, for which metrics are not meaningful.
 
     Raises:
-        ValueError: they differ; both are named.
+        ValueError: they differ; the message names both.
     """
     (name, (width, height)), (other, (first_width, first_height)) = image, first
     if (width, height) != (first_width, first_height):
         raise ValueError(
-            f"{name} is {width}x{height}, but {other} is {first_width}x{first_height}; figures are of images of one "
-            "size: crop and resize all of them first"
+            f"{name} is {width}x{height}, but {other} is {first_width}x{first_height}; metrics need images of equal "
+            "size: crop and resize them first"
         )
 
 
 def check_save_folder(folder: str | PathLike[str] | None) -> None:
-    """Refuse a folder that already holds images, with which new ones would mix.
+    """Refuse a folder that already contains images, to avoid mixing them with new ones.
 
     Raises:
         ValueError: it does.
     """
     if folder is not None and Path(folder).exists() and find_images(folder):
-        raise ValueError(f"folder {str(folder)!r} already holds images, which would mix; name an empty or a new one")
+        raise ValueError(f"folder {str(folder)!r} already contains images; use an empty or new folder")
 
 
 def image_file_name(number: int) -> str:
@@ -142,7 +142,7 @@ def image_file_name(number: int) -> str:
 
 
 def save_each_image(images: Iterable[Image.Image], folder: Path, numbers: Iterable[int]) -> Iterator[Image.Image]:
-    """Save each image as PNG under its number, and pass it on."""
+    """Save each image as PNG with its number, and yield it."""
     folder.mkdir(parents=True, exist_ok=True)
     for image, number in zip(images, numbers, strict=True):
         image.save(folder / image_file_name(number))
@@ -152,7 +152,7 @@ def save_each_image(images: Iterable[Image.Image], folder: Path, numbers: Iterab
 def record_thumbnails(
     images: Iterable[Image.Image], numbers: Iterable[int], side: int, wanted: set[int], kept: dict[int, Image.Image]
 ) -> Iterator[Image.Image]:
-    """Pass images on, and put those whose number is wanted into `kept`, shrunk into a square of `side` pixels."""
+    """Yield images, and store those with requested numbers in `kept`, downscaled to fit a square of `side` pixels."""
     for image, number in zip(images, numbers, strict=True):
         if number in wanted:
             kept[number] = image.copy()

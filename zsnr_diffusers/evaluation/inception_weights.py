@@ -1,4 +1,4 @@
-"""The file of the 2015 Inception network, fetched once."""
+"""Download the file of the 2015 Inception network once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ INCEPTION_URL = (
 
 
 def inception_file(url: str = INCEPTION_URL, sha256: str = INCEPTION_SHA256) -> Path:
-    """The path of `inception-2015-12-05.pt` in torch hub's cache, where it is put if it is not there.
+    """The path of `inception-2015-12-05.pt` in torch hub's cache, downloaded if missing.
 
-    A file that is there is taken as it is; `InceptionFeatures` checks its hash.
+    An existing file is not checked here; `InceptionFeatures` checks its hash.
 
     Raises:
-        OSError: it cannot be fetched; the message says where to put it by hand.
-        ValueError: what was fetched has another hash; nothing is kept.
+        OSError: the download failed; the message says where to put the file manually.
+        ValueError: the downloaded file has another hash and was deleted.
     """
     import torch
 
@@ -28,13 +28,15 @@ def inception_file(url: str = INCEPTION_URL, sha256: str = INCEPTION_SHA256) -> 
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {url}", file=sys.stderr)
+    print(f"downloading {url}", file=sys.stderr)
     try:
-        # A partial file has another name; this one is there only once it is whole.
+        # Partial files have another name, so an existing file is complete.
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
     except RuntimeError as error:
-        raise ValueError(f"{url}: {error}; it was not kept. Try again, or put the right file at {path}") from error
+        raise ValueError(
+            f"{url}: {error}; the file was deleted. Try again, or put the correct file at {path}"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         remedy = f"put the file at {path}, or pass its path (--feature_weights)"
-        raise OSError(f"{url} cannot be fetched ({error}); {remedy}") from error
+        raise OSError(f"{url} cannot be downloaded ({error}); {remedy}") from error
     return path

@@ -1,8 +1,8 @@
-"""Does the noise at the last timestep decide anything that the prompt should? (Lin et al. 2023, section 5.2)
+"""Measure whether the noise at the last timestep affects the prediction (Lin et al. 2023, section 5.2).
 
-At zero terminal SNR the input at t = T - 1 is pure noise and independent of the image. The best prediction of x_0 is
-then the mean image of the prompt, whatever the noise: the ideal model is terminally invariant. A model whose
-predictions change with the noise was not trained there, or its schedule leaks signal.
+At zero terminal SNR, the input at t = T - 1 is pure noise and independent of the image. The best prediction of x_0 is
+then the prompt's mean image, for any noise: the ideal model is terminally invariant. A model whose predictions depend
+on the noise was not trained there, or its schedule leaks signal.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TerminalInvariance(Report):
-    """How much of the x_0 prediction at t = T - 1 comes from the noise.
+    """How much of the x_0 prediction at t = T - 1 depends on the noise.
 
     Attributes:
-        share: share of the predictions' mean square that changes with the noise, over all prompts: 0 for an ideal
-            model at zero SNR, 1 if the prediction is nothing but noise.
+        share: fraction of the predictions' mean square that depends on the noise, over all prompts: 0 for an ideal
+            model at zero SNR, 1 if the prediction is only noise.
         shares: the same for each prompt.
-        rms: root mean square of the predictions, in units of the latents (or pixels); sqrt(share) * rms changes.
+        rms: root mean square of the predictions, in units of the latents (or pixels); sqrt(share) * rms depends on the
+            noise.
         luminance_std: standard deviation, across noises, of the mean luminance of the decoded predictions,
-            root-mean-square over prompts; None if not asked for.
+            root-mean-square over prompts; None if not requested.
         prompts: prompt or class label of each share; (None,) for an unconditional model.
         num_noises: noises per prompt.
         timestep: T - 1.
-        alpha: the schedule's alpha there; 0 at zero terminal SNR. If it is larger, even an ideal model may change.
+        alpha: the schedule's alpha there; 0 at zero terminal SNR. If it is larger, even an ideal prediction may depend
+            on the noise.
     """
 
     share: float
@@ -53,7 +55,7 @@ class TerminalInvariance(Report):
         """Parts of the printed report: a line for the model, and a row for each prompt."""
         head = (
             f"terminal invariance: {self.share:.4f} of the x_0 prediction at t = {self.timestep} (alpha "
-            f"{self.alpha:.4f}) changes with the noise; 0 is ideal"
+            f"{self.alpha:.4f}) depends on the noise; 0 is ideal"
         )
         if self.luminance_std is not None:
             head += f"; its luminance by {self.luminance_std:.4f}"
@@ -72,20 +74,20 @@ def terminal_invariance(
     batch_size: int = 8,
     decode: bool = True,
 ) -> TerminalInvariance:
-    """Run the denoiser once at t = T - 1 on several pure noises per prompt and compare its x_0 predictions.
+    """Run the denoiser once at t = T - 1 on several noise samples per prompt and compare its x_0 predictions.
 
     Args:
         pipe: a pipeline with a `unet` that predicts epsilon, sample or v: Stable Diffusion, Stable Diffusion XL, or
-            one around a `UNet2DModel`. No guidance is applied: the conditional prediction is what is measured.
+            one around a `UNet2DModel`. No guidance is applied: the conditional prediction is measured.
         prompts: texts; class labels if the model has classes; None if it is unconditional.
-        num_noises: at least 2. Every prompt gets the same noises, with CPU seeds `seed`, `seed` + 1, ...
+        num_noises: at least 2. Every prompt gets the same noise samples, with CPU seeds `seed`, `seed` + 1, ...
         seed: of the first noise.
         batch_size: noises per call of the denoiser.
         decode: also decode the predictions and report how much their luminance changes.
 
     Raises:
-        ValueError: a pipeline without such a denoiser, prompts that do not fit it, fewer than two noises, or an
-            epsilon model on a zero-SNR schedule.
+        ValueError: a pipeline without such a denoiser, invalid prompts, fewer than two noise samples, or an epsilon
+            model on a zero-SNR schedule.
     """
     import torch
 
@@ -114,13 +116,14 @@ def terminal_invariance(
 
 
 def _variance_share(changing: float, total: float) -> float:
-    """Share of the mean square that changes with the noise, 0 to 1."""
-    # E[x^2] = variance + mean^2 with an unbiased variance: pure noise gives 1 on average, so it is cut there.
+    """Fraction of the mean square that depends on the noise, 0 to 1."""
+    # E[x^2] = variance + mean^2 with an unbiased variance: pure noise gives 1 on average, so the result is clamped to
+    # 1.
     return min(changing / total, 1.0) if total else 0.0
 
 
 def _check_pipeline(pipe: Any, num_noises: int, batch_size: int) -> None:
-    """Refuse pipelines that terminal invariance is not defined or not implemented for."""
+    """Refuse pipelines for which terminal invariance is undefined or not implemented."""
     if num_noises < 2 or batch_size < 1:
         raise ValueError(f"need num_noises >= 2 and batch_size >= 1, got {num_noises} and {batch_size}")
     name = type(pipe).__name__
@@ -135,7 +138,7 @@ def _check_pipeline(pipe: Any, num_noises: int, batch_size: int) -> None:
 
 
 def _check_prompts(pipe: Any, prompts: Sequence[str] | Sequence[int] | str | int | None) -> list[str | int | None]:
-    """The prompts as a list; refuses those that are not texts, class labels or None as the pipeline needs."""
+    """The prompts as a list; refuses those that are not of the pipeline's type (texts, class labels or None)."""
     kind = _condition_type(pipe)
     values: list[str | int | None] = [prompts] if prompts is None or isinstance(prompts, (str, int)) else [*prompts]
     if not values or not all(isinstance(value, kind) for value in values):
@@ -157,7 +160,7 @@ def _terminal_level(scheduler: Any) -> tuple[int, NoiseLevel]:
 
     timestep = len(scheduler.alphas_cumprod) - 1
     if scheduler.config.get("rescale_betas_zero_snr", False):
-        return timestep, NoiseLevel(0.0, 1.0)  # stock Euler, DPM++ and UniPC write alpha_bar = 2^-24 here
+        return timestep, NoiseLevel(0.0, 1.0)  # diffusers' Euler, DPM++ and UniPC store alpha_bar = 2^-24 here
     level = noise_level(scheduler.alphas_cumprod.cpu().double(), timestep)
     return timestep, NoiseLevel(float(level.alpha), float(level.sigma))
 
@@ -174,8 +177,8 @@ def _draw_noises(unet: Any, num_noises: int, seed: int) -> Tensor:
 
 @contextmanager
 def eval_mode(module: Any) -> Iterator[None]:
-    """Put a module into eval mode inside the block, and back into the mode that it had."""
-    was_training = module.training  # dropout would count as a change
+    """Put a module into eval mode inside the block, and restore its mode afterwards."""
+    was_training = module.training  # dropout would count as dependence on noise
     module.eval()
     try:
         yield
@@ -221,7 +224,7 @@ def _predict_x_0(
     for noise in torch.split(noises, batch_size):
         x_t = noise.to(_execution_device(pipe), pipe.unet.dtype)
         output = pipe.unet(x_t, t, **_repeat_batch(condition, len(x_t))).sample.cpu().double()
-        output = output[:, : x_t.shape[1]]  # the rest of a learned-variance model's channels is the variance
+        output = output[:, : x_t.shape[1]]  # the remaining channels of a learned-variance model are the variance
         a, b = x_0_factors(pipe.scheduler.config.prediction_type, level)
         predictions.append(a * x_t.cpu().double() + b * output)
     return torch.cat(predictions)
@@ -262,7 +265,7 @@ def _to_rgb(images: Tensor) -> Tensor:
 
 
 def _denormalize_latents(config: Any, latents: Tensor) -> Tensor:
-    """Undo the normalization of latents that a VAE's config describes, by one scale or per channel."""
+    """Undo the normalization of latents in a VAE's config, with a single scale or per channel."""
     import torch
 
     mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))

@@ -1,6 +1,6 @@
-"""How many bits a pixel-space model needs for an image: the variational bound that Ho et al. 2020 report.
+"""Bits per dimension of a pixel-space model: the variational bound reported by Ho et al. 2020.
 
-The terms and what zero terminal SNR does to them are in `zsnr_diffusers.core.likelihood`.
+See `zsnr_diffusers.core.likelihood` for the terms and the effect of zero terminal SNR.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class BitsPerDim(Report):
     """A bound on the negative log-likelihood of images, in bits per pixel and channel.
 
     Attributes:
-        total: the bound, `prior` plus all terms. (Of timesteps that were drawn, it is the estimate of that.)
-        standard_error: of `total`, from how the images differ; NaN for one image.
-        prior: what the last timestep still tells of an image; exactly 0 at zero terminal SNR.
-        terms: float64 [T], what each timestep adds: at 0 the decoder, at t the step from t to t - 1. Means over the
-            images that visited it; NaN where none did.
-        n: how many images.
-        variance_type: of the reverse steps. It changes the figure.
+        total: the bound, `prior` plus all terms. (An estimate if timesteps were sampled.)
+        standard_error: of `total`, from the variation between images; NaN for one image.
+        prior: information about an image that remains at the last timestep; exactly 0 at zero terminal SNR.
+        terms: float64 [T], contribution of each timestep: at 0 the decoder, at t the step from t to t - 1. Means over
+            the images that visited it; NaN if none did.
+        n: number of images.
+        variance_type: of the reverse steps; it affects the result.
     """
 
     total: float
@@ -60,8 +60,8 @@ class BitsPerDim(Report):
     def parts(self) -> Iterator[Part]:
         """One line."""
         yield Text(
-            f"bits/dim: at most {self.total:.4f} ± {self.standard_error:.4f} over {self.n} images "
-            f"(prior {self.prior:.4f}, steps {self.steps:.4f}, decoder {self.decoder:.4f}; {self.variance_type})"
+            f"bits/dim: at most {self.total:.4f} ± {self.standard_error:.4f} over {self.n} images (prior "
+            f"{self.prior:.4f}, steps {self.steps:.4f}, decoder {self.decoder:.4f}; {self.variance_type})"
         )
 
 
@@ -78,29 +78,28 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """The variational bound on the negative log-likelihood of images (Ho et al. 2020, arXiv:2006.11239, eq. 5).
 
-    Over every step of the training schedule, with x_0 as the scheduler takes it from the network. The paper has 3.75
-    on CIFAR10's test set, with `variance_type="fixed_large"` and `clip_sample=True`.
+    Over every step of the training schedule, with x_0 as the scheduler computes it from the network. The paper reports
+    3.75 on CIFAR10's test set, with `variance_type="fixed_large"` and `clip_sample=True`.
 
-    All T terms cost T network evaluations per image. An int k takes k: the decoder's timestep for every image, and
-    one drawn uniformly from each of k - 1 groups of neighbours (`core.bound_strata`), counted as often as its group is
-    large. That has the bound's expectation whatever k is, and `standard_error` contains what drawing adds.
+    All T terms cost T network evaluations per image. With an int k, k terms are evaluated: the decoder's timestep for
+    every image, and one drawn uniformly from each of k - 1 strata of neighboring timesteps (`core.bound_strata`),
+    weighted by the stratum's size. This is unbiased for every k, and `standard_error` includes the sampling error.
 
     Args:
         unet: a `UNet2DModel` of images in [-1, 1], with or without class embeddings.
-        scheduler: one of ours, for schedule, prediction type and clipping. The reverse steps have the `variance_type`
-            of a `ZeroSNRDDPMScheduler`, with the others `fixed_small`.
-        images: uint8 [n, C, H, W], or a folder or an iterable of paths or PIL images, as `image_features` takes; for a
-            network of one channel they are turned to grey.
+        scheduler: a scheduler of this package, for schedule, prediction type and clipping. The reverse steps use the
+            `variance_type` of a `ZeroSNRDDPMScheduler`, and `fixed_small` for others.
+        images: uint8 [n, C, H, W], or a folder or an iterable of paths or PIL images, as in `image_features`;
+            converted to gray for a network with one channel.
         class_labels: one per image, or one for all; None for no class, the last embedding of a network with classes.
         timesteps_per_image: k, from 2 to T; None for all.
         batch_size: images per call of the network; each has its own timestep.
-        seed: with the place of an image it decides that image's timesteps and noise, whatever the batch size.
+        seed: together with an image's index, determines its timesteps and noise, independent of the batch size.
         progress: show a progress bar on a terminal.
 
     Raises:
-        ValueError: another kind of network or scheduler, images of another size or dtype than it was made for, none
-            at all, labels that do not fit, or k out of range. (An epsilon model at zero terminal SNR has no bound; its
-            scheduler refuses it.)
+        ValueError: an unsupported network or scheduler, images with a wrong size or dtype, no images, invalid labels,
+            or k out of range. (An epsilon model at zero terminal SNR has no bound; its scheduler refuses it.)
         ImageError: a file that cannot be read.
     """
     import torch
@@ -142,7 +141,7 @@ def bits_per_dim(
 
 
 class _Bound:
-    """The terms of one model, in float64 but for the network's call, and where the network is."""
+    """The terms of one model, in float64 except for the network call, on the network's device."""
 
     def __init__(self, unet: Any, scheduler: Any, levels: list[Any]) -> None:
         import torch
@@ -154,11 +153,11 @@ class _Bound:
         self.variance_type = scheduler.config.get("variance_type", "fixed_small")
         self.decoder_std = decoder_std(levels[0], levels[1])
         steps = [step_kl_factors(now, following, self.variance_type) for following, now in pairwise(levels)]
-        table = torch.tensor([(math.nan, math.nan), *steps], dtype=torch.float64)  # from timestep 0 there is none
+        table = torch.tensor([(math.nan, math.nan), *steps], dtype=torch.float64)  # timestep 0 has none
         self.offset, self.weight = table.T.reshape(2, -1, 1, 1, 1).to(self.device)
 
     def bound_terms(self, pictures: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """Term of the variational bound for each image at its timestep, shape [B], nats per element, on the CPU."""
+        """Term of the variational bound for each image at its timestep, shape [B], in nats per element, on the CPU."""
         from ..core import StepKL, discretized_log_likelihood, step_kl
 
         x_0, noise, t = _to_model_range(pictures.to(self.device)), noise.to(self.device).double(), t.to(self.device)
@@ -169,7 +168,7 @@ class _Bound:
         return terms.cpu()
 
     def _predict_x_0(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """x_0 as the scheduler takes it from the network's prediction, float64 [B, C, H, W]."""
+        """x_0 as the scheduler computes it from the network's prediction, float64 [B, C, H, W]."""
         device, dtype = self.unet.device, self.unet.dtype
         condition = {} if labels is None else {"class_labels": labels.to(device)}
         output = self.unet(x_t.to(dtype).to(device), t.to(device), **condition).sample
@@ -190,7 +189,7 @@ def _mean_per_image(values: Tensor) -> Tensor:
 def _term_batches(
     pictures: Tensor, strata: list[range], seed: int, batch_size: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of terms to evaluate: places of images [B], their timesteps [B], and noise [B, C, H, W], float32."""
+    """Batches of terms to evaluate: indices of images [B], their timesteps [B], and noise [B, C, H, W], float32."""
     import torch
 
     visits = _draw_timesteps_and_noise(len(pictures), tuple(pictures.shape[1:]), strata, seed)
@@ -205,7 +204,7 @@ def _term_batches(
 def _draw_timesteps_and_noise(
     n: int, shape: tuple[int, ...], strata: list[range], seed: int
 ) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
-    """Yield for each of n images a timestep of each stratum and its noise, from the seed and the image's place."""
+    """Yield for each of n images a timestep of each stratum and its noise, from the seed and the image's index."""
     starts, stops = zip(*((stratum.start, stratum.stop) for stratum in strata), strict=True)
     for place in range(n):
         random = np.random.default_rng((seed, place))
@@ -214,7 +213,7 @@ def _draw_timesteps_and_noise(
 
 
 def _noise_levels(scheduler: Any) -> list[Any]:
-    """Noise level of every timestep, as floats of float64's accuracy."""
+    """Noise level of every timestep, as floats with float64 accuracy."""
     import torch
 
     from ..core import NoiseLevel
@@ -224,10 +223,10 @@ def _noise_levels(scheduler: Any) -> list[Any]:
 
 
 def _check_model(unet: Any, scheduler: Any) -> None:
-    """Refuse schedulers that give no x_0, and networks of other than 1 or 3 channels, for bits/dim."""
+    """Refuse schedulers that do not return x_0, and networks without 1 or 3 channels, for bits/dim."""
     if not hasattr(scheduler, "get_original_sample"):
         raise ValueError(
-            f"{type(scheduler).__name__} is none of our schedulers: pass ZeroSNRDDPMScheduler.from_config("
+            f"{type(scheduler).__name__} is not a scheduler of this package: pass ZeroSNRDDPMScheduler.from_config("
             "scheduler.config), with rescale_betas_zero_snr=False if the model was not trained at zero terminal SNR"
         )
     if len(scheduler) < 2:
@@ -235,8 +234,8 @@ def _check_model(unet: Any, scheduler: Any) -> None:
     channels, out_channels = unet.config.in_channels, unet.config.out_channels
     if channels not in (1, 3) or out_channels != channels:
         raise ValueError(
-            f"{type(unet).__name__} goes from {channels} to {out_channels} channels; bits/dim is of pixel-space "
-            "models, from 1 to 1 or from 3 to 3"
+            f"{type(unet).__name__} goes from {channels} to {out_channels} channels; bits/dim is defined for "
+            "pixel-space models, from 1 to 1 or from 3 to 3"
         )
 
 
@@ -247,13 +246,13 @@ def _resolve_timesteps_per_image(timesteps_per_image: int | None, num_train_time
     if not 2 <= timesteps_per_image <= num_train_timesteps:
         raise ValueError(
             f"timesteps_per_image={timesteps_per_image} must lie in [2, {num_train_timesteps}]: the decoder's and at "
-            "least one more; None takes all"
+            "least one more; None uses all"
         )
     return timesteps_per_image
 
 
 def _load_images(unet: Any, images: Images, batch_size: int) -> Tensor:
-    """All images as uint8 [n, C, H, W] on the CPU, loaded first so that what is wrong with them is found early."""
+    """All images as uint8 [n, C, H, W] on the CPU, loaded first so that errors are found early."""
     import torch
 
     batches, _ = uint8_batches(images, batch_size, unet.config.in_channels)
@@ -266,7 +265,7 @@ def _load_images(unet: Any, images: Images, batch_size: int) -> Tensor:
     if wanted is not None and tuple(pictures.shape[2:]) != tuple(wanted):
         height, width = pictures.shape[2:]
         raise ValueError(
-            f"images are {width}x{height}; the network is of {wanted[1]}x{wanted[0]}: crop and resize them as for its "
+            f"images are {width}x{height}; the network expects {wanted[1]}x{wanted[0]}: crop and resize them as in "
             "training"
         )
     return pictures
@@ -279,14 +278,16 @@ def _resolve_labels(unet: Any, class_labels: int | Sequence[int] | Tensor | None
     embeddings = getattr(unet.config, "num_class_embeds", None)
     if not embeddings:
         if class_labels is not None:
-            raise ValueError("this network has no class embeddings (num_class_embeds): leave class_labels out")
+            raise ValueError("this network has no class embeddings (num_class_embeds): omit class_labels")
         return None
     none = embeddings - 1
     labels = torch.as_tensor(none if class_labels is None else class_labels, dtype=torch.long).cpu()
     if labels.ndim == 0:
         labels = labels.expand(n)
     if labels.shape != (n,):
-        raise ValueError(f"class_labels has shape {list(labels.shape)} for {n} images; give one per image, or one")
+        raise ValueError(
+            f"class_labels has shape {list(labels.shape)} for {n} images; pass one per image, or one for all"
+        )
     wrong = labels[(labels < 0) | (labels > none)]
     if len(wrong):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Does a model cover the brightness of real images? Mean luminance per image, and how far two sets of it are apart.
+"""Measure whether a model covers the brightness of real images, by the distribution of mean luminance per image.
 
-A schedule without zero terminal SNR keeps the mean of an image from ever reaching black or white (Lin et al. 2023,
-arXiv:2305.08891, figure 1). FID hardly sees that; the distribution of one number per image does.
+Without zero terminal SNR, the mean of an image never reaches black or white (Lin et al. 2023, arXiv:2305.08891, figure
+1). FID is almost insensitive to this; the distribution of one number per image shows it.
 """
 
 from __future__ import annotations
@@ -41,21 +41,20 @@ def mean_luminance(
 ) -> Floats:
     """Mean Rec. 709 luma of each image, from -1 (black) to 1 (white).
 
-    The weights act on the pixel values as they are stored, gamma-encoded: the values that the model is trained on.
+    The weights apply to the stored, gamma-encoded pixel values, on which the model is trained.
 
     Args:
         images: an iterable of PIL images of any mode, or of paths, read one at a time by `zsnr_diffusers.utils.images`
-            (orientation applied, transparency over white); one of these alone; a folder, for all images at any depth
-            in the order of their paths; or a floating-point tensor or array [n, 3, h, w] with
-            values in [-1, 1], as the models produce.
+            (orientation applied, transparency over white); a single one of these; a folder, for all images at any
+            depth in the order of their paths; or a floating-point tensor or array [n, 3, h, w] with values in [-1, 1],
+            as models produce them.
 
     Returns:
         float64 [n].
 
     Raises:
-        ValueError: another layout or dtype, values outside [-1, 1], or a folder without images. What cannot be
-            noticed is values in [0, 1]: for a pipeline's `output_type="np"` pass
-            `array.transpose(0, 3, 1, 2) * 2 - 1`.
+        ValueError: an unsupported layout or dtype, values outside [-1, 1], or a folder without images. Values in [0,
+            1] cannot be detected: for a pipeline's `output_type="np"` pass `array.transpose(0, 3, 1, 2) * 2 - 1`.
         ImageError: a file that cannot be read.
     """
     if isinstance(images, (str, PathLike)) and Path(images).is_dir():
@@ -81,13 +80,13 @@ def _mean_luminance_of_file(image: Image.Image | str | PathLike[str]) -> float:
 
 
 def clipped_share(image: Image.Image) -> float:
-    """Share of an image's values, of all pixels and channels of its RGB, that are 0 or 255."""
+    """Fraction of an image's RGB values that are 0 or 255."""
     counts = _histogram(load_rgb(image))
     return float(counts[:, [0, -1]].sum() / counts.sum())
 
 
 def _histogram(rgb: Image.Image) -> npt.NDArray[np.int64]:
-    """How often each value comes in each channel, [3, 256]; exact, and needs no copy of the pixels."""
+    """Histogram of each channel, [3, 256]; exact, and needs no copy of the pixels."""
     return np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)
 
 
@@ -99,7 +98,7 @@ def _mean_luminance_of_array(array: npt.NDArray[np.floating]) -> Floats:
         raise ValueError(f"expected images of shape [n, 3, h, w], got {list(array.shape)}")
     if array.size and not (np.isfinite(array).all() and np.abs(array).max() <= 1 + 1e-3):
         raise ValueError(
-            f"expected values in [-1, 1], got {array.min():g} to {array.max():g}; clamp what a decoder returns"
+            f"expected values in [-1, 1], got {array.min():g} to {array.max():g}; clamp the decoder's output"
         )
     means: Floats = array.mean(axis=(2, 3), dtype=np.float64)
     luminance: Floats = means @ LUMA_WEIGHTS
@@ -134,7 +133,7 @@ class LuminanceSummary(Report):
 
     def cells(self) -> tuple[str, ...]:
         """Number of images, moments, percentiles and range as a table shows them."""
-        values = (round(getattr(self, name), 4) + 0.0 for name in _COLUMNS)  # without a sign where it is 0.0000
+        values = (round(getattr(self, name), 4) + 0.0 for name in _COLUMNS)  # without a sign if it is 0.0000
         return (str(self.n), *(f"{value:.4f}" for value in values))
 
     @classmethod
@@ -148,11 +147,11 @@ class LuminanceSummary(Report):
 
 @dataclass(frozen=True)
 class LuminanceCoverage(Report):
-    """How far the luminance of generated images is from that of real ones.
+    """Distance between the luminance of generated and real images.
 
-    `w1` is the 1-D Wasserstein distance, in units of luminance (the whole range from black to white is 2). It is
-    never 0 for finite samples: `floor` is what a perfect generator would show on average with as many images, and
-    in one case of twenty it would exceed `floor_p95`. Compare `w1` with these before calling it a difference.
+    `w1` is the 1-D Wasserstein distance, in units of luminance (the range from black to white is 2). It is never 0 for
+    finite samples: `floor` is the mean value of a perfect generator with the same number of images, which exceeds
+    `floor_p95` in 5 % of cases. Compare `w1` with these before interpreting it as a difference.
     """
 
     w1: float
@@ -162,13 +161,13 @@ class LuminanceCoverage(Report):
     real: LuminanceSummary
 
     def parts(self) -> Iterator[Part]:
-        """Parts of the printed report: a table of both summaries, and the distance beside its floor."""
+        """Parts of the printed report: a table of both summaries, and the distance with its expected value."""
         summaries = (("generated", self.generated), ("real", self.real))
         rows = [(name, *summary.cells()) for name, summary in summaries]
         yield Table(("luminance", "n", *_COLUMNS), tuple(rows), align="<" + ">" * (1 + len(_COLUMNS)))
         yield Text(
-            f"Wasserstein-1 {self.w1:.4f}; expected from finite sampling: {self.floor:.4f} on average, "
-            f"below {self.floor_p95:.4f} in 95 %",
+            f"Wasserstein-1 {self.w1:.4f}; expected from finite sampling: {self.floor:.4f} on average, below "
+            f"{self.floor_p95:.4f} in 95 %",
             "warning" if self.w1 > self.floor_p95 else "good",
         )
 
@@ -189,14 +188,13 @@ def luminance_coverage(
         generated: values [n].
         real: values [m].
         seed: of the bootstrap; the same seed gives the same floor.
-        num_bootstraps: pairs of resamples behind the floor; their number adds about 0.5 / sqrt(num_bootstraps) to
-            its relative error.
-        groups: the prompt of each generated and of each real image, n and m labels, where a fixed number of images
-            was made per prompt: chance then decides less, and the floor is lower.
+        num_bootstraps: pairs of resamples for the floor, which add about 0.5 / sqrt(num_bootstraps) to its relative
+            error.
+        groups: the prompt of each generated and of each real image, n and m labels, if a fixed number of images was
+            generated per prompt: this reduces random variation, so the floor is lower.
 
     Raises:
-        ValueError: an empty set, another shape, values that are not finite, or a group of which there is no real
-            image.
+        ValueError: an empty set, a wrong shape, values that are not finite, or a group without real images.
         ImportError: scipy is not installed.
     """
     generated, real = _as_luminance_array(generated, "generated"), _as_luminance_array(real, "real")
@@ -214,24 +212,24 @@ def luminance_coverage(
 def _group_real_values(
     real: Floats, generated_groups: Sequence[Hashable], real_groups: Sequence[Hashable]
 ) -> list[tuple[Floats, int]]:
-    """Real luminance values of each group (prompt), and how many images were generated of it."""
+    """Real luminance values of each group (prompt), and the number of its generated images."""
     members: dict[Hashable, list[float]] = {}
     for value, group in zip(real, real_groups, strict=True):
         members.setdefault(group, []).append(value)
     counts = Counter(generated_groups)
     if missing := [group for group in counts if group not in members]:
-        raise ValueError(f"there is no real image of {missing[0]!r} to compare with")
+        raise ValueError(f"there is no real image for {missing[0]!r} to compare with")
     return [(np.array(values), counts[group]) for group, values in members.items()]
 
 
 def _bootstrap_distances(strata: list[tuple[Floats, int]], seed: int, num_bootstraps: int) -> Floats:
-    """W1 between independent samples of n and of m values, both from the distribution of the m real ones.
+    """W1 between independent samples of n and m values, both from the distribution of the m real ones.
 
-    A stratum is the real values of one group, m of them, and the number n that was generated of it.
+    A stratum contains the m real values of one group and the number n of its generated images.
 
-    Both sides are resampled (with replacement; Efron 1979, doi:10.1214/aos/1176344552): comparing a resample with
-    the real values themselves would miss that these, too, are a sample. From few real values
-    it comes out low: by up to 20 % from m = 8, 10 % from 32, and a few % from 100.
+    Both sides are resampled (with replacement; Efron 1979, doi:10.1214/aos/1176344552), since the real values are also
+    a sample. With few real values, the result is biased downward: by up to 20 % for m = 8, 10 % for 32, and a few %
+    for 100.
     """
     rng = np.random.default_rng(seed)
     draw = rng.choice
@@ -243,18 +241,17 @@ def _bootstrap_distances(strata: list[tuple[Floats, int]], seed: int, num_bootst
 
 
 def prompt_share(luminance: npt.ArrayLike, groups: Sequence[Hashable]) -> float:
-    """Share of the variance of luminance that is between groups: eta squared, from 0 to 1.
+    """Fraction of the variance of luminance that is between groups: eta squared, from 0 to 1.
 
-    With one group per prompt: 1 if the prompt alone decides how bright an image is, 0 if the noise alone does. It
-    is biased upward: pure noise in n images of k groups gives (k - 1) / (n - 1) on average. Constant luminance
-    gives 0.
+    With one group per prompt: 1 if only the prompt determines brightness, 0 if only the noise does. It is biased
+    upward: random brightness of n images in k groups gives (k - 1) / (n - 1) on average. Constant luminance gives 0.
 
     Args:
         luminance: values [n].
         groups: the group of each value, n labels.
 
     Raises:
-        ValueError: no values, or another number of labels.
+        ValueError: no values, or a different number of labels.
     """
     values = _as_luminance_array(luminance, "luminance")
     if len(groups) != len(values):
@@ -265,12 +262,12 @@ def prompt_share(luminance: npt.ArrayLike, groups: Sequence[Hashable]) -> float:
     total = float(centred @ centred)
     sizes = np.bincount(index)
     between = float((np.bincount(index, weights=centred) ** 2 / sizes).sum())
-    # The mean of equal values is rounded, so what is left of them is no variance; and tiny squares underflow.
+    # The mean of equal values is rounded, so residuals are not variance; and tiny squares underflow.
     return 0.0 if np.ptp(values) == 0 or total == 0 else min(between / total, 1.0)
 
 
 def _as_luminance_array(values: npt.ArrayLike, name: str) -> Floats:
-    """Convert luminance values to float64 [n], and refuse other shapes and values that are not finite."""
+    """Convert luminance values to float64 [n], and refuse wrong shapes and values that are not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
         raise ValueError(f"{name}: expected luminance values of shape [n], n > 0, got {list(array.shape)}")

@@ -1,4 +1,4 @@
-"""Precision and recall of generated images: how many look real, and how many kinds of real images there are."""
+"""Precision and recall of generated images: how many look real, and how much of the real distribution they cover."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .distances import as_feature_arrays
 from .feature_statistics import Features, Floats
 
 BLOCK = 1024
-"""Rows of the matrix of distances that are in memory at a time."""
+"""Rows of the distance matrix that are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """`precision` of n generated images and `recall` of m real ones, by the balls around each one's k-th neighbor."""
+    """`precision` of n generated images and `recall` of m real ones, using balls up to each one's k-th neighbor."""
 
     precision: float
     recall: float
@@ -27,17 +27,17 @@ class PrecisionRecall:
 def precision_recall(generated: Features, real: Features, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, equations 1 and 2).
 
-    Precision is the share of generated images inside a ball around a real one that reaches to its k-th nearest real
-    neighbor; recall is the same with the roles exchanged. Both depend on n and m, which must be the same where
-    figures are compared; the paper has 50,000 of each and k = 3.
+    Precision is the fraction of generated images inside a ball around a real one that reaches to its k-th nearest real
+    neighbor; recall is the same with the roles exchanged. Both depend on n and m, so compare values only for equal n
+    and m; the paper uses 50,000 of each and k = 3.
 
     Args:
         generated: features [n, d], n > k.
         real: features [m, d], m > k.
-        k: which neighbor.
+        k: index of the neighbor.
 
     Raises:
-        ValueError: different numbers of features, k below 1, or no more images than k.
+        ValueError: different numbers of features, k below 1, or not more than k images.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -56,7 +56,7 @@ def _neighbor_distances(points: Floats, k: int) -> Floats:
     found = []
     for start in range(0, len(points), BLOCK):
         distances = _squared_distances(points[start : start + BLOCK], points)
-        # The point itself is not its neighbor, whatever rounding makes of its distance.
+        # The point itself is not its neighbor, even with rounding errors in its distance.
         distances[np.arange(len(distances)), start + np.arange(len(distances))] = -1
         found.append(np.partition(distances, k, axis=1)[:, k])
     return np.concatenate(found)

@@ -1,7 +1,7 @@
-"""The two Markov chains of DDPM as images: q adds noise to real images, p takes it away again.
+"""The two Markov chains of DDPM as images: q adds noise to real images, p removes it.
 
-Ho et al. 2020 (arXiv:2006.11239), figures 2, 6 and 7. Both are drawn on one axis of time: noise is added from left to
-right, and taken away from right to left.
+Ho et al. 2020 (arXiv:2006.11239), figures 2, 6 and 7. Both use one time axis: noise is added from left to right, and
+removed from right to left.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain at some of its steps, in the order in which it ran.
+    """Frames of a chain, in chronological order.
 
     Attributes:
-        times: how many steps of noise each frame has behind it, the paper's t: 0 for clean images, T for what sampling
-            starts from. diffusers counts from 0, so its timestep is t - 1.
+        times: number of noise steps of each frame, the paper's t: 0 for clean images, T where sampling starts.
+            diffusers counts from 0, so its timestep is t - 1.
         samples: x_t, shape [frames, n, C, H, W].
-        estimates: the x_0 that was predicted from each x_t (eq. 15), same shape; at t = 0 x_0 itself. None for a chain
-            that adds noise.
+        estimates: the x_0 predicted from each x_t (eq. 15), same shape; at t = 0, x_0 itself. None for a chain that
+            adds noise.
     """
 
     times: tuple[int, ...]
@@ -46,18 +46,18 @@ class Chain:
 def noising_chain(scheduler: Any, images: Tensor, num_frames: int = 9, seed: int = 0) -> Chain:
     """Add noise to images step by step, from t = 0 to T.
 
-    One chain, not a draw for each t: every frame is drawn from the one before by q(x_t | x_s), the product of the
-    steps in between (Ho et al. 2020, eq. 2), so that frames share noise as they do when all T steps are taken.
+    Frames form one chain: each is drawn from the previous one by q(x_t | x_s), the product of the steps in between (Ho
+    et al. 2020, eq. 2), so that frames share noise as in a chain of all T steps.
 
     Args:
-        scheduler: any with `alphas_cumprod`, ours or stock.
+        scheduler: any scheduler with `alphas_cumprod`.
         images: x_0, shape [n, C, H, W] in [-1, 1], floating point; float16 and bfloat16 are computed in float32.
         num_frames: evenly spread over [0, T], from 2 to T + 1.
-        seed: decides on the noise.
+        seed: of the noise.
 
     Raises:
-        ValueError: a scheduler without such a schedule, images of another layout, dtype or range, `num_frames` out of
-            range.
+        ValueError: a scheduler without such a schedule, images with a wrong layout, dtype or range, `num_frames` out
+            of range.
     """
     import torch
 
@@ -76,20 +76,20 @@ def noising_chain(scheduler: Any, images: Tensor, num_frames: int = 9, seed: int
 
 
 def denoising_chain(pipe: Any, num_frames: int = 9, **call_kwargs: Any) -> Chain:
-    """Run a pipeline and keep what its samples are on the way, and what they are taken for.
+    """Run a pipeline and record its samples and x_0 predictions.
 
-    The pipeline is called as it is, and its `scheduler.step` watched for that call: so the last frame is what it makes
-    of the same arguments, and what guidance or a callback changes between steps is in the chain.
+    The pipeline's `scheduler.step` is intercepted during a normal call: the last frame is the call's result, and
+    changes by guidance or a callback are part of the chain.
 
     Args:
-        pipe: a pipeline of pixels, such as `ClassConditionalPipeline`, `DDPMPipeline` or `DDIMPipeline`, whose
-            scheduler tells the x_0 that it predicts. That of a latent pipeline is a chain of latents.
+        pipe: a pixel-space pipeline, such as `ClassConditionalPipeline`, `DDPMPipeline` or `DDIMPipeline`, whose
+            scheduler returns the predicted x_0. A latent pipeline gives a chain of latents.
         num_frames: evenly spread over the steps of the call, from 2 to their number + 1.
         call_kwargs: for the pipeline's call, such as `num_inference_steps`, `generator` and `class_labels`.
 
     Raises:
-        ValueError: a scheduler that does not tell x_0 or `num_frames` out of range, both at the first step; a call
-            that did not take all steps.
+        ValueError: a scheduler that does not return x_0, or `num_frames` out of range, both at the first step; a call
+            that did not run all steps.
     """
     import torch
 
@@ -97,22 +97,22 @@ def denoising_chain(pipe: Any, num_frames: int = 9, **call_kwargs: Any) -> Chain
     with _observe_steps(pipe.scheduler, watch):
         pipe(**call_kwargs)
     if watch.times[-1:] != [0]:
-        raise ValueError(f"{type(pipe).__name__} did not take all steps of its scheduler, so the chain has no end.")
+        raise ValueError(f"{type(pipe).__name__} did not run all steps of its scheduler, so the chain is incomplete.")
     return Chain(tuple(watch.times), torch.stack(watch.samples), torch.stack(watch.estimates))
 
 
 def chain_picture(chain: Chain, path: str | PathLike[str] | None = None, cell: int = 64) -> Image.Image:
     """Draw a chain: a column per frame from clean images at the left to noise at the right, a row per image.
 
-    Below the samples, a chain that takes noise away has a second block of rows with its estimates of x_0.
+    For a chain that removes noise, a second block of rows shows its estimates of x_0.
 
     Args:
-        chain: of images with one or three channels; values beyond [-1, 1] are clipped.
-        path: also save the image here.
-        cell: images smaller than this many pixels are enlarged by a whole number, without smoothing, to about it.
+        chain: of images with one or three channels; values outside [-1, 1] are clipped.
+        path: also save the image to this file.
+        cell: smaller images are enlarged to about this size in pixels, by an integer factor without smoothing.
 
     Raises:
-        ValueError: images with another number of channels.
+        ValueError: images with an unsupported number of channels.
     """
     order = sorted(range(len(chain.times)), key=lambda frame: chain.times[frame])
     rows, labels = [], []
@@ -128,10 +128,10 @@ def _check_images(images: Tensor) -> None:
     """Refuse images that are not floating point [n, C, H, W] in [-1, 1]."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
-            f"images must be floating point, of shape [n, C, H, W]; got {images.dtype}, {list(images.shape)}. From "
-            "8 bits, x / 127.5 - 1."
+            f"images must be floating point, of shape [n, C, H, W]; got {images.dtype}, {list(images.shape)}. From 8 "
+            "bits, x / 127.5 - 1."
         )
-    if not bool((images.abs() <= 1 + 1e-3).all()):  # also where it is NaN
+    if not bool((images.abs() <= 1 + 1e-3).all()):  # also for NaN
         raise ValueError(f"images must lie in [-1, 1], got {images.min():g} to {images.max():g}.")
 
 
@@ -148,14 +148,14 @@ def _alpha_bar_from_clean(scheduler: Any) -> Tensor:
 
 
 def _evenly_spaced_frames(last: int, num_frames: int, of: str) -> tuple[int, ...]:
-    """Evenly spaced integers from 0 to `last`, as many as frames; `of` says in the error what is counted."""
+    """Evenly spaced integers from 0 to `last`, one per frame; `of` names the counted items in the error."""
     if not 2 <= num_frames <= last + 1:
         raise ValueError(f"num_frames={num_frames} must lie in [2, {last + 1}]: there are {last} {of}.")
     return tuple(round(last * frame / (num_frames - 1)) for frame in range(num_frames))
 
 
 class _StepRecorder:
-    """What `scheduler.step` is given and returns, at the steps that become frames."""
+    """Records inputs and outputs of `scheduler.step` at the steps that become frames."""
 
     def __init__(self, scheduler: Any, num_frames: int) -> None:
         self._scheduler, self._num_frames = scheduler, num_frames
@@ -166,7 +166,7 @@ class _StepRecorder:
         self.estimates: list[Tensor] = []
 
     def __call__(self, timestep: Any, sample: Tensor, output: Any) -> None:
-        """Keep what becomes a frame of one step and, after the last one, of the result."""
+        """Record one step if it is a frame and, after the last one, the result."""
         steps = len(self._scheduler.timesteps)
         if self._step == 0:
             self._kept = _evenly_spaced_frames(steps, self._num_frames, "steps; more with num_inference_steps")
@@ -190,7 +190,8 @@ def _unpack_step_output(scheduler: Any, output: Any) -> tuple[Tensor, Tensor]:
         output = output.prev_sample, getattr(output, "pred_original_sample", None)
     if len(output) < 2 or output[1] is None:
         raise ValueError(
-            f"{type(scheduler).__name__} does not tell the x_0 that it predicts; take one of ours, DDPM or DDIM."
+            f"{type(scheduler).__name__} does not return its predicted x_0; use a scheduler of this package, DDPM or "
+            "DDIM."
         )
     return output[0], output[1]
 
@@ -200,10 +201,10 @@ def _observe_steps(scheduler: Any, watch: Callable[[Any, Any, Any], None]) -> It
     """Inside the block, call `watch` with timestep, sample and output of each `scheduler.step`."""
     step, own = scheduler.step, vars(scheduler).get("step")
 
-    @functools.wraps(step)  # pipelines ask for its signature
+    @functools.wraps(step)  # pipelines inspect its signature
     def watched(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(("model_output", "timestep", "sample"), args, strict=False)), **kwargs}
-        # Euler and its like count noise in another unit; everyone else returns the sample as it is.
+        # Euler and similar schedulers scale samples; others return the sample unchanged.
         sample = scheduler.scale_model_input(given["sample"], given["timestep"])
         output = step(*args, **kwargs)
         watch(given["timestep"], sample, output)
@@ -222,7 +223,7 @@ def _observe_steps(scheduler: Any, watch: Callable[[Any, Any, Any], None]) -> It
 def _to_pil_images(images: Tensor, cell: int) -> list[Image.Image]:
     """Convert [n, C, H, W] in [-1, 1] to PIL images, enlarged to about `cell` pixels."""
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"an image has 1 or 3 channels, these images have {images.shape[1]}; decode latents first.")
+        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}; decode latents first.")
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     factor = max(1, round(cell / max(images.shape[2:])))
     pictures = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in levels]

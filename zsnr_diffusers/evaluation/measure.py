@@ -1,6 +1,6 @@
-"""One pass over images, for all that is measured of each: luminance, and features of a network if there is one.
+"""Measure images in one pass: luminance, and optionally features of a network.
 
-No more than a batch of images is in memory, and the work may be shared by several processes.
+At most one batch of images is in memory, and several processes can share the work.
 """
 
 from __future__ import annotations
@@ -40,16 +40,15 @@ from .luminance import Floats, LuminanceSummary, clipped_share, mean_luminance
 from .plots import sample_grid
 
 GRID_ROWS, GRID_COLUMNS, GRID_CELL = 8, 8, 256
-"""Most prompts and seeds that the grid of samples shows, and the side of its cells in pixels."""
+"""Maximum number of prompts and seeds in the grid of samples, and the side of its cells in pixels."""
 
 
 @dataclass(frozen=True)
 class Measurements(Report):
-    """What was measured of n images, in their order.
+    """Measurements of n images, in their order.
 
-    `luminance` and `clipped`, the share of values that are 0 or 255, are float64 [n]; `features` those of the network,
-    None without one or without images; `skipped` names the files that could not be read; `first` is the name and the
-    size of the first image.
+    `luminance` and `clipped`, the fraction of values that are 0 or 255, are float64 [n]; `features` is None without a
+    network or images; `skipped` lists unreadable files; `first` is the name and size of the first image.
     """
 
     luminance: Floats
@@ -73,7 +72,7 @@ class Measurements(Report):
 
     @classmethod
     def concatenate(cls, parts: Sequence[Measurements]) -> Measurements:
-        """Concatenate what several processes measured.
+        """Concatenate the measurements of several processes.
 
         Raises:
             ValueError: features of images of different sizes.
@@ -102,9 +101,9 @@ def measure_images(
     """Read every image once, and measure its luminance and, given a network, its features.
 
     Args:
-        images: paths or PIL images, of one size if there is a network.
-        network: such as `InceptionFeatures`; None for luminance alone.
-        on_bad_image: "skip" leaves unreadable files out, naming each on stderr.
+        images: paths or PIL images, of equal size if there is a network.
+        network: such as `InceptionFeatures`; None for luminance only.
+        on_bad_image: "skip" skips unreadable files and names each on stderr.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -125,19 +124,19 @@ def measure_images(
 
 
 def _record_luminance(images: Iterable[Image.Image], values: list[tuple[float, float]]) -> Iterator[Image.Image]:
-    """Pass images on, and append the mean luminance and the clipped share of each to `values`."""
+    """Yield images, and append the mean luminance and clipped fraction of each to `values`."""
     for image in images:
         values.append((float(mean_luminance([image])[0]), clipped_share(image)))
         yield image
 
 
 def _extract_features(network: FeatureNetwork | None, images: Iterator[Image.Image]) -> ImageFeatures | None:
-    """Features of all images by the network; without one, images are just read, for the luminance."""
+    """Features of all images by the network; without one, images are only read, for the luminance."""
     if network is None:
         for _ in images:
             pass
         return None
-    first = next(images, None)  # a process may have none
+    first = next(images, None)  # a process may have no images
     return None if first is None else image_features(network, chain([first], images), progress=False)
 
 
@@ -150,15 +149,15 @@ def measure_folder(
     """Measure every image below a folder, at any depth, in the order of the paths.
 
     Args:
-        folder: where the images are.
+        folder: folder of images.
         network: as in `measure_images`.
-        on_bad_image: "skip" leaves unreadable images out, naming each and their number on stderr.
-        processes: that share the work, from `launched_processes`; each of them returns the whole result.
+        on_bad_image: "skip" skips unreadable images and reports them on stderr.
+        processes: processes that share the work, from `launched_processes`; each returns the complete result.
 
     Raises:
         ImageError: an unreadable image, with "fail".
-        ValueError: no images, none that can be read, or images of different sizes with a network.
-        OSError: the folder does not exist or is none.
+        ValueError: no images, no readable ones, or images of different sizes with a network.
+        OSError: the folder does not exist or is a file.
     """
     processes = processes or Processes()
     with processes.sync_errors():
@@ -184,19 +183,19 @@ def measure_pipeline(
     grid: str | PathLike[str] | None = None,
     **kwargs: Any,
 ) -> tuple[Measurements, list[Any]]:
-    """Generate images and measure each as it would be saved; none is kept in memory.
+    """Generate images and measure each as it would be saved, without keeping them in memory.
 
-    Image i has prompt i mod P and seed `seed` + i div P, whatever the number of processes: the prompts share their
-    seeds, and share the images evenly.
+    Image i has prompt i mod P and seed `seed` + i div P, independent of the number of processes: all prompts use the
+    same seeds, and images are spread evenly over them.
 
     Args:
         pipe: any pipeline that `iter_images` takes.
         prompts: distinct prompts or class labels; None for an unconditional pipeline.
-        num_images: how many in all.
+        num_images: number of images in total.
         seed: of the first image of each prompt.
         network: as in `measure_images`.
-        processes: that share the work, from `launched_processes`, each with its own copy of `pipe` and `network`; each
-            of them returns the whole result.
+        processes: processes that share the work, from `launched_processes`, each with its own copy of `pipe` and
+            `network`; each returns the complete result.
         save_images: a folder for the images and a `metadata.jsonl` with prompt ("text") and seed of each, as
             `datasets` reads it.
         grid: a file for a grid of the first samples of the first prompts.
@@ -206,8 +205,7 @@ def measure_pipeline(
         The measurements, and the prompt of each image.
 
     Raises:
-        ValueError: no images asked for, a `save_images` folder that holds images already, or what `iter_images`
-            refuses.
+        ValueError: num_images below 1, a `save_images` folder that already contains images, or as in `iter_images`.
     """
     processes = processes or Processes()
     if num_images < 1:
@@ -241,7 +239,7 @@ def measure_pipeline(
 
 
 def _grid_rows(num_images: int, num_prompts: int) -> list[range]:
-    """Numbers of the images in each row of the grid of samples: image i belongs to prompt i mod P."""
+    """Indices of the images in each row of the sample grid: image i belongs to prompt i mod P."""
     last = min(num_images, GRID_COLUMNS * num_prompts)
     return [range(row, last, num_prompts) for row in range(min(num_prompts, GRID_ROWS))]
 

@@ -1,4 +1,4 @@
-"""Figures as they are reported: each with what it depends on, without which it compares with no other."""
+"""Metrics as reported, each with the settings that make it comparable with others."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .subset_sizes import MAX_FULL_KID, NUM_SUBSETS, SUBSET_SIZE
 
 @dataclass(frozen=True)
 class Figure(Report):
-    """A figure of generated images.
+    """A metric of generated images.
 
-    `method` says how it was made where there are several ways; `error` is what `method` calls it. `reference` names
-    the real images, `reference_count` and `reference_origin` are None where that is unknown. `warnings` say why the
-    value may mislead.
+    `method` describes the computation if there are alternatives, including the meaning of `error`. `reference` names
+    the real images; `reference_count` and `reference_origin` are None if unknown. `warnings` explain why the value may
+    be misleading.
     """
 
     name: str
@@ -38,19 +38,19 @@ class Figure(Report):
     warnings: tuple[str, ...] = ()
 
     def parts(self) -> Iterator[Part]:
-        """Parts of the printed report: a row of name, value, and what it depends on."""
+        """Parts of the printed report: a row with name, value, and settings."""
         return Figures((self,)).parts()
 
     @property
     def row(self) -> tuple[str, str, str]:
-        """Name, value, and what it depends on, for the printed table of figures."""
+        """Name, value, and settings, for the printed table of metrics."""
         value = f"{self.value:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
         network = f"{self.origin.network}, {self.origin.resize}, sha256 {self.origin.sha256[:12] or 'unknown'}"
         parts = [", ".join([f"{self.generated} generated", *self._reference_text()]), self.method, network]
         return self.name, value, "; ".join(part for part in parts if part)
 
     def _reference_text(self) -> list[str]:
-        """The real images that a figure compares with, as it is printed; empty for the Inception Score."""
+        """Description of the reference images, for printing; empty for the Inception Score."""
         if self.reference is None:
             return []
         count = "unknown number" if self.reference_count is None else str(self.reference_count)
@@ -60,19 +60,19 @@ class Figure(Report):
 
 @dataclass(frozen=True)
 class Figures(Report):
-    """Several of them."""
+    """Several metrics."""
 
     figures: tuple[Figure, ...]
 
     def parts(self) -> Iterator[Part]:
-        """Parts of the printed report: a table with a row for each figure."""
+        """Parts of the printed report: a table with a row for each metric."""
         yield KeyValues(
             ("figure", "value", "depends on"), tuple(figure.row for figure in self.figures), aside="  ({})"
         )
 
 
 def frechet_figure(generated: ImageFeatures, reference: Reference) -> Figure:
-    """Compute the Fréchet distance, called FID where network, weights and resize are those of published FIDs.
+    """Compute the Fréchet distance, called FID if network, weights and resize are those of published FIDs.
 
     Raises:
         ValueError: features of different networks, or fewer than two images.
@@ -93,13 +93,13 @@ def frechet_figure(generated: ImageFeatures, reference: Reference) -> Figure:
 
 
 def inception_score_figure(generated: ImageFeatures, splits: int = 10, seed: int = 0) -> Figure:
-    """Compute the Inception Score, of images that `seed` shuffles: folders are often sorted by class.
+    """Compute the Inception Score of images shuffled with `seed`, since folders are often sorted by class.
 
     Raises:
         ValueError: a network without logits, or fewer images than splits.
     """
     if generated.logits is None:
-        raise ValueError(f"{generated.origin.network} has no logits, which the Inception Score is made of")
+        raise ValueError(f"{generated.origin.network} has no logits, which the Inception Score needs")
     order = np.random.default_rng(seed).permutation(len(generated.logits))
     score = inception_score(generated.logits[order], splits)
     return Figure(
@@ -115,14 +115,14 @@ def inception_score_figure(generated: ImageFeatures, splits: int = 10, seed: int
 def kernel_figure(
     generated: ImageFeatures, real: ImageFeatures, name: str, num_subsets: int | None = None, seed: int = 0
 ) -> Figure:
-    """Compute the kernel distance, called KID where network, weights and resize are those of published KIDs.
+    """Compute the kernel distance, called KID if network, weights and resize are those of published KIDs.
 
     Args:
         generated: features of generated images.
         real: features of real ones, by the same network.
         name: of the real images.
-        num_subsets: how many random subsets of `SUBSET_SIZE`; 0 for all images at once; None for all, unless there
-            are more than `MAX_FULL_KID` and subsets are possible.
+        num_subsets: number of random subsets of `SUBSET_SIZE`; 0 for all images at once; None for all at once unless
+            there are more than `MAX_FULL_KID` images and subsets are possible.
         seed: of the subsets.
 
     Raises:
@@ -149,7 +149,7 @@ def kernel_figure(
 def _kernel_distance_and_method(
     generated: ImageFeatures, real: ImageFeatures, num_subsets: int, seed: int
 ) -> tuple[KernelDistance, str]:
-    """Kernel distance over all images (0 subsets) or over random subsets, and how a report calls the method."""
+    """Kernel distance over all images (0 subsets) or random subsets, and the method's description for a report."""
     if num_subsets == 0:
         return kernel_distance(generated.features, real.features), "unbiased over all images, jackknife standard error"
     distance = kernel_distance_of_subsets(generated.features, real.features, num_subsets, SUBSET_SIZE, seed)
@@ -157,10 +157,10 @@ def _kernel_distance_and_method(
 
 
 def _metric_names(origin: FeatureOrigin) -> tuple[str, str, str]:
-    """What papers call Fréchet distance, Inception Score and kernel distance by this feature network."""
+    """Names of Fréchet distance, Inception Score and kernel distance in papers, for this feature network."""
     if origin == INCEPTION_2015:
         return "FID", "Inception Score", "KID"
-    other = "Inception Score by another network"
+    other = "Inception Score with another network"
     if origin.network.startswith("dinov2 "):
         return "FD-DINOv2", other, "KD-DINOv2"
     return "Fréchet distance", other, "Kernel distance"

@@ -1,4 +1,4 @@
-"""Plots of an evaluation: luminance, at once or over training, terms of bits/dim, a schedule, a grid of samples."""
+"""Plots: luminance of image sets or over training, terms of bits/dim, a schedule, a grid of samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .luminance import LuminanceCoverage
 
 BINS = np.linspace(-1, 1, 51)
-"""Edges of the histograms: all of the luminance range, so that two plots can be laid side by side."""
+"""Bin edges of the histograms: the full luminance range, so that plots are comparable."""
 
 LINE = 14
 """Height of a line of text, in pixels."""
@@ -36,10 +36,10 @@ def plot_luminance(
 ) -> Path:
     """Draw one histogram per name, on a shared axis from black to white, with the real images outlined behind each.
 
-    Histograms are densities: sets of different size compare. A thin line marks each mean.
+    Histograms are densities, so sets of different sizes are comparable. A thin line marks each mean.
 
     Args:
-        path: of the plot; its ending chooses the format (png, pdf, svg). Its folder is made if need be.
+        path: of the plot; its extension determines the format (png, pdf, svg). Its folder is created if necessary.
         generated: luminance values [n] in [-1, 1] of each named set of images, drawn from the top.
         real: luminance values [m] of the real images.
         title: above the plot.
@@ -65,7 +65,7 @@ def _luminance_figure(generated: Mapping[str, npt.ArrayLike], real: npt.ArrayLik
     """The matplotlib figure of `plot_luminance`: a row of histograms for each set of images."""
     if not generated or any(np.size(values) == 0 for values in generated.values()):
         raise ValueError("plot_luminance needs at least one set of images, and at least one value in each")
-    # A Figure of one's own, not pyplot: no window system is asked for and no global state changes.
+    # Use Figure instead of pyplot: no window system is needed and no global state changes.
     figure = import_extra("matplotlib.figure").Figure(figsize=(7, 1 + 1.4 * len(generated)), layout="constrained")
     rows = figure.subplots(len(generated), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(rows, generated.items(), strict=True):
@@ -81,7 +81,7 @@ def plot_luminance_over_steps(
     coverages: Mapping[int, LuminanceCoverage],
     title: str = "Mean luminance per image over training",
 ) -> Path:
-    """Draw the 5th, 50th and 95th percentile over steps between those of the real images, and below them W1.
+    """Draw the 5th, 50th and 95th percentile over training steps with those of the real images, and W1 below.
 
     Args:
         path: of the plot, as in `plot_luminance`.
@@ -104,7 +104,15 @@ def plot_luminance_over_steps(
     band.fill_between(steps, low, high, color="tab:blue", alpha=0.3, label="generated, 5th to 95th percentile")
     band.plot(steps, middle, ".-", color="tab:blue", linewidth=1, label="median")
     ends = (found[0].real.p5, found[0].real.p95)
-    band.hlines(ends, steps[0], steps[-1], color="black", linewidth=1, linestyle="--", label="the same of real images")
+    band.hlines(
+        ends,
+        steps[0],
+        steps[-1],
+        color="black",
+        linewidth=1,
+        linestyle="--",
+        label="real images, 5th to 95th percentile",
+    )
     band.set(title=title, ylim=(-1, 1), ylabel="mean luminance")
     distance.plot(steps, [one.w1 for one in found], ".-", color="tab:blue", linewidth=1, label="W1 to the real images")
     distance.plot(steps, [one.floor for one in found], color="black", linewidth=1, linestyle="--", label="its floor")
@@ -156,7 +164,7 @@ def _save_figure(figure: Any, path: str | PathLike[str]) -> Path:
 
 
 def _draw_histogram(axes: Any, name: str, values: npt.NDArray[Any], real: npt.NDArray[Any] | None) -> None:
-    """Draw the histogram of one set of luminance values, that of the real images outlined behind it."""
+    """Draw the histogram of one set of luminance values, with that of the real images outlined behind it."""
     axes.hist(values, BINS, density=True, color="tab:blue", alpha=0.7, label=f"{name} (n = {values.size})")
     axes.axvline(values.mean(), color="tab:blue", linewidth=1)
     if real is not None:
@@ -169,13 +177,13 @@ def _draw_histogram(axes: Any, name: str, values: npt.NDArray[Any], real: npt.ND
 def plot_bits_per_dim(
     path: str | PathLike[str], results: Mapping[str, BitsPerDim], title: str = "Bits/dim by timestep"
 ) -> Path:
-    """Draw what each timestep adds to bits/dim, one line per name, on two logarithmic axes.
+    """Draw the contribution of each timestep to bits/dim, one line per name, on two logarithmic axes.
 
-    Timesteps count from 1 here, as in the papers. Those that nobody visited, and terms of 0, are left out.
+    Timesteps count from 1 here, as in the papers. Unvisited timesteps and terms of 0 are omitted.
 
     Args:
         path: of the plot, as in `plot_luminance`.
-        results: what `bits_per_dim` returned, by name.
+        results: results of `bits_per_dim`, by name.
         title: above the plot.
 
     Returns:
@@ -205,7 +213,7 @@ def plot_schedule(
 ) -> Path:
     """Draw the signal-to-noise ratio over timesteps on a logarithmic axis, and the timesteps that sampling visits.
 
-    A ratio of zero has no place on such an axis: it is drawn on a line below all others, which says so.
+    A ratio of zero cannot be shown on this axis: it is drawn on a labeled line below all others.
 
     Args:
         path: of the plot, as in `plot_luminance`.
@@ -234,7 +242,7 @@ def plot_schedule(
         axes.axhline(floor, color="tab:red", linewidth=1, linestyle="--", label="zero")
     for row, (n, steps) in enumerate(visited.items()):
         nearest = np.clip(np.rint(steps), 0, len(timesteps) - 1).astype(int)
-        # Rings within rings, where several step counts visit the same timestep.
+        # Concentric rings, where several step counts visit the same timestep.
         size = 4 + 5 * (len(visited) - 1 - row)
         axes.plot(nearest, drawn[nearest], "o", fillstyle="none", markersize=size, label=f"{n} steps")
     axes.set(title=title, xlabel="timestep", ylabel="signal-to-noise ratio")
@@ -261,7 +269,7 @@ def sample_grid(
         column_labels: one short text per column, on a line above it.
 
     Raises:
-        ValueError: no images, or another number of labels than rows or columns.
+        ValueError: no images, or the number of labels differs from rows or columns.
     """
     images = [image for row in rows for image in row]
     if not images:

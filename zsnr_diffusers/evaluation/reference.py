@@ -1,4 +1,4 @@
-"""Reference statistics in files: ours, and the `mu` and `sigma` that other tools write."""
+"""Reference statistics in files: our format, and the `mu` and `sigma` of other tools."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .features import FeatureNetwork
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of real images' features, and where they come from.
+    """Statistics of real images' features, and their source.
 
-    `name` is that of the folder or file; `count` is how many images there were, None where the file does not say.
+    `name` is that of the folder or file; `count` is the number of images, None if not recorded.
     """
 
     name: str
@@ -26,15 +26,15 @@ class Reference:
 
     @property
     def origin(self) -> FeatureOrigin | None:
-        """The network, resize and weights that computed the features; None where the file does not say."""
+        """The network, resize and weights that computed the features; None if not recorded."""
         return self.statistics.origin
 
 
 def check_reference(reference: Reference, network: FeatureNetwork) -> None:
-    """Refuse reference statistics of another feature network before images are measured; tries it on a black one.
+    """Refuse reference statistics of another feature network before images are measured, using a black test image.
 
     Raises:
-        ValueError: it is of another one, or of another number of features.
+        ValueError: another network, or a different number of features.
     """
     import torch
 
@@ -45,21 +45,21 @@ def check_reference(reference: Reference, network: FeatureNetwork) -> None:
     features, _ = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     if features.shape[1] != reference.statistics.dimension:
         raise ValueError(
-            f"reference {reference.name!r} is of {reference.statistics.dimension} features per image, "
-            f"{network.origin} gives {features.shape[1]}; compute both with the same network"
+            f"reference {reference.name!r} has {reference.statistics.dimension} features per image, but "
+            f"{network.origin} has {features.shape[1]}; compute both with the same network"
         )
 
 
 def load_reference(path: str | PathLike[str]) -> Reference:
-    """Read reference statistics for the Fréchet distance: ours, or an `.npz` of other tools.
+    """Read reference statistics for the Fréchet distance: our format, or an `.npz` of other tools.
 
     Args:
-        path: what `FeatureStatistics.save` wrote; or, by its ending, an `.npz` with `mu` [d] and `sigma` [d, d] as
-            pytorch-fid, clean-fid and EDM write it. The latter names neither its number of images nor its network.
+        path: a file written by `FeatureStatistics.save`; or an `.npz` with `mu` [d] and `sigma` [d, d], as written by
+            pytorch-fid, clean-fid and EDM. The latter records neither its number of images nor its network.
 
     Raises:
-        ValueError: a file of a different kind, or values that are no mean and covariance.
-        OSError: no such file.
+        ValueError: an unsupported file, or invalid mean and covariance.
+        OSError: the file does not exist.
     """
     name = str(Path(path))
     if Path(path).suffix != ".npz":
@@ -67,7 +67,7 @@ def load_reference(path: str | PathLike[str]) -> Reference:
         return Reference(name, statistics, statistics.count)
     mean, covariance = _load_npz_moments(path)
     try:
-        # One image more than features: as few as may have this covariance, whatever its rank.
+        # One more than the number of features: the minimum for a covariance of any rank.
         statistics = FeatureStatistics.from_moments(mean, covariance, count=np.size(mean) + 1)
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from error
@@ -82,6 +82,8 @@ def _load_npz_moments(path: str | PathLike[str]) -> tuple[Floats, Floats]:
             if not missing:
                 return arrays["mu"], arrays["sigma"]
             found = sorted(arrays)
-    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:  # by the kind of damage
-        raise ValueError(f"{str(path)!r} cannot be read as .npz ({error}); make it again") from error
-    raise ValueError(f"{str(path)!r} has no {' and no '.join(missing)}, only {found}; name an .npz of FID statistics")
+    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:  # depends on the damage
+        raise ValueError(f"{str(path)!r} cannot be read as .npz ({error}); create it again") from error
+    raise ValueError(
+        f"{str(path)!r} has no {' and no '.join(missing)}, only {found}; pass an .npz with FID statistics"
+    )

@@ -1,4 +1,4 @@
-"""Resizing as the code behind published figures does it; other ways change FID by whole points.
+"""Resizing as in the code behind published metrics; other methods change FID by several points.
 
 Parmar et al. 2022 (arXiv:2104.11222) compare them.
 """
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def resize_like_tensorflow1(images: torch.Tensor, size: int) -> torch.Tensor:
     """Bilinear resize to `size` x `size` as `tf.image.resize_bilinear` of TensorFlow 1 (align_corners=False).
 
-    Output pixel i lies at i h / size, not at (i + 1/2) h / size - 1/2, so images move towards the upper left; larger
-    images are not smoothed.
+    Output pixel i is sampled at i h / size, not at (i + 1/2) h / size - 1/2, so images shift towards the upper left;
+    larger images are not smoothed.
 
     Args:
         images: [n, c, h, w] of any dtype.
@@ -44,7 +44,7 @@ def _interpolate_columns(
 def _bilinear_neighbors(
     length: int, size: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pixel before and after each output position, and the weight of the second; float32, as TensorFlow counts."""
+    """Pixel before and after each output position, and the weight of the latter; float32, as in TensorFlow."""
     import torch
 
     scale = torch.tensor(length, dtype=torch.float32) / size
@@ -66,7 +66,7 @@ def resize_like_pillow(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def quantize(images: torch.Tensor) -> torch.Tensor:
-    """uint8 of floating-point images in [-1, 1], rounded and clipped as diffusers does before it saves an image.
+    """Convert floating-point images in [-1, 1] to uint8, rounded and clipped as in diffusers before saving an image.
 
     Raises:
         ValueError: values that are not floating-point, or not finite.

@@ -1,4 +1,4 @@
-"""Schedulers side by side on one model: what each makes of the same noise, and how far that is from many steps."""
+"""Compare schedulers on one model: images from the same noise, and distances to a many-step reference."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def compare_schedulers(
     """Sample the same prompts and seeds by several schedulers at several step counts.
 
     Each result is compared with a reference: the same pipeline in many steps of order 3 along the probability-flow
-    ODE. Schedulers that add noise of their own do not lead there, and are as far from it as their noise is. A
-    scheduler that fails is left at the step count where it does, with the reason, and the others go on.
+    ODE. Schedulers that add noise do not converge to it. If a scheduler fails at a step count, the reason is recorded,
+    and the comparison continues.
 
     Args:
-        pipe: any pipeline with a scheduler; it has its own again afterwards.
+        pipe: any pipeline with a scheduler, which is restored afterwards.
         schedulers: short names or classes, see `zsnr_diffusers.schedulers.by_name`.
         steps: step counts.
         prompts: one image each, class labels for a class-conditional pipeline, None for an unconditional one.
-        seed: of the first prompt's noise; the others count on from it.
+        seed: of the first prompt's noise, incremented for each further one.
         reference_steps: of the reference.
         batch_size: images per call of the pipeline.
-        output_dir: write `SchedulerComparison.save` here after each scheduler, so that an interruption loses little.
-        progress: show a progress bar, with the time that is left, on a terminal.
+        output_dir: save the results to this folder after each scheduler, so that an interruption loses little.
+        progress: show a progress bar, with the remaining time, on a terminal.
         call_kwargs: for the pipeline's call, such as `guidance_scale`.
 
     Returns:
         The comparison; `print` it, or `save` it as an image, a page and JSON.
 
     Raises:
-        ValueError: an unknown scheduler, fewer than one step, a pipeline that does not run with the reference's
-            scheduler, or what its call refuses.
+        ValueError: an unknown scheduler, a step count below 1, a pipeline that does not support the reference
+            scheduler, or invalid arguments of its call.
     """
     from ..schedulers.by_name import check_scheduler_names, reference_scheduler, scheduler_by_name
 
@@ -82,7 +82,8 @@ def compare_schedulers(
                 for n in steps:
                     place = bar.n
                     comparison.cells.append(_compare(sampler, name, n, reference, scheduler_by_name, config))
-                    bar.update(place + batches * n - bar.n)  # some fail, others step more than once
+                    # Some fail, others call the network more than once per step.
+                    bar.update(place + batches * n - bar.n)
                 if output_dir is not None:
                     comparison.save(output_dir)
     finally:
@@ -91,28 +92,28 @@ def compare_schedulers(
 
 
 def _reference(sampler: _Sampler, scheduler: Any, steps: int) -> _Samples:
-    """The samples to compare with; a pipeline that runs with schedulers of one kind alone is refused."""
+    """The reference samples; refuses a pipeline that supports only other kinds of schedulers."""
     try:
         return sampler(scheduler, steps)
     except TypeError as error:
         ours, pipeline = type(scheduler).__name__, type(sampler.pipe).__name__
-        raise ValueError(f"the reference, by {ours}, does not run in {pipeline}: {error}") from error
+        raise ValueError(f"the reference scheduler {ours} does not work in {pipeline}: {error}") from error
 
 
 def _compare(
     sampler: _Sampler, name: str, steps: int, reference: _Samples, make: Callable[[str, Any], Any], config: Any
 ) -> ComparedSamples:
-    """Sample by one scheduler and compare with the reference; of one that fails, the reason."""
+    """Sample with one scheduler and compare with the reference; records the reason of a failure."""
     try:
         return sampler(make(name, config), steps).compared(reference, name)
-    except Exception as error:  # stock raises of all kinds, at some step counts, spacings and pipelines
+    except Exception as error:  # diffusers raises various exceptions, at some step counts, spacings and pipelines
         text = str(error).strip().splitlines()
         return ComparedSamples(name, steps, error=f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": "))
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Images of a run, the samples that they were decoded from, and what they cost."""
+    """Images of a run, the samples before decoding, and the cost."""
 
     steps: int
     images: list[Any]
@@ -167,7 +168,7 @@ class _Sampler:
         for first in range(0, len(self.conditions), self.batch_size):
             batch = slice(first, first + self.batch_size)
             prompts = None if self.conditions[0] is None else self.conditions[batch]
-            # Pixels that are not numbers are cast with a warning, and found out afterwards.
+            # NaN pixels cause a warning when cast, and are detected afterwards.
             with _recorded_steps(scheduler, self.on_step) as recorded, np.errstate(invalid="ignore"):
                 images += generate_images(
                     *(self.pipe, prompts, self.seeds[batch]),
@@ -182,7 +183,7 @@ class _Sampler:
 
 @dataclass
 class _Steps:
-    """How many steps a scheduler made, and the sample that the last one returned."""
+    """The number of steps of a scheduler, and the sample returned by the last one."""
 
     count: int = 0
     sample: Any = None

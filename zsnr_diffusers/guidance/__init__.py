@@ -1,4 +1,4 @@
-"""Guidance in any pipeline: rescale (Lin et al. 2023, Algorithm 2), kept low frequencies, any guider of diffusers."""
+"""Guidance in any pipeline: rescale (Lin et al. 2023, Algorithm 2), kept low frequencies, and diffusers' guiders."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What has to hold before a pipeline's guidance is changed: it guides, and a guider can work on what it predicts."""
+"""Checks before a pipeline's guidance is changed: it must use guidance, and a guider must support it."""
 
 import inspect
 from typing import Any
@@ -25,25 +25,27 @@ def check_has_guidance(pipeline_class: type) -> None:
 
 
 def check_guider(guider: Any, guidance_rescale: float = 0.0, keep_low_frequencies: int = 0) -> None:
-    """Refuse a guider that cannot work on the two predictions that a pipeline makes.
+    """Refuse a guider that does not work with the two predictions of a pipeline.
 
     Raises:
-        TypeError: it has not the interface of diffusers' guiders, or needs a forward pass of its own.
+        TypeError: it does not have the interface of diffusers' guiders, or needs additional forward passes.
         ValueError: both it and the pipeline would rescale, or keep low frequencies.
     """
     name = type(guider).__name__
     if not callable(guider) or not hasattr(guider, "set_state") or not hasattr(guider, "prepare_inputs"):
         raise TypeError(
-            f"guider={guider!r} has not the interface of diffusers.guiders, such as ClassifierFreeGuidance."
+            f"guider={guider!r} does not have the interface of diffusers.guiders, such as ClassifierFreeGuidance."
         )
     needed = [*(getattr(guider, "_input_predictions", None) or ())]
     if any(prediction not in ("pred_cond", "pred_uncond") for prediction in needed):
-        raise TypeError(f"{name} needs the predictions {', '.join(needed)}; a pipeline makes the first two alone.")
+        raise TypeError(f"{name} needs the predictions {', '.join(needed)}; a pipeline provides only the first two.")
     if any("prepare_models" in vars(base) for base in type(guider).__mro__ if base.__name__ != "BaseGuidance"):
-        raise TypeError(f"{name} changes the network for a forward pass of its own, which a pipeline does not make.")
+        raise TypeError(
+            f"{name} needs an additional forward pass with a modified network, which a pipeline does not make."
+        )
     for setting, ours, effect in (
         ("guidance_rescale", guidance_rescale, "which would rescale twice"),
-        ("keep_low_frequencies", keep_low_frequencies, "of which the larger would act"),
+        ("keep_low_frequencies", keep_low_frequencies, "of which only the larger would have an effect"),
     ):
         theirs = getattr(guider, setting, 0)
         if ours > 0 and theirs > 0:
@@ -51,12 +53,12 @@ def check_guider(guider: Any, guidance_rescale: float = 0.0, keep_low_frequencie
 
 
 def warn_about_zero_init(guider: Any, pipe: Any) -> None:
-    """Warn that CFG-Zero*'s zeroed first steps delete what a zero-SNR model decides there: the brightness."""
+    """Warn that CFG-Zero*'s zeroed first steps discard the brightness, which a zero-SNR model determines there."""
     steps = getattr(guider, "zero_init_steps", 0)
     table = getattr(getattr(pipe, "scheduler", None), "alphas_cumprod", None)
     if steps and table is not None and has_zero_terminal_snr(table):
         warn_once(
             pipe,
-            f"{type(guider).__name__} replaces the first prediction by zero (zero_init_steps={steps}). On a zero-SNR "
-            "schedule that one decides how dark or bright the image is: pass zero_init_steps=0.",
+            f"{type(guider).__name__} replaces the first prediction with zero (zero_init_steps={steps}). With a "
+            "zero-SNR schedule, this prediction determines how dark or bright the image is: pass zero_init_steps=0.",
         )

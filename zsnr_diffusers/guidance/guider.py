@@ -1,6 +1,6 @@
-"""A guider of diffusers that keeps low frequencies, for modular pipelines and wherever else a guider is taken.
+"""A diffusers guider that keeps low frequencies, for modular pipelines and anywhere else that accepts a guider.
 
-A module of its own, since diffusers' guiders take seconds to import.
+In a separate module, since diffusers' guiders take seconds to import.
 """
 
 from typing import Any
@@ -21,22 +21,22 @@ class KeepLowFrequenciesGuidance(ClassifierFreeGuidance):
     pipe.update_components(guider=KeepLowFrequenciesGuidance(7.5, keep_low_frequencies=4))
     ```
 
-    The result is that of `enable_guidance_rescale(pipe, guidance_rescale, keep_low_frequencies=k)`; see there, and
-    `zsnr_diffusers.core.low_frequencies`. Predictions are [B, C, H, W], or those of a video with height and width
-    last.
+    Equivalent to `enable_guidance_rescale(pipe, guidance_rescale, keep_low_frequencies=k)`; see also
+    `zsnr_diffusers.core.low_frequencies`. Predictions have shape [B, C, H, W], or for video any shape with height and
+    width last.
 
     Args:
         guidance_scale: w in u + w (c - u); at 1 it is off.
         keep_low_frequencies: k, at least 0; 0 is off.
         guidance_rescale: phi of Lin et al. 2023 (arXiv:2305.08891), Algorithm 2, 0 to 1; 0 is off.
-        use_original_formulation: c + w (c - u) instead, which at 0 is off.
-        start: share of the steps after which guidance begins, 0 to 1.
-        stop: share of the steps after which it ends, 0 to 1.
-        enabled: whether it guides at all.
+        use_original_formulation: use c + w (c - u), where 0 is off.
+        start: fraction of the steps after which guidance begins, 0 to 1.
+        stop: fraction of the steps after which it ends, 0 to 1.
+        enabled: whether guidance is enabled.
 
     Raises:
-        ValueError: phi outside [0, 1], k no count, or a start or stop out of range; when called, predictions without
-            height and width, such as packed tokens.
+        ValueError: guidance_rescale outside [0, 1], an invalid keep_low_frequencies, or start or stop out of range;
+            when called, predictions without height and width, such as packed tokens.
 
     Examples:
         >>> from zsnr_diffusers import KeepLowFrequenciesGuidance
@@ -59,18 +59,18 @@ class KeepLowFrequenciesGuidance(ClassifierFreeGuidance):
         check_guidance_rescale(guidance_rescale)
         super().__init__(guidance_scale, guidance_rescale, use_original_formulation, start, stop)
         self.keep_low_frequencies = keep_low_frequencies
-        if not enabled:  # no argument of the oldest guiders
+        if not enabled:  # not supported by the oldest guiders
             self.disable()
-        # The base class has registered its arguments as its defaults, by which `from_config` would reset them.
+        # The base class registered its arguments as defaults, which `from_config` would reset.
         ours = {"keep_low_frequencies": int(keep_low_frequencies), "enabled": enabled}
         self.register_to_config(**ours, _use_default_values=[])
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> Any:
-        """The guided prediction, in what diffusers' guiders of the installed version return.
+        """The guided prediction, in the return type of the installed diffusers' guiders.
 
         Args:
             pred_cond: conditional prediction, shape [B, C, H, W] or [B, ..., H, W].
-            pred_uncond: unconditional prediction, same shape; None where guidance is off.
+            pred_uncond: unconditional prediction, same shape; None if guidance is off.
         """
         guided = pred_cond
         if pred_uncond is not None and self.num_conditions == 2:

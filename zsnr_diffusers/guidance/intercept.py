@@ -1,9 +1,9 @@
-"""One call of a pipeline, watched at two places: what its denoiser predicts, and what it hands to `scheduler.step`.
+"""Intercepts one call of a pipeline at two points: its denoiser's predictions, and the input of `scheduler.step`.
 
-Pipelines stack, split and combine predictions each in a way of its own. All of them call denoisers once or more per
-step and then a scheduler, so how a pipeline guides can be read off the two: its guided prediction is a weighted sum of
-the denoisers', and the one with the largest weight is the conditional one. What is found decides what is rescaled;
-where nothing is found, nothing is changed.
+Every pipeline stacks, splits and combines predictions in its own way. But all of them call denoisers once or more per
+step and then a scheduler, so their guidance can be inferred from the two: the guided prediction is a weighted sum of
+the denoisers' predictions, and the one with the largest weight is the conditional one. If no such combination is
+found, nothing is changed.
 """
 
 import copy
@@ -38,18 +38,18 @@ logger = logging.get_logger(__name__)
 _said: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
 
 OFF = (
-    "its denoiser makes one prediction per sample; guidance is off, as it is at a guidance scale of 1 or less and "
-    "where the scale is an input of the network"
+    "its denoiser makes one prediction per sample, so guidance is off (guidance scale of 1 or less), or the scale is "
+    "an input of the network"
 )
-NO_STEP = "its denoiser and scheduler.step never met; its sampling loop is of a different kind"
+NO_STEP = "no scheduler.step call uses the denoiser output, so its sampling loop is not supported"
 UNKNOWN = (
-    "what it hands to scheduler.step is not a weighted sum of what its denoiser predicted for the step, so which "
-    "prediction is the conditional one cannot be told"
+    "the input of scheduler.step is not a weighted sum of the denoiser's predictions, so the conditional prediction "
+    "cannot be identified"
 )
-MANY = "it combines {} predictions, and a guider knows a conditional and an unconditional one"
+MANY = "it combines {} predictions, but a guider needs one conditional and one unconditional prediction"
 
 _MOST_CALLS = 8
-"""Of denoisers for a step; a pipeline that never steps would fill the memory."""
+"""Maximum number of stored denoiser outputs per step; a pipeline without scheduler steps would fill the memory."""
 
 
 class GuidanceError(RuntimeError):
@@ -58,7 +58,7 @@ class GuidanceError(RuntimeError):
 
 @dataclass
 class GuidanceSettings:
-    """What is done to a pipeline's guidance; see `enable_guidance_rescale`."""
+    """Settings of a pipeline's guidance; see `enable_guidance_rescale`."""
 
     guidance_rescale: float = 0.0
     space: str = "output"
@@ -68,7 +68,7 @@ class GuidanceSettings:
 
 
 class GuidanceInterceptor:
-    """A context in which the calls of a pipeline's denoisers are noted, and acted on at its schedulers' `step`."""
+    """A context that records the calls of a pipeline's denoisers, and changes the input of its schedulers' `step`."""
 
     def __init__(self, pipe: Any, settings: GuidanceSettings) -> None:
         self._pipe, self._settings = pipe, settings
@@ -77,7 +77,7 @@ class GuidanceInterceptor:
             for scheduler in self._schedulers:
                 check_scheduler_levels(scheduler)
         self._noted: deque[tuple[Tensor, ...]] = deque(maxlen=_MOST_CALLS)
-        self._place = 0  # of a scheduler's step among those since the denoisers' last call
+        self._place = 0  # index of a scheduler's step since the denoisers' last call
         self._found: dict[Any, tuple[Layout, Combination]] = {}
         self._guiders = {0: settings.guider}
         self._timestep: Any = None
@@ -112,7 +112,7 @@ class GuidanceInterceptor:
         self._noted.append(output_tensors(output))
 
     def _take_outputs(self) -> list[Tensor]:
-        """The denoisers' outputs for this scheduler step; networks of video and sound return a tensor for each."""
+        """The denoisers' outputs for this scheduler step; networks for video with sound return one tensor for each."""
         place, self._place = self._place, self._place + 1
         taken = [output[place] for output in self._noted if len(output) > place]
         if not any(len(output) > place + 1 for output in self._noted):
@@ -120,14 +120,14 @@ class GuidanceInterceptor:
         return taken
 
     def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a scheduler's `step` with the prediction that this pipeline's guidance settings ask for."""
+        """Call a scheduler's `step` with the prediction according to the guidance settings."""
         outputs = self._take_outputs()
         # The first three parameters in every scheduler of diffusers
         output, timestep, sample = args[:3] if len(args) > 2 else _step_arguments(args, kwargs)
         if not outputs or output is None or sample is None:
             return step(*args, **kwargs)
         self._count_step(timestep)
-        # A UNet that predicts a variance too returns it beside the mean, in as many channels again.
+        # A UNet that also predicts a variance returns it after the mean, in the same number of channels.
         learned = output.shape[1] == 2 * sample.shape[1]
         guided, variance = output.split(sample.shape[1], dim=1) if learned else (output, None)
         changed = self._guide(outputs, guided, sample, timestep, scheduler)
@@ -138,14 +138,14 @@ class GuidanceInterceptor:
         return step(changed, *args[1:], **kwargs) if args else step(**{**kwargs, "model_output": changed})
 
     def _count_step(self, timestep: Any) -> None:
-        """Count steps; a pipeline that steps several views at a timestep passes the same object for each."""
+        """Count steps; a pipeline with several views per timestep passes the same timestep object for each."""
         self._step += self._step < 0 or timestep is not self._timestep
         self._timestep = timestep
 
     def _guide(
         self, outputs: list[Tensor], guided: Tensor, sample: Tensor, timestep: Any, scheduler: Any
     ) -> Tensor | None:
-        """The prediction for a scheduler step, guided as the settings say; None to keep the pipeline's own."""
+        """The prediction for a scheduler step, according to the settings; None to keep the pipeline's own."""
         found = self._find_combination(outputs, guided, sample)
         if found is None:
             return None
@@ -153,25 +153,25 @@ class GuidanceInterceptor:
         predictions = layout.predictions(outputs, guided.shape)
         conditional = how.apply_to(predictions[how.conditional], sample)
         if self._settings.guider is not None:
-            if len(predictions) != 2:  # also where one has no weight yet: safety guidance begins after some steps
+            if len(predictions) != 2:  # also if one has no weight yet: safety guidance begins after some steps
                 self._give_up(MANY.format(len(predictions)))
                 return None
             unconditional = predictions[1 - how.conditional]
             combined = self._apply_guider(predictions[how.conditional], unconditional, timestep, scheduler)
             guided = how.apply_to(combined, sample)
         number = frames_per_sample(outputs[-1], guided.shape)
-        if number > 1:  # a video's spread is that of all its frames
+        if number > 1:  # a video's standard deviation is over all its frames
             video = (-1, number, *guided.shape[1:])
             guided, conditional, sample = (x.reshape(video) for x in (guided, conditional, sample))
         rescaled = self._rescale(guided, conditional, sample, timestep, scheduler)
-        # Last, so that the rescale, which multiplies brightness too, changes nothing of what is kept.
+        # Last, so that the rescale, which also multiplies brightness, does not change the kept frequencies.
         kept = self._keep_low_frequencies(rescaled, conditional)
         return kept.flatten(0, 1) if number > 1 else kept
 
     def _find_combination(
         self, outputs: list[Tensor], guided: Tensor, sample: Tensor
     ) -> tuple[Layout, Combination] | None:
-        """Layout and guidance combination of this step's predictions, found again for other shapes; or None."""
+        """Layout and guidance combination of this step's predictions, determined once per shape; or None."""
         shapes = (*(output.shape for output in outputs), guided.shape)
         if shapes in self._found:
             layout, known = self._found[shapes]
@@ -180,16 +180,16 @@ class GuidanceInterceptor:
             return None if now is None else (layout, now)
         possible = [*possible_layouts(outputs, guided.shape)]
         if not possible:
-            if not self._settled:  # a callback may well switch guidance off later on
+            if not self._settled:  # a callback may disable guidance later
                 self._give_up(OFF if len(outputs) == 1 else UNKNOWN)
             return None
         for layout in possible:
             predictions = layout.predictions(outputs, guided.shape)
             if not predictions:
                 continue
-            if guidance_weights(guided, predictions) is None:  # equal: no matter which is which
+            if guidance_weights(guided, predictions) is None:  # equal, so their order does not matter
                 how = find_combination_of_equals(guided, predictions[0])
-                if how is None:  # they are so in another part of the outputs
+                if how is None:  # they are equal in another part of the outputs
                     continue
                 self._settled = True
                 return None if self._settings.guider is None else (layout, how)
@@ -197,7 +197,7 @@ class GuidanceInterceptor:
             if combination is not None:
                 self._found[shapes] = layout, combination
                 return layout, combination
-        if bool(guided.any()):  # else the pipeline makes a video without sound
+        if bool(guided.any()):  # otherwise the pipeline generates a video without sound
             self._give_up(UNKNOWN)
         return None
 
@@ -211,11 +211,11 @@ class GuidanceInterceptor:
         )
 
     def _keep_low_frequencies(self, guided: Tensor, conditional: Tensor) -> Tensor:
-        """Keep the conditional prediction's low frequencies; sound that is made with a video has no such thing."""
+        """Keep the conditional prediction's low frequencies; sound generated with a video has none."""
         k = self._settings.keep_low_frequencies
         if k == 0 or (guided.ndim < 4 and self._place > 1):
             return guided
-        if guided.ndim > 5:  # rows of patches, with the height and width of a patch
+        if guided.ndim > 5:  # rows of patches, with a patch's height and width
             raise ValueError(no_height_and_width(k, guided.shape))
         if self._channels_last and guided.ndim == 5:
             guided, conditional = guided.movedim(-1, -3), conditional.movedim(-1, -3)
@@ -223,30 +223,30 @@ class GuidanceInterceptor:
         return keep_low_frequencies(guided, conditional, k)
 
     def _apply_guider(self, conditional: Tensor, unconditional: Tensor, timestep: Any, scheduler: Any) -> Tensor:
-        """Combine two predictions by the settings' guider of diffusers."""
+        """Combine two predictions with the guider of the settings."""
         guider = self._current_guider()
         steps = getattr(self._pipe, "_num_timesteps", None) or len(scheduler.timesteps)
         guider.set_state(step=self._step, num_inference_steps=steps, timestep=timestep)
-        # The name of the method that takes a state and the names of its fields differs between versions of diffusers.
+        # This method and its field names differ between versions of diffusers.
         prepare = getattr(guider, "prepare_inputs_from_block_state", guider.prepare_inputs)
         state = SimpleNamespace(conditional=conditional, unconditional=unconditional)
         guided: Tensor = guider(prepare(state, {"noise_pred": ("conditional", "unconditional")}))[0]
         return guided
 
     def _current_guider(self) -> Any:
-        """The guider for this scheduler's data: guiders keep predictions, and sound has other shapes than video."""
+        """The guider for this scheduler's data: guiders store predictions, and sound and video differ in shape."""
         place = self._place - 1
         if place not in self._guiders:
             self._guiders[place] = copy.deepcopy(self._guiders[0])
         return self._guiders[place]
 
     def _give_up(self, reason: str) -> None:
-        """Warn once why a pipeline's guidance is left unchanged, or raise in strict mode.
+        """Warn once why a pipeline's guidance is unchanged, or raise in strict mode.
 
         Raises:
-            GuidanceError: if that was asked for.
+            GuidanceError: in strict mode.
         """
-        message = f"{type(self._pipe).__name__} is left to guide as it does: {reason}."
+        message = f"{type(self._pipe).__name__}: guidance settings were not applied: {reason}."
         if self._settings.strict:
             raise GuidanceError(message)
         self._settled = True
@@ -254,7 +254,7 @@ class GuidanceInterceptor:
 
 
 def warn_once(pipe: Any, message: str) -> None:
-    """Log a warning, each text once per pipeline."""
+    """Log a warning, each message once per pipeline."""
     said = _said.setdefault(pipe, set())
     if message not in said:
         said.add(message)

@@ -1,8 +1,8 @@
-"""Where the predictions that a pipeline combines lie in what its denoisers returned for a step.
+"""Find the predictions that a pipeline combines in the outputs of its denoisers for a step.
 
-Some stack them in one batch, others call a denoiser for each; some hand all of an output to the scheduler, others the
-part that is being denoised, or the same numbers as frames, as a grid or as a row of tokens. What a pipeline does is
-one of the layouts here; which of them, its result tells.
+Some pipelines stack them in one batch, others call a denoiser for each. Some pass the complete output to the
+scheduler, others only the part that is denoised, or a reshaped one (frames, a grid, a sequence of tokens). A pipeline
+uses one of the layouts in this module, which is identified from its result.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def find_denoisers(pipe: Any) -> list[nn.Module]:
-    """The UNets among a pipeline's components, compiled or not; its transformers if there are none."""
+    """The UNets among a pipeline's components, compiled or not, or else its transformers."""
     parts = [(name, part) for name, part in vars(pipe).items() if isinstance(part, nn.Module)]
     unets = [part for name, part in parts if name == "unet" or "UNet" in type(_unwrap_compiled(part)).__name__]
     return unets or [part for name, part in parts if "transformer" in name or _is_transformer(_unwrap_compiled(part))]
@@ -27,20 +27,20 @@ def _unwrap_compiled(part: nn.Module) -> Any:
 
 
 def _is_transformer(part: Any) -> bool:
-    """Whether a pipeline's component is a denoising transformer of diffusers, and no ControlNet."""
+    """Whether a pipeline's component is a denoising transformer of diffusers, but not a ControlNet."""
     kind = type(part).__name__
     return isinstance(part, ModelMixin) and "Transformer" in kind and "ControlNet" not in kind
 
 
 def has_channels_last(denoiser: nn.Module) -> bool:
-    """Whether a denoiser predicts [B, F, H, W, C], as those of Kandinsky 5 and 6 do; no shape tells."""
+    """Whether a denoiser predicts [B, F, H, W, C], as in Kandinsky 5 and 6; shapes do not show this."""
     return "out_visual_dim" in getattr(_unwrap_compiled(denoiser), "config", {})
 
 
 def output_tensors(output: Any) -> tuple[Tensor, ...]:
-    """A denoiser's output as a tuple of tensors, one for each scheduler it is made for, usually one.
+    """A denoiser's output as a tuple of tensors, one per scheduler, usually one.
 
-    A list that stands for a batch becomes one.
+    A list that represents a batch is stacked.
     """
     if isinstance(output, Tensor):
         return (output,)
@@ -57,16 +57,16 @@ def output_tensors(output: Any) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the outputs of a step hold predictions; those are as many as `copies` says, of each output."""
+    """Layout of the predictions in a step's outputs; each output contains `copies` predictions."""
 
     copies: tuple[int, ...]
     interleaved: bool = False
-    """Whether the predictions of a sample follow each other, rather than those of a kind."""
+    """Whether predictions are grouped by sample rather than by condition."""
     from_end: bool = False
-    """Whether the end of what is longer than the scheduler's sample is used, rather than the beginning."""
+    """Whether the end, rather than the beginning, of an output longer than the scheduler's sample is used."""
 
     def predictions(self, outputs: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
-        """Split a step's denoiser outputs into predictions of the scheduler's shape; empty if one does not fit."""
+        """Split a step's denoiser outputs into predictions with the scheduler's shape; empty if one does not fit."""
         parts = []
         for output, copies in zip(outputs[-len(self.copies) :], self.copies, strict=True):
             size = len(output) // copies
@@ -80,7 +80,9 @@ class Layout:
 
 
 def possible_layouts(outputs: Sequence[Tensor], shape: Sequence[int]) -> Iterator[Layout]:
-    """Layouts in which denoisers' outputs can hold predictions of this shape; those of the last output alone first."""
+    """Possible layouts of predictions with this shape in the denoisers' outputs; layouts with only the last output
+    first.
+    """
     for some in dict.fromkeys((1, len(outputs))):
         copies = [divmod(len(output) * frames_per_sample(output, shape), shape[0]) for output in outputs[-some:]]
         if any(rest or not number for number, rest in copies) or sum(number for number, _ in copies) == 1:
@@ -92,14 +94,14 @@ def possible_layouts(outputs: Sequence[Tensor], shape: Sequence[int]) -> Iterato
 
 
 def frames_per_sample(output: Tensor, shape: Sequence[int]) -> int:
-    """Items of the scheduler's batch that make one sample: its frames if a video is passed on as a batch, else 1."""
+    """Number of items in the scheduler's batch per sample: the frames if a video is passed as a batch, else 1."""
     return output.shape[2] if output.ndim == 5 and len(shape) == 4 else 1
 
 
 def _fit_to_shape(part: Tensor, shape: Sequence[int], from_end: bool) -> Tensor | None:
     """A part of a denoiser's output narrowed to the scheduler's shape; None if it does not fit.
 
-    That is a predicted variance, given frames, or tokens of an image that is only looked at.
+    Removes a predicted variance, conditioning frames, or tokens of a reference image.
     """
     if part.shape == tuple(shape):
         return part
@@ -112,7 +114,7 @@ def _fit_to_shape(part: Tensor, shape: Sequence[int], from_end: bool) -> Tensor 
 
 
 def _reshaped_views(part: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
-    """A prediction reshaped as the scheduler may see it: frames as a batch, a grid as tokens, or tokens as a grid."""
+    """A prediction reshaped for the scheduler: frames as a batch, a grid as tokens, or tokens as a grid."""
     if part.ndim == 5 and len(shape) == 4:  # frames as a batch
         yield part.transpose(1, 2).flatten(0, 1)
     elif part.ndim == 5 and len(shape) == 3:  # a grid as a row of tokens

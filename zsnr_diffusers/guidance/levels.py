@@ -1,4 +1,4 @@
-"""What a scheduler of diffusers, or of ours, knows of a sample: its noise level, and what the network says of it."""
+"""Noise level and prediction type of a scheduler, of diffusers or of this package."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from ..core.noise import noise_level_of_ratio
 
 
 def check_scheduler_levels(scheduler: Any) -> None:
-    """Refuse to rescale guidance in another space with a scheduler whose noise levels are unknown here.
+    """Refuse to rescale guidance in another space with a scheduler whose noise levels are unknown.
 
     Raises:
-        ValueError: with what can be done.
+        ValueError: with the remedy.
     """
-    # Those of EDM and of trigonometric flow have a `sigma_data`, by which a network's output is weighed.
+    # EDM and trigonometric flow have a `sigma_data`, which scales the network's output.
     if not hasattr(scheduler, "alphas_cumprod") and not _is_flow_matching(scheduler):
         raise ValueError(
             f"{type(scheduler).__name__} has neither a variance-preserving schedule nor flow times, so guidance can "
-            "be rescaled on its network's output alone; leave out space."
+            "only be rescaled in the space of the network's output; leave out space."
         )
 
 
 def _is_flow_matching(scheduler: Any) -> bool:
-    """Whether a scheduler, stock or ours, samples over flow times."""
+    """Whether a scheduler, of diffusers or of this package, samples over flow times."""
     config = scheduler.config
     if config.get("use_flow_sigmas"):
         return True
@@ -33,9 +33,9 @@ def _is_flow_matching(scheduler: Any) -> bool:
 
 
 def noise_level_at(scheduler: Any, timestep: Any) -> NoiseLevel:
-    """Noise level of the network's input at a timestep of a scheduler, stock or ours."""
+    """Noise level of the network's input at a timestep of a scheduler, of diffusers or of this package."""
     if not hasattr(scheduler, "sigmas"):
-        # Stock moves its table along with what it noises, and not every device has float64.
+        # diffusers moves its table to the samples' device, and not every device supports float64.
         return noise_level(scheduler.alphas_cumprod.cpu().double(), int(timestep))
     index = scheduler.step_index
     sigma = float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])

@@ -1,6 +1,6 @@
-"""Two ways to watch a pipeline for one call: a hook on what its denoiser returns, and a method that is replaced.
+"""Two ways to intercept a pipeline's call: a hook on its denoiser's output, and a patched method.
 
-Nothing stays behind on denoiser or scheduler, and threads that share them do not see each other.
+Both are removed after the call, and threads that share a denoiser or scheduler do not affect each other.
 """
 
 import copy
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class Run(Protocol):
-    """One call of a pipeline, as hooks and patches know it."""
+    """One call of a pipeline, as seen by hooks and patches."""
 
     stack: ExitStack
 
@@ -29,7 +29,7 @@ active_run: "ContextVar[Run | None]" = ContextVar("guidance_interceptor", defaul
 def watch_denoiser(denoiser: nn.Module, run: Run) -> None:
     """Have a run record a denoiser's outputs until its stack closes."""
     if getattr(denoiser, "_compiled_call_impl", None) is not None:
-        # `module.compile()` would trace a hook into the graph, and compile again for every call of the pipeline.
+        # `module.compile()` would trace a hook into the graph, and recompile for every call of the pipeline.
         patch_method(denoiser, "_compiled_call_impl", _call_and_record, run)
         return
 
@@ -48,29 +48,29 @@ def _call_and_record(run: Run, denoiser: nn.Module, call: Callable[..., Any], ar
 
 
 class PatchedMethod:
-    """A method that is replaced on an object while runs use it: theirs go `through(run, owner, method, args, kwargs)`.
+    """A patched method of an object, active while runs use it: their calls become `through(run, owner, method, args,
+    kwargs)`.
 
-    Runs in several threads may share an owner, and then share its patch: the first sets it, the last one
-    removes it.
+    Runs in several threads may share an owner and its patch: the first run sets it, the last one removes it.
     """
 
     def __init__(self, owner: Any, name: str, through: Callable[..., Any], method: Callable[..., Any]) -> None:
         self.owner, self.name, self.through, self.method = owner, name, through, method
         self.found = vars(owner).get(name)
         self.runs: list[Run] = []
-        functools.update_wrapper(self, method)  # pipelines ask for its signature
+        functools.update_wrapper(self, method)  # pipelines inspect its signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The method; inside a guided call what its interceptor makes of it."""
+        """The method; inside a guided call, intercepted."""
         run = active_run.get()
         if run in self.runs:
             return self.through(run, self.owner, self.method, args, kwargs)
         return self.method(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PatchedMethod":
-        """Some pipelines copy their scheduler in the middle; the copy has a patch of its own, for the same runs."""
+        """Some pipelines copy their scheduler during a call; the copy gets its own patch, for the same runs."""
         owner = memo.get(id(self.owner))
-        if owner is None:  # only the owner's attributes are copied, to be given back to it
+        if owner is None:  # only the owner's attributes are copied, and restored later
             return self
         patch = PatchedMethod(owner, self.name, self.through, copy.deepcopy(self.method, memo))
         for run in self.runs:

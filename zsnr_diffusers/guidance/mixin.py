@@ -2,8 +2,8 @@
 
 No `__call__` is copied.
 
-The mixin wraps a pipeline's call. While it runs, `intercept` watches what the denoiser predicts and changes what goes
-into the scheduler's step.
+The mixin wraps a pipeline's call. While it runs, `intercept` records the denoiser's predictions and changes the input
+of the scheduler's step.
 """
 
 import functools
@@ -30,17 +30,16 @@ class GuidanceRescaleMixin:
     class MyPipeline(GuidanceRescaleMixin, StableDiffusionImg2ImgPipeline): ...
     ```
 
-    A call takes three more arguments beside the pipeline's own, for this call alone:
+    A call accepts three additional arguments, for this call only:
 
     - `guidance_rescale`: phi of Lin et al. 2023, Algorithm 2, 0 to 1.
-    - `keep_low_frequencies`: k, for the lowest k x k frequencies that guidance leaves alone, see
-      `enable_guidance_rescale`.
-    - `guider`: combines the predictions in place of the pipeline, see `enable_guidance_rescale`.
+    - `keep_low_frequencies`: k: guidance does not change the lowest k x k frequencies, see `enable_guidance_rescale`.
+    - `guider`: combines the predictions instead of the pipeline, see `enable_guidance_rescale`.
 
-    With the first two at 0 and no guider the pipeline is stock's, bit for bit. Without these arguments
-    `default_guidance_rescale`, `default_keep_low_frequencies` and `default_guider` hold. A saved pipeline has the name
-    of its stock class, so that it opens without this package, and phi and k beside it, which `load_pipeline` and the
-    `from_pretrained` of a class with this mixin apply again.
+    With the first two at 0 and no guider, the pipeline equals diffusers' bit for bit. Without these arguments,
+    `default_guidance_rescale`, `default_keep_low_frequencies` and `default_guider` apply. A saved pipeline has the
+    name of its diffusers class, so that it opens without this package, and records both settings, which
+    `load_pipeline` and the `from_pretrained` of a class with this mixin apply again.
     """
 
     default_guidance_rescale: float = 0.0
@@ -52,13 +51,13 @@ class GuidanceRescaleMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if GuidanceRescaleMixin in cls.__bases__:  # a class further down inherits a call that is wrapped already
+        if GuidanceRescaleMixin in cls.__bases__:  # subclasses inherit a call that is already wrapped
             check_has_guidance(cls)
             cls.__call__ = _wrap_call(cls.__call__)  # type: ignore[method-assign]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Load as stock does; then `guidance_rescale` and `keep_low_frequencies`, given or recorded, become defaults.
+        """Load as diffusers does; `guidance_rescale` and `keep_low_frequencies`, given or recorded, become defaults.
 
         Args:
             pretrained_model_name_or_path: as in diffusers.
@@ -75,7 +74,7 @@ class GuidanceRescaleMixin:
         return apply_guidance(pipe, recorded, **given)
 
     def to_json_string(self) -> str:
-        """The pipeline's config under the name of its stock class, with its guidance recorded."""
+        """The pipeline's config with the name of its diffusers class and its recorded guidance."""
         config = json.loads(super().to_json_string())  # type: ignore[misc]
         config["_class_name"] = stock_class(type(self)).__name__
         config |= record_of_pipeline(self)
@@ -89,7 +88,7 @@ def _wrap_call(call: Callable[..., Any]) -> Callable[..., Any]:
         for name, parameter in inspect.signature(call).parameters.items()
         if name.endswith("guidance_rescale") and isinstance(parameter.default, float) and parameter.default > 0
     ]
-    off = dict.fromkeys(stock_on, 0.0)  # what stock does unless it is told not to
+    off = dict.fromkeys(stock_on, 0.0)  # the default in diffusers
 
     @functools.wraps(call)
     def __call__(  # noqa: N807
@@ -134,8 +133,8 @@ def _add_guidance_parameters(signature: inspect.Signature) -> inspect.Signature:
 def stock_class(pipeline_class: type) -> type:
     """The class under whose name a pipeline is saved.
 
-    That of an enabled pipeline before it was enabled; of a class with a mixin of ours, the one of diffusers that it is
-    built on, or else itself.
+    For an enabled pipeline, its class before it was enabled; for a class with one of our mixins, its diffusers base
+    class, or else itself.
     """
     pipeline_class = plain_class(pipeline_class)
     if not hasattr(pipeline_class, "saved_under_stock_name"):
@@ -150,7 +149,7 @@ def apply_guidance(
     guidance_rescale: float | None = None,
     keep_low_frequencies: int | None = None,
 ) -> Pipeline:
-    """Enable the guidance recorded for a saved pipeline, with the given phi and k in place of what is recorded."""
+    """Enable the guidance recorded for a saved pipeline; given values override recorded ones."""
     settings = {"guidance_rescale": guidance_rescale, "keep_low_frequencies": keep_low_frequencies}
     given = {name: value for name, value in settings.items() if value is not None}
     if not recorded and not given:
@@ -168,36 +167,36 @@ def enable_guidance_rescale(
     guider: Any = None,
     strict: bool = False,
 ) -> Pipeline:
-    """Enable guidance rescale for a pipeline, in all calls from now on, also where its class has none.
+    """Enable guidance rescale for all following calls of a pipeline, even if its class does not support it.
 
-    The pipeline keeps its identity: components, hooks, class name on disk. In a call, `guidance_rescale=`,
-    `keep_low_frequencies=` and `guider=` override what is given here; the first replaces that of pipelines which have
-    an argument of this name.
+    The pipeline keeps its components, hooks and class name on disk. In a call, `guidance_rescale=`,
+    `keep_low_frequencies=` and `guider=` override these settings; the first replaces a pipeline's own argument of this
+    name.
 
-    Works where what the pipeline hands to its scheduler is a weighted sum of what its UNet or transformer predicted
-    for the step, in one batch or in calls of their own, whatever sign and length the sum is given. Where that turns
-    out not to be so, this is said once and nothing is changed.
+    Works if the pipeline passes a weighted sum of its UNet's or transformer's predictions to the scheduler, made in
+    one batch or in separate calls, with any sign and scale. Otherwise, a warning is logged once and nothing is
+    changed.
 
     Args:
         pipe: a diffusers pipeline with classifier-free guidance.
-        guidance_rescale: the paper's phi, 0 to 1 (Lin et al. 2023, arXiv:2305.08891, Algorithm 2); 0.7 unless given,
-            0 with a guider.
+        guidance_rescale: the paper's phi, 0 to 1 (Lin et al. 2023, arXiv:2305.08891, Algorithm 2); 0.7 by default, 0
+            with a guider.
         keep_low_frequencies: k, at least 0. After guidance and rescale, the lowest k x k frequencies of every image or
             frame become those of the conditional prediction, so that guidance cannot exaggerate brightness and layout;
-            see `zsnr_diffusers.core.low_frequencies`. 0 is off. Sound that is made with a video is left alone.
-        space: what is rescaled: the network's `output` (the paper, and stock), or what it says of `v`, of the noise
-            (`epsilon`) or of the image (`x_0`).
-        guider: an object of `diffusers.guiders`, which combines the predictions in place of the pipeline. Its own
-            guidance scale counts; the pipeline's has to be above 1 for there to be two predictions.
-        strict: raise a `GuidanceError` rather than say that nothing can be done.
+            see `zsnr_diffusers.core.low_frequencies`. 0 is off. Sound generated with a video is not changed.
+        space: where to rescale: the network's `output` (as in the paper and in diffusers), `v`, `epsilon` or `x_0`.
+        guider: an object of `diffusers.guiders`, which combines the predictions instead of the pipeline. Its guidance
+            scale is used; the pipeline's must be above 1, so that there are two predictions.
+        strict: raise a `GuidanceError` instead of a warning if guidance cannot be changed.
 
     Returns:
         The same pipeline.
 
     Raises:
         TypeError: the pipeline has no denoiser or no guidance; the guider needs more than two predictions.
-        ValueError: phi outside [0, 1], k no count, unknown space, or phi or k both here and in the guider. A call
-            raises it where k is above 0 and predictions have no height and width, such as the packed tokens of Flux.
+        ValueError: guidance_rescale outside [0, 1], an invalid keep_low_frequencies, unknown space, or a setting both
+            here and in the guider. A call raises it if keep_low_frequencies is above 0 and predictions have no height
+            and width, such as the packed tokens of Flux.
     """
     phi = (0.0 if guider is not None else DEFAULT_GUIDANCE_RESCALE) if guidance_rescale is None else guidance_rescale
     check_guidance_rescale(phi)
@@ -216,9 +215,9 @@ def enable_guidance_rescale(
 
 
 def disable_guidance_rescale(pipe: Pipeline) -> Pipeline:
-    """Undo `enable_guidance_rescale`: the pipeline is of its own class again.
+    """Undo `enable_guidance_rescale`: the pipeline has its own class again.
 
-    A pipeline of a class made with `GuidanceRescaleMixin` stays one and guides as stock does by default.
+    A pipeline whose class uses `GuidanceRescaleMixin` keeps it, and by default guides as diffusers does.
 
     Returns:
         The same pipeline.

@@ -1,4 +1,4 @@
-"""How a saved pipeline keeps its guidance: entries of `model_index.json`, which stock loaders ignore."""
+"""How a saved pipeline records its guidance: entries of `model_index.json`, which diffusers' loaders ignore."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from ..core.choices import check_guidance_rescale, check_keep_low_frequencies
 from ..core.guidance import check_guidance_space
 
 RECORDED = "_guidance_rescale"
-"""Where `model_index.json` holds phi. Stock loaders ignore names with an underscore."""
+"""Entry of `model_index.json` for guidance_rescale. diffusers' loaders ignore names with an underscore."""
 
 RECORDED_SPACE = "_guidance_rescale_space"
 
@@ -15,7 +15,7 @@ RECORDED_LOW_FREQUENCIES = "_guidance_keep_low_frequencies"
 
 
 def guidance_record(guidance_rescale: float, space: str = "output", keep_low_frequencies: int = 0) -> dict[str, Any]:
-    """Config entries by which a saved pipeline keeps its guidance; none for what is 0."""
+    """Config entries that record a pipeline's guidance; settings that are 0 are omitted."""
     record: dict[str, Any] = {}
     if guidance_rescale != 0:
         record = {RECORDED: guidance_rescale} | ({} if space == "output" else {RECORDED_SPACE: space})
@@ -23,7 +23,7 @@ def guidance_record(guidance_rescale: float, space: str = "output", keep_low_fre
 
 
 def record_of_pipeline(pipe: Any) -> dict[str, Any]:
-    """`guidance_record` of what a pipeline does by default; none of one that was never enabled."""
+    """`guidance_record` of a pipeline's defaults; empty if guidance rescale was never enabled."""
     return guidance_record(
         getattr(pipe, "default_guidance_rescale", 0.0),
         getattr(pipe, "guidance_space", "output"),
@@ -35,7 +35,7 @@ def recorded_guidance(config: Mapping[str, Any]) -> dict[str, Any]:
     """Guidance settings recorded in a saved pipeline's config, as arguments of `enable_guidance_rescale`.
 
     Raises:
-        ValueError: what it says cannot be applied.
+        ValueError: invalid settings.
     """
     if RECORDED not in config and RECORDED_LOW_FREQUENCIES not in config:
         return {}

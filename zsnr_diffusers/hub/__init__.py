@@ -1,4 +1,4 @@
-"""A model on disk or on the Hub: folders, repos, single files and LoRAs, with what they record about their model."""
+"""Models on disk or on the Hub: folders, repos, single files and LoRAs, and the metadata they record."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .save import save_pipeline
     from .saved_model import SavedModel
 
-# They pull in transformers, which takes seconds; who only reads a config does not wait for it.
+# They import transformers, which takes seconds; code that only reads a config does not wait for it.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

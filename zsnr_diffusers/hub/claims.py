@@ -1,4 +1,4 @@
-"""What one place says of a model, and what a scheduler's config and the name of a known repo say."""
+"""What one source records about a model: arguments, a scheduler's config, or the table of known repos."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SCHEDULER, ARCHITECTURE = "the scheduler's config", "the config of this architec
 
 @dataclass(frozen=True)
 class Claim:
-    """What one place says of a model; None where it says nothing."""
+    """What one source records about a model; None where it records nothing."""
 
     source: str
     prediction_type: str | None = None
@@ -28,19 +28,19 @@ class Claim:
 
 
 def claim_from_config(source: str, facts: Mapping[str, Any]) -> Claim:
-    """The claim that config-like values make under diffusers' names."""
+    """The claim of config-like values with diffusers' names."""
     zero_snr = facts.get("rescale_betas_zero_snr")
     return Claim(source, facts.get("prediction_type"), None if zero_snr is None else bool(zero_snr))
 
 
 def known_model_claim(source: Any) -> Claim:
-    """The claim of the table of known models about a source's Hub repo, or about that of a file in the Hub's cache."""
+    """The claim of the table of known models about a Hub repo, or about the repo of a file in the Hub's cache."""
     repo = repo_id_of(source)
-    return Claim(f"what is known of {repo}", *known_model_settings(repo))
+    return Claim(f"the known models' entry for {repo}", *known_model_settings(repo))
 
 
 def scheduler_claim(config: Mapping[str, Any], source: str = SCHEDULER) -> Claim:
-    """The claim of a scheduler's config, in memory or read from its file; an EDM config claims nothing."""
+    """The claim of a scheduler's config, in memory or from a file; an EDM config claims nothing."""
     filled = with_defaults(config, cls) if (cls := scheduler_class(config)) else dict(config)
     if is_flow(filled) and filled.get("prediction_type", "flow_prediction") == "flow_prediction":
         return Claim(source, "flow_prediction")
@@ -51,9 +51,9 @@ def scheduler_claim(config: Mapping[str, Any], source: str = SCHEDULER) -> Claim
 
 
 def _betas_have_zero_terminal_snr(config: Mapping[str, Any]) -> bool:
-    """Whether a config's `trained_betas` reach zero SNR by themselves, so that no flag is needed.
+    """Whether a config's `trained_betas` already reach zero SNR, so that no flag is needed.
 
-    Epsilon models on the cosine schedule end nearly there too, and are sampled as diffusers does.
+    Epsilon models with the cosine schedule almost reach it too, and are sampled as diffusers does.
     """
     betas = config.get("trained_betas")
     if betas is None or config.get("prediction_type", "epsilon") == "epsilon":
@@ -62,7 +62,7 @@ def _betas_have_zero_terminal_snr(config: Mapping[str, Any]) -> bool:
 
 
 def scheduler_class(config: Mapping[str, Any]) -> Any:
-    """The scheduler class, ours or diffusers', that a config names; None if it is unknown."""
+    """The scheduler class, ours or diffusers', that a config names; None if unknown."""
     name = str(config.get("_class_name"))
     found = getattr(schedulers, name, None) or getattr(diffusers, name, None)
     return found if name.endswith("Scheduler") and isinstance(found, type) else None

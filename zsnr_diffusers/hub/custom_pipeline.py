@@ -1,6 +1,6 @@
-"""A pipeline with guidance, start and sampler of ours as one file, for people who do not have this package.
+"""A self-contained `pipeline.py` with our guidance, start and sampler, for users without this package.
 
-The file is put together from this package's source: the class that is wanted and whatever it needs, found by name.
+The file is assembled from this package's source: the required classes and everything they refer to by name.
 """
 
 import ast
@@ -56,36 +56,36 @@ _PARTS: tuple[ModuleType, ...] = (
     *(method_patch, layout, levels, intercept, checks, record, mixin, class_conditional),
     *(start_file, latents, base_check, start_mixin),
 )
-"""What such a pipeline is made of, each after what it needs."""
+"""Modules that such a file can contain, each after its dependencies."""
 
 
 _OF_EVERY_SCHEDULER = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
 )
-"""What the config of the stock scheduler says that is saved."""
+"""Overrides when our scheduler is built from the saved diffusers scheduler's config."""
 
 _OF_EVERY_FLOW_SCHEDULER = ("num_train_timesteps", "shift", "prediction_type")
-"""The same of flow matching."""
+"""The same for flow matching."""
 
 
 def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
     """Write `pipeline.py` next to a saved pipeline, for users without this package.
 
     `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`, with the folder's path or
-    the id of the Hub repo that it became, then gives the pipeline with its guidance (rescale and the low frequencies
-    that it keeps), its start, and its sampler, see `bundled_scheduler`. The file needs torch and diffusers alone, and
-    is put together from this package's own source. Without these arguments nobody runs it, and the scheduler is the
-    stock one that is saved.
+    the id of the Hub repo that it became, then loads the pipeline with its guidance (rescale and kept low
+    frequencies), its start, and its sampler, see `bundled_scheduler`. The file needs only torch and diffusers, and is
+    assembled from this package's source. Without these arguments it is not executed, and the saved diffusers scheduler
+    is used.
 
     Args:
-        pipe: the pipeline, with the guidance, the start and the scheduler that the file shall apply.
+        pipe: the pipeline, with the guidance, start and scheduler that the file will apply.
         folder: where it was saved.
 
     Returns:
         The file's path.
 
     Raises:
-        TypeError: the pipeline has no guidance, or is of a class that is not diffusers'.
+        TypeError: the pipeline has no guidance, or its class is not part of diffusers.
     """
     settings = ("default_guidance_rescale", "default_keep_low_frequencies", "guidance_space")
     values = {key: getattr(pipe, key, getattr(GuidanceRescaleMixin, key)) for key in settings}
@@ -103,12 +103,12 @@ def write_custom_pipeline(pipe: Any, folder: Any) -> Path:
 
 
 def bundled_scheduler(pipe: Any) -> PathSampler | None:
-    """A pipeline's scheduler, if it is one of ours that no stock scheduler equals and that a file can bring.
+    """A pipeline's scheduler, if it is one of ours without an equivalent in diffusers that the file can contain.
 
-    Stock's Euler equals our DDIM. Of flow matching none equals ours: the UniPC that stands in for them in pipelines of
-    Stable Diffusion gives the network whole timesteps. Where a pipeline has that UniPC already, the file brings
-    `FlowMatchMultistepScheduler`, which `load_pipeline` puts in its place. A file brings none for a pipeline without
-    guidance, or of a class that is not diffusers'.
+    diffusers' Euler equals our DDIM. Our flow-matching schedulers have no equivalent: the UniPC that replaces them in
+    Stable Diffusion pipelines rounds timesteps to integers. If a pipeline already has that UniPC, the file contains
+    `FlowMatchMultistepScheduler`, as `load_pipeline` would install it. The file contains no scheduler for a pipeline
+    without guidance, or whose class is not part of diffusers.
     """
     stock = stock_class(type(pipe))
     scheduler: Any = getattr(pipe, "scheduler", None)
@@ -116,7 +116,7 @@ def bundled_scheduler(pipe: Any) -> PathSampler | None:
         scheduler = FlowMatchMultistepScheduler.from_config(scheduler.config)
     if not isinstance(scheduler, PathSampler) or isinstance(scheduler, ZeroSNRDDIMScheduler):
         return None
-    ours = type(scheduler).__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
+    ours = scheduler.__module__ == schedulers.__name__ and stock.__module__.startswith("diffusers.")
     return scheduler if ours and has_guidance(stock) else None
 
 
@@ -128,15 +128,13 @@ def custom_pipeline_source(
     sampler: PathSampler | None = None,
     start: Start | None = None,
 ) -> str:
-    """Source of `pipeline.py` for a pipeline of class `stock`, with a sampler in place of the saved scheduler.
+    """Source of `pipeline.py` for a pipeline of class `stock`, with a sampler that replaces the saved scheduler.
 
-    A start stands in the text itself: `DiffusionPipeline.download` fetches no file that is not a component's.
+    A start is embedded in the text, since `DiffusionPipeline.download` fetches only the files of components.
     """
     check_has_guidance(stock)
     if not stock.__module__.startswith(("diffusers.", class_conditional.__name__)):
-        raise TypeError(
-            f"{stock.__name__} is no class of diffusers, so a file that stands alone cannot be built on it."
-        )
+        raise TypeError(f"{stock.__name__} is not a diffusers class, so a self-contained file cannot be based on it.")
     values = {
         "default_guidance_rescale": default_guidance_rescale,
         "default_keep_low_frequencies": int(default_keep_low_frequencies),
@@ -148,7 +146,7 @@ def custom_pipeline_source(
     imports, definitions = _inline_sources(roots)
     head = f'''"""{name} with guidance rescale (arXiv:2305.08891, Algorithm 2) and kept low frequencies.
 
-Put together from zsnr_diffusers, licence Apache-2.0.
+Generated from the source of zsnr_diffusers, license Apache-2.0.
 """'''
     if ours:
         tail = "\n".join(f"{name}.{key} = {value!r}" for key, value in values.items())
@@ -167,13 +165,13 @@ Put together from zsnr_diffusers, licence Apache-2.0.
 
 
 def _start_lines(start: Start) -> list[str]:
-    """Lines of `pipeline.py` by which the pipeline's class has a start."""
+    """Lines of `pipeline.py` that give the pipeline's class a start."""
     lines = textwrap.wrap(start.to_text(), 100)
     return ["    default_start = Start.from_text(", *(f'        "{line}"' for line in lines), "    )"]
 
 
 def _sampler_override_lines(sampler: PathSampler) -> list[str]:
-    """Lines of `pipeline.py` by which the pipeline's class replaces the scheduler it is given with a sampler."""
+    """Lines of `pipeline.py` that make the pipeline's class replace its scheduler with our sampler."""
     name, parameters = type(sampler).__name__, inspect.signature(type(sampler).__init__).parameters
     config = {**sampler.config, "timestep_spacing": own_spacing(sampler.config)}
     saved = _OF_EVERY_FLOW_SCHEDULER if isinstance(sampler, FlowMatchScheduler) else _OF_EVERY_SCHEDULER
@@ -189,7 +187,7 @@ def _sampler_override_lines(sampler: PathSampler) -> list[str]:
 
 
 def _inline_sources(roots: set[str]) -> tuple[list[str], list[str]]:
-    """Imports and definitions of these names and all they need from this package, each after what it needs."""
+    """Imports and definitions of these names and their dependencies within this package, in dependency order."""
     imports, definitions = _package_definitions()
     needed, open_names = set[str](), set(roots)
     while open_names:
@@ -203,7 +201,7 @@ def _inline_sources(roots: set[str]) -> tuple[list[str], list[str]]:
 
 @functools.cache
 def _global_names(text: str) -> set[str]:
-    """Module-level names that a definition's source refers to; a local variable may share a function's name."""
+    """Module-level names that a definition refers to; a local variable may share a function's name."""
 
     def found(table: symtable.SymbolTable) -> set[str]:
         own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
@@ -229,7 +227,7 @@ def _package_definitions() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _defined_names(node: ast.stmt) -> Iterator[str]:
-    """Names that a module's statement defines, without those imported from within this package."""
+    """Names that a module-level statement defines, except for imports from this package."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -241,7 +239,7 @@ def _defined_names(node: ast.stmt) -> Iterator[str]:
 
 
 def _import_statement(node: ast.Import | ast.ImportFrom, name: str) -> str:
-    """The import statement of one name out of those that a statement imports."""
+    """The import statement for one of the names that a statement imports."""
     aliases = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) == name]
     if isinstance(node, ast.Import):
         return ast.unparse(ast.Import(names=aliases))
@@ -249,6 +247,6 @@ def _import_statement(node: ast.Import | ast.ImportFrom, name: str) -> str:
 
 
 def _definition_source(source: str, node: ast.stmt) -> str:
-    """Source text of a definition, decorators included."""
+    """Source text of a definition, including decorators."""
     first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
     return "\n".join(source.splitlines()[first - 1 : node.end_lineno])

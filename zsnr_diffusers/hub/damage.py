@@ -1,4 +1,4 @@
-"""Errors of damaged files that name the file, whatever diffusers raises for them."""
+"""Error messages for damaged files that name the file."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,12 +13,13 @@ from .header import Header, read_header
 from .layouts import check_not_quantized
 
 _LOAD_ERRORS = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
-"""What a wrong value in a network's config leads to."""
+"""Exceptions that a wrong value in a network's config can cause."""
 
 
 @contextlib.contextmanager
 def explain_load_errors(source: Any) -> Iterator[None]:
-    """Turn whatever diffusers raises for damaged files into an error that names the source, and the file if found.
+    """Convert any exception that diffusers raises for damaged files into an error that names the source and, if known,
+    the file.
 
     Raises:
         OSError, ValueError: with the name.
@@ -40,18 +41,19 @@ def explain_load_errors(source: Any) -> Iterator[None]:
 
 
 def check_folder_weights(name: Any, folder: Path) -> dict[Path, Header]:
-    """Refuse quantized weights in a saved pipeline's parts, unless a part's config says how to read them.
+    """Refuse quantized weights in a saved pipeline's components, unless a component's config describes the
+    quantization.
 
     Returns:
-        The headers of the parts' files of weights.
+        The headers of the components' weights files.
 
     Raises:
-        ValueError: with the file.
+        ValueError: the message names the file.
     """
     headers = {}
     for file in sorted(folder.glob("*/*.safetensors")):
         config = file.with_name("config.json")
-        # Other folders that hold weights, such as a run's checkpoints, are no parts of the pipeline.
+        # Other folders with weights, such as a run's checkpoints, are not components of the pipeline.
         if config.is_file() and "quantization_config" not in read_json(config):
             headers[file] = read_header(file)
             check_not_quantized(f"{name}: {file.relative_to(folder)}", headers[file])

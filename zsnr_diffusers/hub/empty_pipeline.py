@@ -1,4 +1,4 @@
-"""A pipeline with the layers of another one and none of its weights: room for a LoRA on its way into another file."""
+"""A pipeline with another one's layers but without its weights, used to convert a LoRA."""
 
 import inspect
 from typing import Any
@@ -18,36 +18,36 @@ _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 def empty_pipeline(source: Any, dtype: torch.dtype = torch.float32, **places: Any) -> Any:
-    """Make the pipeline of a folder or Hub repo from its configs alone.
+    """Create the pipeline of a folder or Hub repo from its configs only.
 
-    Each tensor of weights is a single zero that is repeated, so that none takes memory. There are no tokenizers, so it
-    makes no images.
+    Each weight tensor is a single expanded zero, so weights take no memory. Without tokenizers, the pipeline cannot
+    generate images.
 
     Args:
-        source: folder or Hub id of a pipeline that takes LoRA, or one of them as a `SavedModel`.
+        source: folder or Hub id of a pipeline that supports LoRA, or a `SavedModel` of one.
         dtype: of the weights.
-        places: arguments of `from_pretrained` that say where to look.
+        places: arguments of `from_pretrained` that say where to look, such as `revision`.
 
     Returns:
         The pipeline, on the CPU.
 
     Raises:
         OSError: there is no such pipeline, or a config is missing.
-        ValueError: it is another kind of pipeline, or a config is damaged.
+        ValueError: an unsupported kind of pipeline, or a damaged config.
     """
     saved = SavedModel.open(source, only_pipelines=True, **places)
     source, index = saved.name, saved.index
     kind = str(index.get("_class_name", "single file"))
     cls: Any = getattr(diffusers, kind, None)
     if not hasattr(cls, "load_lora_weights") or "unet" not in index:
-        raise ValueError(f"{source} is a {kind}, which is no pipeline of a UNet that takes LoRA.")
+        raise ValueError(f"{source} is a {kind}, which is not a UNet pipeline with LoRA support.")
     with explain_load_errors(source):
         parameters = inspect.signature(cls).parameters.values()
         parts: dict[str, Any] = {one.name: None for one in parameters if one.default is one.empty}
         parts |= {name: _build_network(saved, name, dtype) for name in _NETWORKS if index.get(name)}
         parts["scheduler"] = _load_scheduler(saved)
         if "safety_checker" in parts:
-            parts["requires_safety_checker"] = False  # or there is a warning of its absence
+            parts["requires_safety_checker"] = False  # avoids a warning that it is missing
         pipe = cls(**parts)
     pipe.register_to_config(_name_or_path=source)
     return pipe
@@ -59,20 +59,20 @@ def _load_scheduler(saved: SavedModel) -> Any:
     cls = scheduler_class(config)
     if cls is None:
         raise ValueError(
-            f"{SCHEDULER_FILE} of {saved.name} names {config.get('_class_name')!r}, which is no scheduler known here."
+            f"{SCHEDULER_FILE} of {saved.name} names {config.get('_class_name')!r}, which is not a known scheduler."
         )
     return cls.from_config(config)
 
 
 def _build_network(saved: SavedModel, name: str, dtype: torch.dtype) -> nn.Module | None:
-    """One of a saved pipeline's networks, with repeated zeros for weights; None if `model_index.json` lists none."""
+    """One of a saved pipeline's networks, with expanded zeros as weights; None if it is not listed."""
     library, class_name = entry = saved.index[name]
     if class_name is None:
         return None
     cls = getattr(_LIBRARIES.get(library), class_name, None)
     if cls is None:
         raise ValueError(
-            f"{INDEX} of {saved.name} has {entry} as its {name}, which is no class of a library known here."
+            f"{INDEX} of {saved.name} has {entry} as its {name}, which is not a class of a known library."
         )
     config = load_json(saved.name, file := f"{name}/config.json", saved.options)
     if config is None:
@@ -86,7 +86,7 @@ def _build_network(saved: SavedModel, name: str, dtype: torch.dtype) -> nn.Modul
 
 
 def _fill_with_zeros(network: nn.Module, dtype: torch.dtype) -> None:
-    """Give a network on the meta device weights on the CPU, each of one number that is repeated."""
+    """Replace a network's meta-device weights with expanded zeros on the CPU."""
     for module in network.modules():
         for key, parameter in module.named_parameters(recurse=False):
             setattr(module, key, nn.Parameter(_expanded_zero(parameter, dtype), requires_grad=False))

@@ -1,6 +1,6 @@
-"""What goes wrong at the Hub, in one sentence with what to do.
+"""Hub errors as one sentence with the cause and the remedy.
 
-Its client raises many kinds of errors, and diffusers puts others over them, some of which name a wrong reason.
+The Hub client raises many kinds of errors, and diffusers wraps them in others, some of which give a wrong reason.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from huggingface_hub.errors import (
 from .known_models import find_repo_copy
 
 TRANSPORT: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
-"""What the client lets through of the library that it asks by, which is another one in each of its major versions."""
+"""Errors of the client's HTTP library, which differs between its major versions."""
 
-_LOG_IN = "log in by `hf auth login` or set HF_TOKEN, or pass token="
+_LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass token="
 
 
 @contextlib.contextmanager
 def explain_hub_errors(source: Any) -> Iterator[None]:
-    """While a Hub repo is read, raise errors that say what is wrong with it; those over local paths pass unchanged.
+    """Explain errors that occur while a Hub repo is read; errors about local paths pass unchanged.
 
     Raises:
-        OSError: with the id of the repo, the reason and what to do.
-        ValueError: of a different kind, with the id of the repo.
+        OSError: with the repo's id, the cause and the remedy.
+        ValueError: any other error, with the repo's id.
     """
     try:
         yield
@@ -44,23 +44,24 @@ def explain_hub_errors(source: Any) -> Iterator[None]:
         reason = explain_hub_error(error, str(source))
         if reason is None:
             raise ValueError(f"{source}: {_one_line(error)}.") from error
-        raise OSError(f"{source} is no local folder or file, and cannot be read from the Hub: {reason}.") from error
+        raise OSError(f"{source} is not a local folder or file, and cannot be read from the Hub: {reason}.") from error
 
 
 def explain_hub_error(error: BaseException, repo: str) -> str | None:
-    """The reason for an error of the Hub's client, or of diffusers over it, in words; None for any other error.
+    """The cause of an error of the Hub client, or of a diffusers error that wraps one, in words; None for other
+    errors.
 
     Args:
-        error: as it was caught.
-        repo: the id of the repo.
+        error: the caught exception.
+        repo: id of the repo.
     """
     chain = [*_exception_chain(error)]
     for kind, reason in (
-        (GatedRepoError, f"it is gated: ask for access at https://huggingface.co/{repo}, and then {_LOG_IN}"),
+        (GatedRepoError, f"it is gated: request access at https://huggingface.co/{repo}, then {_LOG_IN}"),
         (RepositoryNotFoundError, _missing_repo_reason(repo)),
-        (RevisionNotFoundError, "it has no such revision: check the name of the branch or tag, or the commit"),
-        (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, and what is asked for is not in the cache"),
-        (HFValidationError, "that is no id of a repo, which is like owner/name"),
+        (RevisionNotFoundError, "it has no such revision: check the branch, tag or commit"),
+        (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, and the requested file is not in the cache"),
+        (HFValidationError, "this is not a valid repo id, which has the form owner/name"),
     ):
         if any(isinstance(one, kind) for one in chain):
             return reason
@@ -78,33 +79,33 @@ def explain_hub_error(error: BaseException, repo: str) -> str | None:
 
 
 def _missing_repo_reason(repo: str) -> str:
-    """Why a repo was not found: it left the Hub, is private, or does not exist."""
+    """Why a repo was not found: it was removed from the Hub, is private, or does not exist."""
     if copy := find_repo_copy(repo):
-        return f"it was taken off the Hub; {copy} is a copy of it"
-    return f"there is no such repo, or it is private: check the id, or {_LOG_IN}"
+        return f"it was removed from the Hub; {copy} is a copy"
+    return f"the repo does not exist or is private: check the id, or {_LOG_IN}"
 
 
 def _exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, then those that it was raised from or while handling."""
+    """An exception, followed by its chain of causes and contexts."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _is_transport_error(error: BaseException) -> bool:
-    """Whether an exception comes from the HTTP library that the Hub's client uses."""
+    """Whether an exception comes from the HTTP library of the Hub client."""
     libraries = {kind.__module__.split(".")[0] for kind in TRANSPORT} - {"builtins"}
     return type(error).__module__.split(".")[0] in libraries
 
 
 def _http_status_reason(error: Any) -> str:
-    """The Hub's HTTP error status in words, with what to do."""
+    """The Hub's HTTP error status in words, with the remedy."""
     status = error.response.status_code
     over = _over_requested_file(error)
     if status == 401:
         return f"it answers 401, not authorized{over}: {_LOG_IN}"
     if status == 403:
-        return f"it answers 403, forbidden{over}: your token may not do this; {_LOG_IN} with one that may"
+        return f"it answers 403, forbidden{over}: your token lacks this permission; {_LOG_IN} with one that has it"
     later = "; try again later" if status >= 500 or status == 429 else ""
     return f"it answers {status}{over}{later}"
 
@@ -118,7 +119,7 @@ def _over_requested_file(error: Any) -> str:
 def _requested_file(error: Any) -> str | None:
     """Name of the file that a failed Hub request was for; None if unknown."""
     for holder in ("response", "request"):
-        with contextlib.suppress(RuntimeError):  # a request that the library did not note
+        with contextlib.suppress(RuntimeError):  # a request that the library did not record
             url = str(getattr(getattr(error, holder, None), "url", ""))
             if "/resolve/" in url:
                 return url.split("/resolve/", 1)[1].split("/", 1)[1]

@@ -1,4 +1,4 @@
-"""The JSON files of a saved pipeline, in a local folder or at the Hub; whatever they hold, errors name them."""
+"""The JSON files of a saved pipeline, in a local folder or on the Hub; error messages name the file."""
 
 import contextlib
 import json
@@ -16,11 +16,11 @@ from .weight_files import weight_variants
 INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-"""Arguments of `from_pretrained` that say where to look."""
+"""Arguments of `from_pretrained` that say where to look on the Hub."""
 
 
 def hub_kwargs_of(kwargs: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """Those arguments of `from_pretrained` that say where to look at the Hub, and those in `more`."""
+    """The arguments of `from_pretrained` that say where to look on the Hub, and those in `more`."""
     return {key: kwargs[key] for key in (*HUB_KWARGS, *more) if key in kwargs}
 
 
@@ -30,11 +30,11 @@ def load_json(source: Any, name: str, places: Mapping[str, Any]) -> dict[str, An
     Args:
         source: folder or Hub id.
         name: with the subfolder.
-        places: arguments of `from_pretrained`; those that say where to look are used.
+        places: arguments of `from_pretrained`; only `HUB_KWARGS` are used.
 
     Raises:
-        OSError: there is no such repo, or it cannot be read.
-        ValueError: the file holds something else.
+        OSError: the repo does not exist or cannot be read.
+        ValueError: the file is not a JSON object.
     """
     folder = Path(os.fspath(source))
     if folder.is_dir():
@@ -58,16 +58,16 @@ def _is_cached_as_missing(repo: str, name: str, places: Mapping[str, Any]) -> bo
 
 
 def find_only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
-    """The variant, such as `fp16`, if a folder or repo has weights in that one alone.
+    """The variant, such as `fp16`, if a folder or repo has weights only in this variant.
 
-    diffusers finds none of them unless it is asked for by name.
+    diffusers does not find them unless the variant is requested by name.
 
     Args:
-        source: folder, or Hub id of a repo of which something is in the cache.
-        places: arguments of `from_pretrained`; those that say where to look are used.
+        source: folder, or Hub id of a repo that is partly cached.
+        places: arguments of `from_pretrained`; only `HUB_KWARGS` are used.
 
     Returns:
-        None where there are weights without a variant, in several, or none at all.
+        None if there are weights without a variant, in several variants, or no weights at all.
 
     Raises:
         OSError: the repo cannot be read.
@@ -77,7 +77,7 @@ def find_only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
         where = {key: places[key] for key in ("cache_dir", "revision") if key in places}
         cached = try_to_load_from_cache(str(source), INDEX, **where)
         if not isinstance(cached, str):
-            return None  # it could not be read just now, and is not waited for again
+            return None  # reading just failed; do not wait for it again
         folder = Path(cached).parent
     names = [file.name for file in folder.glob("unet/*")]
     if not weight_variants(names) and not here:
@@ -90,7 +90,7 @@ def find_only_variant(source: Any, places: Mapping[str, Any]) -> str | None:
 
 @contextlib.contextmanager
 def error_context(source: Any) -> Iterator[None]:
-    """Put the name of what holds a value into the ValueError that refuses it.
+    """Prefix a ValueError with the name of the source of the value.
 
     Raises:
         ValueError: with the name.
@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it holds something else.
+        ValueError: it is not a JSON object.
     """
     return parse_json_object(path.read_bytes(), str(path))
 
@@ -117,16 +117,16 @@ def parse_json_object(text: bytes | str, name: str) -> dict[str, Any]:
     """Parse a JSON text that holds an object.
 
     Args:
-        text: of the file, or of another thing.
-        name: of that thing, for errors.
+        text: content of the file.
+        name: of the source, for error messages.
 
     Raises:
-        ValueError: no JSON, or no object.
+        ValueError: not JSON, or not an object.
     """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{name} holds a {type(content).__name__}, not the settings that it should.")
+        raise ValueError(f"{name} holds a {type(content).__name__}, but must hold an object with settings.")
     return content

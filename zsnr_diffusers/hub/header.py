@@ -1,4 +1,4 @@
-"""A safetensors file: what is taken for one, and its header with metadata, names, shapes and dtypes of tensors."""
+"""The header of a safetensors file: metadata, and names, shapes and dtypes of tensors."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 
 class Header(NamedTuple):
-    """What a safetensors file says of itself."""
+    """The header of a safetensors file."""
 
     metadata: dict[str, str]
     shapes: dict[str, list[int]]
@@ -22,11 +22,12 @@ def read_header(path: Any) -> Header:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or no safetensors file.
+        ValueError: it is damaged or not a safetensors file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"There is no file {os.fspath(path)}. Of the Hub, pass huggingface_hub.hf_hub_download(repo, name)."
+            f"No such file: {os.fspath(path)}. For a file on the Hub, pass huggingface_hub.hf_hub_download(repo, "
+            "name)."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -37,21 +38,21 @@ def read_header(path: Any) -> Header:
                 {key: tensor.get_dtype() for key, tensor in tensors.items()},
             )
     except SafetensorError as error:
-        raise ValueError(f"{os.fspath(path)} is damaged or no safetensors file: {error}.") from error
+        raise ValueError(f"{os.fspath(path)} is damaged or not a safetensors file: {error}.") from error
 
 
 def is_single_file(source: Any) -> bool:
-    """Whether a source of `load_pipeline` is meant as a file: there is one, or its name ends like one.
+    """Whether a source of `load_pipeline` is a file: it exists, or has the name of one.
 
     Raises:
-        ValueError: it is a file of a different kind.
+        ValueError: a file of an unsupported format.
     """
     path = Path(os.fspath(source))
     if path.suffix == ".safetensors" and not path.is_dir():
         return True
     if path.is_file():
         raise ValueError(
-            f"{path} is no .safetensors file. A pickled checkpoint (.ckpt, .pt) runs what code it holds when it is "
-            "read; get or make a .safetensors of it."
+            f"{path} is not a .safetensors file. Reading a pickled checkpoint (.ckpt, .pt) executes any code in it; "
+            "download or create a .safetensors version."
         )
     return False

@@ -1,4 +1,4 @@
-"""What is known of some models of the Hub, whose files do not all say it: the last that is asked."""
+"""What is known about some Hub models whose files do not record it; consulted last."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ _SD_2 = {
     **dict.fromkeys(("stable-diffusion-2", "stable-diffusion-2-1"), ("v_prediction", False)),
     "stable-diffusion-2-inpainting": ("epsilon", False),
 }
-"""Of Stability AI, which took them off the Hub in November 2025; sd2-community has copies."""
+"""Models that Stability AI removed from the Hub in November 2025; sd2-community has copies."""
 
 _KNOWN = {
     **dict.fromkeys(
@@ -33,7 +33,7 @@ _KNOWN = {
         ("v_prediction", True),
     ),
 }
-"""What a model predicts, and whether it was trained to zero terminal SNR, by its authors' word."""
+"""Prediction type of a model, and whether it was trained at zero terminal SNR, as stated by its authors."""
 
 
 _MOVED = {
@@ -43,17 +43,17 @@ _MOVED = {
 
 
 def find_repo_copy(repo: str) -> str | None:
-    """Hub id of a copy of a repo that has left the Hub; None for any other repo."""
+    """Hub id of a copy of a repo that was removed from the Hub; None for other repos."""
     return _MOVED.get(repo)
 
 
 def known_model_settings(repo: str | None) -> tuple[str | None, bool | None]:
-    """(prediction type, whether at zero terminal SNR) of a known Hub repo; None for what is unknown."""
+    """(prediction type, whether at zero terminal SNR) of a known Hub repo; None where unknown."""
     return _KNOWN.get(repo or "", (None, None))
 
 
 def repo_id_of(source: Any) -> str | None:
-    """Hub id of a source: itself, or that of the repo whose cache a file is in; None for other local paths."""
+    """Hub id of a source: itself, or the repo of a cached file; None for other local paths."""
     path = Path(os.fspath(source))
     if not path.exists():
         return str(source)

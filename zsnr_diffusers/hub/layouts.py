@@ -1,4 +1,4 @@
-"""The three layouts of Stable Diffusion's original single files: which one a file has, and what of it is missing."""
+"""The three layouts of original Stable Diffusion checkpoints: which one a file has, and which parts are missing."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -8,46 +8,46 @@ from .header import Header
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 
 _VAES = (VAE, "vae.")
-"""Prefixes of the autoencoder that diffusers reads."""
+"""Autoencoder key prefixes that diffusers reads."""
 
 _PROJECTION = "input_blocks.2.1.proj_in.weight"
 _TEXTS = "transformer_blocks.0.attn2.to_k.weight"
 _LABELS = f"{UNET}label_emb.0.0.weight"
 _OTHERS_LABELS = (1024, 1280)
-"""Width of the texts of unCLIP of 2.1 and of XL's refiner, which have labels too."""
+"""Text width of the unCLIP variant of 2.1 and of the SDXL refiner, which also have labels."""
 
 _ELSEWHERE = {
-    "model_ema.": "moving averages of weights alone",
-    "diffusion_model.": "a UNet by other names",
-    "input_blocks.": "a UNet by other names",
-    "down_blocks.": "a UNet by the names of diffusers",
-    "unet.": "a UNet by other names",
+    "model_ema.": "only EMA weights",
+    "diffusion_model.": "a UNet with unsupported names",
+    "input_blocks.": "a UNet with unsupported names",
+    "down_blocks.": "a UNet with diffusers' names",
+    "unet.": "a UNet with unsupported names",
 }
-"""How files begin that hold a UNet where diffusers does not look for it."""
+"""Key prefixes of UNets that diffusers does not recognize."""
 
 _SCALES = (
     *("scaled_fp8", "scale_weight", "scale_input", "weight_scale", "weight.scale", "weight_scale_inv", "comfy_quant"),
     *("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "qweight", "qzeros", "scales", "g_idx"),
 )
-"""Names of what stands beside quantized weights, which are no weights without it."""
+"""Names of the tensors that accompany quantized weights."""
 
 
 class OriginalFormat(NamedTuple):
-    """One of the three layouts."""
+    """One of the three checkpoint layouts."""
 
     name: str
     clip: str | None
-    """Prefix of the text encoder that keeps the names of transformers."""
+    """Prefix of the text encoder with transformers' names."""
     open_clip: str | None
-    """Prefix of the one that has the names of OpenCLIP."""
+    """Prefix of the text encoder with OpenCLIP's names."""
     pipelines: Mapping[int, str]
-    """The pipeline's class by the input channels of the UNet."""
+    """Pipeline class by the UNet's input channels."""
     configs: Mapping[int, str]
-    """Likewise, the Hub id of a pipeline whose config goes with such a file; see `known_models`."""
+    """Hub id, by the UNet's input channels, of a pipeline with the matching config; see `known_models`."""
     architectures: Mapping[str, str]
-    """ModelSpec's name by what the model predicts."""
+    """ModelSpec's name by prediction type."""
     bases: Mapping[str, str]
-    """sd-scripts' name, likewise."""
+    """sd-scripts' name by prediction type."""
 
     @property
     def encoders(self) -> dict[str, str]:
@@ -57,7 +57,7 @@ class OriginalFormat(NamedTuple):
 
 
 def _pipeline_class_names(kind: str) -> dict[int, str]:
-    """Names of pipeline classes by the UNet's input channels: text-to-image, and inpainting."""
+    """Pipeline class names by the UNet's input channels: text-to-image and inpainting."""
     return {4: f"StableDiffusion{kind}Pipeline", 9: f"StableDiffusion{kind}InpaintPipeline"}
 
 
@@ -91,10 +91,10 @@ SDXL = OriginalFormat(
 
 
 def detect_layout(shapes: Mapping[str, list[int]]) -> OriginalFormat | None:
-    """The original layout of a single file by its UNet, whether or not other parts are there; None for other models.
+    """The original layout of a single file, identified by its UNet; None for other models.
 
     Args:
-        shapes: of its tensors, by key.
+        shapes: shapes of its tensors, by key.
     """
     projection = shapes.get(UNET + _PROJECTION) or _first_unet_shape(shapes, "1.proj_in.weight")
     if _LABELS in shapes:
@@ -108,7 +108,7 @@ def detect_layout(shapes: Mapping[str, list[int]]) -> OriginalFormat | None:
 
 
 def _first_unet_shape(shapes: Mapping[str, list[int]], end: str) -> list[int]:
-    """Shape of the first UNet tensor whose key ends so; empty if there is none."""
+    """Shape of the first UNet tensor whose key has this suffix; empty if there is none."""
     return next((shape for key, shape in shapes.items() if key.startswith(UNET) and key.endswith(end)), [])
 
 
@@ -126,45 +126,45 @@ def unet_in_channels(shapes: Mapping[str, list[int]]) -> int | None:
 
 
 def missing_parts(shapes: Iterable[str], layout: OriginalFormat) -> list[str]:
-    """The pipeline's parts that a single file has no weights of, by their names in the pipeline."""
+    """Pipeline components without weights in a single file, by their names in the pipeline."""
     keys = list(shapes)
     parts: dict[str, tuple[str, ...]] = {"vae": _VAES, **{name: (one,) for name, one in layout.encoders.items()}}
     return [part for part, prefixes in parts.items() if not any(key.startswith(prefixes) for key in keys)]
 
 
 def describe_unknown_file(shapes: Iterable[str]) -> str:
-    """What a single file of no known layout seems to hold, as a sentence for an error; empty if unknown."""
+    """A sentence about the probable content of a file with an unknown layout; empty if unknown."""
     keys = list(shapes)
     for prefix, what in _ELSEWHERE.items():
         if found := next((key for key in keys if key.startswith(prefix)), None):
-            return f" It holds {what}, such as {found!r}."
+            return f" It contains {what}, such as {found!r}."
     return ""
 
 
 def check_not_quantized(name: Any, header: Header, prefixes: tuple[str, ...] = ("",)) -> None:
-    """Refuse a weights file whose weights are quantized or not in floating point.
+    """Refuse a file whose weights are quantized or not floating-point.
 
     Args:
-        name: of the file, for errors.
+        name: of the file, for error messages.
         header: of the file.
-        prefixes: of the keys that are looked at for their dtype.
+        prefixes: of the keys whose dtype is checked.
 
     Raises:
-        ValueError: quantized weights, or such that are no floating point.
+        ValueError: quantized or non-floating-point weights.
     """
     for key, dtype in header.dtypes.items():
         if key.endswith(_SCALES) or ".quant_state." in key or key.endswith("weight.bitsandbytes__nf4"):
             raise ValueError(
-                f"{name} holds quantized weights, which {key!r} belongs to: as they stand they are no weights in "
-                "floating point. Get the file in float16, bfloat16 or float32."
+                f"{name} holds quantized weights ({key!r}), which cannot be loaded as floating-point weights. Use a "
+                "file in float16, bfloat16 or float32."
             )
         if key.startswith(prefixes) and key.endswith((".weight", ".bias")) and not dtype.startswith(("F", "BF")):
             raise ValueError(
-                f"{name} holds {key} as {dtype}, which are no weights in floating point. Get the file in float16, "
-                "bfloat16 or float32."
+                f"{name} holds {key} as {dtype}, which is not a floating-point dtype. Use a file in float16, bfloat16 "
+                "or float32."
             )
 
 
 def weight_prefixes(layout: OriginalFormat) -> tuple[str, ...]:
-    """Key prefixes of all weights that a single file of this layout holds."""
+    """Key prefixes of all weights in a single file of this layout."""
     return (UNET, *_VAES, *layout.encoders.values())

@@ -1,7 +1,7 @@
-"""The names and shapes that Stable Diffusion's weights have in the original single-file checkpoints.
+"""Names and shapes of Stable Diffusion's weights in original single-file checkpoints.
 
-Names lead from diffusers to the original here; the way back is diffusers' own conversion, and every checkpoint is led
-back by it, bit for bit, before it is written. Where diffusers has a table, it is that table.
+Converts from diffusers to the original names. Before a checkpoint is written, diffusers' own conversion must restore
+every weight bit for bit. Tables are taken from diffusers where they exist.
 """
 
 import re
@@ -16,10 +16,10 @@ from .layouts import SD_1, SD_2, SDXL, UNET, VAE, OriginalFormat
 
 
 def detect_pipeline_layout(pipe: Any) -> OriginalFormat:
-    """The original single-file layout that a pipeline's parts fit into.
+    """The original single-file layout that fits a pipeline's components.
 
     Raises:
-        ValueError: they fit into none.
+        ValueError: none fits.
     """
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     parts.pop("safety_checker", None)
@@ -31,19 +31,18 @@ def detect_pipeline_layout(pipe: Any) -> OriginalFormat:
         # The encoder of 2.x is OpenCLIP's, and nothing else in a config tells the two apart.
         return SD_1 if pipe.text_encoder.config.hidden_act == "quick_gelu" else SD_2
     raise ValueError(
-        f"{type(pipe).__name__} ({', '.join(f'{name}: {cls}' for name, cls in found.items())}) does not fit into a "
-        "single file, which holds a Stable Diffusion 1.x, 2.x or XL: "
-        f"{', '.join(f'{name}: {cls}' for name, cls in needed.items())}, and for XL a second text encoder. Save it as "
-        "a folder."
+        f"{type(pipe).__name__} ({', '.join(f'{name}: {cls}' for name, cls in found.items())}) cannot be saved as a "
+        "single file, which needs Stable Diffusion 1.x, 2.x or SDXL: "
+        f"{', '.join(f'{name}: {cls}' for name, cls in needed.items())}, and for SDXL a second text encoder. Save it "
+        "as a folder."
     )
 
 
 def original_checkpoint(pipe: Any) -> dict[str, Tensor]:
-    """A pipeline's weights under their names in an original single-file checkpoint, in their dtype, on the CPU.
+    """A pipeline's weights under their original single-file names, in their dtype, on the CPU.
 
     Raises:
-        ValueError: the pipeline has other parts or other weights than the layouts, or diffusers would not read back
-            what is written.
+        ValueError: the pipeline's components or weights fit no layout, or diffusers could not read the result back.
     """
     layout = detect_pipeline_layout(pipe)
     unet, vae, texts = _cpu_state_dict(pipe.unet), _cpu_state_dict(pipe.vae), _text_encoders_by_prefix(pipe, layout)
@@ -70,23 +69,25 @@ def _check_round_trip(part: str, weights: Mapping[str, Tensor], back: Mapping[st
     """Refuse a converted part if diffusers' own conversion does not restore every weight bit for bit."""
     lost = [key for key, tensor in weights.items() if key not in back or not torch.equal(back[key], tensor)]
     if lost or len(back) != len(weights):
-        raise ValueError(f"diffusers would not read {(lost or [*back])[0]!r} of {part} back; save a folder instead.")
+        raise ValueError(f"diffusers could not read {(lost or [*back])[0]!r} of {part} back; save a folder instead.")
 
 
 def _text_encoders_by_prefix(pipe: Any, layout: OriginalFormat) -> dict[str, nn.Module]:
     """A pipeline's text encoders by their key prefix in the original checkpoint."""
     encoders = [pipe.text_encoder, *([pipe.text_encoder_2] if layout is SDXL else [])]
     if len({encoder.config.hidden_size for encoder in encoders}) < len(encoders):
-        raise ValueError("diffusers tells XL's two text encoders apart by their width, and here both are equal.")
+        raise ValueError("diffusers distinguishes SDXL's two text encoders by their width, but here both are equal.")
     return dict(zip(filter(None, (layout.clip, layout.open_clip)), encoders, strict=True))
 
 
 def _cpu_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """A network's state dict on the CPU, contiguous; refuse unfused adapters and offloaded weights."""
+    """A network's contiguous state dict on the CPU; refuse unfused adapters and offloaded weights."""
     weights = {key: tensor.detach() for key, tensor in module.state_dict().items()}
     for key, tensor in weights.items():
         if "lora" in key:
-            raise ValueError(f"{key!r} is of an adapter: call pipe.fuse_lora() and pipe.unload_lora_weights() first.")
+            raise ValueError(
+                f"{key!r} belongs to an adapter: call pipe.fuse_lora() and pipe.unload_lora_weights() first."
+            )
         if tensor.is_meta:
             raise ValueError(f"{key!r} is offloaded: call pipe.remove_all_hooks() and pipe.to('cpu') first.")
     return {key: tensor.cpu().contiguous() for key, tensor in weights.items()}
@@ -100,7 +101,7 @@ def _text_encoder_state_dict(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def _rename_keys(weights: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
-    """Weights under `prefix` and the names that `rename` gives; refuse a key that it has no name for."""
+    """Weights under `prefix`, renamed by `rename`; refuse a key without a name."""
     names = {key: rename(key) for key in weights}
     for key, name in names.items():
         if name is None:
@@ -120,7 +121,7 @@ _UNET_KEY = re.compile(
 
 
 def _unet_key_renamer(layers: Any, keys: Iterable[str]) -> Callable[[str], str | None]:
-    """A function from diffusers' to original UNet keys; the original numbers blocks and their layers consecutively."""
+    """A function from diffusers' to original UNet keys; the original numbers blocks and layers consecutively."""
     tables = stock.DIFFUSERS_TO_LDM_MAPPING["unet"]
     known = {**tables["layers"], **tables["addition_embed_type"]}
     attending = {key.split(".")[1] for key in keys if key.startswith("up_blocks.") and ".attentions." in key}
@@ -155,7 +156,7 @@ _VAE_KEY = re.compile(
 
 
 def _vae_key_renamer(blocks: int) -> Callable[[str], str | None]:
-    """A function from diffusers' to original VAE keys; the original numbers decoder blocks from the image on."""
+    """A function from diffusers' to original VAE keys; the original format counts decoder blocks from the image."""
 
     def name(key: str) -> str | None:
         match = _VAE_KEY.fullmatch(key)
@@ -184,7 +185,7 @@ def _as_convolution(key: str, tensor: Tensor) -> Tensor:
 
 
 def _rename_clip_keys(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A CLIP text encoder's weights under `prefix`; its other names stay those of transformers."""
+    """A CLIP text encoder's weights under `prefix`; names otherwise follow transformers."""
     return {prefix + key: tensor for key, tensor in weights.items()}
 
 

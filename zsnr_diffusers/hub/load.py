@@ -1,4 +1,4 @@
-"""Pipelines out of folders, Hub repos and single files, with what these say of their model."""
+"""Load pipelines from folders, Hub repos and single files, with their recorded schedule and guidance."""
 
 import inspect
 import sys
@@ -45,50 +45,53 @@ def load_pipeline(
 ) -> Any:
     """Load a pipeline with diffusers' loaders, and apply the prediction type, schedule and guidance recorded for it.
 
-    What the model predicts, and whether its schedule ends in pure noise, is asked where `SavedModel.open` asks. A
-    scheduler that does this correctly stays. A zero-SNR model with any other gets `ZeroSNRDDIMScheduler`, the paper's
-    sampler, which makes the images of diffusers' scheduler that `save_pipeline` writes; for fewer steps,
+    `SavedModel.open` determines the prediction type and whether the schedule ends in pure noise. A scheduler that
+    samples the model correctly is kept. Otherwise, a zero-SNR model gets `ZeroSNRDDIMScheduler`, the paper's sampler,
+    which generates the same images as the diffusers scheduler that `save_pipeline` writes. For fewer steps, set
     `pipe.scheduler = ZeroSNRMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="kappa")`. A model
-    without zero SNR keeps its scheduler, with its prediction type. A Stable Diffusion that was trained on to flow
-    matching (`flow_prediction`) gets `FlowMatchMultistepScheduler`; pipelines made for flow matching keep theirs.
-    A start that was saved beside the pipeline is enabled (`enable_start`), unless `start` is given.
-    Where two places disagree, there is a warning, and where a file of 1.x or XL says nothing and the config of its
-    architecture decides.
+    without zero SNR keeps its scheduler, with its prediction type. A Stable Diffusion model that was fine-tuned to
+    flow matching (`flow_prediction`) gets `FlowMatchMultistepScheduler`; pipelines written for flow matching keep
+    theirs. A start saved next to the pipeline is enabled (`enable_start`), unless `start` is given. A warning is
+    logged if two sources disagree, or if an SD 1.x or SDXL file records nothing and the config of its architecture
+    decides.
 
     Args:
-        source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or XL; or one of
-            them as a `SavedModel`, whose files are not read again, and whose options go on.
-        guidance_rescale: phi instead of what is recorded; 0 for none.
-        keep_low_frequencies: k instead of what is recorded; 0 for none. See `enable_guidance_rescale`.
-        prediction_type: instead of what is found; `flow_prediction` of a Stable Diffusion that was trained on to flow
-            matching, which files seldom say.
-        rescale_betas_zero_snr: likewise.
-        start: in place of the one that was saved beside the pipeline, as in `enable_start`; False for none.
-        kwargs: as in `DiffusionPipeline.from_pretrained`, or for a file as in `from_single_file`: `config`, a folder
-            or Hub id of a pipeline of the same architecture, is needed where the Hub cannot be reached, and if it is a
-            folder with weights, an autoencoder or text encoders that the file has not are taken from there;
-            `original_config`, the path of the YAML file that a checkpoint came with, says what it predicts, and so
-            does one of the same name beside the file. For a file, `vae` may also be the path or Hub id of an
-            autoencoder, or its file. Parts that are given, such as `vae`, and a `scheduler`, stay as they are. All
+        source: a Hub id, a folder, or a single `.safetensors` file of a Stable Diffusion 1.x, 2.x or SDXL model; or a
+            `SavedModel`, whose files are not read again and whose options are kept.
+        guidance_rescale: overrides the recorded value; 0 for none.
+        keep_low_frequencies: overrides the recorded value; 0 for none. See `enable_guidance_rescale`.
+        prediction_type: overrides the detected value; `flow_prediction` for a Stable Diffusion model that was
+            fine-tuned to flow matching, which files seldom record.
+        rescale_betas_zero_snr: overrides the detected value.
+        start: overrides the start saved next to the pipeline, as in `enable_start`; False for none.
+        kwargs: as in `DiffusionPipeline.from_pretrained`, or for a file as in `from_single_file`. `config`, a folder
+            or Hub id of a pipeline with the same architecture, is required without access to the Hub; if it is a
+            folder with weights, an autoencoder or text encoders missing from the file are loaded from there.
+            `original_config`, the path of a checkpoint's original YAML file, provides the prediction type, as does a
+            YAML file with the same name next to the checkpoint. For a file, `vae` may also be the path or Hub id of an
+            autoencoder, or its file. Components that are passed, such as `vae` or `scheduler`, are used unchanged. All
             networks are loaded in one dtype: `dtype`, float32 by default.
 
     Returns:
-        The pipeline, of the class that it was saved as.
+        The pipeline, with the class it was saved with.
 
     Raises:
-        OSError: there is no pipeline, no such start, or no config for a file; what the Hub refuses, with the reason.
-        ValueError: phi outside [0, 1] or k no count, given or recorded; a start that is damaged or of another base; a
-            damaged file, one of another model or with quantized weights, or without a part that is not given; zero
-            SNR of a model that predicts epsilon; a Stable Diffusion 2.x file that does not say what it predicts; code
-            in a folder or repo, without `trust_remote_code=True`.
-        TypeError: phi or k for a pipeline without guidance; a start for one that does not begin with noise.
+        OSError: the pipeline, the start, or the config for a file was not found; a Hub error, with the cause.
+        ValueError: guidance_rescale outside [0, 1] or an invalid keep_low_frequencies, given or recorded; a start that
+            is damaged or for another base; a file that is damaged, of another model, quantized, or lacks a component
+            that is not passed; zero SNR for an epsilon model; a Stable Diffusion 2.x file without a recorded
+            prediction type; code in a folder or repo, without `trust_remote_code=True`.
+        TypeError: guidance_rescale or keep_low_frequencies for a pipeline without guidance; a start for a pipeline
+            that does not begin with noise.
     """
     if isinstance(start, str | PathLike):
-        start = Start.load(start)  # before gigabytes of weights
+        start = Start.load(start)  # before loading gigabytes of weights
     check_guidance_rescale(guidance_rescale or 0.0)
     check_keep_low_frequencies(keep_low_frequencies or 0)
     if "scheduler" in kwargs and (prediction_type, rescale_betas_zero_snr) != (None, None):
-        raise ValueError("Pass either scheduler or prediction_type and rescale_betas_zero_snr; a scheduler says both.")
+        raise ValueError(
+            "Pass either scheduler, or prediction_type and rescale_betas_zero_snr; a scheduler defines both."
+        )
     told: dict[str, Any] = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
     saved = SavedModel.open(source, only_pipelines=True, **told, **kwargs)
     kwargs = dict(saved.options)
@@ -97,7 +100,7 @@ def load_pipeline(
         logger.warning(f"{saved.name}: {conflict}")
     if saved.is_single_file:
         pipe = from_single_file(saved, kwargs)
-        if kwargs.get("config") is None:  # whatever is of this architecture has the same
+        if kwargs.get("config") is None:  # same for all models of this architecture
             claim = scheduler_claim(pipe.scheduler.config, ARCHITECTURE)
             saved = replace(saved, claims=(*saved.claims, claim))
             check_epsilon(saved)
@@ -117,19 +120,21 @@ def load_pipeline(
 
 
 def _warn_if_prediction_is_guessed(saved: SavedModel) -> None:
-    """Warn if a single file does not say what it predicts and the config of its architecture decides."""
+    """Warn if a single file does not record its prediction type and the config of its architecture decides."""
     if saved.is_guess():
         claim = saved.authority("prediction_type")
-        what = f"it is taken for {claim.prediction_type}, by {claim.source}" if claim else "its scheduler decides"
-        logger.warning(f"{saved.name} does not say what it predicts; {what}. Pass prediction_type= if it is another.")
+        what = f"it is assumed to be {claim.prediction_type}, by {claim.source}" if claim else "its scheduler decides"
+        logger.warning(
+            f"{saved.name} does not record its prediction type; {what}. Pass prediction_type= if this is wrong."
+        )
 
 
 def check_epsilon(saved: SavedModel) -> None:
-    """Refuse zero SNR of an epsilon model, and the flag for it of a flow-matching model.
+    """Refuse zero SNR for an epsilon model, and rescale_betas_zero_snr for a flow-matching model.
 
     Raises:
-        ValueError: zero SNR of a model that predicts epsilon; asked for of flow matching, which has no flag for it.
-            Marks of the base that it was trained on from may stay in a file.
+        ValueError: zero SNR for an epsilon model, or an explicit request for it with flow matching, which has no such
+            flag. Recorded flags of the original base are ignored.
     """
     if saved.rescale_betas_zero_snr and saved.prediction_type == "epsilon":
         raise ValueError(f"{saved.name}: {saved.facts}. {EPSILON_AT_ZERO_SNR}")
@@ -138,12 +143,12 @@ def check_epsilon(saved: SavedModel) -> None:
     if asked and saved.prediction_type == "flow_prediction":
         raise ValueError(
             f"{saved.name}: {saved.facts}. Flow matching starts from zero SNR and has no betas to rescale: leave out "
-            "rescale_betas_zero_snr, or pass prediction_type= if it is another."
+            "rescale_betas_zero_snr, or pass prediction_type= if this is wrong."
         )
 
 
 def _load_folder(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
-    """Load a pipeline from a folder or repo by diffusers' loader, in the only variant there is if need be."""
+    """Load a pipeline from a folder or repo with diffusers' loader, in the only available variant if necessary."""
     source = saved.name
     _check_remote_code(saved, kwargs)
     check_folder_weights(source, Path(source))
@@ -156,14 +161,14 @@ def _load_folder(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
             variant = None if kwargs.get("variant") else find_only_variant(source, kwargs)
             if variant is None:
                 raise
-            logger.info(f"{source} has weights in one variant alone, which is loaded: variant={variant!r}.")
+            logger.info(f"{source} has weights in only one variant, which is loaded: variant={variant!r}.")
             return cls.from_pretrained(source, **with_single_dtype({**kwargs, "variant": variant}))
 
 
 def _check_remote_code(saved: SavedModel, kwargs: Mapping[str, Any]) -> None:
-    """Refuse a folder that brings code or names a module of its own, without `trust_remote_code=True`.
+    """Refuse a folder that contains code or names its own module, without `trust_remote_code=True`.
 
-    Older versions of diffusers, which ask this of Hub repos, run what is in a folder unasked.
+    Older versions of diffusers require this for Hub repos only, and run code in a folder without asking.
     """
     source, folder = saved.name, saved.folder
     if kwargs.get("trust_remote_code") or folder is None:
@@ -179,39 +184,40 @@ def _check_remote_code(saved: SavedModel, kwargs: Mapping[str, Any]) -> None:
         file = folder / ("" if part == "_class_name" else part) / f"{library}.py"
         known = library in ("diffusers", "transformers", *sys.modules) or hasattr(diffusers.pipelines, library)
         if file.is_file() or not known:
-            what = f"brings code, {file}," if file.is_file() else f"names the module {library!r} for its {part},"
+            what = f"contains code, {file}," if file.is_file() else f"names the module {library!r} for its {part},"
             raise ValueError(
-                f"{source} {what} which loading it would run. Read it, and if you trust it, pass "
+                f"{source} {what} which loading would execute. Review it, and if you trust it, pass "
                 "trust_remote_code=True."
             )
 
 
 def scheduler_for(pipe: Any, saved: SavedModel) -> Any:
-    """The pipeline's scheduler if it agrees with what is known of the saved model, or else one that does.
+    """The pipeline's scheduler if it agrees with what is known about the saved model, or else one that does.
 
-    What is not said stays as the scheduler has it, so it is the result that is checked.
+    Unknown properties are kept from the scheduler, so the result is checked as a whole.
 
     Raises:
-        ValueError: the pipeline has none with betas; the result would predict epsilon at zero SNR.
+        ValueError: the pipeline has no scheduler with betas; the result would predict epsilon at zero SNR.
     """
     scheduler = _resolve_scheduler(pipe, saved)
     claim = scheduler_claim(scheduler.config)
     if claim.rescale_betas_zero_snr and claim.prediction_type == "epsilon":
         raise ValueError(
-            f"The scheduler of {type(pipe).__name__} with {saved.facts} would be that of an epsilon model at zero "
-            f"SNR. {EPSILON_AT_ZERO_SNR}"
+            f"The scheduler of {type(pipe).__name__} with {saved.facts} would be for an epsilon model at zero SNR. "
+            f"{EPSILON_AT_ZERO_SNR}"
         )
     return scheduler
 
 
 def _resolve_scheduler(pipe: Any, saved: SavedModel) -> Any:
-    """`scheduler_for` without the check of its result."""
+    """`scheduler_for` without checking the result."""
     if saved.prediction_type == "flow_prediction":
         return flow_scheduler_for(pipe, saved)
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or "beta_schedule" not in scheduler.config or is_flow(scheduler.config):
         raise ValueError(
-            f"{type(pipe).__name__} has no scheduler with betas, so {', '.join(RESOLVED_FIELDS)} mean nothing to it."
+            f"{type(pipe).__name__} has no scheduler with betas, so {', '.join(RESOLVED_FIELDS)} have no meaning for "
+            "it."
         )
     config, zero_snr = scheduler.config, saved.rescale_betas_zero_snr
     wanted = dict(saved.schedule) | {
@@ -230,7 +236,7 @@ def _resolve_scheduler(pipe: Any, saved: SavedModel) -> Any:
 
 
 def _starts_from_noise(scheduler: Any) -> bool:
-    """Whether sampling starts from pure noise: some schedulers ignore the flag, and leading steps never visit T-1."""
+    """Whether sampling starts from pure noise: some schedulers ignore the flag; leading spacing misses T-1."""
     leading = scheduler.config.get("timestep_spacing") == "leading"
-    own_steps = "original_inference_steps" in scheduler.config  # of distilled models, whatever the spacing
+    own_steps = "original_inference_steps" in scheduler.config  # distilled models, regardless of spacing
     return has_zero_terminal_snr(scheduler.alphas_cumprod) and (own_steps or not leading)

@@ -1,7 +1,8 @@
-"""LoRA files that say what schedule their weights are for, out of a pipeline and into one.
+"""Save and load LoRAs together with the schedule they were trained on.
 
-A LoRA that was trained to predict v on zero terminal SNR generates noise with the scheduler of its base, and nothing
-in diffusers' format says so. So it is written beside the weights: as metadata of the file, and as a scheduler.
+A LoRA that was trained with v-prediction at zero terminal SNR generates noise with its base's scheduler, and
+diffusers' format does not record this. It is therefore saved with the weights: in the file's metadata, and as a
+scheduler.
 """
 
 from pathlib import Path
@@ -39,31 +40,31 @@ def load_lora(
 ) -> Any:
     """Load a LoRA or DoRA into a pipeline with diffusers' loader, together with the schedule it was trained on.
 
-    What it makes the network predict, and whether its schedule ends in pure noise, stands in the metadata of the file:
-    that of `save_lora` and of the trainer, ModelSpec's, or kohya's. A scheduler of the pipeline that does this
-    correctly stays, another one is replaced as `load_pipeline` does; `pipe.unload_lora_weights()` does not bring
-    it back.
+    The file's metadata records the prediction type and whether the schedule ends in pure noise: metadata of
+    `save_lora` and the trainer, of ModelSpec, or of kohya. If the pipeline's scheduler does not match, it is replaced
+    as in `load_pipeline`; `pipe.unload_lora_weights()` does not restore it.
 
     Args:
         pipe: a pipeline of the LoRA's base.
-        source: a folder, a Hub id, or a `.safetensors` file; or one of them as a `SavedModel`.
-        weight_name: the file in a folder or Hub repo; a `SavedModel` is of one file already.
-        guidance_rescale: phi instead of what is recorded; 0 for none.
-        keep_low_frequencies: k instead of what is recorded; 0 for none. See `enable_guidance_rescale`.
-        prediction_type: instead of what is found.
-        rescale_betas_zero_snr: likewise.
-        kwargs: of `pipe.load_lora_weights`, such as `adapter_name`, and where to look: `subfolder`, `revision`, ...
+        source: a folder, a Hub id, a `.safetensors` file, or a `SavedModel`.
+        weight_name: the file in a folder or Hub repo; not needed for a `SavedModel`.
+        guidance_rescale: overrides the recorded value; 0 for none.
+        keep_low_frequencies: overrides the recorded value; 0 for none. See `enable_guidance_rescale`.
+        prediction_type: overrides the detected value.
+        rescale_betas_zero_snr: overrides the detected value.
+        kwargs: for `pipe.load_lora_weights`, such as `adapter_name`, and Hub arguments such as `subfolder` or
+            `revision`.
 
     Returns:
         The same pipeline.
 
     Raises:
-        ValueError: the file does not say what the network predicts with it, and neither do the arguments; zero SNR of
-            a model that predicts epsilon, by the file or by file and pipeline together; phi outside [0, 1]; k no
-            count; a damaged file; one of which not all is read or not all layers are in the pipeline. The pipeline is
-            then as it was.
-        OSError: there is no such file, or the Hub refuses it, with the reason.
-        TypeError: the pipeline takes no LoRA, or has no guidance for phi or k.
+        ValueError: neither the file nor the arguments give the prediction type; zero SNR with epsilon-prediction, by
+            the file alone or together with the pipeline; guidance_rescale outside [0, 1]; an invalid
+            keep_low_frequencies; a damaged file; a file that diffusers reads only in part, or with layers that the
+            pipeline lacks. The pipeline is then unchanged.
+        OSError: the file was not found, or a Hub error, with the cause.
+        TypeError: the pipeline does not support LoRA, or has no guidance to set.
         ImportError: peft is not installed.
     """
     check_guidance_rescale(guidance_rescale or 0.0)
@@ -77,9 +78,9 @@ def load_lora(
     file = saved.weights or find_lora_file(saved.name, **hub_kwargs_of(saved.options, "subfolder"))
     if saved.prediction_type is None:
         raise ValueError(
-            f"{file} does not say what the network predicts with it: pass prediction_type= and "
-            "rescale_betas_zero_snr= as it was trained. If it is for the schedule that the pipeline has, "
-            "pipe.load_lora_weights leaves that alone."
+            f"{file} does not record its prediction type: pass prediction_type= and rescale_betas_zero_snr= as it was "
+            "trained. If it was trained on the pipeline's schedule, use pipe.load_lora_weights, which keeps the "
+            "scheduler."
         )
     check_epsilon(saved)
     for conflict in saved.conflicts:
@@ -87,7 +88,7 @@ def load_lora(
     with error_context(file):
         scheduler = scheduler_for(pipe, saved)
     guidance = saved.guidance, guidance_rescale, keep_low_frequencies
-    # What fails, fails here, where the pipeline is as it was.
+    # Errors are raised here, before the pipeline is changed.
     apply_guidance(check_lora_loads(pipe, file, saved.header, **kwargs), *guidance)
     load_lora_file(pipe, file, **kwargs)
     pipe.scheduler = scheduler
@@ -109,38 +110,38 @@ def save_lora(
 ) -> Path:
     """Save the adapter of a pipeline together with its schedule, prediction type and guidance.
 
-    In a folder are then `pytorch_lora_weights.safetensors`, which `load_lora_weights` of stock opens; a scheduler of
-    stock, in `scheduler/`; and of a LoRA that is no DoRA `kohya_lora_weights.safetensors`, with the names by which
-    ComfyUI, Forge, InvokeAI and sd-scripts know layers. A path that ends in `.safetensors` becomes a file with these
-    names alone. Schedule, prediction type and guidance stand in the metadata of all files.
+    A folder contains `pytorch_lora_weights.safetensors`, for diffusers' `load_lora_weights`; a diffusers scheduler in
+    `scheduler/`; and, unless it is a DoRA, `kohya_lora_weights.safetensors`, with the layer names of ComfyUI, Forge,
+    InvokeAI and sd-scripts. A path that ends in `.safetensors` becomes a single file with these names. The metadata of
+    all files records schedule, prediction type and guidance.
 
-    The strength of the adapter, alpha / rank, is multiplied into its weights: not all who read diffusers' format find
-    it elsewhere. Weights keep their dtype unless the product would be rounded there; then they become float32.
+    The adapter's strength, alpha / rank, is multiplied into its weights, because some readers of diffusers' format
+    ignore it. Weights keep their dtype unless the product would be rounded; then they become float32.
 
     Args:
-        pipe: with one adapter, in its UNet and maybe its text encoders; its scheduler, `default_guidance_rescale` and
-            `default_keep_low_frequencies` are recorded.
-        path: a folder, made if need be, or a file; files of these names are replaced.
-        push_to_hub: id of a Hub repo, which is made if need be, and whether it can be written is found out before
-            anything is saved. It gets the files named above, in one commit, and a model card unless it has one.
-        private: whether a new repo is.
-        token: in place of the one that is logged in.
-        commit_message: in place of one that names what was saved.
+        pipe: with one adapter, in its UNet and optionally its text encoders; its scheduler, `default_guidance_rescale`
+            and `default_keep_low_frequencies` are recorded.
+        path: a folder, created if necessary, or a file; existing files with these names are replaced.
+        push_to_hub: id of a Hub repo, created if necessary. Write access is checked before anything is saved. The
+            files above are uploaded in one commit, with a model card unless the repo has one.
+        private: whether a new repo is private.
+        token: instead of the stored login.
+        commit_message: instead of the default.
 
     Returns:
         The path.
 
     Raises:
-        OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
-        ValueError: the pipeline has no adapter, or several; a DoRA for a file of kohya's names; its scheduler is of
-            neither a variance-preserving schedule nor flow matching, or no scheduler of stock stands in for it.
+        OSError: a Hub error; files that were already saved are kept, and the message says so.
+        ValueError: the pipeline has no adapter, or several; a DoRA cannot be saved with kohya's names; the scheduler
+            is neither variance-preserving nor flow-matching, or has no equivalent in diffusers.
     """
     path = Path(path)
     check_file_name(path)
     adapters = find_adapters(pipe)
     one_file, dora, scheduler = path.suffix == ".safetensors", is_dora(pipe, adapters), stock_scheduler_for(pipe)
     if one_file and dora:
-        raise ValueError(f"{path}: kohya's names have no place for a DoRA; save it to a folder instead.")
+        raise ValueError(f"{path}: kohya's format cannot store a DoRA; save it to a folder instead.")
     weights = {part: adapter_weights(pipe, part, adapter) for part, adapter in adapters.items()}
     metadata = lora_metadata(pipe, scheduler, path.stem if one_file else path.resolve().name)
     repo = None if push_to_hub is None else create_repo(push_to_hub, private, token)
@@ -151,7 +152,7 @@ def save_lora(
         written = [path / "scheduler" / SCHEDULER_CONFIG]
         if not dora:
             written.append(write_kohya_file(path / KOHYA_FILE, pipe, weights, metadata))
-        # Last: a folder without it is not taken for a LoRA.
+        # Last: a folder without it is not recognized as a LoRA.
         written.append(write_stock_file(path / LORA_FILE, pipe, adapters, weights, metadata))
     if repo is not None:
         upload(path, repo, lora_card(pipe, path, repo, dora), token, commit_message, written)

@@ -1,4 +1,4 @@
-"""An adapter's weights out of a pipeline and into files: by diffusers' names and by kohya's."""
+"""Write an adapter's weights to files, with diffusers' and with kohya's names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,20 +20,20 @@ from .single_file import file_metadata, model_record
 from .weight_files import prepare_for_safetensors
 
 Weights: TypeAlias = Mapping[str, Mapping[str, Tensor]]
-"""By part of the pipeline, and there by peft's names."""
+"""By pipeline component and peft's name."""
 
 
 def find_adapters(pipe: Any) -> dict[str, str]:
-    """Name of the adapter of each of a pipeline's parts that has one.
+    """The adapter's name for each pipeline component that has one.
 
     Raises:
-        ValueError: there is none in the UNet, or several in a part.
+        ValueError: there is none in the UNet, or several in a component.
     """
     adapters = pipe.get_list_adapters() if hasattr(pipe, "get_list_adapters") else {}
     if "unet" not in adapters or any(len(names) != 1 for names in adapters.values()):
         found = "; ".join(f"{part}: {', '.join(names)}" for part, names in adapters.items())
         raise ValueError(
-            f"Expected one adapter, in the UNet and maybe the text encoders; {type(pipe).__name__} has "
+            f"Expected one adapter, in the UNet and optionally the text encoders; {type(pipe).__name__} has "
             f"{found or 'none'}."
         )
     return {part: str(names[0]) for part, names in adapters.items()}
@@ -45,7 +45,7 @@ def is_dora(pipe: Any, adapters: Mapping[str, str]) -> bool:
 
 
 def adapter_weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
-    """Weights of a part's adapter by peft's names, multiplied by the adapter's strength."""
+    """Weights of a component's adapter by peft's names, multiplied by the adapter's strength."""
     network = getattr(pipe, part)
     weights = import_extra("peft", "lora").get_peft_model_state_dict(network, adapter_name=adapter)
     strengths = {
@@ -61,7 +61,7 @@ def adapter_weights(pipe: Any, part: str, adapter: str) -> dict[str, Tensor]:
 
 
 def _published_key(part: str, name: str) -> str:
-    """An adapter weight's key with the `text_model.` that published files have and newer transformers leaves out."""
+    """An adapter weight's key with the `text_model.` prefix of published files, which newer transformers omits."""
     wrapper = "" if part == "unet" or name.startswith("text_model.") else "text_model."
     return wrapper + name
 
@@ -78,8 +78,8 @@ def lora_metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
     """Metadata of a LoRA's files: our own record, and the keys that other programs read.
 
     Args:
-        pipe: whose LoRA it is, with the scheduler that it was trained for.
-        scheduler: of stock, shipped with it.
+        pipe: pipeline with the LoRA and the scheduler it was trained for.
+        scheduler: diffusers scheduler saved with it.
         title: of the LoRA.
     """
     record = model_record(pipe, bool(scheduler_claim(pipe.scheduler.config).rescale_betas_zero_snr))
@@ -91,7 +91,7 @@ def lora_metadata(pipe: Any, scheduler: Any, title: str) -> dict[str, str]:
 
 
 def _kohya_metadata(layout: OriginalFormat, record: Mapping[str, Any]) -> dict[str, str]:
-    """kohya's metadata keys, by which sd-scripts and Forge tell what base and schedule a LoRA is for."""
+    """kohya's metadata keys, which tell sd-scripts and Forge the base and schedule of a LoRA."""
     predicts = record["prediction_type"]
     said = {
         "ss_base_model_version": layout.bases.get(predicts, layout.bases["epsilon"]),
@@ -106,7 +106,7 @@ def _kohya_metadata(layout: OriginalFormat, record: Mapping[str, Any]) -> dict[s
 
 
 def write_kohya_file(path: Path, pipe: Any, weights: Weights, metadata: Mapping[str, str]) -> Path:
-    """Write a LoRA under kohya's names, which differ for an only and a first text encoder."""
+    """Write a LoRA with kohya's names, which differ between a single and a first text encoder."""
     named = {f"{part}.{name}": value for part, values in weights.items() for name, value in values.items()}
     theirs = convert_state_dict_to_kohya(named)
     only = "lora_te1_" if detect_pipeline_layout(pipe) is SDXL else "lora_te_"
@@ -119,7 +119,7 @@ def write_kohya_file(path: Path, pipe: Any, weights: Weights, metadata: Mapping[
 def write_stock_file(
     path: Path, pipe: Any, adapters: Mapping[str, str], weights: Weights, metadata: Mapping[str, str]
 ) -> Path:
-    """Write a LoRA under diffusers' names by its own writer, with more metadata."""
+    """Write a LoRA with diffusers' names and writer, and additional metadata."""
     layers = {f"{part}_lora_layers": values for part, values in weights.items()}
     configs = {part: getattr(pipe, part).peft_config[adapter] for part, adapter in adapters.items()}
     said = {f"{part}_lora_adapter_metadata": _adapter_metadata(config) for part, config in configs.items()}
@@ -131,9 +131,9 @@ def write_stock_file(
 
 
 def _adapter_metadata(config: Any) -> dict[str, Any]:
-    """The part of peft's configuration that older versions know, alpha equal to the rank since weights are scaled.
+    """The part of peft's configuration that older versions support; alpha equals the rank since weights are scaled.
 
-    Layers are known there by the end of their names, so without the wrapper they are in all versions of transformers.
+    Layers are matched by the end of their names, so names without the wrapper work in all versions of transformers.
     """
     targets, wrapper = config.target_modules, "text_model."
     ranks = {name.removeprefix(wrapper): rank for name, rank in config.rank_pattern.items()}

@@ -1,4 +1,4 @@
-"""Which files hold a LoRA, in a folder, in a Hub repo or by themselves, and what their headers say."""
+"""Find LoRA files in a folder or Hub repo, and read their headers."""
 
 import itertools
 import os
@@ -20,51 +20,51 @@ from .layouts import SD_1, SD_2, SDXL
 LORA_FILE, KOHYA_FILE = "pytorch_lora_weights.safetensors", "kohya_lora_weights.safetensors"
 
 _DAMAGE = (SafetensorsParsingError, struct.error, RecursionError, LookupError, TypeError, AttributeError)
-"""What the Hub's client makes of a file with no such header."""
+"""Exceptions of the Hub client for a file without such a header."""
 
 _HALVES = (
     ("lora_A.weight", "lora_down.weight", "lora.down.weight"),
     ("lora_B.weight", "lora_up.weight", "lora.up.weight"),
 )
-"""The ends of the names of a layer's two weights."""
+"""Suffixes of the names of a layer's two weights."""
 
 _BESIDE = (".alpha", "lora_magnitude_vector", "lora_magnitude_vector.weight")
-"""What else diffusers reads of a layer: its strength, and the magnitude of a DoRA."""
+"""Other tensors of a layer that diffusers reads: its strength, and the magnitude of a DoRA."""
 
 _LAYOUTS = {768: SD_1, 1024: SD_2, 2048: SDXL}
-"""By the width of the text encoders' output."""
+"""Base models by the width of the text encoders' output."""
 
 _TEXTS = re.compile(r"attn2[._](?:processor\.)?to[._][kv](?:_lora)?\.(?:lora_A|lora_down|down|lora\.down)\.weight$")
 
 
 def holds_lora(header: Header) -> bool:
-    """Whether a weights file's header has LoRA keys, by any of the names in use."""
+    """Whether a weights file's header has LoRA keys, in any of the formats in use."""
     return any("lora" in key for key in header.shapes)
 
 
 def count_lora_layers(file: Path, header: Header) -> int:
-    """The number of layers that a LoRA file changes, by its header; errors name the file.
+    """The number of layers that a LoRA file changes, from its header; errors name the file.
 
     Raises:
-        ValueError: there is none, or of one there is a half, or diffusers would leave out a part of the file.
+        ValueError: there is no layer, an incomplete layer, or a part that diffusers would ignore.
     """
     keys = header.shapes.keys()
     down, up = ({key.removesuffix(end) for key in keys for end in ends if key.endswith(end)} for ends in _HALVES)
     others = sorted(key for key in keys if not key.endswith((*itertools.chain(*_HALVES), *_BESIDE)))
     if not down | up:
         raise ValueError(
-            f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa and LoKr, are not read. It holds "
-            f"{abbreviate([*map(repr, others)], 3)}."
+            f"{file} has no layers of a LoRA or DoRA; other adapters, such as LoHa and LoKr, are not supported. It "
+            f"contains {abbreviate([*map(repr, others)], 3)}."
         )
     if others:
         kinds = ", ".join(dict.fromkeys(key.rpartition(".")[2] for key in others if not key.endswith(".weight")))
         raise ValueError(
-            f"{file} holds more than diffusers applies of a LoRA, and what it leaves out"
-            f"{f' ({kinds})' if kinds else ''} is part of the result: {abbreviate([*map(repr, others)], 3)}. Merge it "
-            "into its base by the program that made it, or save it as a LoRA there."
+            f"{file} contains more than diffusers applies of a LoRA, and what diffusers "
+            f"ignores{f' ({kinds})' if kinds else ''} is part of the result: {abbreviate([*map(repr, others)], 3)}. "
+            "Merge it into its base with the program that created it, or save it there as a plain LoRA."
         )
     if alone := sorted(down ^ up):
-        raise ValueError(f"{file} has one of the two weights that there should be of {alone[0].rstrip('._')}.")
+        raise ValueError(f"{file} has only one of the two weights of {alone[0].rstrip('._')}.")
     return len(down)
 
 
@@ -72,7 +72,7 @@ def load_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | N
     """Header of a safetensors file in a folder or Hub repo, without its weights; None if there is no such file.
 
     Raises:
-        OSError: there is no such repo, or it cannot be read.
+        OSError: the repo does not exist or cannot be read.
         ValueError: the file is damaged.
     """
     if (folder := Path(os.fspath(source))).is_dir():
@@ -88,11 +88,11 @@ def load_header(source: Any, name: str, places: Mapping[str, Any]) -> Header | N
         except EntryNotFoundError:
             return None
         except _DAMAGE as error:
-            raise ValueError(f"{name} is damaged or no safetensors file: {error}") from error
+            raise ValueError(f"{name} is damaged or not a safetensors file: {error}") from error
 
 
 def _header_from_hub(found: Any) -> Header:
-    """A `Header` from the metadata that the Hub's client returns for a file."""
+    """A `Header` from the metadata that the Hub client returns for a file."""
     tensors = found.tensors
     return Header(
         {str(key): str(value) for key, value in found.metadata.items()},
@@ -102,7 +102,7 @@ def _header_from_hub(found: Any) -> Header:
 
 
 def find_lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> Path:
-    """Path of a LoRA's file, downloaded from the Hub if need be.
+    """Path of a LoRA's file, downloaded from the Hub if necessary.
 
     Args:
         source: a file, a folder, or a Hub id.
@@ -110,8 +110,8 @@ def find_lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> 
         places: where to look: `subfolder`, `revision`, `token`, ...
 
     Raises:
-        OSError: there is no such file or repo.
-        ValueError: a file of a different kind.
+        OSError: the file or repo does not exist.
+        ValueError: an unsupported file.
     """
     if is_single_file(source):
         return Path(source)
@@ -119,7 +119,9 @@ def find_lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> 
         file = folder / (places.get("subfolder") or "") / weight_name
         if not file.is_file():
             found = sorted(path.name for path in file.parent.glob("*.safetensors"))
-            raise FileNotFoundError(f"There is no {file}; pass weight_name=, one of {', '.join(found) or 'nothing'}.")
+            raise FileNotFoundError(
+                f"No such file: {file}; pass weight_name=, one of {', '.join(found) or 'nothing'}."
+            )
         return file
     try:
         with explain_hub_errors(source):
@@ -132,13 +134,13 @@ def find_lora_file(source: Any, weight_name: str = LORA_FILE, **places: Any) -> 
 
 
 def find_lora_base(file: Any, header: Header) -> str:
-    """Hub id of a base model for a LoRA, by the width of the text states it attends to; errors name the file.
+    """Hub id of a base model for a LoRA, by the width of its cross-attention; errors name the file.
 
     Raises:
-        ValueError: it does not attend to texts, or to those of another model.
+        ValueError: it has no cross-attention, or that of another model.
     """
     shapes = {key: shape for key, shape in header.shapes.items() if _TEXTS.search(key)}
     layouts = {layout.name: layout for shape in shapes.values() if (layout := _LAYOUTS.get(shape[1]))}
     if len(layouts) != 1 or len(shapes) != sum(shape[1] in _LAYOUTS for shape in shapes.values()):
-        raise ValueError(f"{file} does not show which base it is for: pass a pipeline of it as config.")
+        raise ValueError(f"{file} does not show which base it is for: pass a pipeline of the base as config.")
     return next(iter(layouts.values())).configs[4]

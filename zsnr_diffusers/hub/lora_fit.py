@@ -1,4 +1,4 @@
-"""Whether a LoRA fits a pipeline: diffusers leaves out what does not, and only logs that."""
+"""Check that a LoRA fits a pipeline: diffusers ignores layers that do not, and only logs this."""
 
 import copy
 import os
@@ -19,15 +19,15 @@ from .lora_files import count_lora_layers
 _FOREIGN = {
     "base_model.model.": "as peft's save_pretrained writes them, whose strength is in its adapter_config.json: load "
     "it with peft.PeftModel.from_pretrained(network, folder)",
-    "lora_transformer_": "of a LoRA of a transformer, such as SD 3 or Flux",
-    "transformer.": "of a LoRA of a transformer, such as SD 3 or Flux",
-    "diffusion_model.": "by the names of ComfyUI, which diffusers reads for transformers alone",
+    "lora_transformer_": "of a LoRA for a transformer, such as SD 3 or Flux",
+    "transformer.": "of a LoRA for a transformer, such as SD 3 or Flux",
+    "diffusion_model.": "in ComfyUI's format, which diffusers reads only for transformers",
 }
-"""Beginnings of names that mean nothing to a pipeline of a UNet, and whose they are."""
+"""Key prefixes that are invalid in a UNet pipeline, and where they come from."""
 
 
 def check_lora_loads(pipe: Any, file: Path, header: Header, **kwargs: Any) -> Any:
-    """Load a LoRA into a copy of a pipeline without its weights, so that a failure leaves the pipeline as it is.
+    """Load a LoRA into a weightless copy of a pipeline, so that a failure leaves the pipeline unchanged.
 
     Args:
         pipe: the pipeline.
@@ -36,11 +36,10 @@ def check_lora_loads(pipe: Any, file: Path, header: Header, **kwargs: Any) -> An
         kwargs: of `pipe.load_lora_weights`.
 
     Returns:
-        The copy, which makes no images.
+        The copy, which cannot generate images.
 
     Raises:
-        ValueError: the file is damaged, diffusers would leave out a part of it, or not all of its layers are in the
-            pipeline.
+        ValueError: the file is damaged, diffusers would ignore a part of it, or the pipeline lacks some of its layers.
     """
     layers, bare = count_lora_layers(file, header), _copy_without_weights(pipe)
     before, left_out = _count_adapted_layers(bare), sorted(_unmatched_layers(bare, file))
@@ -57,12 +56,12 @@ def check_lora_loads(pipe: Any, file: Path, header: Header, **kwargs: Any) -> An
 
 
 def load_lora_file(pipe: Any, file: Path, **kwargs: Any) -> None:
-    """Load a LoRA file into a pipeline by diffusers' own loader.
+    """Load a LoRA file into a pipeline with diffusers' own loader.
 
     Raises:
         OSError, ValueError: with the name of the file.
     """
-    # The path of the file alone would have older diffusers ask the Hub for its name.
+    # With only the file's path, older diffusers would query the Hub for its name.
     with explain_load_errors(file):
         pipe.load_lora_weights(os.fspath(file.parent), weight_name=file.name, **kwargs)
 
@@ -74,7 +73,7 @@ def lora_networks(pipe: Any) -> dict[str, nn.Module]:
 
 
 def _copy_without_weights(pipe: Any) -> Any:
-    """Copy a pipeline with its networks' layers and adapters, each weight replaced by a repeated zero."""
+    """Copy a pipeline with its networks' layers and adapters, but with expanded zeros as weights."""
     bare, networks = copy.copy(pipe), lora_networks(pipe)
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
@@ -83,10 +82,10 @@ def _copy_without_weights(pipe: Any) -> Any:
 
 
 def _deepcopy_replacements(network: nn.Module) -> dict[int, Any]:
-    """Deepcopy memo by id that replaces a network's weights by repeated zeros and its offloading hooks by None."""
+    """Deepcopy memo by id that replaces a network's weights with expanded zeros and its offloading hooks with None."""
     stand_ins: dict[int, Any] = {}
     for name, weight in network.named_parameters():
-        if "lora_" not in name:  # an adapter may be written to
+        if "lora_" not in name:  # adapters must be writable
             zeros = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
             stand_ins[id(weight)] = nn.Parameter(zeros, requires_grad=False)
     hooks = (hook for module in network.modules() if (hook := getattr(module, "_hf_hook", None)) is not None)
@@ -100,10 +99,10 @@ def _count_adapted_layers(pipe: Any) -> int:
 
 
 def _misfit_message(pipe: Any, file: Path, header: Header, found: int, left_out: Sequence[str]) -> str:
-    """Error text for a LoRA of which only `found` layers are in the pipeline, with the likely cause."""
+    """Error text for a LoRA with only `found` layers in the pipeline, with the likely cause."""
     keys, layers = sorted(header.shapes), count_lora_layers(file, header)
     base = pipe.config.get("_name_or_path") or type(pipe).__name__
-    text = f"{file}: {found} of its {layers} layers are in {base}, and diffusers would leave out the rest"
+    text = f"{file}: {found} of its {layers} layers are in {base}, and diffusers would ignore the rest"
     for prefix, whose in _FOREIGN.items():
         if foreign := [key for key in keys if key.removeprefix("unet.").startswith(prefix)]:
             return f"{text}. Names such as {foreign[0]!r} are {whose}."
@@ -111,14 +110,14 @@ def _misfit_message(pipe: Any, file: Path, header: Header, found: int, left_out:
     known = {f"{part}_{name}" for part, network in lora_networks(pipe).items() for name, _ in network.named_modules()}
     if {name.replace(".", "_") for name in left_out} & {name.replace(".", "_") for name in known}:
         return (
-            f"{text}{names}: diffusers {diffusers.__version__} misreads these names, 0.39 and later do not. "
-            "Beside a LoRA that this package wrote lies a file with diffusers' names, which every version reads."
+            f"{text}{names}: diffusers {diffusers.__version__} misreads these names; 0.39 and later do not. A LoRA "
+            "saved by this package comes with a file in diffusers' format, which every version reads."
         )
-    return f"{text}{names}: it is of another base, or of a kind that diffusers does not know."
+    return f"{text}{names}: it was trained on another base, or diffusers does not support its format."
 
 
 def _unmatched_layers(pipe: Any, file: Path) -> Iterator[str]:
-    """Names of a LoRA file's layers that no network of the pipeline has."""
+    """Layers of a LoRA file that no network of the pipeline has."""
     networks = lora_networks(pipe)
     blocks = {"unet_config": networks["unet"].config} if "unet" in networks else {}
     with explain_load_errors(file):
@@ -140,7 +139,7 @@ _SPELLINGS: Mapping[str, str] = {
 
 
 def _canonical_layer_name(name: str) -> str:
-    """A layer's name without what differs between versions of diffusers and transformers."""
+    """A layer's name without the parts that differ between versions of diffusers and transformers."""
     for long, short in _SPELLINGS.items():
         name = name.replace(long, short)
     return ".".join(filter(None, name.split(".")))

@@ -1,6 +1,6 @@
-"""The marks by which programs say in a file of weights, or beside it, what a model predicts, and on which schedule.
+"""Read how programs record prediction type and schedule in a weights file, or next to it.
 
-Each is read by a function of its own, which returns a `Claim`; those that no program writes say nothing.
+One function per format returns a `Claim`, which is empty if the file has no such record.
 """
 
 import os
@@ -19,21 +19,21 @@ _PREDICTIONS = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "velocity"), "v_prediction"),
     "flow_prediction": "flow_prediction",
 }
-"""No program has a key among the weights for flow matching, nor one name for it; this is that of diffusers."""
+"""No program marks flow matching by a key among the weights, and names differ; this is diffusers' name."""
 
 _ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
 _SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
 
 _ZERO_SNR = ("zero_terminal_snr", "rescale_betas_zero_snr", "ztsnr", "zsnr")
-"""What the switch is called in metadata and in original configs."""
+"""Names of the setting in metadata and in original configs."""
 
 _EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
-"""Keys of models of continuous noise levels: those of CosXL, and of Playground 2.5."""
+"""Keys of models with continuous noise levels: CosXL and Playground 2.5."""
 
 _TERMINAL = {"alphas_cumprod": (0.0, 1e-6), "sqrt_alphas_cumprod": (0.0, 1e-3), "betas": (1.0, 5e-4)}
-"""Buffers of the schedule: what the last value of each is at zero terminal SNR, and how near to it is the same.
+"""Schedule buffers: the last value of each at zero terminal SNR, and the tolerance.
 
-Stand-ins for zero are 2^-24; the linear schedule of DDPM ends at 4e-5, the cosine schedule's last beta is 0.999.
+Substitutes for zero are 2^-24; the linear schedule of DDPM ends at 4e-5, the cosine schedule's last beta is 0.999.
 """
 
 
@@ -41,12 +41,12 @@ def key_claim(path: Any, header: Header) -> Claim:
     """The claim of empty tensors `v_pred` and `ztsnr` in a file; as in ComfyUI, `v_pred` alone means not zero-SNR.
 
     Raises:
-        ValueError: a model of continuous noise levels.
+        ValueError: a model with continuous noise levels.
     """
     if edm := [key for key in _EDM if key in header.shapes]:
         raise ValueError(
-            f"{path} has the key {edm[0]!r}: it is of an EDM schedule, which is not variance-preserving. Load it by "
-            "from_single_file of diffusers, with the EDM scheduler that it was published with."
+            f"{path} has the key {edm[0]!r}: it is for an EDM schedule, which is not variance-preserving. Load it "
+            "with diffusers' from_single_file and the EDM scheduler it was published with."
         )
     v_prediction, zero_snr = "v_pred" in header.shapes, "ztsnr" in header.shapes
     return Claim(
@@ -57,7 +57,7 @@ def key_claim(path: Any, header: Header) -> Claim:
 
 
 def metadata_claims(header: Header) -> tuple[Claim, ...]:
-    """Claims of a file's metadata: ModelSpec's keys, ComfyUI's, those without a prefix, and kohya's."""
+    """Claims of a file's metadata: keys of ModelSpec, ComfyUI, without a prefix, and of kohya."""
     data = {key: value.strip() for key, value in header.metadata.items()}
     spec = (_modelspec_prediction_type(data), _architecture_prediction_type(data.get("modelspec.architecture", "")))
     return (
@@ -69,7 +69,7 @@ def metadata_claims(header: Header) -> tuple[Claim, ...]:
 
 
 def _modelspec_prediction_type(data: Mapping[str, str]) -> str | None:
-    """Prediction type in ModelSpec metadata; velocity is the flow's if a noise process beside it says flow."""
+    """Prediction type in ModelSpec metadata; velocity means flow if the noise process is flow."""
     said = parse_prediction_type(data.get("modelspec.prediction_type"))
     if data.get("modelspec.noise_process", "").lower() != "flow":
         return said
@@ -77,13 +77,13 @@ def _modelspec_prediction_type(data: Mapping[str, str]) -> str | None:
 
 
 def parse_prediction_type(name: Any) -> str | None:
-    """The prediction type that a name in metadata or an original config stands for; None for other names."""
+    """The prediction type that a name in metadata or an original config means; None for other names."""
     return _PREDICTIONS.get(str(name).lower())
 
 
 def _architecture_prediction_type(name: str) -> str | None:
     """Prediction type that a ModelSpec architecture name implies, None if it implies none."""
-    return _ARCHITECTURES.get(name.partition("/")[0])  # of a LoRA, "/lora" follows
+    return _ARCHITECTURES.get(name.partition("/")[0])  # for a LoRA, "/lora" follows
 
 
 def _unprefixed_claim(data: Mapping[str, str]) -> Claim:
@@ -98,7 +98,9 @@ def _parse_flag(value: Any) -> bool | None:
 
 
 def _kohya_claim(data: Mapping[str, str]) -> Claim:
-    """The claim of kohya's metadata: v by the base's version in sd-scripts, by keys of its style in other programs."""
+    """The claim of kohya's metadata: v-prediction by the base's version in sd-scripts, or by similar keys of other
+    programs.
+    """
     said = {key for key, value in data.items() if _parse_flag(value)}
     v_prediction = data.get("ss_base_model_version", "").endswith("_v") or "ss_v_parameterization" in said
     return Claim(
@@ -109,7 +111,7 @@ def _kohya_claim(data: Mapping[str, str]) -> Claim:
 
 
 def buffer_claim(path: Any, header: Header) -> Claim:
-    """The claim of schedule buffers among a file's weights that end at zero SNR; others claim nothing.
+    """The claim of schedule buffers among a file's weights; none unless they end at zero SNR.
 
     Raises:
         OSError: the file cannot be read.
@@ -125,7 +127,7 @@ def buffer_claim(path: Any, header: Header) -> Claim:
 
 
 def original_config_path(path: Any) -> Path:
-    """Path of the `.yaml` that users of AUTOMATIC1111 and ComfyUI keep beside a checkpoint."""
+    """Path of the `.yaml` that users of AUTOMATIC1111 and ComfyUI keep next to a checkpoint."""
     return Path(path).with_suffix(".yaml")
 
 
@@ -136,21 +138,21 @@ def original_config_claim(config: Any) -> Claim:
         config: the path of its YAML file, or its content.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is no YAML, or none of a model.
+        OSError: the file does not exist.
+        ValueError: not YAML, or not a model's config.
     """
     name = "original_config"
     if isinstance(config, str | os.PathLike):
         name = os.fspath(config)
         if not Path(name).is_file():
-            raise FileNotFoundError(f"There is no file {name}; of one at a URL, pass a copy that is here.")
+            raise FileNotFoundError(f"No such file: {name}. For a URL, download the file and pass its path.")
         try:
             config = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
     parameters = _nested_value(config, "model", "params")
     if not isinstance(parameters, Mapping):
-        raise ValueError(f"{name} is no original config of a model: it has no model.params.")
+        raise ValueError(f"{name} is not an original model config: it has no model.params.")
     denoiser = _nested_value(parameters, "denoiser_config", "params")
     scaling = _nested_value(denoiser, "scaling_config", "target")
     levels = str(_nested_value(denoiser, "discretization_config", "target"))

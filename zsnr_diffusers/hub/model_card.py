@@ -1,4 +1,4 @@
-"""Model cards in the Hub's format: what a sampler needs to know of a model."""
+"""Model cards in the Hub's format: what a sampler needs to know about a model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +18,16 @@ from .weight_files import DTYPE_ARGUMENT
 SUBJECT = "Saved by zsnr_diffusers."
 
 FLOW_TAGS = ["flow-matching", "rectified-flow", "flow_prediction"]
-"""By which a flow-matching model is found at the Hub."""
+"""Tag that identifies flow-matching models on the Hub."""
 
 SAMPLERS_OF_BETAS = """\
 With another sampler, keep `prediction_type`, `rescale_betas_zero_snr` and `timestep_spacing` of the scheduler config.
 """
 SAMPLERS_OF_FLOW = """\
-Samplers for betas do not fit a flow-matching model. `FlowMatchMultistepScheduler` of zsnr_diffusers does,
-`FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`, and of stock those for flow matching, and UniPC and
-DPM++ with `use_flow_sigmas=True`. In ComfyUI a Stable Diffusion of this kind goes through the node ModelSamplingSD3,
-with the shift of the table.
+Samplers for betas cannot sample a flow-matching model. Use `FlowMatchMultistepScheduler` of zsnr_diffusers,
+`FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`, diffusers' flow-matching schedulers, or UniPC and
+DPM++ with `use_flow_sigmas=True`. In ComfyUI, a Stable Diffusion model of this kind needs the node ModelSamplingSD3,
+with the shift in the table.
 """
 
 
@@ -40,7 +40,7 @@ def terminal_snr(scheduler: Any) -> float:
 
 
 def schedule_tags(schedule: Any) -> list[str]:
-    """Hub tags of a model card for the schedule that the model was trained on."""
+    """Hub tags of a model card for the schedule that the model was trained with."""
     if is_flow(schedule.config):
         return FLOW_TAGS
     zero = ["zero-terminal-snr"] if terminal_snr(schedule) == 0 else []
@@ -51,14 +51,14 @@ def schedule_rows(schedule: Any, scheduler: Any) -> dict[str, str]:
     """Rows of a model card's table about schedule and scheduler, by name.
 
     Args:
-        schedule: scheduler of the schedule that the model was trained on.
-        scheduler: the one that is shipped.
+        schedule: scheduler with the training schedule.
+        scheduler: the one that is saved with the model.
     """
     if is_flow(config := schedule.config):
-        dynamic = "by the size of the image" if config.get("use_dynamic_shifting") else None
+        dynamic = "depends on the image size" if config.get("use_dynamic_shifting") else None
         return {
             "prediction type": "`flow_prediction`: noise - x_0 at x_s = (1 - s) x_0 + s noise, s from 0 to 1",
-            "timestep of the network": "s - 1, from noise on" if config.get("invert_sigmas") else "1000 s",
+            "timestep of the network": "s - 1, starting from noise" if config.get("invert_sigmas") else "1000 s",
             "shift": dynamic or f"`{config.get('flow_shift', config.get('shift', 1.0)):g}`",
             "scheduler": f"`{type(scheduler).__name__}`",
         }
@@ -129,7 +129,7 @@ from zsnr_diffusers import load_pipeline
 pipe = load_pipeline(hf_hub_download("{repo}", "{path.name}"))
 ```
 
-The file says by its keys and its metadata what the model predicts. diffusers' `from_single_file` does not read that.
+The file's keys and metadata record what the model predicts; diffusers' `from_single_file` does not read them.
 """
     code = f"""```python
 from diffusers import DiffusionPipeline
@@ -149,14 +149,14 @@ pipe = DiffusionPipeline.from_pretrained("{repo}")
     if brought:
         listed = " and ".join(filter(None, [", ".join(brought[:-1]), brought[-1]]))
         code += f"""\
-`pipeline.py` here brings {listed}:
+`pipeline.py` in this repo adds {listed}:
 `DiffusionPipeline.from_pretrained("{repo}", custom_pipeline="{repo}", trust_remote_code=True)`.
 """
     return code
 
 
 def other_samplers_text(scheduler: Any) -> str:
-    """Paragraph of a model card on samplers other than the shipped one."""
+    """Paragraph of a model card about samplers other than the saved one."""
     return SAMPLERS_OF_FLOW if scheduler is not None and is_flow(scheduler.config) else SAMPLERS_OF_BETAS
 
 
@@ -166,7 +166,7 @@ def public_base_name(source: str) -> str:
 
 
 def lora_card(pipe: Any, path: Path, repo: str, dora: bool) -> str:
-    """Text of a LoRA's model card: the base and schedule it is for, and how to load both."""
+    """Text of a LoRA's model card: its base and schedule, and how to load both."""
     name = str(pipe.config.get("_name_or_path") or "")
     base = public_base_name(name) if name else "the base"
     scheduler, (phi, k) = stock_scheduler_for(pipe), _default_guidance(pipe)
@@ -190,11 +190,11 @@ def lora_usage(
 
     Args:
         base: Hub id of its base.
-        source: of the folder or repo that it is in.
-        scheduler: shipped with it.
+        source: folder or repo of the LoRA.
+        scheduler: saved with it.
         guidance: recommended arguments of a call.
-        dora: whether it is one.
-        file: a file with kohya's names, in place of a folder with the scheduler beside the weights.
+        dora: whether it is a DoRA.
+        file: a file with kohya's names, instead of a folder with scheduler and weights.
     """
     stock, name = type(scheduler).__name__, "" if file is None else f', weight_name="{file}"'
     ours = f"""```python
@@ -204,16 +204,16 @@ pipe = load_lora(load_pipeline("{base}"), "{source}"{name})
 image = pipe({_call_arguments({key: value for key, value in guidance.items() if key != "guidance_rescale"})}).images[0]
 ```
 """
-    needs = "There, too, the sampler needs prediction type, zero terminal SNR and spacing as in the table."
+    needs = "There, too, set prediction type, zero terminal SNR and spacing as in the table."
     if is_flow(scheduler.config):
-        needs = f"With it the base is a flow-matching model.\n{SAMPLERS_OF_FLOW.rstrip()}"
+        needs = f"With this LoRA, the base becomes a flow-matching model.\n{SAMPLERS_OF_FLOW.rstrip()}"
     if file is not None:
         return f"""{ours}
-That installs the scheduler and the guidance settings that the file names. ComfyUI, Forge, InvokeAI and kohya's
-scripts read its weights. {needs}
+This sets the scheduler and the guidance settings that the file records.
+ComfyUI, Forge, InvokeAI and kohya's scripts read its weights. {needs}
 """
     others = (
-        "Other programs read a DoRA each in its own way; merge it into the base for them: `pipe.fuse_lora()`."
+        "Other programs implement DoRA differently; for them, merge it into the base: `pipe.fuse_lora()`."
         if dora
         else f"ComfyUI, Forge, InvokeAI and kohya's scripts read `{KOHYA_FILE}`, and not `{LORA_FILE}`."
     )
@@ -227,7 +227,8 @@ pipe.scheduler = {stock}.from_pretrained("{source}", subfolder="scheduler")
 image = pipe({_call_arguments(guidance)}).images[0]
 ```
 
-The weights are of no use on another schedule. With zsnr_diffusers, one line loads both, and the guidance settings:
+The weights do not work with another schedule. With zsnr_diffusers, one line loads weights, scheduler and
+guidance settings:
 
 {ours}
 {others} {needs}
@@ -248,7 +249,7 @@ def _default_guidance(pipe: Any) -> tuple[float, int]:
 
 
 def guidance_rows(guidance_rescale: float, keep_low_frequencies: int) -> dict[str, str]:
-    """Rows of a model card's table on guidance; none for what is 0."""
+    """Rows of a model card's table about guidance; settings that are 0 are omitted."""
     k = keep_low_frequencies
     rows = {"recommended guidance rescale": f"{guidance_rescale:g}"} if guidance_rescale else {}
     return rows | ({"recommended `keep_low_frequencies` of zsnr_diffusers": f"{k}"} if k else {})

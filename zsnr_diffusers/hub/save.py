@@ -1,4 +1,6 @@
-"""Pipelines into folders and single files, and onto the Hub: with stock classes, and what they say of their model."""
+"""Save pipelines as folders or single files, locally or on the Hub, with diffusers' classes and their schedule
+recorded.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +19,7 @@ from .upload import create_repo, upload
 from .weight_files import restore_text_model_prefix, set_config_dtype_to_float32
 
 _OTHER_FILES = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".st", ".sft", ".safetensor", ".pkl", ".onnx", ".zip")
-"""Endings of files that weights are kept in elsewhere."""
+"""Extensions of weights files in other formats."""
 
 
 def save_pipeline(
@@ -33,40 +35,41 @@ def save_pipeline(
 ) -> Path:
     """Save a pipeline for users without this package, and optionally push it to the Hub.
 
-    As a folder, it has stock classes alone: a scheduler of ours is replaced by a stock one of the same model, see
-    `stock_scheduler_for`. Guidance rescale and kept low frequencies are recorded in it, a start lies beside
-    (`enable_start`), and there is a `pipeline.py` that applies them, and that brings a sampler of ours where it is
-    another than DDIM; see `write_custom_pipeline`. As a single file, it has the original names of Stable Diffusion
-    1.x, 2.x or XL, the keys `v_pred` and `ztsnr` where the model predicts v and ends in pure noise, and ModelSpec
-    metadata; `load_pipeline` finds betas, flow matching and guidance in it too. Weights keep their dtype. What is
-    there is whole: it is written under another name first.
+    A folder uses only diffusers' classes: our schedulers are replaced by equivalent diffusers schedulers, see
+    `stock_scheduler_for`. It records guidance rescale and kept low frequencies, includes a start (`enable_start`), and
+    has a `pipeline.py` that applies them and adds our sampler if it is not DDIM; see `write_custom_pipeline`. A single
+    file uses the original names of Stable Diffusion 1.x, 2.x or SDXL, the keys `v_pred` and `ztsnr` if the model
+    predicts v and its schedule ends in pure noise, and ModelSpec metadata; `load_pipeline` also finds betas, flow
+    matching and guidance in it. Weights keep their dtype. Writing is atomic.
 
     Args:
         pipe: the pipeline.
         path: a folder, or a file whose name ends in `.safetensors`.
-        format: `diffusers` or `single_file`; by the name unless given.
-        overwrite: replace what is there: a file, or a folder with a pipeline.
-        push_to_hub: id of a Hub repo, which is made if need be, and whether it can be written is found out before
-            anything else. It gets what is saved, in one commit, and a model card unless it has one. A folder and a
-            file of the same model go into one repo by two calls.
-        private: whether a new repo is.
-        token: in place of the one that is logged in.
-        commit_message: in place of one that names what was saved.
+        format: `diffusers` or `single_file`; by default determined by the name.
+        overwrite: replace an existing file, or a folder with a pipeline.
+        push_to_hub: id of a Hub repo, created if necessary. Write access is checked before anything else. Files are
+            uploaded in one commit, with a model card unless the repo has one. Two calls can save a folder and a file
+            of the same model to one repo.
+        private: whether a new repo is private.
+        token: instead of the stored login.
+        commit_message: instead of the default.
 
     Returns:
         The path.
 
     Raises:
-        OSError: the Hub refuses; if what is saved is on the disk already, it stays, and the message says so.
-        FileExistsError: there is something, and `overwrite` was not passed, or it is a folder without a pipeline.
-        ValueError: the name does not go with the format, or is that of a different kind of file; what a single file
-            or a stock scheduler cannot hold.
-        TypeError: guidance rescale or kept low frequencies in a pipeline whose class is not diffusers'.
+        OSError: a Hub error; files that were already saved are kept, and the message says so.
+        FileExistsError: the path exists and `overwrite` was not passed, or it is a folder without a pipeline.
+        ValueError: the name does not match the format, or has the extension of an unsupported one; something that a
+            single file or a diffusers scheduler cannot represent.
+        TypeError: guidance rescale or kept low frequencies in a pipeline whose class is not part of diffusers.
     """
     path = Path(path)
     by_name = "single_file" if path.suffix == ".safetensors" else "diffusers"
     if format not in (None, by_name):
-        raise ValueError(f"format={format!r} does not go with {path}: a name in .safetensors is a single file.")
+        raise ValueError(
+            f"format={format!r} does not match {path}: a name that ends in .safetensors means a single file."
+        )
     check_target(path, overwrite)
     claim = scheduler_claim(getattr(getattr(pipe, "scheduler", None), "config", {}))
     repo = None if push_to_hub is None else create_repo(push_to_hub, private, token)
@@ -81,12 +84,12 @@ def save_pipeline(
 
 
 def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
-    """Refuse to overwrite a path without permission, or a folder that is no saved pipeline.
+    """Refuse to overwrite a path without permission, or a folder that is not a saved pipeline.
 
     Args:
         path: folder or file.
-        overwrite: whether it was asked for.
-        mark: the file by which a folder is known as one of those that are written there.
+        overwrite: whether overwriting is allowed.
+        mark: the file that identifies a folder as a saved one.
 
     Raises:
         FileExistsError, ValueError: as in `save_pipeline`.
@@ -95,26 +98,26 @@ def check_target(path: Path, overwrite: bool, mark: str = INDEX) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f"{path} is there already; pass overwrite=True, or choose another name.")
+        raise FileExistsError(f"{path} already exists; pass overwrite=True, or choose another name.")
     if path.is_dir() and not (path / mark).is_file():
-        raise FileExistsError(f"{path} is a folder without a {mark}, and is not replaced.")
+        raise FileExistsError(f"{path} is a folder without a {mark}, so it is not replaced.")
 
 
 def check_file_name(path: Path) -> None:
-    """Refuse a folder path whose suffix is that of a weights file.
+    """Refuse a folder path with the extension of a weights file.
 
     Raises:
         ValueError: with the name to use instead.
     """
     if path.suffix.lower() in _OTHER_FILES:
         raise ValueError(
-            f"{path} would be a folder by the name of a file, and none in {path.suffix} is written here: name it "
+            f"{path} has the extension of a file, but {path.suffix} files cannot be written: use "
             f"{path.with_suffix('.safetensors').name}."
         )
 
 
 def _write_folder(pipe: Any, folder: Path) -> None:
-    """Write a pipeline as a folder of stock classes, with `pipeline.py` where guidance or sampler need it."""
+    """Write a pipeline as a folder of diffusers classes, with `pipeline.py` if guidance or sampler need it."""
     scheduler = getattr(pipe, "scheduler", None)
     stock = stock_scheduler_for(pipe) if isinstance(scheduler, PathSampler) else None
     pipe.save_pretrained(folder)

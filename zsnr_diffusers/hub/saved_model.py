@@ -1,7 +1,7 @@
 """A saved model as its files describe it, without its weights: a folder, a Hub repo, a single file or a LoRA.
 
-Several places may say what the network predicts and whether the schedule ends in pure noise, and they may disagree.
-All are asked, in order; the first that says something counts.
+Several sources may record the prediction type and whether the schedule ends in pure noise, and they may disagree. All
+are read in order of precedence, and the first that records something decides.
 """
 
 import os
@@ -34,26 +34,25 @@ from .marks import buffer_claim, key_claim, metadata_claims, original_config_cla
 from .single_file import RECORD
 
 SCHEDULER_FILE = f"scheduler/{SCHEDULER_CONFIG}"
-"""Of a pipeline; beside a LoRA too."""
+"""Scheduler config in a pipeline's or LoRA's folder."""
 
 
 @dataclass(frozen=True)
 class SavedModel(Report):
-    """What is saved of a model beside its weights; each file was read once, and each value checked once.
+    """What is saved about a model besides its weights; each file is read once, and each value checked once.
 
     Attributes:
         name: path or Hub id.
-        index: `model_index.json`; empty where there is none.
-        scheduler_config: None where there is none, or where the caller has given a scheduler.
-        scheduler_file: where it stands in the folder or repo, or would.
-        header: of a single file or a LoRA; empty where there is none.
-        folder: None for a single file and at the Hub.
-        weights: the file that the header is of, None where it is at the Hub.
-        is_lora: whether it is a LoRA and no pipeline.
-        claims: of each place that was asked, in order of precedence.
-        schedule: what is recorded of the noise schedule beside the weights of a single file, as in a scheduler's
-            config.
-        guidance: the guidance that is recorded, as arguments of `enable_guidance_rescale`.
+        index: `model_index.json`; empty if missing.
+        scheduler_config: None if missing, or if the caller passed a scheduler.
+        scheduler_file: its actual or expected path in the folder or repo.
+        header: of a single file or a LoRA; otherwise empty.
+        folder: None for a single file and on the Hub.
+        weights: the file with this header, None on the Hub.
+        is_lora: whether it is a LoRA, not a pipeline.
+        claims: of each source, in order of precedence.
+        schedule: the noise schedule recorded in a single file, as in a scheduler's config.
+        guidance: the recorded guidance, as arguments of `enable_guidance_rescale`.
         options: what it was opened with, as arguments of `load_pipeline`.
     """
 
@@ -81,30 +80,30 @@ class SavedModel(Report):
         weight_name: str | None = None,
         **kwargs: Any,
     ) -> "SavedModel":
-        """Read what a saved model says of itself, and no weights.
+        """Read a saved model's records without its weights.
 
-        Asked in this order: the arguments, `original_config` among them; of a single file what `save_pipeline`
-        recorded, the keys `v_pred` and `ztsnr` among the weights, by which ComfyUI, Forge and others know such models,
-        its metadata by ModelSpec's names, ComfyUI's, plain ones and those of kohya's sd-scripts, a `.yaml` of the same
-        name beside it, and a schedule among the weights that ends at zero SNR; the scheduler's config, for a file that
-        of `config` and the last that is asked; what is known here of some Hub repos, from which a file in the cache
-        is, too. The scheduler beside a LoRA is no claim: it is what an audit compares the LoRA with.
+        Sources in order of precedence: the arguments, including `original_config`; for a single file, the record of
+        `save_pipeline`, the keys `v_pred` and `ztsnr` among the weights (as in ComfyUI and Forge), metadata of
+        ModelSpec, ComfyUI, without a prefix and of kohya's sd-scripts, a `.yaml` with the same name, and a schedule
+        among the weights that ends at zero SNR; the scheduler's config (for a file: that of `config`, consulted last);
+        the table of known Hub repos, also for cached files. The scheduler next to a LoRA is not a claim: an audit
+        compares the LoRA with it.
 
         Args:
-            source: Hub id, folder, or the path of a `.safetensors` file; or what was opened, to which the arguments
-                are added.
-            prediction_type: what the caller knows better; `flow_prediction` is of flow matching.
+            source: Hub id, folder, or path of a `.safetensors` file; or an opened model, to which the arguments are
+                added.
+            prediction_type: overrides other sources; `flow_prediction` means flow matching.
             rescale_betas_zero_snr: likewise.
             only_pipelines: refuse a folder or repo without a pipeline or without its scheduler's config.
-            weight_name: of the file of a LoRA in a folder or repo, which is opened by itself then, out of the Hub if
-                need be.
-            kwargs: of `load_pipeline`; those that say where to look are used, a `scheduler` that is given, and for a
-                single file `config` and `original_config`.
+            weight_name: file name of a LoRA in a folder or repo, which is then opened as a file, from the Hub if
+                necessary.
+            kwargs: as in `load_pipeline`; only Hub arguments, `scheduler`, and for a single file `config` and
+                `original_config` are used.
 
         Raises:
-            OSError: there is no such file or repo.
-            ValueError: a file is damaged, what is recorded cannot be applied, or the model is of no
-                variance-preserving schedule though its keys say that it predicts v.
+            OSError: the file or repo does not exist.
+            ValueError: a file is damaged, a recorded value is invalid, or the schedule is not variance-preserving
+                although keys say that the model predicts v.
         """
         if prediction_type is not None:
             check_known_prediction_type(prediction_type)
@@ -123,14 +122,14 @@ class SavedModel(Report):
             first.append(original_config_claim(kwargs["original_config"]))
         if opened.is_single_file and kwargs.get("config") is not None and "scheduler" not in kwargs:
             last.append(scheduler_claim(_load_scheduler_config(kwargs["config"], SCHEDULER_FILE, kwargs, True) or {}))
-        claims = dict.fromkeys((*first, *opened.claims, *last))  # opened twice, an argument says the same twice
+        claims = dict.fromkeys((*first, *opened.claims, *last))  # when opened again, an argument may be repeated
         return replace(opened, claims=tuple(claims), options={**opened.options, **kwargs})
 
     def __repr__(self) -> str:
         return f"SavedModel {self.name}: {self.facts}"
 
     def parts(self) -> Iterator[Part]:
-        """What it is, and what was found of the model, with the place that says it."""
+        """What was found about the model, with the source of each value."""
         yield Text(self.name, "title")
         kind = "LoRA" if self.is_lora else self.index.get("_class_name") or "single file"
         rows = [("kind", str(kind), "")]
@@ -145,21 +144,21 @@ class SavedModel(Report):
 
     @property
     def is_single_file(self) -> bool:
-        """Whether the saved model is one local file, and no folder or repo."""
+        """Whether the saved model is a single local file."""
         return self.folder is None and self.weights is not None
 
     @property
     def prediction_type(self) -> str | None:
-        """`epsilon`, `v_prediction`, `sample` or `flow_prediction`, None where no place says it."""
+        """`epsilon`, `v_prediction`, `sample` or `flow_prediction`, None if not recorded."""
         return claim.prediction_type if (claim := self.authority("prediction_type")) else None
 
     @property
     def rescale_betas_zero_snr(self) -> bool | None:
-        """Whether the model was trained to zero terminal SNR, None where no place says it."""
+        """Whether the model was trained at zero terminal SNR, None if not recorded."""
         return claim.rescale_betas_zero_snr if (claim := self.authority("rescale_betas_zero_snr")) else None
 
     def authority(self, fact: str) -> Claim | None:
-        """The claim that decides one of `RESOLVED_FIELDS`; None if no source states it."""
+        """The claim that decides one of `RESOLVED_FIELDS`; None if no source records it."""
         return next((claim for claim in self.claims if getattr(claim, fact) is not None), None)
 
     def without(self, *sources: str) -> "SavedModel":
@@ -167,16 +166,16 @@ class SavedModel(Report):
         return replace(self, claims=tuple(claim for claim in self.claims if claim.source not in sources))
 
     def is_guess(self) -> bool:
-        """Whether neither file nor caller state the prediction type, so that at most the config beside it decides."""
+        """Whether neither file nor caller gives the prediction type, so that at most a config decides."""
         claim = self.authority("prediction_type")
         return claim is None or claim.source in (SCHEDULER, ARCHITECTURE)
 
     @property
     def conflicts(self) -> list[str]:
-        """Disagreements between claims, a sentence each; none over what the caller has decided."""
+        """Disagreements between claims, one sentence each; none about values that the caller passed."""
         return [
-            f"{fact} is {getattr(first, fact)!r} by {first.source}, which counts, and {getattr(other, fact)!r} by "
-            f"{other.source}. Pass {fact}= to decide."
+            f"{fact} is {getattr(first, fact)!r} according to {first.source}, which is used, and "
+            f"{getattr(other, fact)!r} according to {other.source}. Pass {fact}= to decide."
             for fact in RESOLVED_FIELDS
             if (first := self.authority(fact)) and first.source != ARGUMENTS
             for other in self.claims
@@ -187,20 +186,21 @@ class SavedModel(Report):
     def facts(self) -> str:
         """Text with the values of `RESOLVED_FIELDS` and the source of each."""
         return ", ".join(
-            f"{fact}={getattr(claim, fact)!r} by {claim.source}" if claim else f"{fact} is not said"
+            f"{fact}={getattr(claim, fact)!r} by {claim.source}" if claim else f"{fact} is not recorded"
             for fact, claim in ((fact, self.authority(fact)) for fact in RESOLVED_FIELDS)
         )
 
 
 def _check_pipeline(source: Any, index: Mapping[str, Any] | None) -> None:
-    """Refuse a folder or repo without a `model_index.json` that names a pipeline's class."""
+    """Refuse a folder or repo without a `model_index.json` that names a pipeline class."""
     if index is None:
         raise OSError(
-            f"{source} holds no pipeline: there is no {INDEX}. Of a single file, pass its path; of one at the Hub, "
-            "huggingface_hub.hf_hub_download(repo, name). A LoRA goes into a pipeline of its base, by load_lora."
+            f"{source} has no pipeline: there is no {INDEX}. For a single file, pass its path, or "
+            "huggingface_hub.hf_hub_download(repo, name) if it is on the Hub. Load a LoRA into a pipeline of its "
+            "base with load_lora."
         )
     if "_class_name" not in index:
-        raise ValueError(f"{INDEX} of {source} names no class of a pipeline; it needs a '_class_name'.")
+        raise ValueError(f"{INDEX} of {source} names no pipeline class; it needs a '_class_name'.")
 
 
 def _read_source(source: Any, places: Mapping[str, Any], only_pipelines: bool) -> SavedModel:
@@ -222,7 +222,7 @@ def _read_source(source: Any, places: Mapping[str, Any], only_pipelines: bool) -
         opened = replace(_read_weights_header(f"{name}/{LORA_FILE}", header, weights), name=name, is_lora=True)
     opened = replace(opened, folder=folder)
     if "scheduler" in places or (index and index.get("scheduler") in (None, [None, None])):
-        return opened  # there are pipelines without one
+        return opened  # some pipelines have none
     for name in (SCHEDULER_FILE,) if index else (SCHEDULER_FILE, SCHEDULER_CONFIG):
         if (config := _load_scheduler_config(source, name, places, only_pipelines)) is not None:
             claims = opened.claims if opened.is_lora else (scheduler_claim(config), *opened.claims)
@@ -231,7 +231,7 @@ def _read_source(source: Any, places: Mapping[str, Any], only_pipelines: bool) -
 
 
 def _read_weights_header(name: str, header: Header, file: Path | None) -> SavedModel:
-    """A `SavedModel` from a weights file's header, and from buffers and the config beside it if `file` is local."""
+    """A `SavedModel` from a weights file's header, and, if `file` is local, its buffers and the config next to it."""
     record = parse_json_object(header.metadata.get(RECORD, "{}"), source := f"{name}: its metadata {RECORD!r}")
     with error_context(source):
         guidance = recorded_guidance(record)
@@ -252,19 +252,19 @@ def _read_weights_header(name: str, header: Header, file: Path | None) -> SavedM
 
 
 def _claims_of_file(file: Path, header: Header) -> list[Claim]:
-    """What buffers, the config beside a local weights file, and known models say of it."""
+    """Claims of buffers, of the config next to a local weights file, and of known models."""
     beside = original_config_path(file)
     said = [original_config_claim(beside)] if beside.is_file() else []
     return [*said, buffer_claim(file, header), known_model_claim(file)]
 
 
 def _load_scheduler_config(source: Any, name: str, places: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:
-    """Read and check a scheduler's config in a folder or repo; None if there is none and it is not needed."""
+    """Read and check a scheduler's config in a folder or repo; None if it is missing and not required."""
     config = load_json(source, name, places)
     if config is not None:
         with error_context(f"{name} of {source}"):
             cls = scheduler_class(config)
             check_config_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if cls else {})
     elif needed:
-        raise OSError(f"{source} has no {name}; pass scheduler= to load it with one of yours.")
+        raise OSError(f"{source} has no {name}; pass scheduler= to load it with another one.")
     return config

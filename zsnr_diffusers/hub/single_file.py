@@ -1,4 +1,4 @@
-"""Writing a pipeline as one file, with the names and metadata that other programs understand."""
+"""Write a pipeline as a single file, with the names and metadata that other programs understand."""
 
 import json
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from .weight_files import prepare_for_safetensors
 logger = logging.get_logger(__name__)
 
 RECORD = "zsnr_diffusers"
-"""The entry of the metadata with what these layouts have no place for: schedule and guidance, as JSON."""
+"""The metadata entry for schedule and guidance, which these layouts cannot store otherwise, as JSON."""
 
 _DETAILS = {
     "clip_sample": ("clip_sample_range",),
     "thresholding": ("dynamic_thresholding_ratio", "sample_max_value"),
 }
-"""Settings that say nothing where another one is off."""
+"""Settings without effect if another one is off."""
 
 SD_BETAS = {
     "num_train_timesteps": 1000,
@@ -41,26 +41,26 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
 
     Args:
         pipe: the pipeline.
-        path: where to; the name without its ending becomes the title.
-        prediction_type: what the network predicts.
-        zero_snr: whether the model was trained to zero terminal SNR.
+        path: path of the file; its name without the extension becomes the title.
+        prediction_type: of the network.
+        zero_snr: whether the model was trained at zero terminal SNR.
 
     Raises:
-        ValueError: the network predicts what readers of such files do not know, or its parts do not fit into one.
+        ValueError: readers of such files do not support the prediction type, or the components fit no layout.
     """
-    # Over diffusers' conversions, which pull in transformers; who reads a header does not wait for it.
+    # diffusers' conversions import transformers; code that only reads a header does not wait for it.
     from .ldm_format import detect_pipeline_layout, original_checkpoint
 
     layout, flow = detect_pipeline_layout(pipe), prediction_type == "flow_prediction"
     if not flow and (prediction_type is None or prediction_type not in layout.architectures):
         raise ValueError(
-            f"Readers of single files know models that predict {' or '.join(layout.architectures)}, not "
+            f"Readers of single files support models that predict {' or '.join(layout.architectures)}, not "
             f"prediction_type={prediction_type!r}; save a folder instead."
         )
     if flow:
         logger.warning(
-            "load_pipeline finds in the file that it is of flow matching; other programs take it for a model of "
-            "epsilon, until they are told: in ComfyUI by the node ModelSamplingSD3."
+            "load_pipeline recognizes the file as flow matching; other programs treat it as an epsilon model unless "
+            "configured, in ComfyUI with the node ModelSamplingSD3."
         )
     else:
         check_prediction_type(str(prediction_type), zero_snr)
@@ -68,15 +68,15 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
     foreign = [f"{key}={record[key]!r}" for key, value in SD_BETAS.items() if record.get(key, value) != value]
     if foreign:
         logger.warning(
-            f"{', '.join(foreign)}: load_pipeline finds this in the file, other programs take every such file to have "
-            "Stable Diffusion's betas."
+            f"{', '.join(foreign)}: load_pipeline reads this from the file; other programs assume Stable Diffusion's "
+            "betas."
         )
     if getattr(pipe, "default_start", None) is not None:
         logger.warning(
-            f"{path.name} holds no start, for which no program has a name: save it beside the file, "
-            "pipe.default_start.save(path), and enable it after loading."
+            f"{path.name} cannot contain the start: save it separately with pipe.default_start.save(path), and enable "
+            "it after loading."
         )
-    keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as others write them
+    keys = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}  # empty, as other programs write them
     save_file(
         prepare_for_safetensors(
             original_checkpoint(pipe) | {key: torch.empty(0) for key, marked in keys.items() if marked}
@@ -87,10 +87,10 @@ def write_single_file(pipe: Any, path: Path, prediction_type: str | None, zero_s
 
 
 def model_record(pipe: Any, zero_snr: bool) -> dict[str, Any]:
-    """The record that a weights file keeps of its model: schedule, prediction type, guidance.
+    """The record of a model in its weights file: schedule, prediction type, guidance.
 
     Raises:
-        ValueError: its scheduler is of neither a variance-preserving schedule nor flow matching.
+        ValueError: the scheduler is neither variance-preserving nor flow-matching.
     """
     if is_flow(pipe.scheduler.config):
         return flow_record(pipe.scheduler.config) | record_of_pipeline(pipe)
@@ -112,9 +112,9 @@ def file_metadata(pipe: Any, record: Mapping[str, Any], architecture: str, title
     """safetensors metadata of a weights file: our own record, and ModelSpec's keys for other programs.
 
     Args:
-        pipe: the pipeline that the weights are of.
+        pipe: the pipeline with these weights.
         record: from `model_record`.
-        architecture: ModelSpec's name of it.
+        architecture: ModelSpec's name of the architecture.
         title: of the model.
     """
     predicts = record["prediction_type"]

@@ -1,4 +1,4 @@
-"""A pipeline out of a single file, by diffusers' own loader: its class, its config, and the parts that it has not."""
+"""Load a pipeline from a single file with diffusers' loader: its class, config, and missing components."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -37,19 +37,20 @@ def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
         kwargs: of `load_pipeline`.
 
     Raises:
-        OSError: its config cannot be had.
-        ValueError: it is damaged, another model, or incomplete; a 2.x of which nothing says what it predicts.
+        OSError: its config is not available.
+        ValueError: the file is damaged, of another model, or incomplete; an SD 2.x file without a recorded prediction
+            type.
     """
     source, header = saved.name, saved.header
     if saved.is_lora:
-        raise ValueError(f"{source} is a LoRA, which goes into a pipeline of its base: load_lora(pipe, {source!r}).")
+        raise ValueError(f"{source} is a LoRA; load it into a pipeline of its base: load_lora(pipe, {source!r}).")
     layout, pipeline_class, default = _detect_pipeline(source, header)
     check_not_quantized(source, header, weight_prefixes(layout))
     if layout is SD_2 and saved.prediction_type is None:
         raise ValueError(
-            f"{source} does not say what it predicts, and of {layout.name} there are models of both kinds: pass "
+            f"{source} does not record its prediction type, and {layout.name} exists with both: pass "
             "prediction_type='v_prediction' (2.0 and 2.1 at 768 pixels) or 'epsilon' (2-base and 2.1-base), or "
-            "'flow_prediction' if it was trained on to flow matching."
+            "'flow_prediction' if it was fine-tuned to flow matching."
         )
     config, options = kwargs.get("config"), {key: value for key, value in kwargs.items() if key != "original_config"}
     with explain_load_errors(source):
@@ -70,8 +71,8 @@ def from_single_file(saved: SavedModel, kwargs: Mapping[str, Any]) -> Any:
         if config is not None:
             raise
         raise OSError(
-            f"{source} holds weights alone, and what else a pipeline needs could not be had from {default}. "
-            f"Pass config=, a folder or Hub id of a {layout.name} pipeline. {str(error).splitlines()[0]}"
+            f"{source} contains only weights, and the rest of the pipeline is not available from {default}. Pass "
+            f"config=, a folder or Hub id of a {layout.name} pipeline. {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -80,23 +81,24 @@ def _detect_pipeline(source: Any, header: Header) -> tuple[OriginalFormat, Any, 
     layout, channels = detect_layout(header.shapes), unet_in_channels(header.shapes)
     if layout is None or channels is None or channels not in layout.pipelines:
         raise ValueError(
-            f"{source} is no Stable Diffusion 1.x, 2.x or XL by its original names, for text-to-image or inpainting."
-            f"{describe_unknown_file(header.shapes)} If diffusers knows it, load it by from_single_file of its class."
+            f"{source} is not a Stable Diffusion 1.x, 2.x or SDXL checkpoint with original names, for text-to-image "
+            f"or inpainting.{describe_unknown_file(header.shapes)} If diffusers supports it, use from_single_file of "
+            "its pipeline class."
         )
     return layout, getattr(diffusers, layout.pipelines[channels]), layout.configs[channels]
 
 
 def _load_autoencoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
-    """Load an autoencoder from a folder, repo or file, by itself or in a pipeline.
+    """Load an autoencoder from a folder, repo or file, alone or in a pipeline.
 
     Raises:
-        OSError: it cannot be had.
-        ValueError: the file holds none, or is damaged.
+        OSError: it is not available.
+        ValueError: the file contains none, or is damaged.
     """
     options = with_single_dtype({"dtype": dtype})
     if is_single_file(source):
         if not any(key.endswith("encoder.conv_in.weight") for key in read_header(source).shapes):
-            raise ValueError(f"vae: {source} holds no autoencoder of Stable Diffusion.")
+            raise ValueError(f"vae: {source} contains no Stable Diffusion autoencoder.")
         place = {"config": os.fspath(config), "subfolder": "vae"}
         with explain_load_errors(source), suppress_empty_float32_warnings():
             return diffusers.AutoencoderKL.from_single_file(os.fspath(source), **place, **options)
@@ -105,7 +107,7 @@ def _load_autoencoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
 
 
 def _load_first_text_encoder(source: Any, config: Any, dtype: torch.dtype) -> Any:
-    """Load XL's first text encoder from a single file; diffusers overlooks it if the second is missing."""
+    """Load SDXL's first text encoder from a single file; diffusers overlooks it if the second is missing."""
     with safe_open(source, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys() if key.startswith(str(SDXL.clip))}  # noqa: SIM118
     return create_diffusers_clip_model_from_ldm(
@@ -114,7 +116,7 @@ def _load_first_text_encoder(source: Any, config: Any, dtype: torch.dtype) -> An
 
 
 def _load_parts(config: Any, parts: Iterable[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Load those of the missing parts that the local pipeline folder `config` has weights of."""
+    """Load the missing components whose weights are in the local pipeline folder `config`."""
     folder = None if config is None else Path(os.fspath(config))
     if folder is None or not folder.is_dir():
         return {}
@@ -136,10 +138,10 @@ _CALLED = {
 
 
 def _missing_parts_message(source: Any, layout: OriginalFormat, missing: list[str]) -> str:
-    """Error text for a single file without some of the pipeline's parts, with what to pass."""
+    """Error text for a single file without some of the pipeline's components, with what to pass."""
     names = " and ".join(f"no {_CALLED[part][0]}" for part in missing)
     passed = ", ".join(f"{part}={_CALLED[part][1]}.from_pretrained(...)" for part in missing)
     return (
-        f"{source} holds {names} by the names of a {layout.name}: pass config=, a folder of a {layout.name} pipeline "
-        f"with its weights, or {passed}."
+        f"{source} contains {names} with the names of {layout.name}: pass config=, a folder of a {layout.name} "
+        f"pipeline with its weights, or {passed}."
     )

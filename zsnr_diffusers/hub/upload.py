@@ -1,4 +1,4 @@
-"""What was saved, to the Hub: whether that may be is asked first, and a failure leaves it where it is."""
+"""Upload saved files to the Hub: permission is checked first, and a failure keeps the local files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from .errors import TRANSPORT, explain_hub_error
 CARD = "README.md"
 
 _FAILURES = (*TRANSPORT, ValueError, RuntimeError)
-"""What the client raises; an upload's errors come as the cause of a RuntimeError."""
+"""Exceptions of the client; an upload raises them as the cause of a RuntimeError."""
 
 
 def create_repo(repo_id: str, private: bool | None, token: str | None) -> str:
@@ -19,29 +19,29 @@ def create_repo(repo_id: str, private: bool | None, token: str | None) -> str:
 
     Args:
         repo_id: owner/name, or a name of the token's owner.
-        private: whether a new one is.
-        token: in place of the one that is logged in.
+        private: whether a new repo is private.
+        token: instead of the stored login.
 
     Returns:
         owner/name.
 
     Raises:
-        OSError: it cannot; the message says why and what to do.
-        ValueError: there cannot be a repo of this name.
+        OSError: no write access; the message gives the cause and the remedy.
+        ValueError: an invalid repo name.
     """
     if token is None and huggingface_hub.get_token() is None:
         raise OSError(
-            f"{repo_id} cannot be pushed to without a token: log in by `hf auth login` or set HF_TOKEN, "
-            "or pass token=."
+            f"{repo_id} cannot be pushed to without a token: log in with `hf auth login`, set HF_TOKEN, or pass "
+            "token=."
         )
     api = HfApi(token=token)
     try:
         repo: str = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        # A repo of others is there as well; what comes before an upload is granted to those who may write.
+        # A repo of others exists too, so request the permissions that precede an upload.
         api.preupload_lfs_files(repo, [CommitOperationAdd(CARD, b"?")])
     except _FAILURES as error:
         raise OSError(
-            f"{repo_id} cannot be made or written at the Hub: {upload_error_reason(error, repo_id)}."
+            f"{repo_id} cannot be created or written on the Hub: {upload_error_reason(error, repo_id)}."
         ) from error
     return repo
 
@@ -54,21 +54,21 @@ def upload(
     commit_message: str | None,
     files: Sequence[Path] | None = None,
 ) -> str:
-    """Upload a folder or file in one commit, with a model card unless there is one, here or there.
+    """Upload a folder or file in one commit, with a model card unless the folder or repo has one.
 
     Args:
         path: the folder or file.
         repo: owner/name.
         card: the model card.
-        token: in place of the one that is logged in.
-        commit_message: in place of one that names what was saved.
-        files: of the folder, where not all of them; its own card goes with them.
+        token: instead of the stored login.
+        commit_message: instead of the default.
+        files: only these files of the folder, and its model card; None for all.
 
     Returns:
-        the commit's address.
+        The commit's URL.
 
     Raises:
-        OSError: it failed.
+        OSError: the upload failed.
     """
     api, root = HfApi(token=token), path if path.is_dir() else path.parent
     if path.is_dir():
@@ -82,8 +82,8 @@ def upload(
         return str(api.create_commit(repo, operations, commit_message=message).commit_url)
     except _FAILURES as error:
         raise OSError(
-            f"{path} is whole, but could not be pushed to {repo}: {upload_error_reason(error, repo)}. To push it as "
-            f"it is: huggingface_hub.HfApi().{_manual_command(path, repo, names)}"
+            f"{path} was saved, but could not be pushed to {repo}: {upload_error_reason(error, repo)}. To push it: "
+            f"huggingface_hub.HfApi().{_manual_command(path, repo, names)}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What differs between the weights of two models, one of which was trained from the other."""
+"""The difference between the weights of a model and of its base."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,17 +14,18 @@ LAYERS = ("linear", "convolution")
 """The kinds of weights that a LoRA changes."""
 
 _LEAST_SIMILARITY = 0.5
-"""Cosine between the weights of a base and of what was trained from it: above 0.9 as a rule, near 0 for strangers."""
+"""Lowest cosine similarity between a base and a model trained from it: usually above 0.9, near 0 for unrelated models.
+"""
 
 
 @dataclass(frozen=True)
 class WeightDifference:
-    """The weights of two networks, of which one was trained from the other.
+    """The weights of a network and of its base.
 
     Attributes:
-        trained: the weights of this one, by name.
-        base: of the other one.
-        kinds: of those that differ: `linear`, `convolution`, `bias`, `norm`, `embedding` or `other`.
+        trained: the network's weights, by name.
+        base: the base's weights.
+        kinds: kind of each weight that differs: `linear`, `convolution`, `bias`, `norm`, `embedding` or `other`.
     """
 
     trained: Mapping[str, Tensor]
@@ -37,43 +38,44 @@ class WeightDifference:
         return trained - base
 
     def ranks(self) -> dict[str, int]:
-        """The highest rank that the difference of each layer may have, by the name of its weight."""
+        """The highest possible rank of each layer's difference, by weight name."""
         layers = (name for name, kind in self.kinds.items() if kind in LAYERS)
         return {name: min(self.base[name].flatten(1).shape) for name in layers}
 
 
 def compare_pipelines(trained: Any, base: Any, names: tuple[str, str]) -> dict[str, WeightDifference]:
-    """What differs between two pipelines' UNets and text encoders, by their names in the pipeline.
+    """Compare two pipelines' UNets and text encoders; returns differences by component name.
 
     Args:
         trained: a pipeline.
-        base: what it was trained from.
-        names: of the two, for errors.
+        base: the pipeline it was trained from.
+        names: of the two, for error messages.
 
     Raises:
-        ValueError: the two are of different architectures, their UNets have the same layers, or weights that have
-            little in common; weights that are not finite.
+        ValueError: the architectures differ, the UNets' layers are equal or unrelated, or weights are not finite.
     """
     networks, bases = lora_networks(trained), lora_networks(base)
     if networks.keys() != bases.keys():
         had = " and ".join(f"{name} has {', '.join(one)}" for name, one in zip(names, (networks, bases), strict=True))
-        raise ValueError(f"{had}: they are of different architectures.")
+        raise ValueError(f"{had}: their architectures differ.")
     found = {part: _compare_networks(part, networks[part], bases[part], names) for part in bases}
     if not found["unet"].ranks():
-        raise ValueError(f"The layers of the UNets of {names[0]} and {names[1]} are the same; there is no difference.")
+        raise ValueError(
+            f"The layers of the UNets of {names[0]} and {names[1]} are equal; there is nothing to extract."
+        )
     return found
 
 
 def _compare_networks(part: str, trained: nn.Module, base: nn.Module, names: tuple[str, str]) -> WeightDifference:
-    """`compare_pipelines` of one network."""
+    """`compare_pipelines` for one network."""
     both = WeightDifference(dict(trained.named_parameters()), dict(base.named_parameters()))
     shapes, others = ({name: tuple(value.shape) for name, value in one.items()} for one in (both.trained, both.base))
     if unlike := sorted(name for name in {**shapes, **others} if shapes.get(name) != others.get(name)):
         first = unlike[0]
         raise ValueError(
-            f"{names[0]} and {names[1]} are of different architectures: {len(unlike)} weights of their {part} have "
+            f"{names[0]} and {names[1]} have different architectures: {len(unlike)} weights of their {part} have "
             f"different names or shapes ({abbreviate(unlike, 3)}). {first} is {shapes.get(first, 'not there')} in the "
-            f"one and {others.get(first, 'not there')} in the other."
+            f"former and {others.get(first, 'not there')} in the latter."
         )
     for name, weights in zip(names, (both.trained, both.base), strict=True):
         if broken := sorted(key for key, value in weights.items() if not value.isfinite().all()):
@@ -82,7 +84,7 @@ def _compare_networks(part: str, trained: nn.Module, base: nn.Module, names: tup
     if (similarity := _similarity(both)) < _LEAST_SIMILARITY:
         raise ValueError(
             f"{names[1]} is not the base of {names[0]}: the cosine between the weights of their {part}s is "
-            f"{similarity:.2f}, and above {_LEAST_SIMILARITY} where one was trained from the other."
+            f"{similarity:.2f}, but above {_LEAST_SIMILARITY} if one was trained from the other."
         )
     return both
 

@@ -1,4 +1,4 @@
-"""Weights in files: tensors as safetensors takes them, the dtype that they are loaded in, and their variants."""
+"""Weights files: tensors for safetensors, the dtype for loading, and variants."""
 
 import json
 import logging
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from .saved_model import SavedModel
 
 DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
-"""What `from_pretrained` of the installed diffusers calls the dtype."""
+"""Name of the dtype argument of the installed diffusers' `from_pretrained`."""
 
 
 def prepare_for_safetensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors requires them: detached, contiguous, and without shared memory.
 
-    An autoencoder's attention returns tensors in channels-last order, and bitsandbytes gives one map of its 8-bit
-    numbers to the state of every parameter; safetensors refuses both.
+    An autoencoder's attention returns channels-last tensors, and bitsandbytes shares one quantization map between the
+    states of all parameters; safetensors refuses both.
     """
     seen: set[tuple[torch.device, int]] = set()
     packed = {}
@@ -46,8 +46,8 @@ def prepare_for_safetensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def with_single_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `from_pretrained` or `from_single_file` that load all networks in one dtype, float32 by default.
 
-    Without one, diffusers loads its own networks in float32, and transformers the text encoders in what their config
-    or file says: half precision in many repos, which the UNet beside them cannot take.
+    Otherwise, diffusers loads its networks in float32, but transformers loads text encoders in the dtype of their
+    config or file: half precision in many repos, which a float32 UNet does not accept.
     """
     others = {key: value for key, value in arguments.items() if key not in ("dtype", "torch_dtype")}
     given = (arguments.get("dtype"), arguments.get("torch_dtype"))
@@ -55,7 +55,7 @@ def with_single_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_dtype(saved: "SavedModel") -> torch.dtype:
-    """The dtype of a saved model's weights; float32 where they have several, or are at the Hub."""
+    """The dtype of a saved model's weights; float32 if they have several, or are on the Hub."""
     files = [] if saved.folder is None else saved.folder.glob("*/*.safetensors")
     headers = [saved.header] if saved.header.shapes else [read_header(file) for file in files]
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -84,23 +84,23 @@ _WEIGHTS = re.compile(
     r"(?P<late_shard>-\d{5}-of-\d{5})?\.(?P<format>safetensors|bin)"
 )
 _FORMATS = {".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".onnx_data", ".ckpt", ".pt"}
-"""By their endings, files that may hold weights."""
+"""Extensions of files that may contain weights."""
 _INDEX = re.compile(r"(?P<file>.+\.(?:safetensors|bin))\.index(?:\.(?P<variant>[\w-]+))?\.json")
 
 
 def weight_variants(names: Iterable[str]) -> set[str | None]:
-    """Variants of weights among file names, such as `fp16`; None stands for names without one."""
+    """Weight variants among file names, such as `fp16`; None for names without one."""
     return {match["variant"] for name in names if (match := _WEIGHTS.fullmatch(name.rpartition("/")[2]))}
 
 
 def copy_in_float32(source: Path, target: Path, variant: str | None) -> None:
-    """Copy a network's folder, with weights in float32 and under the file names of no variant.
+    """Copy a network's folder, with weights in float32 and file names without a variant.
 
-    Weights that have both are copied byte for byte; those of other variants, or in other formats, are left out.
+    Matching files are copied byte for byte; other variants and formats are skipped.
 
     Args:
         source: A network's folder in a pipeline's.
-        target: Made if need be.
+        target: Created if necessary.
         variant: Of the weights to copy.
     """
     target.mkdir(parents=True, exist_ok=True)
@@ -122,8 +122,8 @@ def copy_in_float32(source: Path, target: Path, variant: str | None) -> None:
 def set_config_dtype_to_float32(config_file: Path) -> None:
     """Change the dtype in a saved network's config to float32, if it names one.
 
-    By what it says, or else by its file, transformers loads a text encoder where no dtype is passed; diffusers loads
-    everything beside it in float32.
+    Without a dtype argument, transformers loads a text encoder in this dtype, or else in its file's; diffusers loads
+    all other networks in float32.
     """
     if not config_file.is_file():
         return
@@ -134,10 +134,10 @@ def set_config_dtype_to_float32(config_file: Path) -> None:
 
 
 def restore_text_model_prefix(file: Path) -> None:
-    """Give the weights in a CLIP text encoder's file the `text_model.` names that files have always had.
+    """Add the usual `text_model.` prefix to the weights in a CLIP text encoder's file.
 
-    transformers 5 leaves out a wrapper when it saves an encoder that it has not loaded; transformers 4 then finds none
-    of the weights, and goes on with random ones.
+    transformers 5 omits the wrapper when it saves an encoder that it has not loaded; transformers 4 then finds none of
+    the weights and continues with random ones.
     """
     if not file.is_file():
         return
@@ -148,7 +148,7 @@ def restore_text_model_prefix(file: Path) -> None:
         weights = load_file(file)
         outside = ("text_projection.",)
         named = {key if key.startswith(outside) else f"text_model.{key}": value for key, value in weights.items()}
-        with atomic_path(file) as new:  # what was read is a view of the old one
+        with atomic_path(file) as new:  # the loaded tensors are views of the old file
             save_file(named, new, metadata)
 
 
@@ -159,7 +159,7 @@ def _name_without_variant(match: re.Match[str]) -> str:
 
 
 def _copy_weights_in_float32(file: Path, target: Path) -> None:
-    """Copy a weights file as safetensors in float32; byte for byte if it is that already."""
+    """Copy a weights file as float32 safetensors; byte for byte if it is that already."""
     if file.suffix == ".bin":
         weights, metadata = torch.load(file, map_location="cpu", weights_only=True), {"format": "pt"}
     else:

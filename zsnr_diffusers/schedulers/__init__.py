@@ -1,8 +1,8 @@
-"""Schedulers that start from pure noise, for models with betas and of flow matching.
+"""Schedulers that start from pure noise, for models with betas and flow-matching models.
 
-`model_index.json` of a saved pipeline names this package: its path is a file format. diffusers loads a scheduler of
-ours only if this module is imported, so it is imported with `zsnr_diffusers`; its classes, which need torch and
-diffusers, once one of them is asked for.
+`model_index.json` of a saved pipeline names this package: its path is a file format. diffusers loads our schedulers
+only if this module is imported, so `zsnr_diffusers` imports it; its classes, which need torch and diffusers, are
+imported on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
         ZeroSNRPNDMScheduler,
     )
 
-# diffusers looks for `SchedulerMixin` in the module that model_index.json names, to learn how to load what is there.
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "classes": (
-            "FlowMatchEulerScheduler FlowMatchMultistepScheduler ZeroSNRDDIMInverseScheduler ZeroSNRDDIMScheduler "
-            "ZeroSNRDDPMScheduler ZeroSNRLCMScheduler ZeroSNRMultistepScheduler ZeroSNRPNDMScheduler"
-        ),
-        "sampling": "SchedulerMixin",
-    },
-)
-
 __all__ = [
     "FlowMatchEulerScheduler",
     "FlowMatchMultistepScheduler",
@@ -46,3 +34,9 @@ __all__ = [
     "ZeroSNRMultistepScheduler",
     "ZeroSNRPNDMScheduler",
 ]
+
+CLASSES = tuple(name for name in __all__ if name != "SchedulerMixin")
+"""Names of the schedulers."""
+
+# diffusers looks for `SchedulerMixin` in the module that model_index.json names, to find out how to load its classes.
+__getattr__, __dir__ = lazy_names(__name__, {"classes": " ".join(CLASSES), "sampling": "SchedulerMixin"})

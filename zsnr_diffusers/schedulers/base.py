@@ -1,6 +1,6 @@
-"""What the schedulers of variance-preserving models share: betas, whole timesteps, noising.
+"""Base class of schedulers for variance-preserving models: betas, integer timesteps, noising.
 
-There is no formula here: the tables and the timesteps come from `zsnr_diffusers.core`, the step from `sampling.py`.
+It contains no formulas: tables and timesteps come from `zsnr_diffusers.core`, the step from `sampling.py`.
 """
 
 import inspect
@@ -36,37 +36,38 @@ _Tables = tuple[Tensor, Tensor]
 
 
 class ZeroSNRScheduler(PathSampler):
-    """What they share: schedule, timesteps, noising. Use one of its subclasses.
+    """Base class: schedule, timesteps, noising. Use one of its subclasses.
 
-    Model facts keep stock's names and defaults. What differs from stock is the schedule, which ends at a
-    signal-to-noise ratio of exactly zero, and the timesteps, which start at T-1 (Lin et al. 2023, arXiv:2305.08891,
-    sections 3.1 and 3.3).
+    Settings of the model keep diffusers' names and defaults. Unlike in diffusers, the schedule ends at a
+    signal-to-noise ratio of exactly zero, and timesteps start at T-1 (Lin et al. 2023, arXiv:2305.08891, sections 3.1
+    and 3.3).
 
-    `from_config` takes the config of any stock scheduler, keeps what it says of the model and replaces the rest, so
+    `from_config` accepts the config of any diffusers scheduler, keeps its model settings and replaces the rest, so
     `Scheduler.from_config(pipe.scheduler.config)` always gives zero terminal SNR and timesteps from T-1.
 
     Args:
-        num_train_timesteps: T, the timesteps that the model was trained with.
-        beta_start: first beta of the schedule before its rescale.
-        beta_end: last beta, likewise.
+        num_train_timesteps: T, the number of timesteps that the model was trained with.
+        beta_start: first beta of the schedule before rescaling.
+        beta_end: last beta before rescaling.
         beta_schedule: `linear`, `scaled_linear`, `squaredcos_cap_v2`, `cosine`, `sigmoid` or `laplace`.
-        trained_betas: the betas themselves, instead of the four above; a T that is not their number is refused, other
-            than the default, which stands for their number.
+        trained_betas: explicit betas, instead of the four above. num_train_timesteps must be their number or the
+            default.
         prediction_type: `v_prediction` or `sample`; `epsilon` only without zero terminal SNR.
         rescale_betas_zero_snr: apply Algorithm 1. False keeps the schedule, for a model that was not retrained.
-        timestep_spacing: `trailing`, `linspace`, or `kappa`, which puts the steps where the signal is; `leading` only
-            without zero terminal SNR, as it misses T-1. A strength of image-to-image is a share of the steps, so with
-            `kappa` the same strength starts nearer to the image. Diffusers' schedulers do not know `kappa`: the config
-            says `trailing` for them, and keeps `kappa` beside it.
+        timestep_spacing: `trailing`, `linspace`, or `kappa`, which concentrates steps where the signal emerges;
+            `leading` only without zero terminal SNR, as it misses T-1. The strength of image-to-image is a fraction of
+            the steps, so with `kappa` the same strength starts closer to the image. diffusers' schedulers do not
+            support `kappa`, so the config stores `trailing` for them, with `kappa` in a separate entry.
         clip_sample: clip each predicted x_0, for pixel-space models.
         clip_sample_range: to [-range, range].
-        thresholding: scale each predicted x_0 into [-1, 1] instead (Imagen's dynamic thresholding), likewise.
+        thresholding: instead scale each predicted x_0 into [-1, 1] (Imagen's dynamic thresholding), for pixel-space
+            models.
         dynamic_thresholding_ratio: the quantile of |x_0| that becomes 1.
         sample_max_value: the largest threshold.
         snr_shift_scale: the schedule's SNR is divided by it, before Algorithm 1 (CogVideoX).
 
     Raises:
-        ValueError: unknown names, betas that are none, epsilon or leading at zero terminal SNR.
+        ValueError: unknown names, invalid betas, epsilon-prediction or leading spacing at zero terminal SNR.
     """
 
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012  diffusers' own form
@@ -101,19 +102,19 @@ class ZeroSNRScheduler(PathSampler):
         check_timestep_spacing(config["timestep_spacing"])
         if zero_snr and config["timestep_spacing"] == "leading":
             raise ValueError(
-                "timestep_spacing='leading' never visits the last timestep, the only one that starts from pure noise; "
-                "use 'trailing', or rescale_betas_zero_snr=False to sample a model that was not retrained."
+                "timestep_spacing='leading' never visits the last timestep, the only one that starts from pure "
+                "noise; use 'trailing', or rescale_betas_zero_snr=False to sample a model that was not retrained."
             )
         if zero_snr and num_train_timesteps == 1:
             raise ValueError(
-                "num_train_timesteps=1: zero terminal SNR needs at least two timesteps, one to keep and one to bring "
-                "to zero; rescale_betas_zero_snr=False keeps the schedule."
+                "num_train_timesteps=1: zero terminal SNR needs at least two timesteps; pass "
+                "rescale_betas_zero_snr=False to keep the schedule."
             )
         table = schedule_table(**{name: config[name] for name in SCHEDULE_NAMES})
         if len(table) != num_train_timesteps:
             raise ValueError(f"trained_betas has {len(table)} values for num_train_timesteps={num_train_timesteps}.")
 
-        # For code that looks here, in diffusers' dtype; nothing below reads them.
+        # For external code, in diffusers' dtype; not used below.
         self.alphas_cumprod, self.betas = table.float(), betas_of_table(table).float()
         self._table = table
         self._tables = cast(_Tables, noise_level(table, torch.arange(len(table))))
@@ -124,7 +125,7 @@ class ZeroSNRScheduler(PathSampler):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make this scheduler from the config of any scheduler of a variance-preserving model.
+        """Create this scheduler from the config of any scheduler for a variance-preserving model.
 
         Args:
             config: `other.config`, or the dictionary read from a `scheduler_config.json`.
@@ -132,7 +133,8 @@ class ZeroSNRScheduler(PathSampler):
             kwargs: parameters that override the config, for example `prediction_type="v_prediction"`.
 
         Raises:
-            ValueError: the config is of a flow-matching or EDM scheduler, or of a model that this class refuses.
+            ValueError: the config belongs to a flow-matching or EDM scheduler, or to a model that this class does not
+                support.
         """
         marked = isinstance(config, Mapping) and DEFAULTS in config
         if isinstance(config, Mapping):
@@ -159,18 +161,18 @@ class ZeroSNRScheduler(PathSampler):
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> None:
-        """Choose the timesteps that sampling visits, by exactly one of their number, themselves, and their noise.
+        """Set the timesteps that sampling visits, given exactly one of a step count, timesteps, and sigmas.
 
         Args:
             num_inference_steps: n, from 1 to T, spaced as the config says.
-            device: where `timesteps` shall lie.
-            timesteps: the timesteps themselves, strictly decreasing in [0, T-1] (increasing for inversion).
-            sigmas: sigma / alpha of the levels to visit, strictly decreasing (increasing for inversion), like those of
-                diffusers; each leads to the nearest timestep, infinity and their 4096 to T-1. A 0 for clean data
-                may end them.
+            device: device of `timesteps`.
+            timesteps: explicit timesteps, strictly decreasing in [0, T-1] (increasing for inversion).
+            sigmas: sigma / alpha of the levels to visit, as in diffusers, strictly decreasing (increasing for
+                inversion); each maps to the nearest timestep, infinity and diffusers' 4096 to T-1. A final 0 for clean
+                data is allowed.
 
         Raises:
-            ValueError: none or several are given, they are out of range, or two sigmas lead to one timestep.
+            ValueError: none or several are given, they are out of range, or two sigmas map to one timestep.
         """
         self._check_config()
         if sum(given is not None for given in (num_inference_steps, timesteps, sigmas)) != 1:
@@ -187,7 +189,7 @@ class ZeroSNRScheduler(PathSampler):
         self._updates_from(0, self._eta)
 
     def _spaced_timesteps(self, num_inference_steps: int) -> list[int]:
-        """The timesteps that n inference steps visit under the config's `timestep_spacing`."""
+        """The timesteps of n inference steps with the config's `timestep_spacing`."""
         return spaced_timesteps(own_spacing(self.config), num_inference_steps, self._table)
 
     def _set_steps(self, visited: Sequence[int], device: str | torch.device | None) -> None:
@@ -196,7 +198,7 @@ class ZeroSNRScheduler(PathSampler):
         self._set_path(visited, [*map(NoiseLevel, alphas, sigmas)], device)
 
     def get_original_sample(self, model_output: Tensor, sample: Tensor, timesteps: Tensor) -> Tensor:
-        """The x_0 that a step would predict from the network's output, for samples at any timesteps.
+        """The x_0 that a step would compute from the network's output, for samples at any timesteps.
 
         Args:
             model_output: the network's output at `timesteps`, shape [B, ...].
@@ -204,8 +206,8 @@ class ZeroSNRScheduler(PathSampler):
             timesteps: integers in [0, T-1], shape [B] or [1].
 
         Returns:
-            The predicted x_0, clipped or thresholded as the config says, of the sample's shape and dtype; the
-            arithmetic is float32 or better.
+            The predicted x_0, clipped or thresholded as configured, with the sample's shape and dtype; the arithmetic
+            is float32 or better.
 
         Raises:
             ValueError: a timestep outside [0, T-1].
@@ -215,7 +217,7 @@ class ZeroSNRScheduler(PathSampler):
         return self._clip_x_0(a * sample.to(wide) + b * model_output.to(wide)).to(sample.dtype)
 
     def _clip_x_0(self, x_0: Tensor) -> Tensor:
-        """A predicted x_0, clipped or dynamically thresholded as the config says."""
+        """A predicted x_0, clipped or dynamically thresholded as configured."""
         if self.config["thresholding"]:
             return dynamic_threshold(x_0, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])
         if self.config["clip_sample"]:
@@ -244,7 +246,7 @@ class ZeroSNRScheduler(PathSampler):
         return NoiseLevel(*(table[index].reshape(shape) for table in self._tables_on[key]))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noise samples to the given timesteps (Ho et al. 2020, eq. 4).
+        """Add noise to samples at the given timesteps (Ho et al. 2020, eq. 4).
 
         Args:
             original_samples: x_0, shape [B, ...].

@@ -1,4 +1,4 @@
-"""A scheduler for a model, by the name that people call it."""
+"""Create schedulers by short name."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ SHORT_NAMES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-"""Classes with settings, by short names; those that begin with `zsnr` are of this package."""
+"""Classes with settings, by short name; names that begin with `zsnr` belong to this package."""
 
 _FLOW_CLASSES = {
     "ZeroSNRMultistepScheduler": "FlowMatchMultistepScheduler",
@@ -39,11 +39,11 @@ _FLOW_CLASSES = {
     "EulerDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
     "HeunDiscreteScheduler": "FlowMatchHeunDiscreteScheduler",
 }
-"""What a short name means for a flow-matching model, where that is another class."""
+"""Short names with a different class for flow-matching models."""
 
 
 def check_scheduler_names(names: Iterable[str]) -> None:
-    """Refuse names that are neither in `SHORT_NAMES` nor those of scheduler classes, ours or diffusers'.
+    """Refuse names that are neither in `SHORT_NAMES` nor scheduler classes of this package or diffusers.
 
     Raises:
         ValueError: with the name and the most similar one.
@@ -54,24 +54,24 @@ def check_scheduler_names(names: Iterable[str]) -> None:
         if name not in known:
             short = ", ".join(SHORT_NAMES)
             raise ValueError(
-                f"there is no scheduler {name}{did_you_mean(nearest(name, known)) or '.'} Short names are {short}; "
-                "any scheduler class of diffusers or of this package goes by its own name."
+                f"unknown scheduler {name}{did_you_mean(nearest(name, known)) or '.'} Short names are {short}; "
+                "scheduler classes of diffusers and this package can be named too."
             )
 
 
 def scheduler_by_name(name: str, config: Mapping[str, Any]) -> Any:
-    """Make a scheduler for a model, as one would swap it into the model's pipeline.
+    """Create a scheduler for a model, for use in the model's pipeline.
 
-    Zero terminal SNR is what the config says. A stock scheduler gets the settings under which it begins at the last
-    timestep, `timestep_spacing="trailing"`, and clips x_0 only if the model's own does; over flow times it gets the
-    model's shift.
+    Zero terminal SNR follows the config. A diffusers scheduler gets `timestep_spacing="trailing"`, so that it begins
+    at the last timestep, and clips x_0 only if the model's own scheduler does; with flow times it gets the model's
+    shift.
 
     Args:
-        name: one of `SHORT_NAMES`, or of a class of diffusers or of this package.
-        config: of the scheduler that the model has, of ours or stock.
+        name: one of `SHORT_NAMES`, or a class name of diffusers or of this package.
+        config: of the model's scheduler.
 
     Raises:
-        ValueError: an unknown name; a scheduler that cannot sample this model, and what ours say of it.
+        ValueError: an unknown name; a scheduler that cannot sample this model.
     """
     check_scheduler_names([name])
     class_name, settings = SHORT_NAMES.get(name, (name, {}))
@@ -84,14 +84,14 @@ def scheduler_by_name(name: str, config: Mapping[str, Any]) -> Any:
     if issubclass(cls, ZeroSNRScheduler):
         return cls.from_config(config, rescale_betas_zero_snr=zero, **settings)
     if class_name.startswith("FlowMatch"):
-        raise ValueError(f"{class_name} samples flow-matching models, and this one has betas.")
+        raise ValueError(f"{class_name} samples flow-matching models, but this model has betas.")
     parameters = inspect.signature(cls).parameters
     facts = {"rescale_betas_zero_snr": zero, "timestep_spacing": "trailing", "clip_sample": bool(clip)}
     return cls.from_config(config, **{key: facts[key] for key in facts if key in parameters}, **settings)
 
 
 def _flow_scheduler(class_name: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
-    """A scheduler for a flow-matching model, at the shift of the model."""
+    """A scheduler for a flow-matching model, with the model's shift."""
     ours: Any = getattr(classes, class_name, None)
     if ours is not None and issubclass(ours, FlowMatchScheduler):
         return ours.from_config(config, **settings)
@@ -103,13 +103,13 @@ def _flow_scheduler(class_name: str, config: Mapping[str, Any], settings: Mappin
     if cls is None or "use_flow_sigmas" not in inspect.signature(cls).parameters:
         raise ValueError(f"{class_name} does not sample flow-matching models.")
     if settings.get("use_karras_sigmas"):
-        raise ValueError(f"Karras spacing of {class_name} would take the place of flow-matching noise levels.")
+        raise ValueError(f"Karras spacing of {class_name} would replace the flow-matching noise levels.")
     model |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": facts["shift"]}
     return cls(**model, **settings)
 
 
 def in_any_pipeline(scheduler: Any) -> Any:
-    """The same flow scheduler of stock, with what it lacks in pipelines that were written for betas."""
+    """The same diffusers flow scheduler, with the attributes that pipelines written for betas need."""
     if not hasattr(scheduler, "init_noise_sigma"):
         scheduler.init_noise_sigma = 1.0
     if not hasattr(scheduler, "scale_model_input"):
@@ -118,10 +118,10 @@ def in_any_pipeline(scheduler: Any) -> Any:
 
 
 def reference_scheduler(config: Mapping[str, Any]) -> Any:
-    """The scheduler that samples a model's ODE in very many steps: of order 3 on trailing steps.
+    """The reference scheduler for many steps along a model's ODE: order 3 with trailing spacing.
 
     Args:
-        config: of the scheduler that the model has.
+        config: of the model's scheduler.
     """
     name = "FlowMatchMultistepScheduler" if is_flow(config) else "ZeroSNRMultistepScheduler"
     zero = (

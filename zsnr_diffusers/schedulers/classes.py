@@ -1,6 +1,7 @@
-"""The schedulers, by the names that people look for; each is a choice of updates over one rule.
+"""The schedulers; each is a choice of updates for one common rule.
 
-Their `__module__` is the package, `zsnr_diffusers.schedulers`: what `model_index.json` of a saved pipeline names.
+The `__module__` of their instances is the package `zsnr_diffusers.schedulers`, which `model_index.json` of a saved
+pipeline names; that of the classes is this module, where `inspect` finds their source.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,18 +28,19 @@ from ..core.multistep import check_order, multistep_safeguards
 from ..core.safeguard import Safeguard
 from ..core.solvers import check_eta
 from ..core.spacing import check_num_inference_steps
+from . import CLASSES
 from .base import ZeroSNRScheduler
 from .config import drop_outdated_calibration, register_to_config_with_base
 from .flow import FlowMatchScheduler
 
 _DISTILLED_AT = 50
-"""Timesteps that latent consistency models are distilled at."""
+"""Number of timesteps at which latent consistency models are distilled."""
 
 
 class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
     """DDIM (Song et al. 2021, arXiv:2010.02502) from pure noise to clean data, at every step count.
 
-    Equal to stock's `DDIMScheduler` wherever stock steps to its own next timestep, and to `EulerDiscreteScheduler`.
+    Equal to diffusers' `EulerDiscreteScheduler`, and to `DDIMScheduler` where that steps to its own next timestep.
 
     Examples:
         >>> from diffusers import DDIMScheduler
@@ -71,20 +73,21 @@ class ZeroSNRDDIMScheduler(ZeroSNRScheduler):
             model_output: the network's output at `timestep`, shape [B, ...].
             timestep: one of `timesteps`.
             sample: x_t, same shape; float16 and bfloat16 are computed in float32.
-            eta: 0 is deterministic, 1 is DDPM; in between the noise of eq. 16.
-            use_clipped_model_output: taken for stock pipelines that pass it; the noise always follows the clipped x_0.
+            eta: 0 is deterministic, 1 is DDPM; values in between scale the noise (eq. 16).
+            use_clipped_model_output: accepted for pipelines that pass it; the noise always follows the clipped x_0.
             generator: source of the noise, one or one per sample.
-            variance_noise: the noise itself instead, same shape.
+            variance_noise: explicit noise instead, same shape.
             return_dict: False returns `(prev_sample, pred_original_sample)`.
 
         Raises:
-            ValueError: before `set_timesteps`, at a timestep not chosen, eta outside [0, 1], both noise sources.
+            ValueError: called before `set_timesteps`, a timestep that was not set, eta outside [0, 1], or both noise
+                sources.
         """
         return self._step(model_output, timestep, sample, eta, generator, variance_noise, return_dict)
 
 
 class _SimpleStep(ZeroSNRScheduler):
-    """The step of the samplers whose noise is decided before sampling starts."""
+    """The step of samplers whose noise is determined before sampling starts."""
 
     def step(
         self,
@@ -102,11 +105,11 @@ class _SimpleStep(ZeroSNRScheduler):
 class ZeroSNRDDPMScheduler(_SimpleStep):
     """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239), at every step count.
 
-    Equal to stock's `DDPMScheduler`, and with the posterior's variance to `EulerAncestralDiscreteScheduler`.
+    Equal to diffusers' `DDPMScheduler`, and with the posterior's variance to `EulerAncestralDiscreteScheduler`.
 
     Args:
-        variance_type: `fixed_small`, the posterior's variance, or `fixed_large`, beta, which the paper has for CIFAR10
-            in a thousand steps and which adds too much noise in few.
+        variance_type: `fixed_small`, the posterior's variance, or `fixed_large`, beta, which the paper uses for
+            CIFAR10 with a thousand steps and which adds too much noise with few.
 
     The other parameters are those of `ZeroSNRScheduler`.
 
@@ -138,30 +141,29 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
 class ZeroSNRMultistepScheduler(_SimpleStep):
     """The recommended sampler: high order from an SNR of exactly zero, for the ODE and for the SDE.
 
-    A polynomial through the last outputs in a variable that is regular at pure noise and at clean data, a corrector
-    without a further network call, and, where the steps are spaced by `kappa`, weights and last step fitted to a
-    spectrum from fine detail to brightness (`zsnr_diffusers.core.multistep`). It takes the place of DPM++ 2M, UniPC,
-    DEIS and their relatives, which have to fake an SNR at the last timestep.
+    It combines a polynomial through the last outputs, in a variable that is regular at pure noise and at clean data; a
+    corrector without additional network calls; and, with `kappa` spacing, weights and a last step fitted to a spectrum
+    from fine detail to brightness (`zsnr_diffusers.core.multistep`). It replaces DPM++ 2M, UniPC, DEIS and similar
+    samplers, which must use an artificial SNR at the last timestep.
 
-    Under guidance the network's outputs overshoot and fall back. An image in which they do is led on with low order,
-    as far as they do, so that few steps stay stable at large guidance scales; so are the long steps of runs of three
-    and four (`zsnr_diffusers.core.safeguard`).
+    With guidance, the network's outputs can overshoot and reverse. The order is reduced for images where this happens,
+    so that few steps stay stable at large guidance scales; likewise for the long steps of runs with three or four
+    steps (`zsnr_diffusers.core.safeguard`).
 
     Args:
-        solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
+        solver_order: 1 to 3. 2 is best up to about 20 steps, 3 beyond.
         corrector: raise the order by one.
-        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
-        calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by step count as a text:
-            `{"5": {"timesteps": [5 of them], "weights": [5 rows], ...}}`; see `zsnr_diffusers.core.calibrated`.
-            `set_timesteps(n)` with one of these numbers takes them, without the safeguard. A run that begins behind
-            the first timestep (image-to-image) visits the timesteps with the default's weights, and so do other
-            timesteps. They are for eta 0 only.
+        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with new noise at every step.
+        calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by step count as a string: `{"5":
+            {"timesteps": [5 of them], "weights": [5 rows], ...}}`; see `zsnr_diffusers.core.calibrated`.
+            `set_timesteps(n)` with one of these step counts uses them, without the safeguard. A run that begins after
+            the first timestep (image-to-image), or uses other timesteps, has the default weights. Only for eta=0.
 
-    The other parameters are those of `ZeroSNRScheduler`; `timestep_spacing` is `kappa` here. `from_config` leaves out
-    the calibration, with a warning, where an override makes another schedule or sampler than it was made for.
+    The other parameters are those of `ZeroSNRScheduler`; `timestep_spacing` is `kappa` here. `from_config` drops the
+    calibration, with a warning, if an override changes the schedule or sampler.
 
     Raises:
-        ValueError: order or eta out of range, a calibration of another schedule or sampler, and as in
+        ValueError: order or eta out of range, a calibration for another schedule or sampler, and as in
             `ZeroSNRScheduler`.
 
     Examples:
@@ -192,24 +194,24 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         self._calibrations = self._read_calibration_config(calibration or {})
 
     def _read_calibration_config(self, calibration: Mapping[str, Any]) -> dict[int, CalibratedSteps]:
-        """Parse the `calibration` argument, and register it with keys as JSON has them."""
+        """Parse the `calibration` argument, and register it with JSON-compatible keys."""
         if calibration and self._eta != 0:
-            raise ValueError(f"calibration is made for eta=0, and eta={self._eta} adds noise; {WITHOUT}")
+            raise ValueError(f"calibration requires eta=0, but eta={self._eta} adds noise; {WITHOUT}")
         found = read_calibration(calibration, self._table, self.config["solver_order"] + self.config["corrector"])
-        if calibration:  # numbers as JSON has them, so that a config reads back as it was
+        if calibration:  # JSON types, so that a saved config reads back unchanged
             entries = {str(key): dict(entry) for key, entry in calibration.items()}
             self.register_to_config(calibration=entries)
         return found
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As `ZeroSNRScheduler.from_config`; an override that a calibration was not made for leaves it out."""
+        """As `ZeroSNRScheduler.from_config`; drops a calibration that does not fit an override."""
         if isinstance(config, Mapping):
             kwargs |= drop_outdated_calibration(config, kwargs, cls)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def _spaced_timesteps(self, num_inference_steps: int) -> list[int]:
-        """The calibrated timesteps of this step count, or else those of the config's spacing."""
+        """The calibrated timesteps for this step count, or else those of the config's spacing."""
         steps = self._calibrations.get(num_inference_steps)
         return super()._spaced_timesteps(num_inference_steps) if steps is None else steps.timesteps
 
@@ -235,8 +237,8 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
 class ZeroSNRPNDMScheduler(_SimpleStep):
     """PNDM's linear multistep (Liu et al. 2022, arXiv:2202.09778; "PLMS"), one network evaluation per step.
 
-    On x_0 in place of epsilon, which pure noise says nothing about. `ZeroSNRMultistepScheduler` is the better sampler;
-    this one is for results that are to be compared with PNDM.
+    Uses x_0 instead of epsilon, which carries no information at pure noise. `ZeroSNRMultistepScheduler` is the better
+    sampler; this one is for comparisons with PNDM.
 
     Examples:
         >>> from zsnr_diffusers import ZeroSNRPNDMScheduler
@@ -254,14 +256,14 @@ class ZeroSNRPNDMScheduler(_SimpleStep):
 
 
 class ZeroSNRLCMScheduler(_SimpleStep):
-    """For distilled models: to x_0 at once, then back to the next timestep with fresh noise (Luo et al. 2023, LCM).
+    """For distilled models: predicts x_0, then adds new noise for the next timestep (Luo et al. 2023, LCM).
 
-    Visits the timesteps that the model was distilled at, from T-1 on. The boundary scaling of stock's `LCMScheduler`
-    changes nothing at them (by 7e-6 at most) and is left out.
+    Visits the timesteps at which the model was distilled, from T-1. The boundary scaling of diffusers' `LCMScheduler`
+    has no effect there (at most 7e-6) and is omitted.
 
     Args:
-        original_inference_steps: how many timesteps the model was distilled at, spaced by trailing; all T if the
-            default exceeds T. More steps than that are possible and lead to timesteps in between.
+        original_inference_steps: number of timesteps at which the model was distilled, with trailing spacing; all T if
+            the default exceeds T. More steps are possible and visit timesteps in between.
 
     The other parameters are those of `ZeroSNRScheduler`.
 
@@ -290,15 +292,15 @@ class ZeroSNRLCMScheduler(_SimpleStep):
         original_inference_steps: int | None = None,
         strength: float = 1.0,
     ) -> None:
-        """Choose the timesteps that sampling visits, among those that the model was distilled at.
+        """Set the timesteps that sampling visits, among those at which the model was distilled.
 
         Args:
             num_inference_steps: n, from 1 to T.
-            device: where `timesteps` shall lie.
-            timesteps: the timesteps themselves instead, strictly decreasing in [0, T-1].
+            device: device of `timesteps`.
+            timesteps: explicit timesteps instead, strictly decreasing in [0, T-1].
             sigmas: noise levels instead, as in `ZeroSNRScheduler.set_timesteps`.
-            original_inference_steps: in place of the config's.
-            strength: of image-to-image, in (0, 1]: start at this share of the distilled timesteps.
+            original_inference_steps: instead of the config's.
+            strength: of image-to-image, in (0, 1]: start at this fraction of the distilled timesteps.
 
         Raises:
             ValueError: a value out of range, or a strength that leaves fewer timesteps than steps.
@@ -316,8 +318,8 @@ class ZeroSNRLCMScheduler(_SimpleStep):
         if num_inference_steps > len(distilled):
             if strength != 1:
                 raise ValueError(
-                    f"num_inference_steps={num_inference_steps} at strength={strength}: {len(distilled)} are left of "
-                    f"the {original} timesteps that the model was distilled at; take fewer steps or more strength."
+                    f"num_inference_steps={num_inference_steps} at strength={strength}: {len(distilled)} of the "
+                    f"{original} timesteps of the distilled model remain; use fewer steps or a higher strength."
                 )
             distilled = self._spaced_timesteps(num_inference_steps)
         places = [len(distilled) * k // num_inference_steps for k in range(num_inference_steps)]
@@ -325,12 +327,12 @@ class ZeroSNRLCMScheduler(_SimpleStep):
 
     def _check_original_inference_steps(self, original_inference_steps: int) -> int:
         """The number of distilled timesteps, at most T if it is the default; refuse others outside [1, T]."""
-        if original_inference_steps == _DISTILLED_AT:  # a default refuses no model of fewer timesteps
+        if original_inference_steps == _DISTILLED_AT:  # the default is valid for models with fewer timesteps
             return min(original_inference_steps, len(self))
         if not 1 <= original_inference_steps <= len(self):
             raise ValueError(
-                f"original_inference_steps={original_inference_steps} must lie in [1, {len(self)}]: "
-                f"pass the number of timesteps that the model was distilled at."
+                f"original_inference_steps={original_inference_steps} must lie in [1, {len(self)}]: pass the number "
+                "of timesteps at which the model was distilled."
             )
         return original_inference_steps
 
@@ -342,11 +344,11 @@ class ZeroSNRLCMScheduler(_SimpleStep):
 class ZeroSNRDDIMInverseScheduler(_SimpleStep):
     """DDIM inversion: from an image to the noise from which `ZeroSNRDDIMScheduler` generates it, over its timesteps.
 
-    Ends at pure noise itself, T-1. Each step predicts the next sample, and corrects it, once the network has seen it,
-    to what DDIM's step starts from; stock's `DDIMInverseScheduler` keeps the prediction, and its error.
+    Ends at pure noise, T-1. Each step predicts the next sample and, after the network was evaluated there, corrects it
+    to the sample from which DDIM's step starts; diffusers' `DDIMInverseScheduler` keeps the uncorrected prediction.
 
-    Pass the clean sample to the first step. `prev_sample` of the last step is the noise. Timesteps increase, also a
-    caller's own.
+    Pass the clean sample to the first step. `prev_sample` of the last step is the noise. Timesteps increase, including
+    explicit ones.
 
     Examples:
         >>> from zsnr_diffusers import ZeroSNRDDIMInverseScheduler
@@ -369,19 +371,18 @@ class ZeroSNRDDIMInverseScheduler(_SimpleStep):
 
 
 class FlowMatchMultistepScheduler(FlowMatchScheduler):
-    """The sampler to use for flow-matching models: SD3, Flux, Qwen-Image, Wan and others, of high order from noise on.
+    """The recommended high-order sampler for flow-matching models such as SD3, Flux, Qwen-Image and Wan.
 
-    What `ZeroSNRMultistepScheduler` is for models with betas, over the levels (1 - s, s): flow matching starts from a
+    The counterpart of `ZeroSNRMultistepScheduler` over the levels (1 - s, s): flow matching starts from a
     signal-to-noise ratio of exactly zero, so polynomials, corrector, fitted weights and safeguard are the same.
 
-    `pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)` swaps it in. Models that were
-    distilled at a few flow times keep them with `timestep_spacing="trailing"`, best with `solver_order=1` and
-    `corrector=False`.
+    Use it with `pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`. For models distilled
+    at a few flow times, use `timestep_spacing="trailing"`, preferably with `solver_order=1` and `corrector=False`.
 
     Args:
-        solver_order: 1 to 3. 2 is best up to some 20 steps, 3 beyond.
+        solver_order: 1 to 3. 2 is best up to about 20 steps, 3 beyond.
         corrector: raise the order by one.
-        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with fresh noise at every step.
+        eta: 0 follows the probability-flow ODE, 1 the reverse SDE with new noise at every step.
 
     The other parameters are those of `FlowMatchScheduler`.
 
@@ -425,10 +426,10 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
 
 
 class FlowMatchEulerScheduler(FlowMatchScheduler):
-    """Euler's method for flow-matching models, which is DDIM's: order 1, at every step count.
+    """Euler's method for flow-matching models, equivalent to DDIM: order 1, at every step count.
 
-    Equal to stock's `FlowMatchEulerDiscreteScheduler` on the same sigmas; its own, by default, are `trailing`, evenly
-    spaced before the shift, so that the first is 1 and none is shifted twice.
+    Equal to diffusers' `FlowMatchEulerDiscreteScheduler` for the same sigmas. Its default sigmas are `trailing`,
+    evenly spaced before the shift, so that the first is 1 and none is shifted twice.
 
     The parameters are those of `FlowMatchScheduler`.
 
@@ -449,14 +450,13 @@ class FlowMatchEulerScheduler(FlowMatchScheduler):
         return consistency_updates(path) if self.config["stochastic_sampling"] else ddim_updates(path)
 
 
-for _public in (
-    FlowMatchEulerScheduler,
-    FlowMatchMultistepScheduler,
-    ZeroSNRDDIMInverseScheduler,
-    ZeroSNRDDIMScheduler,
-    ZeroSNRDDPMScheduler,
-    ZeroSNRLCMScheduler,
-    ZeroSNRMultistepScheduler,
-    ZeroSNRPNDMScheduler,
-):
-    _public.__module__ = __package__
+def _new_in_package(cls: type[Any], *args: object, **kwargs: object) -> Any:
+    """Create a scheduler whose `__module__` is the package; subclasses elsewhere keep their own."""
+    scheduler = object.__new__(cls)
+    if cls.__module__ == __name__:
+        scheduler.__module__ = __package__
+    return scheduler
+
+
+for _name in CLASSES:
+    globals()[_name].__new__ = _new_in_package

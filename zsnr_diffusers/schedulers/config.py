@@ -1,4 +1,4 @@
-"""What a stock scheduler's config says of the model, apart from what it says of a sampler."""
+"""Separate the model settings in a diffusers scheduler's config from the sampler settings."""
 
 import functools
 import inspect
@@ -28,7 +28,7 @@ MODEL_KEYS = (
     "snr_shift_scale",
     "original_inference_steps",
 )
-"""What a scheduler config says of the *model*; the rest says how some sampler runs, and a new sampler sets it."""
+"""Config keys that describe the *model*; all others describe a sampler, and a new sampler sets its own."""
 
 FLOW_FACTS = (
     "num_train_timesteps",
@@ -44,31 +44,31 @@ FLOW_FACTS = (
     "stochastic_sampling",
     "prediction_type",
 )
-"""Likewise of a flow-matching model."""
+"""The same for flow-matching models."""
 
 _FACTS_OF_SOME = {"variance_type": ("fixed_small", "fixed_large")}
-"""What some samplers here keep too, where it has one of these values."""
+"""Further keys that some samplers here keep if they have one of these values."""
 
 _OUR_CHOICES = ("rescale_betas_zero_snr", "timestep_spacing")
 
-_LOG_SIGMA = "it spaces steps in log sigma, which is infinite at zero SNR; timestep_spacing='kappa' takes its place"
+_LOG_SIGMA = "it spaces steps in log(sigma), which is infinite at zero SNR; use timestep_spacing='kappa' instead"
 _OTHER_SAMPLERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_karras_sigmas": ((True,), _LOG_SIGMA),
     "use_exponential_sigmas": ((True,), _LOG_SIGMA),
     "use_beta_sigmas": ((True,), _LOG_SIGMA),
     "use_lu_lambdas": ((True,), _LOG_SIGMA),
-    "interpolation_type": (("log_linear",), "timesteps here are whole numbers, so nothing is interpolated"),
+    "interpolation_type": (("log_linear",), "timesteps are integers here, so no interpolation is needed"),
     "algorithm_type": (
         ("sde-dpmsolver", "sde-dpmsolver++"),
-        "for its fresh noise pass eta=1.0 to ZeroSNRMultistepScheduler",
+        "to add noise at every step, pass eta=1.0 to ZeroSNRMultistepScheduler",
     ),
     "variance_type": (
         ("fixed_large", "fixed_large_log"),
-        "noise follows the posterior's variance, which leads to the data in few steps too; only "
-        "ZeroSNRDDPMScheduler has fixed_large",
+        "noise follows the posterior's variance, which is also correct with few steps; only ZeroSNRDDPMScheduler has "
+        "fixed_large",
     ),
 }
-"""Settings of stock samplers that change their result and have no counterpart under this name: values and reason."""
+"""Settings of diffusers samplers that change their result and have no counterpart here: values and reason."""
 
 _OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_flow_sigmas": ((True,), "flow-matching models have no betas; FlowMatchMultistepScheduler samples them"),
@@ -76,7 +76,7 @@ _OTHER_MODELS: dict[str, tuple[tuple[Any, ...], str]] = {
         ("flow_prediction",),
         "flow-matching models have no betas; FlowMatchMultistepScheduler samples them",
     ),
-    "timestep_type": (("continuous",), "models of continuous noise levels have no timesteps to space"),
+    "timestep_type": (("continuous",), "models with continuous noise levels have no timesteps to space"),
     "variance_type": (("learned", "learned_range"), "models that predict a variance are not supported"),
 }
 
@@ -85,20 +85,22 @@ _CALIBRATED_FOR = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale"),
     *("rescale_betas_zero_snr", "prediction_type", "timestep_spacing", "solver_order", "corrector", "eta"),
 )
-"""What the calibration of a sampler depends on."""
+"""Config keys that a calibration depends on."""
 
 LARGEST_T = 100_000
 DEFAULT_T = 1000
 
 DEFAULTS = "_use_default_values"
-"""Where diffusers notes what was left at its default. Another class's `from_config` takes its own default instead."""
+"""Config key in which diffusers records values left at their default, which another class's `from_config` replaces
+with its own default.
+"""
 
 OWN_SPACING = "_own_timestep_spacing"
-"""Where a config of ours keeps a spacing that diffusers does not know; diffusers' classes pass it on unread."""
+"""Config key for a spacing that diffusers does not support; diffusers' classes keep it unread."""
 
 
 class SchedulerConfig(FrozenDict):
-    """A config that equals another of the same values, whatever their order, and whether any was left at a default."""
+    """A config that equals another one with the same values, regardless of order and of which were defaults."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping):
@@ -113,10 +115,10 @@ class SchedulerConfig(FrozenDict):
 
 
 def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Values to register in place of those passed to a scheduler of ours, so that its config can be saved.
+    """Values to register instead of the arguments of one of our schedulers, so that its config can be saved.
 
-    Betas become a list and set T, unless another T than the default was asked for; a spacing that diffusers does not
-    know becomes the one that comes next to it.
+    Betas become a list and set T, unless T was passed; a spacing that diffusers does not support is replaced by the
+    closest one.
     """
     changes: dict[str, Any] = {}
     if config["trained_betas"] is not None:
@@ -128,25 +130,25 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalize_spacing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config values that store `kappa` spacing: the nearest one that diffusers knows, and ours under `OWN_SPACING`."""
+    """Config values that store `kappa` spacing: the closest one in diffusers, and ours under `OWN_SPACING`."""
     kappa = config["timestep_spacing"] == "kappa"
     return {"timestep_spacing": "trailing", OWN_SPACING: "kappa"} if kappa else {}
 
 
 def own_spacing(config: Mapping[str, Any]) -> str:
-    """The timestep spacing that a scheduler's config stands for, `kappa` included."""
+    """The timestep spacing of a scheduler's config, including `kappa`."""
     return str(config.get(OWN_SPACING, config["timestep_spacing"]))
 
 
 def drop_outdated_calibration(
     config: Mapping[str, Any], overrides: Mapping[str, Any], cls: type[Any]
 ) -> dict[str, Any]:
-    """`{"calibration": None}`, after a warning, if an override changes what a config's calibration was fitted for.
+    """`{"calibration": None}`, after a warning, if an override changes a setting that a calibration depends on.
 
     Args:
         config: of a scheduler.
-        overrides: what is to be another value; a calibration among them is the caller's own affair.
-        cls: the class that both are for.
+        overrides: changed values; if they include a calibration, it is not checked.
+        cls: scheduler class of both.
     """
     if not config.get("calibration") or "calibration" in overrides:
         return {}
@@ -160,7 +162,7 @@ def drop_outdated_calibration(
     if not changed:
         return {}
     logger.warning(
-        f"The calibration of {', '.join(map(str, config['calibration']))} steps is left out: it was made for "
+        f"The calibration of {', '.join(map(str, config['calibration']))} steps is dropped: it was fitted for "
         f"{changed[0]}={before[changed[0]]!r}. Fit it again with zsnr calibrate."
     )
     return {"calibration": None}
@@ -173,14 +175,14 @@ def with_defaults(config: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
 
 
 def _class_name_of(config: Mapping[str, Any]) -> str:
-    """The scheduler class that a config names, for error texts."""
+    """The scheduler class that a config names, for error messages."""
     return str(config.get("_class_name", "This config"))
 
 
 def with_class_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler's config, with defaults of the diffusers class that it names for what it omits.
 
-    A file may omit what its class has a default for, and stock's classes differ in theirs (LCM's betas are not
+    A file may omit defaults of its class, and diffusers' classes have different defaults (such as LCM's betas and
     DDIM's).
     """
     stock = getattr(diffusers, _class_name_of(config), None)
@@ -188,22 +190,21 @@ def with_class_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_variance_preserving(config: Mapping[str, Any]) -> None:
-    """Refuse a scheduler's config whose model has no schedule of betas that could end at zero SNR.
+    """Refuse a config of a model without a beta schedule that could end at zero SNR.
 
     Raises:
-        ValueError: a config of a flow-matching or EDM scheduler, of continuous timesteps, or of a model that predicts
-            its variance.
+        ValueError: a config with flow matching, EDM, continuous timesteps, or a predicted variance.
     """
     foreign = {key for key in config if not key.startswith("_")} - {*MODEL_KEYS, *_OUR_CHOICES}
     if is_flow(config) and "beta_schedule" not in config:
         raise ValueError(
-            f"{_class_name_of(config)} is of a flow-matching model, which has no betas; FlowMatchMultistepScheduler "
-            "samples it."
+            f"{_class_name_of(config)} is for flow-matching models, which have no betas; use "
+            "FlowMatchMultistepScheduler."
         )
     if foreign and "beta_schedule" not in config:
         raise ValueError(
-            f"{_class_name_of(config)} has no betas: it is of no variance-preserving schedule, and only these reach "
-            "zero SNR."
+            f"{_class_name_of(config)} has no betas: it is not variance-preserving, and only variance-preserving "
+            "schedules can reach zero SNR."
         )
     for key, (values, reason) in _OTHER_MODELS.items():
         if config.get(key) in values:
@@ -211,22 +212,22 @@ def check_variance_preserving(config: Mapping[str, Any]) -> None:
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's config is of a flow-matching model; one in memory does not name its class."""
+    """Whether a scheduler's config is for a flow-matching model; a config in memory does not name its class."""
     shifted = "beta_schedule" not in config and "shift" in config
     said = bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
     return shifted or said or "FlowMatch" in _class_name_of(config)
 
 
 def flow_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values in a flow-matching scheduler's config that describe the model; distilled ones keep their flow times.
+    """The model settings in a flow-matching scheduler's config; distilled models keep their flow times.
 
     Raises:
-        ValueError: a config of a model that has betas, or of neither.
+        ValueError: a config of a model with betas, or of neither kind.
     """
     if not is_flow(config):
         raise ValueError(
-            f"{_class_name_of(config)} is of no flow-matching model; ZeroSNRMultistepScheduler.from_config takes it "
-            "if it has betas. Of a network that was trained on to flow matching, pass "
+            f"{_class_name_of(config)} is not for flow-matching models; if it has betas, use "
+            "ZeroSNRMultistepScheduler.from_config. For a network fine-tuned to flow matching, pass "
             "prediction_type='flow_prediction'."
         )
     filled = with_class_defaults(config)
@@ -242,24 +243,23 @@ def flow_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of_stock_spacings(config: Mapping[str, Any], class_name: str) -> None:
-    """Log each spacing of sigmas of a stock flow config that schedulers of this package do not carry over."""
+    """Log each sigma spacing of a diffusers flow config that our schedulers do not support."""
     for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
         if config.get(key):
-            logger.warning(f"{key}={config[key]} of {class_name} is left out: steps are spaced as ours are.")
+            logger.warning(f"{key}={config[key]} of {class_name} is not supported: our own spacing is used.")
 
 
 def model_config(config: Mapping[str, Any], accepted: Collection[str] = MODEL_KEYS) -> dict[str, Any]:
-    """The values in a stock scheduler's config that describe the model, and not the sampler.
+    """The model settings in a diffusers scheduler's config, without the sampler settings.
 
-    A config in memory marks the values that stock left at its own defaults; they mean what they say, and the marks are
-    ignored.
+    A config in memory marks values that were left at their defaults; these marks are ignored.
 
     Args:
         config: a scheduler's config, in memory or read from its file.
-        accepted: what the sampler that it is for takes.
+        accepted: parameters of the new sampler.
 
     Returns:
-        Those of the facts that it states, and that are accepted.
+        The stated and accepted settings.
 
     Raises:
         ValueError: as `check_variance_preserving`.
@@ -267,7 +267,7 @@ def model_config(config: Mapping[str, Any], accepted: Collection[str] = MODEL_KE
     config = {
         "prediction_type": "epsilon",
         **with_class_defaults(config),
-    }  # of a class that has no other, or is not known
+    }  # its class has no other spacing, or is unknown
     check_variance_preserving(config)
     kept = [key for key, values in _FACTS_OF_SOME.items() if key in accepted and config.get(key) in values]
     for key, (values, reason) in _OTHER_SAMPLERS.items():
@@ -277,7 +277,7 @@ def model_config(config: Mapping[str, Any], accepted: Collection[str] = MODEL_KE
 
 
 def _required_type(value: Any, default: Any) -> str | None:
-    """What type a config value must have, in words; None if it already has the type of its default."""
+    """The required type of a config value, in words; None if it has the type of its default."""
     if isinstance(default, bool):
         right, wanted = isinstance(value, bool), "true or false"
     elif isinstance(default, int | float):
@@ -290,7 +290,8 @@ def _required_type(value: Any, default: Any) -> str | None:
 
 
 def check_config_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse scheduler config values of another type than their default's, such as the text "false", which is truthy.
+    """Refuse scheduler config values with another type than their default, such as the string "false", which is
+    truthy.
 
     Args:
         config: of a scheduler, or a part of one.
@@ -306,35 +307,35 @@ def check_config_types(config: Mapping[str, Any], defaults: Mapping[str, Any]) -
             raise ValueError(f"{_class_name_of(config)}: {key}={config[key]!r} must be {wanted}.")
     T, betas = config.get("num_train_timesteps", 1), config.get("trained_betas")
     if not isinstance(T, int) or not 1 <= T <= LARGEST_T:
-        raise ValueError(f"num_train_timesteps={T!r} must be a whole number from 1 to {LARGEST_T}.")
+        raise ValueError(f"num_train_timesteps={T!r} must be an integer from 1 to {LARGEST_T}.")
     if betas is not None and not all(_is_finite_number(value) for value in betas_list(betas)):
         raise ValueError("trained_betas must be numbers.")
     if not isinstance(distilled := config.get("original_inference_steps"), int | None):
-        raise ValueError(f"original_inference_steps={distilled!r} must be a whole number.")
+        raise ValueError(f"original_inference_steps={distilled!r} must be an integer.")
 
 
 def _is_finite_number(value: Any) -> bool:
-    """Whether a config value is a finite int or float, and no bool."""
+    """Whether a config value is a finite int or float, but not a bool."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond what a float holds
+    except OverflowError:  # an integer that overflows float
         return False
 
 
 def betas_list(betas: Any) -> list[Any]:
-    """A config's `trained_betas` as a list; [None] for what is neither array nor list."""
+    """A config's `trained_betas` as a list; [None] if it is neither an array nor a list."""
     found = betas.tolist() if hasattr(betas, "tolist") else betas
     return list(found) if isinstance(found, list | tuple) else [None]
 
 
 def register_to_config_with_base(base: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """diffusers' `register_to_config` for an `__init__` that names only the parameters that its class adds.
+    """diffusers' `register_to_config` for an `__init__` that declares only the parameters that its class adds.
 
     Args:
-        base: the `__init__` whose parameters the class has as well, in front; what it sets up is left to the other.
-            Of one that both name, the other's default counts.
+        base: the `__init__` whose parameters come first; calling it is left to the decorated one. If both declare a
+            parameter, the decorated one's default is used.
     """
 
     def decorated(init: Callable[..., None]) -> Callable[..., None]:
@@ -345,7 +346,7 @@ def register_to_config_with_base(base: Callable[..., None]) -> Callable[[Callabl
         def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807
             try:
                 given = signature.bind(*args, **kwargs).arguments
-            except TypeError as error:  # it names no function
+            except TypeError as error:  # its message names no function
                 raise TypeError(f"{init.__qualname__}() {error}") from None
             init(**{name: value for name, value in given.items() if name in own})
 

@@ -1,7 +1,7 @@
-"""What the schedulers of flow-matching models share: the contract of diffusers' flow pipelines.
+"""Base class of schedulers for flow-matching models, with the interface of diffusers' flow pipelines.
 
-Flow time s runs from 1, pure noise, to 0, clean data; `sigmas` are flow times, `timesteps` what the network gets.
-There is no formula here: levels and spacings come from `zsnr_diffusers.core.flow`, the step from `sampling.py`.
+Flow time s runs from 1, pure noise, to 0, clean data; `sigmas` are flow times, `timesteps` the network's inputs. It
+contains no formulas: levels and spacings come from `zsnr_diffusers.core.flow`, the step from `sampling.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,30 +37,31 @@ FLOW_SPACINGS = ("kappa", "trailing")
 
 
 class FlowMatchScheduler(PathSampler):
-    """What they share: flow times, noising, config. Use one of its subclasses.
+    """Base class: flow times, noising, config. Use one of its subclasses.
 
-    Takes the place of `FlowMatchEulerDiscreteScheduler` and of stock's other flow schedulers in any pipeline:
-    `pipe.scheduler = FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`.
+    Replaces `FlowMatchEulerDiscreteScheduler` and diffusers' other flow schedulers in any pipeline: `pipe.scheduler =
+    FlowMatchMultistepScheduler.from_config(pipe.scheduler.config)`.
 
     Args:
-        num_train_timesteps: what the network calls flow time 1.
-        shift: of the flow times of `trailing` (Esser et al. 2024, arXiv:2403.03206, eq. 23); `kappa` spaces by the
-            signal-to-noise ratio itself and needs none.
-        use_dynamic_shifting: `set_timesteps` takes the shift as `mu`, which pipelines find from the size of the image.
+        num_train_timesteps: the network's timestep for flow time 1.
+        shift: of the flow times with `trailing` (Esser et al. 2024, arXiv:2403.03206, eq. 23); `kappa` depends on the
+            signal-to-noise ratio only and needs no shift.
+        use_dynamic_shifting: `set_timesteps` takes the shift as `mu`, which pipelines compute from the image size.
         base_shift: for pipelines, which compute `mu` from this and the following three.
         max_shift: likewise.
         base_image_seq_len: likewise.
         max_image_seq_len: likewise.
-        shift_terminal: where the last flow time of `trailing` shall be (LTX-Video).
+        shift_terminal: the last flow time of `trailing` (LTX-Video).
         time_shift_type: of dynamic shifting, `exponential` or `linear`.
-        invert_sigmas: the network counts time from noise to data and predicts x_0 - noise (Mochi).
-        stochastic_sampling: to x_0 at once and back to the next flow time with fresh noise, for distilled models.
-        prediction_type: `flow_prediction`, noise - x_0, or another that `zsnr_diffusers.core.x_0_factors` knows.
-        timestep_spacing: `kappa` puts the steps where the signal is; `trailing` has 1, (n - 1) / n, ..., 1 / n,
-            shifted: the flow times of models that were distilled at few of them (schnell, turbo, lightning).
+        invert_sigmas: the network's time runs from noise to data, and it predicts x_0 - noise (Mochi).
+        stochastic_sampling: predict x_0, then add new noise for the next flow time, for distilled models.
+        prediction_type: `flow_prediction`, noise - x_0, or another type that `zsnr_diffusers.core.x_0_factors`
+            supports.
+        timestep_spacing: `kappa` concentrates steps where the signal emerges; `trailing` uses shifted 1, (n - 1) / n,
+            ..., 1 / n, the flow times of distilled models (schnell, turbo, lightning).
 
     Raises:
-        ValueError: a shift not above 0, unknown names.
+        ValueError: a shift of 0 or less, unknown names.
     """
 
     _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]  # noqa: RUF012  diffusers' form
@@ -94,23 +95,24 @@ class FlowMatchScheduler(PathSampler):
         x_0_factors(config["prediction_type"], flow_level(1.0))
         if (spacing := own_spacing(config)) not in FLOW_SPACINGS:
             raise ValueError(
-                f"timestep_spacing={spacing!r} is not known for flow matching; choose {' or '.join(FLOW_SPACINGS)}."
+                f"timestep_spacing={spacing!r} is not available for flow matching; choose "
+                f"{' or '.join(FLOW_SPACINGS)}."
             )
         self._set_steps(trailing_times(len(self), config["shift"]), None, unshifted=False)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make this scheduler from the config of any scheduler of a flow-matching model.
+        """Create this scheduler from the config of any flow-matching scheduler.
 
         Args:
             config: `other.config`, or the dictionary read from a `scheduler_config.json`.
             return_unused_kwargs: as in diffusers.
             kwargs: parameters that override the config, for example `timestep_spacing="trailing"`. With
-                `prediction_type="flow_prediction"` betas are taken for those of the model that was trained on to it,
-                and left out.
+                `prediction_type="flow_prediction"`, betas are assumed to belong to the base of a fine-tuned model, and
+                ignored.
 
         Raises:
-            ValueError: the config is of a model with betas.
+            ValueError: the config belongs to a model with betas.
         """
         if isinstance(config, Mapping):
             if config.get("_class_name") not in subclass_names(FlowMatchScheduler):
@@ -133,7 +135,7 @@ class FlowMatchScheduler(PathSampler):
         return float(self.config["shift"])
 
     def set_shift(self, shift: float) -> None:
-        """Change the shift of flow times in the config; `set_timesteps` then uses it.
+        """Change the shift of flow times in the config, for the next `set_timesteps`.
 
         Raises:
             ValueError: shift not above 0.
@@ -149,22 +151,22 @@ class FlowMatchScheduler(PathSampler):
         mu: float | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """Choose the flow times that sampling visits.
+        """Set the flow times that sampling visits.
 
-        Pipelines pass 1, (n - 1) / n, ..., 1 / n as `sigmas` where their caller passes none. These ask for nothing but
-        n steps, and the config's spacing decides. Other sigmas are taken as they are, shifted as stock does.
+        Pipelines pass 1, (n - 1) / n, ..., 1 / n as `sigmas` by default. These are treated as a request for n steps,
+        with the config's spacing. Other sigmas are used as given, with diffusers' shift.
 
         Args:
-            num_inference_steps: n, at least 1.
-            device: where `timesteps` shall lie.
-            sigmas: flow times in (0, 1] before the shift, strictly decreasing; a 0 may end them.
-            mu: the shift of this size of image, as the config's `time_shift_type` says; without dynamic shifting it is
-                not used, as in stock, whose pipelines pass it nonetheless.
-            timesteps: the same as `sigmas`, times `num_train_timesteps`. With `sigmas`, the network's timesteps are
-                flow times before the shift (CogView4).
+            num_inference_steps: number of steps, at least 1.
+            device: device of `timesteps`.
+            sigmas: flow times in (0, 1] before the shift, strictly decreasing; a final 0 is allowed.
+            mu: the shift for this image size, according to the config's `time_shift_type`; without dynamic shifting it
+                is ignored, as in diffusers, whose pipelines pass it anyway.
+            timesteps: the same as `sigmas`, times `num_train_timesteps`. With both, the network's timesteps are flow
+                times before the shift (CogView4).
 
         Raises:
-            ValueError: no step count, flow times that are none, `mu` missing with dynamic shifting.
+            ValueError: no step count, invalid flow times, or `mu` missing with dynamic shifting.
         """
         self._check_config()
         given = self._parse_flow_times(sigmas, timesteps)
@@ -177,8 +179,8 @@ class FlowMatchScheduler(PathSampler):
         own = None if of_pipeline else given
         if mu is not None and not (of_pipeline or self.config["use_dynamic_shifting"]):
             logger.warning_once(
-                f"mu={mu} is the shift of dynamic shifting, which the config does not have, and is not used. Pass "
-                "use_dynamic_shifting=True to from_config if it is meant."
+                f"mu={mu} is ignored because the config does not use dynamic shifting. To use it, pass "
+                "use_dynamic_shifting=True to from_config."
             )
         kappa = own is None and own_spacing(self.config) == "kappa"
         shift, terminal = self._resolve_shift(mu, kappa), self.config["shift_terminal"]
@@ -186,8 +188,8 @@ class FlowMatchScheduler(PathSampler):
             times = stretch_to_terminal([float(shifted_time(s, shift)) for s in own], terminal)
             if times[0] < 1:
                 logger.warning(
-                    f"The first sigma is {times[0]:g}: sampling starts from a signal that noise does not have. Begin "
-                    "with 1, unless the sample is a noised image."
+                    f"The first sigma is {times[0]:g}: sampling assumes signal that pure noise does not contain. "
+                    "Begin with 1, unless the sample is a noised image."
                 )
         else:
             times = kappa_times(n) if kappa else trailing_times(n, shift, terminal)
@@ -204,7 +206,7 @@ class FlowMatchScheduler(PathSampler):
         if sigmas is not None:
             if timesteps is not None and len(sigmas) != len(timesteps):
                 raise ValueError(
-                    f"{len(sigmas)} sigmas and {len(timesteps)} timesteps are given; they must be as many."
+                    f"{len(sigmas)} sigmas and {len(timesteps)} timesteps are given; their numbers must be equal."
                 )
             return check_flow_times(sigmas)
         if timesteps is None:
@@ -212,14 +214,14 @@ class FlowMatchScheduler(PathSampler):
         return check_flow_times([float(t) / len(self) for t in timesteps])
 
     def _resolve_shift(self, mu: float | None, asks_for_kappa: bool) -> float:
-        """The shift of flow times for this `mu`; 1 where they are spaced by kappa, which needs none."""
+        """The shift of flow times for this `mu`; 1 with kappa spacing, which needs none."""
         if not self.config["use_dynamic_shifting"]:
             return self.shift
         if mu is not None:
             return dynamic_shift(mu, self.config["time_shift_type"])
         if asks_for_kappa:
             return 1.0
-        raise ValueError("The config has use_dynamic_shifting=True: pass mu, the shift of this size of image.")
+        raise ValueError("The config has use_dynamic_shifting=True: pass mu, the shift for this image size.")
 
     def _set_steps(
         self, times: Sequence[float], device: str | torch.device | None, unshifted: bool, shift: float = 1.0
@@ -228,7 +230,7 @@ class FlowMatchScheduler(PathSampler):
 
         Args:
             times: of the samples.
-            device: where `timesteps` shall lie.
+            device: device of `timesteps`.
             unshifted: whether the network's timesteps are flow times before `shift`.
             shift: see `shifted_time`.
         """
@@ -236,7 +238,7 @@ class FlowMatchScheduler(PathSampler):
         if inverted := self.config["invert_sigmas"]:
             inputs = 1 - inputs
         timesteps = (inputs * len(self)).float().tolist()
-        if not unshifted:  # the level is what the network reads in float32
+        if not unshifted:  # the level is the one that the network reads in float32
             times = [1 - t / len(self) if inverted else t / len(self) for t in timesteps]
         self._set_path(timesteps, [flow_level(s) for s in times], device)
         sigmas = torch.tensor([*times, 0.0], dtype=torch.float64)
@@ -245,7 +247,7 @@ class FlowMatchScheduler(PathSampler):
             self._x_0_factors = [(a, -b) for a, b in self._x_0_factors]
 
     def _path_index(self, timestep: float | Tensor) -> int:
-        """Index of a timestep on the path; one that a pipeline rounded to a whole number is matched to the nearest."""
+        """Index of a timestep on the path; a timestep that a pipeline rounded to an integer maps to the nearest."""
         try:
             return super()._path_index(timestep)
         except ValueError:
@@ -260,7 +262,7 @@ class FlowMatchScheduler(PathSampler):
 
     @property
     def step_index(self) -> int | None:
-        """How many steps a run has made; None before its first."""
+        """Number of steps of the run so far; None before the first."""
         return self._next or None
 
     # -- one step
@@ -283,13 +285,13 @@ class FlowMatchScheduler(PathSampler):
             sample: x_s, same shape; float16 and bfloat16 are computed in float32.
             generator: source of the noise of an SDE, one or one per sample.
             variance_noise: the noise itself instead, same shape.
-            per_token_timesteps: shape [B, tokens], of tokens that are cleaner than `timestep` (an image that a video
-                begins with): these follow Euler's step to the next flow time below their own, as in stock. With it
-                the output has the other sign, also as in stock.
+            per_token_timesteps: shape [B, tokens], of tokens that are cleaner than `timestep` (the first image of a
+                video): these follow Euler's step to the next flow time below their own, as in diffusers. The output
+                then has the opposite sign, also as in diffusers.
             return_dict: False returns `(prev_sample, pred_original_sample)`.
 
         Raises:
-            ValueError: before `set_timesteps`, at a timestep not chosen, both noise sources.
+            ValueError: called before `set_timesteps`, a timestep that was not set, or both noise sources.
         """
         if per_token_timesteps is None:
             return self._step(model_output, timestep, sample, self._eta, generator, variance_noise, return_dict)
@@ -303,7 +305,7 @@ class FlowMatchScheduler(PathSampler):
     def _step_cleaner_tokens(
         self, previous: Tensor, velocity: Tensor, timestep: float | Tensor, sample: Tensor, tokens: Tensor
     ) -> Tensor:
-        """`previous` with tokens that are cleaner than `timestep` moved by Euler steps from their own times."""
+        """`previous`, with tokens that are cleaner than `timestep` moved by Euler steps from their own times."""
         times = tokens.to(sample.device, torch.float32) / len(self)  # MPS has no float64
         now = self.sigmas[self._path_index(timestep)].item()
         levels = self.sigmas.to(sample.device)[:, None, None]
@@ -344,5 +346,5 @@ class FlowMatchScheduler(PathSampler):
         return add_noise(original_samples.to(wide), noise.to(wide), level).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """`add_noise` by the name and order of arguments of stock's flow schedulers."""
+        """`add_noise` with the name and argument order of diffusers' flow schedulers."""
         return self.add_noise(sample, noise, torch.as_tensor(timestep).reshape(-1))

@@ -1,4 +1,4 @@
-"""Starts for epsilon models that are not retrained: low frequencies that they expect in x_T, by prompt or by hand."""
+"""Starts for epsilon models that are not retrained: low frequencies that they expect in x_T, fitted or set by hand."""
 
 from typing import TYPE_CHECKING
 

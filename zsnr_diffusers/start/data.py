@@ -1,4 +1,4 @@
-"""What a start is fitted to: features of captions and low frequencies of images, each computed once and kept."""
+"""Training data of a start: features of captions and low frequencies of images, each computed once and cached."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from .encoding import encode_images, pixel_values
 from .latents import pool_prompt
 
 MAX_FREQUENCIES = 6
-"""Of which amplitudes are kept."""
+"""Number of low frequencies per side to keep."""
 
 _VERSION = 1
-"""Raised whenever the same weights and inputs would give something else than before."""
+"""Version of the cached values; increase it when the same weights and inputs give different values."""
 _BATCH, _CAPTIONS = 8, 32
-"""Images and captions that are computed at once."""
+"""Batch size for images and captions."""
 
 Rows = dict[str, Tensor]
 
 
 class RowCache(Protocol):
-    """Where what is computed of images and captions is kept, by their content."""
+    """A cache of features of images and captions, by content."""
 
     def find_missing(self, contents: Sequence[bytes]) -> list[bytes]:
-        """Those contents of which nothing is kept."""
+        """The contents that are not cached."""
 
     def __getitem__(self, content: bytes) -> Rows:
-        """What is kept of a content."""
+        """The cached values of a content."""
 
     def write(self, batches: Iterator[tuple[Sequence[bytes], Rows]]) -> None:
-        """Keep contents and what was computed of each."""
+        """Store the values computed for each content."""
 
 
 OpenCache = Callable[[str, Mapping[str, Any]], RowCache]
-"""A cache by the name of what it holds, and by all that its rows depend on."""
+"""Opens a cache, given the name of its content and everything its rows depend on."""
 
 
 class MemoryCache:
-    """A `RowCache` that lasts as long as the fit."""
+    """An in-memory `RowCache` for the duration of a fit."""
 
     def __init__(self, name: str, facts: Mapping[str, Any]) -> None:
         self._rows: dict[bytes, Rows] = {}
@@ -70,7 +70,7 @@ class MemoryCache:
 def features_of_captions(
     pipe: Any, texts: Sequence[tuple[str, ...]], open_cache: OpenCache, progress: bool
 ) -> tuple[Tensor, Tensor]:
-    """Features of the captions of each image [N, F], float64, and factors [F] that bring their kinds to one scale."""
+    """Features of the captions of each image [N, F], float64, and factors [F] that normalize each kind of feature."""
     distinct = [*dict.fromkeys(caption for some in texts for caption in some)]
     if not distinct:
         return torch.zeros(len(texts), 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
@@ -85,13 +85,13 @@ def features_of_captions(
         torch.stack([torch.stack([rows[caption][kind] for caption in some]).double().mean(dim=0) for some in texts])
         for kind in ("states", "pooled")
     )
-    # States and pooled states differ in size and number; each kind is to count as much.
+    # States and pooled states differ in size and number; each kind should have equal weight.
     scales = [torch.full(part.shape[1:], 1 / _total_deviation(part), dtype=part.dtype) for part in (states, pooled)]
     return torch.cat([states, pooled], dim=1), torch.cat(scales)
 
 
 def _total_deviation(features: Tensor) -> float:
-    """Root of the variance of features [N, F], summed over F; 1 where they have none."""
+    """Square root of the variance of features [N, F], summed over F; 1 if it is zero."""
     return float((features - features.mean(dim=0)).square().mean(dim=0).sum().sqrt()) or 1.0
 
 
@@ -109,9 +109,11 @@ def _encode_captions(
             )
             features = pool_prompt(encoded)
             if features is None:
-                raise ValueError(f"{type(pipe).__name__}.encode_prompt returns no text states [B, tokens, width].")
+                raise ValueError(f"{type(pipe).__name__}.encode_prompt returns no text embeddings [B, tokens, width].")
             if bad := [text for text, one in zip(some, features, strict=True) if not bool(one.isfinite().all())]:
-                raise ValueError(f"The text encoders give what is not finite for {bad[0]!r}: load them in float32.")
+                raise ValueError(
+                    f"The text encoders return values that are not finite for {bad[0]!r}: load them in float32."
+                )
             width = encoded[0].shape[-1]
             yield [captions[text] for text in some], {"states": features[:, :width], "pooled": features[:, width:]}
             bar.update(len(some))
@@ -145,8 +147,8 @@ def _encode_all(
             for key, one in zip(some, latents, strict=True):
                 if not bool(one.isfinite().all()):
                     raise ValueError(
-                        f"The autoencoder gives latents that are not finite for image {places[key]} "
-                        f"({_name(images[places[key]])}): load the model in float32, or leave that image out."
+                        f"The autoencoder returns latents that are not finite for image {places[key]} "
+                        f"({_name(images[places[key]])}): load the model in float32, or remove this image."
                     )
             scale = (latents.shape[-1] * latents.shape[-2]) ** 0.5
             yield some, {"amplitudes": dct(latents, (MAX_FREQUENCIES, MAX_FREQUENCIES)) / scale}
@@ -154,12 +156,12 @@ def _encode_all(
 
 
 def _square(image: Image.Image, pixels: int) -> Image.Image:
-    """The middle of an image, as training cuts it."""
+    """The center of an image, as cropped in training."""
     return ImageOps.fit(image, (pixels, pixels), Image.Resampling.LANCZOS)
 
 
 def _content_key(image: ImageSource) -> bytes:
-    """What an image is known by in a cache: the hash of its file or its pixels."""
+    """Cache key of an image: the hash of its file or its pixels."""
     if isinstance(image, Image.Image):
         image = load_rgb(image)
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
@@ -167,18 +169,18 @@ def _content_key(image: ImageSource) -> bytes:
 
 
 def _name(image: ImageSource) -> str:
-    """How an error calls an image."""
+    """Name of an image for error messages."""
     return str(image) if not isinstance(image, bytes | Image.Image) else type(image).__name__
 
 
 def _bar(total: int, unit: str, progress: bool) -> Any:
-    """A progress bar that is drawn on a terminal only."""
+    """A progress bar that is shown only on a terminal."""
     return import_extra("tqdm").tqdm(desc=f"encoding {unit}", total=total, disable=None if progress else True)
 
 
 @contextlib.contextmanager
 def _without_truncation_warnings() -> Iterator[None]:
-    """Hide what pipelines say of each caption that is longer than their text encoder reads."""
+    """Hide the warnings of pipelines about captions that their text encoder truncates."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Images as the scaled latents x_0 that a UNet is trained on, by a pipeline's own autoencoder."""
+"""Encode images to the scaled latents x_0 that a UNet is trained on, with a pipeline's autoencoder."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def encode_images(vae: Any, pixels: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _out_of_float16(vae: Any) -> Iterator[None]:
-    """Have an autoencoder in float32 meanwhile if it overflows in float16, as SDXL's does and says."""
+    """Temporarily convert an autoencoder to float32 if it overflows in float16, as SDXL's config declares."""
     dtype = next(vae.parameters()).dtype
     if dtype != torch.float16 or not vae.config.get("force_upcast"):
         yield

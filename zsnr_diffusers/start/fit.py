@@ -1,4 +1,4 @@
-"""A start fitted to captioned images, by the autoencoder and the text encoders of the model that it is for."""
+"""Fit a start to captioned images, with the autoencoder and text encoders of its model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .start import Start, check_noise
 
 FEWEST_IMAGES = 24
 MAX_RESOLUTION = 128
-"""Pixels per side that images are encoded at unless said otherwise: enough for low frequencies, and fast."""
+"""Default pixels per side for encoding images: enough for low frequencies, and fast."""
 
 _SIDE = 64
-"""Of latents, where a UNet's config does not say it."""
+"""Default size of latents, if a UNet's config does not give it."""
 
 
 def fit_start(
@@ -34,26 +34,27 @@ def fit_start(
     open_cache: OpenCache = MemoryCache,
     progress: bool = True,
 ) -> Start:
-    """Fit the law of the low frequencies of images given their captions, for the model of a pipeline.
+    """Fit the distribution of low frequencies of images given their captions, for the model of a pipeline.
 
     Args:
-        pipe: Stable Diffusion 1.x, 2.x or XL, or whatever has `encode_prompt`, an autoencoder and a scheduler with
-            betas. Its UNet is not called. The start is for the level at which its schedule ends.
-        images: paths, bytes or PIL images, such as the model is to generate; cut to squares as for training.
-        captions: one for each image, or several, whose features are averaged; None for a start without prompt.
-        resolution: pixels per side to encode at; by default the model's, 128 at most.
-        noise: what is left of the noise in the low frequencies of x_T, 0 to 1. At 1 x_T has the law that it was
-            trained on, exactly. Networks take much of that noise for brightness, so it competes with the prompt; at 0
-            images of a prompt differ as the images that were fitted do.
-        open_cache: where what is computed of images and captions is kept.
+        pipe: Stable Diffusion 1.x, 2.x or SDXL, or any pipeline with `encode_prompt`, an autoencoder and a scheduler
+            with betas. Its UNet is not called. The start is for the noise level at which its schedule ends.
+        images: paths, bytes or PIL images like those that the model should generate; cropped to squares as for
+            training.
+        captions: one for each image, or several, whose features are averaged; None for a start that ignores prompts.
+        resolution: pixels per side for encoding; by default the model's, at most 128.
+        noise: fraction of noise to keep in the low frequencies of x_T, 0 to 1. At 1, x_T has exactly the training
+            distribution. Networks interpret much of this noise as brightness, so it competes with the prompt; at 0,
+            images of a prompt vary as the fitted images do.
+        open_cache: opens the cache for features of images and captions.
         progress: show progress bars on a terminal.
 
     Returns:
-        The start, with a report on images held out (`StartReport.of`).
+        The start, with a report on held-out images (`StartReport.of`).
 
     Raises:
-        ValueError: too few images; another number of captions, or all the same; a schedule that ends in pure noise;
-            latents that are not finite.
+        ValueError: too few images; a different number of captions, or equal captions; a schedule that ends in pure
+            noise; latents that are not finite.
         ImageError: an image cannot be read.
     """
     check_noise(noise)
@@ -77,46 +78,46 @@ def fit_start(
 
 
 def _public_name(pipe: Any) -> str:
-    """A pipeline's Hub id, or the name of its folder without the path; its class where it has neither."""
+    """A pipeline's Hub id, or the name of its folder without the path, or else its class."""
     name = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     return Path(name).resolve().name if Path(name).exists() else name
 
 
 def check_data(num_images: int, captions: Sequence[str | Sequence[str]] | None) -> list[tuple[str, ...]]:
-    """Captions of each image, after refusing data that no law can be fitted to.
+    """Captions of each image, after refusing data that cannot be fitted.
 
     Raises:
         ValueError: as in `fit_start`.
     """
     if num_images < FEWEST_IMAGES:
         raise ValueError(
-            f"{num_images} images are too few to fit a start to, and to hold some out: give at least {FEWEST_IMAGES}; "
-            "some hundreds are better, since a prompt has hundreds of features."
+            f"{num_images} images are too few to fit and hold out: use at least {FEWEST_IMAGES}, better hundreds, "
+            "since a prompt has hundreds of features."
         )
     if captions is None:
         return [()] * num_images
     if len(captions) != num_images:
-        raise ValueError(f"There are {num_images} images and {len(captions)} captions; give one for each image.")
+        raise ValueError(f"There are {num_images} images and {len(captions)} captions; pass one for each image.")
     texts = [(caption,) if isinstance(caption, str) else tuple(caption) for caption in captions]
     if len(set(texts)) == 1:
         raise ValueError(
             f"All {num_images} captions are {texts[0][0]!r}, so nothing can be learned from them: describe the "
-            "images, or fit a start without prompt (captions=None, --no_captions)."
+            "images, or fit a start that ignores prompts (captions=None, --no_captions)."
         )
     return texts
 
 
 def _latent_side(pipe: Any) -> int:
-    """Latents along a side of what the model generates."""
+    """Default size of the model's latents, per side."""
     size = pipe.unet.config.sample_size
     return size if isinstance(size, int) else _SIDE
 
 
 def _resolution(pipe: Any, asked: int | None) -> int:
-    """Pixels per side to encode at, a multiple of what the autoencoder needs.
+    """Pixels per side for encoding, a multiple of the autoencoder's scale factor.
 
     Raises:
-        ValueError: `asked` is not.
+        ValueError: `asked` is not a multiple.
     """
     step = int(pipe.vae_scale_factor)
     pixels = asked or min(MAX_RESOLUTION, _latent_side(pipe) * step)

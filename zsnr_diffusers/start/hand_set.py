@@ -1,4 +1,4 @@
-"""Starts that are set by hand: a brightness, a color, or an image of few pixels."""
+"""Starts that are set by hand: a brightness, a color, or a small image."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .encoding import encode_images, pixel_values
 from .start import Start, check_noise
 
 MAX_FREQUENCIES = 8
-"""Of an image: x_T has next to nothing of those above."""
+"""Number of frequencies per side; x_T contains almost nothing of higher ones."""
 
 _SIDE = 128
-"""Pixels of the longer side of what is encoded."""
+"""Pixels of the longer side of the encoded image."""
 
 
 def hand_set_start(
@@ -28,22 +28,22 @@ def hand_set_start(
     image: ImageSource | None = None,
     noise: float = 0.0,
 ) -> Start:
-    """Make a start that is the same for every prompt, from one of a brightness, a color and an image.
+    """Create a start that ignores prompts, from a brightness, a color or an image.
 
     Args:
-        pipe: whose autoencoder says what latents the image has.
+        pipe: pipeline whose autoencoder encodes the image.
         brightness: mean luminance of images, from -1 (black) to 1 (white).
         color: mean color, red, green and blue from 0 to 1.
-        image: path, bytes or PIL image, of which the lowest frequencies are taken: as many as it has pixels along its
-            shorter side, 8 at most. It is stretched to whatever is generated.
-        noise: share of the noise that is left in these frequencies, 0 to 1, as in `fit_start`.
+        image: path, bytes or PIL image whose lowest frequencies are used: as many as its shorter side has pixels, at
+            most 8. It is stretched to the size of the generated image.
+        noise: fraction of noise to keep in these frequencies, 0 to 1, as in `fit_start`.
 
     Raises:
-        ValueError: not exactly one of them, or out of range.
+        ValueError: not exactly one is passed, or it is out of range.
         ImageError: the image cannot be read.
     """
     if sum(value is not None for value in (brightness, color, image)) != 1:
-        raise ValueError("Give one of brightness, color and image.")
+        raise ValueError("Pass exactly one of brightness, color and image.")
     check_noise(noise)
     if image is not None:
         small = load_rgb(image)
@@ -56,7 +56,7 @@ def hand_set_start(
 
 
 def _gray(brightness: float) -> tuple[float, float, float]:
-    """The gray of a brightness in [-1, 1], each part in [0, 1]."""
+    """The gray color of a brightness in [-1, 1], each channel in [0, 1]."""
     if not -1 <= brightness <= 1:
         raise ValueError(f"brightness={brightness} must lie in [-1, 1], from black to white.")
     level = (brightness + 1) / 2
@@ -64,7 +64,7 @@ def _gray(brightness: float) -> tuple[float, float, float]:
 
 
 def _of_image(pipe: Any, image: Image.Image, frequencies: int, noise: float) -> Start:
-    """The start of an image's own low frequencies."""
+    """The start with an image's low frequencies."""
     step = int(pipe.vae_scale_factor) * 2
     scale = _SIDE / max(image.size)
     width, height = (max(step, round(side * scale / step) * step) for side in image.size)
@@ -73,6 +73,6 @@ def _of_image(pipe: Any, image: Image.Image, frequencies: int, noise: float) -> 
     amplitudes = dct(latents, (frequencies, frequencies)) / (sides[0] * sides[1]) ** 0.5
     if not bool(torch.isfinite(amplitudes).all()):
         raise ValueError(
-            f"This pipeline's autoencoder gives latents that are not finite ({pipe.vae.dtype}): load it in float32."
+            f"This pipeline's autoencoder returns latents that are not finite ({pipe.vae.dtype}): load it in float32."
         )
     return Start(LowFrequencyLaw.of_amplitudes(amplitudes, noise))

@@ -1,4 +1,4 @@
-"""The latents that a pipeline begins with: noise, into which a start is put at the level of the first timestep."""
+"""The initial latents of a pipeline: noise plus a start, scaled to the level of the first timestep."""
 
 import copy
 from collections.abc import Mapping
@@ -12,27 +12,27 @@ from ..guidance.levels import noise_level_at
 
 
 def check_levels(scheduler: Any) -> None:
-    """Refuse a scheduler of which the noise level of the first timestep is not known.
+    """Refuse a scheduler whose noise level at the first timestep is unknown.
 
     Raises:
-        ValueError: with what to use.
+        ValueError: with the remedy.
     """
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
-            f"{type(scheduler).__name__} has no variance-preserving schedule (alphas_cumprod), so how much of an "
-            "image is left at its first timestep is not known. Use one with betas, or call disable_start(pipe)."
+            f"{type(scheduler).__name__} has no variance-preserving schedule (alphas_cumprod), so the signal level at "
+            "its first timestep is unknown. Use one with betas, or call disable_start(pipe)."
         )
 
 
 def begins_with_noise(arguments: Mapping[str, Any]) -> bool:
-    """Whether a call of `prepare_latents` with these arguments returns pure noise of its own.
+    """Whether a call of `prepare_latents` with these arguments returns newly drawn pure noise.
 
-    It does not where the caller gives latents, and where an image or video to start from is given: x_0 is known then,
-    and what is left of it is in the latents already. An inpainting pipeline is given the image at every strength, and
-    uses it below the largest.
+    It does not if the caller passes latents, or an image or video to start from: x_0 is then known, and the latents
+    already contain its signal. An inpainting pipeline always receives the image, but uses it only below the largest
+    strength.
 
     Args:
-        arguments: of the call, by name, with the defaults of those that were not passed.
+        arguments: of the call, by name, including defaults.
     """
     if arguments.get("latents", "") is not None:
         return False
@@ -42,41 +42,41 @@ def begins_with_noise(arguments: Mapping[str, Any]) -> bool:
 
 
 def pool_prompt(encoded: Any) -> Tensor | None:
-    """Features of prompts out of what `encode_prompt` returned: [B, F], float32; None if it is of another form.
+    """Features of prompts from the result of `encode_prompt`: [B, F], float32; None if its format is unknown.
 
-    They are the mean of the text states over all tokens, and for SDXL the pooled state of the second encoder beside
-    it. They come from embeddings alone, so those that are passed to a call in place of a prompt have the same.
+    They are the mean of the text embeddings over all tokens, and for SDXL also the pooled embedding of the second
+    encoder. They depend only on embeddings, so embeddings passed instead of a prompt give the same features.
     """
     if not isinstance(encoded, tuple) or not isinstance(encoded[0], Tensor) or encoded[0].ndim != 3:
         return None
     states = encoded[0].float().mean(dim=1)
-    pooled = encoded[2] if len(encoded) == 4 else None  # states, negative states, and the same pooled
+    pooled = encoded[2] if len(encoded) == 4 else None  # embeddings, negative embeddings, and the same pooled
     if not isinstance(pooled, Tensor) or pooled.ndim != 2 or len(pooled) != len(states):
         return states
     return torch.cat([states, pooled.float().to(states.device)], dim=1)
 
 
 def put_in_start(latents: Tensor, law: LowFrequencyLaw, features: Tensor | None, scheduler: Any) -> Tensor:
-    """Latents with the start in them, in the place of a pipeline's own noise.
+    """Add the start to a pipeline's initial noise.
 
     Args:
-        latents: noise times `scheduler.init_noise_sigma`, shape [B, C, h, w], or of video [B, C, frames, h, w].
-        law: of the low frequencies.
+        latents: noise times `scheduler.init_noise_sigma`, shape [B, C, h, w], or [B, C, frames, h, w] for video.
+        law: distribution of the low frequencies.
         features: of the prompts, shape [b, F]; b divides B, and each is repeated. None if the law needs none.
         scheduler: after `set_timesteps`.
 
     Returns:
-        What the scheduler calls a sample at its first timestep; the latents themselves if that is pure noise.
+        A sample at the scheduler's first timestep; the latents unchanged if that is pure noise.
 
     Raises:
-        ValueError: latents or features of another shape than the law's.
+        ValueError: latents or features do not match the law's shape.
     """
     check_levels(scheduler)
     if latents.ndim not in (4, 5) or latents.shape[1] != law.channels:
         raise ValueError(
-            f"The start is for latents of {law.channels} channels, [B, {law.channels}, h, w], and these are "
-            f"{list(latents.shape)}: it was fitted for another base. Fit one for this pipeline (zsnr fit-start), or "
-            "call disable_start(pipe)."
+            f"The start is for latents of {law.channels} channels, [B, {law.channels}, h, w], but these are "
+            f"{list(latents.shape)}: it was fitted for another base. Fit a start for this pipeline (zsnr fit-start), "
+            "or call disable_start(pipe)."
         )
     timestep = scheduler.timesteps[0]
     level = noise_level_at(scheduler, timestep)
@@ -85,8 +85,8 @@ def put_in_start(latents: Tensor, law: LowFrequencyLaw, features: Tensor | None,
     mean = law.mean(_repeated(features, law, len(latents)).to(latents.device))
     noise = latents.float() / float(getattr(scheduler, "init_noise_sigma", 1.0))
     x = law.noisy(noise, mean, level)
-    # Where samples are x_0 + sigma n, as for Euler's method, the network gets them divided; a copy, since some
-    # schedulers count their steps from there.
+    # For samples x_0 + sigma n, as in Euler's method, the network gets scaled samples; a copy, since some schedulers
+    # count steps in this call.
     scale = copy.copy(scheduler).scale_model_input(torch.ones((), device=x.device), timestep)
     return (x / scale).to(latents.dtype)
 
@@ -98,8 +98,8 @@ def _repeated(features: Tensor | None, law: LowFrequencyLaw, count: int) -> Tens
     if features is None or features.shape[1] != law.num_features or count % len(features):
         shape = "none" if features is None else list(features.shape)
         raise ValueError(
-            f"The start takes {law.num_features} features of each prompt for a batch of {count}, and this pipeline's "
-            f"prompt embeddings give {shape}: it was fitted for other text encoders. Fit one for this pipeline (zsnr "
-            "fit-start), or call disable_start(pipe)."
+            f"The start needs {law.num_features} features per prompt for a batch of {count}, and this pipeline's "
+            f"prompt embeddings give {shape}: it was fitted for other text encoders. Fit a start for this pipeline "
+            "(zsnr fit-start), or call disable_start(pipe)."
         )
     return features.repeat_interleave(count // len(features), dim=0)

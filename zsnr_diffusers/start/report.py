@@ -1,4 +1,4 @@
-"""What a fitted start knows: how much of each frequency captions explain, on images that were held out."""
+"""Report on a fitted start: how much of each frequency captions explain, on held-out images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class StartReport(Report):
     """Quality of a fitted start.
 
     Attributes:
-        images: how many were fitted to.
-        captions: distinct ones; 0 for a start without prompt.
-        resolution: pixels per side at which images were encoded.
-        frequencies: along each side, as many as were modeled.
-        explained: share of the variance of each frequency that captions explain on images held out, 0 where the start
-            does not use them; a row for each frequency from top to bottom.
+        images: number of fitted images.
+        captions: number of distinct captions; 0 for a start that ignores prompts.
+        resolution: pixels per side of the encoded images.
+        frequencies: number of modeled frequencies per side.
+        explained: fraction of the variance of each frequency that captions explain on held-out images, 0 if the start
+            does not use them; a row for each vertical frequency.
         deviation: standard deviation of each frequency's amplitude, likewise, over all channels.
-        gains: by number of frequencies, log likelihood of images held out over that under pure noise, in nats.
+        gains: by number of frequencies, log likelihood of held-out images minus that under pure noise, in nats.
     """
 
     images: int
@@ -38,7 +38,7 @@ class StartReport(Report):
 
     @classmethod
     def of_fit(cls, fit: LawFit, images: int, captions: int, resolution: int) -> StartReport:
-        """The report on a fit to so many images and distinct captions."""
+        """The report on a fit with these numbers of images and distinct captions."""
         k = fit.law.frequencies
         explained = fit.explained[:k, :k].clamp(min=0)
         gains = {str(number): gain for number, gain in fit.gains.items()}
@@ -51,14 +51,14 @@ class StartReport(Report):
         return cls(**report)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in types of JSON."""
+        """The report as JSON-serializable values."""
         return asdict(self)
 
     def parts(self) -> Iterator[Part]:
         """Parts of the printed report."""
-        held_out = "captions" if self.captions >= 2 * FOLDS else "images (captions are too few to hold out)"
+        held_out = "captions" if self.captions >= 2 * FOLDS else "images (too few captions to hold some out)"
         of = f"{self.captions} captions" if self.captions else "without captions"
-        yield Text(f"{self.images} images, {of}; held out: a fifth of the {held_out} at a time")
+        yield Text(f"{self.images} images, {of}; cross-validation: 5 folds of the {held_out}")
         gains = ", ".join(f"{k}: {gain:.1f}" for k, gain in self.gains.items())
         yield Text(f"frequencies: {self.frequencies} x {self.frequencies}; nats per image over pure noise: {gains}")
         head = ("variance that captions explain", *(f"across {j}" for j in range(self.frequencies)))
@@ -69,14 +69,16 @@ class StartReport(Report):
         yield Text(self._verdict())
 
     def _verdict(self) -> str:
-        """What may be expected of the start, in a sentence."""
+        """The expected effect of the start, in a sentence."""
         brightness = self.explained[0][0]
         if not self.captions:
-            return "The start is the same for every prompt: images get their range of brightness back, by chance."
+            return "The start ignores prompts: images regain their range of brightness, at random."
         if not brightness:
             return (
-                "Captions say nothing of brightness and color that holds for images held out, so prompts will not "
-                "decide on them; images get their range back, by chance. Describe light and color, or give more "
-                "images."
+                "Captions do not predict the brightness and color of held-out images, so prompts will not control "
+                "them; images regain their range at random. Describe light and color in captions, or use more images."
             )
-        return f"Captions explain {brightness:.0%} of brightness and color, and prompts will decide on as much."
+        return (
+            f"Captions explain {brightness:.0%} of the variance of brightness and color, so prompts will control this "
+            "much of it."
+        )

@@ -1,4 +1,4 @@
-"""What sampling starts from: a law of the low frequencies, for which base it is, and its file."""
+"""A start: the distribution of low frequencies in x_T, the base it was fitted for, and its file format."""
 
 import base64
 import json
@@ -18,10 +18,10 @@ from ..core.low_frequency_law import LowFrequencyLaw
 from ..utils.files import atomic_write
 
 START_FILE = "start.safetensors"
-"""Beside `model_index.json`."""
+"""File name next to `model_index.json`."""
 
 RECORDED_START = "_start"
-"""Where `model_index.json` says that a start lies beside it. diffusers ignores names with an underscore."""
+"""Entry of `model_index.json` that records a start. diffusers ignores names with an underscore."""
 
 _METADATA = "zsnr_diffusers_start"
 _VERSION = 1
@@ -31,14 +31,15 @@ _WEIGHTS = "base."
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The start of an epsilon model: what remains of an image's low frequencies in x_T, which it was trained to see.
+    """The start of an epsilon model: the signal left in the low frequencies of x_T, which the model was trained with.
 
     Attributes:
-        law: of the low frequencies of scaled latents x_0, given the features of a prompt.
+        law: distribution of the low frequencies of scaled latents x_0, given the features of a prompt.
         base: name of the pipeline that it was fitted for.
-        weights: some weights of that pipeline's autoencoder and text encoders, by component, which tell whether
-            another pipeline has the same; see `base_check`. Empty for a start that was made for a live pipeline.
-        report: what the fit found, in types of JSON.
+        weights: a sample of the weights of that pipeline's autoencoder and text encoders, by component, to check
+            whether another pipeline has the same; see `base_check`. Empty for a start that was created for a live
+            pipeline.
+        report: of the fit, as JSON-serializable values.
     """
 
     law: LowFrequencyLaw
@@ -63,8 +64,8 @@ class Start:
         """Read a start from its file.
 
         Raises:
-            OSError: there is no such file.
-            ValueError: it is damaged, or no start.
+            OSError: the file does not exist.
+            ValueError: it is damaged or not a start.
         """
         return cls.from_bytes(Path(path).read_bytes(), str(path))
 
@@ -73,25 +74,26 @@ class Start:
         tensors = {name: getattr(self.law, name) for name in _LAW}
         tensors |= {f"{_WEIGHTS}{name}": values for name, values in self.weights.items()}
         about = {"version": _VERSION, "base": self.base, "noise": self.law.noise, "report": self.report}
-        metadata = {_METADATA: json.dumps(about, allow_nan=False)}  # of several keys, safetensors mixes the order
+        # A single key, since safetensors does not keep the order of several.
+        metadata = {_METADATA: json.dumps(about, allow_nan=False)}
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
     @classmethod
     def from_bytes(cls, content: bytes, name: str) -> "Start":
-        """Read a start from the content of its file; `name` is for errors.
+        """Read a start from the content of its file; `name` is for error messages.
 
         Raises:
-            ValueError: it is damaged, or no start.
+            ValueError: it is damaged or not a start.
         """
         try:
             tensors = load(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             about = json.loads(header.get("__metadata__", {}).get(_METADATA, "{}"))
         except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{name} is damaged or no safetensors file: {error}. {FIT_ANOTHER}") from error
+            raise ValueError(f"{name} is damaged or not a safetensors file: {error}. {FIT_ANOTHER}") from error
         if about.get("version") != _VERSION or not set(_LAW) <= set(tensors):
-            what = f"of version {about['version']}" if "version" in about else "no start of zsnr_diffusers"
-            raise ValueError(f"{name} is {what}, and version {_VERSION} is read here. {FIT_ANOTHER}")
+            what = f"of version {about['version']}" if "version" in about else "not a start of zsnr_diffusers"
+            raise ValueError(f"{name} is {what}; expected version {_VERSION}. {FIT_ANOTHER}")
         bias, weight, covariance, bounds = (tensors[key] for key in _LAW)
         law = LowFrequencyLaw(bias, weight, covariance, bounds, float(about["noise"]))
         _check_law(law, name)
@@ -113,19 +115,19 @@ FIT_ANOTHER = "Fit one: zsnr fit-start BASE --train_data_dir IMAGES --output sta
 
 
 def check_noise(noise: float) -> None:
-    """Refuse a share of noise outside [0, 1].
+    """Refuse a fraction of noise outside [0, 1].
 
     Raises:
-        ValueError: with the value and what it means.
+        ValueError: with the value and its meaning.
     """
     if not 0 <= noise <= 1:
         raise ValueError(
-            f"noise={noise} must lie in [0, 1]: at 1 low frequencies have all their noise, as in training, at 0 none."
+            f"noise={noise} must lie in [0, 1]: at 1 low frequencies keep all their noise, as in training; at 0 none."
         )
 
 
 def _check_law(law: LowFrequencyLaw, name: str) -> None:
-    """Refuse a law whose tensors do not go together, or hold what is no number."""
+    """Refuse a law with tensors of inconsistent shapes or values that are not finite."""
     size = law.bias.numel()
     wanted = {
         "weight": (size, *law.weight.shape[1:2]),
@@ -135,7 +137,7 @@ def _check_law(law: LowFrequencyLaw, name: str) -> None:
     wrong = [key for key, shape in wanted.items() if tuple(getattr(law, key).shape) != shape]
     if law.bias.ndim != 3 or law.weight.ndim != 2 or wrong:
         shapes = ", ".join(f"{key} {list(getattr(law, key).shape)}" for key in _LAW)
-        raise ValueError(f"{name} is damaged: its shapes do not go together ({shapes}). {FIT_ANOTHER}")
+        raise ValueError(f"{name} is damaged: its shapes are inconsistent ({shapes}). {FIT_ANOTHER}")
     check_noise(law.noise)
     if broken := [key for key in _LAW if not bool(torch.isfinite(getattr(law, key)).all())]:
         raise ValueError(f"{name} is damaged: {broken[0]} is not finite. {FIT_ANOTHER}")

@@ -1,4 +1,4 @@
-"""Training with v-loss on a zero-terminal-SNR schedule, on accelerate: Stable Diffusion, and pixel-space networks.
+"""Training with v-prediction at zero terminal SNR, using accelerate: Stable Diffusion and pixel-space networks.
 
 `train(TrainingConfig(...))` and `train(PixelTrainingConfig(...))` in Python, `accelerate launch -m
 zsnr_diffusers.training --help` and `accelerate launch -m zsnr_diffusers.training.pixels --help` on the command line.

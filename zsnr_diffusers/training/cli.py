@@ -1,4 +1,4 @@
-"""From a command line and a YAML file to a configuration, and from that to a run."""
+"""Parse a command line and a YAML file into a configuration, and run it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .stable_diffusion.config import TrainingConfig
 Config = TypeVar("Config", bound=RunConfig)
 
 _NO_OPTIONS = ("config", "recipe", "quiet", "command")
-"""Arguments that are no fields of a configuration."""
+"""Arguments that are not fields of a configuration."""
 
 
 def parse_config(
     argv: Sequence[str] | None = None,
     kind: type[Config] = TrainingConfig,  # type: ignore[assignment]
 ) -> Config:
-    """The configuration of a command line; its options come before those of `--config`, and these before `--recipe`.
+    """The configuration of a command line; its options override those of `--config`, which override `--recipe`.
 
     Args:
         argv: arguments without the program's name; those of this process by default.
@@ -44,7 +44,7 @@ def new_config_parser(kind: type[RunConfig], program: str | None = None) -> Comm
 
     Args:
         kind: of run.
-        program: what `--help` calls the command; by default the kind's own.
+        program: name of the command in `--help`; by default the kind's own.
     """
     parser = CommandParser(
         prog=program or kind.program,
@@ -53,10 +53,10 @@ def new_config_parser(kind: type[RunConfig], program: str | None = None) -> Comm
         epilog=kind.examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options; those on the command line win.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options; command-line options override it.")
     add_quiet(parser)
     if kind.recipes:
-        parser.add_argument("--recipe", choices=kind.recipes, help="Options by name; others win over it.")
+        parser.add_argument("--recipe", choices=kind.recipes, help="named set of options; other options override it.")
     add_options(parser, kind)
     return parser
 
@@ -78,22 +78,22 @@ def config_of_arguments(arguments: argparse.Namespace, kind: type[Config], parse
 
 
 def main(argv: Sequence[str] | None = None, kind: type[RunConfig] = TrainingConfig) -> None:
-    """Train as the command line says; see `--help`.
+    """Train according to the command line; see `--help`.
 
     Args:
         argv: arguments without the program's name; those of this process by default.
         kind: of run: `TrainingConfig` or `PixelTrainingConfig`.
 
     Raises:
-        SystemExit: with a one-line message where the input is at fault or training had to stop; with status 143 or
-            130 after SIGTERM or SIGINT.
+        SystemExit: with a one-line message if the input is invalid or training had to stop; with status 143 or 130
+            after SIGTERM or SIGINT.
     """
     parser = new_config_parser(kind)
     train_as_told(parser.parse_args(argv), kind, parser)
 
 
 def train_as_told(arguments: argparse.Namespace, kind: type[RunConfig], parser: CommandParser) -> None:
-    """Train as parsed arguments say; errors are told in words of the command line.
+    """Train according to parsed arguments; errors refer to command-line options.
 
     Raises:
         SystemExit: as in `main`.
@@ -105,18 +105,20 @@ def train_as_told(arguments: argparse.Namespace, kind: type[RunConfig], parser: 
         with quietly(bool(arguments.quiet)):
             train(config)
         if is_main_process() and not config.dry_run:
-            base = config.identity_values().get("pretrained_model_name_or_path")
-            print(_next_steps(config.output_dir, config.train_data_dir, base if config.trains_adapter else None))
+            options = config.identity_values()
+            base = options["pretrained_model_name_or_path"] if config.trains_adapter else None
+            print(_next_steps(config.output_dir, config.train_data_dir, base, options.get("distill_steps")))
     except (ValueError, OSError, ImportError, TrainingError, ProcessError) as error:
         raise SystemExit(f"error: {arguments_as_options(str(error), parser)}") from error
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
 
 
-def _next_steps(output_dir: str, images: str | None, base: str | None) -> str:
-    """Commands to look at what came out of a run; `base` is that of a LoRA."""
+def _next_steps(output_dir: str, images: str | None, base: str | None, few_steps: int | None) -> str:
+    """Commands to inspect the result of a run; `base` is the base of a LoRA, `few_steps` those of a distilled one."""
     result, real = shlex.quote(output_dir), shlex.quote(images or "IMAGES")
     source = f"--pipeline {result}" if base is None else f"--pipeline {shlex.quote(base)} --lora {result}"
+    source += f" --num_inference_steps {few_steps} --guidance_scale 1" if few_steps else ""
     load = f'load_pipeline("{output_dir}")' if base is None else f'load_lora(pipe, "{output_dir}")'
     return (
         f"next:\n  zsnr audit {result}\n"

@@ -1,4 +1,4 @@
-"""The moving average of the weights in training."""
+"""EMA of the weights in training."""
 
 import contextlib
 import math
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 
 class MovingAverage(EMAModel):
-    """diffusers' `EMAModel`, updated in one pass over the weights and swapped in without a copy of them.
+    """diffusers' `EMAModel`, updated in one pass over the weights and swapped in without copying them.
 
     Args:
-        parameters: to average, in this order ever after.
+        parameters: to average, in this order.
         decay: of the average.
-        warmup: let the decay rise to its value, as (1 + t) / (10 + t).
-        network: that they are of.
-        update_interval: steps between updates, each by the decay of all steps since the last, so that the average
-            reaches as far back whatever they are.
+        warmup: increase the decay to its value, as (1 + t) / (10 + t).
+        network: the network of the parameters.
+        update_interval: steps between updates, each with the decay of all steps since the last, so that the averaging
+            period does not depend on it.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class MovingAverage(EMAModel):
 
     @torch.no_grad()
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Count a step, and where an update is due move the average towards the parameters."""
+        """Count a step, and update the average if due."""
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)
         if self.optimization_step % self._interval:
@@ -48,7 +48,7 @@ class MovingAverage(EMAModel):
             for parameter, averaged in zip(weights, self.shadow_params, strict=True):
                 averaged.lerp_(parameter.to(averaged.device), weight)
         else:
-            # The parent's difference of the two would be another copy of the network.
+            # The parent class's difference would be another copy of the network.
             torch._foreach_lerp_(self.shadow_params, weights, weight)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Why training ended before its last step."""
+"""Exceptions that stop training before its last step."""
 
 
 class TrainingError(RuntimeError):
@@ -6,7 +6,7 @@ class TrainingError(RuntimeError):
 
 
 class TrainingInterrupted(SystemExit):
-    """A signal stopped training, after a checkpoint; a program that lets it pass exits as shells expect.
+    """A signal stopped training, after a checkpoint; if not caught, the program exits with the usual status.
 
     Args:
         signal_number: of the signal; `code` is 128 more.

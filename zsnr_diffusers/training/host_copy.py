@@ -1,14 +1,14 @@
-"""A few numbers on their way from the device, which meanwhile goes on with what it was given after them."""
+"""Asynchronous copies of a few numbers from the device."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a tensor in the host's memory, begun at once and waited for when it is read.
+    """A copy of a tensor in host memory, started immediately and synchronized when it is read.
 
-    A blocking copy would wait for all that was queued on the device, and so for work that was queued after the numbers
-    were known. On a CPU nothing is on its way.
+    A blocking copy would wait for all work queued on the device, including work queued after the numbers were
+    computed. On a CPU there is no delay.
 
     Args:
         tensor: on any device.
@@ -22,7 +22,7 @@ class HostCopy:
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
     def tolist(self) -> list[float]:
-        """The numbers, once they are there."""
+        """The numbers, after waiting for the copy."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return [float(value) for value in self._tensor.tolist()]

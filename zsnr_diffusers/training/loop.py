@@ -1,8 +1,8 @@
-"""A run from its first step to its last: logs, images on the way, checkpoints, the result."""
+"""A run from its first step to its last: logs, previews, checkpoints, the result."""
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from .trainer import Trainer
 
 
 class TrainingLoop:
-    """The steps of a run, and what is written between them.
+    """The training loop, with its outputs.
 
     Args:
-        config: what is written, and when.
-        trainer: that makes the steps.
-        validation: the images on the way.
+        config: output options.
+        trainer: executes the steps.
+        validation: the previews.
         options: of the whole run, by name, for trackers and the model card.
         repo: to push the result to; None for none.
+        on_step: called with the number of steps made, instead of a progress bar.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class TrainingLoop:
         validation: ValidationLogger,
         options: Mapping[str, Any],
         repo: str | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.config, self.trainer, self.validation = config, trainer, validation
-        self.options, self.repo = options, repo
+        self.options, self.repo, self.on_step = options, repo, on_step
         self.accelerator, self.processes = trainer.accelerator, trainer.processes
         self.last_step = trainer.config.max_train_steps
         self.validation_loss = ValidationLoss(config, trainer) if trainer.samples.samples.held_out else None
@@ -49,8 +51,8 @@ class TrainingLoop:
         """Train to the last step, then write the result.
 
         Raises:
-            TrainingError: a worker died or met a bad image, and as `Trainer.train_step`.
-            TrainingInterrupted: a signal came; the step was finished and a checkpoint written.
+            TrainingError: a worker died or read a bad image, and as in `Trainer.train_step`.
+            TrainingInterrupted: a signal arrived; the step was finished and a checkpoint written.
         """
         try:
             self._run_steps()
@@ -73,7 +75,7 @@ class TrainingLoop:
             return str(error)
         # While a batch is on its way, it is the connection that breaks first.
         if self.trainer.task.data.num_workers > 0 and isinstance(error, ConnectionError | EOFError):
-            return f"a DataLoader worker died as it sent a batch ({str(error) or type(error).__name__})"
+            return f"a DataLoader worker died while sending a batch ({str(error) or type(error).__name__})"
         return ""
 
     def _run_steps(self) -> None:
@@ -82,15 +84,16 @@ class TrainingLoop:
         if self.config.report_to != "none":
             scalars = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
             accelerator.init_trackers("logs", scalars)
-        progress = tqdm(
-            desc="training", total=self.last_step, initial=trainer.step, disable=not accelerator.is_main_process
-        )
+        hidden = self.on_step is not None or not accelerator.is_main_process
+        progress = tqdm(desc="training", total=self.last_step, initial=trainer.step, disable=hidden)
         with trainer.signals, progress, trainer.batches(self.last_step) as batches:
+            self._report_step()
             self._validate()  # at step 0, or where a signal came first
             while trainer.step < self.last_step:
                 started = time.perf_counter()
                 loss = trainer.train_step(batches)
                 self._log_step(progress, loss, time.perf_counter() - started)
+                self._report_step()
                 self._after_step()
             with self.processes.sync_errors(), trainer.export_unet() as unet:
                 if self.processes.is_main:
@@ -101,6 +104,11 @@ class TrainingLoop:
             url = self.processes.run_on_main(lambda: upload_run(self.config, repo, self.last_step))
             accelerator.print(f"Pushed it to {url}")
         self._finish()
+
+    def _report_step(self) -> None:
+        """Call `on_step`, if there is one."""
+        if self.on_step is not None:
+            self.on_step(self.trainer.step)
 
     def _log_step(self, progress: Any, loss: float, seconds: float) -> None:
         """Send a step's loss, learning rate and speed to the progress bar and trackers."""

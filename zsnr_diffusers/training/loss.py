@@ -1,4 +1,4 @@
-"""From the loss of each sample to what is minimized."""
+"""Convert the loss of each sample to the training objective."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .config import ObjectiveConfig
 from .schedule import Schedule
 
 LOG_VARIANCE_LEARNING_RATE = 1e-2
-"""Of Adam for the coefficients of u, which have to go as far as log(loss) in any run, however small its steps."""
+"""Adam's learning rate for the coefficients of u, which must reach log(loss) in any run."""
 _FEATURES = 16
 
 
@@ -32,9 +32,9 @@ class LogVariance(nn.Module):
 
 
 class LossWeighting:
-    """The objective of each sample, from its loss and timestep, as a configuration says.
+    """The objective of each sample, from its loss and timestep, according to a configuration.
 
-    Weights of betas are tables; flow times are no whole numbers, so theirs are computed for each batch.
+    Weights for betas are tables; flow times are not integers, so their weights are computed for each batch.
 
     Args:
         config: with prediction and weights.
@@ -67,7 +67,7 @@ class LossWeighting:
         return self._weights_at_levels(level).to(self._device, non_blocking=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups of what is trained beside the network; none unless weights are learned."""
+        """Optimizer groups of additional trained parameters; none unless weights are learned."""
         if self.log_variance is None:
             return []
         parameters = self.log_variance.parameters()
@@ -83,8 +83,8 @@ class LossWeighting:
 
         Args:
             losses: of each sample, shape [B].
-            timesteps: of each sample, shape [B], best on the CPU, where nobody waits for them.
-            on_device: the same where the losses are, if they are there already.
+            timesteps: of each sample, shape [B], preferably on the CPU, to avoid a synchronization.
+            on_device: the same on the losses' device, if available.
         """
         found = self._weights_at_timesteps(timesteps, on_device)
         return losses * found if self.log_variance is None else uncertainty_loss(losses, self.log_variance(found))

@@ -1,4 +1,4 @@
-"""How long a run would take, by timing some of its steps."""
+"""Estimate the duration of a run by timing some steps."""
 
 import time
 
@@ -31,7 +31,7 @@ def time_training_steps(trainer: Trainer, accelerator: Accelerator, images: int,
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return (
-        f"measured: {images / seconds:.1f} images/s, {seconds:.3f} s per step over {steps} "
-        f"steps on {accelerator.num_processes} x {name} in {accelerator.mixed_precision} precision; "
-        f"{max_train_steps:,} steps would take {seconds * max_train_steps / 3600:,.1f} hours"
+        f"measured: {images / seconds:.1f} images/s, {seconds:.3f} s per step over {steps} steps on "
+        f"{accelerator.num_processes} x {name} in {accelerator.mixed_precision} precision; {max_train_steps:,} steps "
+        f"would take {seconds * max_train_steps / 3600:,.1f} hours"
     )

@@ -1,9 +1,10 @@
-"""How much memory a run takes on its device, from shapes alone: no weight is made and nothing is computed.
+"""Estimate the device memory of a run from shapes only, without weights or computation.
 
-torch's fake tensors go through one forward pass as a step has it, and what is kept for the backward pass is counted.
+torch's fake tensors go through the forward pass of a step, and the tensors saved for the backward pass are counted.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,21 +22,24 @@ from .parameters import cast_for_training
 TOKENS = 77
 """Of a caption, as CLIP's text encoders have them."""
 
+LIBRARIES = 3e9
+"""Bytes that CUDA's context, workspaces and the allocator's unused blocks may need in addition to the estimate."""
+
 Size = tuple[int, int]
 """Height and width."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device, if all that a step needs were there at once.
+    """Bytes on one device, if everything that a step needs were allocated at once.
 
-    Where passes are not accumulated, gradients come as activations go, and the peak is somewhat lower. Not counted are
-    libraries (CUDA's context, workspaces of cuDNN, buffers of NCCL: 1 to 3 GB), blocks that the allocator holds and
-    nobody uses, and what autoencoder and text encoders compute where their results are not cached.
+    Without gradient accumulation, gradients are allocated while activations are freed, so the peak is somewhat lower.
+    Not included are libraries (CUDA's context, cuDNN's workspaces, NCCL's buffers: 1 to 3 GB), unused blocks of the
+    allocator, and activations of autoencoder and text encoders if their results are not cached.
     """
 
     weights: int
-    """Trained or not, whole or this process's share."""
+    """Trained or frozen, complete or this process's shard."""
     gradients: int
     optimizer: int
     ema: int
@@ -81,7 +85,8 @@ def estimate_memory(
         processes: that share the work.
         frozen: bytes of networks that are not trained.
     """
-    sharded = config.sharding != "none" and processes > 1
+    share = config.shards_over(processes)
+    sharded = share > 0
     bare = cast_for_training(_empty_copy(unet, "meta"), half, config.full_bf16)
     trained = [parameter for parameter in bare.parameters() if parameter.requires_grad]
     weights, count = _bytes(bare.parameters()), sum(parameter.numel() for parameter in trained)
@@ -94,17 +99,52 @@ def estimate_memory(
         kept, recomputed = _saved_bytes(_empty_copy(bare, "cpu").train(), config, half, size)
     if config.gradient_checkpointing and half is not None and not sharded:
         recomputed = max(recomputed, _cast_bytes(bare, half))
-    share, state_bytes = processes if sharded else 1, optimizer_kind(config).state_bytes
-    return MemoryEstimate(
-        weights // share,
-        _gradient_bytes(trained, config) // share,
-        sum(state_bytes(value.shape) for value in trained) // share,
-        4 * count // share if config.ema_decay and config.ema_device == "accelerator" else 0,
-        gathered,
-        kept,
-        recomputed,
-        frozen,
+    state_bytes, gradients = optimizer_kind(config).state_bytes, _gradient_bytes(trained, config)
+    optimizer = sum(state_bytes(value.shape) for value in trained)
+    ema = 4 * count if config.ema_decay and config.ema_device == "accelerator" else 0
+    on_host = sharded and config.fsdp_offload_params
+    own = [0 if on_host else size // max(share, 1) for size in (weights, gradients, optimizer, ema)]
+    return MemoryEstimate(own[0], own[1], own[2], own[3], gathered, kept, recomputed, frozen)
+
+
+def check_memory(config: NetworkConfig, gigabytes: float, estimate: Callable[[NetworkConfig], MemoryEstimate]) -> None:
+    """Refuse a step that does not fit into a GPU.
+
+    Args:
+        config: of the run.
+        gigabytes: that the GPU has, 1e9 bytes.
+        estimate: of a configuration.
+
+    Raises:
+        ValueError: with what it takes, and the options with which the same step would fit.
+    """
+    needed, room = estimate(config).total, gigabytes * 1e9 - LIBRARIES
+    if needed <= room:
+        return
+
+    def fits(options: dict[str, Any]) -> bool:
+        return estimate(dataclasses.replace(config, **options)).total <= room
+
+    smaller = list(_smaller_passes(config))
+    remedy = "take a lower --resolution, or a LoRA of a lower --lora_rank; no batch is small enough"
+    if smaller and fits(smaller[-1]):
+        largest = next(filter(fits, smaller))
+        remedy = f"pass {' '.join(f'--{name}={value}' for name, value in largest.items())} for the same in less"
+    raise ValueError(
+        f"A step takes {needed / 1e9:.1f} GB, and of the {gigabytes:g} GB of the preset's GPU libraries leave "
+        f"{room / 1e9:g}: {remedy}."
     )
+
+
+def _smaller_passes(config: NetworkConfig) -> Iterator[dict[str, Any]]:
+    """Options that take less and less memory for the same global batch."""
+    options: dict[str, Any] = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
+    batch, passes = config.train_batch_size, config.gradient_accumulation_steps
+    if options:
+        yield options
+    while batch % 2 == 0:
+        batch, passes = batch // 2, passes * 2
+        yield {**options, "train_batch_size": batch, "gradient_accumulation_steps": passes}
 
 
 def example_inputs(unet: Any, batch: int, size: Size) -> dict[str, Any]:
@@ -172,7 +212,7 @@ def _saved_bytes(unet: Any, config: NetworkConfig, half: torch.dtype | None, siz
 
 @contextmanager
 def _norms_in_float32(unet: nn.Module, half: torch.dtype | None) -> Iterator[None]:
-    """Context in which norms compute in float32, as CUDA's autocast has it and that of CPUs has not."""
+    """Context in which norms compute in float32, as in CUDA's autocast but not in the CPU's."""
 
     def widen(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].float(), *args[1:])

@@ -1,4 +1,4 @@
-"""The network of a run while it is trained: its precision and layout, whole or divided, and its moving average."""
+"""The trained network: its precision, layout, sharding and EMA."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from .speed import no_compile, prepare_memory_and_compile
 
 
 class TrainedNetwork:
-    """A UNet in training, and the moving average of its trained parameters.
+    """A UNet in training, and the EMA of its trained parameters.
 
     Attributes:
-        module: the UNet itself, outside of any wrapper.
-        unet: what is called in a step; the module, or a wrapper of accelerate's around it.
-        sharded: whether it is divided over processes.
-        parameters: that are trained, in the network's order.
-        ema: the moving average; None if there is none.
+        module: the UNet itself, without wrappers.
+        unet: the module that is called in a step, possibly wrapped by accelerate.
+        sharded: whether it is sharded over processes, or offloaded.
+        parameters: the trained ones, in the network's order.
+        ema: the EMA, or None.
         accelerator: of the run.
     """
 
@@ -42,21 +42,21 @@ class TrainedNetwork:
         prepare_memory_and_compile(self.module, config)
         if config.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()
-        self.sharded = config.sharding != "none" and accelerator.num_processes > 1
+        self.sharded = config.shards_over(accelerator.num_processes) > 0
         if self.sharded:
-            keeps = config.sharding == "optimizer"
-            apply_fsdp(self.module, accelerator.device, accelerator.num_processes, keeps, half)
+            apply_fsdp(self.module, config, accelerator.device, accelerator.num_processes, half)
         self.parameters: list[nn.Parameter] = [*trainable_parameters(self.module).values()]
         self.ema = self._create_ema(config) if config.ema_decay else None
         # Evaluation mode: what is sharded averages gradients itself, and must not be wrapped again for that.
         self.unet = accelerator.prepare_model(self.module, evaluation_mode=self.sharded)
 
     def _create_ema(self, config: NetworkConfig) -> MovingAverage:
-        """The moving average, on its device."""
+        """The EMA, on its device."""
         ema = MovingAverage(
             self.parameters, config.ema_decay, config.ema_warmup, self.module, config.ema_update_interval
         )
-        ema.to(self.accelerator.device if config.ema_device == "accelerator" else "cpu")
+        on_host = config.ema_device == "cpu" or config.fsdp_offload_params
+        ema.to("cpu" if on_host else self.accelerator.device)
         return ema
 
     @contextlib.contextmanager
@@ -68,7 +68,7 @@ class TrainedNetwork:
             yield
 
     def update_ema(self) -> None:
-        """Update the moving average with the current weights."""
+        """Update the EMA with the current weights."""
         if self.ema is not None:
             self.ema.step(self.parameters)
 

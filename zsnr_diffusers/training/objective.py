@@ -1,4 +1,4 @@
-"""What a network is asked at a step, and what it should have answered."""
+"""Inputs and targets of a training step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,8 +60,8 @@ class Objective:
         Args:
             x_0: clean samples, shape [B, ...], float32.
             noise: N(0, 1), same shape.
-            timesteps: as they were drawn, shape [B], best on the CPU, where nobody waits for them.
-            on_device: the same where `x_0` is, if they are there already.
+            timesteps: as drawn, shape [B], preferably on the CPU, to avoid a synchronization.
+            on_device: the same on the device of `x_0`, if available.
         """
         on_device = timesteps.to(x_0.device, non_blocking=True) if on_device is None else on_device
         level = self.schedule.noise_level(timesteps if self.has_flow_times else on_device, like=x_0)
@@ -70,9 +70,9 @@ class Objective:
 
 
 class BridgedObjective(Objective):
-    """A network of betas that is trained as the flow model that it is by an exact conversion; see `bridges`.
+    """A network with betas that is trained as the exactly equivalent flow model; see `bridges`.
 
-    Timesteps are 1000 s. The network sees the level of the same SNR of its own, and its output is converted.
+    Timesteps are 1000 s. The network gets its own level with the same SNR, and its output is converted.
 
     Args:
         betas: of the network, at zero terminal SNR.
@@ -100,10 +100,10 @@ class BridgedObjective(Objective):
 
 
 def create_objective(config: ObjectiveConfig, schedule: Schedule, betas: ZeroSNRScheduler | None) -> Objective:
-    """The training objective that a configuration asks for.
+    """The training objective of a configuration.
 
     Args:
-        config: that says it.
+        config: of the run.
         schedule: of the network.
         betas: of the base, at zero terminal SNR; None of a flow-matching one.
 

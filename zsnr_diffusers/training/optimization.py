@@ -13,7 +13,7 @@ from .data.loader import derive_seed
 from .optimizers import optimizer_kind, round_stochastically_
 
 _SKIPS_ON = ("cpu", "cuda")
-"""Devices whose fused AdamW leaves out a step by a flag in their own memory, so that the host need not know."""
+"""Devices whose fused AdamW can skip a step by a flag in device memory, without synchronizing the host."""
 
 
 class Optimization:
@@ -47,8 +47,10 @@ class Optimization:
         self.optimizer: Any = accelerator.prepare(self.inner)
         self._scaler = accelerator.scaler
         self._one_by_one, self.in_backward = config.full_bf16, config.fused_backward_pass
-        fused = bool(self.inner.defaults.get("fused")) and accelerator.device.type in _SKIPS_ON
-        self.skips_on_device = fused and not (self._one_by_one or self.in_backward)
+        on_device = self.inner.param_groups[0]["params"][0].device.type == accelerator.device.type  # or offloaded
+        fused = bool(self.inner.defaults.get("fused"))
+        together = not (self._one_by_one or self.in_backward)
+        self.skips_on_device = fused and together and on_device and accelerator.device.type in _SKIPS_ON
         self._found_inf: Tensor | None = None
         if self.skips_on_device:
             self.inner.register_step_pre_hook(self._flag_step)
@@ -89,7 +91,7 @@ class Optimization:
         self.optimizer.zero_grad()
 
     def update_unless(self, found_inf: Tensor) -> None:
-        """`update` by a flag on the device, 1 for gradients that are not finite, else 0; nobody waits for it."""
+        """`update` by a flag on the device, 1 for gradients that are not finite, else 0, without synchronization."""
         self._found_inf = found_inf
         self.optimizer.step()
         vars(self.inner).pop("found_inf", None)  # as GradScaler does, which calls the step under float16
@@ -133,6 +135,6 @@ class Optimization:
                 group["params"] = parameters
 
     def _flag_step(self, optimizer: Any, *_: Any) -> None:
-        """Before a step, hand over the flag where torch's fused optimizers look for it, with GradScaler's own."""
+        """Before a step, pass the flag to torch's fused optimizers, together with GradScaler's own."""
         of_scaler, ours = getattr(optimizer, "found_inf", None), self._found_inf
         optimizer.found_inf = ours if of_scaler is None or ours is None else torch.maximum(ours, of_scaler)

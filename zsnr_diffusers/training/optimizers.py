@@ -27,7 +27,7 @@ class OptimizerKind:
     Attributes:
         create: from groups of parameters, a configuration and the device.
         state_bytes: of a parameter of a shape.
-        library: that it needs beside the training's own.
+        library: required in addition to the training's own.
         group_values: what it remembers of a group of parameters, numbers that a run has to keep.
     """
 
@@ -124,7 +124,7 @@ def optimizer_kind(config: OptimizationConfig) -> OptimizerKind:
 
 
 def checkpoint_bytes(config: OptimizationConfig, shapes: Iterable[Sequence[int]]) -> int:
-    """Size of a checkpoint of parameters of these shapes, with their moving average and the optimizer's state."""
+    """Size of a checkpoint of parameters of these shapes, with their EMA and the optimizer's state."""
     each, state_bytes = (2 if config.full_bf16 else 4) + 4 * (config.ema_decay > 0), optimizer_kind(config).state_bytes
     return sum(each * _count(shape) + state_bytes(shape) for shape in shapes)
 
@@ -140,11 +140,11 @@ def check_optimizer(config: NetworkConfig) -> None:
     if library is not None and find_spec(library) is None:
         raise ValueError(f"--{name} needs {library}: python -m pip install {library}")
     if library == "bitsandbytes" and config.channels_last:
-        raise ValueError(f"--{name} and --channels_last do not go together: it knows contiguous tensors alone.")
+        raise ValueError(f"--{name} and --channels_last are not compatible: it knows contiguous tensors alone.")
     not_divided = [name] if config.optimizer != "adamw" or config.use_8bit_adam else []
     not_divided += [one for one in ("full_bf16", "fused_backward_pass") if getattr(config, one)]
     if config.sharding != "none" and not_divided:
-        raise ValueError(f"--{not_divided[0]} and --sharding={config.sharding} do not go together: leave out one.")
+        raise ValueError(f"--{not_divided[0]} and --sharding={config.sharding} are not compatible: leave out one.")
 
 
 def check_updates(config: OptimizationConfig, accelerator: Accelerator) -> None:
@@ -155,9 +155,9 @@ def check_updates(config: OptimizationConfig, accelerator: Accelerator) -> None:
     """
     precision, processes = accelerator.mixed_precision, accelerator.num_processes
     if config.full_bf16 and precision != "bf16":
-        raise ValueError(f"--full_bf16 and --mixed_precision={precision} do not go together: pass bf16.")
+        raise ValueError(f"--full_bf16 and --mixed_precision={precision} are not compatible: pass bf16.")
     if config.fused_backward_pass and precision == "fp16":
-        raise ValueError("--fused_backward_pass and --mixed_precision=fp16 do not go together: pass bf16 or no.")
+        raise ValueError("--fused_backward_pass and --mixed_precision=fp16 are not compatible: pass bf16 or no.")
     if config.fused_backward_pass and processes > 1:
         raise ValueError(
             f"--fused_backward_pass updates weights before {processes} processes have shared their gradients: train "

@@ -1,4 +1,4 @@
-"""What comes out of a run: images on the way, and the result."""
+"""Outputs of a run: previews and the result."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from PIL import Image
 
 
 class Output(ABC):
-    """What a run shows of its network and ships of it, for one kind of model."""
+    """Previews and export of a run, for one kind of model."""
 
     @abstractmethod
     def export_scheduler(self) -> SchedulerMixin:
-        """The stock scheduler that the trained pipeline is saved with."""
+        """The diffusers scheduler that the trained pipeline is saved with."""
 
     @abstractmethod
     def pipeline(self, unet: Any) -> DiffusionPipeline:
@@ -29,9 +29,9 @@ class Output(ABC):
 
     @abstractmethod
     def generate_for_rows(self, pipe: Any, rows: Sequence[int]) -> list[Image.Image]:
-        """Generate an image, without guidance, for the caption or class of each of these data rows.
+        """Generate an image without guidance for the caption or class of each of these data rows.
 
-        Guidance moves even a perfect model away from the data.
+        Guidance shifts even a perfect model's distribution away from the data.
         """
 
     @abstractmethod

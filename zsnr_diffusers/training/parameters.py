@@ -1,7 +1,6 @@
-"""Which of a network's parameters a run trains: those that require gradients. All others stay as they were.
+"""The trained parameters of a network: those that require gradients.
 
-A network that is trained as a whole has no others. With an adapter (LoRA), the base's own are frozen: then optimizer,
-moving average and checkpoints hold the adapter alone.
+With an adapter (LoRA), the base's parameters are frozen, and optimizer, EMA and checkpoints contain only the adapter.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""From a configuration to a run: what is trained, on what, in which folder; all checked before the first step."""
+"""Start a run from a configuration: model, data and folder are checked before the first step."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,20 +20,36 @@ from ..utils.distributed import Processes
 from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
 from .accelerator import create_accelerator, mixed_precision_dtype
+from .automatic import resolve_compile, resolve_mixed_precision
 from .checkpointing.checkpoint import latest_valid, quarantine, remove_partial_checkpoints
 from .checkpointing.fingerprint import Fingerprint, compute_fingerprint
 from .checkpointing.lock import lock_run_folder
-from .checkpointing.run_folder import check_disk_space, check_fingerprint, check_run_folder, write_run_record
+from .checkpointing.run_folder import (
+    check_disk_space,
+    check_fingerprint,
+    check_run_folder,
+    read_options,
+    write_run_record,
+)
 from .checkpointing.saver import CheckpointSaver
-from .config import ObjectiveConfig, OptimizationConfig, OutputConfig, RunConfig, StepsConfig
+from .config import (
+    ComputeConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimizationConfig,
+    OutputConfig,
+    RunConfig,
+    StepsConfig,
+)
 from .data.dataset import check_images, open_file_index
 from .data.held_out import hold_out_rows
 from .data.loader import TrainingDataset
 from .data.shard_formats import index_shards
+from .launch_settings import fsdp_options
 from .loop import TrainingLoop
 from .loss import LossWeighting
 from .measure import time_training_steps
-from .memory import estimate_memory
+from .memory import MemoryEstimate, check_memory, estimate_memory
 from .network import TrainedNetwork
 from .optimizers import check_optimizer, check_updates, checkpoint_bytes
 from .parameters import trainable_parameters
@@ -44,50 +60,60 @@ from .schedule import betas_alpha_bar
 from .speed import check_speed, matmul_precision
 from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
-from .timesteps import SampledFlowTimes, SampledTimesteps
+from .timesteps import SampledFlowTimes, SampledSteps, SampledTimesteps
 from .trainer import Trainer
 
 TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
-"""What each kind of configuration trains."""
+"""The task of each kind of configuration."""
 
 
-def train(config: RunConfig) -> None:
+def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> None:
     """Train as configured, and write the result, a pipeline or a LoRA, to `config.output_dir`.
 
-    Everything that can be wrong with the input is found before the first step.
+    Input errors are detected before the first step.
 
     Args:
-        config: what to train, on what, and how: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
+        config: model, data and options: a `TrainingConfig` for Stable Diffusion, a `PixelTrainingConfig` for
             pixel-space networks.
+        on_step: called in every process with the number of steps made: before the first one, which is above 0 where
+            the run continues, and after each. For a progress display of your own; the run then shows none.
 
     Raises:
         ValueError: model, data, options or output folder cannot be used.
         OSError: a file or repo is missing, or the folder cannot be written.
         TrainingError: the loss or the gradients became NaN or infinite, or a checkpoint could not be written.
-        TrainingInterrupted: SIGTERM or SIGINT came; the step was finished and a checkpoint written.
+        TrainingInterrupted: SIGTERM or SIGINT was received; the step was finished and a checkpoint written.
     """
-    check_speed(config)
-    check_optimizer(config)
-    accelerator, processes = create_accelerator(
-        config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
-    )
-    check_updates(config, accelerator)
-    options, identity = dataclasses.asdict(config), config.identity_values()
-    with matmul_precision(config.allow_tf32), contextlib.ExitStack() as folder:
-        checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, folder))
+    with contextlib.ExitStack() as stack:
+        config = stack.enter_context(fsdp_options(config))
+        check_speed(config)
+        check_optimizer(config)
+        config = resolve_mixed_precision(config, read_options(Path(config.output_dir)) if config.resume else {})
+        accelerator, processes = create_accelerator(
+            config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
+        )
+        check_updates(config, accelerator)
+        identity = config.identity_values()
+        stack.enter_context(matmul_precision(config.allow_tf32))
+        checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, stack))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
+        config = resolve_compile(config, task.unet, accelerator.device)
         images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
         held_out = processes.run_on_main(lambda: hold_out_rows(task.rows, images, config, config.validation_rows))
         samples = task.samples(images, config.global_batch(processes.size), held_out)
         task.plan_cache(accelerator, processes, samples)
+        if (gigabytes := config.gpu_gigabytes) is not None:
+            estimate = functools.partial(_estimate_memory, task, accelerator)
+            processes.run_on_main(lambda: check_memory(config, gigabytes, estimate))
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
             shown = config.max_train_steps * config.global_batch(processes.size)
             summary = {**task.summary(samples), **samples.describe_mix(shown), **_describe_held_out(config, held_out)}
             if config.dry_run:
-                summary |= _describe_memory(config, task, accelerator)
+                found_memory = _estimate_memory(task, accelerator, config)
+                summary |= {"memory": f"{found_memory}; libraries need another 1 to 3 GB of a GPU"}
             show(_plan_run(config, summary, samples.epoch_length, processes.size, checkpoint, ships))
         if config.push_to_hub and config.dry_run:
             hub_repo_name(config)
@@ -105,9 +131,10 @@ def train(config: RunConfig) -> None:
         )
         repo = processes.run_on_main(lambda: create_run_repo(config)) if config.push_to_hub else None
         trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
+        options = dataclasses.asdict(config)
         processes.run_on_main(lambda: write_run_record(Path(config.output_dir), options, found))
         validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
-        TrainingLoop(config, trainer, validation, options, repo).run()
+        TrainingLoop(config, trainer, validation, options, repo, on_step).run()
 
 
 def create_trainer(
@@ -128,6 +155,7 @@ def create_trainer(
         samples: of the task, after `Task.plan_cache`.
         checkpoint: to continue from.
     """
+    config = resolve_compile(config, task.unet, accelerator.device)
     batch = config.global_batch(accelerator.num_processes)
     timed = _add_timesteps(config, task, task.prepare(accelerator, processes, samples), batch)
     weighting = LossWeighting(config, task.schedule, accelerator.device)
@@ -138,6 +166,8 @@ def create_trainer(
 
 def _add_timesteps(config: ObjectiveConfig, task: Task, samples: TrainingDataset, batch: int) -> SampledTimesteps:
     """Wrap training samples so that each has a timestep, or flow time, of the configured density."""
+    if task.trained_timesteps is not None:
+        return SampledSteps(samples, config.timestep_sampling, task.trained_timesteps, batch)
     if not config.is_flow:
         return SampledTimesteps(samples, config.timestep_sampling, len(task.schedule), batch)
     density = functools.partial(
@@ -162,7 +192,7 @@ def _lock_run_folder(
     checkpoint, damaged = latest_valid(folder)
     for path, defect in damaged.items():
         kept = path if config.dry_run else quarantine(path)
-        lines += f"{path.name} is damaged and passed over: {defect}. It is kept as {kept.name}.\n"
+        lines += f"{path.name} is damaged and was skipped: {defect}. It was renamed to {kept.name}.\n"
     return checkpoint, lines
 
 
@@ -179,7 +209,7 @@ def _check_fingerprint_and_disk(
 
 @dataclass(frozen=True)
 class Plan(Report):
-    """What a run will do, by name."""
+    """The plan of a run, by name."""
 
     lines: Mapping[str, str]
 
@@ -200,13 +230,12 @@ def _describe_export(task: Task) -> str:
     return f"{type(scheduler).__name__}, {scheduler.config.timestep_spacing} spacing"
 
 
-def _describe_memory(config: StepsConfig, task: Task, accelerator: Accelerator) -> dict[str, str]:
-    """What a step takes of each device's memory, for the plan."""
+def _estimate_memory(task: Task, accelerator: Accelerator, config: NetworkConfig) -> MemoryEstimate:
+    """What a step takes of each device's memory."""
     half = mixed_precision_dtype(accelerator)
-    found = estimate_memory(
+    return estimate_memory(
         task.unet, config, half, task.sample_size(), accelerator.num_processes, task.frozen_bytes(half)
     )
-    return {"memory": f"{found}; libraries take 1 to 3 GB of a GPU more"}
 
 
 def _describe_held_out(config: OutputConfig, held_out: Sequence[int]) -> dict[str, str]:
@@ -222,12 +251,21 @@ def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:
         return {}
     return {
         "warning": f"--lr_warmup_steps={warmup} is as long as the run or longer: the learning rate ends at "
-        f"{steps / warmup:.0%} of {config.learning_rate:g}; lower it to some {steps // 10}"
+        f"{steps / warmup:.0%} of {config.learning_rate:g}; lower it to about {steps // 10}"
     }
 
 
+def _describe_sharding(config: ComputeConfig, processes: int) -> dict[str, str]:
+    """How the network is divided over processes, for the plan; empty if it is not."""
+    if not (share := config.shards_over(processes)):
+        return {}
+    copies = f", {config.dp_replicate_size} copies" if config.dp_replicate_size > 1 else ""
+    on_host = ", kept in the host's memory" if config.fsdp_offload_params else ""
+    return {"sharding": f"{config.sharding} over {share} processes{copies}{on_host} (FSDP2)"}
+
+
 def _plan_run(
-    config: OptimizationConfig,
+    config: StepsConfig,
     summary: Mapping[str, str],
     epoch_length: int,
     processes: int,
@@ -239,11 +277,12 @@ def _plan_run(
     epochs = config.max_train_steps * global_batch / epoch_length
     lines = {
         **summary,
+        **_describe_sharding(config, processes),
         "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
         f"passes x {processes} processes",
         "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"
-        + (f", going on from {checkpoint.name}" if checkpoint else ""),
+        + (f", continuing from {checkpoint.name}" if checkpoint else ""),
         **_warmup_warning(config),
-        "ships": ships,
+        "saved scheduler": ships,
     }
     return Plan(lines)

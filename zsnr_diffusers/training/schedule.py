@@ -1,4 +1,4 @@
-"""The two kinds of noise schedules that a network is trained on, betas and flow times, as far as they differ."""
+"""The two kinds of training schedules, betas and flow times."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ def betas_alpha_bar(betas: ZeroSNRScheduler | None) -> Tensor:
     """
     if betas is None:
         raise ValueError(
-            "--flow_time_sampling=snr is the density of betas, and the base is a flow-matching model, which has none: "
-            "pass logit_normal or uniform."
+            "--flow_time_sampling=snr is the density of betas, but the base is a flow-matching model, which has "
+            "none: pass logit_normal or uniform."
         )
     return schedule_table(**{key: betas.config[key] for key in SCHEDULE_NAMES})
 
@@ -52,19 +52,23 @@ def check_base_schedule(scheduler: Any, name: str, prediction_type: str) -> None
         return
     if prediction_type != "flow_prediction":
         raise ValueError(
-            f"{name} is a flow-matching model, which has no betas to predict {prediction_type} on: pass "
-            "--prediction_type flow_prediction, and no --flow_through_bridge."
+            f"{name} is a flow-matching model, which has no betas for {prediction_type}: pass --prediction_type "
+            "flow_prediction, and no --flow_through_bridge."
         )
     if config.get("invert_sigmas") or config.get("prediction_type", "flow_prediction") != "flow_prediction":
-        raise ValueError(f"{name} is a flow model of a different kind: only noise - x_0, told 1000 s, is trained.")
+        raise ValueError(
+            f"{name} is an unsupported kind of flow model: only networks that predict noise - x_0 from timesteps 1000 "
+            "s can be trained."
+        )
 
 
-def check_bridge_base(scheduler: Any, name: str) -> None:
-    """Refuse a base model that no exact conversion turns into a flow model.
+def check_zero_snr_base(scheduler: Any, name: str, option: str) -> None:
+    """Refuse a base model that is not yet what an option needs: one that predicts v at zero terminal SNR.
 
     Args:
         scheduler: of the base.
         name: of the base.
+        option: that needs it.
 
     Raises:
         ValueError: it does not predict v at zero terminal SNR.
@@ -72,6 +76,6 @@ def check_bridge_base(scheduler: Any, name: str) -> None:
     kind, end = scheduler.config.get("prediction_type", "epsilon"), terminal_snr(scheduler)
     if kind != "v_prediction" or end > 0:
         raise ValueError(
-            f"--flow_through_bridge needs a base that predicts v at zero terminal SNR; {name} predicts {kind} on a "
+            f"{option} needs a base that predicts v at zero terminal SNR; {name} predicts {kind} with a "
             f"schedule that ends at an SNR of {end:.4g}. Leave it out, or train the base with v_prediction first."
         )

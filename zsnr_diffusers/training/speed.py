@@ -1,4 +1,4 @@
-"""What makes steps faster or smaller and leaves what is trained as it is, but for rounding."""
+"""Options that make steps faster or save memory without changing the result, up to rounding."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,16 +19,18 @@ def check_speed(config: NetworkConfig) -> None:
     Raises:
         ValueError: with the options.
     """
+    if config.sharding == "none" and (config.dp_replicate_size > 1 or config.fsdp_offload_params):
+        raise ValueError("--dp_replicate_size and --fsdp_offload_params need --sharding, of optimizer or parameters.")
     if config.ema_device == "cpu" and config.sharding != "none":
-        raise ValueError("--ema_device=cpu and --sharding do not go together, which divides the moving average too.")
-    if config.compile != "none" and config.sharding != "none":
-        raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} do not go together.")
+        raise ValueError("--ema_device=cpu and --sharding are not compatible, since sharding divides the EMA too.")
+    if config.compile not in ("auto", "none") and config.sharding != "none":
+        raise ValueError(f"--compile={config.compile} and --sharding={config.sharding} are not compatible.")
 
 
 def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
     """Set a UNet's memory format and compilation, in place, so that names and parameters do not change.
 
-    It is compiled in its first forward pass.
+    It is compiled in its first forward pass; `auto` is to be resolved before.
 
     Raises:
         ValueError: blocks are to be compiled, and diffusers names none for this kind of network.
@@ -41,7 +43,7 @@ def prepare_memory_and_compile(unet: Any, config: ComputeConfig) -> None:
         try:
             unet.compile_repeated_blocks(backend=BACKEND)
         except ValueError as error:
-            raise ValueError(f"--compile=blocks: {error} Take network or none.") from error
+            raise ValueError(f"--compile=blocks: {error} Use network or none.") from error
 
 
 def no_compile(config: ComputeConfig) -> contextlib.AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""What a run trains, and on what: all that depends on the kind of model."""
+"""Base class of a training task: everything that depends on the kind of model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from ..utils.distributed import Processes
 from .config import DataConfig
 from .data.dataset import Images, Rows
 from .data.loader import Batch, TrainingDataset
-from .objective import Objective
+from .objective import NoisedBatch, Objective
 from .output import Output
 from .schedule import Schedule
 
 
 class Task(ABC):
-    """Opens model and data as a configuration says, and knows what a training step is of them.
+    """Opens model and data of a configuration, and defines their training step.
 
     `unet` is the network that is trained, `schedule` its noise levels, `betas` are those of the base at zero
     terminal SNR, the schedule itself unless it is of flow times, and None of a flow-matching base. `objective` is what
@@ -38,6 +38,8 @@ class Task(ABC):
     objective: Objective
     rows: Rows
     output: Output
+    trained_timesteps: Sequence[int] | None = None
+    """The few timesteps that are trained; None for all."""
 
     @abstractmethod
     def __init__(self, config: Any) -> None: ...
@@ -55,7 +57,7 @@ class Task(ABC):
         """Height and width of what the network is given."""
 
     def frozen_bytes(self, half: torch.dtype | None) -> int:
-        """Memory of frozen networks on the device beside the trained one, under mixed precision `half`."""
+        """Device memory of frozen networks, in addition to the trained one, with mixed precision `half`."""
         return 0
 
     @abstractmethod
@@ -74,12 +76,21 @@ class Task(ABC):
         return samples
 
     def encode(self, batch: Batch) -> Batch:
-        """A batch on the device with what frozen networks give in place of what they read."""
+        """A batch on the device with what frozen networks give instead of their inputs."""
         return batch
 
     @abstractmethod
     def x_0(self, batch: Batch) -> Tensor:
         """Clean samples to noise from `encode`d batches, float32 [B, C, H, W], without gradients."""
+
+    def noised_batch(self, batch: Batch, timesteps: Tensor) -> NoisedBatch:
+        """What the network is asked at a step, and what it should answer.
+
+        Args:
+            batch: on the device.
+            timesteps: of it, shape [B], best on the CPU, where reading them does not wait.
+        """
+        return self.objective.noised_batch(self.x_0(batch), batch["noise"], timesteps, batch["timestep"])
 
     @abstractmethod
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:

@@ -1,6 +1,6 @@
-"""Which timestep each sample is trained at, and what the loss is there."""
+"""Timestep sampling, and the loss by timestep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -67,6 +67,27 @@ class SampledTimesteps(Dataset[Batch]):
         return drawn
 
 
+class SampledSteps(SampledTimesteps):
+    """Samples at a few timesteps, each as often as the others, drawn as timesteps are.
+
+    Args:
+        samples: whose timesteps are replaced.
+        sampling: uniform, stratified or antithetic.
+        timesteps: to choose from.
+        global_batch: samples per optimizer step.
+    """
+
+    def __init__(self, samples: TrainingDataset, sampling: str, timesteps: Sequence[int], global_batch: int) -> None:
+        super().__init__(samples, sampling, len(timesteps), global_batch)
+        self.timesteps = timesteps
+
+    def __getitem__(self, position: int) -> Batch:
+        """The sample at a position, at one of the timesteps."""
+        drawn = int(torch.randint(len(self.timesteps), (), generator=make_generator(self.seed, 7, position)))
+        chosen = self.timesteps[self._draw_timestep(position, drawn)]
+        return {**self.samples[position], "timestep": torch.tensor(chosen)}
+
+
 class SampledFlowTimes(SampledTimesteps):
     """Samples at flow times of a density, as timesteps 1000 s, float32.
 
@@ -98,9 +119,9 @@ class SampledFlowTimes(SampledTimesteps):
 
 
 class LossByTimestep:
-    """Mean loss over bins of timesteps, and at the last one alone, since it was last asked for.
+    """Mean loss over bins of timesteps, and at the last one alone, since the last request.
 
-    Of timesteps between whole numbers the whole part counts; T itself, which flow matching has, belongs to the last.
+    Fractional timesteps are rounded down; T itself, which occurs in flow matching, belongs to the last.
 
     Args:
         num_train_timesteps: T.
@@ -113,7 +134,7 @@ class LossByTimestep:
     def add(self, losses: Tensor, timesteps: Tensor) -> None:
         """Count the losses of samples, shape [B], at their timesteps, shape [B], both on the device.
 
-        What is not finite is left out: such a step is not made either.
+        Losses that are not finite are skipped, as is their step.
         """
         losses = losses.detach()
         finite = losses.isfinite()
@@ -122,7 +143,7 @@ class LossByTimestep:
         self._sums.index_add_(1, timesteps, torch.stack([losses.where(finite, 0), finite.to(losses)]))
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean losses by timestep bin over all processes' samples, then start again; empty bins are left out."""
+        """Mean losses by timestep bin over all processes' samples, then start again; empty bins are omitted."""
         sums = accelerator.reduce(self._sums, "sum").cpu().double()
         self._sums.zero_()
         last = sums.shape[1] - 1

@@ -42,9 +42,9 @@ def sample_losses(task: Task, unet: Any, batch: Batch, timesteps: Tensor) -> Ten
         task: that is trained.
         unet: its network.
         batch: on the device, from `Task.encode`.
-        timesteps: as `batch` has them, best on the CPU, where nobody waits for them.
+        timesteps: as `batch` has them, preferably on the CPU, to avoid a synchronization.
     """
-    asked = task.objective.noised_batch(task.x_0(batch), batch["noise"], timesteps, batch["timestep"])
+    asked = task.noised_batch(batch, timesteps)
     output = task.predict(unet, asked.x_t, {**batch, "timestep": asked.timestep})
     return v_loss(asked.convert_output(output), asked.target)
 
@@ -136,7 +136,7 @@ class Trainer:
     def _compute_losses(self, batch: Batch) -> Tensor:
         """The weighted training loss of each sample of a batch, shape [B]."""
         device, timesteps = self.accelerator.device, batch["timestep"]
-        # From pinned memory, so that nobody waits; casts follow on the device.
+        # From pinned memory, without synchronization; casts follow on the device.
         batch = self.task.encode({name: value.to(device, non_blocking=True) for name, value in batch.items()})
         losses = sample_losses(self.task, self.network.unet, batch, timesteps)
         self.loss_by_timestep.add(losses, batch["timestep"])
@@ -174,7 +174,7 @@ class Trainer:
         """
         limit = self.config.max_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.network.parameters, limit)
-        metrics = self._reduce_metrics(loss, full_tensor(norm))
+        metrics = self._reduce_metrics(loss, full_tensor(norm).to(loss.device, non_blocking=True))
         on_its_way = HostCopy(metrics)
         if self.optimization.skips_on_device:
             checked = metrics[:1] if self.accelerator.scaler is not None else metrics[:2]  # see `_is_finite`
@@ -193,8 +193,8 @@ class Trainer:
         return metrics
 
     def _is_finite(self, loss: float, norm: float) -> bool:
-        """Whether loss and gradients are finite, so that weights are updated; an error after too many are not."""
-        # Under fp16 an infinite gradient is the scaler's daily business: it skips the step and lowers its scale.
+        """Whether loss and gradients are finite, so that weights are updated; raises after too many failures."""
+        # With fp16, infinite gradients are normal: the scaler skips the step and lowers its scale.
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
             self.skipped_steps = 0
             return True
@@ -205,12 +205,11 @@ class Trainer:
         if self.skipped_steps > self.config.nan_skip:
             kept = self.processes.run_on_main(self.saver.describe_last)
             raise TrainingError(
-                f"{found}, and {kept}. The batch was made of the rows {self._batch_row_names()}. "
-                "Lower --learning_rate or lengthen --lr_warmup_steps, then --resume; --nan_skip leaves out single "
-                "steps."
+                f"{found}, and {kept}. The batch contained the rows {self._batch_row_names()}. Lower --learning_rate "
+                "or increase --lr_warmup_steps, then --resume; --nan_skip skips single steps."
             )
         if self.processes.is_main:
-            tqdm.write(f"{found}. The batch was made of the rows {self._batch_row_names()}.")
+            tqdm.write(f"{found}. The batch contained the rows {self._batch_row_names()}.")
         return False
 
     def _batch_row_names(self) -> str:

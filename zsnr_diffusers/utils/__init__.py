@@ -1,1 +1,1 @@
-"""What knows nothing of diffusion: images, files, hashes, processes, tables and terminals."""
+"""Utilities unrelated to diffusion: images, files, hashes, processes, tables and terminals."""

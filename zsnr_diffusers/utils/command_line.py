@@ -1,4 +1,4 @@
-"""Command lines that answer a mistake with what was meant, in a line or two."""
+"""An argument parser that answers a mistake with a suggestion in a line or two."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from .distributed import is_main_process
 
 _TRUE = ("yes", "true", "1", "y", "t")
 _FALSE = ("no", "false", "0", "n", "f")
-_OPTION_CUTOFF, _VALUE_CUTOFF = 0.6, 0.5  # of difflib's similarity; values are short, as fp16 for float16 is
+_OPTION_CUTOFF, _VALUE_CUTOFF = 0.6, 0.5  # for difflib's similarity; values are short, such as fp16 for float16
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose errors name the nearest right option, and where help is, in place of the usage.
+    """An argument parser whose errors suggest the most similar option and point to the help instead of printing the
+    usage.
 
-    Options are never abbreviated, and may be written with dashes for underscores.
+    Options cannot be abbreviated, and may be written with dashes instead of underscores.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -27,14 +28,14 @@ class CommandParser(argparse.ArgumentParser):
         self._switches: set[str] = set()
 
     def add_switch(self, group: Any, name: str, text: str, aliases: Iterable[str] = (), **defaults: Any) -> None:
-        """Add `--name [yes|no]` and `--no_name`; without a value it is yes.
+        """Add `--name [yes|no]` and `--no_name`; without a value it means yes.
 
         Args:
-            group: to add it to, this parser or a group of it.
-            name: without dashes, which is also where the value goes.
+            group: this parser or a group of it.
+            name: without dashes, also the attribute of the parsed arguments.
             text: of the help.
             aliases: other names, which the help does not list.
-            defaults: `default`, None if it is not given.
+            defaults: `default`, None if omitted.
         """
         group = group.add_mutually_exclusive_group()
         positive = group.add_argument(
@@ -49,22 +50,22 @@ class CommandParser(argparse.ArgumentParser):
         self._switches |= {f"--{one}" for one in (name, *aliases)}
 
     def add_alias(self, action: argparse.Action, name: str) -> None:
-        """Accept `--name` as another spelling of an option, without a word of it in the help."""
+        """Accept `--name` as an alias of an option that the help does not list."""
         self._option_string_actions[f"--{name}"] = action
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but refuse an unknown option first: others may be missing because of it."""
+        """Parse as argparse does, but refuse an unknown option first, since others may be missing because of it."""
         args = list(sys.argv[1:] if args is None else args)
         options = args[: args.index("--")] if "--" in args else args
         written = [self._as_declared(*pair) for pair in zip(options, [*options[1:], ""], strict=False)]
         for arg in written:
             name = arg.partition("=")[0]
             if re.fullmatch(r"--?[A-Za-z]\w*(-\w+)*", name) and name not in self._option_string_actions:
-                self.error(f"there is no option {name}{self._did_you_mean_option(name)}")
+                self.error(f"unknown option {name}{self._did_you_mean_option(name)}")
         return super().parse_known_args([*written, *args[len(options) :]], namespace)
 
     def _as_declared(self, arg: str, following: str) -> str:
-        """An argument with an option's name as it was declared; a switch that no value follows is yes."""
+        """An argument with the declared name of its option; a switch without a value means yes."""
         name, equals, value = arg.partition("=")
         declared = "--" + name[2:].replace("-", "_")
         if not name.startswith("--") or declared not in self._option_string_actions:
@@ -74,7 +75,7 @@ class CommandParser(argparse.ArgumentParser):
         return f"{declared}{equals}{value}"
 
     def _did_you_mean_option(self, name: str) -> str:
-        """What may have been meant: options that begin as it does, or else the most similar one."""
+        """Suggestions: options with the same prefix, or else the most similar one."""
         name = "--" + name.strip("-").replace("-", "_")
         shown = [action.option_strings[-1] for action in self._actions if action.option_strings]
         shown = [option for option in dict.fromkeys(shown) if not option.startswith("--no_")]
@@ -82,7 +83,7 @@ class CommandParser(argparse.ArgumentParser):
         return did_you_mean(begin[:4] or difflib.get_close_matches(name, shown, 1, _OPTION_CUTOFF))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is none of an option's choices, with those and the nearest of them."""
+        """Refuse a value that is not one of an option's choices; the error suggests the most similar one."""
         if action.choices is None or value in action.choices:
             return
         choices = [*map(str, action.choices)]
@@ -91,18 +92,18 @@ class CommandParser(argparse.ArgumentParser):
         self.error(f"{name} {value}: choose one of {', '.join(choices)}{meant}")
 
     def error(self, message: str) -> NoReturn:
-        """Print an error in place of the usage, in the main process alone, and exit with status 2."""
+        """Print an error instead of the usage, only in the main process, and exit with status 2."""
         text = f"{self.prog}: error: {message}\nhelp: {self.prog} --help\n"
         self.exit(2, text if is_main_process() else None)
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add --quiet, which is None unless given."""
-    parser.add_argument("--quiet", action="store_true", default=None, help="no progress bars and notices of libraries")
+    parser.add_argument("--quiet", action="store_true", default=None, help="no progress bars and no library messages")
 
 
 def did_you_mean(candidates: Sequence[str]) -> str:
-    """The question that ends an error's sentence; empty without a candidate."""
+    """A question at the end of an error message; empty without a candidate."""
     if not candidates:
         return ""
     *first, last = candidates
@@ -110,14 +111,14 @@ def did_you_mean(candidates: Sequence[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """Those of the known names that are most similar to one, whatever their case; none if no one is."""
+    """The known names that are most similar to a name, ignoring case; none if none is similar."""
     by_lower_case = {one.lower(): one for one in known}
     found = difflib.get_close_matches(name.lower(), by_lower_case, most, _OPTION_CUTOFF)
     return [by_lower_case[one] for one in found]
 
 
 def parse_switch(text: str) -> bool:
-    """`yes`, `true` and the like as True, `no`, `false` and the like as False.
+    """Convert `yes`, `true` etc. to True, and `no`, `false` etc. to False.
 
     Raises:
         argparse.ArgumentTypeError: another word.
@@ -128,10 +129,10 @@ def parse_switch(text: str) -> bool:
 
 
 def arguments_as_options(text: str, parser: CommandParser) -> str:
-    """An error's text with Python arguments, such as `overwrite=True`, as the options that a command has for them.
+    """An error message with Python arguments, such as `overwrite=True`, replaced by the command's options.
 
-    What the command has no option for is left out where it is the last of several remedies, and else as it is; so is
-    what stands in a call's parentheses.
+    An argument without a corresponding option is removed if it is the last of several remedies, and otherwise kept, as
+    are arguments inside a call's parentheses.
     """
 
     def option(found: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
-"""Work that is shared by the processes of `accelerate launch`; one process alone shares with nobody.
+"""Share work between the processes of `accelerate launch`; a single process does all of it.
 
-Nothing here knows of images: a list is divided, results are gathered, and an error in one process stops all of them.
+Independent of images: a list is split, results are gathered, and an error in one process stops all of them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .extras import import_extra
 T = TypeVar("T")
 
 TIMEOUT = timedelta(days=30)
-"""How long a process waits for the others, who may be generating; the launcher ends those that wait for a dead one."""
+"""Timeout for other processes, which may be generating; the launcher stops processes that wait for a dead one."""
 
 
 class ProcessError(RuntimeError):
-    """Another process failed; the message is that one's."""
+    """Another process failed; has its error message."""
 
 
 class Processes:
-    """One process: it has everything, and nobody waits."""
+    """A single process: it has all data and never waits."""
 
     rank, size = 0, 1
     device: Any = None
-    """Where networks of this process run; None leaves the choice."""
+    """Device for this process's networks; None for the default."""
 
     @property
     def is_main(self) -> bool:
@@ -37,7 +37,7 @@ class Processes:
         return self.rank == 0
 
     def split(self, items: Sequence[T]) -> Sequence[T]:
-        """The part of `items` that falls to this process; the parts of all ranks, in order, are `items`."""
+        """This process's part of `items`; the parts of all ranks, concatenated, are `items`."""
         n = len(items)
         return items[n * self.rank // self.size : n * (self.rank + 1) // self.size]
 
@@ -51,30 +51,30 @@ class Processes:
 
     @contextmanager
     def sync_errors(self) -> Iterator[None]:
-        """Wait at the end until all processes are there, and stop all of them if one of them failed inside.
+        """Wait at the end until all processes arrive, and stop all of them if one failed inside.
 
         Raises:
-            ProcessError: another process failed; what this one raises itself is passed on as it is.
+            ProcessError: another process failed; errors of this process pass unchanged.
         """
         yield
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Call `work` in every process, in the others only after the main process is done with it."""
+        """Call `work` in every process, in the main process first."""
         with self.sync_errors():
             result = [work()] if self.is_main else []
         return result[0] if self.is_main else work()
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """Call `work` in the main process alone, and return its result in every process."""
+        """Call `work` only in the main process, and return its result in every process."""
         with self.sync_errors():
             result = [work()] if self.is_main else []
         return self.broadcast(result)[0]
 
     def drain(self) -> None:
-        """Wait until exchanged data is freed; to be called before the process group is taken down."""
+        """Wait until exchanged data is freed; call before the process group is destroyed."""
 
     def close(self) -> None:
-        """Leave the process group; nothing can be shared afterwards."""
+        """Leave the process group; no communication is possible afterwards."""
 
 
 class LaunchedProcesses(Processes):
@@ -86,9 +86,10 @@ class LaunchedProcesses(Processes):
         from torch import distributed
 
         self._distributed = distributed
-        # Where there is no GPU and nobody asked for the CPU, accelerate joins the group and says that it is alone.
+        # Without a GPU and without an explicit request for the CPU, accelerate joins the group but reports a single
+        # process.
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        # NCCL would take GPU memory for objects, and gives up on a process that is late by ten minutes.
+        # NCCL would use GPU memory for objects, and has a timeout of ten minutes.
         self._group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     def gather(self, value: T) -> list[T]:
@@ -98,7 +99,7 @@ class LaunchedProcesses(Processes):
         return values
 
     def broadcast(self, value: T) -> T:
-        """The main process's value, in every process; pickled, and of the others nothing is sent."""
+        """The main process's value, in every process; pickled, and only the main process sends data."""
         values = [value if self.is_main else None]
         self._distributed.broadcast_object_list(values, src=0, group=self._group)
         return cast("T", values[0])
@@ -109,7 +110,7 @@ class LaunchedProcesses(Processes):
         failure = None
         try:
             yield
-        except Exception as error:  # whatever it is, the others must hear of it
+        except Exception as error:  # any error must be reported to the other processes
             failure = error
         messages = self.gather(None if failure is None else str(failure) or type(failure).__name__)
         if failure is not None:
@@ -119,10 +120,9 @@ class LaunchedProcesses(Processes):
                 raise ProcessError(f"process {rank}: {message}")
 
     def drain(self) -> None:
-        """Let the group's threads free what was exchanged last.
+        """Let the group's threads free the last exchanged data, for which they need the GIL.
 
-        They need Python's lock for it. torch 2.6 takes a group down with the lock held, and waits for its threads:
-        where one had not come to it, both wait forever.
+        torch 2.6 destroys a group while holding the GIL and waits for its threads, which can deadlock.
         """
         time.sleep(0.1)
 
@@ -142,5 +142,5 @@ def launched_processes() -> Processes:
 
 
 def is_main_process() -> bool:
-    """Whether the environment gives this process rank 0; needs no process group."""
+    """Whether this process has rank 0 according to the environment; needs no process group."""
     return int(os.environ.get("RANK", 0)) == 0

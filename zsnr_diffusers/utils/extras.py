@@ -1,4 +1,4 @@
-"""Import a library of an extra at the moment that needs it."""
+"""Import a library of an extra when it is needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def import_extra(module: str, extra: str = "eval") -> Any:
-    """The module called `module`, which comes with an extra of this package.
+    """Import `module`, which belongs to an extra of this package.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
@@ -16,7 +16,7 @@ def import_extra(module: str, extra: str = "eval") -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise  # the library is there and lacks something of its own
+            raise  # the library is installed but lacks a dependency
         raise ImportError(
             f"{error.name.split('.')[0]} is needed here and not installed: pip install 'zsnr_diffusers[{extra}]'"
         ) from error

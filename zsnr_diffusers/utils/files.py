@@ -1,4 +1,4 @@
-"""Files that are on the disk, whole, once a function here has returned."""
+"""Atomic and durable file operations."""
 
 import contextlib
 import json
@@ -12,8 +12,8 @@ from typing import Any
 
 
 def fsync(path: Path) -> None:
-    """Flush a file, or the names in a folder, from the system's memory to the disk."""
-    if os.name == "nt":  # opens no folders, and syncs only what is open for writing
+    """Flush a file, or a folder's entries, to disk."""
+    if os.name == "nt":  # cannot open folders, and syncs only files open for writing
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -24,14 +24,14 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Write a file atomically: under its name is all of it, or what was there before.
+    """Write a file atomically: its path always has the complete new or the complete old content.
 
     Args:
         path: of the file.
-        shared: whether several processes may write it at once, each a partial file of its own.
+        shared: whether several processes may write it at once, each with its own partial file.
 
     Yields:
-        The path of a partial file beside it, to write to.
+        The path of a partial file in the same folder, to write to.
     """
     partial = path.with_name(f".{uuid.uuid4().hex if shared else path.name}.partial")
     try:
@@ -46,10 +46,10 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Write a folder, or a file whose writer minds its name, atomically; folders above it are made if need be.
+    """Write a folder, or a file whose writer depends on its name, atomically; parent folders are created.
 
     Yields:
-        A path with the same last part, in a temporary folder beside it.
+        A path with the same name, in a temporary folder next to it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:
@@ -61,22 +61,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file by `atomic_write`."""
+    """Write a UTF-8 text file with `atomic_write`."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file by `atomic_write`; NaN is refused."""
+    """Write a JSON file with `atomic_write`; NaN is refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def atomic_rmtree(folder: Path, name: str) -> None:
-    """Remove a folder, if it is there, under another name: half of it must never bear its own.
+    """Remove a folder, if it exists, after renaming it, so that its path never has incomplete content.
 
     Args:
         folder: to remove.
-        name: of the folder beside it that it is meanwhile.
+        name: temporary name in the same parent folder.
     """
     doomed = folder.with_name(name)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What tells files and networks apart by their contents."""
+"""Hashes of files and networks."""
 
 import hashlib
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ def file_sha256(path: str | PathLike[str]) -> str:
 
 
 def state_sha256(module: Any) -> str:
-    """The sha256 of names, dtypes, shapes and values in a module's `state_dict`; "" for what is no module."""
+    """The sha256 of names, dtypes, shapes and values in a module's `state_dict`; "" if it is not a module."""
     import torch
 
     return tensors_sha256(module.state_dict()) if isinstance(module, torch.nn.Module) else ""
 
 
 def tensors_sha256(tensors: Mapping[str, Any]) -> str:
-    """The sha256 of names, dtypes, shapes and values of tensors by name, whatever their order."""
+    """The sha256 of names, dtypes, shapes and values of tensors by name, in any order."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Which files are images, and which package reads those that Pillow alone does not; none of them is a dependency."""
+"""Image file types, and optional packages for those that Pillow alone cannot read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class OptionalFormat:
-    """A format that Pillow reads with a plugin, or in some of its builds.
+    """A format that Pillow reads with a plugin, or only in some builds.
 
     Attributes:
         name: of the format.
         suffixes: of its files, in lower case.
         package: that reads it, as pip calls it.
-        module: of that package, the import of which makes Pillow read the format.
-        register: a function of the module to call for that, if the import is not enough.
-        signature: what its files begin with.
+        module: of that package; importing it enables the format in Pillow.
+        register: a function of the module to call if importing is not enough.
+        signature: first bytes of its files.
     """
 
     name: str
@@ -60,12 +60,12 @@ IMAGE_SUFFIXES = frozenset(
     | {".jpf", ".jpg", ".jpx", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".ras"}
     | {".sgi", ".tga", ".tif", ".tiff", ".webp"}
 ).union(*(one.suffixes for one in OPTIONAL_FORMATS))
-"""Endings, in lower case, of the files that are taken for images."""
+"""Extensions of image files, in lower case."""
 
 
 @cache
 def register_plugins() -> None:
-    """Let Pillow read the optional formats whose packages are installed; a format that it reads already is left so."""
+    """Enable optional formats in Pillow whose packages are installed; formats it already supports are unchanged."""
     for one in OPTIONAL_FORMATS:
         if not one.is_readable:
             with suppress(ImportError):
@@ -75,7 +75,7 @@ def register_plugins() -> None:
 
 
 def missing_package(content: bytes) -> str | None:
-    """What to install to read a file, by its first bytes; None for a format that Pillow reads, or none at all."""
+    """What to install to read a file, by its first bytes; None for a supported or unknown format."""
     for one in OPTIONAL_FORMATS:
         if one.signature.match(content) and not one.is_readable:
             return f"{one.name} needs `pip install {one.package}`"
@@ -83,9 +83,9 @@ def missing_package(content: bytes) -> str | None:
 
 
 def missing_packages(paths: Iterable[Path | str]) -> list[str]:
-    """For each format that cannot be read here: how many files have its ending, and what to install."""
+    """For each unsupported format: the number of files with its extension, and what to install."""
     register_plugins()
-    suffixes = [os.path.splitext(path)[1].lower() for path in paths]  # of a million, a Path each takes a minute
+    suffixes = [os.path.splitext(path)[1].lower() for path in paths]  # a Path for each of a million takes a minute
     missing = []
     for one in OPTIONAL_FORMATS:
         found = [suffix for suffix in suffixes if suffix in one.suffixes]

@@ -1,8 +1,9 @@
-"""Any image file as an upright 8-bit RGB image, or an error that names the file; Pillow and numpy only.
+"""Read any image file as an upright 8-bit RGB image, or raise an error that names the file; uses only Pillow and
+numpy.
 
-Pillow's own `convert("RGB")` is wrong for three kinds of file that real folders hold: it clips 16-bit grey at 255 (a
-ramp turns 99.6 % white), it shows the colour hidden under transparent pixels, and it leaves photographs lying on
-their side. Everything that reads images, for training or for evaluation, reads them here.
+Pillow's own `convert("RGB")` is wrong for three common kinds of files: it clips 16-bit gray at 255 (99.6 % of a ramp
+becomes white), it shows the hidden color of transparent pixels, and it ignores the EXIF orientation. Training and
+evaluation read all images with this module.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_PIXELS = 2**29
 """Largest image that is read, in pixels: 537 Mpx, 1.6 GB as RGB. Camera files reach 200 Mpx, so Pillow's own limit
 (a warning from 89 Mpx, a refusal from 179 Mpx) is lifted up to here."""
 
-_EXIF_TRANSPOSE = {  # EXIF 2.32, tag 0x0112: what turns each stored orientation upright
+_EXIF_TRANSPOSE = {  # EXIF 2.32, tag 0x0112: operation that corrects each stored orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,7 +39,7 @@ _EXIF_TRANSPOSE = {  # EXIF 2.32, tag 0x0112: what turns each stored orientation
     8: Image.Transpose.ROTATE_90,
 }
 _ROTATED = (5, 6, 7, 8)
-"""Those of them that exchange width and height."""
+"""The operations that exchange width and height."""
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -47,10 +48,10 @@ class ImageError(ValueError):
 
 
 def find_files(folder: str | PathLike[str]) -> list[Path]:
-    """All files below `folder`, at any depth, links to files and folders included, sorted by path.
+    """All files below `folder`, at any depth, including links to files and folders, sorted by path.
 
-    Folders whose names begin with a dot are left out: they hold thumbnails and checkpoints of other programs. A link
-    to nowhere is a file, which cannot be read.
+    Folders whose names begin with a dot are skipped: they contain thumbnails and checkpoints of other programs. A
+    broken link counts as an unreadable file.
 
     Raises:
         FileNotFoundError: `folder` does not exist.
@@ -61,21 +62,21 @@ def find_files(folder: str | PathLike[str]) -> list[Path]:
     if not root.exists():
         raise FileNotFoundError(f"image folder {str(root)!r} does not exist")
     if not root.is_dir():
-        raise NotADirectoryError(f"image folder {str(root)!r} is a file; name the folder that holds the images")
+        raise NotADirectoryError(f"image folder {str(root)!r} is a file; pass the folder that contains the images")
     return sorted(_walk_files(root, frozenset()))
 
 
 def _walk_files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    """All files below a folder; `above` are the folders it lies in, so that a link to one of them is not followed."""
+    """All files below a folder; links to one of its parent folders, `above`, are not followed."""
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it lies in
+    if real in above:  # a link to a parent folder
         return
     for entry in os.scandir(folder):
         path = folder / entry.name
         if path.is_dir() if entry.is_symlink() else entry.is_dir():
             if not entry.name.startswith("."):
                 yield from _walk_files(path, above | {real})
-        elif entry.is_symlink() or entry.is_file():  # not a pipe, which would wait until somebody writes
+        elif entry.is_symlink() or entry.is_file():  # not a pipe, which would block
             yield path
 
 
@@ -85,10 +86,10 @@ def is_image(path: Path) -> bool:
 
 
 def find_images(folder: str | PathLike[str]) -> list[Path]:
-    """All images below `folder`, at any depth, sorted by path; an empty list where there are none.
+    """All images below `folder`, at any depth, sorted by path; an empty list if there are none.
 
-    Names that begin with a dot, and everything in folders that do, are left out: they are thumbnails, resource forks
-    and checkpoints of other programs.
+    Files and folders whose names begin with a dot are skipped: they are thumbnails, resource forks and checkpoints of
+    other programs.
 
     Raises:
         OSError: as `find_files`.
@@ -99,23 +100,23 @@ def find_images(folder: str | PathLike[str]) -> list[Path]:
 def load_rgb(source: ImageSource, name: str | None = None, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image completely and return it upright, as 8-bit RGB.
 
-    - The EXIF orientation is applied. Of an animation, the first frame is taken. Colour profiles are not applied.
-    - Transparency (an alpha channel, or a transparent palette entry or colour) is composited over white.
-    - Grey deeper than 8 bits is scaled by its full range, never clipped: 16-bit modes by 65535. Modes whose depth is
+    - The EXIF orientation is applied. Of an animation, the first frame is taken. Color profiles are not applied.
+    - Transparency (an alpha channel, or a transparent palette entry or color) is composited over white.
+    - Gray deeper than 8 bits is scaled by its full range, never clipped: 16-bit modes by 65535. Modes whose depth is
       not written down take the smallest range that holds the brightest pixel: "I" from a file 65535 or 2^31 - 1
       (255 too if it was made in memory), and "F" 1, 255 or 65535.
     - CMYK, YCbCr, HSV, palette and 1-bit images go through Pillow's conversion.
 
     Args:
         source: a path, the bytes of a file, or a PIL image (returned itself if there is nothing to change).
-        name: how an error calls the image; by default its path.
-        at_least: (height, width) of an upright image that is enough, where it will be made smaller anyway. JPEGs are
-            then decoded at a half, a quarter or an eighth of their size if that is as large, which is as much faster:
-            of each block of pixels their decoder takes the lowest frequencies alone. Sides are rounded up: what is
+        name: name of the image in error messages; by default its path.
+        at_least: (height, width) of an upright image that is sufficient, if it will be downscaled anyway. JPEGs are
+            then decoded at a half, a quarter or an eighth of their size if that is large enough, which is faster in
+            proportion: the decoder uses only the lowest frequencies of each block. Sides are rounded up: what is
             decoded at a half is (height / 2, width / 2) large, from the top left, and the rest is filled up.
 
     Raises:
-        ImageError: no such file, not an image, truncated, above `MAX_PIXELS`, or with values that are no brightness
+        ImageError: the file does not exist, is not an image, is truncated, exceeds `MAX_PIXELS`, or has invalid values
             (negative, not finite).
     """
     label = name or _describe_source(source)
@@ -126,7 +127,9 @@ def load_rgb(source: ImageSource, name: str | None = None, at_least: tuple[int, 
             if at_least is not None:
                 _decode_smaller(image, at_least)
             return _decode_rgb(image)
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data, struct.error to SyntaxError
+    except (
+        Exception
+    ) as error:  # Pillow's decoders can raise almost any exception for damaged data, from struct.error to SyntaxError
         raise ImageError(f"cannot read image {label}: {_explain_error(error, source)}") from error
 
 
@@ -135,7 +138,7 @@ def oriented_size(source: str | PathLike[str] | bytes, name: str | None = None) 
 
     Args:
         source: a path, or the bytes of a file.
-        name: how an error calls the image; by default its path.
+        name: name of the image in error messages; by default its path.
 
     Raises:
         ImageError: no such file, or not an image.
@@ -143,7 +146,7 @@ def oriented_size(source: str | PathLike[str] | bytes, name: str | None = None) 
     try:
         with _open_image(source) as image:
             width, height = image.size
-            if isinstance(image, TiffImageFile):  # whose size may or may not be turned already, by version
+            if isinstance(image, TiffImageFile):  # whose size may already be rotated, depending on the version
                 width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
             return (width, height) if _exif_orientation(image) in _ROTATED else (height, width)
     except Exception as error:
@@ -153,7 +156,7 @@ def oriented_size(source: str | PathLike[str] | bytes, name: str | None = None) 
 
 
 def _describe_source(source: ImageSource) -> str:
-    """How an error names an image: its path, or what it is if it has none."""
+    """Name of an image in error messages: its path, or else a description."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     if isinstance(source, Image.Image):
@@ -162,7 +165,7 @@ def _describe_source(source: ImageSource) -> str:
 
 
 def _explain_error(error: Exception, source: ImageSource) -> str:
-    """Why an image cannot be read, for the error's text: what to install, or what Pillow says."""
+    """Why an image cannot be read, for the error message: what to install, or Pillow's message."""
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
     content = _read_signature(source)
@@ -174,7 +177,7 @@ def _explain_error(error: Exception, source: ImageSource) -> str:
 
 
 def _read_signature(source: ImageSource) -> bytes:
-    """The first bytes of a file, by which its format can be told; empty for what is no file."""
+    """The first bytes of a file, which identify its format; empty if it is not a file."""
     if isinstance(source, bytes):
         return source[:64]
     with suppress(OSError), Path(str(source)).open("rb") as file:
@@ -184,9 +187,9 @@ def _read_signature(source: ImageSource) -> bytes:
 
 @contextmanager
 def _without_pillow_limit() -> Iterator[None]:
-    """Lift Pillow's limit on pixels inside the block."""
-    # The limit is a global of Pillow. The lock keeps two threads from restoring each other's value; opening reads
-    # no more than the header, so it is held for a moment only.
+    """Raise Pillow's limit on pixels inside the block."""
+    # Pillow's limit is global. The lock prevents two threads from restoring each other's value; it is held only
+    # briefly, since opening reads only the header.
     with _PILLOW_LIMIT:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
@@ -197,25 +200,25 @@ def _without_pillow_limit() -> Iterator[None]:
 
 
 def _open_image(source: str | PathLike[str] | bytes) -> Image.Image:
-    """Open an image file or its bytes by the header alone, with plugins registered."""
+    """Open an image file or its bytes, reading only the header, with plugins registered."""
     register_plugins()
     with _without_pillow_limit():
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def _decode_smaller(image: Image.Image, at_least: tuple[int, int]) -> None:
-    """Let a JPEG's decoder make a smaller image of at least a size, if it can be so small."""
+    """Let a JPEG's decoder downscale the image to at least a given size, if possible."""
     _check_pixels(image)
     if _exif_orientation(image) == 1:  # else a part of a row or column might come to lie at the top or left
         image.draft(None, at_least[::-1])  # does nothing to other formats
 
 
 def _check_pixels(image: Image.Image) -> None:
-    """Refuse an image that is too large to be decoded."""
+    """Refuse an image that is too large to decode."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
             f"{image.width}x{image.height} is {image.width * image.height / 1e6:.0f} Mpx, above the limit of "
-            f"{MAX_PIXELS / 1e6:.0f} Mpx; make it smaller or raise zsnr_diffusers.utils.images.MAX_PIXELS"
+            f"{MAX_PIXELS / 1e6:.0f} Mpx; downscale it or increase zsnr_diffusers.utils.images.MAX_PIXELS"
         )
 
 
@@ -223,7 +226,7 @@ def _decode_rgb(image: Image.Image) -> Image.Image:
     """Decode a PIL image to upright 8-bit RGB over white."""
     _check_pixels(image)
     from_file = image.format is not None
-    image.load()  # before the orientation is read: Pillow turns TIFF files itself while it loads them
+    image.load()  # before reading the orientation: Pillow itself rotates TIFF files when loading
     return _composite_on_white(_to_eight_bit_gray(_apply_exif_orientation(image), from_file))
 
 
@@ -231,17 +234,17 @@ def _exif_orientation(image: Image.Image) -> int:
     """EXIF orientation of an image, 1 to 8; 1 is upright."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged EXIF block says nothing about the image beside it
+    except Exception:  # a damaged EXIF block does not make the image invalid
         return 1
 
 
 def _apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """Turn an image upright, and drop the EXIF block so that it is not turned again."""
+    """Rotate an image upright, and drop the EXIF block so that it is not rotated again."""
     turn = _EXIF_TRANSPOSE.get(_exif_orientation(image))
     if turn is None:
         return image
     upright = image.transpose(turn)
-    # `transpose` copies the EXIF block as well: a second reader would turn the image again.
+    # `transpose` also copies the EXIF block: a second reader would rotate the image again.
     upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     return upright
 
@@ -262,12 +265,14 @@ def _to_eight_bit_gray(image: Image.Image, from_file: bool) -> Image.Image:
 def _gray_full_range(mode: str, low: float, high: float, from_file: bool) -> float:
     """Value of white for gray deeper than 8 bits, by mode and by the values `low` to `high` that occur."""
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
-        raise ValueError(f"pixel values from {low:g} to {high:g} in mode {mode!r} are no brightness; rescale the file")
+        raise ValueError(
+            f"pixel values from {low:g} to {high:g} in mode {mode!r} are not valid brightness values; rescale the file"
+        )
     if mode.startswith("I;16"):
         return 65535
     if mode == "F":
         ranges: tuple[float, ...] = (1, 255, 65535)
-    else:  # "I" in a file is 16-bit grey (PNG and PPM under older Pillow) or truly 32-bit
+    else:  # "I" in a file is 16-bit gray (PNG and PPM under older Pillow) or truly 32-bit
         ranges = (65535, 2**31 - 1) if from_file else (255, 65535, 2**31 - 1)
     for full in ranges:
         if high <= full:

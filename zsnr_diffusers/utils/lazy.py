@@ -1,4 +1,4 @@
-"""Names of a package that are imported once they are asked for."""
+"""Names of a package that are imported on first use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 def lazy_names(
     package: str, modules: Mapping[str, str], subpackages: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make a package's `__getattr__` and `__dir__` (PEP 562), for names that take seconds to import.
+    """Create a package's `__getattr__` and `__dir__` (PEP 562), for names that take seconds to import.
 
-    `dir` lists the package's public names and nothing that it merely imported, which is what tab completion shows.
+    `dir`, and so tab completion, lists only the package's public names, not its imports.
 
     Args:
         package: `__name__` of the package, whose `__all__` holds the public names.
-        modules: modules in the package, each with the names that it has, separated by spaces.
+        modules: modules of the package, each with its names, separated by spaces.
         subpackages: public packages in the package, which are attributes of it without an import.
     """
     places = {name: module for module, names in modules.items() for name in names.split()}

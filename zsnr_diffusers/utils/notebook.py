@@ -1,4 +1,4 @@
-"""Text and tables as HTML for a notebook, in which everything is escaped."""
+"""Escaped HTML of texts and tables for a notebook."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COLOURS = {
     "bad": "font-weight:bold;color:#cf222e",
     "quiet": "opacity:0.7",
 }
-"""By the style of `tables.Style`; a plain text has none."""
+"""CSS by `tables.Style`; plain text has none."""
 
 
 def styled(tag: str, text: str, style: str) -> str:

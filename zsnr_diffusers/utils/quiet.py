@@ -1,4 +1,4 @@
-"""Commands without progress bars and chatter."""
+"""Suppress progress bars and library messages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ _VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "DATASETS_VERBOSI
 
 @contextmanager
 def quietly(quiet: bool = True) -> Iterator[None]:
-    """Inside the block no progress bar is shown, ours or another library's, and of libraries' notices only errors.
+    """Suppress all progress bars, ours and those of libraries, and library messages below errors inside the block.
 
-    Bars are told at their one constructor: most ask for being shown by an argument, which `TQDM_DISABLE` does not
-    change.
+    Patches the constructor of tqdm, since most bars pass an explicit argument, which overrides `TQDM_DISABLE`.
 
     Args:
         quiet: False for a block that changes nothing.

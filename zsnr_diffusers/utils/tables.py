@@ -1,6 +1,6 @@
-"""What a report says, in parts: written as plain text here, and drawn on a terminal by `terminal`.
+"""Parts of a report: written as plain text here, and drawn on a terminal by `terminal`.
 
-A report says each thing once. Text is for pipes, files and `str`: aligned, a line for each fact, to grep and to diff.
+Plain text is for pipes, files and `str`: aligned, with a line for each fact, suitable for grep and diff.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Literal, TypeAlias
 from . import notebook
 
 Style = Literal["plain", "title", "good", "warning", "bad", "quiet"]
-"""What a colour says."""
+"""Meaning of a color."""
 
 
 class Report:
-    """What can be printed: as plain text by `str`, as tables by `terminal.show` and in a notebook."""
+    """Base class of printable reports: plain text by `str`, tables by `terminal.show` and in a notebook."""
 
     def parts(self) -> Iterable[Part]:
         """Texts, tables and notes of the report, from top to bottom."""
@@ -31,7 +31,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Text(Report):
-    """A sentence, which may be all that a report says."""
+    """A sentence, which can be a complete report."""
 
     content: str
     tone: Style = "plain"
@@ -54,9 +54,9 @@ class KeyValues:
     """Names and their values.
 
     Attributes:
-        head: of the columns where a table is drawn; as text, each row explains itself.
-        rows: name and value, and with three columns what the value is to be read with, which may be empty.
-        aside: how text puts that behind the value.
+        head: of the columns of a table; not shown in plain text.
+        rows: name and value, and optionally a third column with a remark on the value, which may be empty.
+        aside: format of the remark in plain text.
         indent: of the text.
     """
 
@@ -86,7 +86,7 @@ class Table:
         head: of the columns; empty for none.
         rows: the cells.
         align: `<` or `>` for each column.
-        reference: how many rows, the last ones, are there to compare with.
+        reference: number of reference rows, at the end.
         indent: of the text.
     """
 
@@ -112,12 +112,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Note:
-    """Something to know, and what to do about it.
+    """A note and its remedy.
 
     Attributes:
-        label: of what kind it is.
-        content: what it is.
-        advice: what to do, as `one_line` takes it.
+        label: kind of note.
+        content: text of the note.
+        advice: remedy, in the format of `one_line`.
         tone: of the label.
     """
 
@@ -129,7 +129,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Remarks:
-    """Remarks under each other."""
+    """A list of remarks."""
 
     remarks: tuple[Note, ...]
 
@@ -155,5 +155,5 @@ Part: TypeAlias = Text | KeyValues | Table | Remarks
 
 
 def one_line(advice: str) -> str:
-    """Advice of several lines as one: items are joined by semicolons, those after a colon by a space."""
+    """Advice of several lines as one line: items are joined by semicolons, or by a space after a colon."""
     return advice.replace(":\n", ": ").replace("\n", "; ")

@@ -1,6 +1,6 @@
-"""Reports on a terminal: tables that fit its width, colours that say how bad it is, and code that can be copied.
+"""Reports on a terminal: tables that fit its width, colors by severity, and code that can be copied.
 
-The only module that knows `rich`, which is imported once there is something to draw.
+The only module that uses `rich`, which is imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CODE = "cyan"
 
 
 def show(report: Report) -> None:
-    """Print a report: as `rich` tables where standard output is a terminal that can, else as plain text."""
+    """Print a report: as `rich` tables if standard output is a capable terminal, else as plain text."""
     if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         print(report)
         return
@@ -79,7 +79,7 @@ def _rich_table(part: Table) -> Drawing:
 
 
 def _empty_table() -> Drawing:
-    """A `rich` table without rows, as narrow as one can be that has a line under its head."""
+    """A compact `rich` table without rows and with a line under its head."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Drawing
 
@@ -87,7 +87,7 @@ def _empty_table() -> Drawing:
 
 
 def _exceeds_console(console: Console, part: Table) -> bool:
-    """Whether a table with a head is wider than the console, so that it is better transposed."""
+    """Whether a table with a head is wider than the console and should be transposed."""
     unbounded = console.options.update(max_width=sum(len(cell) + 2 for row in (part.head, *part.rows) for cell in row))
     return bool(part.head) and console.measure(_rich_table(part), options=unbounded).maximum > console.width
 
@@ -109,7 +109,7 @@ def _print_note(console: Console, remark: Note, width: int) -> None:
     drawing.add_row(remark.label, remark.content)
     console.print(drawing)
     for line in remark.advice.splitlines():
-        if line.endswith(":"):  # what the next one is for
+        if line.endswith(":"):  # describes the next one
             console.print(f"{'':{width}}  {line}", style=quiet)
         else:
             console.print(line, style=_CODE, soft_wrap=True)

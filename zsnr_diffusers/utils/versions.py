@@ -1,4 +1,4 @@
-"""The newest versions that the tests have passed on. Nothing keeps newer ones from being installed."""
+"""The newest versions with which the tests passed. Newer versions can still be installed."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ TESTED: Mapping[str, str] = {
 
 
 def untested_versions(tested: Mapping[str, str] = TESTED) -> dict[str, str]:
-    """Installed versions, by package, whose major or minor number is higher than what was tested."""
+    """Installed versions, by package, with a higher major or minor number than tested."""
     found = {}
     for package, newest in tested.items():
         try:

@@ -145,7 +145,7 @@ def test_where_none_is_whole_all_are_named(folder):
     truncate(folder / "checkpoint-000006" / "unet.safetensors")
     (folder / "checkpoint-000004" / "ema.safetensors").unlink()
     empty(folder / "checkpoint-000002" / "manifest.json")
-    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole") as error:
+    with pytest.raises(ValueError, match=r"No checkpoint in .* is valid") as error:
         latest_valid(folder)
     for text in (
         r"checkpoint-000006: unet.safetensors has",
@@ -160,7 +160,7 @@ def test_damaged_ones_are_kept_and_a_run_does_not_start_anew_beside_them(tmp_pat
         truncate(write(tmp_path, 6) / "unet.safetensors")
         quarantine(tmp_path / "checkpoint-000006")
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-000006.broken", "checkpoint-000006.broken2"]
-    with pytest.raises(ValueError, match=r"is whole \(checkpoint-000006.broken; checkpoint-000006.broken2\)"):
+    with pytest.raises(ValueError, match=r"is valid \(checkpoint-000006.broken; checkpoint-000006.broken2\)"):
         latest_valid(tmp_path)
 
 

@@ -137,7 +137,7 @@ def test_a_refusal_leaves_the_folder_as_it_was(options, tmp_path):
 def test_a_finished_run_without_checkpoints_is_not_trained_over(options):
     run(options)
     shutil.rmtree(Path(options["output_dir"], "checkpoint-000001"))
-    with pytest.raises(ValueError, match="holds a finished run and no checkpoint"):
+    with pytest.raises(ValueError, match="contains a finished run without a checkpoint"):
         run(options, resume=True)
 
 
@@ -145,7 +145,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(options):
 def test_a_damaged_configuration_is_named(options, text):
     run(options)
     Path(options["output_dir"], run_folder.CONFIG_FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"training_config.yaml cannot be read; put back a good copy or remove it"):
+    with pytest.raises(ValueError, match=r"training_config.yaml cannot be read; restore a good copy or remove it"):
         run(options, resume=True)
 
 
@@ -171,7 +171,7 @@ def test_room_is_asked_for_the_checkpoints_that_are_missing_and_one_being_writte
         run_folder.check_disk_space(config, size)
     assert str(refused.value) == (
         f"--output_dir={tmp_path} needs {1.5 * missing:.2f} GB, for {missing} more checkpoints of 1.50 GB, and "
-        f"{1.5 * missing - 0.01:.2f} GB are free: make room, choose another folder, or lower "
+        f"{1.5 * missing - 0.01:.2f} GB are free: free some space, choose another folder, or lower "
         f"--checkpoints_total_limit={limit}."
     )
     assert asked == [tmp_path, tmp_path]
@@ -183,7 +183,7 @@ def test_disk_space_is_checked_before_the_first_step(options, monkeypatch, limit
     parameters = sum(p.numel() for p in StableDiffusionTask(TrainingConfig(**options)).unet.parameters())
     options |= {"checkpoints_total_limit": limit, "ema_decay": ema}
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(0, 0, 4 * parameters * copies - 1))
-    with pytest.raises(ValueError, match=r"needs 0\.\d\d GB, for \d more checkpoints .* are free: make room"):
+    with pytest.raises(ValueError, match=r"needs 0\.\d\d GB, for \d more checkpoints .* are free: free some space"):
         run(options)
     assert not Path(options["output_dir"], run_folder.CONFIG_FILE).exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(0, 0, 4 * parameters * copies))

@@ -109,7 +109,7 @@ def test_words_wait_for_the_one_that_is_written(tmp_path, gate):
     save(saver, tmp_path, 1, torch.zeros(1))
     threading.Timer(0.1, gate.open.set).start()
     assert saver.describe_last().endswith("checkpoint-000001")
-    assert background().describe_last() == "there was no checkpoint yet"
+    assert background().describe_last() == "there is no checkpoint yet"
 
 
 @pytest.mark.parametrize("why", ["asked for", "no memory"])

@@ -116,13 +116,13 @@ def test_a_moving_average_that_is_no_longer_wanted_is_left(tmp_path):
 
 def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
     checkpoint = save(Run().train(range(2)), tmp_path)
-    with pytest.raises(ValueError, match=r"of other networks: (?s:.)*size mismatch"):
+    with pytest.raises(ValueError, match=r"belongs to other networks: (?s:.)*size mismatch"):
         Run(width=5).state.restore(*read_checkpoint(checkpoint))
     tensors, numbers = read_checkpoint(checkpoint)
     optimizer = {**tensors["optimizer"], "unet.9.bias.exp_avg": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"of other networks: .*unet.9.bias"):
+    with pytest.raises(ValueError, match=r"belongs to other networks: .*unet.9.bias"):
         Run().state.restore({**tensors, "optimizer": optimizer}, numbers)
-    with pytest.raises(ValueError, match=r"of other networks: 'scale'"):
+    with pytest.raises(ValueError, match=r"belongs to other networks: 'scale'"):
         Run().state.restore({name: v for name, v in tensors.items() if name != "scale"}, numbers)
 
 

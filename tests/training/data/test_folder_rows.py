@@ -141,7 +141,7 @@ def test_of_splits_train_is_used_and_the_others_are_counted(tmp_path, capsys):
     assert list(captioned(folder)) == ["train/1.png", "train/n/2.png"]
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    for part in ("images of train/ are used", "1 of test/", "2 of validation/", "1 beside it"):
+    for part in ("images of train/ are used", "1 of test/", "2 of validation/", "1 next to it"):
         assert part in said
 
 
@@ -156,7 +156,7 @@ def test_splits_may_have_classes_capitals_and_a_folder_above(tmp_path, above):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["train/1.png", "test/1.png", "masks/1.png"], "with masks/ beside them they are no splits"),
+        (["train/1.png", "test/1.png", "masks/1.png"], "with masks/ next to them, they are not splits"),
         (["test/1.png", "val/1.png"], "there is no train/"),
         (["train/1.png", "2.png"], ""),
         (["train/1.png"], ""),
@@ -179,7 +179,7 @@ def test_metadata_may_lie_in_the_split_or_above_it(tmp_path, suffix, capsys):
     above = metadata(fill(tmp_path / "above", names), [{"file_name": name, "text": name} for name in names], suffix)
     assert captioned(inside) == {"train/2.png": "two", "train/1.png": "one"}
     assert captioned(above) == {"train/1.png": "train/1.png", "train/2.png": "train/2.png"}
-    assert capsys.readouterr().out.count("left out: 1 of test/") == 2
+    assert capsys.readouterr().out.count("skipped: 1 of test/") == 2
 
 
 def test_splits_of_a_data_set_by_name_are_counted(tmp_path, capsys):
@@ -189,7 +189,7 @@ def test_splits_of_a_data_set_by_name_are_counted(tmp_path, capsys):
         datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "set" / f"{split}.parquet")
     config = TrainingConfig(pretrained_model_name_or_path="base", dataset_name=str(tmp_path / "set"))
     assert len(open_rows(config)) == 2
-    assert "rows of the split train are used; left out: 3 of test" in capsys.readouterr().out
+    assert "rows of the split train are used; skipped: 3 of test" in capsys.readouterr().out
 
 
 # -- metadata
@@ -209,7 +209,7 @@ def test_images_without_a_row_and_rows_without_an_image_are_named(tmp_path, caps
     with pytest.raises(ValueError, match=r"1 of 3 images cannot be read:\s+.*gone\.png: the file does not exist"):
         captioned(folder)
     assert list(captioned(folder, on_bad_image="skip")) == ["0.png", "1.png"]
-    said = "7 of 9 images have no row in metadata.jsonl and are left out: 2.png, 3.png, 4.png, 5.png, 6.png and 2 more"
+    said = "7 of 9 images have no row in metadata.jsonl and are skipped: 2.png, 3.png, 4.png, 5.png, 6.png and 2 more"
     assert capsys.readouterr().out.count(said) == 2
 
 
@@ -239,14 +239,14 @@ def test_two_files_of_metadata_in_a_folder_are_refused(tmp_path):
 def test_where_there_is_metadata_caption_files_are_not_read_and_that_is_said_once(tmp_path, capsys):
     folder = metadata(fill(tmp_path / "data", ["a.png"], ".txt"), [{"file_name": "a.png", "text": "of metadata"}])
     assert captioned(folder) == {"a.png": "of metadata"}
-    assert capsys.readouterr().out == "captions come from metadata.jsonl; .txt files, not read: 1\n"
+    assert capsys.readouterr().out == "captions come from metadata.jsonl; .txt files are not read: 1\n"
 
 
 def test_rows_without_a_caption_are_counted(tmp_path, capsys):
     folder = fill(tmp_path / "data", ["a.png", "b.png"])
     metadata(folder, [{"file_name": "a.png", "text": "x"}, {"file_name": "b.png"}])
     assert captioned(folder) == {"a.png": "x", "b.png": None}
-    assert "rows of metadata.jsonl without text, trained with the empty caption: 1" in capsys.readouterr().out
+    assert "rows of metadata.jsonl without text, which get the empty caption: 1" in capsys.readouterr().out
 
 
 def test_columns_that_nobody_wants_may_hold_anything(tmp_path):
@@ -274,7 +274,7 @@ def test_images_without_a_caption_are_counted_named_and_left_out(tmp_path, capsy
     folder = fill(tmp_path / "data", [f"{i}.png" for i in range(3)], ".caption")
     fill(folder, [f"x{i}.png" for i in range(7)])
     assert list(captioned(folder, caption_extension=".caption")) == ["0.png", "1.png", "2.png"]
-    said = "7 of 10 images have no .caption file and are left out: x0.png, x1.png, x2.png, x3.png, x4.png and 2 more\n"
+    said = "7 of 10 images have no .caption file and are skipped: x0.png, x1.png, x2.png, x3.png, x4.png and 2 more\n"
     assert capsys.readouterr().out == said
     with pytest.raises(ValueError, match=r"but no captions: .* 3 \.caption files .*: pass --caption_extension \.capt"):
         captioned(folder)
@@ -288,7 +288,7 @@ def test_a_caption_that_cannot_be_read_is_named(tmp_path, capsys):
     assert captioned(folder, on_bad_image="skip") == {"b.png": "caption of b.png"}
     assert "a.txt: it is not UTF-8" in capsys.readouterr().out
     (folder / "b.txt").write_bytes(b"\xff\xfea\0")
-    with pytest.raises(ValueError, match="No image is left"):
+    with pytest.raises(ValueError, match="There are no images left"):
         captioned(folder, on_bad_image="skip")
 
 
@@ -296,7 +296,7 @@ def test_json_beside_the_images(tmp_path):
     folder = fill(tmp_path / "data", ["images/a.png", "images/b.png"])
     for name, text in (("a", "one"), ("b", ["two", "three"])):
         (folder / "images" / f"{name}.json").write_text(json.dumps({"text": text, "width": 4}))
-    with pytest.raises(ValueError, match=r"There are 2 \.json files beside them: pass --caption_extension \.json"):
+    with pytest.raises(ValueError, match=r"There are 2 \.json files next to them: pass --caption_extension \.json"):
         captioned(folder)
     expected = {"images/a.png": ["one"], "images/b.png": ["two", "three"]}
     assert captioned(folder, caption_extension=".json") == expected
@@ -304,7 +304,7 @@ def test_json_beside_the_images(tmp_path):
 
 @pytest.mark.parametrize("extension", ["txt", "", ".", "./txt", "..", ".txt."])
 def test_an_extension_that_is_none_is_refused(extension):
-    with pytest.raises(ValueError, match=r"--caption_extension='.*' is no ending of files: begin with a dot"):
+    with pytest.raises(ValueError, match=r"--caption_extension='.*' is not a file extension: begin with a dot"):
         TrainingConfig(pretrained_model_name_or_path="b", train_data_dir="d", caption_extension=extension)
 
 
@@ -348,7 +348,7 @@ def test_links_to_files_and_folders_are_followed_and_circles_are_not(tmp_path):
 def test_hidden_images_are_counted_but_not_the_forks_of_a_mac(tmp_path, capsys):
     folder = fill(tmp_path / "data", ["a.png", ".b.png", "._a.png", ".cache/c.png"], ".txt")
     assert list(captioned(folder)) == ["a.png"]
-    assert capsys.readouterr().out == "hidden images, left out: 1 (.b.png)\n"
+    assert capsys.readouterr().out == "skipped hidden images: 1 (.b.png)\n"
 
 
 def test_what_a_run_writes_into_its_data_is_no_data(tmp_path):
@@ -362,16 +362,16 @@ def test_archives_and_tables_are_named(tmp_path, capsys):
     folder.mkdir()
     for name in ("a.zip", "b.tar", "train-00000-of-00001.parquet"):
         (folder / name).touch()
-    with pytest.raises(ValueError, match=r"no images, but 1 \.zip, 1 \.tar, 1 \.parquet: unpack .* --dataset_name\."):
+    with pytest.raises(ValueError, match=r"no images, but 1 \.zip, 1 \.tar, 1 \.parquet: extract .* --dataset_name\."):
         captioned(folder)
     captioned(fill(folder, ["a.png"], ".txt"))
-    assert "also holds 1 .zip, 1 .tar, 1 .parquet; they are not opened" in capsys.readouterr().out
+    assert "also contains 1 .zip, 1 .tar, 1 .parquet, which are not read" in capsys.readouterr().out
 
 
 def test_one_image_and_none(tmp_path):
     assert captioned(fill(tmp_path / "one", ["A.PNG"], ".txt")) == {"A.PNG": "caption of A.PNG"}
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match=r"none holds no images\.$"):
+    with pytest.raises(ValueError, match=r"none contains no images\.$"):
         captioned(tmp_path / "none")
     with pytest.raises(NotADirectoryError, match=r"A\.PNG' is a file"):
         captioned(tmp_path / "one" / "A.PNG")

@@ -97,7 +97,7 @@ def test_rows_that_are_kept_aside_are_encoded_with_the_others(options, sources, 
         stored = samples.validation_sample(row)
         assert "pixel_values" not in stored
         for name, value in expected.items():
-            torch.testing.assert_close(stored[name], value[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(stored[name], value[0], rtol=0, atol=1e-4)  # float32 in batches of other sizes
     shutil.rmtree(Path(task.config.cache_folder))
 
 
@@ -110,5 +110,7 @@ def test_rows_are_drawn_alike_from_arrays_and_ranges_and_differ_by_stream():
 
 
 def test_a_source_of_a_mix_that_would_be_left_without_rows_is_refused(options, sources):
-    with pytest.raises(ValueError, match="--data_mix: no image of"):
+    with pytest.raises(
+        ValueError, match=r"--data_mix: .*shapes has no usable images|--data_mix: .*hills has no usable images"
+    ):
         samples_of(options, sources["mix"], validation_rows=19)

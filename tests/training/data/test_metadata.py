@@ -94,7 +94,7 @@ def test_paths_are_brought_into_one_form(tmp_path):
         ("[" * 100_000, "line 3 is not JSON: "),
         ('["b.png", "x"]', r"line 3 is \['b.png', 'x'\]; each line is an object"),
         ('"b.png"', "line 3 is 'b.png'; each line is an object"),
-        (r'{"file_name": "b.png", "text": "\ud83d"}', "line 3 has half a character"),
+        (r'{"file_name": "b.png", "text": "\ud83d"}', "line 3 has an incomplete surrogate pair"),
     ],
     ids=["cut off", "comma", "deep", "list", "text", "surrogate"],
 )
@@ -129,12 +129,12 @@ def test_a_path_that_is_none_is_named(tmp_path, row, message):
     [
         (
             "file_name,text\na.png,x\nb.png,one, two\n",
-            r"line 3 has 3 fields, and the header names 2 \(file_n",
+            r"line 3 has 3 fields, but the header has 2 \(file_n",
         ),
-        ('file_name,text\na.png,"two\nlines"\nb.png\n', "line 4 has 1 fields, and the header names 2"),
+        ('file_name,text\na.png,"two\nlines"\nb.png\n', "line 4 has 1 fields, but the header has 2"),
         ('file_name,text\na.png,x\nb.png,"open\nc.png,y\n', "line 3 is not CSV: unexpected end of data"),
         ('file_name,text\na.png,"x"y\n', "line 2 is not CSV: "),
-        ("file_name,file_name\na.png,x\n", "line 1 names a column twice: file_name, file_name"),
+        ("file_name,file_name\na.png,x\n", "line 1 has a duplicate column: file_name, file_name"),
         (b"file_name,text\na.png,caf\xe9\n", "line 2: not UTF-8"),
     ],
     ids=["too many", "too few", "open quote", "after a quote", "twice", "Latin-1"],
@@ -149,7 +149,9 @@ def test_a_broken_line_of_csv_is_named(tmp_path, text, message):
 )
 def test_a_missing_header_is_named(tmp_path, text):
     columns = text.splitlines()[0].replace(",", ", ")
-    with pytest.raises(MetadataError, match=rf"metadata\.csv, line 1: file_name is missing.* columns are {columns}\."):
+    with pytest.raises(
+        MetadataError, match=rf"metadata\.csv, line 1: file_name .* is missing; the columns are {columns}\."
+    ):
         find_path_column(read_metadata(csv(tmp_path, text)), "image")
 
 
@@ -163,23 +165,23 @@ def test_no_paths_at_all_are_named_with_the_columns(tmp_path):
 def test_a_damaged_table_is_named(tmp_path, content):
     file = parquet(tmp_path, ROWS)
     file.write_bytes(file.read_bytes()[:-20] if content is None else content)
-    with pytest.raises(MetadataError, match=r"metadata\.parquet is not a whole Parquet file: "):
+    with pytest.raises(MetadataError, match=r"metadata\.parquet is not a complete Parquet file: "):
         read_metadata(file)
 
 
 @pytest.mark.parametrize("write", [jsonl, csv])
 @pytest.mark.parametrize("text", ["", "\n\n"])
 def test_no_rows(tmp_path, write, text):
-    with pytest.raises(MetadataError, match="holds no rows"):
+    with pytest.raises(MetadataError, match="has no rows"):
         read_metadata(write(tmp_path, text))
 
 
 def test_a_header_alone_and_a_table_without_rows_hold_none(tmp_path):
-    with pytest.raises(MetadataError, match="holds no rows"):
+    with pytest.raises(MetadataError, match="has no rows"):
         read_metadata(csv(tmp_path, "file_name,text\n"))
     file = tmp_path / "metadata.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"file_name": pyarrow.array([], pyarrow.string())}), file)
-    with pytest.raises(MetadataError, match="holds no rows"):
+    with pytest.raises(MetadataError, match="has no rows"):
         read_metadata(file)
 
 

@@ -42,7 +42,7 @@ def test_braces(pattern, expanded):
 
 @pytest.mark.parametrize("pattern", ["{0..3", "0}.tar", "{a{0..1},b}"])
 def test_braces_that_do_not_pair(pattern):
-    with pytest.raises(ShardError, match="braces do not pair"):
+    with pytest.raises(ShardError, match="unmatched or nested braces"):
         expand_braces(pattern)
 
 
@@ -65,8 +65,8 @@ def test_a_pattern_without_files(tmp_path, pattern):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("memory://nowhere/0.tar", "there is no such file"),
-        ("/nowhere/0.tar", "there is no such file"),
+        ("memory://nowhere/0.tar", "no such file"),
+        ("/nowhere/0.tar", "no such file"),
         ("nonsense://bucket/0.tar", "Protocol not known"),
     ],
 )
@@ -108,7 +108,9 @@ def test_what_goes_on_failing_is_named(monkeypatch, pauses):
 
 def test_other_bytes_than_those_asked_for_are_refused():
     fsspec.filesystem("memory").pipe("/short.tar", b"0123456789")
-    with pytest.raises(ShardError, match=r"of bytes 8 to 12 came 2: it is shorter than it was"):
+    with pytest.raises(
+        ShardError, match=r"the server returned 2 bytes for the range 8 to 12: the file has become shorter"
+    ):
         read_range("memory://short.tar", 8, 12)
 
 
@@ -127,9 +129,11 @@ def test_over_http(tmp_path, pauses):
         with pytest.raises(ShardError, match=r"a\.tar cannot be read: .*500"):
             read_range(f"{place}/a.tar", 50, 51)
         assert asked.count(50) == 1 + len(remote.RETRY_DELAYS) == 1 + len(pauses)
-        with pytest.raises(ShardError, match=r"of bytes 60 to 61 came 100: .*its server cannot read by range"):
+        with pytest.raises(
+            ShardError, match=r"returned 100 bytes for the range 60 to 61: .*the server does not support ranges"
+        ):
             read_range(f"{place}/a.tar", 60, 61)
-        with pytest.raises(ShardError, match=r"b\.tar cannot be read: there is no such file"):
+        with pytest.raises(ShardError, match=r"b\.tar cannot be read: no such file"):
             file_state(f"{place}/b.tar")
 
 

@@ -56,9 +56,9 @@ def test_headers_tell_turned_images_and_bad_ones(options, tmp_path, kind, capsys
     config = TrainingConfig(**{**options, **changes, "on_bad_image": "skip"})
     found = check_images(open_rows(config), config, False)
     assert found == {0: (40, 12), **dict.fromkeys(range(2, 10), (90, 70))}
-    assert "1 of 10 images have no header that can be read" in capsys.readouterr().out
+    assert "1 of 10 images have no readable header" in capsys.readouterr().out
     config = TrainingConfig(**{**options, **changes})
-    with pytest.raises(ValueError, match="1 of 10 images have no header that can be read"):
+    with pytest.raises(ValueError, match="1 of 10 images have no readable header"):
         check_images(open_rows(config), config, False)
 
 

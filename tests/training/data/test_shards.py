@@ -169,7 +169,7 @@ def test_a_bad_image_ends_the_run_with_its_name_and_the_checkpoint(damaged, shar
     with pytest.raises(TrainingError, match=rf"^At step \d: cannot read image {shards.row_5}: ") as error:
         run(damaged)
     kept = [path.name for path in list_checkpoints(Path(damaged["output_dir"]))]
-    end = rf"; the last good checkpoint is \S*{kept[-1]}\. " if kept else r"; there was no checkpoint yet\. "
+    end = rf"; the last good checkpoint is \S*{kept[-1]}\. " if kept else r"; there is no checkpoint yet\. "
     assert re.search(f"{end}Then --resume\\.$", str(error.value))
     assert "\n" not in str(error.value)
 
@@ -178,7 +178,7 @@ def test_a_bad_image_is_named_and_the_next_row_shown(damaged, shard_options, cap
     config = TrainingConfig(**{**damaged, "on_bad_image": "skip"})
     train(config)
     out = capsys.readouterr().out
-    assert out.count("the next row is shown in its place") == 2
+    assert out.count("using the next row instead") == 2
     from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
 
     samples = StableDiffusionTask(config).samples(range(10))
@@ -231,11 +231,11 @@ def test_a_server_that_fails_in_the_midst_ends_the_run_and_it_goes_on_later(
 
 def test_a_missing_file_and_a_truncated_one_stop_before_the_start(shard_options, shards, tmp_path):
     last = shards.files - 1
-    with pytest.raises(ShardError, match=rf"{last + 1}\.{shards.ending} cannot be read: there is no such file"):
+    with pytest.raises(ShardError, match=rf"{last + 1}\.{shards.ending} cannot be read: no such file"):
         run(shard_options, train_shards=shard_options["train_shards"].replace(f"..{last}", f"..{last + 1}"))
     file = tmp_path / "shards" / f"{last}.{shards.ending}"
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(ShardError, match=rf"{last}\.{shards.ending} is no whole {shards.not_whole}"):
+    with pytest.raises(ShardError, match=rf"{last}\.{shards.ending} is not a complete {shards.not_whole}"):
         run(shard_options)
     with pytest.raises(ShardError, match="no file matches"):
         run(shard_options, train_shards=str(tmp_path / "*.zip"))

@@ -94,7 +94,11 @@ def test_captions_that_cannot_be_read_are_named(options, tmp_path, bad):
 def test_samples_that_are_not_whole_are_named_or_left_out(options, tmp_path, capsys):
     folder = write(tmp_path, tar({"a.png": b"", "b.png": b"", "b.txt": b"", "c.txt": b""}))
     config = TrainingConfig(**{**options, **folder})
-    with pytest.raises(ValueError, match=r"2 samples of .*shard\.tar are not whole:\s+a \(no caption\) in shard\.tar"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 samples of .*shard\.tar are incomplete:\s+a \(no caption\) in "
+        r"shard\.tar",
+    ):
         check_images(opened(options, **folder), config)
     config.on_bad_image = "skip"
     assert list(check_images(opened(options, **folder), config)) == [0]
@@ -103,7 +107,7 @@ def test_samples_that_are_not_whole_are_named_or_left_out(options, tmp_path, cap
 
 def test_shards_without_samples(options, tmp_path):
     folder = write(tmp_path, tar({"readme.md": b""}))
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match="contains no sample"):
         check_images(opened(options, **folder), TrainingConfig(**{**options, **folder}))
 
 

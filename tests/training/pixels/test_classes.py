@@ -27,13 +27,13 @@ def test_numbers_may_leave_classes_of_the_network_out():
     ("values", "feature", "count", "message"),
     [
         ([0, None], None, None, "row 1 has no class"),
-        ([0, -1], None, None, "row 1 has class -1; classes run from 0 to 0"),
-        ([0, -1], datasets.ClassLabel(names=["a"]), None, "row 1 has class -1; classes run from 0 to 0"),
-        ([0, 10], None, 10, "row 1 has class 10; classes run from 0 to 9"),
-        ([0.5], None, None, r"holds float, row 0 0\.5; classes are words, or numbers from 0 on"),
+        ([0, -1], None, None, "row 1 has class -1; classes must be from 0 to 0"),
+        ([0, -1], datasets.ClassLabel(names=["a"]), None, "row 1 has class -1; classes must be from 0 to 0"),
+        ([0, 10], None, 10, "row 1 has class 10; classes must be from 0 to 9"),
+        ([0.5], None, None, r"holds float, row 0 0\.5; classes must be words, or numbers starting from 0"),
         ([True], None, None, "holds bool"),
-        (["a", "b"], None, 3, "The data has 2 classes, the network 3"),
-        ([0], datasets.ClassLabel(names=["a", "b", "c", "d"]), 3, "The data has 4 classes, the network 3"),
+        (["a", "b"], None, 3, "The data has 2 classes, the network has 3"),
+        ([0], datasets.ClassLabel(names=["a", "b", "c", "d"]), 3, "The data has 4 classes, the network has 3"),
     ],
 )
 def test_what_is_no_class_is_refused(values, feature, count, message):

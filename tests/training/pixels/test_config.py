@@ -34,11 +34,11 @@ def test_a_twin_differs_in_schedule_and_prediction_alone(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"unet": "ddpm"}, "--unet='ddpm' is no preset; choose one of ddpm-cifar10"),
-        ({"in_channels": 4}, "--in_channels=4 is not known; choose one of 1, 3"),
+        ({"unet": "ddpm"}, "--unet='ddpm' is not a preset; choose one of ddpm-cifar10"),
+        ({"in_channels": 4}, "--in_channels=4 is unknown; choose one of 1, 3"),
         ({"dropout": 1.0}, r"--dropout=1.0 must lie in \[0, 1\)"),
         ({"class_dropout": -0.1}, r"--class_dropout=-0.1 must lie in \[0, 1\]"),
-        ({"variance_type": "learned"}, "variance_type='learned' is not known"),
+        ({"variance_type": "learned"}, "variance_type='learned' is unknown"),
         ({"beta_end": 0.0}, "--beta_end=0.0 must be above 0"),
         ({"validation_images": -1}, "--validation_images=-1 must not be negative"),
         ({"prediction_type": "epsilon"}, "cannot be used at zero signal-to-noise"),
@@ -56,7 +56,7 @@ def test_bad_options_name_value_and_remedy(change, message):
 
 
 def test_unknown_recipes_are_refused(capsys):
-    with pytest.raises(ValueError, match="'cifar' is not known; choose one of cifar10-ddpm"):
+    with pytest.raises(ValueError, match="unknown recipe 'cifar'; choose one of cifar10-ddpm"):
         PixelTrainingConfig.from_recipe("cifar", **LEAST)
     with pytest.raises(SystemExit):
         parse_config(["--recipe", "cifar", "--train_data_dir", "photos"], PixelTrainingConfig)

@@ -225,7 +225,7 @@ def test_a_flow_base_is_asked_as_it_was(options, tmp_path, scheduler):
         x_s = (1 - s) * batch["pixel_values"] + s * batch["noise"]
         torch.testing.assert_close(found, unet.eval()(x_s, batch["timestep"]).sample, rtol=0, atol=1e-6)
     run({**options, "output_dir": options["output_dir"] + "-run"}, max_train_steps=1, luminance_images=1)
-    with pytest.raises(ValueError, match=r"is a flow-matching model, which has no betas to predict v_prediction on"):
+    with pytest.raises(ValueError, match=r"is a flow-matching model, which has no betas for v_prediction"):
         run(options, prediction_type="v_prediction")
     with pytest.raises(ValueError, match=r"--flow_time_sampling=snr is the density of betas"):
         run(options, flow_time_sampling="snr")
@@ -257,7 +257,7 @@ def test_through_a_bridge_a_v_base_is_the_flow_model_that_it_is_by_conversion(op
 
 
 def test_only_a_v_base_goes_through_a_bridge(options, tmp_path):
-    with pytest.raises(ValueError, match="--flow_through_bridge converts a base, and a new network has none"):
+    with pytest.raises(ValueError, match="--flow_through_bridge converts a base, but a new network has none"):
         run(options, flow_through_bridge=True)
     betas = ZeroSNRDDPMScheduler(prediction_type="epsilon", rescale_betas_zero_snr=False)
     DDPMPipeline(tiny_unet(), betas).save_pretrained(tmp_path / "base")

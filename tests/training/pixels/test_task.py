@@ -169,7 +169,7 @@ def test_as_a_command(options):
 
 def test_pipelines_that_are_not_of_pixels_are_refused(options, tmp_path):
     tiny_stable_diffusion().save_pretrained(tmp_path / "latent")
-    with pytest.raises(ValueError, match="is a StableDiffusionPipeline, not a pipeline of pixels"):
+    with pytest.raises(ValueError, match="is a StableDiffusionPipeline, not a pixel-space pipeline"):
         run(options, pretrained_model_name_or_path=str(tmp_path / "latent"))
     with pytest.raises(OSError, match="no/such-model"):
         run(options, pretrained_model_name_or_path="no/such-model")
@@ -178,10 +178,10 @@ def test_pipelines_that_are_not_of_pixels_are_refused(options, tmp_path):
 @pytest.mark.parametrize(
     ("network", "changes", "message"),
     [
-        ({"num_class_embeds": 11}, {}, "The data has 3 classes, the network 10"),
-        ({"num_class_embeds": 4}, {"class_column": None}, "num_class_embeds=4: name the classes' column"),
+        ({"num_class_embeds": 11}, {}, "The data has 3 classes, the network has 10"),
+        ({"num_class_embeds": 4}, {"class_column": None}, "num_class_embeds=4: set the classes' column"),
         ({}, {}, "num_class_embeds=None: leave out --class_column"),
-        ({"out_channels": 6}, {"class_column": None}, "makes 6 channels of 3"),
+        ({"out_channels": 6}, {"class_column": None}, "makes 6 channels from 3"),
         ({}, {"class_column": None, "resolution": 16}, r"--resolution=16 is not the sample_size=8"),
     ],
 )

@@ -167,7 +167,7 @@ def test_the_model_card_names_weights_and_offset(options):
     ("changes", "message"),
     [
         ({"loss_weighting": "min_snr"}, "gives the last timestep weight 0"),
-        ({"noise_offset": 0.1}, "the last timestep would be noise of another distribution"),
+        ({"noise_offset": 0.1}, r"the noise at the last timestep would not be N\(0, I\)"),
     ],
 )
 def test_schedules_that_end_at_zero_by_themselves_are_known(options, changes, message):

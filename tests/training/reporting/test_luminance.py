@@ -37,7 +37,7 @@ def test_what_a_step_adds_is_the_evaluation_s_figures_and_reads_back(tmp_path):
     floor = luminance_coverage(first, DATA).floor
     assert describe_coverage(read_luminance_file(tmp_path)[0]) == (
         # of evenly spaced values: p5 and p95 are 0.9 of the ends, W1 is the mean of |u - v| over equal ranks
-        f"luminance p5..p95 -0.09..0.09 of the data's -0.72..0.72; W1 0.35 (floor {floor:.2f})"
+        f"luminance p5..p95 -0.09..0.09, data -0.72..0.72; W1 0.35 (floor {floor:.2f})"
     )
 
 

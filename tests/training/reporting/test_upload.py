@@ -120,13 +120,13 @@ def test_the_loss_of_a_run_that_went_on_is_that_of_a_whole_one(options, tmp_path
             {},
             {"HF_TOKEN": "hf_other"},
             {},
-            "landscapes cannot be made or written at the Hub: it answers 401, not authorized",
+            "landscapes cannot be created or written on the Hub: it answers 401, not authorized",
         ),
-        ({}, {}, {"repos/create": 500}, "written at the Hub: it answers 500; try again later. Check"),
-        ({}, {}, {"repos/create": 403, "preupload/main": 403}, "written at the Hub: it answers 403, forbidden"),
-        ({}, {}, {"preupload/main": 403}, "written at the Hub: it answers 403, forbidden"),
-        ({"hub_model_id": "acme/of/mine"}, {}, {}, "--hub_model_id='acme/of/mine' cannot be the name of a repo"),
-        ({"hub_model_id": "acme/-x"}, {}, {}, "cannot be the name of a repo"),
+        ({}, {}, {"repos/create": 500}, "written on the Hub: it answers 500; try again later. Check"),
+        ({}, {}, {"repos/create": 403, "preupload/main": 403}, "written on the Hub: it answers 403, forbidden"),
+        ({}, {}, {"preupload/main": 403}, "written on the Hub: it answers 403, forbidden"),
+        ({"hub_model_id": "acme/of/mine"}, {}, {}, "--hub_model_id='acme/of/mine' is not a valid repo name"),
+        ({"hub_model_id": "acme/-x"}, {}, {}, "is not a valid repo name"),
         ({}, {"HF_TOKEN": ""}, {}, "needs a token with write access: run `hf auth login`, or set HF_TOKEN"),
     ],
 )
@@ -169,14 +169,14 @@ def test_a_push_that_fails_leaves_the_result_and_is_repeated(pushed, hub, ending
     hub["failures"][ending] = status
     pushed |= {"luminance_images": 0, "validation_prompts": []}
     with pytest.raises(
-        TrainingError, match=rf"whole in .*could not be pushed: it answers {status}.*\. .*--resume"
+        TrainingError, match=rf"saved in .*could not be pushed: it answers {status}.*\. .*--resume"
     ) as failed:
         train(TrainingConfig(**pushed))
     assert files(hub["repos"]["acme/landscapes"]) == {}
     DiffusionPipeline.from_pretrained(pushed["output_dir"])
     hub["failures"].clear()
     if status == 401:  # by hand, as the message says
-        code = re.search(r"By hand: python -c '(.*)'$", str(failed.value))[1]
+        code = re.search(r"Manually: python -c '(.*)'$", str(failed.value))[1]
         exec(code, {})
     else:
         train(TrainingConfig(**pushed, resume=True))

@@ -56,7 +56,7 @@ def test_auto_stores_what_fits_and_says_so(own, monkeypatch, free, stored, capsy
 
 def test_what_is_asked_for_and_does_not_fit_is_an_error(own, monkeypatch):
     monkeypatch.setattr(embedding_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000))
-    with pytest.raises(ValueError, match=r"--cache=both needs 89.5 kB in .* 60 kB are free: name a --cache_dir"):
+    with pytest.raises(ValueError, match=r"--cache=both needs 89.5 kB in .* 60 kB are free: use a --cache_dir"):
         prepare(own, cache="both")
     assert prepare(own, cache="latents").samples.caches.keys() == {"latents"}
 
@@ -67,7 +67,7 @@ def test_measuring_stores_nothing_where_it_stays(own, capsys, tmp_path, monkeypa
     # a run of one step shows two images, the measurement of its speed all of them
     train(TrainingConfig(**{**own, "dry_run": True, "measure": True, "max_train_steps": 1}))
     text = capsys.readouterr().out
-    assert "measured: storing what is missing would take 0.0 hours" in text
+    assert "measured: computing the missing cache would take 0.0 hours" in text
     assert "images/s" in text
     assert not Path(own["cache_dir"]).exists()
     assert not Path(own["output_dir"]).exists()
@@ -89,7 +89,7 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
     moves = {}
     for part in task.embedding_cache.parts:
         moves[part.name] = ["cpu"]
-        monkeypatch.setattr(part.network, "to", lambda place, *_, made=moves[part.name]: made.append(str(place)))
+        monkeypatch.setattr(part.network, "to", lambda place, *_, made=moves[part.name], **__: made.append(str(place)))
 
     def places():
         return {name: made[-1] for name, made in moves.items()}

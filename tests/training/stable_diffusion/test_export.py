@@ -262,4 +262,4 @@ def test_a_flow_brings_the_sampler_of_our_loader_for_others(options, phi):
     assert other.default_guidance_rescale == phi
     assert torch.equal(generate(other, 3), generate(in_memory(load_pipeline(folder)), 3))
     does = "samples by `FlowMatchMultistepScheduler`" + (" and applies the rescale" if phi else "")
-    assert f"`custom_pipeline=` with the `pipeline.py` here, {does} by itself." in (folder / "README.md").read_text()
+    assert f"with the `pipeline.py` in this repo,\n{does} automatically." in (folder / "README.md").read_text()

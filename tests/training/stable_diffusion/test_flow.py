@@ -107,7 +107,7 @@ def test_stock_comes_to_the_law_of_a_gaussian(takes_generator, tolerances):
 
 
 def test_flow_models_of_other_kinds_have_no_stock_scheduler():
-    with pytest.raises(ValueError, match=r"invert_sigmas=True, .*no stock scheduler samples such a flow model"):
+    with pytest.raises(ValueError, match=r"invert_sigmas=True, .*no diffusers scheduler samples such a flow model"):
         stock_flow_scheduler(FlowMatchMultistepScheduler(invert_sigmas=True))
 
 
@@ -155,7 +155,7 @@ def test_a_base_is_asked_with_its_own_weights_at_x_s(options, base_folder, tmp_p
     unet = DiffusionPipeline.from_pretrained(base_folder).unet
     assert first_loss(options) == pytest.approx(step_by_hand(options, unet, base_folder), rel=1e-5)
     if scheduler != "epsilon":
-        with pytest.raises(ValueError, match="is a flow-matching model, which has no betas to predict v_prediction"):
+        with pytest.raises(ValueError, match="is a flow-matching model, which has no betas for v_prediction"):
             run(options, prediction_type="v_prediction", resume=False, output_dir=str(tmp_path / "v"))
 
 

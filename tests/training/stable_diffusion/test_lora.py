@@ -200,7 +200,7 @@ def test_disk_space_is_that_of_the_adapter(options, monkeypatch):
         free = 3 * size - missing  # two checkpoints and one on its way
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Disk(0, 0, free))
         if missing:
-            with pytest.raises(ValueError, match="make room"):
+            with pytest.raises(ValueError, match="free some space"):
                 run(options, cache="none")
         else:
             run(options, cache="none")
@@ -305,7 +305,7 @@ def test_the_plan_says_what_is_trained(options, capsys):
 
 
 def test_a_target_that_is_not_there_is_named_with_those_that_are(options):
-    with pytest.raises(ValueError, match=r"has no layer 'to_x'; choose of .*conv1, .*net.2, .*to_out.0, to_q"):
+    with pytest.raises(ValueError, match=r"has no layer 'to_x'; choose from .*conv1, .*net.2, .*to_out.0, to_q"):
         run(options, lora_target_modules=["to_q", "to_x"])
 
 
@@ -316,7 +316,7 @@ def test_a_base_that_was_saved_with_an_adapter_is_refused(options, base_folder, 
     unet.add_adapter(LoraConfig(target_modules=["to_q"]))
     unet.save_pretrained(base / "unet")
     for rank in ({}, {"lora_rank": None, "lora_alpha": None}):
-        with pytest.raises(ValueError, match=r"was saved with an adapter in it .*lora.*\.fuse_lora\(\)"):
+        with pytest.raises(ValueError, match=r"was saved with an adapter .*lora.*\.fuse_lora\(\)"):
             run(options, pretrained_model_name_or_path=str(base), **rank)
 
 
@@ -334,14 +334,14 @@ def test_another_adapter_is_another_run(options):
     for change in ({"lora_rank": 4}, {"lora_alpha": 2.0}, {"use_dora": True}, {"lora_target_modules": ATTENTION}):
         with pytest.raises(ValueError, match=f"as another run: --{next(iter(change))} was"):
             run(options, resume=True, **change)
-    with pytest.raises(ValueError, match=r"checkpoint is of other networks: .*lora"):
+    with pytest.raises(ValueError, match=r"checkpoint belongs to other networks: .*lora"):
         run(options, resume=True, force=True, use_dora=True)
 
 
 def test_a_folder_with_a_lora_is_not_trained_over(options):
     Path(options["output_dir"]).mkdir()
     save_file({"x": torch.zeros(1)}, Path(options["output_dir"], LORA_FILE))
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="already contains a run"):
         run(options)
-    with pytest.raises(ValueError, match="holds a finished run and no checkpoint"):
+    with pytest.raises(ValueError, match="contains a finished run without a checkpoint"):
         run(options, resume=True)

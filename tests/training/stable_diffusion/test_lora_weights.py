@@ -112,7 +112,7 @@ def test_a_dora_stays_one(photos, tmp_path):
     "changes", [{"lora_rank": 4}, {"lora_alpha": 2.0}, {"use_dora": True}, {"lora_target_modules": ["to_q"]}]
 )
 def test_what_the_file_says_cannot_be_asked_for(first, photos, tmp_path, changes):
-    with pytest.raises(ValueError, match=f"--{next(iter(changes))}=.*: --lora_weights has its own"):
+    with pytest.raises(ValueError, match=f"--{next(iter(changes))}=.*: --lora_weights already determines this"):
         config(tmp_path, photos, first, **changes)
 
 
@@ -136,5 +136,5 @@ def test_adapters_of_text_encoders_are_refused(photos, tmp_path):
     pipe = _adapted("1.5")
     add_adapter(pipe.text_encoder, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
     lora = save_lora(pipe, tmp_path / "both")
-    with pytest.raises(ValueError, match="changes text_encoder too, and only the UNet is trained here"):
+    with pytest.raises(ValueError, match="changes text_encoder too, but only the UNet is trained here"):
         StableDiffusionTask(config(tmp_path, photos, lora))

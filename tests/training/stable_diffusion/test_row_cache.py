@@ -193,7 +193,7 @@ def test_damage_in_a_known_shard_is_found_when_its_row_is_read_or_with_rehash(wr
         flip_unseen(shard, whole.find(VALUES["mean"][3].numpy().tobytes()))
     cache = opened()
     assert not cache.find_missing(CONTENTS)
-    with pytest.raises(ShardError, match=r"is damaged in row \d+: start again with --rehash"):
+    with pytest.raises(ShardError, match=r"is damaged in row \d+: restart with --rehash"):
         [cache[content] for content in CONTENTS]
     assert opened(rehash=True).find_missing(CONTENTS)
 

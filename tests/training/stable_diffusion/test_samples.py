@@ -271,7 +271,7 @@ def test_broken_images_are_left_out_on_request(options, damaged, capsys):
 
 def test_nothing_left_is_an_error(options, tmp_path):
     config = with_data(options, folder_of(tmp_path / "x", {"a.png": b"", "b.png": b"no"}), on_bad_image="skip")
-    with pytest.raises(ValueError, match="No image is left"):
+    with pytest.raises(ValueError, match="There are no images left"):
         check_images(open_images(config), config, progress=False)
 
 
@@ -282,7 +282,7 @@ def test_folder_without_captions_without_images_or_missing(options, tmp_path, im
     with pytest.raises(ValueError, match=r"10 images but no captions: add a metadata.jsonl .*00000.png"):
         open_images(with_data(options, bare))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         open_images(with_data(options, tmp_path / "empty"))
     with pytest.raises(OSError, match="does not exist"):
         open_images(with_data(options, tmp_path / "nowhere"))

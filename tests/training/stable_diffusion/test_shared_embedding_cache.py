@@ -1,5 +1,6 @@
 """Latents and text states stored by several processes, some of which are killed."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from child_processes import exit_code, start_ranks
+from diffusers import AutoencoderKL
 from embedding_caches import (
     Prepared,
     caption_all,
@@ -99,7 +101,7 @@ def test_each_process_stores_a_share(own, computed):
     task.plan_cache(accelerator, ranks[0], samples)
     for rank, processes in enumerate(ranks):
         processes.rank, processes.size = rank, 2
-    with pytest.raises(ValueError, match=r"5 of 10 .*name a --cache_dir that all processes share"):
+    with pytest.raises(ValueError, match=r"5 of 10 .*use a --cache_dir that all processes share"):
         task.embedding_cache.populate(accelerator, ranks[1], samples)
     assert computed == {"latents": 5}
     task.embedding_cache.populate(accelerator, ranks[0], samples)
@@ -120,8 +122,22 @@ def hash_slowly():
     dataset.ThreadPoolExecutor = lambda: ThreadPoolExecutor(1)
 
 
+def encode_slowly():
+    """One process computes latents for longer than others wait within a step."""
+    hash_slowly()
+    encode = AutoencoderKL.encode
+
+    def slow(*args):
+        time.sleep(4 if os.environ["RANK"] == "1" else 0)
+        return encode(*args)
+
+    AutoencoderKL.encode = slow
+
+
 @pytest.mark.full
-def test_others_wait_for_the_process_that_hashes_as_long_as_it_takes(own, tmp_path):
-    own = {**own, "max_train_steps": 1, "train_batch_size": 5}
-    ranks = start_ranks(own, tmp_path, prepare=hash_slowly)
-    assert [exit_code(rank) for rank in ranks] == [0, 0], (tmp_path / "rank1.log").read_text()
+@pytest.mark.parametrize("prepare", [hash_slowly, encode_slowly])
+@pytest.mark.parametrize("count", [2, 4])
+def test_others_wait_for_a_process_that_hashes_or_encodes_as_long_as_it_takes(own, tmp_path, count, prepare):
+    own = {**own, "max_train_steps": 1, "train_batch_size": 2}
+    ranks = start_ranks(own, tmp_path, prepare, count)
+    assert [exit_code(rank) for rank in ranks] == [0] * count, (tmp_path / "rank1.log").read_text()

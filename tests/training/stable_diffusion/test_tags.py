@@ -91,9 +91,9 @@ def test_a_resumed_run_on_tags_is_the_uninterrupted_one_with_latents_stored(tagg
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"keep_tags": 2}, "--keep_tags=2 keeps tags where they are moved or dropped"),
-        ({"shuffle_tags": True, "cache": "both"}, "--shuffle_tags makes other captions each time"),
-        ({"tag_dropout": 0.1, "cache": "text"}, "--tag_dropout=0.1 makes other captions each time"),
+        ({"keep_tags": 2}, "--keep_tags=2 has no effect without"),
+        ({"shuffle_tags": True, "cache": "both"}, "--shuffle_tags changes captions each time"),
+        ({"tag_dropout": 0.1, "cache": "text"}, "--tag_dropout=0.1 changes captions each time"),
         ({"tag_dropout": 1.5}, r"--tag_dropout=1.5 must lie in \[0, 1\]"),
     ],
 )

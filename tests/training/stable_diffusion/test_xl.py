@@ -260,16 +260,16 @@ def test_variants_of_sdxl_are_refused_with_the_reason(xl_options, xl_folder, tmp
             load_base(TrainingConfig(**{**xl_options, "pretrained_model_name_or_path": path}), "v_prediction", True)
 
     nothing = {"text_encoder": [None, None], "tokenizer": [None, None]}
-    refused(base_with(xl_folder, tmp_path / "refiner", **nothing), "the refiner of Stable Diffusion XL.*only text-to")
+    refused(base_with(xl_folder, tmp_path / "refiner", **nothing), "the refiner of SDXL.*only text-to")
     refused(with_unet(xl_folder, tmp_path / "inpaint", in_channels=9), "takes 9 channels for 4 of latents")
     refused(with_unet(xl_folder, tmp_path / "lcm", time_cond_proj_dim=8), "takes the guidance scale.*distilled")
     five = with_unet(xl_folder, tmp_path / "five", projection_class_embeddings_input_dim=48 + 5 * 8)
-    refused(five, "not told the caption and six numbers.*=88; expected 'text_time' and 96")
+    refused(five, "not conditioned like SDXL's on the caption and six numbers.*=88; expected 'text_time' and 96")
     shutil.copytree(xl_folder, tmp_path / "scaled")
     vae = AutoencoderKL.from_pretrained(tmp_path / "scaled" / "vae")
     vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     vae.save_pretrained(tmp_path / "scaled" / "vae")
-    refused(str(tmp_path / "scaled"), "scaled channel by channel")
+    refused(str(tmp_path / "scaled"), "scaled per channel")
 
 
 def test_every_network_tells_a_run_s_base(xl_options):

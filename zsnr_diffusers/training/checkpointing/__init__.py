@@ -1,1 +1,1 @@
-"""What survives of a run: checkpoints, its state, its folder and lock, and signals that end it."""
+"""Persistence of a run: checkpoints, its state, its folder and lock, and signals that stop it."""

@@ -1,8 +1,8 @@
-"""Checkpoints that are either whole or not there.
+"""Atomic checkpoints.
 
-A checkpoint is a folder of tensors in safetensors, numbers in JSON, and a manifest with size and SHA-256 of each file.
-It is written under another name, brought to the disk, and then renamed; nothing in it is pickled. What the tensors are
-is the business of `state`.
+A checkpoint is a folder with tensors in safetensors, numbers in JSON, and a manifest with size and SHA-256 of each
+file. It is written under a temporary name, flushed to disk, and then renamed; nothing in it is pickled. `state`
+defines the tensors.
 """
 
 import json
@@ -25,7 +25,7 @@ MANIFEST, NUMBERS = "manifest.json", "numbers.json"
 _NAME = re.compile(r"checkpoint-([0-9]{6,})")
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by the name of their file, without ending, and their own."""
+"""Tensors by file name, without extension, and tensor name."""
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -35,7 +35,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """Optimizer steps made at a checkpoint, by its name."""
+    """Number of optimizer steps of a checkpoint, from its name."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
@@ -44,13 +44,13 @@ def write_checkpoint(output_dir: Path, step: int, tensors: Tensors, numbers: Map
 
     Args:
         output_dir: folder of the run.
-        step: optimizer steps made.
-        tensors: to keep, on any device.
-        numbers: to keep, as JSON can express them.
-        limit: checkpoints to leave, the newest.
+        step: number of optimizer steps.
+        tensors: to save, on any device.
+        numbers: to save, JSON-serializable.
+        limit: number of newest checkpoints to keep.
 
     Raises:
-        TrainingError: a tensor is not finite, or the disk is full or fails; all checkpoints are as they were before.
+        TrainingError: a tensor is not finite, or writing failed; existing checkpoints are unchanged.
         OSError: an old one cannot be removed.
     """
     final = output_dir / f"checkpoint-{step:06d}"
@@ -75,8 +75,8 @@ def write_checkpoint(output_dir: Path, step: int, tensors: Tensors, numbers: Map
         shutil.rmtree(partial, ignore_errors=True)
         kept = [path.name for path in list_checkpoints(output_dir)[-1:]]
         raise TrainingError(
-            f"The checkpoint of step {step} could not be written: {error}. "
-            f"The last good one is {kept[0] if kept else 'none'}."
+            f"The checkpoint of step {step} could not be written: {error}. The last good one is "
+            f"{kept[0] if kept else 'none'}."
         ) from error
     for old in list_checkpoints(output_dir)[:-limit]:
         atomic_rmtree(old, _partial_name(old))
@@ -90,10 +90,10 @@ def read_checkpoint(checkpoint: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def latest_valid(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest valid checkpoint, None if there never was one, and what is wrong with each newer one.
+    """The newest valid checkpoint, None if there never was one, and the defect of each newer one.
 
     Raises:
-        ValueError: there are checkpoints, or were, and none is whole.
+        ValueError: there are or were checkpoints, but none is valid.
     """
     damaged: dict[Path, str] = {}
     for checkpoint in reversed(list_checkpoints(output_dir)):
@@ -105,13 +105,14 @@ def latest_valid(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
     if damaged or earlier:
         found = "; ".join([*(f"{path.name}: {defect}" for path, defect in damaged.items()), *earlier])
         raise ValueError(
-            f"No checkpoint in {output_dir} is whole ({found}). Put back a good copy, or remove them to start again."
+            f"No checkpoint in {output_dir} is valid ({found}). Restore a good copy, or remove them to start from the "
+            "beginning."
         )
     return None, damaged
 
 
 def find_corruption(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint by its manifest, None if it is as written; other files do not matter."""
+    """The defect of a checkpoint according to its manifest, or None; other files are ignored."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         step, files = manifest["step"], manifest["files"]
@@ -129,15 +130,15 @@ def find_corruption(checkpoint: Path) -> str | None:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
         if file_sha256(file) != digest:
-            return f"{name} has other contents than were written"
+            return f"{name} has changed since it was written"
     return None
 
 
 def quarantine(checkpoint: Path) -> Path:
-    """Rename a corrupt checkpoint, so that its name is free and nothing is lost.
+    """Rename a corrupt checkpoint, so that its name is available and nothing is lost.
 
     Returns:
-        Where it is now.
+        Its new path.
     """
     number = 1
     while (aside := checkpoint.with_name(f"{checkpoint.name}.broken{number if number > 1 else ''}")).exists():
@@ -146,7 +147,7 @@ def quarantine(checkpoint: Path) -> Path:
 
 
 def remove_partial_checkpoints(output_dir: Path) -> None:
-    """Remove checkpoints that a killed process left half-written or half-removed."""
+    """Remove incomplete checkpoints of a killed process."""
     for path in output_dir.glob(".checkpoint-*.partial"):
         shutil.rmtree(path)
 
@@ -162,6 +163,6 @@ def _check_finite(tensors: Tensors, step: int) -> None:
         for name, value in values.items():
             if not torch.isfinite(value).all():
                 raise TrainingError(
-                    f"After step {step}, {name} of {file} is not finite, so no checkpoint of it was written. Lower "
-                    "--learning_rate or lengthen --lr_warmup_steps, then --resume from the last one."
+                    f"After step {step}, {name} of {file} is not finite, so no checkpoint was written. Lower "
+                    "--learning_rate or increase --lr_warmup_steps, then --resume from the last one."
                 )

@@ -1,4 +1,4 @@
-"""A fingerprint of data and base, which changes where they are others than a run began with under the same name."""
+"""A fingerprint of data and base, which detects changes under the same name."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ from ..parameters import base_state_dict
 from ..task import Task
 
 Fingerprint = Mapping[str, Any]
-"""Anything that JSON can express, by what it is of."""
+"""JSON-serializable values, by name."""
 
 
 def compute_fingerprint(task: Task, usable_rows: Sequence[int]) -> Fingerprint:
-    """Hashes of a run's data, base networks and schedule, by which changes are noticed on resume.
+    """Hashes of a run's data, base networks and schedule, to detect changes on resume.
 
     Args:
         task: before training.

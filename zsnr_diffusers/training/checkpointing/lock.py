@@ -1,4 +1,4 @@
-"""One run per folder."""
+"""Lock that allows one run per folder."""
 
 import contextlib
 import errno
@@ -18,13 +18,13 @@ LOCK_FILE = ".lock"
 
 @contextlib.contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Hold a run's output folder against other processes; it is created if need be, and removed if still empty.
+    """Lock a run's output folder; it is created if necessary, and removed if still empty.
 
-    The lock is the system's and ends with the process, however that ends. Where the file system has no locks, the
-    file counts as long as the process that it names lives.
+    The operating system releases the lock when the process ends. On file systems without locks, the lock file is valid
+    while the process that it names is alive.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process has locked it.
         OSError: the folder cannot be written.
     """
     new = not folder.exists()
@@ -44,14 +44,14 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
 
 
 def _acquire_system_lock(file: Path) -> Callable[[], None]:
-    """Lock a run's lock file by `fcntl`, or by its existence where that fails; returns what releases it."""
+    """Lock a run's lock file with `fcntl`, or by its existence if that fails; returns a function that releases it."""
     if fcntl is None:
         return _acquire_lock_file(file)
     while True:
-        # Not "w": what the holder wrote must stay.
+        # Not "w": keep what the owner wrote.
         stream = file.open("a+")
         try:
-            # Not flock, which the workers of a data loader would inherit and outlive this process with.
+            # Not flock, which data loader workers would inherit and keep after this process ends.
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             stream.seek(0)
@@ -62,7 +62,7 @@ def _acquire_system_lock(file: Path) -> Callable[[], None]:
             return _acquire_lock_file(file)
         if _is_same_file(stream, file):
             break
-        stream.close()  # the holder before us removed it between our two steps
+        stream.close()  # the previous owner removed it in between
     stream.truncate(0)
     stream.write(_holder_record())
     stream.flush()
@@ -75,7 +75,7 @@ def _acquire_system_lock(file: Path) -> Callable[[], None]:
 
 
 def _acquire_lock_file(file: Path) -> Callable[[], None]:
-    """Hold a run's folder by the existence of its lock file; returns the function that releases it."""
+    """Lock a run's folder by the existence of its lock file; returns a function that releases it."""
     while True:
         try:
             stream = file.open("x")
@@ -91,10 +91,10 @@ def _acquire_lock_file(file: Path) -> Callable[[], None]:
 
 
 def _in_use_error(file: Path, holder: str) -> ValueError:
-    """The error for a run's folder that another process holds."""
+    """The error for a run's folder that another process has locked."""
     return ValueError(
         f"--output_dir={file.parent} is in use by process {holder or '(unknown)'}: wait for it, or choose another "
-        f"folder. If it runs no more, remove {file}."
+        f"folder. If it is no longer running, remove {file}."
     )
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, whether it has room, and the record of the run in it."""
+"""The folder of a run: checks of its owner and disk space, and the record of the run in it."""
 
 import json
 import shutil
@@ -17,19 +17,19 @@ from .fingerprint import Fingerprint
 CONFIG_FILE, FINGERPRINT_FILE = "training_config.yaml", "fingerprint.json"
 
 RESULTS = ("model_index.json", LORA_FILE)
-"""What a run writes last, of a pipeline and of a LoRA."""
+"""Files that a run writes last, for a pipeline and for a LoRA."""
 
 
 def check_run_folder(config: OutputConfig, identity: Mapping[str, Any]) -> None:
-    """Refuse an output folder that holds another run, or is the base's or the data's.
+    """Refuse an output folder that contains another run, or is the folder of the base or the data.
 
     Args:
         config: with the folder.
-        identity: options that a run cannot change on the way, by name.
+        identity: options that cannot change during a run, by name.
 
     Raises:
-        ValueError: the folder is that of the base or of the data; it holds a run and `--resume` was not passed, or it
-            holds a run of other options.
+        ValueError: it is the folder of the base or the data; it contains a run and `--resume` was not passed, or a run
+            with other options.
     """
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -38,8 +38,8 @@ def check_run_folder(config: OutputConfig, identity: Mapping[str, Any]) -> None:
         other = identity.get(option)
         if other and folder.exists() and folder.resolve() == Path(other).resolve():
             raise ValueError(
-                f"--output_dir={folder} is the folder of the {what}, --{option}={other}, which a run would write "
-                "into: choose another folder for what comes out."
+                f"--output_dir={folder} is the folder of the {what}, --{option}={other}, which a run would overwrite: "
+                "choose another output folder."
             )
     written, finished = folder / CONFIG_FILE, any((folder / name).exists() for name in RESULTS)
     found = list_checkpoints(folder)
@@ -47,10 +47,12 @@ def check_run_folder(config: OutputConfig, identity: Mapping[str, Any]) -> None:
         return
     if not config.resume:
         raise ValueError(
-            f"--output_dir={folder} already holds a run: pass --resume to continue it, or another folder."
+            f"--output_dir={folder} already contains a run: pass --resume to continue it, or another folder."
         )
     if finished and not found:
-        raise ValueError(f"{folder} holds a finished run and no checkpoint to continue from; choose another folder.")
+        raise ValueError(
+            f"{folder} contains a finished run without a checkpoint to continue from; choose another folder."
+        )
     before = _read_run_record(written)
     changed = [
         f"--{name} was {before[name]!r} and is now {value!r}"
@@ -76,14 +78,14 @@ def check_fingerprint(config: OutputConfig, now: Fingerprint) -> None:
 
 
 def check_disk_space(config: OutputConfig, size: int) -> None:
-    """Refuse to start if the disk cannot hold the checkpoints to keep and one being written.
+    """Refuse to start if the disk has no space for the checkpoints to keep and one being written.
 
     Args:
         config: with the folder and the number of checkpoints.
         size: of a checkpoint in bytes.
 
     Raises:
-        ValueError: with the space that is needed and the space that is free.
+        ValueError: with the required and the free space.
     """
     folder, limit = Path(config.output_dir), config.checkpoints_total_limit
     missing = max(1, limit + 1 - len(list_checkpoints(folder)))
@@ -91,9 +93,14 @@ def check_disk_space(config: OutputConfig, size: int) -> None:
     if missing * size > free:
         raise ValueError(
             f"--output_dir={folder} needs {missing * size / 1e9:,.2f} GB, for {missing} more checkpoints of "
-            f"{size / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free: make room, choose another folder, or lower "
-            f"--checkpoints_total_limit={limit}."
+            f"{size / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free: free some space, choose another folder, or "
+            f"lower --checkpoints_total_limit={limit}."
         )
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """Options of the run in a folder, by name, as `write_run_record` wrote them; empty if there is none."""
+    return _read_run_record(folder / CONFIG_FILE)
 
 
 def write_run_record(folder: Path, options: Mapping[str, Any], fingerprint: Fingerprint) -> None:
@@ -104,7 +111,7 @@ def write_run_record(folder: Path, options: Mapping[str, Any], fingerprint: Fing
         options: of the run, by name.
         fingerprint: of data and base.
     """
-    # Who goes on from this file shall not force by accident.
+    # Resuming from this file must not force by accident.
     write_text(folder / CONFIG_FILE, yaml.safe_dump({**options, "force": False}, sort_keys=False))
     write_json(folder / FINGERPRINT_FILE, fingerprint)
 
@@ -127,4 +134,4 @@ def _read_run_record(file: Path) -> dict[str, Any]:
         found = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
         return dict(found)
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read; put back a good copy or remove it: {error}") from error
+        raise ValueError(f"{file} cannot be read; restore a good copy or remove it: {error}") from error

@@ -1,4 +1,4 @@
-"""Checkpoints that are written by a thread while training goes on, each from a copy of the state."""
+"""Write checkpoints in a thread while training continues, each from a copy of the state."""
 
 import functools
 import threading
@@ -16,19 +16,18 @@ from ..fsdp import full_tensor, gather_full_tensors
 from .checkpoint import Tensors, write_checkpoint
 
 _SHARE_OF_FREE_MEMORY = 0.8
-"""That a copy of the state may take; previews and the loader need some, too."""
+"""Fraction of free memory for a copy of the state; previews and the loader need some too."""
 
 
 class CheckpointSaver:
-    """The checkpoints of a run: the main process writes them, one at a time, and all know of them.
+    """The checkpoints of a run: the main process writes them, one at a time, and informs the others.
 
-    What goes wrong in the thread is raised in all processes by the next `save` or `wait`.
+    Errors of the thread are raised in all processes by the next `save` or `wait`.
 
     Args:
         processes: of the run.
-        last: the newest whole checkpoint, None if there is none.
-        in_background: let a thread write. Where the host has no memory for a copy of the state, it is written at
-            once anyway.
+        last: the newest valid checkpoint, or None.
+        in_background: write in a thread. If the host has no memory for a copy of the state, training waits anyway.
     """
 
     def __init__(self, processes: Processes, last: Path | None, in_background: bool) -> None:
@@ -39,7 +38,7 @@ class CheckpointSaver:
 
     @property
     def failed(self) -> bool:
-        """Whether the thread of this process has failed; waits for nobody."""
+        """Whether the thread of this process has failed; does not wait."""
         return self._error is not None
 
     def save(
@@ -49,22 +48,22 @@ class CheckpointSaver:
 
         Args:
             folder: of the run.
-            step: optimizer steps made.
-            tensors: by file and name, sharded or not; they may change once this returns.
-            numbers: to keep, as JSON can express them.
-            checkpoints_total_limit: checkpoints to leave, the newest.
+            step: number of optimizer steps.
+            tensors: by file and name, sharded or not; they may change after this returns.
+            numbers: to save, JSON-serializable.
+            checkpoints_total_limit: number of newest checkpoints to keep.
 
         Raises:
-            TrainingError: this or the one before could not be written.
+            TrainingError: this or the previous one could not be written.
         """
         self.wait()
         with self._processes.sync_errors():
             background = self._processes.is_main and self._in_background and self._has_room(tensors)
-            # Whatever the main process does with them, all take part in putting sharded ones together.
+            # All processes take part in gathering sharded tensors.
             kept = self._copy(tensors) if background else gather_full_tensors(tensors, self._processes.is_main)
             write = functools.partial(write_checkpoint, folder, step, kept, numbers, checkpoints_total_limit)
             if background:
-                # Not one that keeps the process alive when it is to end at once.
+                # A daemon, so that it does not keep the process alive.
                 self._thread = threading.Thread(target=self._write, args=(write,), name="checkpoint", daemon=True)
                 self._thread.start()
             elif self._processes.is_main:
@@ -79,22 +78,22 @@ class CheckpointSaver:
         self._last = self._processes.run_on_main(self._finish)
 
     def settle(self) -> None:
-        """Wait in this process alone, whatever comes of it; for a run that ends by an error."""
+        """Wait in this process only, ignoring errors; for a run that ends with an error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def describe_last(self) -> str:
-        """The newest whole checkpoint in words, for messages, once this process is writing no other.
+        """Description of the newest valid checkpoint for messages, after waiting for the current one.
 
-        Processes that write none know of it since the last `save` or `wait`.
+        Processes that write none know it since the last `save` or `wait`.
         """
         self.settle()
         failed = f" ({self._error})" if self._error else ""
-        return (f"the last good checkpoint is {self._last}" if self._last else "there was no checkpoint yet") + failed
+        return (f"the last good checkpoint is {self._last}" if self._last else "there is no checkpoint yet") + failed
 
     def _finish(self) -> Path | None:
-        """Wait for the thread and raise what it met; the newest whole checkpoint."""
+        """Wait for the thread and raise its error; returns the newest valid checkpoint."""
         self.settle()
         if self._error is not None:
             error, self._error = self._error, None
@@ -102,14 +101,14 @@ class CheckpointSaver:
         return self._last
 
     def _write(self, write: Callable[[], Path]) -> None:
-        """Write in the thread, and keep what comes of it."""
+        """Write in the thread, and store the result."""
         try:
             self._last = write()
-        except Exception as error:  # whatever it is, the run has to hear of it
+        except Exception as error:  # any error must be reported to the run
             self._error = error
 
     def _has_room(self, tensors: Tensors) -> bool:
-        """Whether the host has memory for copies of these tensors, or holds some already."""
+        """Whether the host has memory for copies of these tensors, or has allocated them already."""
         if self._copies:
             return True
         size = sum(value.numel() * value.element_size() for values in tensors.values() for value in values.values())
@@ -117,14 +116,14 @@ class CheckpointSaver:
         if size > _SHARE_OF_FREE_MEMORY * free:
             tqdm.write(
                 f"Checkpoints of {size / 1e9:,.1f} GB are written while training waits: the host has "
-                f"{free / 1e9:,.1f} GB of memory free, too little for a copy of the state."
+                f"{free / 1e9:,.1f} GB of free memory, too little for a copy of the state."
             )
             self._in_background = False
             return False
         return True
 
     def _copy(self, tensors: Tensors) -> Tensors:
-        """Copies of full tensors in the host's memory, which the next ones will overwrite."""
+        """Copies of full tensors in host memory, which the next ones overwrite."""
         found: dict[str, dict[str, Tensor]] = {}
         for file, values in tensors.items():
             found[file] = {}

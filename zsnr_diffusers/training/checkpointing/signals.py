@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop, which the loop grants after its step."""
+"""Handle SIGTERM and SIGINT as a request to stop after the current step."""
 
 import os
 import signal
@@ -10,16 +10,16 @@ from typing import Any
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _ECHO_SECONDS = 1.0
-"""A cluster signals all processes of a job, and a launcher passes on what it got: that is one wish, not two."""
+"""A cluster signals all processes of a job, and a launcher forwards its signal: both are one request."""
 
 
 class StopSignals:
-    """While this context is open, the first signal is noted and the second ends the process at once.
+    """Inside this context, the first signal is recorded and the second ends the process immediately.
 
-    Only the main thread may listen; in another one nothing is received and nothing changes.
+    Signals can only be handled in the main thread; in another one, nothing changes.
 
     Args:
-        verbose: whether this process prints what it received.
+        verbose: whether this process prints received signals.
     """
 
     def __init__(self, verbose: bool = True) -> None:
@@ -36,17 +36,21 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # None stands for a handler that was not set in Python, which cannot be put back.
+            # None means a handler that was not set in Python, which cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal; end the process at the second, unless it is an echo of the first."""
+        """Record the first signal; end the process at the second, unless it is an echo of the first."""
         if not self.received:
             self.received, self._since = number, time.monotonic()
             if self._verbose:
                 name = signal.Signals(number).name
-                # Not print, which must not be entered twice.
-                os.write(2, f"\n{name}: stopping after this step, with a checkpoint; once more: at once\n".encode())
+                # Not print, which is not reentrant.
+                os.write(
+                    2,
+                    f"\n{name}: stopping after this step, with a checkpoint; signal again to stop "
+                    "immediately\n".encode(),
+                )
         elif time.monotonic() - self._since > _ECHO_SECONDS:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""What a run has to remember, by name: to be written and put back as it was, bit for bit, on any device.
+"""The state of a run, by name: saved and restored bit for bit, on any device.
 
-There are no states of random generators, since all randomness is a function of the seed and the place in the run. The
-learning rate and other settings of the optimizer are not kept either: they are those that the run continues with.
+It has no random generator states, since all randomness is a function of the seed and the position in the run. The
+learning rate and other optimizer settings are not saved either: the resumed run's settings apply.
 """
 
 from collections import defaultdict
@@ -24,11 +24,11 @@ class TrainingState:
     """The parts of a run that training changes.
 
     Args:
-        networks: that are trained, by name, outside of any wrapper; `unet` is among them.
-        optimizer: of the parameters of theirs that are trained.
-        ema: moving average of those of `unet`.
-        scaler: of losses, under float16.
-        group_values: what the optimizer remembers of a group of parameters, beside what it does of each.
+        networks: the trained networks, by name, without wrappers, including `unet`.
+        optimizer: of their trained parameters.
+        ema: EMA of the parameters of `unet`.
+        scaler: loss scaler for float16.
+        group_values: values of parameter groups that the optimizer updates itself.
     """
 
     networks: Mapping[str, nn.Module]
@@ -50,7 +50,7 @@ class TrainingState:
         return found
 
     def numbers(self) -> dict[str, Any]:
-        """All values of a checkpoint that are no tensors, as JSON can express them."""
+        """All values of a checkpoint except tensors, JSON-serializable."""
         found: dict[str, Any] = {}
         if self.ema is not None:
             found["ema_steps"] = self.ema.optimization_step
@@ -64,10 +64,10 @@ class TrainingState:
     def restore(self, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         """Restore what `tensors` and `numbers` returned, given as full tensors.
 
-        A moving average or a scaler that was not there before starts again, one that is no longer there is dropped.
+        A new EMA or scaler starts from the beginning; one that is no longer used is dropped.
 
         Raises:
-            ValueError: they are of other networks.
+            ValueError: they belong to other networks.
         """
         try:
             for name, network in self.networks.items():
@@ -78,7 +78,7 @@ class TrainingState:
                 for name, shadow in zip(self._ema_names(), self.ema.shadow_params, strict=True):
                     shadow.copy_(distribute_like(averaged[name], shadow))
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"the checkpoint is of other networks: {error}") from error
+            raise ValueError(f"the checkpoint belongs to other networks: {error}") from error
         if self.ema is not None:
             self.ema.optimization_step = numbers.get("ema_steps", 0)
         if self.scaler is not None and "scaler" in numbers:
@@ -122,14 +122,14 @@ class TrainingState:
         return [names[id(parameter)] for parameter in self._optimized_parameters()]
 
     def _ema_names(self) -> list[str]:
-        """Names of the parameters in the moving average, in its order."""
+        """Names of the parameters in the EMA, in its order."""
         return list(trainable_parameters(self.networks["unet"]))
 
 
 def _restore_state_value(parameter: Tensor, value: Tensor) -> Tensor | int:
-    """A value read from a checkpoint in the type, shard and layout that the optimizer's state of a parameter has.
+    """A value read from a checkpoint, with the dtype, shard and layout of the parameter's optimizer state.
 
-    A copy: what was read is a view of the file, which keeps it on the disk after its removal.
+    A copy, since the loaded value is a view of the file, which would keep it on disk after its removal.
     """
     if value.dtype == torch.int64 and value.ndim == 0:
         return int(value)

@@ -1,4 +1,4 @@
-"""Safetensors files that are written tensor by tensor and hashed on the way, so that nothing is read back for it."""
+"""Write safetensors files tensor by tensor and hash them in the same pass."""
 
 import hashlib
 import itertools
@@ -24,15 +24,16 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""Names that the format has for them, in the order in which the library writes them: the widest first, so that each
-number is aligned to its own width."""
+"""The format's names for dtypes, in the order of the library: the widest first, so that each number is aligned to its
+width.
+"""
 
 _ALIGNMENT = 8
-"""At which the tensors begin, in bytes; the header is padded with spaces."""
+"""Alignment of the first tensor, in bytes; the header is padded with spaces."""
 
 
 class FileFacts(NamedTuple):
-    """What a manifest has of a file."""
+    """A manifest's entry for a file."""
 
     size: int
     sha256: str
@@ -41,7 +42,7 @@ class FileFacts(NamedTuple):
 def write_tensor_file(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
     """Write tensors, on any device, into a safetensors file, byte for byte as `safetensors.torch.save_file` does.
 
-    That one returns no hash, and needs all tensors of a file in the host's memory at once.
+    The library function returns no hash, and needs all tensors of a file in host memory at once.
 
     Args:
         path: of the file.
@@ -49,7 +50,7 @@ def write_tensor_file(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
 
     Raises:
         OSError: it cannot be written.
-        ValueError: a tensor has a dtype that no checkpoint has had.
+        ValueError: a tensor has an unsupported dtype.
     """
     order = list(_DTYPES)
     ordered = sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
@@ -65,7 +66,7 @@ def write_tensor_file(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """What stands before the tensors of a file, which are in this order."""
+    """The header of a file with the tensors in this order."""
     facts, end = {}, 0
     for name, value in tensors.items():
         start, end = end, end + value.numel() * value.element_size()
@@ -76,5 +77,5 @@ def _header(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor in row-major order; no copy of one that lies so in the host's memory."""
+    """The values of a tensor in row-major order; without a copy if it is already so in host memory."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

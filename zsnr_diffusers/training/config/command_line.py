@@ -16,7 +16,7 @@ _ALIASES = {"rescale_betas_zero_snr": ("zero_snr",)}
 
 
 def add_options(parser: CommandParser, kind: type[Options]) -> None:
-    """Add an option for each field of a configuration; of those that are not given, nothing is parsed."""
+    """Add an option for each field of a configuration; omitted options do not appear in the parsed arguments."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         default = field.default if field.default_factory is dataclasses.MISSING else None
@@ -39,7 +39,7 @@ def add_options(parser: CommandParser, kind: type[Options]) -> None:
 
 
 def _written(default: Any) -> str:
-    """A default as one would write it on the command line."""
+    """A default in command-line syntax."""
     return ("no", "yes")[default] if isinstance(default, bool) else str(default)
 
 
@@ -66,16 +66,16 @@ def read_yaml(path: str, kind: type[Options]) -> dict[str, Any]:
     """Options of a `--config` file, with their names checked and YAML 1.1's misreadings repaired.
 
     Raises:
-        ValueError: no such file, no YAML, no options, an unknown name, or a value of another type.
+        ValueError: the file does not exist, is not YAML, has no options, an unknown name, or a value of a wrong type.
     """
     if not Path(path).is_file():
-        raise ValueError(f"--config {path}: there is no such file.")
+        raise ValueError(f"--config {path}: no such file.")
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(options, dict):
-        raise ValueError(f"--config {path} must hold options, one `name: value` per line.")
+        raise ValueError(f"--config {path} must contain options, one `name: value` per line.")
     hints = get_type_hints(kind)
     known = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     if unknown := sorted(set(options) - set(known), key=str):
@@ -102,5 +102,5 @@ def _repaired(name: str, value: Any, hint: Any, path: str) -> Any:
     try:
         return convert(value)
     except (ValueError, argparse.ArgumentTypeError) as error:
-        wanted = "whole number" if convert is int else "number" if convert is float else "yes or no"
-        raise ValueError(f"--{name}={value!r} in --config {path} is no {wanted}.") from error
+        wanted = "an integer" if convert is int else "a number" if convert is float else "yes or no"
+        raise ValueError(f"--{name}={value!r} in --config {path} is not {wanted}.") from error

@@ -1,4 +1,4 @@
-"""What a run is trained on, and where it may write what it computes of that."""
+"""Training data, and where values computed from it are stored."""
 
 import os
 from dataclasses import dataclass
@@ -10,108 +10,109 @@ from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, Options, option
 ONE_SOURCE = "Pass the data as one of --dataset_name, --train_data_dir, --train_shards and --data_mix."
 
 ENCODED_FILE = "encoded.json"
-"""What a folder of data that `zsnr encode` has finished holds."""
+"""File in a finished folder of `zsnr encode`."""
 _MOST_WORKERS = 8
-"""By default: they feed any one GPU, and each takes memory."""
+"""Default maximum: enough for any single GPU, and each worker needs memory."""
 
 
 def is_encoded(folder: str | None) -> bool:
-    """Whether a folder holds data that was encoded beforehand."""
+    """Whether a folder contains precomputed data."""
     return folder is not None and Path(folder, ENCODED_FILE).is_file()
 
 
 class Captions(NamedTuple):
-    """Where the captions of the data stand."""
+    """Column and file extension of captions."""
 
     column: str
     extension: str
-    """Of caption files beside the images of a folder."""
+    """Extension of caption files in an image folder."""
 
 
 @dataclass
 class FolderConfig(Options):
-    """Where a run may write."""
+    """Folders of a run."""
 
-    output_dir: str = option("outputs/zsnr", "Where the pipeline, checkpoints, previews and logs go.")
+    output_dir: str = option("outputs/zsnr", "Folder for the pipeline, checkpoints, previews and logs.")
     cache_dir: str | None = option(
         None,
-        "Where what is computed of the data once is stored; runs may share it, also at the same time. Default: "
-        "`cache` in --output_dir.",
+        "Folder for values computed once from the data; runs can share it, even at the same time. Default: `cache` "
+        "in --output_dir.",
     )
-    dry_run: bool = option(False, "Check everything, print what is not at its default and the plan, and stop.")
+    dry_run: bool = option(False, "Check everything, print changed options and the plan, and stop.")
 
     @property
     def cache_folder(self) -> Path:
-        """Folder of what is computed from the data once: `--cache_dir`, or `cache` in `--output_dir`."""
+        """Folder for values computed once from the data: `--cache_dir`, or `cache` in `--output_dir`."""
         return Path(self.output_dir, "cache") if self.cache_dir is None else Path(self.cache_dir)
 
 
 @dataclass
 class DataConfig(FolderConfig):
-    """What is trained on, in which order."""
+    """The training data and its order."""
 
     dataset_name: Annotated[str | None, IDENTITY] = option(
-        None, "Dataset of the Hub, or anything `datasets.load_dataset` opens."
+        None, "Dataset on the Hub, or anything that `datasets.load_dataset` opens."
     )
     train_data_dir: Annotated[str | None, IDENTITY] = option(
         None,
-        "Folder of images at any depth, instead of --dataset_name; layouts are below. A metadata.jsonl, .csv or "
-        ".parquet in it, or in folders of it, describes its images: file_name, relative to itself, beside other "
-        "columns. Of a folder that holds train/ beside test/ or validation/ and nothing else, train/ is used. Images "
-        "that are left out are counted, and some of them named.",
+        "Folder of images at any depth, instead of --dataset_name; see the layouts below. A metadata.jsonl, .csv or "
+        ".parquet in it or its subfolders describes the images: file_name, relative to the metadata file, and other "
+        "columns. If a folder contains only train/ and test/ or validation/, train/ is used. Skipped images are "
+        "counted and some are listed.",
     )
     train_shards: Annotated[str | None, IDENTITY] = option(
         None,
-        "Files read from where they lie, instead of --dataset_name: hf://datasets/me/photos/data/train-*.parquet, "
-        "s3://bucket/{0000..0127}.tar, /data/*.tar, or whatever fsspec opens. Parquet files hold columns, images as "
-        "bytes or as `datasets` writes them; row groups are read one by one, see --shard_cache_gb. Tars are in "
-        "WebDataset's layout, 0001.jpg beside 0001.txt or 0001.json; rows are read by range, so no disk has to hold "
-        "them. Before the start, only footers of parquet files and headers in tars are read, once, and stored in "
-        "--cache_dir. Images are not checked before the start: --on_bad_image counts when one comes up.",
+        "Files that are read remotely, instead of --dataset_name: hf://datasets/me/photos/data/train-*.parquet, "
+        "s3://bucket/{0000..0127}.tar, /data/*.tar, or anything that fsspec opens. Parquet files contain images as "
+        "bytes or in the format of `datasets`; row groups are read one by one, see --shard_cache_gb. Tars use "
+        "WebDataset's layout, 0001.jpg with 0001.txt or 0001.json; samples are read by byte range, so the data does "
+        "not need to fit on a disk. Before the start, only parquet footers and tar headers are read, once, and "
+        "stored in --cache_dir. Images are not checked before the start; --on_bad_image applies when one is read.",
     )
     shuffle_shards: Annotated[int, POSITIVE, IDENTITY] = option(
         16,
-        "Tars, or row groups of parquet files, whose rows are shuffled together: each epoch takes all of them in "
-        "another order, as many at a time. More mix better, fewer are kinder to caches between here and the data. "
-        "Rows of one should be mixed already.",
+        "Number of tars, or row groups of parquet files, whose samples are shuffled together; each epoch visits all "
+        "of them in a new order. More improve mixing, fewer improve caching. The samples within one should already "
+        "be mixed.",
     )
     shard_cache_gb: Annotated[float, NOT_NEGATIVE] = option(
         20.0,
-        "GB of --train_shards that are kept in --cache_dir, best on a local disk: row groups of parquet, decoded, and "
-        "copies of tars that lie elsewhere, of which rows are read by range until they are copied. The least "
-        "recently used make room. All processes of a machine share them, so each is read once per epoch, or once at "
-        "all if all fit. 0: nothing is written; every process and worker keeps --shuffle_shards row groups in memory, "
-        "and reads rows of tars by range.",
+        "GB of --train_shards to cache in --cache_dir, preferably on a local disk: decoded parquet row groups, and "
+        "copies of remote tars, whose samples are read by range until they are copied. The least recently used are "
+        "removed first. All processes of a machine share the cache, so each shard is read once per epoch, or only "
+        "once if all fit. 0: nothing is written; every process and worker keeps --shuffle_shards row groups in "
+        "memory, and reads tar samples by range.",
     )
     data_mix: Annotated[list[str], IDENTITY] = option(  # noqa: RUF009
         [],
-        "Several datasets in one run, each a folder of images or a dataset of the Hub with its weight: photos=0.7 "
-        "drawings=0.3. So many of 1,000 samples come from each, in random order, however many images it has; with "
-        "--aspect_ratio_buckets of 1,000 global batches.",
+        "Several datasets in one run, each a folder of images or a dataset on the Hub with its weight: photos=0.7 "
+        "drawings=0.3. Weights determine the number of samples from each per 1,000 samples (with "
+        "--aspect_ratio_buckets, per 1,000 global batches), in random order, independent of its size.",
     )
     image_column: str = option("image", "Column of the images.")
     resolution: Annotated[int | None, POSITIVE, IDENTITY] = option(
         None,
-        "Pixels per side; images are resized and centre-cropped. Default: the model's.",
+        "Pixels per side; images are resized and center-cropped. Default: the model's.",
     )
-    random_flip: bool = option(False, "Mirror half of the images.")
+    random_flip: bool = option(False, "Flip half of the images horizontally.")
     on_bad_image: Literal["fail", "skip"] = option(
         "fail",
-        "What to do about images that cannot be read: stop before training, or leave them out. Both name them. Those "
-        "of --train_shards are met on the way: fail ends with a checkpoint to continue from, skip shows the next row.",
+        "What to do about unreadable images: stop before training, or skip them. Both list them. In --train_shards "
+        "they are detected during training: fail stops with a checkpoint, skip uses the next sample.",
     )
     rehash: bool = option(
         False,
-        "Read all images and what is cached of them again at the start. Else those are not opened whose size and time "
-        "of last change are as they were when they were last read whole, which is noted in --cache_dir.",
+        "Read all images and their cached values again at the start. By default, images are not opened if their size "
+        "and modification time have not changed since they were last read, as recorded in --cache_dir.",
     )
     seed: Annotated[int, IDENTITY] = option(
-        0, "Decides on all randomness: same seed, same weights, however often a run was interrupted."
+        0, "Determines all randomness: the same seed gives the same weights, even if a run is interrupted."
     )
     dataloader_num_workers: Annotated[int | None, NOT_NEGATIVE] = option(
         None,
-        "Processes that read images for each process that trains; 0: it reads them itself, between steps. Default: on "
-        "Linux one for each core that falls to a process, 8 at most; elsewhere 0, since starting them takes seconds.",
+        "Number of data loading workers per training process; 0: the training process reads images itself, between "
+        "steps. Default: on Linux one per available core, at most 8; elsewhere 0, since starting workers takes "
+        "seconds.",
     )
 
     def __post_init__(self) -> None:
@@ -120,11 +121,11 @@ class DataConfig(FolderConfig):
             raise ValueError(ONE_SOURCE)
         names = [name for name, _ in self.mix_sources]
         if len(names) == 1 or len(set(names)) < len(names):
-            raise ValueError(f"--data_mix={self.data_mix} must name two or more datasets, each once.")
+            raise ValueError(f"--data_mix={self.data_mix} must name at least two different datasets.")
 
     @property
     def num_workers(self) -> int:
-        """`--dataloader_num_workers`, or its default for this machine and the processes that train on it."""
+        """`--dataloader_num_workers`, or its default for this machine and its training processes."""
         if self.dataloader_num_workers is not None:
             return self.dataloader_num_workers
         if not hasattr(os, "sched_getaffinity"):  # where processes are not forked
@@ -133,7 +134,7 @@ class DataConfig(FolderConfig):
 
     @property
     def has_data(self) -> bool:
-        """Whether a dataset, folder or shards are named; `--measure` runs without."""
+        """Whether a dataset, folder or shards are given; `--measure` runs without data."""
         return bool(self.dataset_name or self.train_data_dir or self.train_shards or self.data_mix)
 
     @property

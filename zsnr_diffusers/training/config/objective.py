@@ -1,4 +1,4 @@
-"""What a network learns: its prediction, the noise that it is trained at, and the weight of each noise level."""
+"""Training objective: prediction type, noise levels, and their loss weights."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -11,32 +11,32 @@ FLOW = "flow_prediction"
 
 @dataclass
 class FlowConfig(Options):
-    """Of flow matching alone: the flow times that are trained, and what becomes of a base that predicts v."""
+    """Options for flow matching: density of flow times, and conversion of a v-prediction base."""
 
     flow_time_sampling: Annotated[FlowTimeSampling, IDENTITY] = option(  # noqa: RUF009
         "logit_normal",
         "With --prediction_type flow_prediction, the density of flow time s, which is 0 at clean data and 1 at pure "
-        "noise. logit_normal: log(s / (1 - s)) is normal, by --logit_mean and --logit_std: Stable Diffusion 3's, and "
-        "--weighting_scheme logit_normal of diffusers' scripts. uniform: --weighting_scheme none there. snr: that of "
-        "the betas of the base, or of a new pixel-space network, at zero terminal SNR.",
+        "noise. logit_normal: log(s / (1 - s)) is normal, by --logit_mean and --logit_std: as in Stable Diffusion 3, "
+        "--weighting_scheme logit_normal in diffusers' scripts. uniform: --weighting_scheme none there. snr: the SNR "
+        "density of the betas of the base, or of a new pixel-space network, at zero terminal SNR.",
     )
     logit_mean: Annotated[float, IDENTITY] = option(
-        0.0, "Mean of logit_normal: above 0 trains more noise, which is where brightness and layout are."
+        0.0, "Mean of logit_normal: above 0 emphasizes high noise, which determines brightness and layout."
     )
     logit_std: Annotated[float, POSITIVE, IDENTITY] = option(1.0, "Standard deviation of logit_normal.")
     flow_shift: Annotated[float, POSITIVE, IDENTITY] = option(
         1.0,
-        "Multiplies sigma / alpha of every flow time, in training and in the scheduler that is saved: 3 in Stable "
-        "Diffusion 3, for large images.",
+        "Multiplies sigma / alpha of every flow time, in training and in the saved scheduler: 3 in Stable Diffusion "
+        "3, for large images.",
     )
     flow_through_bridge: Annotated[bool, IDENTITY] = option(
         False,
-        "For a base that predicts v at zero terminal SNR: train it as the flow model that it is by an exact "
-        "conversion. The network stays a v model on its betas, so it starts where the base is, only the loss and "
-        "the times are those of a flow model, and what is saved is a v pipeline. Default: the network becomes a flow "
-        "model itself, with the inputs x_s and 1000 s. Then a base that is one already starts where it is; one that "
-        "predicts v or epsilon starts from its weights, has new inputs to learn, and generates noise for the first "
-        "steps.",
+        "For a v-prediction base at zero terminal SNR: train it as the flow model to which it is exactly equivalent. "
+        "The network remains a v-prediction model with betas, so training starts from the base's behavior; only the "
+        "loss and the times are those of a flow model, and the result is a v-prediction pipeline. Default: the "
+        "network itself becomes a flow model, with the inputs x_s and 1000 s. A flow-matching base then keeps its "
+        "behavior; a base that predicts v or epsilon keeps only its weights, has to learn the new inputs, and "
+        "generates noise in the first steps of training.",
     )
 
     def describe_flow_times(self) -> str:
@@ -52,7 +52,7 @@ class FlowConfig(Options):
         """Refuse flow-matching options that would have no effect.
 
         Raises:
-            ValueError: options of flow matching without it, or of a density that was not chosen.
+            ValueError: options for flow matching without flow matching, or for another density.
         """
         defaults: dict[str, Any] = {"flow_time_sampling": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0}
         defaults |= {"flow_shift": 1.0, "flow_through_bridge": False}
@@ -60,54 +60,54 @@ class FlowConfig(Options):
         changed = {name: f"--{name}={value}" for name, value in values.items() if value != defaults[name]}
         if changed and not flow:
             raise ValueError(
-                f"{', '.join(changed.values())}: of flow matching alone; pass --prediction_type {FLOW}, or leave out "
-                "what is of it."
+                f"{', '.join(changed.values())}: only for flow matching; pass --prediction_type {FLOW}, or omit them."
             )
         idle = [text for name, text in changed.items() if name.startswith("logit_")]
         if idle and self.flow_time_sampling != "logit_normal":
             raise ValueError(
-                f"{', '.join(idle)}: of --flow_time_sampling logit_normal, and it is {self.flow_time_sampling}; leave "
-                "out one of them."
+                f"{', '.join(idle)}: only for --flow_time_sampling logit_normal, not {self.flow_time_sampling}; omit "
+                "one of them."
             )
 
 
 @dataclass
 class ObjectiveConfig(FlowConfig):
-    """What the network learns: prediction, schedule, weights of timesteps."""
+    """Training objective: prediction type, schedule, timestep weights."""
 
     prediction_type: Annotated[str, IDENTITY] = option(
         "v_prediction",
-        "What the UNet learns: v_prediction; flow_prediction, noise - x_0 at (1 - s) x_0 + s noise (rectified flow, "
-        "the kind of Stable Diffusion 3 and Flux), with the options of --flow_; or epsilon or sample to compare.",
+        "Prediction type of the UNet: v_prediction; flow_prediction, noise - x_0 at (1 - s) x_0 + s noise (rectified "
+        "flow, as in Stable Diffusion 3 and Flux), with the --flow_ options; or epsilon or sample for comparison.",
     )
     rescale_betas_zero_snr: Annotated[bool, IDENTITY] = option(
         True,
-        "Train on zero terminal SNR. False keeps the schedule as it is, to compare. Flow matching begins at pure "
+        "Train at zero terminal SNR. False keeps the original schedule, for comparison. Flow matching begins at pure "
         "noise anyway.",
     )
     loss_weighting: Annotated[
         Literal["constant", "min_snr_floored", "soft_min_snr_floored", "learned_uncertainty", "min_snr"], IDENTITY
     ] = option(
         "constant",
-        "Weight of each timestep in the loss. constant: 1 (the paper). min_snr_floored, soft_min_snr_floored: less "
-        "for timesteps of little noise, and still 1 for the last one under v-loss. learned_uncertainty: each loss "
-        "over its expected size, learned on the way (EDM2); what is then logged as loss may be negative. min_snr: "
-        "refused on zero terminal SNR, where the last timestep would have weight 0 and stay untrained. Each is the "
-        "same loss of x_0 whatever is predicted; constant is 1 for the error of the prediction itself.",
+        "Weight of each timestep in the loss. constant: 1 (the paper). min_snr_floored, soft_min_snr_floored: lower "
+        "for timesteps with little noise, but still 1 for the last one with v-prediction. learned_uncertainty: each "
+        "loss divided by its learned expected value (EDM2); the logged loss can then be negative. min_snr: refused "
+        "at zero terminal SNR, where the last timestep would have weight 0 and remain untrained. Each is the same "
+        "x_0 loss for every prediction type; constant is 1 for the error of the prediction itself.",
     )
     snr_gamma: Annotated[float, POSITIVE, IDENTITY] = option(
-        5.0, "SNR above which timesteps weigh less in the min_snr weightings."
+        5.0, "SNR above which the min_snr weightings reduce the weight."
     )
     timestep_sampling: Annotated[Literal["uniform", "stratified", "antithetic"], IDENTITY] = option(
         "uniform",
-        "How timesteps are drawn; each is uniform over all of them, and each flow time over the quantiles of its "
-        "density. uniform: independently. stratified: one from each part of an even division, over the global batch "
-        "of a step. antithetic: in pairs t and T - 1 - t. The last two make the loss of a step vary less.",
+        "How timesteps are sampled; each is uniformly distributed (flow times: over the quantiles of their density). "
+        "uniform: independently. stratified: one from each of equal strata, over the global batch of a step. "
+        "antithetic: in pairs t and T - 1 - t. The last two reduce the variance of the loss.",
     )
     noise_offset: Annotated[float, NOT_NEGATIVE, IDENTITY] = option(
         0.0,
-        "Standard deviation of noise that each channel gets as a whole, to compare: another remedy for images of "
-        "medium brightness, refused on zero terminal SNR, which replaces it: there the last timestep must be N(0, I).",
+        "Standard deviation of a constant noise offset per channel, for comparison: another remedy for medium "
+        "brightness. Refused at zero terminal SNR, which makes it unnecessary and requires N(0, I) at the last "
+        "timestep.",
     )
 
     def __post_init__(self) -> None:
@@ -126,45 +126,45 @@ class ObjectiveConfig(FlowConfig):
 
     @property
     def network_prediction(self) -> str:
-        """Prediction type of the network itself, and so of the saved model."""
+        """Prediction type of the network itself, and thus of the saved model."""
         return "v_prediction" if self.flow_through_bridge else self.prediction_type
 
     def _check_flow(self) -> None:
-        """Refuse options that flow matching cannot have."""
+        """Refuse options that are not compatible with flow matching."""
         check_shift(self.flow_shift)
         if not self.rescale_betas_zero_snr:
             raise ValueError(
-                "--rescale_betas_zero_snr=False is of betas, and flow matching has none: flow time 1 is pure noise. "
-                f"Leave it out with --prediction_type {FLOW}."
+                "--rescale_betas_zero_snr=False applies to betas, but flow matching has none: flow time 1 is pure "
+                "noise. Omit it with --prediction_type {FLOW}."
             )
         if self.loss_weighting == "min_snr":
             raise ValueError(
-                "--loss_weighting=min_snr gives flow time 1, pure noise, weight 0. What holds for flow matching is "
-                "constant, min_snr_floored, soft_min_snr_floored and learned_uncertainty."
+                "--loss_weighting=min_snr gives flow time 1, pure noise, weight 0. For flow matching, use constant, "
+                "min_snr_floored, soft_min_snr_floored or learned_uncertainty."
             )
         if self.noise_offset:
             raise ValueError(
-                f"--noise_offset={self.noise_offset} cannot be used with flow matching: at flow time 1 there would be "
-                "noise of another distribution than N(0, I), from which sampling starts. Leave it out: pure noise at "
-                "the start does what the offset is for."
+                f"--noise_offset={self.noise_offset} cannot be used with flow matching: the noise at flow time 1 "
+                "would not be N(0, I), from which sampling starts. Omit it: starting from pure noise already solves "
+                "the problem."
             )
 
     def check_schedule(self, zero_terminal_snr: bool) -> None:
-        """Refuse a loss weighting or noise offset that zero terminal SNR cannot have.
+        """Refuse a loss weighting or noise offset that is not compatible with zero terminal SNR.
 
         Raises:
-            ValueError: with the value and what to do instead.
+            ValueError: with the value and the remedy.
         """
         check_loss_weighting(self.loss_weighting, zero_terminal_snr, self.snr_gamma)
         if self.noise_offset and zero_terminal_snr:
             raise ValueError(
-                f"--noise_offset={self.noise_offset} cannot be used at zero terminal SNR: the last timestep would be "
-                "noise of another distribution than N(0, I), from which sampling starts. Zero terminal SNR does what "
-                "the offset is for: leave it out; to compare, pass --rescale_betas_zero_snr=False."
+                f"--noise_offset={self.noise_offset} cannot be used at zero terminal SNR: the noise at the last "
+                "timestep would not be N(0, I), from which sampling starts. Omit it, since zero terminal SNR already "
+                "solves the problem; for a comparison, pass --rescale_betas_zero_snr=False."
             )
 
     def describe_loss(self) -> str:
-        """The training loss in words, for the model card."""
+        """Description of the training loss, for the model card."""
         weight = "weight 1 at every timestep"
         if self.loss_weighting != "constant":
             gamma = f" with gamma {self.snr_gamma:g}" if "min_snr" in self.loss_weighting else ""

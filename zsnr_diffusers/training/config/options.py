@@ -7,9 +7,11 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import yaml
 
+from ...utils.command_line import did_you_mean, nearest
+
 
 class Range(NamedTuple):
-    """The values that a number may have; None is in every range."""
+    """Allowed values of a number; None is always allowed."""
 
     holds: Callable[[Any], bool]
     must: str
@@ -20,7 +22,7 @@ NOT_NEGATIVE = Range(lambda value: value >= 0, "must not be negative")
 SHARE = Range(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
 
 IDENTITY = "identity"
-"""Of an option that a run cannot change on the way without becoming another run."""
+"""Marks options that cannot change when a run is resumed."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -33,10 +35,10 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass
 class Options:
-    """A dataclass of options, of which each is checked against its range and its choices.
+    """A dataclass of options, each checked against its range and choices.
 
-    Parts of a configuration inherit from it and check in `__post_init__` what their own options have to do with each
-    other, after their parent's.
+    Parts of a configuration inherit from it and check the compatibility of their options in `__post_init__`, after
+    their parent's.
 
     Raises:
         ValueError: an option is out of range or unknown.
@@ -58,10 +60,10 @@ class Options:
         return {name: getattr(self, name) for name in self.identity()}
 
     def to_yaml(self, changed_only: bool = False) -> str:
-        """The run's options as the YAML that `--config` reads.
+        """The run's options as YAML for `--config`.
 
         Args:
-            changed_only: leave out those at their default.
+            changed_only: omit options at their default.
         """
         values = dataclasses.asdict(self)
         if changed_only:
@@ -71,7 +73,7 @@ class Options:
 
 
 def _default(one: "dataclasses.Field[Any]") -> Any:
-    """The value that an option has if it is not given."""
+    """The default value of an option."""
     return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
 
 
@@ -80,14 +82,16 @@ def _check_option(name: str, kind: Any, value: Any) -> None:
     if value is None:
         return
     if (choices := _literal_choices(kind)) and value not in choices:
-        raise ValueError(f"--{name}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")
+        names = [*map(str, choices)]
+        meant = did_you_mean(nearest(str(value), names))
+        raise ValueError(f"--{name}={value!r} is unknown; choose one of {', '.join(names)}{meant or '.'}")
     for limit in getattr(kind, "__metadata__", ()):
         if isinstance(limit, Range) and not limit.holds(value):
             raise ValueError(f"--{name}={value} {limit.must}.")
 
 
 def _literal_choices(kind: Any) -> tuple[Any, ...]:
-    """Values of a `Literal` option, also an optional one; argparse checks only the command line."""
+    """Values of a `Literal` option, including optional ones; argparse checks only the command line."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     return next(filter(None, map(_literal_choices, get_args(kind))), ()) if get_origin(kind) is not None else ()

@@ -1,4 +1,4 @@
-"""What a run writes."""
+"""Output options of a run."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,12 +9,12 @@ from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, option
 
 @dataclass
 class OutputConfig(FolderConfig):
-    """What a run writes, and when: checkpoints, images on the way, logs, the Hub."""
+    """Output options: checkpoints, previews, logs, the Hub."""
 
     checkpointing_steps: Annotated[int, POSITIVE] = option(500, "Steps between checkpoints.")
-    checkpoints_total_limit: Annotated[int, POSITIVE] = option(2, "Checkpoints kept, the newest.")
+    checkpoints_total_limit: Annotated[int, POSITIVE] = option(2, "Number of newest checkpoints to keep.")
     resume: bool = option(False, "Continue from the newest checkpoint in --output_dir, or start if there is none.")
-    force: bool = option(False, "Resume although data, base, seed or schedule are not those that the run began with.")
+    force: bool = option(False, "Resume even if data, base, seed or schedule have changed.")
     validation_steps: Annotated[int, POSITIVE] = option(500, "Steps between previews.")
     validation_rows: Annotated[int | None, POSITIVE, IDENTITY] = option(
         None,
@@ -24,42 +24,41 @@ class OutputConfig(FolderConfig):
     )
     validation_loss_steps: Annotated[int, POSITIVE] = option(
         500,
-        "Steps between measurements of the loss on --validation_rows, with the weights that are saved (the moving "
-        "average, if there is one): without weights of timesteps, at the middle of each tenth of all timesteps "
+        "Steps between measurements of the loss on --validation_rows, with the weights that are saved (the EMA, if "
+        "there is one): without weights of timesteps, at the middle of each tenth of all timesteps "
         "(validation_loss/t050, ...; their mean is validation_loss) and at the last one (validation_loss/last), each "
         "time with the same noise, captions and crops. In the logs, in validation_loss.json and .png.",
     )
     luminance_images: Annotated[int, NOT_NEGATIVE] = option(
         32,
-        "Images that are generated with each preview, without guidance, for captions or classes drawn from the data, "
-        "the same each time. Their mean luminance beside the data's shows when the conversion is done: a line on the "
-        "terminal, luminance/p5, p95 and w1 in the logs, a histogram beside the preview, luminance.png over steps. "
-        "Step 0 is the base as it came. 0 for none.",
+        "Number of images generated with each preview to measure luminance, without guidance, for a fixed set of "
+        "captions or classes from the data. Comparing their mean luminance with the data's shows when the conversion "
+        "is complete: a line on the terminal, luminance/p5, p95 and w1 in the logs, a histogram next to the preview, "
+        "luminance.png over steps. Step 0 is the unchanged base. 0 for none.",
     )
     num_inference_steps: Annotated[int, POSITIVE] = option(30, "Sampling steps of the previews.")
     logging_steps: Annotated[int, POSITIVE] = option(
         50,
-        "Steps between logs of the loss by timestep, without weights: in ten bins (loss/t000-099, ...) and at the "
-        "last timestep alone (loss/last), each a mean since the log before.",
+        "Steps between logs of the unweighted loss by timestep: in ten bins (loss/t000-099, ...) and at the last "
+        "timestep (loss/last), each a mean since the previous log.",
     )
     report_to: str = option(
         "tensorboard",
-        "Tracker: tensorboard (in output_dir/logs), wandb or another of accelerate's, which has to be installed; all "
-        "that are; or none.",
+        "Tracker: tensorboard (in output_dir/logs), wandb or another one of accelerate, which must be installed; all "
+        "(installed ones); or none.",
     )
     push_to_hub: bool = option(
         False,
-        "Upload the result to the Hub when it is whole on the disk, without checkpoints, caches and logs. Token and "
-        "repo are checked before the first step; if the upload fails, the result stays and the command to repeat it "
-        "is printed.",
+        "Upload the finished result to the Hub, without checkpoints, caches and logs. Token and repo are checked "
+        "before the first step; if the upload fails, the result is kept and the command to repeat it is printed.",
     )
     hub_model_id: str | None = option(
-        None, "Repo to push to, made if need be: owner/name, or a name. Default: that of --output_dir."
+        None, "Repo to push to, created if necessary: owner/name, or a name. Default: the name of --output_dir."
     )
-    hub_private_repo: bool = option(False, "Make that repo a private one; one that exists stays as it is.")
+    hub_private_repo: bool = option(False, "Create the repo as private; an existing repo is not changed.")
     measure: bool = option(
         False,
-        "With --dry_run: also time some steps, on noise if no data is named, and project the time of all.",
+        "With --dry_run: also time some steps, on noise if no data is given, and estimate the total time.",
     )
 
     def __post_init__(self) -> None:

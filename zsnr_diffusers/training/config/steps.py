@@ -1,4 +1,4 @@
-"""What a step of a run is: its update of the weights, and how it is computed."""
+"""Options of a training step: weight updates and computation."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ _LEAST_OF_PRODIGY = 0.01
 
 @dataclass
 class OptimizationConfig(Options):
-    """How the weights change: steps, batches, learning rate, optimizer, moving average."""
+    """Weight updates: steps, batches, learning rate, optimizer, EMA."""
 
     max_train_steps: Annotated[int, POSITIVE] = option(10_000, "Optimizer steps.")
     train_batch_size: Annotated[int, POSITIVE] = option(8, "Images per process and forward pass.")
@@ -20,11 +20,11 @@ class OptimizationConfig(Options):
     learning_rate: Annotated[float, POSITIVE] = option(1e-5, "Learning rate.")
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"
-    ] = option("constant_with_warmup", "Schedule of the learning rate, as in diffusers.")
+    ] = option("constant_with_warmup", "Learning rate schedule, as in diffusers.")
     lr_warmup_steps: Annotated[int | None, NOT_NEGATIVE] = option(
         None,
-        "Steps over which the learning rate rises from 0, if its schedule has a warm-up. Default: 500, or a tenth of "
-        "--max_train_steps in a run of up to 500.",
+        "Steps over which the learning rate increases from 0, if its schedule has a warmup. Default: 500, or a tenth "
+        "of --max_train_steps in a run of up to 500.",
     )
     optimizer: Annotated[Literal["adamw", "adafactor", "lion", "prodigy"], IDENTITY] = option(
         "adamw",
@@ -42,12 +42,12 @@ class OptimizationConfig(Options):
         1e-2, "Weight decay, of all optimizers; with 0 AdamW is Adam."
     )
     use_8bit_adam: bool = option(
-        False, "AdamW's two moments in 8 bits each, by bitsandbytes: 2 bytes per weight in place of 8."
+        False, "AdamW's two moments in 8 bits each, by bitsandbytes: 2 bytes per weight instead of 8."
     )
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = option(1.0, "Gradients are clipped to this norm; 0: they are not.")
     full_bf16: bool = option(
         False,
-        "Keep the weights themselves in bfloat16, and gradients with them: 4 bytes per weight in place of 8. Updates "
+        "Keep the weights themselves in bfloat16, and gradients with them: 4 bytes per weight instead of 8. Updates "
         "are computed in float32 and rounded at random, up or down in proportion to the distance, since those of "
         "fine-tuning are smaller than half of bfloat16's last digit and would be lost. With --mixed_precision bf16 "
         "and --ema_decay 0.",
@@ -60,30 +60,32 @@ class OptimizationConfig(Options):
     )
     nan_skip: Annotated[int, NOT_NEGATIVE] = option(
         0,
-        "How many steps in a row may be left out because the loss or the gradients are NaN or infinite.",
+        "How many consecutive steps may be skipped because the loss or the gradients are NaN or infinite.",
     )
     ema_decay: Annotated[float, SHARE] = option(
         0.9999,
-        "Decay of the moving average of the weights, which is what is saved; 0 for none.",
+        "Decay of the EMA of the weights, which is saved as the result; 0 for none.",
     )
     ema_warmup: bool = option(
-        True, "Let the decay rise to its value, so that the first weights are soon forgotten. False: constant."
+        True,
+        "Increase the EMA decay gradually to its value, so that the initial weights are forgotten quickly. False: "
+        "constant.",
     )
     ema_update_interval: Annotated[int, POSITIVE] = option(
         1,
-        "Steps between updates of the moving average, each by the decay of all steps since the last; what is saved "
-        "may lack the last few.",
+        "Steps between EMA updates, each with the decay of all steps since the last; the result may not include the "
+        "last few steps.",
     )
     ema_device: Literal["accelerator", "cpu"] = option(
         "accelerator",
-        "Where the moving average is. cpu: in the host's memory, which saves the GPU 4 bytes per trained weight; each "
-        "update then waits for a copy of the weights, so pass --ema_update_interval, of 50 or so.",
+        "Device of the EMA. cpu: in host memory, which saves 4 bytes of GPU memory per trained weight; each update "
+        "then waits for a copy of the weights, so also pass --ema_update_interval, about 50.",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr_warmup_steps is None:
-            # Resolved here, so that it is written down: a run that continues from its file keeps its warm-up.
+            # Resolved here, so that it is saved: a run resumed from its file keeps its warmup.
             fits = self.max_train_steps > _WARMUP_STEPS
             self.lr_warmup_steps = _WARMUP_STEPS if fits else self.max_train_steps // 10
         self._check_optimizer()
@@ -149,33 +151,57 @@ class OptimizationConfig(Options):
 class ComputeConfig(Options):
     """How steps are computed: precision, memory, compilation, processes."""
 
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Arithmetic of the forward pass; the weights stay float32. Default: what accelerate is configured for."
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] | None = option(
+        None,
+        "Arithmetic of the forward pass; the weights stay float32. auto: on a GPU bf16, or fp16 if it has no bf16; on "
+        "a CPU bf16 if a trial of a second finds it faster. What it found is written down, and kept on --resume; "
+        "another machine may find something else, so the same seed then gives other weights. Default: what accelerate "
+        "is configured for.",
     )
     allow_tf32: bool = option(
         False,
-        "Let matrix products in float32 round their factors to TF32 on GPUs that have it (Ampere and later). Off as "
-        "in torch; under bf16 or fp16 there is little left that it could speed up. Convolutions use it anyway.",
+        "Allow TF32 for float32 matrix products on GPUs that support it (Ampere and later). Off by default, as in "
+        "torch; with bf16 or fp16 it has little effect. Convolutions use it anyway.",
     )
     channels_last: bool = option(
-        False, "Keep weights in the memory layout that convolutions on tensor cores want; files have the usual one."
+        False, "Keep weights in the memory layout for convolutions on tensor cores; saved files have the usual layout."
     )
-    compile: Literal["none", "blocks", "network"] = option(
-        "none",
+    compile: Literal["auto", "none", "blocks", "network"] = option(
+        "auto",
         "torch.compile, which takes minutes before the first step. blocks: the transformer blocks, once for all of a "
-        "kind. network: all of it.",
+        "kind. network: all of it. auto: blocks on an NVIDIA or AMD GPU in runs of 1,000 steps or more, if the "
+        "compiler works there and --sharding is none; else none.",
     )
     sharding: Literal["none", "optimizer", "parameters"] = option(
         "none",
-        "What several processes divide among them, to save memory (FSDP2). none: each has all. optimizer: gradients, "
-        "optimizer state and moving average, at hardly more traffic (ZeRO-2); gradients of accumulated passes are "
-        "whole until the last. parameters: also the network's, which are gathered block by block as they are needed, "
-        "and gradients after each pass (ZeRO-3). Under bf16, parameters are gathered in it, norms among them. "
-        "Checkpoints are the same, so a run can continue with another choice.",
+        "What to shard over processes to save memory (FSDP2). none: nothing. optimizer: gradients, optimizer state "
+        "and EMA, with little additional communication (ZeRO-2); gradients of accumulated passes are not sharded "
+        "until the last. parameters: also the parameters, which are gathered block by block when needed, and "
+        "gradients after each pass (ZeRO-3). With bf16, parameters including norms are gathered in bf16. Checkpoints "
+        "are identical, so a run can be resumed with another choice. Default: accelerate's FSDP2 settings, or "
+        "none.",
+    )
+    dp_replicate_size: Annotated[int, POSITIVE] = option(
+        1,
+        "With --sharding, number of groups of processes that have a copy each, sharded within the group (hybrid "
+        "sharding, HSDP). With one group per machine, only gradients are communicated between machines.",
+    )
+    fsdp_offload_params: bool = option(
+        False,
+        "With --sharding, keep the shards in host memory, where the optimizer then computes; weights are copied to "
+        "the GPU layer by layer. Slow; use it only if memory is short otherwise.",
     )
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
     async_checkpointing: bool = option(
         True,
-        "Write checkpoints while training goes on, from a copy of the state in the memory of the main process's host, "
-        "which takes as much as a checkpoint on the disk. False, or where so much is not free: training waits.",
+        "Write checkpoints while training continues, from a copy of the state in the main process's host memory, "
+        "which needs as much memory as the checkpoint's size. False, or without enough free memory: training waits.",
     )
+
+    def shards_over(self, processes: int) -> int:
+        """How many processes share one copy of what is trained; 0 if nothing is sharded.
+
+        Offloading shards over one process too.
+        """
+        shards = self.sharding != "none" and (processes > 1 or self.fsdp_offload_params)
+        return processes // self.dp_replicate_size if shards else 0

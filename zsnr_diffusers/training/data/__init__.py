@@ -1,1 +1,1 @@
-"""Data of a run: images and captions out of folders, datasets and shards (tars, parquet files), as batches."""
+"""Training data: images and captions from folders, datasets and shards (tars, parquet files), as batches."""

@@ -12,21 +12,21 @@ from .row_values import ImageSizes
 from .transforms import Size
 
 _LONGEST = 4
-"""Times as long as wide; SDXL was trained on as much (Podell et al. 2023, arXiv:2307.01952, appendix I)."""
+"""Largest aspect ratio, as in the training of SDXL (Podell et al. 2023, arXiv:2307.01952, appendix I)."""
 _STEPS = 16
-"""Steps of a side in which a square's side could be divided: more would make buckets that few images share."""
+"""Number of steps per side of the square: more would create buckets with few images."""
 
 
 def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
     """Sizes of aspect-ratio buckets: a square, and portrait and landscape rectangles of at most its area.
 
-    Sides differ from `resolution` by a whole number of steps, of a sixteenth of it or, if that is more, `multiple`,
-    rounded up to whole multiples. To each long side, up to four times the short one, belongs the longest short side
-    that keeps the area. At 1024 that is what SDXL was trained on, but for sizes of less area between these.
+    Sides differ from `resolution` by a multiple of a step: a sixteenth of it, at least `multiple`, rounded up to a
+    multiple of `multiple`. Each long side, up to four times the short one, has the longest short side that keeps the
+    area. At 1024, these are the sizes of SDXL's training, except for intermediate sizes with a smaller area.
 
     Args:
         resolution: sides of the square, a multiple of `multiple`.
-        multiple: that all sides must be of.
+        multiple: divisor of all sides.
     """
     step = multiple * -(-resolution // (_STEPS * multiple))
     sizes = [(resolution, resolution)]
@@ -39,11 +39,11 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
 
 
 def nearest_bucket(size: Size, buckets: Iterable[Size]) -> Size:
-    """The bucket whose aspect ratio is nearest to an image's in the logarithm; the first of two as near."""
+    """The bucket with the closest log aspect ratio to an image's; the first one in a tie."""
     height, width = size
 
     def distance(bucket: Size) -> float:
-        # The ratio of the two aspect ratios, a quotient of whole numbers: no machine rounds it otherwise.
+        # The ratio of the two aspect ratios, a quotient of integers: rounded identically on all machines.
         a, b = height * bucket[1], width * bucket[0]
         return max(a, b) / min(a, b)
 
@@ -71,23 +71,22 @@ def round_up_to_batches(count: int, batch: int) -> int:
 
 
 def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generator) -> Sequence[int]:
-    """The rows of an epoch in random order, each batch of one group.
+    """The rows of an epoch in random order, where all rows of a batch come from one group.
 
-    Every row comes once, and some of a group once more, or more often than that where it is smaller than a batch, to
-    fill up its last batch; which ones is random.
+    Every row appears once; random rows are repeated to fill a group's last batch.
 
     Args:
         groups: of rows.
-        batch: samples in a batch, all of one group; 1 if rows need not be kept together.
+        batch: samples in a batch, all of one group; 1 if rows need not be grouped.
         draw: all that is random.
 
     Returns:
-        Whole batches, one after the other.
+        Complete batches, concatenated.
     """
     parts = []
     for group in groups:
         shuffled = np.asarray(group, np.int64)[torch.randperm(len(group), generator=draw).numpy()]
-        parts.append(np.resize(shuffled, round_up_to_batches(len(group), batch)))  # from its start again
+        parts.append(np.resize(shuffled, round_up_to_batches(len(group), batch)))  # from the start again
     rows = np.concatenate([*parts, np.empty(0, np.int64)])
     if len(groups) > 1:
         order = torch.randperm(len(rows) // batch, generator=draw).numpy()
@@ -98,7 +97,7 @@ def epoch_order(groups: Sequence[Sequence[int]], batch: int, draw: torch.Generat
 def whole_batches(
     groups: Sequence[NDArray[np.int64]], batch: int, draw: torch.Generator
 ) -> tuple[Sequence[int], list[NDArray[np.int64]]]:
-    """As many whole batches as there are of each group, in random order, and the rows of each group that are left.
+    """The full batches of each group in random order, and the remaining rows of each group.
 
     Args:
         groups: of rows, some of which may be empty.
@@ -117,5 +116,5 @@ def whole_batches(
 
 
 def _as_sequence(rows: NDArray[np.int64]) -> Sequence[int]:
-    """Rows as a sequence of Python's numbers, 8 bytes each."""
+    """Rows as a sequence of 64-bit integers."""
     return array("q", rows.astype(np.int64).tobytes())

@@ -1,4 +1,4 @@
-"""Captions in files beside the images, 0001.png and 0001.txt: the layout of kohya, OneTrainer and SimpleTuner."""
+"""Captions in files next to the images, 0001.png and 0001.txt: the layout of kohya, OneTrainer and SimpleTuner."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 OTHER_EXTENSIONS = (".txt", ".caption", ".json")
-"""That programs write captions with; one that is there is proposed where another is asked for."""
+"""Common extensions of caption files, suggested in error messages if present."""
 
 
 class CaptionFileError(ValueError):
@@ -16,12 +16,12 @@ class CaptionFileError(ValueError):
 
 
 def find_caption_files(images: Collection[Path], files: Collection[Path], extension: str) -> dict[Path, Path]:
-    """The caption file beside each image that has one.
+    """The caption file of each image that has one.
 
     Args:
         images: of a folder.
-        files: that lie there too.
-        extension: of captions, with its dot; in capitals it is the same.
+        files: other files in the folder.
+        extension: of captions, with its dot; not case-sensitive.
     """
     there = set(files)
     candidates = {image: [image.with_suffix(extension), image.with_suffix(extension.upper())] for image in images}
@@ -50,7 +50,7 @@ def read_captions(files: Mapping[Path, Path], field: str) -> dict[Path, Any]:
 
 
 def parse_text_caption(content: bytes) -> str | list[str]:
-    """The caption in a text file; one with several lines has a caption in each, an empty one the empty caption.
+    """The caption in a text file; each line is a caption, and an empty file is the empty caption.
 
     Raises:
         ValueError: it is not UTF-8.
@@ -64,7 +64,7 @@ def _parse_json_caption(content: bytes, field: str) -> Any:
     values = json.loads(_decode_utf8(content))
     caption = values.get(field) if isinstance(values, dict) else None
     if not isinstance(caption, str | list) or not all(isinstance(text, str) for text in caption):
-        raise ValueError(f"no text, or list of texts, in the field {field!r}")
+        raise ValueError(f"no text or list of texts in the field {field!r}")
     return caption
 
 
@@ -73,7 +73,7 @@ def _decode_utf8(content: bytes) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 (byte {error.start}); save it as such") from error
-    if "\0" in text:  # which UTF-16 has beside every letter of English
-        raise ValueError("it is not UTF-8, but UTF-16 or no text; save it as UTF-8")
+        raise ValueError(f"it is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    if "\0" in text:  # appears next to every ASCII letter in UTF-16
+        raise ValueError("it is UTF-16 or not text; save it as UTF-8")
     return text

@@ -1,4 +1,4 @@
-"""The rows of a run's data, checked before training, and their images as tensors."""
+"""The samples of a run's data, checked before training, and their images as tensors."""
 
 import hashlib
 import random
@@ -32,24 +32,24 @@ _BATCH = 100_000
 """Rows whose paths are in memory at a time."""
 
 SOURCE_COLUMN = "mix_source"
-"""Of rows of a mix: the number of their dataset."""
+"""Column with the dataset's number, for rows of a mix."""
 
 Rows: TypeAlias = datasets.Dataset | ShardDataset
 """Rows by number, with `column_names` and `select_columns`; an image is a mapping of `bytes` and `path`, one of them
 None. Rows of shards are read when a column of theirs is."""
 
 Images: TypeAlias = ImageSizes | Sequence[int]
-"""Rows whose images can be used, with the sizes of these where they are known."""
+"""Rows with usable images, with the image sizes if known."""
 
 
 def open_rows(config: DataConfig) -> Rows:
     """Open a configuration's data as rows with undecoded images and only the columns it names.
 
-    Captions, if it asks for any, may lie beside a folder's images.
+    Captions may be in files next to a folder's images.
 
     Raises:
-        ValueError: no images, no captions, or columns of other names.
-        OSError: no such folder or dataset.
+        ValueError: no images, no captions, or missing columns.
+        OSError: the folder or dataset does not exist.
     """
     if config.train_shards:
         shards = create_shards(config)
@@ -60,7 +60,7 @@ def open_rows(config: DataConfig) -> Rows:
     if is_encoded(config.train_data_dir):
         captions = config.columns.get("caption_column")
         if captions is None:
-            raise ValueError(f"--train_data_dir={config.train_data_dir} holds no images: it was encoded.")
+            raise ValueError(f"--train_data_dir={config.train_data_dir} has no images: it contains encoded data.")
         return EncodedRows.open(Path(str(config.train_data_dir))).dataset(config.image_column, captions)
     if config.train_data_dir:
         where = f"--train_data_dir={config.train_data_dir}"
@@ -74,18 +74,18 @@ def open_rows(config: DataConfig) -> Rows:
                 f"{where} has the columns {', '.join(rows.column_names)}; --{option}={column!r} is not one of them."
             )
     rows = rows.select_columns([*config.columns.values()])
-    # We decode, since Pillow's RGB of 16-bit and transparent images is not what they show.
+    # We decode images ourselves, since Pillow's RGB conversion is wrong for 16-bit and transparent images.
     return rows.cast_column(config.image_column, datasets.Image(decode=False))
 
 
 def _open_mix(config: DataConfig) -> datasets.Dataset:
     """The rows of all sources of `--data_mix`, one after the other, with their number in `SOURCE_COLUMN`."""
     if "class_column" in config.columns:
-        raise ValueError("--data_mix has no classes, whose numbers would be others in each dataset.")
+        raise ValueError("--data_mix does not support classes, whose numbers differ between datasets.")
     caption, parts = config.columns.get("caption_column"), []
     for number, (name, _) in enumerate(config.mix_sources):
         if is_encoded(name):
-            raise ValueError(f"--data_mix: {name} holds no images, it was encoded; name folders of images.")
+            raise ValueError(f"--data_mix: {name} contains encoded data; pass folders of images.")
         folder, other = (name, None) if Path(name).is_dir() else (None, name)
         rows = open_rows(replace(config, data_mix=[], train_data_dir=folder, dataset_name=other))
         assert isinstance(rows, datasets.Dataset)
@@ -114,7 +114,7 @@ def _load_train_split(name: str) -> datasets.Dataset:
     others = {split: info.num_examples for split, info in (rows.info.splits or {}).items() if split != "train"}
     if others:
         shown = ", ".join(f"{count} of {split}" for split, count in others.items())
-        notify(f"rows of the split train are used; left out: {shown}")
+        notify(f"rows of the split train are used; skipped: {shown}")
     return rows
 
 
@@ -128,16 +128,15 @@ def noise_rows(column: str, resolution: int, **others: object) -> datasets.Datas
 
 
 def open_file_index(config: DataConfig) -> FileIndex:
-    """What is known of the files of a configuration's data; `--rehash` has all of them read again."""
+    """The index of a configuration's data files; `--rehash` reads all of them again."""
     return FileIndex(config.cache_folder / FILE_NAME, read_only=config.dry_run, rehash=config.rehash)
 
 
 def check_images(rows: Rows, config: DataConfig, progress: bool = True, index: FileIndex | None = None) -> Images:
-    """Decode every image once before training; index and size of those that can be read.
+    """Decode every image once before training; returns index and size of readable ones.
 
-    Files that were decoded at an earlier start and have not changed since are not opened: should they be damaged all
-    the same, that shows when they are read. Of shards, samples are whole or left out, and no image is read: their
-    rows alone are returned.
+    Files that were decoded at an earlier start and have not changed are not opened again. In shards, incomplete
+    samples are skipped and no image is read: only rows are returned.
 
     Args:
         rows: from `open_rows`.
@@ -150,10 +149,12 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True, index: F
     """
     if isinstance(rows, ShardDataset):
         incomplete = rows.shards.incomplete
-        what = f"{len(incomplete)} {rows.shards.unit} of {config.train_shards} are not whole"
+        what = f"{len(incomplete)} {rows.shards.unit} of {config.train_shards} are incomplete"
         report_unusable(incomplete, what, config)
         if not rows:
-            raise ValueError(f"--train_shards={config.train_shards} holds no image with what --help says of it.")
+            raise ValueError(
+                f"--train_shards={config.train_shards} contains no sample in the format that --help describes."
+            )
         return _measure_shards(rows, config) if config.needs_image_sizes else range(len(rows))
 
     if is_encoded(config.train_data_dir):
@@ -178,7 +179,7 @@ def check_images(rows: Rows, config: DataConfig, progress: bool = True, index: F
     report_unusable(bad, f"{len(bad)} of {len(rows)} images cannot be read", config)
     usable = np.flatnonzero(is_known(records, "height"))
     if not len(usable):
-        raise ValueError("No image is left to train on.")
+        raise ValueError("There are no images left to train on.")
     return ImageSizes(usable, np.stack([records["height"], records["width"]], axis=1)[usable])
 
 
@@ -187,10 +188,10 @@ def _measure_shards(rows: ShardDataset, config: DataConfig) -> ImageSizes:
     sizes = rows.shards.image_sizes()
     bad = np.flatnonzero(~sizes.any(axis=1)).tolist()
     names = [rows.shards.name(row) for row in bad]
-    report_unusable(names, f"{len(bad)} of {len(rows)} images have no header that can be read", config)
+    report_unusable(names, f"{len(bad)} of {len(rows)} images have no readable header", config)
     usable = np.flatnonzero(sizes.any(axis=1))
     if not len(usable):
-        raise ValueError("No image is left to train on.")
+        raise ValueError("There are no images left to train on.")
     return ImageSizes(usable, sizes[usable])
 
 
@@ -225,7 +226,7 @@ def hash_images(rows: Rows, column: str, indices: Sequence[int], index: FileInde
 
 
 def image_records(rows: datasets.Dataset, column: str) -> Records:
-    """Records of the images of all rows, with their present state and nothing that was found in them.
+    """New records for the images of all rows, with only their current sizes and modification times.
 
     Images without a file of their own go by the dataset's fingerprint.
     """
@@ -242,7 +243,7 @@ def image_records(rows: datasets.Dataset, column: str) -> Records:
 
 
 def read_image(rows: Rows, column: str, index: int, at_least: Size | None = None) -> Image.Image:
-    """The image of a data row, as upright RGB; no smaller than a size, if one is passed, or of its own.
+    """The image of a data row, as upright RGB, at least as large as a given size, or its original size.
 
     Raises:
         ImageError: it cannot be read.
@@ -252,7 +253,7 @@ def read_image(rows: Rows, column: str, index: int, at_least: Size | None = None
 
 
 def is_row_readable(rows: Rows, config: DataConfig, index: int) -> bool:
-    """Whether a row of shards can be read; other rows were checked before the start.
+    """Whether a row of shards is readable; other rows were checked before the start.
 
     Raises:
         ImageError: it cannot, and `--on_bad_image` is `fail`.

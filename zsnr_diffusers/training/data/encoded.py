@@ -1,7 +1,7 @@
-"""Data that was encoded beforehand: its rows as a table, without images; see `stable_diffusion/encode.py`.
+"""Precomputed data: its samples as a table, without images; see `stable_diffusion/encode.py`.
 
-A folder of it holds `rows.parquet`, `encoded.json` and the caches of latents and text states. That file is written
-last, so a folder without it was not finished.
+The folder contains `rows.parquet`, `encoded.json` and the caches of latents and text embeddings. `encoded.json` is
+written last, so a folder without it is incomplete.
 """
 
 import json
@@ -23,7 +23,7 @@ from .row_values import ImageHashes, ImageSizes
 
 ROWS_FILE = "rows.parquet"
 _FORMAT = 1
-"""Raised whenever what is written could not be read by what was there before."""
+"""Format version; increase it when older versions cannot read the data."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class EncodedRows:
             facts = json.loads((folder / ENCODED_FILE).read_text(encoding="utf-8"))
             if facts["format"] != _FORMAT:
                 raise ValueError(
-                    f"{folder} was encoded by another version of zsnr_diffusers: encode it again, or use that one."
+                    f"{folder} was encoded by another version of zsnr_diffusers: encode it again, or use that version."
                 )
             digest = file_sha256(folder / ROWS_FILE)
             if digest != facts["rows_sha256"]:
-                raise ValueError(f"{folder / ROWS_FILE} is not what was written: encode the data again.")
+                raise ValueError(f"{folder / ROWS_FILE} has changed since it was written: encode the data again.")
             return cls(folder, facts, pyarrow.parquet.read_table(folder / ROWS_FILE))
         except (KeyError, TypeError, json.JSONDecodeError, FileNotFoundError) as error:
             raise ValueError(f"{folder} is damaged, encode the data again: {error!r}") from error

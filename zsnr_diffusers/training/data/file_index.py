@@ -1,7 +1,7 @@
-"""What is known of files that have not changed since they were read: a table on disk, by path, size and mtime.
+"""An index of facts about files that have not changed since they were read: a table on disk, by path, size and mtime.
 
-Decoding a million images and hashing them takes an hour, listing their sizes and times a minute. So what was read is
-kept, and only what is new or has changed is read again. All is in arrays: 64 bytes for a file, however long its path.
+Decoding and hashing a million images takes an hour, listing their sizes and times takes a minute. Results are stored,
+and only new or changed files are read again. The index uses arrays, with 64 bytes per file for any path length.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ RECORD = np.dtype(
         *(("height", "<i4"), ("width", "<i4"), ("sha256", "u1", 32)),
     ]
 )
-"""A file: a hash of its path, its bytes and time of last change in nanoseconds; what was found in it."""
+"""A file: a hash of its path, its size and modification time in nanoseconds, and the facts about it."""
 
 Records = NDArray[Any]
 """Of dtype `RECORD`, shape [n]."""
@@ -43,12 +43,12 @@ _CHUNK = 1000
 
 
 class FileIndex:
-    """What is known of files, in memory and on disk.
+    """An index of files, in memory and on disk.
 
     Args:
-        file: of the table, which other runs may write to as well; None for none.
-        read_only: whether nothing is written to it.
-        rehash: whether all is read again, and what is known is replaced.
+        file: of the table, which other runs may also write to; None for memory only.
+        read_only: whether not to write to it.
+        rehash: whether to ignore and replace known facts.
     """
 
     def __init__(self, file: Path | None = None, *, read_only: bool = False, rehash: bool = False) -> None:
@@ -57,15 +57,15 @@ class FileIndex:
         """What was read by this object, which holds even if all is to be read again."""
 
     def fill(self, records: Records) -> Records:
-        """Fill in what is known of files whose size and time of last change are those that were recorded."""
+        """Fill in known facts about files whose size and modification time have not changed."""
         for known in (self._fresh,) if self.rehash else (self._read(), self._fresh):
             _fill_from(records, known)
         return records
 
     def store(self, records: Records) -> None:
-        """Keep what was found in files, for this process and, if it can be written, on disk.
+        """Store facts about files, for this process and, if possible, on disk.
 
-        What cannot be written is read again at the next start, which is no reason to end this one.
+        If writing fails, files are read again at the next start; this is not an error.
         """
         records = records[records["size"] != _MISSING]
         self._fresh = _merge(self._fresh, records)
@@ -92,7 +92,7 @@ class FileIndex:
 
 
 def file_records(paths: Sequence[str]) -> Records:
-    """Records of files with their present sizes and times, and nothing else yet.
+    """New records for files, with only their current sizes and modification times.
 
     Args:
         paths: of files, absolute.
@@ -141,7 +141,7 @@ def _hash_key(text: str) -> int:
 
 
 def _fill_from(records: Records, known: Records) -> None:
-    """Fill in what records lack and is known of the same files in the same state."""
+    """Complete records with the known facts about the same, unchanged files."""
     if not len(known):
         return
     places = np.searchsorted(known["key"], records["key"])
@@ -155,7 +155,7 @@ def _fill_from(records: Records, known: Records) -> None:
 
 
 def _merge(known: Records, new: Records) -> Records:
-    """Both, sorted by key; of a file in both the new record, with what only the old one knows if it still holds."""
+    """Merge records, sorted by key; new ones replace known ones, but keep their facts that are still valid."""
     new = new.copy()
     _fill_from(new, known)
     both = np.concatenate([new, known])

@@ -1,7 +1,7 @@
-"""What lies in a folder of images, and which of it is trained on.
+"""The content of an image folder, and which part is used for training.
 
-Folders are read here and not by `datasets`, which reads splits into the names of files and folders and leaves out, in
-silence, what it does not take for training data. What is left out here is counted, and some of it named.
+Folders are not read with `datasets`, which infers splits from names of files and folders and silently drops what it
+does not consider training data. Here, skipped files are counted and some are listed.
 """
 
 import itertools
@@ -31,7 +31,7 @@ _CONTAINERS = (".zip", ".tar", ".gz", ".7z", ".rar", ".parquet", ".arrow")
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """What lies in a folder and is trained on.
+    """The files of a folder that are used for training.
 
     Attributes:
         root: the folder.
@@ -63,7 +63,7 @@ class ImageFolder:
         found = [path for path in self.files if path.name in METADATA_FILES]
         for one, other in itertools.pairwise(found):
             if one.parent == other.parent:
-                raise ValueError(f"{one} and {other.name} describe the same images: remove one of the two.")
+                raise ValueError(f"{one} and {other.name} describe the same images: remove one of them.")
         return found
 
 
@@ -92,19 +92,19 @@ def _scan_folder(config: DataConfig) -> ImageFolder:
     ]
     if not images:
         remedy = (
-            f", but {packed}: unpack archives, or pass .tar and .parquet as --train_shards, other tables as "
+            f", but {packed}: extract archives, or pass .tar and .parquet as --train_shards, other tables as "
             "--dataset_name"
         )
-        raise ValueError(f"--train_data_dir={config.train_data_dir} holds no images{remedy * bool(packed)}.")
+        raise ValueError(f"--train_data_dir={config.train_data_dir} contains no images{remedy * bool(packed)}.")
     if packed:
-        notify(f"{config.train_data_dir} also holds {packed}; they are not opened")
+        notify(f"{config.train_data_dir} also contains {packed}, which are not read")
     if hidden:
-        notify(f"hidden images, left out: {len(hidden)} ({folder.abbreviate(hidden)})")
+        notify(f"skipped hidden images: {len(hidden)} ({folder.abbreviate(hidden)})")
     return folder
 
 
 def _drop_undecodable_names(folder: ImageFolder, config: DataConfig) -> ImageFolder:
-    """Leave out images whose names are not UTF-8, which no table can hold."""
+    """Skip images whose names are not UTF-8, which tables cannot store."""
     bad = [path for path in folder.images if re.search("[\ud800-\udfff]", str(path))]
     names = [os.fsencode(path).decode(errors="backslashreplace") for path in bad]
     report_unusable(names, f"{len(names)} of {len(folder.images)} images have names that are not UTF-8", config)
@@ -112,9 +112,9 @@ def _drop_undecodable_names(folder: ImageFolder, config: DataConfig) -> ImageFol
 
 
 def _select_train_split(folder: ImageFolder) -> ImageFolder:
-    """Only train/ of a folder of splits; any other folder unchanged.
+    """Only train/ of a folder of splits; other folders are unchanged.
 
-    It is one if all folders in it have the names of splits, for `bus`, `car`, `train` and `truck` are classes.
+    All its subfolders must have names of splits, since `bus`, `car`, `train` and `truck` are classes.
     """
     base = Path(os.path.commonpath({path.parent for path in folder.images}))
     counts = Counter("" if path.parent == base else path.relative_to(base).parts[0] for path in folder.images)
@@ -125,12 +125,14 @@ def _select_train_split(folder: ImageFolder) -> ImageFolder:
         return folder
     if others or not parts:
         shown = " and ".join(f"{name}/" for name in splits)
-        reason = f"with {abbreviate(others, _FEW)} beside them they are no splits" if others else "there is no train/"
-        notify(f"all images are used, those of {shown} too: {reason}")
+        reason = (
+            f"with {abbreviate(others, _FEW)} next to them, they are not splits" if others else "there is no train/"
+        )
+        notify(f"all images are used, including those of {shown}: {reason}")
         return folder
     left_out = {name: count for name, count in counts.items() if base / name not in parts}
-    shown = ", ".join(f"{count} of {name}/" if name else f"{count} beside it" for name, count in left_out.items())
-    notify(f"images of {' and '.join(f'{part.name}/' for part in parts)} are used; left out: {shown}")
+    shown = ", ".join(f"{count} of {name}/" if name else f"{count} next to it" for name, count in left_out.items())
+    notify(f"images of {' and '.join(f'{part.name}/' for part in parts)} are used; skipped: {shown}")
     closed = [base / name for name in left_out if name]
     part = replace(folder, parts=parts)
     return replace(

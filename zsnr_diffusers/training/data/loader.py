@@ -1,9 +1,9 @@
-"""Training batches that depend on nothing but the seed and their place in the run.
+"""Training batches that depend only on the seed and their position in the run.
 
-A run is one endless sequence of samples. The sample at a position, with all its randomness (which image, which
-caption, flip, dropout, timestep, noise), is a function of (seed, position) alone. So a run gives the same weights
-wherever it was interrupted, with however many workers, and however its global batch is divided over processes and
-accumulation. (Dropout is drawn for a forward pass as a whole, by (seed, step, pass, process).)
+A run is one endless sequence of samples. The sample at a position, with all its randomness (image, caption, flip,
+dropout, timestep, noise), is a function of (seed, position). So a run gives the same weights with any interruptions,
+number of workers, and division of the global batch over processes and accumulation. (Network dropout is seeded per
+forward pass, by (seed, step, pass, process).)
 """
 
 import functools
@@ -30,7 +30,7 @@ from .shuffle import RowGroups, ShardShuffle
 Batch = dict[str, Tensor]
 
 _MOST_SKIPPED = 16
-"""Bad rows after each other: where there are so many, something else is wrong."""
+"""Maximum number of consecutive bad rows; more indicate a different problem."""
 
 
 def derive_seed(*key: int) -> int:
@@ -50,10 +50,10 @@ class TrainingDataset(Dataset[Batch], ABC):
         rows: from `open_rows`.
         usable_rows: indices of the rows to use, from `check_images`.
         config: of the run.
-        groups: the same, where those of different groups may not meet in a batch.
-        batch: samples that are kept together: of the global batch where there are groups.
-        noise_offset: standard deviation of noise that each channel gets as a whole.
-        held_out: rows that are kept aside for validation, none of `usable_rows`.
+        groups: the usable rows by group, if a batch may contain only one group.
+        batch: number of samples with the same group: the global batch if there are groups.
+        noise_offset: standard deviation of a constant offset per channel.
+        held_out: rows kept aside for validation, none of `usable_rows`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TrainingDataset(Dataset[Batch], ABC):
         return RowGroups(self.groups, [shard.rows for shard in self._shards])
 
     def row_at(self, position: int) -> int:
-        """Index of the data row that the sample at a position is made from."""
+        """Index of the data row of the sample at a position."""
         source = 0
         if self.mix is not None:
             unit, place = divmod(position, self.batch)
@@ -119,7 +119,7 @@ class TrainingDataset(Dataset[Batch], ABC):
         return self._epoch_order(epoch, source)[place]
 
     def rows_seen(self, count: int) -> list[int]:
-        """Data rows that the first `count` positions show, each once."""
+        """Data rows of the first `count` positions, each once."""
         counts = [count]
         if self.mix is not None:
             counts = [units * self.batch for units in self.mix.counts_before(-(-count // self.batch))]
@@ -129,7 +129,7 @@ class TrainingDataset(Dataset[Batch], ABC):
         return rows
 
     def describe_mix(self, count: int) -> dict[str, str]:
-        """Lines of the plan about each source of a mix, of so many samples."""
+        """Lines of the plan about each source of a mix, for this number of samples."""
         if self.mix is None:
             return {}
         shown = zip(self._names, self.mix.shares, self._groups_of, self._lengths, strict=True)
@@ -139,10 +139,10 @@ class TrainingDataset(Dataset[Batch], ABC):
         }
 
     def __getitem__(self, position: int) -> Batch:
-        """The sample at a position: what `sample` returns for its row and its stream of randomness.
+        """The sample at a position: the result of `sample` for its row and random generator.
 
         Raises:
-            ImageError: the row cannot be read, nor, if bad images are skipped, can any of those that come next.
+            ImageError: the row and, if bad images are skipped, all following candidates cannot be read.
         """
         for place in range(position, position + _MOST_SKIPPED):
             draw = make_generator(self.seed, 1, position)
@@ -152,7 +152,7 @@ class TrainingDataset(Dataset[Batch], ABC):
             except ImageError as error:
                 if not self.skips_bad_images or place == position + _MOST_SKIPPED - 1:
                     raise
-                tqdm.write(f"{error}; the next row is shown in its place")
+                tqdm.write(f"{error}; using the next row instead")
         if self.noise_offset:
             shift = torch.randn(len(batch["noise"]), 1, 1, generator=draw)
             batch["noise"] += self.noise_offset * shift
@@ -164,7 +164,7 @@ class TrainingDataset(Dataset[Batch], ABC):
 
     @abstractmethod
     def sample(self, index: int, draw: torch.Generator, augment: bool = True) -> Batch:
-        """Make a training sample of a data row, with all its randomness from `draw`.
+        """Create a training sample from a data row, with all randomness from `draw`.
 
         Args:
             index: of the row.
@@ -189,18 +189,18 @@ def split_by_source(rows: Rows, groups: Sequence[Sequence[int]], names: Sequence
         parts = [array("q", rows[source_of[rows] == source].tobytes()) for rows in arrays]
         found.append([part for part in parts if part])
         if not found[-1]:
-            raise ValueError(f"--data_mix: no image of {name} can be used.")
+            raise ValueError(f"--data_mix: {name} has no usable images.")
     return found
 
 
 class DistributedBatchSampler(Sampler[list[int]]):
-    """Which positions of the sequence each forward pass of this process takes.
+    """The positions of the sequence for each forward pass of this process.
 
-    A step's global batch is a contiguous range, cut into forward passes and those into processes.
+    A step's global batch is a contiguous range, divided into forward passes, and these into processes.
 
     Args:
-        config: with the batches.
-        steps: optimizer steps to make, the first of a run being 0.
+        config: with the batch sizes.
+        steps: range of optimizer steps, starting from 0.
         rank: of this process.
         world_size: number of processes.
     """
@@ -222,7 +222,7 @@ class DistributedBatchSampler(Sampler[list[int]]):
 def create_dataloader(
     samples: Dataset[Batch], positions: DistributedBatchSampler, config: DataConfig
 ) -> DataLoader[Batch]:
-    """A DataLoader of samples that draws nothing from torch's global generator."""
+    """A DataLoader of samples that does not use torch's global generator."""
     return DataLoader(
         samples,
         batch_sampler=positions,

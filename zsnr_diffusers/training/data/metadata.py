@@ -1,6 +1,6 @@
 """metadata.jsonl, metadata.csv and metadata.parquet, in the layout of `datasets`' imagefolder.
 
-Read here and not by `datasets`, which names neither the file nor the line of what it cannot read.
+Not read with `datasets`, whose errors name neither the file nor the line.
 """
 
 import csv
@@ -24,7 +24,7 @@ _SHORT = 60
 
 
 class MetadataError(ValueError):
-    """A metadata file that cannot be read; the message names it, the line, and what is wrong there."""
+    """A metadata file that cannot be read; the message names the file, the line and the error."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_metadata(file: Path) -> list[Record]:
     """
     records = [Record(file, number, values) for number, values in _READERS[file.suffix](file)]
     if not records:
-        raise MetadataError(f"{file} holds no rows: write one for each image, with its {_PATH}.")
+        raise MetadataError(f"{file} has no rows: write one for each image, with its {_PATH}.")
     return records
 
 
@@ -73,8 +73,8 @@ def find_path_column(records: Sequence[Record], image_column: str) -> str:
             return name
     place = f"{records[0].file}, line 1" if records[0].file.suffix == ".csv" else records[0].location
     raise MetadataError(
-        f"{place}: {_PATH} is missing, the path of the image; the columns are {', '.join(columns)}. Paths in a column "
-        "x_file_name, or x, are found by --image_column x."
+        f"{place}: {_PATH} (the path of the image) is missing; the columns are {', '.join(columns)}. Paths in a "
+        "column x_file_name, or x, need --image_column x."
     )
 
 
@@ -87,7 +87,7 @@ def relative_path(record: Record, column: str) -> str:
     """Path of a record's image, relative to its metadata file's folder.
 
     Raises:
-        MetadataError: it is missing, no text, or leads out of the folder.
+        MetadataError: it is missing, no text, or is outside of the folder.
     """
     value = record.values.get(column)
     if not isinstance(value, str) or not value.strip():
@@ -139,8 +139,8 @@ def class_values(records: Sequence[Record], column: str) -> list[Any]:
     for record, value in zip(records, values, strict=True):
         if value is not None and type(value) is not type(values[first]):
             raise record.error(
-                f"{column} is {_short_repr(value)}, and {_short_repr(values[first])} at {records[first].location}; "
-                "a column holds numbers or words."
+                f"{column} is {_short_repr(value)}, and {_short_repr(values[first])} at {records[first].location}; a "
+                "column holds numbers or words."
             )
     return values
 
@@ -158,9 +158,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise MetadataError(
-                    f"{file}, line {number}: not UTF-8: {error.reason}; save the file as such."
-                ) from error
+                raise MetadataError(f"{file}, line {number}: not UTF-8: {error.reason}; save it as UTF-8.") from error
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -186,7 +184,9 @@ def _check_surrogates(file: Path, number: int, values: Any) -> None:
     try:
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise MetadataError(f"{file}, line {number} has half a character, {error.object[error.start]!r}.") from error
+        raise MetadataError(
+            f"{file}, line {number} has an incomplete surrogate pair, {error.object[error.start]!r}."
+        ) from error
 
 
 def _read_csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -198,11 +198,11 @@ def _read_csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if header is None:
                 header = fields
                 if len(set(header)) < len(header):
-                    raise MetadataError(f"{file}, line 1 names a column twice: {', '.join(header)}.")
+                    raise MetadataError(f"{file}, line 1 has a duplicate column: {', '.join(header)}.")
             elif fields and len(fields) != len(header):
                 raise MetadataError(
-                    f"{file}, line {start} has {len(fields)} fields, and the header names {len(header)} "
-                    f"({', '.join(header)}): put text with commas in double quotes."
+                    f"{file}, line {start} has {len(fields)} fields, but the header has {len(header)} "
+                    f"({', '.join(header)}): put text with commas into double quotes."
                 )
             elif fields:
                 yield start, dict(zip(header, fields, strict=True))
@@ -217,7 +217,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         with pyarrow.parquet.ParquetFile(file) as opened:
             rows = opened.read().to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise MetadataError(f"{file} is not a whole Parquet file: {error}") from error
+        raise MetadataError(f"{file} is not a complete Parquet file: {error}") from error
     yield from enumerate(rows, 1)
 
 

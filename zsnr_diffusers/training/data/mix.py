@@ -1,4 +1,4 @@
-"""Several datasets in one sequence of samples, each with its share."""
+"""Mix several datasets into one sequence of samples, by weight."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 BLOCK = 1000
-"""Units in which shares are exact: samples, or global batches where these are of one size."""
+"""Block size for exact proportions: samples, or global batches with aspect-ratio buckets."""
 
 
 class Mix:
-    """Which source each unit of an endless sequence comes from, in random order, a function of seed and place alone.
+    """The source of each unit of an endless sequence, in random order, as a function of seed and position.
 
-    Every block of `BLOCK` units has the same number of each source, by largest remainders, at least one, so shares
-    hold from the start and the number of units of a source before any place is known without counting.
+    Every block of `BLOCK` units has the same number of units of each source, at least one, by largest remainders. So
+    proportions are exact from the start, and the number of a source's units before a position needs no counting.
 
     Args:
         weights: of the sources, above 0.
@@ -33,7 +33,7 @@ class Mix:
 
     @property
     def shares(self) -> list[float]:
-        """Of all units, those of each source."""
+        """The share of each source in all units."""
         return [count / BLOCK for count in self.counts.tolist()]
 
     def locate(self, unit: int) -> tuple[int, int]:

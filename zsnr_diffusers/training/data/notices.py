@@ -1,4 +1,4 @@
-"""Notices about the data before a run starts: what is left out, with its number and some of its names."""
+"""Notices about the data before a run starts: number and some names of skipped items."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,15 @@ def notify(text: str) -> None:
 
 
 def report_unusable(bad: Sequence[str], what: str, config: DataConfig) -> None:
-    """Name data that cannot be used, in an error or a notice as `--on_bad_image` says.
+    """Report unusable data, as an error or a notice according to `--on_bad_image`.
 
     Raises:
-        ValueError: there is some, and it is not to be left out, by `--on_bad_image`.
+        ValueError: there is unusable data, and `--on_bad_image` is `fail`.
     """
     if not bad:
         return
     more = [f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else []
     text = f"{what}:\n  " + "\n  ".join([*bad[:_MOST_NAMED], *more])
     if config.on_bad_image == "fail":
-        raise ValueError(f"{text}\nFix or remove them, or leave them out with --on_bad_image skip.")
+        raise ValueError(f"{text}\nFix or remove them, or skip them with --on_bad_image skip.")
     notify(text)

@@ -1,6 +1,6 @@
-"""A parquet file wherever fsspec reaches: its footer, and its row groups, both read by range.
+"""A parquet file on any fsspec file system: its footer and its row groups, both read by range.
 
-The footer lists row groups and where the columns of each lie. A row group is the least that can be read: its columns
+The footer lists row groups and the location of their columns. A row group is the smallest unit to read: its columns
 are compressed as a whole, so one row costs as much as all of them.
 """
 
@@ -60,7 +60,7 @@ class ParquetFooter:
         try:
             return pyarrow.parquet.read_metadata(pyarrow.BufferReader(_MAGIC + self.data))
         except (pyarrow.ArrowException, OSError) as error:
-            raise ShardError(f"{self.url} is no whole parquet file: {_one_line(error)}") from error
+            raise ShardError(f"{self.url} is not a complete parquet file: {_one_line(error)}") from error
 
     @cached_property
     def schema(self) -> Any:
@@ -75,7 +75,7 @@ class ParquetFooter:
             raise ShardError(f"{self.url} has columns that pyarrow cannot read: {_one_line(error)}") from error
 
     def save(self, file: Path) -> None:
-        """Write the footer atomically, in a folder that is created if need be.
+        """Write the footer atomically, in a folder that is created if necessary.
 
         Raises:
             OSError: the disk is full or the folder read-only.
@@ -95,7 +95,7 @@ class ParquetFooter:
         return cls(url, size, data) if hashlib.sha256(data).digest() == digest else None
 
     def check_unchanged(self) -> None:
-        """Refuse a file whose end is not the footer any more.
+        """Refuse a file whose footer has changed.
 
         Raises:
             ShardError: it is not, or cannot be read.
@@ -106,10 +106,9 @@ class ParquetFooter:
 
 
 def changed_error(url: str) -> ShardError:
-    """The error for a parquet file that is not the one that a run began with."""
+    """The error for a parquet file that has changed since the run began."""
     return ShardError(
-        f"{url} changed while it was in use. Put back the file that the run began with, or start a new run in another "
-        "--output_dir"
+        f"{url} changed while it was in use. Restore the original file, or start a new run in another --output_dir"
     )
 
 
@@ -121,14 +120,16 @@ def read_footer(url: str, size: int) -> ParquetFooter:
         size: of it, in bytes.
 
     Raises:
-        ShardError: it is no parquet, is cut off or encrypted, or cannot be read.
+        ShardError: it is not parquet, truncated, encrypted, or cannot be read.
     """
     tail = read_range(url, max(0, size - _TAIL), size) if size else b""
     if tail[-4:] == b"PARE":
         raise ShardError(f"{url} is encrypted; decrypt it first")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != _MAGIC or length + len(_MAGIC) > size:
-        raise ShardError(f"{url} is no whole parquet file: it does not end with a footer; get or write it again")
+        raise ShardError(
+            f"{url} is not a complete parquet file: it does not end with a footer; download or create it again"
+        )
     if length > len(tail):
         tail = read_range(url, size - length, size - len(tail)) + tail
     footer = ParquetFooter(url, size, tail[-length:])
@@ -137,7 +138,7 @@ def read_footer(url: str, size: int) -> ParquetFooter:
 
 
 class Source(NamedTuple):
-    """Where the values of a column come from, and what they are read as.
+    """The source and type of a column.
 
     Attributes:
         path: of the column, or of the field of a struct, as pyarrow selects it.
@@ -152,7 +153,7 @@ def find_source(footer: ParquetFooter, option: str, column: str) -> Source:
     """The source of a column that an option names: `image_column`, `caption_column` or `class_column`.
 
     Raises:
-        ValueError: there is no such column, or it is of a type that the option cannot be.
+        ValueError: the column does not exist, or has an unsupported type.
     """
     schema = footer.schema
     if schema.names.count(column) != 1:
@@ -209,7 +210,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def column_chunks(footer: ParquetFooter, number: int, source: Source) -> list[Any]:
-    """What the footer says of a source's part of a row group, `pyarrow.parquet.ColumnChunkMetaData` each."""
+    """The footer's metadata of a source's part of a row group, `pyarrow.parquet.ColumnChunkMetaData` each."""
     group = footer.metadata.row_group(number)
     chunks = (group.column(place) for place in range(group.num_columns))
     return [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{source.path}.")]
@@ -252,12 +253,14 @@ def read_row_group(footer: ParquetFooter, number: int, sources: Mapping[str, Sou
     except (pyarrow.ArrowException, OSError) as error:
         footer.check_unchanged()
         raise ShardError(
-            f"row group {number} of {footer.url} cannot be decoded: {_one_line(error)}. If the file is damaged, get "
-            "or write it again"
+            f"row group {number} of {footer.url} cannot be decoded: {_one_line(error)}. If the file is damaged, "
+            "download or create it again"
         ) from error
     footer.check_unchanged()
     if found != rows:
-        raise ShardError(f"row group {number} of {footer.url} has {found} of {rows} rows: get or write the file again")
+        raise ShardError(
+            f"row group {number} of {footer.url} has {found} of {rows} rows: download or create the file again"
+        )
 
 
 def _select(batch: Any, source: Source) -> Any:

@@ -1,4 +1,4 @@
-"""Rows that lie in parquet files, each row group a shard, which is read whole and kept on a local disk."""
+"""Samples in parquet files: each row group is a shard, which is read completely and cached on a local disk."""
 
 import contextlib
 import hashlib
@@ -85,7 +85,7 @@ class ParquetShards(Shards):
         self._check_cache_size()
         if count := sum(group.without_caption for group in self.all):
             column = self.columns["caption_column"]
-            notify(f"rows of --train_shards without {column}, trained with the empty caption: {count}")
+            notify(f"rows of --train_shards without {column}, which get the empty caption: {count}")
 
     def _scan_file(self, url: str) -> Sequence[Shard]:
         """The row groups of a file that have rows, with its footer saved."""
@@ -126,7 +126,7 @@ class ParquetShards(Shards):
         if known != found[field.name]:
             raise ValueError(
                 f"{footer.url}: --class_column={field.name!r} is {found[field.name]}, in another file {known}; the "
-                "classes of all files must be the same."
+                "classes of all files must have the same type."
             )
 
     def _check_cache_size(self) -> None:
@@ -137,16 +137,16 @@ class ParquetShards(Shards):
         needed = sum(sorted((group.size for group in self.all), reverse=True)[: self.window])
         if needed > self.cache.limit:
             raise ValueError(
-                f"--shard_cache_gb={self.limit_gb:g} is less than the {_gb(needed):g} GB that --shuffle_shards="
-                f"{self.window} row groups take: each would be read again for every few rows. Raise it, lower "
-                f"--shuffle_shards, or write files with smaller row groups; the largest, row group {largest.number} "
-                f"of {largest.name}, takes {_gb(largest.size):g} GB."
+                f"--shard_cache_gb={self.limit_gb:g} is less than the {_gb(needed):g} GB that "
+                f"--shuffle_shards={self.window} row groups need: each would be read again for every few samples. "
+                "Increase it, lower --shuffle_shards, or create files with smaller row groups; the largest, row "
+                f"group {largest.number} of {largest.name}, takes {_gb(largest.size):g} GB."
             )
         missing = self.cache.missing_space(sum(group.size for group in self.all))
         if missing > 0:
             raise ValueError(
                 f"--shard_cache_gb={self.limit_gb:g}: {self.cache.folder} has {_gb(missing):g} GB too little space "
-                f"for the row groups of --train_shards. Lower it, to {_gb(needed):g} at least, or name a "
+                f"for the row groups of --train_shards. Lower it, but to at least {_gb(needed):g}, or use a "
                 "--cache_dir on another disk."
             )
 
@@ -254,7 +254,7 @@ class ParquetShards(Shards):
 def _describe_row_group(
     footer: ParquetFooter, state: FileState, number: int, sources: Mapping[str, Source]
 ) -> RowGroup:
-    """What is known of a row group by its file's footer."""
+    """Facts about a row group from its file's footer."""
     rows = footer.metadata.row_group(number).num_rows
     chunks = {option: column_chunks(footer, number, source) for option, source in sources.items()}
     facts = [

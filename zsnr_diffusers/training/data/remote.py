@@ -1,4 +1,4 @@
-"""Files wherever fsspec reaches (disks, HTTP, S3, the Hub, ...): found by pattern, read by range."""
+"""Files on any fsspec file system (disks, HTTP, S3, the Hub, ...): found by pattern, read by range."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 T = TypeVar("T")
 
 RETRY_DELAYS = (1.0, 4.0, 16.0)
-"""Seconds before each new try: servers are restarted, and connections lost."""
+"""Seconds before each retry: servers are restarted, and connections lost."""
 
 if hasattr(os, "register_at_fork"):
     # Older versions of fsspec leave it to others: a worker would wait for a thread that only its parent has.
@@ -23,7 +23,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class ShardError(OSError):
-    """A file of data that cannot be read, or is not what it should be; the message names it and the reason."""
+    """A data file that cannot be read or is invalid; the message names it and the reason."""
 
 
 def resolve_urls(pattern: str) -> list[str]:
@@ -50,7 +50,7 @@ def expand_braces(pattern: str) -> list[str]:
     found = re.fullmatch(r"([^{}]*)\{([^{}]*)\}(.*)", pattern)
     if found is None:
         if re.search(r"[{}]", pattern):
-            raise ShardError(f"{pattern}: braces do not pair, or stand within each other.")
+            raise ShardError(f"{pattern}: unmatched or nested braces.")
         return [pattern]
     before, within, after = found.groups()
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", within)
@@ -62,7 +62,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 class FileState(NamedTuple):
-    """The state of a file, by which it is known to be the same without reading it.
+    """The state of a file, to detect changes without reading it.
 
     Attributes:
         size: in bytes.
@@ -74,7 +74,7 @@ class FileState(NamedTuple):
 
 
 def file_state(url: str) -> FileState:
-    """Size of a remote file, and a hash by which a change of it shows.
+    """Size of a remote file, and a hash that changes with the file.
 
     Raises:
         ShardError: it is not there, or its size is not available.
@@ -86,7 +86,7 @@ def file_state(url: str) -> FileState:
 
 
 def is_local(url: str) -> bool:
-    """Whether a file lies on a disk of this machine, or one that looks so."""
+    """Whether a file lies on a local or mounted disk."""
     return isinstance(_file_system(url)[0], LocalFileSystem)
 
 
@@ -103,8 +103,8 @@ def read_range(url: str, start: int, end: int) -> bytes:
         data: bytes = system.cat_file(path, start=start, end=end, **options)
         if len(data) != end - start:
             raise OSError(
-                f"of bytes {start:,} to {end:,} came {len(data):,}: it is shorter than it was, or its server cannot "
-                "read by range"
+                f"the server returned {len(data):,} bytes for the range {start:,} to {end:,}: the file has "
+                "become shorter, or the server does not support ranges"
             )
         return data
 
@@ -183,7 +183,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 def _error_reason(error: Exception) -> str:
     """A file system's error in one line."""
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "no such file"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -35,7 +35,7 @@ class RowValues(Mapping[int, T], Generic[T]):
         return self._convert(self.values_array[place])
 
     def _convert(self, value: NDArray[np.generic]) -> T:
-        """A row's part of the array, as what the mapping is of."""
+        """A row's value, converted from its part of the array."""
         converted: T = value.item()
         return converted
 
@@ -45,13 +45,13 @@ class ImageSizes(RowValues[Size]):
 
     @classmethod
     def of(cls, sizes: Mapping[int, Size] | Iterable[tuple[int, Size]]) -> "ImageSizes":
-        """The same as a mapping or pairs of row and size, in whatever order."""
+        """Convert a mapping, or pairs of row and size in any order."""
         found = sorted(dict(sizes).items())
         rows = np.array([row for row, _ in found], np.int64)
         return cls(rows, np.array([size for _, size in found], np.int32).reshape(-1, 2))
 
     def first(self, count: int) -> "ImageSizes":
-        """Those of the first rows."""
+        """The sizes of the first rows."""
         return ImageSizes(self.rows[:count], self.values_array[:count])
 
     def _convert(self, value: NDArray[np.generic]) -> Size:

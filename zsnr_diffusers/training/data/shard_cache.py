@@ -1,8 +1,8 @@
-"""Shards on a local disk, for all processes of a run to map into memory.
+"""Shards on a local disk, which all processes of a run map into memory.
 
-What reads one row of a row group reads all of it; so it is read once, by one process, and kept, decoded, as an Arrow
-file, which any number of processes read at random access without a copy of their own. A tar is copied as it is, while
-its first rows are still read by range. The least recently used ones make room.
+Reading one sample of a row group means reading all of it; so one process reads it once and stores it decoded as an
+Arrow file, which any number of processes map without a copy. A tar is copied unchanged, while its first samples are
+still read by range. The least recently used shards are removed first.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ class ShardCache:
                     opened.writelines(read())
 
     def missing_space(self, size: int) -> int:
-        """Bytes by which the disk is too full for so many bytes of row groups, those that are stored included."""
+        """Missing disk space for this number of bytes of row groups, including stored ones."""
         if self.folder is None:
             return 0
         stored = sum(one.size for one in _list_files(self.folder)) if self.folder.exists() else 0
@@ -119,7 +119,7 @@ class ShardCache:
         return min(size, self.limit) - stored - shutil.disk_usage(there).free
 
     def _load(self, key: str, size: int, read: Callable[[], Iterable[Any]]) -> Any:
-        """The table of a key, mapped from its file, which is written first if need be."""
+        """The table of a key, mapped from its file, which is written first if necessary."""
         table = None
         if self.folder is not None:
             file = self.folder / f"{key}.arrow"
@@ -143,12 +143,12 @@ class ShardCache:
             if map_table(file) is not None:  # without locks; on Windows, a file that is in use cannot be replaced
                 return
             raise ShardError(
-                f"{file.parent} cannot store a row group: {error}. Free space there, lower --shard_cache_gb, or set "
-                "it to 0 to keep row groups in memory"
+                f"{file.parent} cannot store a row group: {error}. Free some space there, lower --shard_cache_gb, or "
+                "set it to 0 to keep row groups in memory"
             ) from error
 
     def _make_room(self, folder: Path, size: int) -> None:
-        """Remove the least recently used files until so many bytes fit."""
+        """Remove the least recently used files until this number of bytes fits."""
         files = sorted(_list_files(folder), key=lambda file: file.used)
         excess = sum(file.size for file in files) + size - self.limit
         now = time.time()
@@ -161,7 +161,7 @@ class ShardCache:
 
 
 class _Copier:
-    """A thread that copies files one after the other; it ends with its process, in the midst of one if need be."""
+    """A thread that copies files one after the other; it ends with its process, even during a copy."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -191,7 +191,7 @@ class _File(NamedTuple):
 
     @property
     def partial(self) -> bool:
-        """Whether it is still written, or was left by a process that was killed."""
+        """Whether it is still being written, or was left by a killed process."""
         return self.path.suffix == ".partial"
 
 
@@ -207,13 +207,12 @@ def _list_files(folder: Path) -> list[_File]:
 
 @contextlib.contextmanager
 def _hold(folder: Path, key: str, wait: bool = True) -> Iterator[bool]:
-    """Hold a key against other processes, so that one reads what all of them wait for.
+    """Lock a key, so that one process reads the data that all of them wait for.
 
-    The system ends it with the process, however that ends. Where there are no such locks, each process reads for
-    itself, which is slower and no less correct.
+    The operating system releases the lock when the process ends. Without lock support, each process reads the data
+    itself, which is slower but correct.
 
-    Yields:
-        Whether nobody else holds it, which without `wait` may be so.
+    Yields: Whether the lock was acquired; always true with `wait`.
     """
     with Path(folder, _LOCK_FILE).open("ab") as file:
         held = True
@@ -229,7 +228,7 @@ def _hold(folder: Path, key: str, wait: bool = True) -> Iterator[bool]:
 
 
 def map_copy(file: Path, size: int) -> Any:
-    """The bytes of a file of a size, mapped into memory; None if there is none or it is of another size."""
+    """The bytes of a file, mapped into memory; None if it does not exist or has another size."""
     try:
         with file.open("rb") as opened:
             copy = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)

@@ -21,7 +21,7 @@ def create_shards(config: DataConfig) -> Shards:
     if parquet and others:
         raise ShardError(
             f"{config.train_shards}: {len(parquet)} files are parquet, such as {parquet[0]}, and {len(others)} are "
-            f"not, such as {others[0]}; name files of one format."
+            f"not, such as {others[0]}; use files of one format."
         )
     return ParquetShards(config, parquet) if parquet else TarShards(config, others)
 

@@ -1,4 +1,4 @@
-"""Rows that lie in files wherever fsspec reaches, each read when it is asked for: what all formats of shards share."""
+"""Base class of shards: samples in files on any fsspec file system, read on demand."""
 
 import hashlib
 import json
@@ -22,11 +22,11 @@ from .remote import FileState
 from .shard_cache import ShardCache
 
 THREADS = 32
-"""That look into files at a time; they mostly wait for a server."""
+"""Number of threads that read files; they mostly wait for a server."""
 
 
 class CaptionError(ImageError):
-    """A caption that cannot be read; the image beside it is as useless as one that cannot."""
+    """A caption that cannot be read; treated like an unreadable image."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Shard:
 
     Attributes:
         url: of the file, anything that fsspec opens.
-        state: its size, and what tells whether it has changed.
-        rows: that can be read.
-        incomplete: what cannot, in words.
-        sha256: of where the rows lie in the file.
+        state: its size, and a hash that detects changes.
+        rows: number of readable rows.
+        incomplete: descriptions of unreadable ones.
+        sha256: of the positions of the rows in the file.
     """
 
     url: str
@@ -83,7 +83,7 @@ class Shards(ABC):
 
     @property
     def incomplete(self) -> list[str]:
-        """What has no image or no caption, with what it lacks and its file."""
+        """Samples without an image or a caption: what they lack, and their files."""
         return [f"{text} in {shard.name}" for shard in self.all for text in shard.incomplete]
 
     @property
@@ -154,8 +154,7 @@ class Shards(ABC):
         """The value of a row in a column other than the images': a caption, a list of captions, a class, or None.
 
         Raises:
-            CaptionError: it is no caption.
-            ShardError: it cannot be read.
+            CaptionError: it is not a caption. ShardError: it cannot be read.
         """
 
 
@@ -184,7 +183,7 @@ class _Image(Mapping[str, Any]):
 
 
 class _Row(Mapping[str, Any]):
-    """A row, of which nothing has been read yet."""
+    """A row that has not been read yet."""
 
     def __init__(self, rows: "ShardDataset", row: int) -> None:
         self._rows, self._row = rows, row

@@ -1,4 +1,4 @@
-"""A random order of rows in shards that stays near: what is shown within a while comes from a few shards."""
+"""A random order of samples in shards with locality: nearby samples come from a few shards."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence

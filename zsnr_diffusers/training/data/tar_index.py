@@ -1,8 +1,8 @@
-"""Where the samples of a WebDataset tar shard lie in it, found by reading headers alone, and kept on disk.
+"""The positions of the samples in a WebDataset tar shard, found by reading only headers, and stored on disk.
 
-A sample is a run of members whose names are alike up to the first dot: `000123.jpg`, `000123.txt`, `000123.json`. Its
-image is the first of them with the ending of an image, its caption is in `.txt` or in `.json`. Members of other kinds,
-pickles among them, are never opened.
+A sample consists of consecutive members with the same name up to the first dot: `000123.jpg`, `000123.txt`,
+`000123.json`. Its image is the first member with an image extension, its caption is in `.txt` or `.json`. Other
+members, such as pickles, are never opened.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ _FORMAT = 4
 """Raised whenever an index of the same shard would be another than before."""
 
 _WINDOW = 2**14
-"""Bytes that are read around a header: the small members beside an image mostly lie in it too."""
+"""Bytes that are read around a header, which usually include the small members next to an image."""
 
 _NO_MEMBER = (-1, 0)
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The samples of a shard that are whole.
+    """The complete samples of a shard.
 
     Attributes:
         places: int64 [rows, 4]: offset and size of the image, and of the caption's member.
@@ -59,7 +59,7 @@ class TarIndex:
         return json.dumps([self.names, self.incomplete]).encode()
 
     def save(self, file: Path) -> None:
-        """Write the index atomically, in a folder that is created if need be.
+        """Write the index atomically, in a folder that is created if necessary.
 
         Raises:
             OSError: the disk is full or the folder read-only.
@@ -77,7 +77,7 @@ class TarIndex:
                 names, incomplete = json.loads(arrays["text"].tobytes())
                 pairs = [(image, caption) for image, caption in names]
                 return cls(arrays["places"], pairs, incomplete, arrays["sizes"])
-        except Exception:  # of many kinds, for what is no archive, is cut off, or says something else
+        except Exception:  # various exceptions for a file that is not an archive, truncated, or has other content
             return None
 
 
@@ -91,7 +91,7 @@ def read_index(url: str, size: int, captions: Sequence[str], measure: bool = Fal
         measure: whether sizes of images are read, from their headers.
 
     Raises:
-        ShardError: it is no tar, is cut off, or cannot be read.
+        ShardError: it is not a tar, truncated, or cannot be read.
     """
     places, names, incomplete, sizes = [], [], [], []
     found: dict[int, tuple[int, int]] = {}
@@ -138,10 +138,10 @@ def _read_members(url: str, size: int, sizes: dict[int, tuple[int, int]] | None 
                     yield member
             end = tar.offset
     except tarfile.TarError as error:
-        raise ShardError(f"{url} is no whole tar: {error}") from error
+        raise ShardError(f"{url} is not a complete tar: {error}") from error
     reader.seek(end)
     if reader.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise ShardError(f"{url} is no whole tar: it ends without the block of zeros that is written last")
+        raise ShardError(f"{url} is not a complete tar: the final block of zeros is missing")
 
 
 def _read_image_size(reader: RangeReader, member: tarfile.TarInfo) -> tuple[int, int]:

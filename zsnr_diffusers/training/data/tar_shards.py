@@ -1,4 +1,4 @@
-"""Rows that lie in tar shards, each read when it is asked for: more data than any disk holds, at random access."""
+"""Samples in tar shards, read on demand with random access, for more data than fits on a disk."""
 
 import hashlib
 import json
@@ -38,8 +38,8 @@ class TarShards(Shards):
         super().__init__(config, urls)
         if "class_column" in config.columns:
             raise ValueError(
-                "--class_column needs --dataset_name, --train_data_dir, or parquet files in --train_shards; tars have "
-                "no classes."
+                "--class_column needs --dataset_name, --train_data_dir, or parquet files in --train_shards; tars "
+                "have no classes."
             )
         self.caption_column = None if config.captions is None else config.captions.column
         # `text` is what WebDataset calls `txt`; another name can only be that of a field.
@@ -54,7 +54,7 @@ class TarShards(Shards):
         """Find the samples of all tars, so that rows can be read; see `Shards.open`."""
         super().open()
         if self.cache.folder is not None and (reason := self._no_copies_reason()):
-            notify(f"rows of --train_shards are read by range, and tars are not copied to this disk: {reason}")
+            notify(f"rows of --train_shards are read by range, and tars are not cached on this disk: {reason}")
             self.cache.folder = None
 
     def _no_copies_reason(self) -> str:
@@ -63,8 +63,8 @@ class TarShards(Shards):
         needed = sum(sizes[: self.window])
         if needed > self.cache.limit:
             return (
-                f"--shard_cache_gb={self.limit_gb:g} is less than the {needed / 1e9:.2f} GB that --shuffle_shards="
-                f"{self.window} of them take"
+                f"--shard_cache_gb={self.limit_gb:g} is less than the {needed / 1e9:.2f} GB that "
+                f"--shuffle_shards={self.window} of them need"
             )
         if self.cache.missing_space(sum(sizes)) > 0:
             return f"{self.cache.folder} has too little space for --shard_cache_gb={self.limit_gb:g}"
@@ -76,7 +76,7 @@ class TarShards(Shards):
         return np.concatenate([*parts, np.empty((0, 2), np.int32)])
 
     def _scan_file(self, url: str) -> Sequence[Shard]:
-        """The one shard that a tar is, with its index saved."""
+        """A tar as a shard, with its index saved."""
         state = file_state(url)
         index = self._load_or_build_index(url, state)
         return [Shard(url, state, len(index), tuple(index.incomplete), index.sha256)]
@@ -120,7 +120,7 @@ class TarShards(Shards):
         """The caption of a row of tar shards, a list of captions, or None.
 
         Raises:
-            CaptionError: the member that it is in is no text or no JSON.
+            CaptionError: its member is not text or not JSON.
             ShardError: it cannot be read.
         """
         _, index, number = self._locate_sample(row)
@@ -143,7 +143,7 @@ class TarShards(Shards):
             return data
         span = self._span
         if span[0] != row or not span[1] <= start <= start + size <= span[1] + len(span[2]):
-            # Image and caption lie side by side, and what a server takes most of the time for is to begin.
+            # Image and caption are adjacent, and most of the time of a request is latency.
             first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
             if first < 0 or last - first > places[:, 1].sum() + _NEAR:
                 first, last = start, start + size

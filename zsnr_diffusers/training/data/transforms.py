@@ -1,6 +1,6 @@
-"""How an image is brought to a size: scaled until it covers it, and cut.
+"""Resize and crop images: scale until the image covers the size, then crop.
 
-Where it is cut is known before a pixel is read, since networks can be told of it.
+The crop is determined before reading pixels, since networks can be conditioned on it.
 """
 
 import math
@@ -19,12 +19,14 @@ RESIZE_METHOD = "scaled to cover by Lanczos of at least twice the size, JPEGs de
 """What `read_image` and `resize_and_crop` do where no place is drawn; what is computed of the pixels depends on it."""
 
 DECODED = 2.5
-"""Times as large as it is to be, an image is enough: Lanczos of that gives nearly the pixels that it gives of all."""
+"""An image of this multiple of the target size is sufficient: Lanczos gives almost the same pixels as from the full
+size.
+"""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of an image of size `original`, resized to `scaled`: `size` pixels of that from `top`, `left` on."""
+    """A crop of an image of size `original`, resized to `scaled`: `size` pixels from `top`, `left`."""
 
     original: Size
     scaled: Size
@@ -65,7 +67,7 @@ def resize_and_crop(image: Image.Image, crop: Crop) -> Tensor:
     """Resize an image and cut a crop, uint8 [channels, height, width]."""
     (height, width), (rows, columns) = crop.scaled, crop.size
     if image.size != (width, height):
-        # Of an image that was decoded smaller, the last row and column may stand for a part of one.
+        # The last row and column of an image decoded at reduced size may cover only a part of a block.
         reduced = 2 ** round(math.log2(crop.original[1] / image.width))
         part = (0, 0, crop.original[1] / reduced, crop.original[0] / reduced)
         image = image.resize((width, height), Image.Resampling.LANCZOS, box=part, reducing_gap=DECODED)

@@ -1,4 +1,4 @@
-"""The classes of a dataset: which class each row has, and what the classes are called."""
+"""The classes of a dataset: the class of each row, and the classes' names."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import datasets
 
 @dataclass(frozen=True)
 class Classes:
-    """Class of each row, 0 to N - 1, and the classes' names, None where the data gives numbers alone."""
+    """Class of each row, 0 to N - 1, and the classes' names, None if the data has only numbers."""
 
     labels: list[int]
     names: list[str] | None
@@ -24,11 +24,11 @@ def read_classes(rows: datasets.Dataset, column: str, count: int | None = None) 
     Args:
         rows: of the dataset.
         column: of the classes.
-        count: N of the network that is trained on; None takes as many as the data has.
+        count: N of a network to continue training; None uses the data's number of classes.
 
     Raises:
-        ValueError: a row without class, numbers out of range, classes of a different kind, or another number of them
-            than the network has.
+        ValueError: a row without class, numbers out of range, classes of a different type, or a different number than
+            the network has.
     """
     values, feature = list(rows[column]), rows.features[column]
     if None in values:
@@ -39,17 +39,18 @@ def read_classes(rows: datasets.Dataset, column: str, count: int | None = None) 
         values = [names.index(value) for value in values]
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         raise ValueError(
-            f"--class_column={column} holds {type(values[0]).__name__}, row 0 {values[0]!r}; classes are words, or "
-            "numbers from 0 on."
+            f"--class_column={column} holds {type(values[0]).__name__}, row 0 {values[0]!r}; classes must be words, "
+            "or numbers starting from 0."
         )
     if names is not None and count not in (None, len(names)):
         raise ValueError(
-            f"The data has {len(names)} classes, the network {count}: take data of the same classes, or a new network."
+            f"The data has {len(names)} classes, the network has {count}: use data with the same classes, or a new "
+            "network."
         )
     count = count or (max(values) + 1 if names is None else len(names))
     for row, value in enumerate(values):
         if not 0 <= value < count:
             raise ValueError(
-                f"--class_column={column}: row {row} has class {value}; classes run from 0 to {max(count - 1, 0)}."
+                f"--class_column={column}: row {row} has class {value}; classes must be from 0 to {max(count - 1, 0)}."
             )
     return Classes(values, names, count)

@@ -1,4 +1,4 @@
-"""What comes out of a run of pixels: images, `DDPMPipeline` or `ClassConditionalPipeline` with its code, the card."""
+"""Outputs of a pixel-space run: previews, `DDPMPipeline` or `ClassConditionalPipeline` with its code, model card."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ pipe = DDPMPipeline.from_pretrained("{name}")
 image = pipe(num_inference_steps={steps}).images[0]
 ```
 
-In fewer steps: `pipe.scheduler = zsnr_diffusers.{sampler}.from_config(pipe.scheduler.config)`.
+For fewer steps: `pipe.scheduler = zsnr_diffusers.{sampler}.from_config(pipe.scheduler.config)`.
 """
 
 _CONDITIONAL = """\

@@ -1,8 +1,8 @@
-"""Whole recipes for training a pixel-space network from scratch, by name.
+"""Recipes for training a pixel-space network from scratch, by name.
 
-Ho et al. 2020 (DDPM, arXiv:2006.11239), appendix B and the released code: Adam, a warm-up of 5000 steps and a constant
-learning rate, a constant moving average, gradients clipped to norm 1, linear betas, the mean squared error of epsilon.
-Each has a twin, `-zsnr`, that differs in what Lin et al. 2023 (arXiv:2305.08891) fix: zero terminal SNR and v-loss.
+Ho et al. 2020 (DDPM, arXiv:2006.11239), appendix B and the released code: Adam, a warmup of 5000 steps and a constant
+learning rate, a constant EMA decay, gradients clipped to norm 1, linear betas, the mean squared error of epsilon. Each
+has a variant, `-zsnr`, with the fixes of Lin et al. 2023 (arXiv:2305.08891): zero terminal SNR and v-prediction.
 """
 
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from ..data.transforms import compute_crop, resize_and_crop
 from .config import ClassDataConfig
 
 _MOST_BYTES = 2**30
-"""Of decoded images that a process keeps: small networks would otherwise wait for files all the time."""
+"""Maximum size of decoded images that a process keeps: small networks would otherwise always wait for files."""
 
 
 class LabelledDataset(TrainingDataset):
@@ -26,7 +26,7 @@ class LabelledDataset(TrainingDataset):
         labels: class of each row, 0 to N - 1; None for a network without classes.
         shape: (channels, height, width) of what the network takes.
         num_train_timesteps: T.
-        no_class: the label that stands for none, N.
+        no_class: the label for no class, N.
         noise_offset: as in `TrainingDataset`.
         held_out: rows that are kept aside for validation.
     """

@@ -16,7 +16,7 @@ from ..data.dataset import Images, noise_rows, open_rows
 from ..data.loader import Batch
 from ..objective import create_objective
 from ..reporting.model_card import TrainingRecord
-from ..schedule import Schedule, check_base_schedule, check_bridge_base
+from ..schedule import Schedule, check_base_schedule, check_zero_snr_base
 from ..task import Task
 from .base import load_base, new_unet
 from .classes import read_classes
@@ -56,7 +56,7 @@ class PixelTask(Task):
             name = str(config.pretrained_model_name_or_path)
             check_base_schedule(base.scheduler, name, config.network_prediction)
             if config.flow_through_bridge:
-                check_bridge_base(base.scheduler, name)
+                check_zero_snr_base(base.scheduler, name, "--flow_through_bridge")
         betas = None if base and is_flow(base.scheduler.config) else self._create_betas()
         if betas is not None and config.network_prediction != FLOW:
             return betas, betas

@@ -1,4 +1,4 @@
-"""How bright the images of a run are, step by step, beside its data: when the conversion is done shows here first."""
+"""Brightness of a run's images by step, compared with its data, which shows when the conversion is complete."""
 
 import dataclasses
 import json
@@ -20,7 +20,9 @@ LUMINANCE_FILE, LUMINANCE_PLOT = "luminance.json", "luminance.png"
 _STREAM = 5
 """Of randomness; see `draw_rows`."""
 _DATA_IMAGES = 512
-"""Of the data that are measured, at most; the rest would move W1 by less than some dozen images' chance does."""
+"""Maximum number of measured images of the data; more would change W1 less than the random variation of a few dozen
+generated ones.
+"""
 
 
 def luminance_rows(task: Task, usable_rows: Sequence[int], count: int) -> list[int]:
@@ -50,7 +52,7 @@ def read_luminance_file(folder: Path) -> dict[int, LuminanceCoverage]:
 def add_luminance(folder: Path, step: int, generated: Floats, data: Floats) -> LuminanceCoverage:
     """Measure the luminance of images generated at a step, and add it to the run's file and plot.
 
-    What they say of later steps is dropped: a run that continues from an earlier checkpoint comes there again.
+    Values of later steps are dropped, since a run resumed from an earlier checkpoint repeats them.
     """
     before = {other: coverage for other, coverage in read_luminance_file(folder).items() if other < step}
     coverages = {**before, step: luminance_coverage(generated, data)}
@@ -63,8 +65,8 @@ def describe_coverage(coverage: LuminanceCoverage) -> str:
     """Luminance coverage as one line of log."""
     ours, real = coverage.generated, coverage.real
     return (
-        f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f} of the data's {real.p5:.2f}..{real.p95:.2f}; "
-        f"W1 {coverage.w1:.2f} (floor {coverage.floor:.2f})"
+        f"luminance p5..p95 {ours.p5:.2f}..{ours.p95:.2f}, data {real.p5:.2f}..{real.p95:.2f}; W1 {coverage.w1:.2f} "
+        f"(floor {coverage.floor:.2f})"
     )
 
 

@@ -1,4 +1,4 @@
-"""The model card of what a run ships."""
+"""The model card of a run's result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..schedule import Schedule
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How a model was trained, as its card has it."""
+    """How a model was trained, for its card."""
 
     folder: Path
     steps: int
@@ -34,8 +34,8 @@ def training_model_card(
 
     Args:
         record: of the run.
-        schedule: trained on.
-        scheduler: shipped.
+        schedule: the training schedule.
+        scheduler: the saved one.
         data: metadata, to which the tags of the schedule are added.
         subject: what was trained.
         rows: more of the table, by name.
@@ -51,6 +51,6 @@ def training_model_card(
 def _describe_schedule(schedule: Schedule) -> str:
     """The noise schedule that a model was trained on, in words for its card."""
     if isinstance(schedule, FlowMatchScheduler):
-        return "flow times (rectified flow, arXiv:2209.03003), which begin at pure noise"
+        return "flow times (rectified flow, arXiv:2209.03003), which start at pure noise"
     zero = terminal_snr(schedule) == 0
     return "the schedule of Lin et al. 2023 (arXiv:2305.08891), ending at pure noise" if zero else "its own schedule"

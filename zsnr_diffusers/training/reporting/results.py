@@ -1,4 +1,4 @@
-"""What came out of a run, at the end of its model card: images, brightness, loss, and the options that it was of."""
+"""Results of a run at the end of its model card: images, brightness, loss, and options."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

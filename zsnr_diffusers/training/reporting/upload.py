@@ -1,4 +1,4 @@
-"""Pushing what a run ships to the Hub: what can be wrong is found before the first step, and no failure loses it."""
+"""Push a run's result to the Hub: problems are detected before the first step, and a failure keeps the result."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,9 @@ from ..errors import TrainingError
 from .validation import first_and_last_preview
 
 _RUN_FILES = ("checkpoint-*", "logs/*", CONFIG_FILE, FINGERPRINT_FILE, ".*")
-"""What is in its folder beside what it ships: the configuration names folders of this machine, hidden files are the
-lock and what is half written."""
+"""Files of its folder that are not uploaded: the configuration contains local paths, hidden files are the lock and
+partial files.
+"""
 
 
 def hub_repo_name(config: OutputConfig) -> str:
@@ -27,11 +28,11 @@ def hub_repo_name(config: OutputConfig) -> str:
     try:
         validate_repo_id(name)
     except ValueError as error:
-        raise ValueError(f"--hub_model_id={name!r} cannot be the name of a repo: {error}") from error
+        raise ValueError(f"--hub_model_id={name!r} is not a valid repo name: {error}") from error
     if huggingface_hub.get_token() is None:
         raise ValueError("--push_to_hub needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise ValueError("--push_to_hub cannot work with HF_HUB_OFFLINE=1: unset it, or push by hand afterwards.")
+        raise ValueError("--push_to_hub does not work with HF_HUB_OFFLINE=1: unset it, or push manually afterwards.")
     return name
 
 
@@ -48,7 +49,7 @@ def create_run_repo(config: OutputConfig) -> str:
         return hub_upload.create_repo(hub_repo_name(config), config.hub_private_repo or None, None)
     except OSError as error:
         raise ValueError(
-            f"--push_to_hub: {error} Check the token with `hf auth whoami`, or name a repo that it may write with "
+            f"--push_to_hub: {error} Check the token with `hf auth whoami`, or choose a writable repo with "
             "--hub_model_id."
         ) from error
 
@@ -73,8 +74,8 @@ def upload_run(config: OutputConfig, repo: str, steps: int) -> str:
     except Exception as error:  # whatever it is, the result is on the disk
         reason = hub_upload.upload_error_reason(error, repo)
         raise TrainingError(
-            f"The pipeline is whole in {folder}, but it could not be pushed: {reason}. The same command "
-            "with --resume trains nothing more and pushes it. By hand: python -c 'import huggingface_hub; "
+            f"The pipeline is saved in {folder}, but could not be pushed: {reason}. The same command with --resume "
+            "pushes it without further training. Manually: python -c 'import huggingface_hub; "
             f'huggingface_hub.HfApi().upload_folder(repo_id="{repo}", folder_path="{folder}", '
             f"ignore_patterns={json.dumps(ignored)})'"
         ) from error

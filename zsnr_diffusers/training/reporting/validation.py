@@ -1,4 +1,4 @@
-"""What a run generates on the way: images to look at, and how bright they are beside the data's."""
+"""Previews of a run: sample images, and their brightness compared with the data's."""
 
 import functools
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def first_and_last_preview(folder: Path) -> list[Path]:
 
 
 class ValidationLogger:
-    """Previews of a run, each `previews/step-000500.png` in its folder, and the luminance files beside.
+    """Previews of a run, each `previews/step-000500.png` in its folder, with the luminance files.
 
     Args:
         config: with the folder and the number of images whose luminance is measured.
@@ -52,8 +52,8 @@ class ValidationLogger:
         """Generate validation images, save them as a preview, and log their luminance.
 
         Args:
-            unet: with the weights that are shipped.
-            step: that they are of.
+            unet: with the exported weights.
+            step: of the weights.
 
         Returns:
             The image's path, None if nothing is to be shown.
@@ -90,7 +90,7 @@ class ValidationLogger:
 
 
 def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two images beside each other on white."""
+    """Two images side by side on white."""
     both = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
     both.paste(left, (0, 0))
     both.paste(right, (left.width, 0))

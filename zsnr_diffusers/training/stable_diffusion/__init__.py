@@ -1,4 +1,4 @@
-"""Retraining Stable Diffusion 1.x, 2.x and XL."""
+"""Training of Stable Diffusion 1.x, 2.x and SDXL."""
 
 from typing import TYPE_CHECKING
 

@@ -15,7 +15,7 @@ from .row_cache import Rows
 
 
 class Architecture(ABC):
-    """All that depends on the kind of Stable Diffusion.
+    """Everything that depends on the Stable Diffusion architecture.
 
     Args:
         pipeline: that training starts from.
@@ -41,7 +41,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def pipeline_kwargs(self) -> dict[str, Any]:
-        """Constructor arguments of the pipeline's class that are no components."""
+        """Constructor arguments of the pipeline's class that are not components."""
 
     @abstractmethod
     def unsupported_reason(self) -> str | None:
@@ -87,9 +87,11 @@ class StableDiffusion(Architecture):
         return {"requires_safety_checker": False}
 
     def unsupported_reason(self) -> str | None:
-        """Refuses UNets with conditions that neither caption nor image give."""
+        """Refuses UNets with conditions that neither captions nor images provide."""
         kind = self.pipeline.unet.config.addition_embed_type
-        return None if kind is None else f"its UNet is told more than the caption (addition_embed_type={kind!r})"
+        return (
+            None if kind is None else f"its UNet has conditions other than the caption (addition_embed_type={kind!r})"
+        )
 
     def text_encoder(self, clip_skip: int | None = None) -> TextEncoder:
         """The encoder of the text encoder's last states, or earlier ones."""
@@ -106,7 +108,7 @@ class StableDiffusion(Architecture):
 
 
 class StableDiffusionXL(Architecture):
-    """XL: states of two text encoders, what the second makes of the whole caption, and size and crop of the image."""
+    """XL: states of two text encoders, the second one's pooled output, and size and crop of the image."""
 
     name, tag = "Stable Diffusion XL", "stable-diffusion-xl"
     networks: ClassVar[Mapping[str, str]] = {
@@ -121,7 +123,7 @@ class StableDiffusionXL(Architecture):
         self.conditioning = SizeConditioning([pipeline.tokenizer, pipeline.tokenizer_2])
 
     def pipeline_kwargs(self) -> dict[str, Any]:
-        """Constructor arguments that keep whether zeros or the encoders' output stand for no caption."""
+        """Constructor arguments that record whether no caption means zeros or the encoders' output."""
         return {"force_zeros_for_empty_prompt": self.pipeline.config.force_zeros_for_empty_prompt}
 
     def unsupported_reason(self) -> str | None:
@@ -130,12 +132,12 @@ class StableDiffusionXL(Architecture):
         expected = 6 * (unet.addition_time_embed_dim or 0) + self.pipeline.text_encoder_2.config.projection_dim
         if unet.addition_embed_type != "text_time" or unet.projection_class_embeddings_input_dim != expected:
             return (
-                "its UNet is not told the caption and six numbers of size and crop as SDXL's is "
-                f"(addition_embed_type={unet.addition_embed_type!r}, projection_class_embeddings_input_dim="
+                "its UNet is not conditioned like SDXL's on the caption and six numbers of size and crop "
+                "(addition_embed_type={unet.addition_embed_type!r}, projection_class_embeddings_input_dim="
                 f"{unet.projection_class_embeddings_input_dim}; expected 'text_time' and {expected})"
             )
         if vae.latents_mean is not None or vae.latents_std is not None:
-            return "its latents are scaled channel by channel (latents_mean, latents_std), which SDXL's are not"
+            return "its latents are scaled per channel (latents_mean, latents_std), unlike SDXL's"
         return None
 
     def text_encoder(self, clip_skip: int | None = None) -> TextEncoderPair:

@@ -91,7 +91,7 @@ class Base:
         """Sizes to which training images are resized and cropped.
 
         Raises:
-            ValueError: as in `resolution`; or images are to keep their shape, and there is no other than a square.
+            ValueError: as in `resolution`; or aspect-ratio buckets leave only a square.
         """
         pixels = self.resolution(config.resolution)
         if not config.aspect_ratio_buckets:
@@ -99,14 +99,14 @@ class Base:
         sizes = bucket_sizes(pixels, self._size_multiple())
         if len(sizes) == 1:
             raise ValueError(
-                f"--aspect_ratio_buckets: sides must be multiples of {self._size_multiple()} for this model, and at "
-                f"--resolution={pixels} that leaves no size but the square; raise it, or leave them out."
+                f"--aspect_ratio_buckets: sides must be multiples of {self._size_multiple()} for this model, which "
+                f"leaves only the square at --resolution={pixels}; increase it, or omit the option."
             )
         return sizes
 
 
 def _take_tensors(network: nn.Module, source: nn.Module) -> None:
-    """Let a network have the tensors of another of the same modules, without a copy."""
+    """Share a network's tensors with another network of the same modules, without a copy."""
     for ours, theirs in zip(network.modules(), source.modules(), strict=True):
         ours._parameters.update(theirs._parameters)
         ours._buffers.update(theirs._buffers)
@@ -122,8 +122,8 @@ def load_base(config: BaseConfig, prediction_type: str, rescale_betas_zero_snr: 
         flow_shift: of a flow model.
 
     Raises:
-        ValueError: it is of no architecture that can.
-        OSError: there is no such folder or repo.
+        ValueError: its architecture is not supported.
+        OSError: the folder or repo does not exist.
     """
     name = config.pretrained_model_name_or_path
     if is_single_file(name):
@@ -176,7 +176,7 @@ def base_folder(base: Base, room: Path) -> Iterator[tuple[Path, Mapping[str, Any
 
 
 def _locate_folder(name: str, variant: str | None) -> tuple[Path, str | None]:
-    """A pipeline's local folder, downloaded if need be, and the variant of its weights."""
+    """A pipeline's local folder, downloaded if necessary, and the variant of its weights."""
     here = Path(name).is_dir()
     with explain_hub_errors(name):
         folder = Path(name if here else DiffusionPipeline.download(name, variant=variant))
@@ -195,8 +195,8 @@ def _open_pipeline_folder(folder: Path) -> SavedModel:
     saved = SavedModel.open(folder)
     if not saved.index:
         raise ValueError(
-            f"{folder} has no {INDEX}, so it is not a diffusers pipeline. A single-file checkpoint is made into one "
-            "by: zsnr convert FILE FOLDER."
+            f"{folder} has no {INDEX}, so it is not a diffusers pipeline. Convert a single-file checkpoint with: zsnr "
+            "convert FILE FOLDER."
         )
     return saved
 
@@ -242,8 +242,8 @@ def _find_architecture(name: str, cls: str, networks: Mapping[str, str]) -> type
         f"{architecture.name}: {', '.join(architecture.networks.values())}" for architecture in ARCHITECTURES
     )
     raise ValueError(
-        f"{name} is a {cls} ({parts}){_refiner_hint(networks)}; only text-to-image models of these "
-        f"networks can be trained here: {known}."
+        f"{name} is a {cls} ({parts}){_refiner_hint(networks)}; only text-to-image models with these networks can be "
+        f"trained here: {known}."
     )
 
 
@@ -253,15 +253,18 @@ def _check_no_adapter(name: str, headers: Mapping[Path, Header]) -> None:
         adapter = next((key for key in header.shapes if ".lora_" in key), None)
         if adapter and file.parent.name == "unet":
             raise ValueError(
-                f"The UNet of {name} was saved with an adapter in it ({adapter} in {file.name}). Where it was made, "
-                "call pipe.fuse_lora() and pipe.unload_lora_weights(), and save the pipeline then."
+                f"The UNet of {name} was saved with an adapter ({adapter} in {file.name}). Call pipe.fuse_lora() and "
+                "pipe.unload_lora_weights() on the original pipeline, and save it again."
             )
 
 
 def _refiner_hint(networks: Mapping[str, str]) -> str:
     """Part of an error text that says that these networks are XL's refiner; empty for others."""
     if "text_encoder_2" in networks and "text_encoder" not in networks:
-        return ", by its one text encoder the refiner of Stable Diffusion XL, which works on images, not from noise"
+        return (
+            "; its single text encoder suggests the refiner of SDXL, which refines images and does not start from "
+            "noise"
+        )
     return ""
 
 
@@ -274,7 +277,7 @@ def _check_pipeline(name: str, architecture: Architecture) -> None:
 
 
 def _unsupported_unet_input(architecture: Architecture) -> str | None:
-    """Which input a UNet takes that no text-to-image model has, in words; None if none."""
+    """Name of a UNet input that text-to-image models do not have; None if there is none."""
     unet, latents = architecture.pipeline.unet.config, architecture.pipeline.vae.config.latent_channels
     if unet.in_channels != latents:
         return f"its UNet takes {unet.in_channels} channels for {latents} of latents (inpainting, editing or depth?)"

@@ -1,4 +1,4 @@
-"""Which results of the frozen parts are stored, and the work of storing them."""
+"""Decide which encoder results to cache, and compute the missing ones."""
 
 import atexit
 import contextlib
@@ -29,12 +29,12 @@ from .row_cache import Cache, Rows
 from .samples import CaptionedDataset
 
 _SHARE_OF_DISK = 0.5
-"""Of the free space, which `--cache auto` takes at most: checkpoints and other people need some too."""
+"""Maximum fraction of the free space for `--cache auto`, since checkpoints and other users need some too."""
 
 
 @dataclass
 class CacheStatus:
-    """What is stored of a part's results, and what is to be."""
+    """Which results of an encoder are cached, and which are to be cached."""
 
     cache: Cache
     count: int
@@ -49,7 +49,7 @@ class CacheStatus:
     def __str__(self) -> str:
         if not self.enabled:
             missing = _format_bytes(self.missing_bytes)
-            return f"no: {missing} are more than there is to spare in {self.cache.folder.parent}"
+            return f"no: {missing} exceed the available space in {self.cache.folder.parent}"
         each = " to ".join(dict.fromkeys(map(_format_bytes, self.row_bytes)))
         damaged = f", {len(self.cache.damaged)} files damaged" if self.cache.damaged else ""
         return (
@@ -59,7 +59,7 @@ class CacheStatus:
 
 
 class EmbeddingCache:
-    """What is stored of the results of frozen parts.
+    """Which results of the frozen encoders are cached.
 
     Args:
         config: with what may be stored.
@@ -154,10 +154,10 @@ class EmbeddingCache:
                 with suppress_empty_float32_warnings():
                     part.network.to(dtype)
             if status is None or status.missing:
-                part.network.to(accelerator.device)
+                part.move(accelerator.device)
             if status is not None:
                 _populate_part(processes, part, status, samples)
-                part.network.to("cpu" if self.encoded is None else "meta")
+                part.move("cpu" if self.encoded is None else "meta")
             seconds[part.name] = time.perf_counter() - started
         samples.caches = {name: status.cache for name, status in self.stored.items()}
         return seconds
@@ -175,14 +175,14 @@ class EmbeddingCache:
         if self.encoded is not None:
             self._reload()
         for part in self.parts:
-            part.network.to(self.device, self._dtypes.get(part.name))
+            part.move(self.device, self._dtypes.get(part.name))
         try:
             with precision:
                 yield
         finally:
             for part in self.parts:
                 if part.name in self.stored:
-                    part.network.to("cpu" if self.encoded is None else "meta")
+                    part.move("cpu" if self.encoded is None else "meta")
 
     def benchmark(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> float:
         """Cache what a few samples need, in a temporary folder, to time it.
@@ -206,7 +206,7 @@ def check_encoded(
     statuses: Mapping[str, CacheStatus],
     parts: Sequence[FrozenEncoder],
 ) -> None:
-    """Refuse data that were encoded by other networks or otherwise than a run needs them.
+    """Refuse data that were encoded by other networks or with other settings than the run's.
 
     Raises:
         ValueError: with what differs.
@@ -228,9 +228,9 @@ def check_encoded(
             differ.append(f"--{name}, {was} there and {value} here")
     lacking = " and ".join(f"{count:,} {name}" for name, count in missing.items())
     raise ValueError(
-        f"--train_data_dir={encoded.folder} lacks {lacking} of this run. What differs: "
-        f"{'; '.join(differ) or 'nothing, so files of it are lost'}. Train as the data were encoded, or encode them "
-        "again for this run."
+        f"--train_data_dir={encoded.folder} lacks {lacking} of this run. Differences: "
+        f"{'; '.join(differ) or 'none, so some of its files are missing'}. Train with the settings of the encoded "
+        "data, or encode it again for this run."
     )
 
 
@@ -264,8 +264,8 @@ def _disable_what_does_not_fit(statuses: Sequence[CacheStatus], folder: Path, ch
     if choice != "auto" and not all(status.enabled for status in statuses):
         needed = _format_bytes(sum(status.missing_bytes for status in statuses))
         raise ValueError(
-            f"--cache={choice} needs {needed} in {folder}, where {_format_bytes(free)} are free: name a --cache_dir "
-            "on another disk, or pass --cache=auto or none."
+            f"--cache={choice} needs {needed} in {folder}, where {_format_bytes(free)} are free: use a --cache_dir on "
+            "another disk, or pass --cache=auto or none."
         )
 
 
@@ -278,8 +278,8 @@ def _populate_part(processes: Processes, part: FrozenEncoder, status: CacheStatu
         status.cache.write(_encode_inputs(part, share, samples, progress=processes.is_main))
     if lost := status.cache.find_missing(status.missing, verify=False):
         raise ValueError(
-            f"{len(lost)} of {len(status.missing)} results that were just stored in {status.cache.folder} are not "
-            "there: name a --cache_dir that all processes share."
+            f"{len(lost)} of {len(status.missing)} results that were just stored in {status.cache.folder} are "
+            "missing: use a --cache_dir that all processes share."
         )
     status.missing = {}
 
@@ -300,7 +300,7 @@ def _encode_inputs(
     with tqdm(desc=f"storing {part.name}", total=len(inputs), disable=not progress, unit=part.label) as bar:
         for places, batch in zip(batches, loader, strict=True):
             n = len(batch)
-            # Filled up, since kernels for other batch sizes round otherwise: results must not depend on their company.
+            # Padded, since kernels for other batch sizes round differently: results must not depend on the batch.
             full = torch.cat([batch, batch[-1:].expand(part.batch_size - n, *batch.shape[1:])])
             yield [contents[place] for place in places], {name: rows[:n] for name, rows in part(full).items()}
             bar.update(n)

@@ -1,4 +1,4 @@
-"""Latents and text states of a whole dataset, computed once, to train on without autoencoder and text encoders."""
+"""Precompute the latents and text embeddings of a dataset for training."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,7 @@ import numpy as np
 from ...utils.tables import Text
 from ...utils.terminal import show
 from ..accelerator import create_accelerator
+from ..automatic import resolve_mixed_precision
 from ..checkpointing.lock import lock_run_folder
 from ..checkpointing.run_folder import CONFIG_FILE
 from ..config.data import ENCODED_FILE
@@ -18,6 +19,7 @@ from ..data.encoded import write_encoded_rows
 from ..data.row_values import ImageHashes, ImageSizes
 from ..data.shard_formats import index_shards
 from ..data.shards import THREADS
+from ..launch_settings import hidden_fsdp_settings
 from ..reporting.luminance import measure_data_luminance
 from .config import CaptionedDataConfig, TrainingConfig
 from .samples import CaptionedDataset
@@ -33,7 +35,7 @@ MATTERS = ("resolution", "aspect_ratio_buckets", "random_flip", "mixed_precision
 def encode(config: TrainingConfig) -> None:
     """Encode all data of a configuration into its `output_dir`, which is its `cache_dir` too.
 
-    Each process encodes a share. What a killed run has stored is found by the next, which goes on.
+    Each process encodes a part. The next run continues from the stored results of a killed one.
 
     Args:
         config: with base, data, size of images, flips and precision; `cache` is `both`.
@@ -42,9 +44,10 @@ def encode(config: TrainingConfig) -> None:
         ValueError: model, data or options cannot be used, or the disk is too small.
         OSError: a file or repo is missing, or the folder cannot be written.
     """
-    accelerator, processes = create_accelerator(config, 1, "none", config.output_dir)
+    config = resolve_mixed_precision(config, {})
     folder = Path(config.output_dir)
-    with contextlib.ExitStack() as lock:
+    with contextlib.ExitStack() as lock, hidden_fsdp_settings():  # nothing is trained
+        accelerator, processes = create_accelerator(config, 1, "none", config.output_dir)
         processes.run_on_main(lambda: _lock_folder(folder, lock))
         index_shards(config, processes)
         task = processes.main_first(lambda: StableDiffusionTask(config))
@@ -60,10 +63,10 @@ def encode(config: TrainingConfig) -> None:
 
 
 def _lock_folder(folder: Path, lock: contextlib.ExitStack) -> None:
-    """Lock a folder that holds nothing, or data that were encoded; what is in it is encoded again where it changed."""
+    """Lock a folder that is empty or holds encoded data; samples that changed are encoded again."""
     others = [path.name for path in folder.glob("*") if path.name in _NOT_OURS]
     if others:
-        raise ValueError(f"--output_dir={folder} holds {', '.join(others)}: choose a folder of its own.")
+        raise ValueError(f"--output_dir={folder} holds {', '.join(others)}: choose a separate folder.")
     lock.enter_context(lock_run_folder(folder))
     (folder / ENCODED_FILE).unlink(missing_ok=True)  # until all is there again
 
@@ -71,7 +74,7 @@ def _lock_folder(folder: Path, lock: contextlib.ExitStack) -> None:
 def _write_rows(
     config: CaptionedDataConfig, task: StableDiffusionTask, samples: CaptionedDataset, precision: str
 ) -> None:
-    """Write the table of the rows that were encoded, and how."""
+    """Write the table of the encoded rows, with the settings of the encoding."""
     usable = list(samples.usable_rows)
     with ThreadPoolExecutor(THREADS) as pool:  # rows of shards are read again for it, and may lie far away
         sizes = ImageSizes.of(enumerate(pool.map(samples.image_size, usable)))

@@ -1,4 +1,6 @@
-"""What a run saves: a pipeline of stock classes that samples correctly without this package, and its model card."""
+"""Save a run's result: a pipeline with diffusers' classes that samples correctly without this package, and its model
+card.
+"""
 
 import json
 from collections.abc import Mapping
@@ -40,7 +42,7 @@ def export_scheduler(base: Base) -> SchedulerMixin:
 
 
 def kept_low_frequencies(base: Base, config: GuidedOutputConfig) -> int:
-    """How many low frequencies the guidance of a trained model keeps: as configured, or by the schedule it trains on.
+    """How many low frequencies a trained model's guidance keeps: as configured, or derived from the schedule.
 
     On a schedule that leaks brightness, guidance makes up for what the leak takes away, and keeping would undo that.
     """
@@ -113,7 +115,7 @@ def write_model_card(
 
     Args:
         base: that was trained.
-        scheduler: shipped.
+        scheduler: the saved one.
         record: of the training.
         subject: what was trained.
         rows: more of the table, by name.
@@ -142,6 +144,7 @@ image = pipe("...", guidance_scale={config.guidance_scale}, guidance_rescale={co
     does += [f"keeps the lowest {k} x {k} frequencies"] if k > 0 else []
     if does:
         usage += f"""\
-`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` here, {" and ".join(does)} by itself.
+`zsnr_diffusers.load_pipeline`, or `custom_pipeline=` with the `pipeline.py` in this repo,
+{" and ".join(does)} automatically.
 """
     return usage + other_samplers_text(scheduler)

@@ -1,5 +1,6 @@
-"""An adapter of the UNet, trained in place of the whole: LoRA (Hu et al. 2021, arXiv:2106.09685) and DoRA (Liu et al.
-2024, arXiv:2402.09353), as peft has them."""
+"""An adapter that is trained instead of the complete UNet: LoRA (Hu et al. 2021, arXiv:2106.09685) and DoRA (Liu et
+al. 2024, arXiv:2402.09353), as peft has them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def prepare_adapter(pipe: Any, config: AdapterConfig, seed: int) -> None:
 
     Raises:
         ImportError: peft is not installed.
-        OSError: there are no such weights.
-        ValueError: a target is no layer of the UNet; the weights are of another base, or of text encoders too.
+        OSError: the weights do not exist.
+        ValueError: a target is not a layer of the UNet; the weights are for another base, or also for text encoders.
     """
     peft = import_extra("peft", "lora")
     if config.lora_weights is None:
@@ -49,8 +50,8 @@ def _load_adapter(pipe: Any, source: str) -> None:
     adapted = check_lora_loads(pipe, file, read_header(file), adapter_name=_ADAPTER).get_list_adapters()
     if others := sorted(set(adapted) - {"unet"}):
         raise ValueError(
-            f"--lora_weights={source} changes {' and '.join(others)} too, and only the UNet is trained here: pass "
-            "a LoRA of the UNet alone."
+            f"--lora_weights={source} changes {' and '.join(others)} too, but only the UNet is trained here: pass a "
+            "LoRA of only the UNet."
         )
     load_lora_file(pipe, file, adapter_name=_ADAPTER)
     for name, parameter in pipe.unet.named_parameters():
@@ -80,7 +81,7 @@ def _check_targets(unet: nn.Module, targets: list[str]) -> None:
             # A number alone, as in to_out.0, says nothing.
             known = {".".join(name.rsplit(".", 2)[-2 if name[-1].isdigit() else -1 :]) for name in layers}
             raise ValueError(
-                f"--lora_target_modules: the UNet has no layer {target!r}; choose of {', '.join(sorted(known))}."
+                f"--lora_target_modules: the UNet has no layer {target!r}; choose from {', '.join(sorted(known))}."
             )
 
 
@@ -114,10 +115,9 @@ def save_lora_folder(base: Base, pipe: Any, config: GuidedOutputConfig, adapter:
     """
     of = public_base_name(base.config.pretrained_model_name_or_path)
     data = {"tags": [base.architecture.tag, "lora"], "base_model_relation": "adapter"}
-    guidance = {"guidance_scale": config.guidance_scale, "guidance_rescale": config.guidance_rescale}
     folder, dora = Path(config.output_dir).resolve().name, _is_dora(pipe.unet)
     scheduler = export_scheduler(base)
-    usage = lora_usage(of, folder, scheduler, guidance, dora)
+    usage = lora_usage(of, folder, scheduler, config.recommended_call(), dora)
     rows = {"adapter": adapter, **recommended_guidance_rows(config, kept_low_frequencies(base, config))}
     write_model_card(base, scheduler, record, f"{_adapter_kind(pipe.unet)} of {of}", rows, usage, **data)
     # Last: a folder without it is not taken for a result.

@@ -1,4 +1,4 @@
-"""What comes out of retraining Stable Diffusion: images under prompts and captions, a pipeline or a LoRA."""
+"""Outputs of training Stable Diffusion: previews for prompts and captions, a pipeline or a LoRA."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class StableDiffusionOutput(Output):
         return self._build_pipeline(self.base.architecture.pipeline_class, unet=unet, scheduler=own)
 
     def _build_pipeline(self, cls: Any, **components: Any) -> Any:
-        """A pipeline of class `cls` from the base's components and these in their place."""
+        """A pipeline of class `cls` from the base's components, replaced by the given ones."""
         return cls(**{**self.base.pipeline.components, **components}, **self.base.architecture.pipeline_kwargs())
 
     def validation_images(self, pipe: Any) -> tuple[list[list[Image.Image]], list[str] | None] | None:
@@ -91,7 +91,7 @@ class StableDiffusionOutput(Output):
         """An image for the first caption of each data row."""
         captions = [captions_as_list(caption)[0] for caption in self.rows[list(rows)][self.caption_column]]
         unguided: dict[str, Any] = {"guidance_scale": 1.0, "guidance_rescale": 0.0}
-        if isinstance(pipe, GuidanceRescaleMixin):  # and not the base's own, of a class of stock
+        if isinstance(pipe, GuidanceRescaleMixin):  # not the base's own, which has a diffusers class
             unguided["keep_low_frequencies"] = 0
         with self.embedding_cache.ready_to_generate():
             return generate_images(

@@ -26,7 +26,7 @@ class Preview:
 
 
 class _Field(NamedTuple):
-    """What a line may say beside its prompt."""
+    """What a line may contain in addition to its prompt."""
 
     read: Callable[[str], Any]
     """From text, as options on a line of a text file are."""
@@ -52,17 +52,17 @@ def _is_seed(value: Any) -> bool:
 
 _FIELDS = {
     "negative_prompt": _Field(str, lambda value: isinstance(value, str), "must be a text"),
-    "seed": _Field(int, _is_seed, "must be a whole number, not negative"),
+    "seed": _Field(int, _is_seed, "must be an integer, not negative"),
     "seeds": _Field(
         lambda text: [int(one) for one in text.split(",")],
         lambda value: isinstance(value, list) and value != [] and all(map(_is_seed, value)),
-        "must be a list of whole numbers, not negative",
+        "must be a list of integers, not negative",
     ),
     "width": _Field(int, _is_side, "must be a multiple of 8 in pixels"),
     "height": _Field(int, _is_side, "must be a multiple of 8 in pixels"),
     "guidance_scale": _Field(float, lambda value: _is_number(value) and value >= 0, "must be a number, not negative"),
     "guidance_rescale": _Field(float, lambda value: _is_number(value) and 0 <= value <= 1, "must lie in [0, 1]"),
-    "num_inference_steps": _Field(int, lambda value: _is_whole(value) and value > 0, "must be a whole number above 0"),
+    "num_inference_steps": _Field(int, lambda value: _is_whole(value) and value > 0, "must be an integer above 0"),
 }
 
 _SHORT = {
@@ -125,7 +125,7 @@ def _check_preview(values: dict[str, Any], where: str) -> Preview:
         raise ValueError(f"{where}: prompt must be a text, got {prompt!r}.")
     for name, value in values.items():
         if name not in _FIELDS:
-            raise ValueError(f"{where}: {name} is not known; beside prompt there are {', '.join(_FIELDS)}.")
+            raise ValueError(f"{where}: {name} is not known; there are prompt, {', '.join(_FIELDS)}.")
         if not _FIELDS[name].holds(value):
             raise ValueError(f"{where}: {name} {_FIELDS[name].must}, got {value!r}.")
     if {"seed", "seeds"} <= values.keys():

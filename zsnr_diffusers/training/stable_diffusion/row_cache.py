@@ -1,10 +1,9 @@
-"""What frozen networks compute, kept on disk and read by row.
+"""Results of frozen networks, stored on disk and read by row.
 
-A cache is a folder of shards: safetensors files of some rows, `keys` [n, 32] and checksums `crc32` [n] beside tensors
-[n, ...], which say in their metadata what was computed. A key hashes all that its row depends on: what has changed is
-not found, and is computed again while the rest stays. The name of a shard is the sha256 of its bytes, which tells when
-it is cut off or damaged. It is written under another name, renamed and never changed, so runs may share a cache at the
-same time.
+A cache is a folder of shards: safetensors files with some rows, as `keys` [n, 32], checksums `crc32` [n] and tensors
+[n, ...], with a description in the metadata. A key hashes everything that its row depends on, so changed inputs are
+not found and are computed again. The name of a shard is the sha256 of its bytes, which detects truncation and damage.
+It is written under a temporary name, renamed and never changed, so runs can share a cache at the same time.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ SHARD_BYTES, SHARD_SECONDS = 2**26, 60.0
 _KEY_BYTES = 32
 _KEY = np.dtype(f"S{_KEY_BYTES}")
 _KEYS, _CHECKSUMS = "keys", "crc32"
-"""Of the rows, beside their tensors."""
+"""Names of additional tensors with one entry per row."""
 
 _ABANDONED_SECONDS = 86_400
 
@@ -100,7 +99,7 @@ class Cache:
         return [content for key, content in wanted.items() if key not in found]
 
     def _find_damaged(self, shards: Sequence[Path]) -> set[Path]:
-        """Shards whose bytes are not those that were written; those that were read before are not read again."""
+        """Shards whose bytes have changed since they were written; verified ones are not read again."""
         records = self._index.fill(file_records([str(shard.absolute()) for shard in shards]))
         unread = np.flatnonzero(~is_known(records, "sha256")).tolist()
 
@@ -126,7 +125,7 @@ class Cache:
         self._shards += rows_of
 
     def __getitem__(self, content: bytes) -> Rows:
-        """The tensors of a row that was found; nothing else of its shard is read.
+        """The tensors of a row; the rest of its shard is not read.
 
         Raises:
             KeyError: it was not found.
@@ -144,8 +143,8 @@ class Cache:
         checksum = found.pop(_CHECKSUMS, None)  # which older caches lack
         if checksum is not None and int(checksum) != _row_checksum(found):
             raise ShardError(
-                f"{self._shards[number]} is damaged in row {row}: start again with --rehash, which finds all that is "
-                "damaged and computes it again"
+                f"{self._shards[number]} is damaged in row {row}: restart with --rehash, which finds and recomputes "
+                "all damaged values"
             )
         return found
 
@@ -220,7 +219,7 @@ def _row_shapes(rows: Rows) -> dict[str, torch.Size]:
 
 
 def _row_checksum(row: Rows) -> int:
-    """CRC-32 of a row's tensors: a disk that lost some bits of a shard is found out when these are read."""
+    """CRC-32 of a row's tensors, which detects corrupted shards on reading."""
     checksum = 0
     for _, values in sorted(row.items()):
         checksum = zlib.crc32(values.contiguous().reshape(-1).view(torch.uint8).numpy().data, checksum)

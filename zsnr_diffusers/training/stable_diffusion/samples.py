@@ -61,7 +61,7 @@ class CaptionedDataset(TrainingDataset):
         self.latents, self.num_train_timesteps = latents, num_train_timesteps
         self.captions = rows.select_columns([config.caption_column])
         self.caches: dict[str, Cache] = {}
-        """What is stored of images (`latents`) and captions (`text`), and given in place of these."""
+        """Cached values of images (`latents`) and captions (`text`), used instead of them."""
         self.hashes: Mapping[int, bytes] = {}
         """Of the images of rows, if `latents` are stored."""
 
@@ -90,7 +90,7 @@ class CaptionedDataset(TrainingDataset):
         if augment and self.config.varies_tags and caption:  # after all else, which is thus the same without
             config = self.config
             caption = vary_tags(caption, config.shuffle_tags, config.keep_tags, config.tag_dropout, draw)
-        return {**batch, **self._text_inputs(caption)}
+        return {**batch, **self.text_inputs(caption)}
 
     def crop(self, index: int, draw: torch.Generator | None = None) -> Crop:
         """The crop of a row's image: at the center, or at random if `draw` is passed."""
@@ -102,7 +102,7 @@ class CaptionedDataset(TrainingDataset):
         return self._sizes[index] if self._sizes else image_size(self.rows, self.config.image_column, index)
 
     def first_images(self, count: int) -> Images:
-        """The first `count` of the usable images, in the form that `images` was passed."""
+        """The first `count` usable images, of the type of `images`."""
         return self._sizes.first(count) if self._sizes else self.usable_rows[:count]
 
     def bucket_size(self, index: int) -> Size:
@@ -115,20 +115,22 @@ class CaptionedDataset(TrainingDataset):
         return channels, height // side, width // side
 
     def _image_inputs(self, crop: Crop, index: int, flipped: bool) -> Batch:
-        """A row's latent moments from the cache, or else its `pixel_values`."""
+        """A row's latent moments from the cache, or else its `pixel_values`; nothing if none are read."""
+        if not self.config.reads_images:
+            return {}
         if "latents" in self.caches:
             return self.caches["latents"][self.image_cache_key(index, flipped)]
         return {"pixel_values": self.pixel_values(crop, index, flipped)}
 
-    def _text_inputs(self, caption: str) -> Batch:
-        """A caption's text states from the cache, or else its `input_ids`."""
+    def text_inputs(self, caption: str) -> Batch:
+        """A caption's text embeddings from the cache, or else its `input_ids`."""
         input_ids = self.conditioning.tokenize([caption])[0]
         if "text" in self.caches:
             return self.caches["text"][text_cache_key(input_ids)]
         return {"input_ids": input_ids}
 
     def pixel_values(self, crop: Crop, index: int, flipped: bool) -> Tensor:
-        """A crop of a row's image, uint8 [3, h, w]: a quarter of the bytes that floats have on their way."""
+        """A crop of a row's image, uint8 [3, h, w]: a quarter of the bytes of floats."""
         pixels = resize_and_crop(read_image(self.rows, self.config.image_column, index, crop.decoded), crop)
         return pixels.flip(-1) if flipped else pixels
 
@@ -137,20 +139,20 @@ class CaptionedDataset(TrainingDataset):
         return self.hashes[index] + struct.pack("<2I?", *self.bucket_size(index), flipped)
 
     def all_captions(self, indices: Sequence[int]) -> set[str]:
-        """Every caption that these data rows can give, the empty one of caption dropout included."""
+        """Every possible caption of these data rows, including the empty one of caption dropout."""
         rows = self.captions[list(indices)][self.config.caption_column]
         return {"", *(caption for row in rows for caption in captions_as_list(row))}
 
 
 def vary_tags(caption: str, shuffle: bool, keep: int, dropout: float, draw: torch.Generator) -> str:
-    """A caption of tags, separated by commas, with these in another order, or without some of them.
+    """A caption of comma-separated tags, shuffled or with some of them dropped.
 
     Args:
         caption: of tags; spaces around them do not matter.
         shuffle: whether they change places.
         keep: tags at the beginning that stay as they are.
-        dropout: probability of each other to be left out.
-        draw: all that is random.
+        dropout: probability of dropping each other tag.
+        draw: the random generator.
     """
     tags = [tag for tag in map(str.strip, caption.split(",")) if tag]
     first, others = tags[:keep], tags[keep:]

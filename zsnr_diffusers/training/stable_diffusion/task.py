@@ -1,4 +1,4 @@
-"""Retraining Stable Diffusion: captioned images, their latents, the network that gets the caption."""
+"""Training of Stable Diffusion: captioned images, their latents, and the conditioned UNet."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,17 +18,19 @@ from ..data.buckets import round_up_to_batches
 from ..data.dataset import Images, noise_rows, open_file_index, open_rows
 from ..data.encoded import EncodedRows
 from ..data.loader import Batch
-from ..objective import create_objective
+from ..objective import NoisedBatch, create_objective
 from ..parameters import base_state_dict
 from ..reporting.model_card import TrainingRecord
-from ..schedule import check_bridge_base
+from ..schedule import check_zero_snr_base
 from ..task import Task
 from .base import load_base
 from .config import TrainingConfig
+from .distillation import Distillation, create_distillation
 from .embedding_cache import EmbeddingCache
 from .encoders import Autoencoder
 from .lora import describe_adapter, prepare_adapter
 from .output import StableDiffusionOutput
+from .row_cache import Rows
 from .samples import CaptionedDataset
 
 _MEASURED_IMAGES = 64
@@ -38,18 +40,23 @@ class StableDiffusionTask(Task):
     """Stable Diffusion 1.x, 2.x or XL on captioned images."""
 
     unet: UNet2DConditionModel
+    distillation: Distillation | None = None
+    """Makes the target from a teacher's steps, if it is not made from the data."""
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = self.data = config
         kind, zero = config.network_prediction, config.rescale_betas_zero_snr
         self.base = load_base(config, kind, zero, config.flow_shift)
-        if config.flow_through_bridge:
-            check_bridge_base(self.base.pipeline.scheduler, config.pretrained_model_name_or_path)
+        for option in config.of_zero_snr_bases:
+            check_zero_snr_base(self.base.pipeline.scheduler, config.pretrained_model_name_or_path, option)
         self.unet, self.schedule = self.base.pipeline.unet, self.base.schedule
         self.betas = self.base.betas
         self.objective = create_objective(config, self.schedule, self.betas)
         if config.trains_adapter:
             prepare_adapter(self.base.pipeline, config, config.seed)
+        if config.distill_steps:
+            self.distillation = create_distillation(config, self.base, self.predict)
+            self.trained_timesteps = self.distillation.timesteps
         config.check_schedule(terminal_snr(self.schedule) == 0)
         self.resolution = self.base.resolution(config.resolution)
         self.buckets = self.base.buckets(config)
@@ -70,7 +77,7 @@ class StableDiffusionTask(Task):
         self._text_dtype = torch.float32
         record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
         self.output = StableDiffusionOutput(
-            config,
+            config.of_result(),
             adapter=config,
             base=self.base,
             embedding_cache=self.embedding_cache,
@@ -90,8 +97,10 @@ class StableDiffusionTask(Task):
         before = self.base.pipeline.scheduler
         parameters = sum(value.numel() for value in base_state_dict(self.unet).values())
         return {
+            **self.config.describe_preset(),
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
             **({"adapter": describe_adapter(self.unet, self.config)} if self.config.trains_adapter else {}),
+            **({"distilled": self.config.describe_teacher()} if self.config.distill_steps else {}),
             "prediction": f"{before.config.get('prediction_type', FLOW)} -> {self._describe_prediction()}",
             "SNR at the last timestep": f"{terminal_snr(before):.4g} -> {terminal_snr(self.schedule):.4g}",
             **({"flow times": self.config.describe_flow_times()} if self.config.is_flow else {}),
@@ -152,29 +161,43 @@ class StableDiffusionTask(Task):
         )
 
     def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> None:
-        """Find which latents and text states are cached."""
+        """Find which latents and text embeddings are cached."""
         config = self.config
         count = config.max_train_steps * config.global_batch(processes.size)
         self.embedding_cache.plan(accelerator, processes, samples, config.cache_folder, count)
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
-        """Cache latents and text states as planned, and leave the device to the UNet."""
+        """Cache latents and text embeddings as planned, and free the device for the UNet."""
         self._text_dtype = mixed_precision_dtype(accelerator) or torch.float32
         if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
             few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
             hours = self.embedding_cache.benchmark(accelerator, processes, few)
-            accelerator.print(f"measured: storing what is missing would take {hours:,.1f} hours, before training")
-            return few
-        self.embedding_cache.populate(accelerator, processes, samples)
+            accelerator.print(f"measured: computing the missing cache would take {hours:,.1f} hours, before training")
+            samples = few
+        else:
+            self.embedding_cache.populate(accelerator, processes, samples)
+        self._no_caption = samples.text_inputs("") if self.distillation else {}
         return samples
 
     def encode(self, batch: Batch) -> Batch:
-        """Moments of latents and text states, computed unless they were stored."""
+        """Latent moments and text embeddings, computed unless they are cached."""
         encoded = dict(batch)
         for part, read in ((self.autoencoder, "pixel_values"), (self.text_encoder, "input_ids")):
             if read in encoded:
                 encoded |= part(encoded.pop(read))
         return encoded
+
+    def noised_batch(self, batch: Batch, timesteps: Tensor) -> NoisedBatch:
+        """See `Task.noised_batch`; in a distillation, what the student meets, and where the teacher goes."""
+        if self.distillation is None:
+            return super().noised_batch(batch, timesteps)
+        alone = {name: value[None].to(batch["noise"].device) for name, value in self._no_caption.items()}
+        batch = {**batch, **self._text(batch)}
+        return self.distillation.noised_batch(batch, timesteps, self._text(alone))
+
+    def _text(self, batch: Batch) -> Rows:
+        """Text states of a batch, which holds them already or has token ids."""
+        return batch if "text" in batch else self.text_encoder(batch["input_ids"])
 
     def x_0(self, batch: Batch) -> Tensor:
         """Scaled latents sampled from the autoencoder's posterior."""
@@ -183,7 +206,8 @@ class StableDiffusionTask(Task):
         return scaled
 
     def predict(self, unet: Any, x_t: Tensor, batch: Batch) -> Tensor:
-        """The UNet's output under captions, and for XL under sizes and crops."""
+        """The UNet's output, conditioned on captions and for XL also on sizes and crops."""
+        text = dict(self._text(batch))
         # Once, where autocast would make a copy for each of the layers that read it.
-        text = {**batch, "text": batch["text"].to(x_t.device, self._text_dtype)}
+        text["text"] = text["text"].to(x_t.device, self._text_dtype)
         return self.base.architecture.predict(unet, x_t, batch["timestep"].to(x_t.device), text, batch)
