@@ -59,8 +59,8 @@ from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 
 GUIDANCE_RESCALE = 0.7
-START_NOISE = 0.5
-"""What is left of the noise at low frequencies: W1 is lower than at 0, the default, and the prompt still decides."""
+START_NOISE = 1.0
+"""All of the noise at low frequencies, as in training: W1 is lower than without, and the prompt still decides."""
 
 COMMON_SEEDS = 3
 """The first images of each prompt have the seeds of the other prompts' first images; they are in the pictures."""
