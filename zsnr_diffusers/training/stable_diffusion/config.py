@@ -460,7 +460,7 @@ class TrainingConfig(DistillationConfig, AdapterConfig, CaptionedDataConfig, Bas
                 f"{asked} is for v_prediction at zero terminal SNR, where sampling starts from pure noise: leave out "
                 "--prediction_type and --rescale_betas_zero_snr."
             )
-        elif self.compile != "none":
+        elif self.compile not in ("none", "auto"):
             raise ValueError(
                 f"{asked}: its batches have several sizes, each of which --compile={self.compile} would compile "
                 "again; leave that out."
