@@ -2,7 +2,7 @@
 
     python examples/benchmarks/quickstart_time.py                  # on two cores
     python examples/benchmarks/quickstart_time.py --mode pixels
-    OMP_WAIT_POLICY=ACTIVE python examples/benchmarks/quickstart_time.py --only busy
+    OMP_NUM_THREADS=2 python examples/benchmarks/quickstart_time.py --only busy
 
 Each run is a fresh process with a folder of its own, on the first cores that this process may use; the busy core runs
 an endless loop beside it. Where a system cannot pin processes (macOS, Windows), both run anywhere.

