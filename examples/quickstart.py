@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Before torch is imported. Threads of such small networks meet thousands of times a second: two of them train no faster
-# than one on idle cores, and many times more slowly where another program wants a core.
+# Before torch is imported. Threads of such small networks meet thousands of times a second: two of them train no
+# faster than one on idle cores, and many times more slowly where another program wants a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # transformers and diffusers announce, on import, what they would do with libraries that nobody here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
