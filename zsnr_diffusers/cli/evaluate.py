@@ -87,6 +87,13 @@ def new_parser() -> CommandParser:
         help="device for networks (default: cuda or mps if available, else cpu; one per process with "
         "accelerate launch)",
     )
+    _add_metrics(parser)
+    _add_generation(parser)
+    return parser
+
+
+def _add_metrics(parser: CommandParser) -> None:
+    """The figures of papers."""
     figures = parser.add_argument_group("metrics of papers")
     for name, dest, text in (
         ("--fid", "fid", "Fréchet distance; needs --real or --reference"),
@@ -117,6 +124,10 @@ def new_parser() -> CommandParser:
         f"{MAX_FULL_KID} images in total, else {NUM_SUBSETS})",
     )
     feature_networks.add_arguments(figures)
+
+
+def _add_generation(parser: CommandParser) -> None:
+    """What a pipeline generates, and what of it is kept."""
     generation = parser.add_argument_group("with --pipeline")
     pipelines.add_arguments(parser, generation)
     generation.add_argument(
@@ -134,7 +145,6 @@ def new_parser() -> CommandParser:
     generation.add_argument(
         "--invariance", action="store_true", default=None, help="also measure terminal invariance (section 5.2)"
     )
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
