@@ -68,9 +68,9 @@ class Sizes:
     """How much of everything; the defaults take minutes on two CPU cores."""
 
     images: int = 1200
-    vae_steps: int = 500
-    flawed_steps: int = 540
-    retrained_steps: int = 340
+    vae_steps: int = 400
+    flawed_steps: int = 480
+    retrained_steps: int = 400
     images_per_prompt: int = 32
     num_inference_steps: int = 10
 
