@@ -134,7 +134,7 @@ def test_a_pipeline_that_guides_in_another_way_is_refused(monkeypatch):
     from zsnr_diffusers.calibration import network as module
 
     pipe, _ = pipeline("sd")
-    monkeypatch.setattr(module, "classifier_free_guidance", lambda u, c, w: u + 1.5 * w * (c - u))
+    monkeypatch.setattr(module, "guided_prediction", lambda u, c, w, *_: u + 1.5 * w * (c - u))
     refused(pipe, "does not use .*predictions differ by")
 
 

@@ -293,7 +293,7 @@ def test_reference_of_another_network_names_both(tmp_path, made, capsys, request
     assert "other inception (resize: TensorFlow 1" in message
     assert "dinov2 tiny-dino (resize: Pillow" in message
     np.savez(tmp_path / "a.npz", mu=np.zeros(8), sigma=np.eye(8))
-    assert "is of 8 features" in refused(capsys, *call, "--reference", tmp_path / "a.npz", *dinov2)
+    assert "has 8 features" in refused(capsys, *call, "--reference", tmp_path / "a.npz", *dinov2)
 
 
 def test_bad_folders(tmp_path, made, capsys):

@@ -113,8 +113,8 @@ def test_prompts_that_do_not_fit_are_refused(prompts, message):
         (['{"text": "a", "luminance": 2}'], "-1 .black. to 1 .white., got 2"),
         (['{"text": "a", "luminance": true}'], "got True"),
         (['{"text": "a", "luminance": 1}'] * 2, "'a' comes 2 times"),
-        (['{"text": "a", "luminance": 0.5}', '{"text": "b", "luminance": 0.6}'], "0.25 apart"),
-        ([], "0.25 apart"),
+        (['{"text": "a", "luminance": 0.5}', '{"text": "b", "luminance": 0.6}'], "differ by 0.25 or more"),
+        ([], "differ by 0.25 or more"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, lines, message):

@@ -62,7 +62,7 @@ def test_file_saved_while_training_is_evaluated(tmp_path):
 
 def test_wrong_hash_is_refused_before_anything_is_loaded(inception, tmp_path):
     _, path = inception
-    with pytest.raises(ValueError, match=rf"tiny\.pt.*{sha256(path)}, expected {INCEPTION_SHA256}.*fetch"):
+    with pytest.raises(ValueError, match=rf"tiny\.pt.*{sha256(path)}, expected {INCEPTION_SHA256}.*download"):
         InceptionFeatures(path)
     (tmp_path / "a.pt").write_bytes(b"not a network")
     with pytest.raises(ValueError, match="expected 00"):
@@ -145,7 +145,7 @@ def test_dinov2_without_all_its_weights(dinov2, tmp_path):
     del weights[gone]
     (tmp_path / "config.json").write_bytes((dinov2[1] / "config.json").read_bytes())
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lack .*layernorm\.weight.* \(1 in all\)"):
+    with pytest.raises(ValueError, match=r"lack .*layernorm\.weight.* \(1 in total\)"):
         DinoV2Features(tmp_path)
 
 

@@ -58,11 +58,11 @@ def test_fetched_once_and_whole(cache, network, capsys):
         assert inception_file(url, sha256(network)) == path
         assert requests == ["/metrics/tiny.pt"]
     assert InceptionFeatures(path, sha256(network)).origin.sha256 == sha256(network)
-    assert f"fetching {url}" in capsys.readouterr().err
+    assert f"downloading {url}" in capsys.readouterr().err
 
 
 def test_wrong_bytes_are_refused_and_not_kept(cache, network):
-    with serve(network.read_bytes()[:-1]) as (url, _), pytest.raises(ValueError, match=r"invalid hash.*not kept"):
+    with serve(network.read_bytes()[:-1]) as (url, _), pytest.raises(ValueError, match=r"invalid hash.*was deleted"):
         inception_file(url, sha256(network))
     assert list(cache.iterdir()) == []
 

@@ -63,7 +63,7 @@ def test_reference_of_another_network(tmp_path, statistics, features):
     with pytest.raises(ValueError, match=r"a\.safetensors.*means.*others.*same network"):
         check_reference(load_reference(tmp_path / "a.safetensors"), other)
     wider = CustomFeatures(lambda images: torch.cat([means(images)] * 2, 1), "wider")
-    with pytest.raises(ValueError, match=r"a\.npz' is of 3 features.*wider.* gives 6"):
+    with pytest.raises(ValueError, match=r"a\.npz' has 3 features.*wider.* has 6"):
         check_reference(load_reference(save_npz(tmp_path / "a.npz", features)), wider)
 
 

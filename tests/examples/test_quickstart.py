@@ -51,7 +51,7 @@ def test_models_are_trained_as_their_rows_say(made):
     assert index["_class_name"] == "StableDiffusionPipeline"
     start = Start.load(folder / "start.safetensors")
     assert start.base == "flawed"
-    assert (start.law.num_features, start.law.noise) == (64, 0.5)
+    assert (start.law.num_features, start.law.noise) == (64, quickstart.START_NOISE)
 
 
 @pytest.mark.full

@@ -15,7 +15,7 @@ PAGE = guide("reproducing_the_paper")
 def test_the_recipe_is_the_paper_s(monkeypatch):
     monkeypatch.chdir(ROOT)
     (command,) = commands(PAGE, "zsnr_diffusers.training")
-    changes = re.search(r"the same command and `([^`]+)`", PAGE)[1].split()
+    changes = re.search(r"same data without fixes, add `([^`]+)`", PAGE)[1].split()
     fixed, unchanged = parse_config(command), parse_config([*command, *changes])
     for config in (fixed, unchanged):
         assert config.global_batch(processes=8) == 2048

@@ -48,7 +48,7 @@ def test_a_repo_whose_config_says_otherwise_is_told_of(hub, tmp_path, said):
     tiny_pipeline("2", sd_scheduler(EPSILON)).save_pretrained(tmp_path / "repo")
     places = hub({REPO: tmp_path / "repo"})
     assert says(load_pipeline(REPO, **places)) == (EPSILON, False)
-    assert any("'v_prediction' by the known models' entry for" in line for line in said("WARNING"))
+    assert any("'v_prediction' according to the known models' entry for" in line for line in said("WARNING"))
     assert "prediction-type" in names(audit(REPO, **places))
     assert says(load_pipeline(REPO, prediction_type=V, **places)) == (V, False)
 

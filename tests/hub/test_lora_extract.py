@@ -199,7 +199,7 @@ def test_dtype_and_guidance_as_asked(retrained, configs, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize(("kind", "other"), [("1", "2"), ("xl", "1"), ("2", "xl")])
 def test_other_architectures_are_refused(kind, other, configs, tmp_path):
-    with pytest.raises(ValueError, match=r"different architectures"):
+    with pytest.raises(ValueError, match=r"architectures"):
         extract_lora(configs[kind], configs[other])
 
 

@@ -33,6 +33,12 @@ def test_the_source_of_a_class_is_found(name):
     assert inspect.getsource(getattr(schedulers, name)).startswith(f"class {name}(")
 
 
+@pytest.mark.parametrize("name", schedulers.CLASSES)
+def test_the_signature_of_a_class_is_that_of_its_constructor(name):
+    cls = getattr(schedulers, name)
+    assert [*inspect.signature(cls).parameters] == [*inspect.signature(cls.__init__).parameters][1:]
+
+
 def test_a_class_derived_from_ours_is_of_its_own_module():
     class Derived(ZeroSNRDDPMScheduler):
         pass

@@ -162,7 +162,7 @@ def test_help_teaches(capsys):
         ({"lora_target_modules": ["to_q"]}, r"--lora_target_modules=\['to_q'\]: without --lora_rank"),
         ({"lora_rank": 4, "lora_target_modules": []}, r"--lora_target_modules=\[\] contains no layer"),
         ({"on_bad_image": "ignore"}, "--on_bad_image='ignore' is unknown; choose one of fail, skip"),
-        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is unknown; choose one of no, fp16, bf16, auto; did"),
+        ({"mixed_precision": "fp8"}, "--mixed_precision='fp8' is unknown; choose one of no, fp16, bf16, auto"),
         ({"lr_scheduler": "cosin"}, "--lr_scheduler='cosin' is unknown; choose one of constant, .* cosine"),
     ],
 )

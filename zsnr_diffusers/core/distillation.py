@@ -28,6 +28,13 @@ class SegmentedSampler:
     Args:
         timesteps: n rows of k.
         updates: likewise.
+
+    Examples:
+        >>> import torch
+        >>> from zsnr_diffusers.core import SegmentedSampler, Update
+        >>> sampler = SegmentedSampler([[999], [499]], [[Update(0.8, (0.6,), 0.0)], [Update(0.0, (1.0,), 0.0)]])
+        >>> sampler.run(torch.ones(1, 2), torch.tensor([1]), lambda x_t, timesteps: 3 * x_t)
+        tensor([[3., 3.]])
     """
 
     def __init__(self, timesteps: Sequence[Sequence[int]], updates: Sequence[Sequence[Update]]) -> None:

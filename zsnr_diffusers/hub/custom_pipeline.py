@@ -29,6 +29,7 @@ from ..core import (
     safeguard,
     solvers,
     spacing,
+    spectrum_fit,
 )
 from ..core import guidance as core_guidance
 from ..guidance import checks, intercept, layout, levels, method_patch, mixin, record
@@ -51,7 +52,7 @@ from .flow_models import is_made_for_betas
 _PARTS: tuple[ModuleType, ...] = (
     *(files, added_mixins),
     *(choices, noise, predictions, core_guidance, dct, low_frequencies, low_frequency_law, combination),
-    *(spacing, flow, solvers, safeguard, multistep, calibrated),
+    *(spacing, flow, solvers, safeguard, spectrum_fit, multistep, calibrated),
     *(config, sampling, base, flow_schedulers, classes),
     *(method_patch, layout, levels, intercept, checks, record, mixin, class_conditional),
     *(start_file, latents, base_check, start_mixin),

@@ -4,6 +4,7 @@ The `__module__` of their instances is the package `zsnr_diffusers.schedulers`, 
 pipeline names; that of the classes is this module, where `inspect` finds their source.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -450,13 +451,18 @@ class FlowMatchEulerScheduler(FlowMatchScheduler):
         return consistency_updates(path) if self.config["stochastic_sampling"] else ddim_updates(path)
 
 
-def _new_in_package(cls: type[Any], *args: object, **kwargs: object) -> Any:
-    """Create a scheduler whose `__module__` is the package; subclasses elsewhere keep their own."""
-    scheduler = object.__new__(cls)
-    if cls.__module__ == __name__:
-        scheduler.__module__ = __package__
-    return scheduler
+def _name_package_in_instances(cls: type[Any]) -> None:
+    """Let schedulers of a class have the package as their `__module__`; subclasses elsewhere keep their own."""
+
+    def new(kind: type[Any], *args: object, **kwargs: object) -> Any:
+        scheduler = object.__new__(kind)
+        if kind.__module__ == __name__:
+            scheduler.__module__ = __package__
+        return scheduler
+
+    new.__signature__ = inspect.signature(cls.__init__)  # type: ignore[attr-defined]  # that of the class, too
+    cls.__new__ = new  # type: ignore[assignment]
 
 
 for _name in CLASSES:
-    globals()[_name].__new__ = _new_in_package
+    _name_package_in_instances(globals()[_name])

@@ -180,16 +180,18 @@ def test_room_is_asked_for_the_checkpoints_that_are_missing_and_one_being_writte
 @pytest.mark.full
 @pytest.mark.parametrize(("limit", "ema", "copies"), [(2, 0.999, 3 * 4), (1, 0.0, 2 * 3)])
 def test_disk_space_is_checked_before_the_first_step(options, monkeypatch, limit, ema, copies):
-    parameters = sum(p.numel() for p in StableDiffusionTask(TrainingConfig(**options)).unet.parameters())
+    tensors = [*StableDiffusionTask(TrainingConfig(**options)).unet.parameters()]
+    step_counts = 4 * len(tensors) * (limit + 1)  # of the optimizer
+    needed = 4 * sum(p.numel() for p in tensors) * copies + step_counts
     options |= {"checkpoints_total_limit": limit, "ema_decay": ema}
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(0, 0, 4 * parameters * copies - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(0, 0, needed - 1))
     with pytest.raises(ValueError, match=r"needs 0\.\d\d GB, for \d more checkpoints .* are free: free some space"):
         run(options)
     assert not Path(options["output_dir"], run_folder.CONFIG_FILE).exists()
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(0, 0, 4 * parameters * copies))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(0, 0, needed))
     run(options)
     # what the checkpoint takes that is there by now is not needed again
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(0, 0, 4 * parameters * copies * limit // (limit + 1)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(0, 0, needed * limit // (limit + 1)))
     run(options, resume=True, max_train_steps=2)
 
 

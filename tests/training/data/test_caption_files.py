@@ -32,7 +32,7 @@ def test_each_line_is_a_caption(content, caption):
     "content", [b"caf\xe9", "a cat".encode("utf-16"), "a cat".encode("utf-16-le")], ids=["Latin-1", "UTF-16", "no BOM"]
 )
 def test_another_encoding_is_refused(content):
-    with pytest.raises(ValueError, match="it is not UTF-8"):
+    with pytest.raises(ValueError, match="save it as UTF-8"):
         parse_text_caption(content)
 
 

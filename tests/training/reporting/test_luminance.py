@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,10 @@ def test_step_0_is_the_base_and_the_last_step_what_is_shipped(options, base_fold
         captions = [lines[row]["text"] for row in rows]
         images = generate_images(pipe, captions, range(6), num_inference_steps=2, guidance_scale=1.0)
         wanted = luminance_coverage(mean_luminance(images), data)
-        assert found[step].generated == wanted.generated
+        # the run decodes in another memory layout, which rounds otherwise
+        assert asdict(found[step].generated) == pytest.approx(asdict(wanted.generated), abs=1e-5)
         # the same real images in another order
-        assert found[step].w1 == pytest.approx(wanted.w1)
+        assert found[step].w1 == pytest.approx(wanted.w1, abs=1e-5)
         assert f"step {step}: {describe_coverage(found[step])}" in said
     for name, values in (
         ("p5", [one.generated.p5 for one in found.values()]),

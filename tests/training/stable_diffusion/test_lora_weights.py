@@ -125,7 +125,7 @@ def test_other_files_are_refused_before_the_start(first, photos, tmp_path):
         assert not Path(tmp_path, "run", "training_config.yaml").exists()
 
     refused(first, "of its .* layers are in", name="xl")
-    refused(tmp_path / "none.safetensors", "no file .*none.safetensors")
+    refused(tmp_path / "none.safetensors", "No such file: .*none.safetensors")
     save_file({"unet.x": torch.ones(2)}, tmp_path / "empty.safetensors")
     refused(tmp_path / "empty.safetensors", "has no layers of a LoRA or DoRA")
 
