@@ -143,7 +143,7 @@ def test_snr_shift_is_applied_before_the_rescale(ours, scale, zero_snr):
 def test_config_of_another_kind_of_model_is_refused(name):
     stock = getattr(diffusers, name)()
     for config in (stock.config, json.loads(stock.to_json_string())):
-        with pytest.raises(ValueError, match="(has|have) no betas"):
+        with pytest.raises(ValueError, match=r"(has|have) no betas"):
             ZeroSNRDDIMScheduler.from_config(config)
 
 

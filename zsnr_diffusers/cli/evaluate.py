@@ -93,7 +93,7 @@ def new_parser() -> CommandParser:
 
 
 def _add_metrics(parser: CommandParser) -> None:
-    """The figures of papers."""
+    """Options of the metrics of papers."""
     figures = parser.add_argument_group("metrics of papers")
     for name, dest, text in (
         ("--fid", "fid", "Fréchet distance; needs --real or --reference"),
@@ -127,7 +127,7 @@ def _add_metrics(parser: CommandParser) -> None:
 
 
 def _add_generation(parser: CommandParser) -> None:
-    """What a pipeline generates, and what of it is kept."""
+    """Options of generation with a pipeline."""
     generation = parser.add_argument_group("with --pipeline")
     pipelines.add_arguments(parser, generation)
     generation.add_argument(

@@ -82,6 +82,12 @@ def student_sampler(timesteps: Sequence[int], levels: Sequence[NoiseLevel]) -> S
     Args:
         timesteps: strictly decreasing, the first that of pure noise.
         levels: of them.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, student_sampler
+        >>> sampler = student_sampler([999, 499], [NoiseLevel(0.0, 1.0), NoiseLevel(0.6, 0.8)])
+        >>> sampler.timesteps.tolist()
+        [[999], [499]]
     """
     return SegmentedSampler([[timestep] for timestep in timesteps], [[update] for update in ddim_updates(levels)])
 
@@ -92,6 +98,12 @@ def teacher_sampler(timesteps: Sequence[Sequence[int]], levels: Sequence[Sequenc
     Args:
         timesteps: k for each step of the student, from its own on; see `subdivided_timesteps`.
         levels: of them.
+
+    Examples:
+        >>> from zsnr_diffusers.core import NoiseLevel, teacher_sampler
+        >>> levels = [[NoiseLevel(0.0, 1.0), NoiseLevel(0.6, 0.8)], [NoiseLevel(0.8, 0.6), NoiseLevel(0.96, 0.28)]]
+        >>> teacher_sampler([[999, 749], [499, 249]], levels).timesteps.shape
+        torch.Size([2, 2])
     """
     paths = [[*inside, following[0]] for inside, following in pairwise(levels)]
     updates = [multistep_updates_between(path, _ORDER) for path in paths]
