@@ -180,7 +180,7 @@ def train_vae(
         learning_rate: The highest, for Adam.
         kl_weight: Weight of the KL divergence per latent value, beside the mean squared error per pixel.
         seed: Decides on batches and noise.
-        crop: Side in pixels of the square of each image that is trained on, placed anew for each batch; by
+        crop: Side in pixels of the square of each image that is trained on, placed at random for each batch; by
             default the whole image. The same weights serve every size, and a quarter of the pixels takes a quarter of
             the time.
         on_step: Called with the number of steps made after each.

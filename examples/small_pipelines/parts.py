@@ -72,7 +72,7 @@ def small(
     Args:
         name: The class, of diffusers.
         components: What `__init__` is given beside what it takes of `COMPONENTS`. Here and below a function stands for
-            what it returns, anew each time.
+            what it returns, new each time.
         arguments: What `__call__` is given beside what it takes of `ARGUMENTS`.
         changes: More arguments.
     """

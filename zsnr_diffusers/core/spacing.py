@@ -32,7 +32,7 @@ class Scales(NamedTuple):
 
 
 FEW_STEPS_SCALES = {3: Scales(0.1, 9.0), 4: Scales(0.026, 16.0), 5: Scales(0.028, 32.0), 6: Scales(0.025, 32.0)}
-"""With this few steps, a smaller range of scales gives smaller errors under guidance."""
+"""With this few steps, these ranges give smaller errors under guidance."""
 
 
 PURE_NOISE = 2.0**12
@@ -108,9 +108,14 @@ def position_spaced_timesteps(n: int, alphas_cumprod: Tensor, scales: Scales) ->
 
     Towards clean data, where timesteps are too far apart for this, all of them are visited.
     """
-    levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
-    positions = position(torch.as_tensor(kappa(levels)), scales)
+    positions = _positions_of_timesteps(alphas_cumprod, scales)
     return _evenly_positioned(n, positions, len(positions) - 1, 0, clean_position(scales))
+
+
+def _positions_of_timesteps(alphas_cumprod: Tensor, scales: Scales | None = None) -> Tensor:
+    """`position` of each training timestep, shape [T]."""
+    levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
+    return position(torch.as_tensor(kappa(levels)), scales)
 
 
 def _evenly_positioned(n: int, positions: Tensor, first: int, lowest: int, end: float) -> list[int]:
@@ -140,8 +145,7 @@ def subdivided_timesteps(timesteps: Sequence[int], substeps: int, alphas_cumprod
         >>> subdivided_timesteps([999, 499], 2, alpha_bar_table())
         [[999, 707], [499, 102]]
     """
-    levels = noise_level(alphas_cumprod.double(), torch.arange(len(alphas_cumprod)))
-    positions = position(torch.as_tensor(kappa(levels)))
+    positions = _positions_of_timesteps(alphas_cumprod)
     ends = [*positions[list(timesteps[1:])].tolist(), clean_position()]
     found = []
     for first, following, end in zip(timesteps, [*timesteps[1:], -1], ends, strict=True):

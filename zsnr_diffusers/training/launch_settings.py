@@ -1,6 +1,6 @@
 """What `accelerate launch` is configured for under FSDP2, as options of the run.
 
-The network is sharded by `fsdp.py` either way, and accelerate is told of several processes alone.
+The network is sharded by `fsdp.py` either way, and accelerate only launches processes.
 """
 
 import contextlib

@@ -98,7 +98,6 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> No
         checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, stack))
         index_shards(config, processes)
         task = processes.main_first(lambda: TASKS[type(config)](config))
-        given, config = config, resolve_compile(config, task.unet, accelerator.device)
         images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
         held_out = processes.run_on_main(lambda: hold_out_rows(task.rows, images, config, config.validation_rows))
         samples = task.samples(images, config.global_batch(processes.size), held_out)
@@ -107,7 +106,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> No
             estimate = functools.partial(_estimate_memory, task, accelerator)
             processes.run_on_main(lambda: check_memory(config, gigabytes, estimate))
         if accelerator.is_local_main_process:
-            print(damaged + (f"{given.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
+            print(damaged + (f"{config.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
             ships = f"{_describe_export(task)}, in {config.output_dir}"
             shown = config.max_train_steps * config.global_batch(processes.size)
             summary = {**task.summary(samples), **samples.describe_mix(shown), **_describe_held_out(config, held_out)}
@@ -131,7 +130,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> No
         )
         repo = processes.run_on_main(lambda: create_run_repo(config)) if config.push_to_hub else None
         trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
-        options = dataclasses.asdict(given)
+        options = dataclasses.asdict(config)
         processes.run_on_main(lambda: write_run_record(Path(config.output_dir), options, found))
         validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
         TrainingLoop(config, trainer, validation, options, repo, on_step).run()
