@@ -4,12 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
-
-from .. import schedulers
-from ..core import alpha_bar_table
-from ..core.noise import has_zero_terminal_snr
-from ..schedulers.config import betas_list, is_flow, with_defaults
+from ..schedulers.config import is_flow
+from ..schedulers.saved_config import ends_in_noise, with_named_defaults
 from .known_models import known_model_settings, repo_id_of
 
 RESOLVED_FIELDS = ("prediction_type", "rescale_betas_zero_snr")
@@ -41,28 +37,10 @@ def known_model_claim(source: Any) -> Claim:
 
 def scheduler_claim(config: Mapping[str, Any], source: str = SCHEDULER) -> Claim:
     """The claim of a scheduler's config, in memory or from a file; an EDM config claims nothing."""
-    filled = with_defaults(config, cls) if (cls := scheduler_class(config)) else dict(config)
+    filled = with_named_defaults(config)
     if is_flow(filled) and filled.get("prediction_type", "flow_prediction") == "flow_prediction":
         return Claim(source, "flow_prediction")
     if "beta_schedule" not in filled:
         return Claim(source)
-    zero_snr = filled.get("rescale_betas_zero_snr") or _betas_have_zero_terminal_snr(filled)
-    return claim_from_config(source, {**filled, "rescale_betas_zero_snr": bool(zero_snr)})
-
-
-def _betas_have_zero_terminal_snr(config: Mapping[str, Any]) -> bool:
-    """Whether a config's `trained_betas` already reach zero SNR, so that no flag is needed.
-
-    Epsilon models with the cosine schedule almost reach it too, and are sampled as diffusers does.
-    """
-    betas = config.get("trained_betas")
-    if betas is None or config.get("prediction_type", "epsilon") == "epsilon":
-        return False
-    return has_zero_terminal_snr(alpha_bar_table(trained_betas=betas_list(betas)))
-
-
-def scheduler_class(config: Mapping[str, Any]) -> Any:
-    """The scheduler class, ours or diffusers', that a config names; None if unknown."""
-    name = str(config.get("_class_name"))
-    found = getattr(schedulers, name, None) or getattr(diffusers, name, None)
-    return found if name.endswith("Scheduler") and isinstance(found, type) else None
+    zero_snr = ends_in_noise(filled)
+    return claim_from_config(source, {**filled, "rescale_betas_zero_snr": zero_snr})

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from .claims import scheduler_class
+from ..schedulers.saved_config import scheduler_class
 from .damage import explain_load_errors
 from .files import INDEX, load_json
 from .saved_model import SCHEDULER_FILE, SavedModel

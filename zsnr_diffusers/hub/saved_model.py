@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler
 from ..core.choices import check_known_prediction_type
 from ..guidance.record import recorded_guidance
 from ..schedulers.config import FLOW_FACTS, MODEL_KEYS, check_config_types, with_defaults
+from ..schedulers.saved_config import check_saved_config
 from ..utils.tables import KeyValues, Part, Report, Text
 from .claims import (
     ARCHITECTURE,
@@ -25,7 +26,6 @@ from .claims import (
     claim_from_config,
     known_model_claim,
     scheduler_claim,
-    scheduler_class,
 )
 from .files import INDEX, SCHEDULER_CONFIG, error_context, hub_kwargs_of, load_json, parse_json_object
 from .header import Header, is_single_file, read_header
@@ -263,8 +263,7 @@ def _load_scheduler_config(source: Any, name: str, places: Mapping[str, Any], ne
     config = load_json(source, name, places)
     if config is not None:
         with error_context(f"{name} of {source}"):
-            cls = scheduler_class(config)
-            check_config_types(config, with_defaults({"rescale_betas_zero_snr": False}, cls) if cls else {})
+            check_saved_config(config)
     elif needed:
         raise OSError(f"{source} has no {name}; pass scheduler= to load it with another one.")
     return config
