@@ -17,6 +17,7 @@ from zsnr_diffusers.training.data.loader import DistributedBatchSampler, create_
 from zsnr_diffusers.training.memory import MemoryEstimate, estimate_memory, example_inputs
 from zsnr_diffusers.training.network import TrainedNetwork
 from zsnr_diffusers.training.optimization import Optimization
+from zsnr_diffusers.training.reporting.model_card import TrainingRecord
 from zsnr_diffusers.training.trainer import Trainer
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -107,7 +108,8 @@ def look_closer(bench: Bench, found: Outcome, trainer: Trainer, config: Training
     found.figures["checkpoint_stall_s"] = round(bench.seconds(lambda: trainer.save_checkpoint(folder, 1)), 2)
     found.figures["checkpoint_written_s"] = round(bench.seconds(trainer.saver.wait), 2)
     with trainer.export_unet() as unet, trainer.accelerator.autocast():
-        output = trainer.task.output
+        record = TrainingRecord(folder, config.max_train_steps, config.describe_loss())
+        output = trainer.task.create_output(config, record)
         found.figures["preview_s"] = round(bench.seconds(lambda: output.validation_images(output.pipeline(unet))), 2)
 
 

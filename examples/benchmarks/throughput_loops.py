@@ -186,7 +186,7 @@ def new_trainer(config: TrainingConfig, on_cpu: bool) -> Trainer:
     )
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config, progress=False), config.global_batch(1))
-    task.plan_cache(accelerator, Processes(), samples)
+    task.plan_cache(accelerator, Processes(), samples, config.max_train_steps * config.global_batch(1))
     return create_trainer(config, accelerator, Processes(), task, samples)
 
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.utils.data import default_collate
+from training_runs import shown
 
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.data.dataset import check_images
@@ -28,7 +29,7 @@ def prepare(options, **changes):
     accelerator = Accelerator(cpu=True, mixed_precision=config.mixed_precision or "no")
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config))
-    task.plan_cache(accelerator, Processes(), samples)
+    task.plan_cache(accelerator, Processes(), samples, shown(config))
     return Prepared(task, task.prepare(accelerator, Processes(), samples))
 
 

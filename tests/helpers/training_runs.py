@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from zsnr_diffusers.training import train
 from zsnr_diffusers.training.accelerator import create_accelerator
+from zsnr_diffusers.training.reporting.model_card import TrainingRecord
 
 
 def trained(config):
@@ -23,6 +24,18 @@ def weights(folder):
 def launched(config):
     """The accelerator and the processes of a configuration."""
     return create_accelerator(config, config.gradient_accumulation_steps, config.report_to, config.output_dir)
+
+
+def shown(config):
+    """How many samples a run in one process shows."""
+    return config.max_train_steps * config.global_batch(1)
+
+
+def output_of(task):
+    """What comes out of a task on Stable Diffusion that was opened by a whole configuration."""
+    config = task.config
+    record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
+    return task.create_output(config.of_result(), record)
 
 
 def same(a, b):

@@ -11,24 +11,41 @@ from zsnr_diffusers.training.config import (
     ComputeConfig,
     DataConfig,
     FlowConfig,
+    FolderConfig,
     ObjectiveConfig,
     OptimizationConfig,
     OutputConfig,
     RunConfig,
 )
-from zsnr_diffusers.training.pixels.config import ClassDataConfig, NetworkConfig, PixelOutputConfig
+from zsnr_diffusers.training.pixels.config import (
+    ClassDataConfig,
+    NetworkConfig,
+    PixelOutputConfig,
+    PixelTaskConfig,
+    VarianceConfig,
+)
 from zsnr_diffusers.training.stable_diffusion.config import (
     AdapterConfig,
     BaseConfig,
     CaptionedDataConfig,
     DistillationConfig,
+    EncodingConfig,
+    GuidedOutputConfig,
+    StableDiffusionTaskConfig,
 )
 from zsnr_diffusers.training.stable_diffusion.presets import PresetConfig
 
 PARTS = {
     RunConfig: {OutputConfig, ComputeConfig, OptimizationConfig, ObjectiveConfig, FlowConfig, DataConfig},
-    TrainingConfig: {DistillationConfig, AdapterConfig, CaptionedDataConfig, BaseConfig, PresetConfig},
-    PixelTrainingConfig: {PixelOutputConfig, ClassDataConfig, NetworkConfig},
+    TrainingConfig: {
+        GuidedOutputConfig,
+        DistillationConfig,
+        AdapterConfig,
+        CaptionedDataConfig,
+        BaseConfig,
+        PresetConfig,
+    },
+    PixelTrainingConfig: {PixelOutputConfig, VarianceConfig, ClassDataConfig, NetworkConfig},
 }
 EXAMPLES = Path(zsnr_diffusers.__file__).parents[1] / "examples" / "configs"
 LEAST = {"pretrained_model_name_or_path": "base", "train_data_dir": "photos"}
@@ -238,6 +255,14 @@ def test_every_option_is_one_of_a_part_of_at_most_25(whole):
     assert max(map(len, parts.values())) <= 25
 
 
+@pytest.mark.parametrize("part", [StableDiffusionTaskConfig, PixelTaskConfig])
+def test_a_task_knows_nothing_of_steps_and_output(part):
+    others = (OutputConfig, ComputeConfig, OptimizationConfig)
+    unknown = {one.name for other in others for one in dataclasses.fields(other)}
+    unknown -= {one.name for one in dataclasses.fields(FolderConfig)}  # of the data's caches
+    assert not unknown & {one.name for one in dataclasses.fields(part)}
+
+
 def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
     takers = set()
     for path in Path(zsnr_diffusers.__file__).parent.rglob("*.py"):
@@ -247,7 +272,7 @@ def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
                 kinds = {ast.unparse(one.annotation) for one in arguments if one.annotation}
                 if kinds & {kind.__name__ for kind in PARTS}:
                     takers.add((path.name, node.name))
-    assert takers == {("run.py", "train"), ("encode.py", "encode"), ("task.py", "__init__")}
+    assert takers == {("run.py", "train"), ("kinds.py", "open_task")}
 
 
 @pytest.mark.parametrize(
@@ -256,6 +281,9 @@ def test_the_whole_is_taken_where_a_run_is_put_together_and_nowhere_else():
         (DataConfig, {"dataset_name": "x/y", "train_data_dir": "photos"}, "Pass the data as one of"),
         (DataConfig, {"shuffle_shards": 0}, "--shuffle_shards=0 must be above 0"),
         (ObjectiveConfig, {"loss_weighting": "min_snr"}, "gives the last timestep weight 0"),
+        (StableDiffusionTaskConfig, {**LEAST, "distill_steps": 4}, "the student is a LoRA of it: pass --lora_rank"),
+        (EncodingConfig, {"pretrained_model_name_or_path": "base"}, "Pass the data as one of"),
+        (PixelTaskConfig, {**FLOW, "flow_through_bridge": True}, "converts a base, but a new network has none"),
         (OutputConfig, {"measure": True}, "--measure trains nothing: pass --dry_run with it"),
         (AdapterConfig, {"use_dora": True}, "without --lora_rank the complete UNet is trained"),
         (BaseConfig, {}, "--pretrained_model_name_or_path is missing"),

@@ -11,12 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import launched
+from training_runs import launched, shown
 
 from zsnr_diffusers.schedulers import ZeroSNRDDPMScheduler
 from zsnr_diffusers.training import TrainingConfig, optimization
 from zsnr_diffusers.training import run as run_module
 from zsnr_diffusers.training import trainer as trainer_module
+from zsnr_diffusers.training.kinds import open_task
 from zsnr_diffusers.training.objective import BridgedObjective
 from zsnr_diffusers.training.pixels import PixelTrainingConfig
 
@@ -68,9 +69,9 @@ def trainer(monkeypatch):
 
     def create(config):
         accelerator, processes = launched(config)
-        task = run_module.TASKS[type(config)](config)
+        task, _ = open_task(config)
         samples = task.samples(range(4), config.global_batch(1))
-        task.plan_cache(accelerator, processes, samples)
+        task.plan_cache(accelerator, processes, samples, shown(config))
         if getattr(config, "cache", "none") != "none":
             task.embedding_cache.populate(accelerator, processes, samples)
             monkeypatch.setattr(task, "prepare", lambda *args: samples)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from training_runs import launched
+from training_runs import launched, shown
 
-from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, train
+from zsnr_diffusers.training import PixelTrainingConfig, TrainingConfig, run, train
+from zsnr_diffusers.training.kinds import open_task
 from zsnr_diffusers.training.memory import estimate_memory, example_inputs
 from zsnr_diffusers.training.network import TrainedNetwork
 from zsnr_diffusers.training.optimization import Optimization
-from zsnr_diffusers.training.run import TASKS, create_trainer
+from zsnr_diffusers.training.run import create_trainer
 
 
 def bytes_of(tensors):
@@ -23,7 +24,7 @@ def state_tensors(optimizer):
 
 def opened(config):
     accelerator, processes = launched(config)
-    task = TASKS[type(config)](config)
+    task, _ = open_task(config)
     return task, accelerator, processes
 
 
@@ -32,7 +33,7 @@ def check_state(config):
     task, accelerator, processes = opened(config)
     said = estimate_memory(task.unet, config, None, task.sample_size())
     samples = task.samples(range(4), config.global_batch(1))
-    task.plan_cache(accelerator, processes, samples)
+    task.plan_cache(accelerator, processes, samples, shown(config))
     trainer, gradients = create_trainer(config, accelerator, processes, task, samples), []
     zero_grad = trainer.optimization.inner.zero_grad
     trainer.optimization.inner.zero_grad = lambda **kwargs: (
@@ -49,6 +50,14 @@ def check_state(config):
     assert said.optimizer == bytes_of(tensors)
     assert said.ema == bytes_of(trainer.network.ema.shadow_params)
     assert said.total >= said.weights + said.gradients + said.optimizer + said.ema + said.activations > 0
+
+
+def test_a_dry_run_under_a_preset_estimates_once(options, monkeypatch, capsys):
+    estimated = []
+    monkeypatch.setattr(run, "estimate_memory", lambda *args: estimated.append(args) or estimate_memory(*args))
+    train(TrainingConfig(**{**options, "preset": "24gb", "use_8bit_adam": False, "dry_run": True}))
+    assert len(estimated) == 1
+    assert " on each device: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion"])

@@ -8,12 +8,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from training_runs import launched, same, trained
+from training_runs import launched, same, shown, trained
 
 from zsnr_diffusers.training import TrainingConfig, TrainingInterrupted, train, trainer
 from zsnr_diffusers.training import run as run_module
 from zsnr_diffusers.training.automatic import resolve_compile, resolve_mixed_precision
 from zsnr_diffusers.training.checkpointing.checkpoint import find_corruption, list_checkpoints
+from zsnr_diffusers.training.kinds import open_task
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,9 +90,9 @@ def test_a_compiled_network_trains(options, way):
 def losses(config, steps=3):
     """Of the first steps of a run."""
     accelerator, processes = launched(config)
-    task = run_module.TASKS[type(config)](config)
+    task, _ = open_task(config)
     samples = task.samples(range(4), config.global_batch(1))
-    task.plan_cache(accelerator, processes, samples)
+    task.plan_cache(accelerator, processes, samples, shown(config))
     made = run_module.create_trainer(config, accelerator, processes, task, samples)
     with made.batches(steps) as batches:
         return [made.train_step(batches) for _ in range(steps)]
@@ -135,7 +136,7 @@ def test_what_is_automatic_is_chosen_for_the_gpu(options):
     config = resolve_mixed_precision(run(options, mixed_precision="auto", max_train_steps=1000), {})
     assert config.mixed_precision in ("bf16", "fp16")
     accelerator, _ = launched(config)
-    task = run_module.TASKS[type(config)](config)
+    task, _ = open_task(config)
     assert resolve_compile(config, task.unet, accelerator.device).compile == "blocks"
 
 
@@ -160,9 +161,9 @@ def test_a_step_makes_no_call_that_waits_for_the_device(options, way):
     """CUDA itself objects to any; that for the metrics is to an event, of which it says nothing."""
     config = run(options, **WAYS[way])
     accelerator, processes = launched(config)
-    task = run_module.TASKS[type(config)](config)
+    task, _ = open_task(config)
     samples = task.samples(range(4), config.global_batch(1))
-    task.plan_cache(accelerator, processes, samples)
+    task.plan_cache(accelerator, processes, samples, shown(config))
     made = run_module.create_trainer(config, accelerator, processes, task, samples)
     with made.batches(3) as batches:
         for _ in range(2):  # tables and state come to the device

@@ -60,17 +60,16 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `zsnr encode`: write latents, text embeddings and the table of the samples."""
     for module in ("accelerate", "datasets"):
         import_extra(module, "train")
-    from ..training import TrainingConfig
+    from ..training.stable_diffusion.config import EncodingConfig
     from ..training.stable_diffusion.encode import encode
 
     given = {name: getattr(arguments, name) for name in (*_TEXTS, *_NUMBERS, *_FLAGS)}
     encode(
-        TrainingConfig(
+        EncodingConfig(
             pretrained_model_name_or_path=arguments.base,
             output_dir=arguments.output_dir,
             cache_dir=arguments.output_dir,
             cache="both",
-            report_to="none",
             **{name: value for name, value in given.items() if value is not None},
         )
     )

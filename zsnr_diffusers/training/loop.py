@@ -12,6 +12,7 @@ from ..utils.images import ImageError
 from .config import OutputConfig
 from .data.remote import ShardError
 from .errors import TrainingError, TrainingInterrupted
+from .output import Output
 from .reporting.results import add_results_section
 from .reporting.upload import upload_run
 from .reporting.validation import ValidationLogger
@@ -25,6 +26,7 @@ class TrainingLoop:
     Args:
         config: output options.
         trainer: executes the steps.
+        output: writes the result.
         validation: the previews.
         options: of the whole run, by name, for trackers and the model card.
         repo: to push the result to; None for none.
@@ -35,12 +37,13 @@ class TrainingLoop:
         self,
         config: OutputConfig,
         trainer: Trainer,
+        output: Output,
         validation: ValidationLogger,
         options: Mapping[str, Any],
         repo: str | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
-        self.config, self.trainer, self.validation = config, trainer, validation
+        self.config, self.trainer, self.output, self.validation = config, trainer, output, validation
         self.options, self.repo, self.on_step = options, repo, on_step
         self.accelerator, self.processes = trainer.accelerator, trainer.processes
         self.last_step = trainer.config.max_train_steps
@@ -97,7 +100,7 @@ class TrainingLoop:
                 self._after_step()
             with self.processes.sync_errors(), trainer.export_unet() as unet:
                 if self.processes.is_main:
-                    trainer.task.output.save(unet)
+                    self.output.save(unet)
                     add_results_section(Path(output_dir), self.last_step, trainer.losses, self.options)
         accelerator.print(f"Saved the result in {output_dir}")
         if (repo := self.repo) is not None:

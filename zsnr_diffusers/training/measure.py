@@ -3,22 +3,20 @@
 import time
 
 import torch
-from accelerate import Accelerator
 
 from .trainer import Trainer
 
 _WARMUP_STEPS, _MEASURED_STEPS, _MEASURED_SECONDS = 3, 50, 60
 
 
-def time_training_steps(trainer: Trainer, accelerator: Accelerator, images: int, max_train_steps: int) -> str:
+def time_training_steps(trainer: Trainer) -> str:
     """Time some training steps, and report how long the whole run would take; nothing is written.
 
     Args:
         trainer: of the run.
-        accelerator: its own.
-        images: of a step, in all processes.
-        max_train_steps: of the run.
     """
+    accelerator, max_train_steps = trainer.accelerator, trainer.config.max_train_steps
+    images = trainer.config.global_batch(accelerator.num_processes)
     times = [time.perf_counter()]
     with trainer.batches(trainer.step + _WARMUP_STEPS + _MEASURED_STEPS) as batches:
         for _ in range(_WARMUP_STEPS + _MEASURED_STEPS):

@@ -107,20 +107,22 @@ def estimate_memory(
     return MemoryEstimate(own[0], own[1], own[2], own[3], gathered, kept, recomputed, frozen)
 
 
-def check_memory(config: NetworkConfig, gigabytes: float, estimate: Callable[[NetworkConfig], MemoryEstimate]) -> None:
-    """Refuse a step that does not fit into a GPU.
+def check_memory(
+    config: NetworkConfig, gigabytes: float | None, estimate: Callable[[NetworkConfig], MemoryEstimate]
+) -> MemoryEstimate:
+    """What a step takes of each device's memory; refuse one that does not fit into a GPU.
 
     Args:
         config: of the run.
-        gigabytes: that the GPU has, 1e9 bytes.
+        gigabytes: that the GPU has, 1e9 bytes; None if it is not known, and nothing is refused.
         estimate: of a configuration.
 
     Raises:
         ValueError: with what it takes, and the options with which the same step would fit.
     """
-    needed, room = estimate(config).total, gigabytes * 1e9 - LIBRARIES
-    if needed <= room:
-        return
+    found = estimate(config)
+    if gigabytes is None or found.total <= (room := gigabytes * 1e9 - LIBRARIES):
+        return found
 
     def fits(options: dict[str, Any]) -> bool:
         return estimate(dataclasses.replace(config, **options)).total <= room
@@ -131,7 +133,7 @@ def check_memory(config: NetworkConfig, gigabytes: float, estimate: Callable[[Ne
         largest = next(filter(fits, smaller))
         remedy = f"pass {' '.join(f'--{name}={value}' for name, value in largest.items())} for the same in less"
     raise ValueError(
-        f"A step takes {needed / 1e9:.1f} GB, and of the {gigabytes:g} GB of the preset's GPU libraries leave "
+        f"A step takes {found.total / 1e9:.1f} GB, and of the {gigabytes:g} GB of the preset's GPU libraries leave "
         f"{room / 1e9:g}: {remedy}."
     )
 

@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 if missing := [name for name in ("accelerate", "datasets") if find_spec(name) is None]:
     raise ImportError(f'Training needs {" and ".join(missing)}: python -m pip install "zsnr_diffusers[train]"')
@@ -15,9 +14,7 @@ if missing := [name for name in ("accelerate", "datasets") if find_spec(name) is
 from accelerate import Accelerator
 
 from ..core import flow_times
-from ..schedulers.config import is_flow
 from ..utils.distributed import Processes
-from ..utils.tables import KeyValues, Part, Report
 from ..utils.terminal import show
 from .accelerator import create_accelerator, mixed_precision_dtype
 from .automatic import resolve_compile, resolve_mixed_precision
@@ -33,7 +30,7 @@ from .checkpointing.run_folder import (
 )
 from .checkpointing.saver import CheckpointSaver
 from .config import (
-    ComputeConfig,
+    DataConfig,
     NetworkConfig,
     ObjectiveConfig,
     OptimizationConfig,
@@ -45,26 +42,25 @@ from .data.dataset import check_images, open_file_index
 from .data.held_out import hold_out_rows
 from .data.loader import TrainingDataset
 from .data.shard_formats import index_shards
+from .kinds import open_task
 from .launch_settings import fsdp_options
 from .loop import TrainingLoop
 from .loss import LossWeighting
 from .measure import time_training_steps
-from .memory import MemoryEstimate, check_memory, estimate_memory
+from .memory import check_memory, estimate_memory
 from .network import TrainedNetwork
 from .optimizers import check_optimizer, check_updates, checkpoint_bytes
 from .parameters import trainable_parameters
-from .pixels import PixelTask, PixelTrainingConfig
+from .plan import Plan, describe_memory, describe_result, describe_samples, describe_steps
 from .reporting.upload import create_run_repo, hub_repo_name
 from .reporting.validation import ValidationLogger
 from .schedule import betas_alpha_bar
 from .speed import check_speed, matmul_precision
-from .stable_diffusion import StableDiffusionTask, TrainingConfig
 from .task import Task
 from .timesteps import SampledFlowTimes, SampledSteps, SampledTimesteps
 from .trainer import Trainer
 
-TASKS: dict[type[RunConfig], type[Task]] = {TrainingConfig: StableDiffusionTask, PixelTrainingConfig: PixelTask}
-"""The task of each kind of configuration."""
+Network = TypeVar("Network", bound=NetworkConfig)
 
 
 def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> None:
@@ -85,55 +81,34 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> No
         TrainingInterrupted: SIGTERM or SIGINT was received; the step was finished and a checkpoint written.
     """
     with contextlib.ExitStack() as stack:
-        config = stack.enter_context(fsdp_options(config))
-        check_speed(config)
-        check_optimizer(config)
-        config = resolve_mixed_precision(config, read_options(Path(config.output_dir)) if config.resume else {})
+        config = stack.enter_context(_settle_options(config, Path(config.output_dir) if config.resume else None))
         accelerator, processes = create_accelerator(
             config, config.gradient_accumulation_steps, config.report_to, output_dir=config.output_dir
         )
         check_updates(config, accelerator)
-        identity = config.identity_values()
-        stack.enter_context(matmul_precision(config.allow_tf32))
+        identity, options = config.identity_values(), dataclasses.asdict(config)
         checkpoint, damaged = processes.run_on_main(lambda: _lock_run_folder(config, identity, stack))
         index_shards(config, processes)
-        task = processes.main_first(lambda: TASKS[type(config)](config))
-        images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
-        held_out = processes.run_on_main(lambda: hold_out_rows(task.rows, images, config, config.validation_rows))
-        samples = task.samples(images, config.global_batch(processes.size), held_out)
-        task.plan_cache(accelerator, processes, samples)
-        if (gigabytes := config.gpu_gigabytes) is not None:
-            estimate = functools.partial(_estimate_memory, task, accelerator)
-            processes.run_on_main(lambda: check_memory(config, gigabytes, estimate))
+        task, output = processes.main_first(lambda: open_task(config))
+        batch = config.global_batch(processes.size)
+        shown = config.max_train_steps * batch
+        samples = _open_samples(config, task, processes, batch, config.validation_rows)
+        task.plan_cache(accelerator, processes, samples, shown)
+        memory = _check_memory(config, task, accelerator, processes, config.gpu_gigabytes, config.dry_run)
         if accelerator.is_local_main_process:
             print(damaged + (f"{config.to_yaml(changed_only=True)}\n" if config.dry_run else ""), end="")
-            ships = f"{_describe_export(task)}, in {config.output_dir}"
-            shown = config.max_train_steps * config.global_batch(processes.size)
-            summary = {**task.summary(samples), **samples.describe_mix(shown), **_describe_held_out(config, held_out)}
-            if config.dry_run:
-                found_memory = _estimate_memory(task, accelerator, config)
-                summary |= {"memory": f"{found_memory}; libraries need another 1 to 3 GB of a GPU"}
-            show(_plan_run(config, summary, samples.epoch_length, processes.size, checkpoint, ships))
-        if config.push_to_hub and config.dry_run:
-            hub_repo_name(config)
-        if config.dry_run and not config.measure:
+            lines = config.describe_preset() | task.summary(samples) | describe_samples(config, samples, shown)
+            lines |= memory | describe_steps(config, samples.epoch_length, processes.size, checkpoint)
+            show(Plan(lines | describe_result(output, config.output_dir)))
+        new_trainer = functools.partial(create_trainer, config, accelerator, processes, task, checkpoint=checkpoint)
+        if config.dry_run:
+            _end_dry_run(config, task, samples, new_trainer, accelerator, processes)
             return
-        if config.measure:
-            trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
-            batch = config.global_batch(processes.size)
-            accelerator.print(time_training_steps(trainer, accelerator, batch, config.max_train_steps))
-            return
-        trained = trainable_parameters(task.unet).values()
-        checkpoint_size = checkpoint_bytes(config, [parameter.shape for parameter in trained])
-        found = processes.run_on_main(
-            lambda: _check_fingerprint_and_disk(config, task, samples.usable_rows, checkpoint_size)
-        )
-        repo = processes.run_on_main(lambda: create_run_repo(config)) if config.push_to_hub else None
-        trainer = create_trainer(config, accelerator, processes, task, samples, checkpoint)
-        options = dataclasses.asdict(config)
+        found, repo = processes.run_on_main(lambda: _claim_folder(config, task, samples, _state_size(config, task)))
+        trainer = new_trainer(samples)
         processes.run_on_main(lambda: write_run_record(Path(config.output_dir), options, found))
-        validation = ValidationLogger(config, accelerator, task, samples.usable_rows)
-        TrainingLoop(config, trainer, validation, options, repo, on_step).run()
+        validation = ValidationLogger(config, accelerator, task, output, samples.usable_rows)
+        TrainingLoop(config, trainer, output, validation, options, repo, on_step).run()
 
 
 def create_trainer(
@@ -180,6 +155,22 @@ def _add_timesteps(config: ObjectiveConfig, task: Task, samples: TrainingDataset
     return SampledFlowTimes(samples, config.timestep_sampling, density, batch)
 
 
+@contextlib.contextmanager
+def _settle_options(config: Network, resumed: Path | None) -> Iterator[Network]:
+    """Context with a run's options as they are on this machine, where nothing is left to accelerate or to `auto`.
+
+    Args:
+        config: how the network is computed and updated.
+        resumed: folder of the run that is continued.
+    """
+    with fsdp_options(config) as found:
+        check_speed(found)
+        check_optimizer(found)
+        found = resolve_mixed_precision(found, {} if resumed is None else read_options(resumed))
+        with matmul_precision(found.allow_tf32):
+            yield found
+
+
 def _lock_run_folder(
     config: OutputConfig, identity: Mapping[str, Any], stack: contextlib.ExitStack
 ) -> tuple[Path | None, str]:
@@ -195,93 +186,67 @@ def _lock_run_folder(
     return checkpoint, lines
 
 
-def _check_fingerprint_and_disk(
-    config: OutputConfig, task: Task, usable_rows: Sequence[int], checkpoint_size: int
-) -> Fingerprint:
-    """Fingerprint of the run's data and base, checked against the folder's; refuse a disk too full for checkpoints."""
-    found = compute_fingerprint(task, usable_rows)
+def _open_samples(
+    config: DataConfig, task: Task, processes: Processes, global_batch: int, validation_rows: int | None
+) -> TrainingDataset:
+    """The samples of a task's data whose images can be read, without the rows that are kept aside."""
+    images = processes.run_on_main(lambda: check_images(task.rows, config, index=open_file_index(config)))
+    held_out = processes.run_on_main(lambda: hold_out_rows(task.rows, images, config, validation_rows))
+    return task.samples(images, global_batch, held_out)
+
+
+def _check_memory(
+    config: NetworkConfig,
+    task: Task,
+    accelerator: Accelerator,
+    processes: Processes,
+    gigabytes: float | None,
+    dry_run: bool,
+) -> dict[str, str]:
+    """Refuse a step that does not fit into a GPU of so many gigabytes; for a dry run, a line of the plan about it."""
+    if gigabytes is None and not dry_run:
+        return {}
+    half = mixed_precision_dtype(accelerator)
+    size, count, frozen = task.sample_size(), accelerator.num_processes, task.frozen_bytes(half)
+    found = processes.run_on_main(
+        lambda: check_memory(
+            config, gigabytes, lambda changed: estimate_memory(task.unet, changed, half, size, count, frozen)
+        )
+    )
+    return describe_memory(found) if dry_run else {}
+
+
+def _end_dry_run(
+    config: OutputConfig,
+    task: Task,
+    samples: TrainingDataset,
+    new_trainer: Callable[[TrainingDataset], Trainer],
+    accelerator: Accelerator,
+    processes: Processes,
+) -> None:
+    """What a dry run does after its plan: check the name of the repo, and measure speed, if asked for."""
+    if config.push_to_hub:
+        hub_repo_name(config)
+    if config.measure:
+        trainer = new_trainer(task.measure_cache(accelerator, processes, samples))
+        accelerator.print(time_training_steps(trainer))
+
+
+def _state_size(config: OptimizationConfig, task: Task) -> int:
+    """Bytes of a checkpoint."""
+    return checkpoint_bytes(config, [parameter.shape for parameter in trainable_parameters(task.unet).values()])
+
+
+def _claim_folder(
+    config: OutputConfig, task: Task, samples: TrainingDataset, checkpoint_size: int
+) -> tuple[Fingerprint, str | None]:
+    """Check a run against its folder and the disk, and create its repo, before anything is trained.
+
+    Returns:
+        Fingerprint of data and base, and the repo to push to, None for none.
+    """
+    found = compute_fingerprint(task, samples.usable_rows)
     check_fingerprint(config, found)
     remove_partial_checkpoints(Path(config.output_dir))
     check_disk_space(config, checkpoint_size)
-    return found
-
-
-@dataclass(frozen=True)
-class Plan(Report):
-    """The plan of a run, by name."""
-
-    lines: Mapping[str, str]
-
-    def __str__(self) -> str:
-        width = max(map(len, self.lines))
-        return "\n".join(f"{name:>{width}}: {text}" for name, text in self.lines.items())
-
-    def parts(self) -> Iterator[Part]:
-        """The plan as one table for a terminal."""
-        yield KeyValues(("training", ""), tuple(self.lines.items()))
-
-
-def _describe_export(task: Task) -> str:
-    """The exported scheduler in words, for the plan."""
-    scheduler = task.output.export_scheduler()
-    if is_flow(scheduler.config):
-        return f"{type(scheduler).__name__} over flow times, shift {scheduler.config.flow_shift:g}"
-    return f"{type(scheduler).__name__}, {scheduler.config.timestep_spacing} spacing"
-
-
-def _estimate_memory(task: Task, accelerator: Accelerator, config: NetworkConfig) -> MemoryEstimate:
-    """What a step takes of each device's memory."""
-    half = mixed_precision_dtype(accelerator)
-    return estimate_memory(
-        task.unet, config, half, task.sample_size(), accelerator.num_processes, task.frozen_bytes(half)
-    )
-
-
-def _describe_held_out(config: OutputConfig, held_out: Sequence[int]) -> dict[str, str]:
-    """What is kept aside for the validation loss, for the plan; empty for nothing."""
-    line = f"loss on {len(held_out):,} images that are kept aside, every {config.validation_loss_steps:,} steps"
-    return {"validation": line} if held_out else {}
-
-
-def _warmup_warning(config: OptimizationConfig) -> dict[str, str]:
-    """A warning for the plan if the run ends before its learning-rate warm-up; else empty."""
-    warmup, steps = config.lr_warmup_steps or 0, config.max_train_steps
-    if warmup < steps or config.lr_scheduler == "constant":
-        return {}
-    return {
-        "warning": f"--lr_warmup_steps={warmup} is as long as the run or longer: the learning rate ends at "
-        f"{steps / warmup:.0%} of {config.learning_rate:g}; lower it to about {steps // 10}"
-    }
-
-
-def _describe_sharding(config: ComputeConfig, processes: int) -> dict[str, str]:
-    """How the network is divided over processes, for the plan; empty if it is not."""
-    if not (share := config.shards_over(processes)):
-        return {}
-    copies = f", {config.dp_replicate_size} copies" if config.dp_replicate_size > 1 else ""
-    on_host = ", kept in the host's memory" if config.fsdp_offload_params else ""
-    return {"sharding": f"{config.sharding} over {share} processes{copies}{on_host} (FSDP2)"}
-
-
-def _plan_run(
-    config: StepsConfig,
-    summary: Mapping[str, str],
-    epoch_length: int,
-    processes: int,
-    checkpoint: Path | None,
-    ships: str,
-) -> Plan:
-    """The plan of a run that is printed before the first step."""
-    global_batch = config.global_batch(processes)
-    epochs = config.max_train_steps * global_batch / epoch_length
-    lines = {
-        **summary,
-        **_describe_sharding(config, processes),
-        "global batch": f"{global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} forward "
-        f"passes x {processes} processes",
-        "steps": f"{config.max_train_steps:,} = {epochs:,.1f} epochs"
-        + (f", continuing from {checkpoint.name}" if checkpoint else ""),
-        **_warmup_warning(config),
-        "saved scheduler": ships,
-    }
-    return Plan(lines)
+    return found, create_run_repo(config) if config.push_to_hub else None

@@ -15,16 +15,15 @@ from .config import DataConfig
 from .data.dataset import Images, Rows
 from .data.loader import Batch, TrainingDataset
 from .objective import NoisedBatch, Objective
-from .output import Output
 from .schedule import Schedule
 
 
 class Task(ABC):
-    """Opens model and data of a configuration, and defines their training step.
+    """Opens model and data, and defines their training step.
 
     `unet` is the network that is trained, `schedule` its noise levels, `betas` are those of the base at zero
     terminal SNR, the schedule itself unless it is of flow times, and None of a flow-matching base. `objective` is what
-    the network is asked, `rows` are the data, as `data` names them, and `output` is what comes out.
+    the network is asked, and `rows` are the data, as `data` names them.
 
     Raises:
         ValueError: model or data cannot be used.
@@ -37,12 +36,8 @@ class Task(ABC):
     betas: ZeroSNRScheduler | None
     objective: Objective
     rows: Rows
-    output: Output
     trained_timesteps: Sequence[int] | None = None
     """The few timesteps that are trained; None for all."""
-
-    @abstractmethod
-    def __init__(self, config: Any) -> None: ...
 
     @abstractmethod
     def initial_networks(self) -> Mapping[str, torch.nn.Module]:
@@ -64,8 +59,25 @@ class Task(ABC):
     def samples(self, images: Images, global_batch: int = 1, held_out: Sequence[int] = ()) -> TrainingDataset:
         """The training samples of the rows that can be used, from `check_images`, without those kept aside."""
 
-    def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: Any) -> None:  # noqa: B027
-        """Find out which results of frozen networks are cached; nothing is written. Called before `summary`."""
+    def plan_cache(  # noqa: B027
+        self, accelerator: Accelerator, processes: Processes, samples: Any, count: int
+    ) -> None:
+        """Find out which results of frozen networks are cached; nothing is written. Called before `summary`.
+
+        Args:
+            accelerator: of the run.
+            processes: of the run.
+            samples: that it draws.
+            count: samples that it will show.
+        """
+
+    def measure_cache(self, accelerator: Accelerator, processes: Processes, samples: Any) -> TrainingDataset:
+        """Print how long computing the missing results of frozen networks would take, for a run that is only measured.
+
+        Returns:
+            The samples to measure steps on, few of them if their results are cached.
+        """
+        return samples
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: Any) -> TrainingDataset:
         """Move frozen networks to their devices, or cache their results.

@@ -8,6 +8,7 @@ import torch
 from many_shapes import make_shapes
 from parquet_shards import write_parquet
 from tar_shards import captioned, write_shards
+from training_runs import shown
 
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training.data.dataset import check_images
@@ -89,7 +90,7 @@ def test_rows_that_are_kept_aside_are_encoded_with_the_others(options, sources, 
 
     task, samples, _ = samples_of(options, sources["folder"], cache="both", max_train_steps=1)
     accelerator = Accelerator(cpu=True)
-    task.plan_cache(accelerator, Processes(), samples)
+    task.plan_cache(accelerator, Processes(), samples, shown(task.config))
     assert task.embedding_cache.statuses["latents"].count == 2 + ROWS  # of one step, and these
     plain = [task.encode({k: v[None] for k, v in samples.validation_sample(row).items()}) for row in samples.held_out]
     samples = task.prepare(accelerator, Processes(), samples)

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRDDPMScheduler, audit, load_pipeline
 from zsnr_diffusers.training import PixelTrainingConfig
-from zsnr_diffusers.training.pixels import PixelTask
+from zsnr_diffusers.training.kinds import open_task
 
 STOCK_ALONE = """
 import sys
@@ -30,10 +30,11 @@ for folder in sys.argv[1:]:
 
 
 def saved(options, **changes):
-    task = PixelTask(PixelTrainingConfig(**{**options, **changes}))
-    Path(task.config.output_dir).mkdir()
-    task.output.save(task.unet.eval())
-    return task.config.output_dir
+    config = PixelTrainingConfig(**{**options, **changes})
+    task, output = open_task(config)
+    Path(config.output_dir).mkdir()
+    output.save(task.unet.eval())
+    return config.output_dir
 
 
 @pytest.mark.full

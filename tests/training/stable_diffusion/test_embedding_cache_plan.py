@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from embedding_caches import N_TEXTS, Prepared, captions, change_caption, change_image, inputs_of_unet, prepare, shards
+from training_runs import output_of, shown
 
 from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.data.dataset import check_images
@@ -95,7 +96,7 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
         return {name: made[-1] for name, made in moves.items()}
 
     accelerator = Accelerator(cpu=True)
-    task.plan_cache(accelerator, Processes(), samples)
+    task.plan_cache(accelerator, Processes(), samples, shown(task.config))
     monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
     task.prepare(accelerator, Processes(), samples)
     stored = {"none": set(), "both": {"latents", "text"}}.get(choice, {choice})
@@ -106,19 +107,21 @@ def test_frozen_parts_are_on_the_device_only_when_they_are_needed(own, choice, f
 
     seen, decode = [], AutoencoderKL.decode
     monkeypatch.setattr(AutoencoderKL, "decode", lambda *args, **kw: seen.append(places()) or decode(*args, **kw))
-    task.output.validation_images(task.output.pipeline(task.unet))
+    output = output_of(task)
+    output.validation_images(output.pipeline(task.unet))
     assert seen == [{"latents": "meta", "text": "meta"}]
     assert places() == training
     monkeypatch.setattr(AutoencoderKL, "decode", lambda *args, **kw: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        task.output.validation_images(task.output.pipeline(task.unet))
+        output.validation_images(output.pipeline(task.unet))
     assert places() == training
 
 
 def test_previews_are_the_same_with_caches(own):
     own |= {"validation_prompts": ["snow"], "num_inference_steps": 2}
     tasks = [prepare(own, cache=choice).task for choice in ("both", "none")]
-    (with_caches, _), (without, _) = (task.output.validation_images(task.output.pipeline(task.unet)) for task in tasks)
+    outputs = map(output_of, tasks)
+    (with_caches, _), (without, _) = (one.validation_images(one.pipeline(one.base.pipeline.unet)) for one in outputs)
     assert [image.tobytes() for row in with_caches for image in row] == [
         image.tobytes() for row in without for image in row
     ]

@@ -1,5 +1,6 @@
 """Data that are encoded beforehand: the same run as on the images, without what encodes them."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 from zsnr_diffusers.training.data import dataset
 from zsnr_diffusers.training.stable_diffusion import row_cache
+from zsnr_diffusers.training.stable_diffusion.config import EncodingConfig
 from zsnr_diffusers.training.stable_diffusion.encode import encode
 from zsnr_diffusers.training.stable_diffusion.encoders import Autoencoder, TextEncoder
 
@@ -32,8 +34,9 @@ def own(options, shapes_folder, tmp_path):
 def encoding(own, tmp_path, **changes):
     """The configuration that encodes a run's data into `encoded`."""
     folder = str(tmp_path / "encoded")
-    changes = {"output_dir": folder, "cache_dir": folder, "cache": "both", "report_to": "none", **changes}
-    return TrainingConfig(**{**own, **changes})
+    changes = {"output_dir": folder, "cache_dir": folder, "cache": "both", **changes}
+    names = {field.name for field in dataclasses.fields(EncodingConfig)}
+    return EncodingConfig(**{name: value for name, value in {**own, **changes}.items() if name in names})
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from training_runs import trained
+from training_runs import output_of, trained
 
 from zsnr_diffusers.training import TrainingConfig, main
 from zsnr_diffusers.training.stable_diffusion import StableDiffusionTask
@@ -85,7 +85,7 @@ def test_previews_are_sampled_as_their_lines_say(options, tmp_path):
     line = {"prompt": "night", "negative_prompt": "fog", "seeds": [7, 8], "width": 24, "guidance_scale": 2}
     options |= {"validation_prompts_file": written(tmp_path, "a.jsonl", json.dumps(line))}
     task = StableDiffusionTask(TrainingConfig(**options, validation_prompts=["snow"]))
-    rows, labels = task.output.validation_images(pipe)
+    rows, labels = output_of(task).validation_images(pipe)
     assert labels == ["snow", "night"]
     assert [*map(len, rows)] == [4, 2]
     usual = {"num_inference_steps": 2, "guidance_scale": 7.5, "clip_skip": None}

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from published_models import published
 from safetensors import safe_open
 from tiny_pipelines import tiny_stable_diffusion
-from training_runs import logged, same, trained
+from training_runs import logged, same, shown, trained
 
 from zsnr_diffusers.training import TrainingConfig, train
 from zsnr_diffusers.training.data.buckets import bucket_sizes, nearest_bucket
@@ -177,7 +177,7 @@ def filled(options, **changes):
     config = TrainingConfig(**{**options, "max_train_steps": 20, **changes})
     accelerator, task = Accelerator(cpu=True), StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config, progress=False), config.global_batch(1))
-    task.plan_cache(accelerator, Processes(), samples)
+    task.plan_cache(accelerator, Processes(), samples, shown(config))
     task.prepare(accelerator, Processes(), samples)
     return task, samples
 
@@ -209,7 +209,7 @@ def test_what_is_stored_is_found_by_size(shapes, tmp_path):
     config = TrainingConfig(**{**shapes, "aspect_ratio_buckets": False, "max_train_steps": 20})
     task = StableDiffusionTask(config)
     samples = task.samples(check_images(task.rows, config, progress=False))
-    task.plan_cache(Accelerator(cpu=True), Processes(), samples)
+    task.plan_cache(Accelerator(cpu=True), Processes(), samples, shown(config))
     assert len(task.embedding_cache.statuses["latents"].missing) == 10 - square
     assert 0 < square < 10
 

@@ -23,6 +23,7 @@ from embedding_caches import (
 )
 from PIL import Image
 from safetensors.torch import load_file
+from training_runs import shown
 
 from zsnr_diffusers.training import TrainingConfig
 from zsnr_diffusers.training import accelerator as accelerator_module
@@ -98,7 +99,7 @@ def test_each_process_stores_a_share(own, computed):
     task = StableDiffusionTask(TrainingConfig(**own))
     samples = task.samples(check_images(task.rows, task.config))
     accelerator, ranks = Accelerator(cpu=True), [Processes(), Processes()]
-    task.plan_cache(accelerator, ranks[0], samples)
+    task.plan_cache(accelerator, ranks[0], samples, shown(task.config))
     for rank, processes in enumerate(ranks):
         processes.rank, processes.size = rank, 2
     with pytest.raises(ValueError, match=r"5 of 10 .*use a --cache_dir that all processes share"):

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from PIL import Image, ImageOps
 from published_models import RESOLUTION, published_pipeline
 from torch.utils.data import default_collate
-from training_runs import logged, same, trained
+from training_runs import logged, output_of, same, trained
 
 from zsnr_diffusers import (
     ZeroSNRDDIMScheduler,
@@ -229,7 +229,7 @@ def test_an_autoencoder_that_overflows_in_float16_computes_in_float32(asked):
 @pytest.mark.parametrize("asked", [True, False])
 def test_previews_decode_in_that_precision_too(xl_options, monkeypatch, asked):
     task = task_of(xl_options, validation_prompts=["snow"], num_inference_steps=1)
-    task.autoencoder.needs_float32 = asked
+    task.autoencoder.needs_float32, output = asked, output_of(task)
     seen, decode = [], AutoencoderKL.decode
 
     def spy(self, latents, **kwargs):
@@ -239,7 +239,7 @@ def test_previews_decode_in_that_precision_too(xl_options, monkeypatch, asked):
     monkeypatch.setattr(AutoencoderKL, "decode", spy)
     for half in (torch.float16, torch.bfloat16):
         with torch.autocast("cpu", half):
-            task.output.validation_images(task.output.pipeline(task.unet))
+            output.validation_images(output.pipeline(task.unet))
     assert seen == [not asked, True]
 
 

@@ -4,7 +4,7 @@ from .data import Captions, DataConfig, FolderConfig
 from .objective import FlowConfig, ObjectiveConfig
 from .options import IDENTITY, NOT_NEGATIVE, POSITIVE, SHARE, Options, option
 from .output import OutputConfig
-from .run import NetworkConfig, RunConfig, StepsConfig
+from .run import NetworkConfig, RunConfig, StepsConfig, TaskConfig
 from .steps import ComputeConfig, OptimizationConfig
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "OutputConfig",
     "RunConfig",
     "StepsConfig",
+    "TaskConfig",
     "option",
 ]

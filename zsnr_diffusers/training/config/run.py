@@ -29,7 +29,12 @@ class StepsConfig(NetworkConfig, ObjectiveConfig):
 
 
 @dataclass
-class RunConfig(OutputConfig, StepsConfig, DataConfig):
+class TaskConfig(ObjectiveConfig, DataConfig):
+    """Options that every task reads: the data, and what a network learns from them."""
+
+
+@dataclass
+class RunConfig(OutputConfig, StepsConfig, TaskConfig):
     """Options common to all runs. Options are listed from the last parent class to the first.
 
     Raises:
@@ -52,6 +57,10 @@ class RunConfig(OutputConfig, StepsConfig, DataConfig):
     def gpu_gigabytes(self) -> float | None:
         """Memory of each GPU, 1e9 bytes, into which a step has to fit; None if nothing is known of it."""
         return None
+
+    def describe_preset(self) -> dict[str, str]:
+        """A line of the plan about a set of options that was chosen by name; empty without one."""
+        return {}
 
     def __post_init__(self) -> None:
         super().__post_init__()

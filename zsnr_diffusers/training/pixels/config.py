@@ -15,6 +15,7 @@ from ..config import (
     Options,
     OutputConfig,
     RunConfig,
+    TaskConfig,
     option,
 )
 from .recipes import RECIPES
@@ -102,16 +103,12 @@ class ClassDataConfig(DataConfig):
 
 
 @dataclass
-class PixelOutputConfig(OutputConfig):
-    """What a run writes, and how its images are sampled."""
+class VarianceConfig(Options):
+    """The variance of the reverse process, which is not trained."""
 
     variance_type: str = option(
         "fixed_small", "Variance of the saved sampler: fixed_small or fixed_large (Ho et al. 2020)."
     )
-    validation_images: Annotated[int, NOT_NEGATIVE] = option(
-        4, "Images per class in previews, or per row without classes; 0 for none."
-    )
-    num_inference_steps: Annotated[int, POSITIVE] = option(100, "Sampling steps of the previews.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +116,27 @@ class PixelOutputConfig(OutputConfig):
 
 
 @dataclass
-class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, RunConfig):
+class PixelTaskConfig(VarianceConfig, ClassDataConfig, NetworkConfig, TaskConfig):
+    """What a pixel-space task reads: network and schedule, data and objective."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flow_through_bridge and self.pretrained_model_name_or_path is None:
+            raise ValueError("--flow_through_bridge converts a base, but a new network has none: omit it.")
+
+
+@dataclass
+class PixelOutputConfig(OutputConfig):
+    """What a run writes, and how its images are sampled."""
+
+    validation_images: Annotated[int, NOT_NEGATIVE] = option(
+        4, "Images per class in previews, or per row without classes; 0 for none."
+    )
+    num_inference_steps: Annotated[int, POSITIVE] = option(100, "Sampling steps of the previews.")
+
+
+@dataclass
+class PixelTrainingConfig(PixelOutputConfig, PixelTaskConfig, RunConfig):
     """Everything that a run on a pixel-space network depends on; `--help` prints the same text.
 
     Raises:
@@ -139,11 +156,6 @@ class PixelTrainingConfig(PixelOutputConfig, ClassDataConfig, NetworkConfig, Run
     )
     examples: ClassVar[str] = EXAMPLES
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = RECIPES
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.flow_through_bridge and self.pretrained_model_name_or_path is None:
-            raise ValueError("--flow_through_bridge converts a base, but a new network has none: omit it.")
 
     @classmethod
     def from_recipe(cls, name: str, **options: Any) -> "PixelTrainingConfig":

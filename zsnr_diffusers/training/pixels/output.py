@@ -99,7 +99,7 @@ class PixelOutput(Output):
         datasets = [self.dataset_name] if self.dataset_name and not Path(self.dataset_name).exists() else None
         data = huggingface_hub.ModelCardData(pipeline_tag="unconditional-image-generation", datasets=datasets)
         flow, classes = isinstance(self.schedule, FlowMatchScheduler), self.classes
-        rows = {} if flow else {"variance": f"`{self.config.variance_type}`"}
+        rows = {} if flow else {"variance": f"`{self.schedule.config['variance_type']}`"}
         if classes is not None:
             named = ", ".join(f"{label} {name}" for label, name in enumerate(classes.names or ()))
             rows["classes"] = named or f"0 to {classes.count - 1}"

@@ -20,17 +20,21 @@ from ..schedule import Schedule, check_base_schedule, check_zero_snr_base
 from ..task import Task
 from .base import load_base, new_unet
 from .classes import read_classes
-from .config import PixelTrainingConfig
+from .config import PixelOutputConfig, PixelTaskConfig
 from .output import PixelOutput
 from .samples import LabelledDataset
 
 
 class PixelTask(Task):
-    """A new pixel-space network, or one to continue from."""
+    """A new pixel-space network, or one to continue from.
+
+    Args:
+        config: network and schedule, data and objective.
+    """
 
     unet: UNet2DModel
 
-    def __init__(self, config: PixelTrainingConfig) -> None:
+    def __init__(self, config: PixelTaskConfig) -> None:
         self.config = self.data = config
         name, column = config.pretrained_model_name_or_path, config.class_column
         self.base = base = load_base(name, config.resolution, column)
@@ -45,9 +49,18 @@ class PixelTask(Task):
         self.schedule, self.betas = self._create_schedules()
         config.check_schedule(terminal_snr(self.schedule) == 0)
         self.objective = create_objective(config, self.schedule, self.betas)
-        record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
-        subject = f"A new `{config.unet}`" if name is None else Path(name).name
-        self.output = PixelOutput(config, self.schedule, base, self.classes, subject, config.dataset_name, record)
+
+    def create_output(self, config: PixelOutputConfig, record: TrainingRecord) -> PixelOutput:
+        """What comes out of training: previews and the result.
+
+        Args:
+            config: how images are sampled.
+            record: of the training, for the model card.
+        """
+        name, network = self.config.pretrained_model_name_or_path, self.config.unet
+        subject = f"A new `{network}`" if name is None else Path(name).name
+        data = self.config.dataset_name
+        return PixelOutput(config, self.schedule, self.base, self.classes, subject, data, record)
 
     def _create_schedules(self) -> tuple[Schedule, ZeroSNRDDPMScheduler | None]:
         """The schedule that is trained, and that of betas; None for a flow-matching base."""

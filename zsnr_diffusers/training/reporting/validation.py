@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ...evaluation.luminance import Floats, LuminanceCoverage, mean_luminance
 from ...evaluation.plots import luminance_picture, sample_grid
 from ..config import OutputConfig
+from ..output import Output
 from ..task import Task
 from .luminance import add_luminance, describe_coverage, luminance_rows, measure_data_luminance
 
@@ -31,12 +32,21 @@ class ValidationLogger:
         config: with the folder and the number of images whose luminance is measured.
         accelerator: of the run.
         task: of the run.
+        output: of the task, which generates.
         usable_rows: indices of the rows that are trained on.
     """
 
-    def __init__(self, config: OutputConfig, accelerator: Accelerator, task: Task, usable_rows: Sequence[int]) -> None:
+    def __init__(
+        self,
+        config: OutputConfig,
+        accelerator: Accelerator,
+        task: Task,
+        output: Output,
+        usable_rows: Sequence[int],
+    ) -> None:
         self.folder, self.images = Path(config.output_dir), config.luminance_images
-        self.accelerator, self.task, self.usable_rows = accelerator, task, usable_rows
+        self.accelerator, self.task, self.output = accelerator, task, output
+        self.usable_rows = usable_rows
 
     @functools.cached_property
     def _luminance_rows(self) -> list[int]:
@@ -58,7 +68,7 @@ class ValidationLogger:
         Returns:
             The image's path, None if nothing is to be shown.
         """
-        output = self.task.output
+        output = self.output
         pipe = output.pipeline(unet) if step else output.initial_pipeline(unet)
         if pipe is None:
             return None

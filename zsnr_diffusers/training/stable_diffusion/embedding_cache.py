@@ -297,7 +297,9 @@ def _encode_inputs(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
-    with tqdm(desc=f"storing {part.name}", total=len(inputs), disable=not progress, unit=part.label) as bar:
+    with tqdm(
+        desc=f"storing {part.name}", total=len(inputs), disable=not (progress and inputs), unit=part.label
+    ) as bar:
         for places, batch in zip(batches, loader, strict=True):
             n = len(batch)
             # Padded, since kernels for other batch sizes round differently: results must not depend on the batch.

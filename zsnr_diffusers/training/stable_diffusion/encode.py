@@ -21,7 +21,7 @@ from ..data.shard_formats import index_shards
 from ..data.shards import THREADS
 from ..launch_settings import hidden_fsdp_settings
 from ..reporting.luminance import measure_data_luminance
-from .config import CaptionedDataConfig, TrainingConfig
+from .config import CaptionedDataConfig, EncodingConfig
 from .samples import CaptionedDataset
 from .task import StableDiffusionTask
 
@@ -32,7 +32,7 @@ MATTERS = ("resolution", "aspect_ratio_buckets", "random_flip", "mixed_precision
 """Options that a run on encoded data must have in common with the encoding."""
 
 
-def encode(config: TrainingConfig) -> None:
+def encode(config: EncodingConfig) -> None:
     """Encode all data of a configuration into its `output_dir`, which is its `cache_dir` too.
 
     Each process encodes a part. The next run continues from the stored results of a killed one.

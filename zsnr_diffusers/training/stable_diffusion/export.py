@@ -23,7 +23,7 @@ from ...schedulers.stock import stock_flow_scheduler, stock_scheduler
 from ...start.start import RECORDED_START
 from ..reporting.model_card import TrainingRecord, training_model_card
 from .base import Base, base_folder
-from .config import GuidedOutputConfig
+from .config import GuidanceConfig, GuidedOutputConfig
 
 
 def export_scheduler(base: Base) -> SchedulerMixin:
@@ -41,7 +41,7 @@ def export_scheduler(base: Base) -> SchedulerMixin:
     return stock_scheduler(own, **facts)
 
 
-def kept_low_frequencies(base: Base, config: GuidedOutputConfig) -> int:
+def kept_low_frequencies(base: Base, config: GuidanceConfig) -> int:
     """How many low frequencies a trained model's guidance keeps: as configured, or derived from the schedule.
 
     On a schedule that leaks brightness, guidance makes up for what the leak takes away, and keeping would undo that.
@@ -96,7 +96,7 @@ def save_pipeline_folder(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def recommended_guidance_rows(config: GuidedOutputConfig, k: int) -> dict[str, str]:
+def recommended_guidance_rows(config: GuidanceConfig, k: int) -> dict[str, str]:
     """Rows of a trained model's card on the guidance to sample it with; the rescale also if it is 0."""
     rescale = {"recommended guidance rescale": str(config.guidance_rescale)}
     return rescale | guidance_rows(0.0, k)

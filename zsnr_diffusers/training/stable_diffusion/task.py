@@ -24,7 +24,7 @@ from ..reporting.model_card import TrainingRecord
 from ..schedule import check_zero_snr_base
 from ..task import Task
 from .base import load_base
-from .config import TrainingConfig
+from .config import GuidedOutputConfig, StableDiffusionTaskConfig
 from .distillation import Distillation, create_distillation
 from .embedding_cache import EmbeddingCache
 from .encoders import Autoencoder
@@ -37,13 +37,17 @@ _MEASURED_IMAGES = 64
 
 
 class StableDiffusionTask(Task):
-    """Stable Diffusion 1.x, 2.x or XL on captioned images."""
+    """Stable Diffusion 1.x, 2.x or XL on captioned images.
+
+    Args:
+        config: base, adapter, data and objective.
+    """
 
     unet: UNet2DConditionModel
     distillation: Distillation | None = None
     """Makes the target from a teacher's steps, if it is not made from the data."""
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: StableDiffusionTaskConfig) -> None:
         self.config = self.data = config
         kind, zero = config.network_prediction, config.rescale_betas_zero_snr
         self.base = load_base(config, kind, zero, config.flow_shift)
@@ -75,16 +79,23 @@ class StableDiffusionTask(Task):
         else:
             self.rows = noise_rows(config.image_column, self.resolution, **{config.caption_column: ""})
         self._text_dtype = torch.float32
-        record = TrainingRecord(Path(config.output_dir), config.max_train_steps, config.describe_loss())
-        self.output = StableDiffusionOutput(
-            config.of_result(),
-            adapter=config,
+
+    def create_output(self, config: GuidedOutputConfig, record: TrainingRecord) -> StableDiffusionOutput:
+        """What comes out of training: previews and the result.
+
+        Args:
+            config: by which the result is sampled.
+            record: of the training, for the model card.
+        """
+        return StableDiffusionOutput(
+            config,
+            adapter=self.config,
             base=self.base,
             embedding_cache=self.embedding_cache,
             resolution=self.resolution,
-            rows=self.rows.select_columns([config.caption_column]),
-            caption_column=config.caption_column,
-            clip_skip=config.clip_skip,
+            rows=self.rows.select_columns([self.config.caption_column]),
+            caption_column=self.config.caption_column,
+            clip_skip=self.config.clip_skip,
             record=record,
         )
 
@@ -97,7 +108,6 @@ class StableDiffusionTask(Task):
         before = self.base.pipeline.scheduler
         parameters = sum(value.numel() for value in base_state_dict(self.unet).values())
         return {
-            **self.config.describe_preset(),
             "base": f"{self.config.pretrained_model_name_or_path}, UNet of {parameters / 1e6:.1f} M parameters",
             **({"adapter": describe_adapter(self.unet, self.config)} if self.config.trains_adapter else {}),
             **({"distilled": self.config.describe_teacher()} if self.config.distill_steps else {}),
@@ -160,22 +170,27 @@ class StableDiffusionTask(Task):
             held_out,
         )
 
-    def plan_cache(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> None:
+    def plan_cache(
+        self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset, count: int
+    ) -> None:
         """Find which latents and text embeddings are cached."""
-        config = self.config
-        count = config.max_train_steps * config.global_batch(processes.size)
-        self.embedding_cache.plan(accelerator, processes, samples, config.cache_folder, count)
+        self.embedding_cache.plan(accelerator, processes, samples, self.config.cache_folder, count)
+
+    def measure_cache(
+        self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset
+    ) -> CaptionedDataset:
+        """Time latents and text embeddings of a few images, in a temporary cache; see `Task.measure_cache`."""
+        if not self.embedding_cache.stored or self.embedding_cache.encoded is not None:
+            return samples
+        few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
+        hours = self.embedding_cache.benchmark(accelerator, processes, few)
+        accelerator.print(f"measured: computing the missing cache would take {hours:,.1f} hours, before training")
+        return few
 
     def prepare(self, accelerator: Accelerator, processes: Processes, samples: CaptionedDataset) -> CaptionedDataset:
         """Cache latents and text embeddings as planned, and free the device for the UNet."""
         self._text_dtype = mixed_precision_dtype(accelerator) or torch.float32
-        if self.config.measure and self.embedding_cache.stored and self.embedding_cache.encoded is None:
-            few = self.samples(samples.first_images(_MEASURED_IMAGES), samples.batch)
-            hours = self.embedding_cache.benchmark(accelerator, processes, few)
-            accelerator.print(f"measured: computing the missing cache would take {hours:,.1f} hours, before training")
-            samples = few
-        else:
-            self.embedding_cache.populate(accelerator, processes, samples)
+        self.embedding_cache.populate(accelerator, processes, samples)
         self._no_caption = samples.text_inputs("") if self.distillation else {}
         return samples
 
