@@ -11,8 +11,6 @@ from small_pipelines import FLOW_PIPELINES, NOT_BUILT, TRANSFORMER_PIPELINES
 from third_parties import FLOW_WARNINGS, PIPELINE_WARNINGS
 
 TRANSFORMERS = {**FLOW_PIPELINES, **TRANSFORMER_PIPELINES}
-if diffusers.__version__.startswith("0.35."):
-    del TRANSFORMERS["WanVACEPipeline"]  # there it takes no embeddings, and cleans texts by a package more
 
 pytestmark = [*PIPELINE_WARNINGS, *FLOW_WARNINGS]
 

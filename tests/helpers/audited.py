@@ -92,3 +92,10 @@ def write(folder, config=None, index=None):
 
 def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stock_flow_findings(**options):
+    """What an audit finds of `UniPCMultistepScheduler` over flow times: diffusers 0.35 also starts below noise."""
+    scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", **options)
+    scheduler.set_timesteps(10)
+    return {"cut-timesteps"} | ({"first-step-below-noise"} if scheduler.sigmas[0] < 1 else set())

@@ -281,6 +281,14 @@ def test_a_fine_tune_is_warned_of_and_rounding_is_not(log):
     assert "the text_encoder of this pipeline was fine-tuned" in log.text
 
 
+def first_noise(dtype):
+    return torch.randn(256, generator=torch.Generator().manual_seed(0), dtype=dtype).float()
+
+
+@pytest.mark.skipif(
+    not torch.allclose(first_noise(torch.bfloat16), first_noise(torch.float32), atol=0.02),
+    reason="this torch draws other numbers in half precision",
+)
 def test_half_precision_starts_from_the_same():
     pipe = quiet("1.5")
     start = fitted("1.5")

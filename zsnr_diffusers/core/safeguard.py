@@ -85,6 +85,5 @@ def gain_corrections(held: Tensor, safeguard: Safeguard) -> list[Tensor]:
     """
     share, (newest, older) = low_order_share(held, safeguard.interval), safeguard.low
     moved = newest * previous_output_share(held)
-    low = newest - moved, older + moved
-    changes = [share * (gain - high) for gain, high in zip(low, safeguard.high, strict=False)]
-    return [*changes, *(share * -high for high in safeguard.high[len(low) :])]
+    first, second, *rest = safeguard.high
+    return [share * (newest - moved - first), share * (older + moved - second), *(share * -high for high in rest)]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ComputeConfig, NetworkConfig
@@ -91,10 +91,15 @@ def bfloat16_speedup() -> float:
     return statistics.median(ratios)
 
 
+def _activation(x: Tensor) -> Tensor:
+    """A kernel to try; torch 2.6 compiles no function of its own by itself."""
+    return F.silu(x)
+
+
 def _compiler_works(device: torch.device) -> bool:
     """Whether torch.compile makes a kernel on a device: it needs Triton and a C compiler, which may be missing."""
     try:
-        torch.compile(F.silu, backend=BACKEND)(torch.ones(8, device=device))
+        torch.compile(_activation, backend=BACKEND)(torch.ones(8, device=device))
     except Exception:  # whatever it is, training works without
         return False
     finally:

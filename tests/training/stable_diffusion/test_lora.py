@@ -106,7 +106,8 @@ def test_first_weights_are_of_the_seed_alone(options):
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_updates_are_those_of_a_plain_loop_of_torch_and_peft(options, base_folder, use_dora):
     options |= {"max_train_steps": 3, "train_batch_size": 4, "max_grad_norm": 0.1, "cache": "none"}
-    options |= {"use_dora": use_dora, "lora_target_modules": STEADY}
+    # with a smaller one, Adam's steps of gradients near 0 are their signs, which rounding decides
+    options |= {"use_dora": use_dora, "lora_target_modules": STEADY, "adam_epsilon": 1e-4}
     run(options, ema_decay=0.0)
 
     pipe, config = DiffusionPipeline.from_pretrained(base_folder), TrainingConfig(**options)
@@ -114,7 +115,7 @@ def test_updates_are_those_of_a_plain_loop_of_torch_and_peft(options, base_folde
     torch.manual_seed(0)
     unet.add_adapter(LoraConfig(r=2, lora_alpha=3, target_modules=STEADY, use_dora=use_dora))
     parameters = {name: value for name, value in unet.named_parameters() if "lora" in name}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=1e-2, eps=1e-4)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     root = (1 - betas).cumprod(0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # Algorithm 1 of the paper
@@ -258,7 +259,8 @@ def test_two_processes_checkpointing_and_accumulation_give_what_one_gives(option
 @pytest.mark.full
 def test_it_paints_what_the_run_would_have_painted(options, base_folder, shipping):
     run(options, learning_rate=0.1, ema_decay=0.0, validation_prompts=["snow"])
-    call = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
+    # a larger scale would amplify what the order of products rounds
+    call = {"num_inference_steps": 3, "guidance_scale": 1.5, "output_type": "latent"}
 
     def generate(pipe):
         pipe.set_progress_bar_config(disable=True)
