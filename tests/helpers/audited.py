@@ -98,4 +98,4 @@ def stock_flow_findings(**options):
     """What an audit finds of `UniPCMultistepScheduler` over flow times: diffusers 0.35 also starts below noise."""
     scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", **options)
     scheduler.set_timesteps(10)
-    return {"cut-timesteps"} | ({"first-step-below-noise"} if scheduler.sigmas[0] < 1 else set())
+    return {"cut-timesteps"} | ({"first-step-below-noise"} if scheduler.sigmas[0] < 0.9999 else set())
