@@ -47,7 +47,7 @@ def write(tmp_path, data, name="shard.tar"):
 
 
 def test_a_row_is_one_read_and_its_name_none(shard_options, tmp_path, monkeypatch):
-    rows = opened(shard_options, train_shards=to_memory(tmp_path / "shards", "flaky"))
+    rows = opened(shard_options, train_shards=to_memory(tmp_path / "shards", "flaky"), shard_cache_gb=0.0)
     monkeypatch.setattr(FlakyFileSystem, "reads", [])
     row_name(rows, "image", 3)
     assert FlakyFileSystem.reads == []
@@ -59,7 +59,7 @@ def test_a_row_is_one_read_and_its_name_none(shard_options, tmp_path, monkeypatc
 def test_image_and_caption_far_apart_are_read_one_by_one(options, tmp_path, monkeypatch):
     big = tar({"a.png": b"image", "a.npy": b"x" * (sharded._NEAR + 1), "a.txt": b"text"})
     fsspec.filesystem("flaky").pipe("/far/0.tar", big)
-    rows = opened(options, train_data_dir=None, train_shards="flaky://far/0.tar")
+    rows = opened(options, train_data_dir=None, train_shards="flaky://far/0.tar", shard_cache_gb=0.0)
     monkeypatch.setattr(FlakyFileSystem, "reads", [])
     assert (rows[0]["text"], rows[0]["image"]["bytes"]) == ("text", b"image")
     assert FlakyFileSystem.reads == [4, 5]
