@@ -20,7 +20,8 @@ STUDIED: dict[str, Sequence[float]] = {
     "SMALLEST_SCALE": (0.005, 0.01, 0.02, 0.05, 0.1),
     "SMALLEST_END_SCALE": (0.02, 0.05, 0.1, 0.2),
     "COARSE_END_SCALE": (0.05, 0.1, 0.2),
-    "RIDGE": (0.2, 0.4, 0.7, 1.4, 2.8, NO_FIT["RIDGE"]),
+    "RIDGE": (1.0, 2.1, 4.2, 8.4, 17.0, NO_FIT["RIDGE"]),
+    "THIRD_ORDER_STEPS": (1, 15, 20, 30, 51),
 }
 STEPS = (4, 5, 7, 10, 15, 20, 30, 50)
 
@@ -73,7 +74,7 @@ def _combined() -> dict[str, Rows]:
     for where, fits in (("kappa", (False, True)), ("trailing", (False,))):  # the fit leaves trailing steps alone
         tables[f"Order, corrector{', fit' * len(fits[1:])}; {where} steps"] = {
             f"order {order}{' + corrector' * corrector}{' + fit' * fit}": (
-                {} if fit else NO_FIT,
+                {"THIRD_ORDER_STEPS": 1, **({} if fit else NO_FIT)},
                 Sampler(ZeroSNRMultistepScheduler, multistep_options(where, order, corrector)),
             )
             for order, corrector, fit in itertools.product((1, 2, 3), (False, True), fits)

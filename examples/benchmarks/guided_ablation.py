@@ -37,15 +37,17 @@ def multistep_sampler(*options: Any, cls: type = ZeroSNRMultistepScheduler) -> S
 
 VARIANTS: dict[str, tuple[dict[str, Any], Sampler]] = {
     "as it is": ({}, DEFAULT),
-    "no safeguard": ({}, multistep_sampler("kappa", 2, cls=Unguarded)),
+    "no safeguard": ({}, multistep_sampler("kappa", cls=Unguarded)),
     "long steps trusted": ({"LONGEST": 1e9}, DEFAULT),
+    "order 3 not reduced to 2": ({"middle_order_share": torch.zeros_like}, DEFAULT),
     "swings not averaged": ({"previous_output_share": torch.zeros_like}, DEFAULT),
     "no fit to a spectrum": ({"FEW_STEPS": 0}, DEFAULT),
     "few steps over all scales": ({"FEW_STEPS_SCALES": {}}, DEFAULT),
-    "no corrector": ({}, multistep_sampler("kappa", 2, False)),
-    "trailing steps": ({}, multistep_sampler("trailing", 2)),
+    "no corrector": ({}, multistep_sampler("kappa", None, False)),
+    "trailing steps": ({}, multistep_sampler("trailing")),
     "order 1": ({}, multistep_sampler("kappa", 1)),
-    "order 3": ({}, multistep_sampler("kappa", 3)),
+    "order 2": ({}, multistep_sampler("kappa", 2)),
+    "order 3": ({"THIRD_ORDER_STEPS": 1}, DEFAULT),
 }
 
 

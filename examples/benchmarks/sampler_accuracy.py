@@ -49,27 +49,27 @@ BRIGHTNESS = (4, 10, 20, 50)
 
 def compare_trailing(bench: Bench, steps: Sequence[int], stock: Sequence[Sampler], report: dict[str, Any]) -> None:
     """Everyone on the same steps: the update rule without the spacing's part."""
-    ours = [Sampler(ZeroSNRMultistepScheduler, multistep_options("trailing", order)) for order in (2, 3)]
+    ours = [Sampler(ZeroSNRMultistepScheduler, multistep_options("trailing", order)) for order in (None, 2)]
     stock = [
         sampler
         for sampler in stock
         if sampler.options["timestep_spacing"] == "trailing" and not any(k.startswith("use_") for k in sampler.options)
     ]
-    header = ["n", "order 2", "order 3", "best stock", "ratio", "ratio, stock to clean data", f"best of {len(stock)}"]
+    header = ["n", "default", "order 2", "best stock", "ratio", "ratio, stock to clean data", f"best of {len(stock)}"]
     rows = []
     for n in tqdm(steps, desc="trailing steps", leave=False, disable=None):
         figures = {sampler.label: bench.figures(bench.errors(sampler, n))[0] for sampler in (*ours, *stock)}
-        order2, order3 = (figures[sampler.label] for sampler in ours)
+        default, order2 = (figures[sampler.label] for sampler in ours)
         nearest = min((s.label for s in stock), key=lambda label: figures[label])
         clean = min(figures[s.label] for s in stock if s.reaches_clean_data)
-        rows.append([n, order2, order3, figures[nearest], order2 / figures[nearest], order2 / clean, nearest])
+        rows.append([n, default, order2, figures[nearest], default / figures[nearest], default / clean, nearest])
     show("Trailing steps only: ZeroSNRMultistep with corrector, and stock", header, rows)
     report["trailing"] = [dict(zip([*header[:6], "label"], row, strict=True)) for row in rows]
 
 
 def compare_curves(bench: Bench, found: Comparison, report: dict[str, Any]) -> None:
     """Ours, notable stock and the best of others at many step counts."""
-    others = [Sampler(ZeroSNRMultistepScheduler, multistep_options(*o)) for o in (("kappa", 3), ("trailing", 2))]
+    others = [Sampler(ZeroSNRMultistepScheduler, multistep_options(*o)) for o in (("kappa", 2), ("trailing",))]
     rivals = {s.label: s for s in found.winners(found.rivals)}.values()
     samplers = [DEFAULT, *others, *found.notable(found.stock), *rivals]
     errors = bench.all_errors(samplers, CURVE, "curves")

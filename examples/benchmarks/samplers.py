@@ -106,7 +106,7 @@ class Sampler(NamedTuple):
         return scheduler
 
 
-DEFAULT = Sampler(ZeroSNRMultistepScheduler, {"timestep_spacing": "kappa", "solver_order": 2})
+DEFAULT = Sampler(ZeroSNRMultistepScheduler, {"timestep_spacing": "kappa"})
 
 
 USUAL = {
@@ -129,7 +129,7 @@ USUAL_RIVALS = [
 
 def our_samplers() -> list[Sampler]:
     """Deterministic ones, `DEFAULT` first."""
-    orders = itertools.product(("kappa", "trailing"), (2, 3, 1), (True, False))
+    orders = itertools.product(("kappa", "trailing"), (None, 2, 1), (True, False))
     return [
         *(
             Sampler(ZeroSNRMultistepScheduler, multistep_options(where, order, corrector))
@@ -140,9 +140,10 @@ def our_samplers() -> list[Sampler]:
     ]
 
 
-def multistep_options(where: str, order: int, corrector: bool = True, **others: Any) -> dict[str, Any]:
-    """What `ZeroSNRMultistepScheduler` is made with."""
-    return {"timestep_spacing": where, "solver_order": order, **({} if corrector else {"corrector": False}), **others}
+def multistep_options(where: str, order: int | None = None, corrector: bool = True, **others: Any) -> dict[str, Any]:
+    """What `ZeroSNRMultistepScheduler` is made with; None is the default order."""
+    highest = {} if order is None else {"solver_order": order}
+    return {"timestep_spacing": where, **highest, **({} if corrector else {"corrector": False}), **others}
 
 
 def stock_samplers(stochastic: bool) -> list[Sampler]:
@@ -192,14 +193,14 @@ def rival_samplers() -> list[Sampler]:
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 """Of stock's schedulers for either kind of model; those for flow matching alone need no facts."""
 SHIFTS = (1.0, 1.5, 3.0, 7.0)
-FLOW_DEFAULT = Sampler(FlowMatchMultistepScheduler, {"timestep_spacing": "kappa", "solver_order": 2}, {})
+FLOW_DEFAULT = Sampler(FlowMatchMultistepScheduler, {"timestep_spacing": "kappa"}, {})
 
 
 def our_flow_samplers() -> list[Sampler]:
     """Deterministic ones, `FLOW_DEFAULT` first."""
-    orders = [("kappa", 2), ("kappa", 3), ("kappa", 1), ("trailing", 2), ("trailing", 3)]
+    orders = [("kappa", None), ("kappa", 2), ("kappa", 1), ("trailing", None), ("trailing", 2)]
     return [
-        *(Sampler(FlowMatchMultistepScheduler, {"timestep_spacing": w, "solver_order": o}, {}) for w, o in orders),
+        *(Sampler(FlowMatchMultistepScheduler, multistep_options(*choice), {}) for choice in orders),
         Sampler(FlowMatchEulerScheduler, {"timestep_spacing": "trailing"}, {}),
     ]
 

@@ -28,8 +28,8 @@ ROWS: dict[str, Callable[[], Any]] = {
     "ZeroSNRMultistep, order 1": lambda: zsnr_diffusers.ZeroSNRMultistepScheduler(
         solver_order=1, corrector=False, **MODEL
     ),
-    "ZeroSNRMultistep, order 2, corrector": lambda: zsnr_diffusers.ZeroSNRMultistepScheduler(**MODEL),
-    "ZeroSNRMultistep, order 3, corrector": lambda: zsnr_diffusers.ZeroSNRMultistepScheduler(solver_order=3, **MODEL),
+    "ZeroSNRMultistep, order 2, corrector": lambda: zsnr_diffusers.ZeroSNRMultistepScheduler(solver_order=2, **MODEL),
+    "ZeroSNRMultistep, order 3, corrector": lambda: zsnr_diffusers.ZeroSNRMultistepScheduler(**MODEL),
     "DPM++ 2M": lambda: diffusers.DPMSolverMultistepScheduler(**STOCK),
     "UniPC": lambda: diffusers.UniPCMultistepScheduler(**STOCK),
     "ZeroSNRDDPM": lambda: zsnr_diffusers.ZeroSNRDDPMScheduler(**MODEL),

@@ -25,7 +25,10 @@ class ZeroSNRMultistepSampler:
         """Inputs of the node."""
         return {
             "required": {
-                "solver_order": ("INT", {"default": 2, "min": 1, "max": 3, "tooltip": "3 for more than 20 steps"}),
+                "solver_order": (
+                    "INT",
+                    {"default": 3, "min": 1, "max": 3, "tooltip": "at most 2 below 20 steps"},
+                ),
                 "eta": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "fresh noise"}),
             }
         }

@@ -24,7 +24,7 @@ def sample_multistep(
     extra_args: dict[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
-    solver_order: int = 2,
+    solver_order: int = 3,
     eta: float = 0.0,
 ) -> Tensor:
     """`FlowMatchMultistepScheduler` as a sampler function of ComfyUI's `KSAMPLER`.
@@ -36,7 +36,7 @@ def sample_multistep(
         extra_args: passed to the model; its `seed` seeds the noise of eta > 0.
         callback: called before each step, for previews.
         disable: whether to hide the progress bar.
-        solver_order: 1 to 3.
+        solver_order: the highest order, 1 to 3; with fewer than 20 steps at most 2 is used.
         eta: 0 for the ODE, 1 for the SDE.
     """
     from comfy.k_diffusion.sampling import default_noise_sampler
@@ -61,7 +61,7 @@ def sample_multistep(
 
 
 def scheduler_of_flow_times(
-    times: Sequence[float], solver_order: int = 2, eta: float = 0.0
+    times: Sequence[float], solver_order: int = 3, eta: float = 0.0
 ) -> tuple[FlowMatchMultistepScheduler, int]:
     """A scheduler that steps through flow times on predictions of x_0, and the index at which its run starts.
 

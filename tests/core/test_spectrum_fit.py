@@ -38,7 +38,7 @@ def objective(moves, rows, kappas):
     moved, n = [], len(rows)
     for row, move in zip(rows, moves, strict=True):
         moved.append(row + row.sum() * torch.cat([-move.sum()[None], move]))
-    ridge = RIDGE**2 / n**3 * sum(move.square().sum() for move in moves)
+    ridge = RIDGE**2 / n**5 * sum(move.square().sum() for move in moves)
     return (ends(moved, kappas) - 1).square().mean() + ridge
 
 

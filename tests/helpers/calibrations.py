@@ -6,6 +6,7 @@ from published_models import shallow_unet
 from tiny_pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl, tiny_unet
 
 from zsnr_diffusers import ClassConditionalPipeline, ZeroSNRMultistepScheduler
+from zsnr_diffusers.core.multistep import order_of_run
 
 
 def default_weights(scheduler, n):
@@ -13,7 +14,7 @@ def default_weights(scheduler, n):
     scheduler.set_timesteps(n)
     updates = scheduler._updates_from(0, 0.0)
     sigmas = [*(float(level.sigma) for level in scheduler._path[1:]), 1.0]
-    most = scheduler.config["solver_order"] + scheduler.config["corrector"]
+    most = order_of_run(scheduler.config["solver_order"], n) + scheduler.config["corrector"]
     weights = [[gain / sigma for gain in update.gains] for update, sigma in zip(updates, sigmas, strict=True)]
     padded = [row + [0.0] * (min(i, most) - len(row)) for i, row in enumerate(weights, 1)]
     return {"timesteps": scheduler.timesteps.tolist(), "weights": padded}

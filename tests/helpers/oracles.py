@@ -32,7 +32,7 @@ SAMPLERS = {
     "ddpm": (ZeroSNRDDPMScheduler, {}),
     "multistep": (ZeroSNRMultistepScheduler, {}),
     "multistep-order-1": (ZeroSNRMultistepScheduler, {"solver_order": 1}),
-    "multistep-order-3": (ZeroSNRMultistepScheduler, {"solver_order": 3}),
+    "multistep-order-2": (ZeroSNRMultistepScheduler, {"solver_order": 2}),
     "multistep-no-corrector": (ZeroSNRMultistepScheduler, {"corrector": False}),
     "multistep-sde": (ZeroSNRMultistepScheduler, {"eta": 1.0}),
     "pndm": (ZeroSNRPNDMScheduler, {}),

@@ -26,6 +26,7 @@ from oracles import (
 )
 
 from zsnr_diffusers import (
+    FlowMatchMultistepScheduler,
     ZeroSNRDDIMScheduler,
     ZeroSNRDDPMScheduler,
     ZeroSNRLCMScheduler,
@@ -192,7 +193,18 @@ def test_multistep_of_order_one_is_ddim_and_ddpm(eta, reference, n):
     torch.testing.assert_close(*both(make("multistep", **config), make(reference), n), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "times"), [("multistep", 20), ("multistep-order-3", 20), ("pndm", 5)])
+@pytest.mark.parametrize("cls", [ZeroSNRMultistepScheduler, FlowMatchMultistepScheduler])
+def test_fewer_than_twenty_steps_are_of_order_two_at_most(cls):
+    for n in range(1, 31):
+        default, second = cls(), cls(solver_order=2)
+        for scheduler in (default, second):
+            scheduler.set_timesteps(n)
+        same = default._plan_from(0, 0.0) == second._plan_from(0, 0.0)
+        assert same is (n < 20)
+        assert max(len(update.gains) for update in default._plan_from(0, 0.0)[0]) <= 3 + (n >= 20)
+
+
+@pytest.mark.parametrize(("name", "times"), [("multistep", 20), ("multistep-order-2", 20), ("pndm", 5)])
 def test_higher_order_pays_in_twenty_steps(name, times):
     assert times * gaussian_error(make(name), 20) < gaussian_error(make("ddim"), 20)
 

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..core.choices import check_guidance_rescale, check_keep_low_frequencies
+from ..core.multistep import order_of_run
 from ..evaluation import generate_images, sample_grid
 from ..schedulers import ZeroSNRMultistepScheduler
 from .network import Guidance, GuidedNetwork, call_kwargs_for_batch, record_guided_network
@@ -86,9 +87,10 @@ class Calibrator:
     def network_calls(self) -> int:
         """Upper bound of the number of network calls, one batch each: teacher, comparisons, and search."""
         fitted, held_out = (network.num_batches for network in self._networks)
-        outputs = self.scheduler.config["solver_order"] + self.scheduler.config["corrector"]
+        order, corrector = self.scheduler.config["solver_order"], self.scheduler.config["corrector"]
+        calls = sum(max_network_calls(n, order_of_run(order, n) + corrector) for n in self.steps)
         compared = len(self._timesteps) + sum(2 * n for n in self.steps)
-        return compared * (fitted + held_out) + sum(max_network_calls(n, outputs) for n in self.steps) * fitted
+        return compared * (fitted + held_out) + calls * fitted
 
     def seconds_per_call(self) -> float:
         """How long one network call takes, a batch of fitted images: the second of two, since the first warms up."""

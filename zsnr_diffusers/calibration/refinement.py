@@ -86,7 +86,7 @@ def fit_steps(student: Student, starts: Sequence[Sequence[int]]) -> Fit:
 
 def _improve(student: Student, fit: Fit, damping: float) -> tuple[Fit, float]:
     """One round from a new set of derivatives; returns what was found, and the damping to continue with."""
-    parameters = list_parameters(len(fit.states), student.outputs)
+    parameters = list_parameters(len(fit.states), student.num_outputs(len(fit.states)))
     changes = torch.stack([_derivative(student, fit, parameter) for parameter in parameters])
     for _ in range(TRIES):
         error = student.clean - fit.clean

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core import NoiseLevel, multistep_updates, noise_level, schedule_table
+from ..core.multistep import order_of_run
 from ..core.noise import SCHEDULE_NAMES, kappa
 from ..core.weight_fit import fit_step_weights, robust_image_weights
 from .network import GuidedNetwork
@@ -74,12 +75,11 @@ class Student:
         self._network, self._scheduler, self._teacher = network, scheduler, teacher
         config = scheduler.config
         self._table = schedule_table(**{name: config[name] for name in SCHEDULE_NAMES})
-        self._order, self._corrector = config["solver_order"], config["corrector"]
+        self._solver_order, self._corrector = config["solver_order"], config["corrector"]
 
-    @property
-    def outputs(self) -> int:
-        """How many outputs a step weighs at most."""
-        return int(self._order + self._corrector)
+    def num_outputs(self, n: int) -> int:
+        """How many outputs a step weighs at most in a run of n steps."""
+        return int(order_of_run(self._solver_order, n) + self._corrector)
 
     @property
     def clean(self) -> Tensor:
@@ -134,7 +134,7 @@ class Student:
         output, t = self._network(x_t, timestep), torch.tensor([timestep])
         x_0 = self._scheduler.get_original_sample(output, x_t, t)
         older = before[-1].outputs if before else ()
-        return State(x_t / sigma, (x_0, *older)[: self.outputs])
+        return State(x_t / sigma, (x_0, *older)[: self.num_outputs(len(steps.timesteps))])
 
     def _fit_step_weights(self, ts: Sequence[int], i: int, state: State, start: Tensor) -> Tensor:
         """The weights of step i that best match the teacher's sample, by least squares."""
@@ -157,9 +157,9 @@ class Student:
     def _default_weights(self, timesteps: Sequence[int]) -> Iterator[Tensor]:
         """Weights of the default sampler for each step, padded to the maximum number of outputs."""
         path = [NoiseLevel(*map(float, self._noise_level(timestep))) for timestep in timesteps]
-        updates = multistep_updates(path, self._order, self._corrector)
+        updates = multistep_updates(path, order_of_run(self._solver_order, len(path)), self._corrector)
         for i, (update, sigma) in enumerate(zip(updates, [*(level.sigma for level in path[1:]), 1.0], strict=True)):
-            row = torch.zeros(min(i + 1, self._order + self._corrector), dtype=torch.float64)
+            row = torch.zeros(min(i + 1, self.num_outputs(len(path))), dtype=torch.float64)
             row[: len(update.gains)] = torch.tensor(update.gains, dtype=torch.float64) / sigma
             yield row
 

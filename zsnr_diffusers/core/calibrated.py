@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .multistep import updates_from_weights
+from .multistep import order_of_run, updates_from_weights
 from .noise import NoiseLevel, kappa, noise_level
 from .solvers import Update
 from .spacing import check_timesteps
@@ -38,24 +38,29 @@ class CalibratedSteps(NamedTuple):
         return updates_from_weights(path, self.weights, self.keeps)
 
 
-def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, most: int) -> dict[int, CalibratedSteps]:
+def read_calibration(
+    calibration: Mapping[Any, Any], alphas_cumprod: Tensor, solver_order: int, corrector: bool
+) -> dict[int, CalibratedSteps]:
     """The calibrated steps that a scheduler's `calibration` config holds, by their number.
 
     Args:
         calibration: by step count, a mapping with `timesteps` and `weights`, alpha / sigma of the timesteps as
             `kappas`, and factors of x_t / sigma_t as `keeps` (1, and 0 at last); other entries are ignored.
         alphas_cumprod: alpha_bar of the schedule, shape [T].
-        most: maximum number of outputs per step; the i-th step combines min(i, most).
+        solver_order: of the sampler; with `corrector` it determines how many outputs each step combines.
+        corrector: of the sampler.
 
     Raises:
-        ValueError: an invalid format, or it does not fit the schedule or `most`.
+        ValueError: an invalid format, or it does not fit the schedule or sampler.
     """
     if not isinstance(calibration, Mapping):
         raise ValueError(f"calibration={calibration!r} must map step counts to timesteps and weights; {WITHOUT}")
-    return {
-        parse_num_inference_steps(key): _parse_calibrated_steps(str(key), entry, alphas_cumprod, most)
-        for key, entry in calibration.items()
-    }
+    found = {}
+    for key, entry in calibration.items():
+        n = parse_num_inference_steps(key)
+        most = order_of_run(solver_order, n) + corrector
+        found[n] = _parse_calibrated_steps(str(key), entry, alphas_cumprod, most)
+    return found
 
 
 def parse_num_inference_steps(key: Any) -> int:

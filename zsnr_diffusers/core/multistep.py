@@ -21,6 +21,8 @@ from .spacing import LARGEST_SCALE, Scales, clean_position, position
 from .spectrum_fit import fit_to_spectrum
 
 MAX_ORDER = 3
+THIRD_ORDER_STEPS = 20
+"""With fewer steps, order 3 is less accurate than order 2, most of all under guidance."""
 MAX_STEP_RATIO = 2.0
 """Steps are even if no interval is this many times longer than the one before."""
 SMALLEST_END_SCALE = 0.05
@@ -197,11 +199,20 @@ def updates_from_weights(
     ]
 
 
-def multistep_safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float = 0.0) -> list[Safeguard]:
-    """The `Safeguard` of each step of `multistep_updates` over the same path with the same eta, of order 2 or 3.
+def multistep_safeguards(
+    path: Sequence[NoiseLevel], updates: Sequence[Update], order: int = 2, corrector: bool = True, eta: float = 0.0
+) -> list[Safeguard]:
+    """The `Safeguard` of each step of `multistep_updates` with the same arguments, of order 2 or 3.
 
     The low order is 1 with corrector. Its last step uses the mean of the last output and the extrapolation of the last
     two.
+
+    Args:
+        path: levels as in `multistep_updates`.
+        updates: its result.
+        order: 2 or 3.
+        corrector: as in `multistep_updates`.
+        eta: likewise.
     """
     kappas = torch.tensor([kappa(level) for level in path], dtype=torch.float64)
     kept = _keep_factors(kappas, eta)
@@ -209,10 +220,19 @@ def multistep_safeguards(path: Sequence[NoiseLevel], updates: Sequence[Update], 
     rows[-1] /= 2
     rows[-1][0] += 0.5
     low, intervals = _assemble_updates(path, kept, rows), _position_intervals(kappas).tolist()
+    middle: list[tuple[float, ...] | None] = [None] * len(path)
+    if order > 2:
+        second_order = multistep_updates(path, 2, corrector, eta)
+        middle = [_padded(lower.gains, len(update.gains)) for lower, update in zip(second_order, updates, strict=True)]
     return [
-        Safeguard(low=(of_low.gains[0], sum(of_low.gains[1:])), high=update.gains, interval=interval)
-        for of_low, update, interval in zip(low, updates, intervals, strict=True)
+        Safeguard((of_low.gains[0], sum(of_low.gains[1:])), of_middle, update.gains, interval)
+        for of_low, of_middle, update, interval in zip(low, middle, updates, intervals, strict=True)
     ]
+
+
+def _padded(gains: tuple[float, ...], length: int) -> tuple[float, ...]:
+    """Gains with zeros for older outputs, so that there are `length`."""
+    return gains + (0.0,) * (length - len(gains))
 
 
 def _step_weights(
@@ -231,6 +251,11 @@ def _step_weights(
             row[1 : 1 + len(predicted[i - 1])] -= kept[i] * predicted[i - 1]
         rows.append(row)
     return [*rows, _last_step_weights(kappas, order + corrector if eta == 0 else 1, even)]
+
+
+def order_of_run(solver_order: int, num_steps: int) -> int:
+    """The order that a run of so many steps uses, at most `solver_order`."""
+    return solver_order if num_steps >= THIRD_ORDER_STEPS else min(solver_order, MAX_ORDER - 1)
 
 
 def check_order(order: int) -> None:

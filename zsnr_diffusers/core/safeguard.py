@@ -7,6 +7,7 @@ disagree, and reverse when they agree. There the equation is stiff, and extrapol
 projection below 1 detects this, without additional network calls and without knowing w.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,10 +20,12 @@ LONGEST = 2.0
 
 
 class Safeguard(NamedTuple):
-    """The low-order alternative of a step."""
+    """The alternatives of lower order of a step."""
 
     low: tuple[float, float]
     """Gains of the newest output and of the one before, of order 1 with corrector."""
+    middle: tuple[float, ...] | None
+    """Gains of order 2 if the step itself is of order 3, newest output first, as many as `high` has."""
     high: tuple[float, ...]
     """Gains of the step itself, newest output first."""
     interval: float
@@ -58,6 +61,17 @@ def low_order_share(held: Tensor, interval: float) -> Tensor:
     return ((interval + (interval / LONGEST) ** 4) - held * (interval / HELD)).clamp(0, 1)
 
 
+def middle_order_share(held: Tensor) -> Tensor:
+    """The fraction of order 2 in a step of order 3: 1 - p / `HELD`, within [0, 1].
+
+    Order 3 amplifies reversals more than order 2, also in short steps.
+
+    Args:
+        held: p, the smallest `output_projection` of the run so far.
+    """
+    return (1 - held / HELD).clamp(0, 1)
+
+
 def previous_output_share(held: Tensor) -> Tensor:
     """The fraction of the newest output's gain to move to the previous output, which damps outputs that change sign.
 
@@ -71,19 +85,28 @@ def previous_output_share(held: Tensor) -> Tensor:
     return swing / (swing - 1)
 
 
-def gain_corrections(held: Tensor, safeguard: Safeguard) -> list[Tensor]:
-    """Corrections of each output's gain, newest first, that reduce a step's order.
+def safeguarded_gains(held: Tensor, safeguard: Safeguard) -> list[Tensor]:
+    """Gains of each output, newest first, of an order that is reduced where outputs reverse.
 
-    Their sum is zero, so constant components of the outputs, such as a common brightness, stay exact.
+    Their sum is that of the step's own gains, so constant components of the outputs, such as a common brightness, stay
+    exact.
 
     Args:
         held: the smallest `output_projection` of the run so far, shape [B, 1, ...].
         safeguard: of the step.
 
     Returns:
-        Tensors of the same shape, as many as the step has outputs; zero where high order is used.
+        Tensors of the same shape, as many as the step has outputs; the step's own gains where nothing reverses.
     """
-    share, (newest, older) = low_order_share(held, safeguard.interval), safeguard.low
+    newest, older = safeguard.low
     moved = newest * previous_output_share(held)
-    first, second, *rest = safeguard.high
-    return [share * (newest - moved - first), share * (older + moved - second), *(share * -high for high in rest)]
+    low: list[float | Tensor] = [newest - moved, older + moved, *[0.0] * (len(safeguard.high) - 2)]
+    high: Sequence[float | Tensor] = safeguard.high
+    if safeguard.middle is not None:
+        high = _blend(high, safeguard.middle, middle_order_share(held))
+    return _blend(high, low, low_order_share(held, safeguard.interval))
+
+
+def _blend(gains: Sequence[float | Tensor], others: Sequence[float | Tensor], share: Tensor) -> list[Tensor]:
+    """A fraction `share` of `others`, and the rest of `gains`."""
+    return [gain + share * (other - gain) for gain, other in zip(gains, others, strict=True)]

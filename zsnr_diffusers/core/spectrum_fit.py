@@ -15,8 +15,8 @@ from torch import Tensor
 SPECTRUM = (0.2, 16.0)
 """Standard deviations of the Gaussian data: what most dimensions of an image or a latent have."""
 NUM_SCALES = 64
-RIDGE = 0.7
-"""RMS relative error, times n^1.5, that moving one weight by its whole step must save over n steps, or it stays.
+RIDGE = 4.2
+"""RMS relative error, times n^2.5, that moving one weight by its whole step must save over n steps, or it stays.
 
 The more steps, the nearer polynomials are by themselves, and the less error there is to fit to.
 """
@@ -49,7 +49,7 @@ def fit_to_spectrum(rows: Sequence[Tensor], kappas: Tensor) -> None:
     scales = torch.logspace(smallest, largest, NUM_SCALES, dtype=torch.float64)
     steps, outputs = _movable_weights([len(row) for row in rows])
     start, sums = _as_matrix(rows), torch.stack([row.sum() for row in rows])[steps]
-    ridge = RIDGE**2 / len(rows) ** 3 * NUM_SCALES * torch.eye(len(steps), dtype=torch.float64)
+    ridge = RIDGE**2 / len(rows) ** 5 * NUM_SCALES * torch.eye(len(steps), dtype=torch.float64)
     moves, matrix = torch.zeros_like(sums), start
     for _ in range(ITERATIONS):
         run = _sample_gaussians(matrix, kappas, scales)

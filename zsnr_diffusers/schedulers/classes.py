@@ -25,7 +25,7 @@ from ..core import (
 )
 from ..core.calibrated import WITHOUT, CalibratedSteps, read_calibration
 from ..core.choices import check_variance_type
-from ..core.multistep import check_order, multistep_safeguards
+from ..core.multistep import check_order, multistep_safeguards, order_of_run
 from ..core.safeguard import Safeguard
 from ..core.solvers import check_eta
 from ..core.spacing import check_num_inference_steps
@@ -152,7 +152,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     steps (`zsnr_diffusers.core.safeguard`).
 
     Args:
-        solver_order: 1 to 3. 2 is best up to about 20 steps, 3 beyond.
+        solver_order: the highest order, 1 to 3. Runs of fewer than 20 steps use at most 2, which is better there.
         corrector: raise the order by one.
         eta: 0 follows the probability-flow ODE, 1 the reverse SDE with new noise at every step.
         calibration: timesteps and weights that `zsnr calibrate` fitted to one model, by step count as a string: `{"5":
@@ -183,7 +183,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
     def __init__(
         self,
         timestep_spacing: str = "kappa",
-        solver_order: int = 2,
+        solver_order: int = 3,
         corrector: bool = True,
         eta: float = 0.0,
         calibration: Mapping[str, Any] | None = None,
@@ -198,7 +198,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         """Parse the `calibration` argument, and register it with JSON-compatible keys."""
         if calibration and self._eta != 0:
             raise ValueError(f"calibration requires eta=0, but eta={self._eta} adds noise; {WITHOUT}")
-        found = read_calibration(calibration, self._table, self.config["solver_order"] + self.config["corrector"])
+        found = read_calibration(calibration, self._table, self.config["solver_order"], self.config["corrector"])
         if calibration:  # JSON types, so that a saved config reads back unchanged
             entries = {str(key): dict(entry) for key, entry in calibration.items()}
             self.register_to_config(calibration=entries)
@@ -225,14 +225,15 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         """The calibrated steps of this run if there are any, or else multistep updates."""
         if (steps := self._calibrated_steps(path)) is not None:
             return steps.updates(path)
-        order, corrector = self.config["solver_order"], self.config["corrector"]
-        return multistep_updates(path, order, corrector, eta)
+        order = order_of_run(self.config["solver_order"], len(path))
+        return multistep_updates(path, order, self.config["corrector"], eta)
 
     def _make_safeguards(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
         """Safeguards of multistep updates; none at order 1 and for calibrated steps."""
         if self.config["solver_order"] == 1 or self._calibrated_steps(path) is not None:
             return []
-        return multistep_safeguards(path, updates, eta)
+        order = order_of_run(self.config["solver_order"], len(path))
+        return multistep_safeguards(path, updates, order, self.config["corrector"], eta)
 
 
 class ZeroSNRPNDMScheduler(_SimpleStep):
@@ -381,7 +382,7 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
     at a few flow times, use `timestep_spacing="trailing"`, preferably with `solver_order=1` and `corrector=False`.
 
     Args:
-        solver_order: 1 to 3. 2 is best up to about 20 steps, 3 beyond.
+        solver_order: the highest order, 1 to 3. Runs of fewer than 20 steps use at most 2, which is better there.
         corrector: raise the order by one.
         eta: 0 follows the probability-flow ODE, 1 the reverse SDE with new noise at every step.
 
@@ -404,7 +405,7 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
     @register_to_config_with_base(FlowMatchScheduler.__init__)
     def __init__(
         self,
-        solver_order: int = 2,
+        solver_order: int = 3,
         corrector: bool = True,
         eta: float = 0.0,
     ) -> None:
@@ -417,13 +418,15 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
         """Multistep updates over flow times, or those of a consistency model under `stochastic_sampling`."""
         if self.config["stochastic_sampling"]:
             return consistency_updates(path)
-        return multistep_updates(path, self.config["solver_order"], self.config["corrector"], eta)
+        order = order_of_run(self.config["solver_order"], len(path))
+        return multistep_updates(path, order, self.config["corrector"], eta)
 
     def _make_safeguards(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
         """Safeguards of multistep updates; none at order 1 and under `stochastic_sampling`."""
         if self.config["solver_order"] == 1 or self.config["stochastic_sampling"]:
             return []
-        return multistep_safeguards(path, updates, eta)
+        order = order_of_run(self.config["solver_order"], len(path))
+        return multistep_safeguards(path, updates, order, self.config["corrector"], eta)
 
 
 class FlowMatchEulerScheduler(FlowMatchScheduler):

@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..core import NoiseLevel, Update, x_0_factors
-from ..core.safeguard import Safeguard, gain_corrections, output_projection
+from ..core.safeguard import Safeguard, output_projection, safeguarded_gains
 from .config import DEFAULTS, SchedulerConfig
 
 
@@ -178,7 +178,7 @@ class PathSampler(SchedulerMixin, ConfigMixin):
         outputs = self._outputs = [x_0, *self._outputs[: len(update.gains) - 1]]
         x_s = x_t * update.keep
         if safeguards and len(outputs) > 1:
-            gains = self._safeguarded_gains(outputs, update, safeguards[index - self._start])
+            gains = self._safeguarded_gains(outputs, safeguards[index - self._start])
             for gain_of_each, output in zip(gains, outputs, strict=True):
                 x_s.addcmul_(output, gain_of_each)
         else:
@@ -200,12 +200,11 @@ class PathSampler(SchedulerMixin, ConfigMixin):
             pred_original_sample = pred_original_sample.clone()
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
-    def _safeguarded_gains(self, outputs: Sequence[Tensor], update: Update, safeguard: Safeguard) -> list[Tensor]:
+    def _safeguarded_gains(self, outputs: Sequence[Tensor], safeguard: Safeguard) -> list[Tensor]:
         """Each sample's gains of the outputs, with reduced order where its outputs reverse."""
         held = output_projection(outputs[0], outputs[1])
         self._held = held if self._held is None else torch.minimum(held, self._held)
-        changes = gain_corrections(self._held, safeguard)
-        return [gain + change for gain, change in zip(update.gains, changes, strict=True)]
+        return safeguarded_gains(self._held, safeguard)
 
     def _predict_x_0(self, model_output: Tensor, x_t: Tensor, index: int) -> Tensor:
         """x_0 from the network's output at index `index` of the path, clipped as configured."""
