@@ -27,7 +27,7 @@ from zsnr_diffusers import ZeroSNRMultistepScheduler
 
 OTHERS = [
     Sampler(ZeroSNRMultistepScheduler, multistep_options(*options))
-    for options in (("kappa", 3), ("kappa", 1), ("trailing", 2))
+    for options in (("kappa", 2), ("kappa", 1), ("trailing",))
 ]
 NAMED = [DEFAULT, *OTHERS, *USUAL.values()]
 
