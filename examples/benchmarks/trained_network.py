@@ -202,12 +202,7 @@ def measure(
         def cell(make: Callable[[], Any], n: int) -> Any:
             try:
                 return errors(sampled(make(), n), exact)
-            except (
-                AssertionError,
-                IndexError,
-                ValueError,
-                RuntimeError,
-            ) as problem:  # stock's own
+            except (AssertionError, IndexError, ValueError, RuntimeError) as problem:  # stock's own
                 return type(problem).__name__
             finally:
                 bar.update()

@@ -213,7 +213,9 @@ BAD = [
     (changed(timesteps=[999, 800, 600, 300, -1]), r"timesteps \[-1\] lie outside \[0, 999\]"),
     (changed(timesteps=[999, 800, 900, 300, 20]), "must decrease strictly; 900 follows 800"),
     (changed(timesteps=[990, 885, 656, 255, 23]), "begins at timestep 990, but the schedule at 999"),
-    (changed(weights=[*WEIGHTS[:4], [*WEIGHTS[4], 0.0]]), "uses 4 outputs in step 5, but this solver_order"),
+    (changed(weights=[*WEIGHTS[:4], [*WEIGHTS[4], 0.0, 0.0]]), "uses 5 outputs in a step, but this solver_order"),
+    (changed(weights=[*WEIGHTS[:4], [*WEIGHTS[4], 0.0]]), "has 3 weights in step 4, where 4 outputs are combined"),
+    (changed(weights=[*WEIGHTS[:4], WEIGHTS[4][:2]]), "has 2 weights in step 5, where 3 outputs are combined"),
     (changed(weights=[*WEIGHTS[:4], [0.5, 0.2, 0.1]]), "the weights of step 5 have the sum 0.8, .* needs 1;"),
     (changed(weights=[*WEIGHTS[:4], [float("nan"), 0.2, 0.1]]), "the sum nan"),
     (changed(weights=[*WEIGHTS[:4], ["x", 0.2, 0.1]]), "of 5 steps cannot be read: could not convert"),
@@ -226,6 +228,16 @@ BAD = [
         r"has the weights \[inf, 0.2, 0.1\], which are not finite",
     ),
 ]
+
+
+def test_a_calibration_may_combine_as_many_outputs_as_order_three():
+    """Those that were fitted when few steps could be of order 3."""
+    four = changed(weights=[*WEIGHTS[:3], *([*row, 0.0] for row in WEIGHTS[3:])])
+    three, padded = (make("multistep", calibration=entry) for entry in (calibration(), four))
+    for scheduler in (three, padded):
+        scheduler.set_timesteps(5)
+    for update, other in zip(three._updates_from(0, 0.0), padded._updates_from(0, 0.0), strict=True):
+        assert other.gains == (*update.gains, *[0.0] * (len(other.gains) - len(update.gains)))
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD)
@@ -241,8 +253,11 @@ def test_what_does_not_fit_is_refused_with_the_remedy(bad, message):
         ({"beta_start": 0.001}, "fitted for another noise schedule: the weights of step 1 have the sum"),
         ({"num_train_timesteps": 1500}, "begins at timestep 999, but the schedule at 1499"),
         ({"rescale_betas_zero_snr": False}, "fitted for another noise schedule"),
-        ({"solver_order": 1}, "in step 3, but this solver_order and corrector use 2"),
-        ({"corrector": False}, "in step 3, but this solver_order and corrector use 2"),
+        ({"solver_order": 1}, "uses 3 outputs in a step, but this solver_order and corrector use at most 2"),
+        (
+            {"solver_order": 2, "corrector": False},
+            "3 outputs in a step, but this solver_order and corrector use at most 2",
+        ),
         ({"eta": 1.0}, "requires eta=0, but eta=1.0 adds noise"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .multistep import order_of_run, updates_from_weights
+from .multistep import updates_from_weights
 from .noise import NoiseLevel, kappa, noise_level
 from .solvers import Update
 from .spacing import check_timesteps
@@ -38,29 +38,24 @@ class CalibratedSteps(NamedTuple):
         return updates_from_weights(path, self.weights, self.keeps)
 
 
-def read_calibration(
-    calibration: Mapping[Any, Any], alphas_cumprod: Tensor, solver_order: int, corrector: bool
-) -> dict[int, CalibratedSteps]:
+def read_calibration(calibration: Mapping[Any, Any], alphas_cumprod: Tensor, most: int) -> dict[int, CalibratedSteps]:
     """The calibrated steps that a scheduler's `calibration` config holds, by their number.
 
     Args:
         calibration: by step count, a mapping with `timesteps` and `weights`, alpha / sigma of the timesteps as
             `kappas`, and factors of x_t / sigma_t as `keeps` (1, and 0 at last); other entries are ignored.
         alphas_cumprod: alpha_bar of the schedule, shape [T].
-        solver_order: of the sampler; with `corrector` it determines how many outputs each step combines.
-        corrector: of the sampler.
+        most: how many outputs a step may combine. Entries of fewer are valid; their i-th step combines min(i, fewer).
 
     Raises:
-        ValueError: an invalid format, or it does not fit the schedule or sampler.
+        ValueError: an invalid format, or it does not fit the schedule or `most`.
     """
     if not isinstance(calibration, Mapping):
         raise ValueError(f"calibration={calibration!r} must map step counts to timesteps and weights; {WITHOUT}")
-    found = {}
-    for key, entry in calibration.items():
-        n = parse_num_inference_steps(key)
-        most = order_of_run(solver_order, n) + corrector
-        found[n] = _parse_calibrated_steps(str(key), entry, alphas_cumprod, most)
-    return found
+    return {
+        parse_num_inference_steps(key): _parse_calibrated_steps(str(key), entry, alphas_cumprod, most)
+        for key, entry in calibration.items()
+    }
 
 
 def parse_num_inference_steps(key: Any) -> int:
@@ -115,11 +110,17 @@ def _check_calibration_shape(
             f"calibration of {key} steps begins at timestep {timesteps[0]}, but the schedule at {num_timesteps - 1}; "
             f"{WITHOUT}"
         )
+    used = max(map(len, weights))
+    if used > most:
+        raise ValueError(
+            f"calibration of {key} steps uses {used} outputs in a step, but this solver_order and corrector use at "
+            f"most {most}: it was fitted for other settings; {WITHOUT}"
+        )
     for i, row in enumerate(weights, 1):
-        if len(row) != min(i, most):
+        if len(row) != min(i, used):
             raise ValueError(
-                f"calibration of {key} steps uses {len(row)} outputs in step {i}, but this solver_order and corrector "
-                f"use {min(i, most)}: it was fitted for other settings; {WITHOUT}"
+                f"calibration of {key} steps has {len(row)} weights in step {i}, where {min(i, used)} outputs are "
+                f"combined; {WITHOUT}"
             )
 
 

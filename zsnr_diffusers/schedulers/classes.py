@@ -198,7 +198,7 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         """Parse the `calibration` argument, and register it with JSON-compatible keys."""
         if calibration and self._eta != 0:
             raise ValueError(f"calibration requires eta=0, but eta={self._eta} adds noise; {WITHOUT}")
-        found = read_calibration(calibration, self._table, self.config["solver_order"], self.config["corrector"])
+        found = read_calibration(calibration, self._table, self.config["solver_order"] + self.config["corrector"])
         if calibration:  # JSON types, so that a saved config reads back unchanged
             entries = {str(key): dict(entry) for key, entry in calibration.items()}
             self.register_to_config(calibration=entries)
