@@ -33,6 +33,7 @@ from . import CLASSES
 from .base import ZeroSNRScheduler
 from .config import drop_outdated_calibration, register_to_config_with_base
 from .flow import FlowMatchScheduler
+from .sampling import PathSampler
 
 _DISTILLED_AT = 50
 """Number of timesteps at which latent consistency models are distilled."""
@@ -139,7 +140,23 @@ class ZeroSNRDDPMScheduler(_SimpleStep):
         return ddpm_updates(path, self.config["variance_type"])
 
 
-class ZeroSNRMultistepScheduler(_SimpleStep):
+class _MultistepRun(PathSampler):
+    """Updates and safeguards of a run by the config's `solver_order` and `corrector`."""
+
+    def _multistep_updates(self, path: Sequence[NoiseLevel], eta: float) -> list[Update]:
+        """Multistep updates of the order for so many steps."""
+        order = order_of_run(self.config["solver_order"], len(path))
+        return multistep_updates(path, order, self.config["corrector"], eta)
+
+    def _multistep_safeguards(
+        self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float
+    ) -> list[Safeguard]:
+        """Their safeguards; none at order 1."""
+        order = order_of_run(self.config["solver_order"], len(path))
+        return [] if order == 1 else multistep_safeguards(path, updates, order, self.config["corrector"], eta)
+
+
+class ZeroSNRMultistepScheduler(_MultistepRun, _SimpleStep):
     """The recommended sampler: high order from an SNR of exactly zero, for the ODE and for the SDE.
 
     It combines a polynomial through the last outputs, in a variable that is regular at pure noise and at clean data; a
@@ -225,15 +242,11 @@ class ZeroSNRMultistepScheduler(_SimpleStep):
         """The calibrated steps of this run if there are any, or else multistep updates."""
         if (steps := self._calibrated_steps(path)) is not None:
             return steps.updates(path)
-        order = order_of_run(self.config["solver_order"], len(path))
-        return multistep_updates(path, order, self.config["corrector"], eta)
+        return self._multistep_updates(path, eta)
 
     def _make_safeguards(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
         """Safeguards of multistep updates; none at order 1 and for calibrated steps."""
-        if self.config["solver_order"] == 1 or self._calibrated_steps(path) is not None:
-            return []
-        order = order_of_run(self.config["solver_order"], len(path))
-        return multistep_safeguards(path, updates, order, self.config["corrector"], eta)
+        return [] if self._calibrated_steps(path) is not None else self._multistep_safeguards(path, updates, eta)
 
 
 class ZeroSNRPNDMScheduler(_SimpleStep):
@@ -372,7 +385,7 @@ class ZeroSNRDDIMInverseScheduler(_SimpleStep):
         return inversion_updates(path)
 
 
-class FlowMatchMultistepScheduler(FlowMatchScheduler):
+class FlowMatchMultistepScheduler(_MultistepRun, FlowMatchScheduler):
     """The recommended high-order sampler for flow-matching models such as SD3, Flux, Qwen-Image and Wan.
 
     The counterpart of `ZeroSNRMultistepScheduler` over the levels (1 - s, s): flow matching starts from a
@@ -418,15 +431,11 @@ class FlowMatchMultistepScheduler(FlowMatchScheduler):
         """Multistep updates over flow times, or those of a consistency model under `stochastic_sampling`."""
         if self.config["stochastic_sampling"]:
             return consistency_updates(path)
-        order = order_of_run(self.config["solver_order"], len(path))
-        return multistep_updates(path, order, self.config["corrector"], eta)
+        return self._multistep_updates(path, eta)
 
     def _make_safeguards(self, path: Sequence[NoiseLevel], updates: Sequence[Update], eta: float) -> list[Safeguard]:
         """Safeguards of multistep updates; none at order 1 and under `stochastic_sampling`."""
-        if self.config["solver_order"] == 1 or self.config["stochastic_sampling"]:
-            return []
-        order = order_of_run(self.config["solver_order"], len(path))
-        return multistep_safeguards(path, updates, order, self.config["corrector"], eta)
+        return [] if self.config["stochastic_sampling"] else self._multistep_safeguards(path, updates, eta)
 
 
 class FlowMatchEulerScheduler(FlowMatchScheduler):
