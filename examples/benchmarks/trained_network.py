@@ -4,6 +4,9 @@ r"""How far a trained pipeline's images are, at few steps, from its own at very 
     python examples/benchmarks/trained_network.py
     python examples/digits.py                                  # makes digits/zero-snr
     python examples/benchmarks/trained_network.py --pipeline digits/zero-snr --guidance_scale 3
+    python examples/detailed_landscapes.py                     # makes detailed/trained
+    python examples/benchmarks/trained_network.py --pipeline detailed/trained --prompts_file detailed/prompts.txt \
+        --num_prompts 24 --seeds 1 --guidance_scale 3
 
 The quickstart's model as a flow-matching one, trained on as the quickstart trains:
 
@@ -52,6 +55,7 @@ from zsnr_diffusers import (
     ZeroSNRMultistepScheduler,
     load_pipeline,
 )
+from zsnr_diffusers.cli.generation import add_prompt_options, read_prompts
 from zsnr_diffusers.evaluation.scheduler_comparison import relative_rms
 from zsnr_diffusers.schedulers.by_name import in_any_pipeline, reference_scheduler
 from zsnr_diffusers.schedulers.config import is_flow
@@ -225,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description="Few steps against many, ours and others'.", epilog=__doc__)
     parser.add_argument("--pipeline", default="quickstart/retrained", help="folder or Hub id (default: %(default)s)")
-    parser.add_argument("--prompts", nargs="+", help="default: the quickstart's six captions, or all classes")
+    add_prompt_options(parser)  # default: the quickstart's six captions, or all classes
+    parser.add_argument("--num_prompts", type=int, metavar="N", help="only the first N prompts (default: all)")
     parser.add_argument("--seeds", type=int, default=4, help="images per prompt or class (default: 4)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--reference_steps", type=int, default=500, help="of the reference (default: 500)")
@@ -236,12 +241,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.pipeline == parser.get_default("pipeline") and not Path(args.pipeline).is_dir():
         parser.error("there is no quickstart/retrained yet: run python examples/quickstart.py, or pass --pipeline.")
     pipe = load_pipeline(args.pipeline, guidance_rescale=0.0, keep_low_frequencies=0).to(args.device)
-    if isinstance(pipe, ClassConditionalPipeline) and args.prompts:
-        parser.error("this pipeline makes images of classes: leave --prompts out.")
+    prompts = (read_prompts(args) or [])[: args.num_prompts]
+    if isinstance(pipe, ClassConditionalPipeline) and prompts:
+        parser.error("this pipeline makes images of classes: leave --prompts and --prompts_file out.")
     if is_flow(pipe.scheduler.config) and args.calibrated:
         parser.error("this pipeline is of a flow-matching model: leave --calibrated out.")
     pipe.set_progress_bar_config(disable=True)
-    sampled = FewStepImages(pipe, args.prompts, args.seeds, args.guidance_scale)
+    sampled = FewStepImages(pipe, prompts, args.seeds, args.guidance_scale)
     table = measure(sampled, args.steps, args.calibrated, args.reference_steps)
     title = f"{args.pipeline}, guidance {args.guidance_scale:g}, {len(sampled.conditions)} images"
     show(table, title, args.steps)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracles import levels, make, posterior_mean, start
 
+from zsnr_diffusers.calibration import refinement
 from zsnr_diffusers.calibration.refinement import fit_steps, list_parameters, max_network_calls
 from zsnr_diffusers.calibration.student import Student
 from zsnr_diffusers.calibration.trajectory import (
@@ -130,6 +131,18 @@ def test_each_stage_is_nearer_to_the_teacher_than_the_one_before(kind, n):
     assert network.calls - before <= max_network_calls(n)
     assert teacher.error(refined.clean) == refined.error < fitted.error
     assert refined.error < 0.5 * teacher.error(default)
+
+
+def test_every_grid_is_tried_before_one_is_chosen(monkeypatch):
+    network = Modes([0.1, 0.5, 2.0, 8.0])
+    student, scheduler, _ = student_of(network, [4])
+    starts = start_grids(scheduler, 4)
+    monkeypatch.setattr(refinement, "ROUNDS", 1)
+    errors = [fit_steps(student, [grid]).error for grid in starts]
+    assert len(set(errors)) == len(starts) == 3
+    assert fit_steps(student, starts).error == min(errors)
+    monkeypatch.undo()
+    assert fit_steps(student, starts).error < min(errors)
 
 
 def test_a_run_that_begins_as_another_takes_its_states():

@@ -99,7 +99,7 @@ def test_the_command_prints_a_row_for_each_sampler_of_a_folder(classes, tmp_path
         assert len(rows[name]) == 4
     with pytest.raises(SystemExit):
         trained_network.main(["--pipeline", str(tmp_path), "--prompts", "a nine"])
-    assert "leave --prompts out" in capsys.readouterr().err
+    assert "leave --prompts and --prompts_file out" in capsys.readouterr().err
 
 
 def test_the_command_knows_a_flow_model_by_its_scheduler(classes, tmp_path, capsys):

@@ -16,7 +16,7 @@ from ..core.weight_fit import broyden_update, levenberg_marquardt_step, robust_i
 from .student import Fit, Steps, Student
 
 ROUNDS, TRIES = 4, 5
-"""How often derivatives are measured, and the runs that are tried with each."""
+"""How often derivatives are measured on the way from one grid, and the runs that are tried with each."""
 DAMPING = 3e-2
 """With which a round begins, at most."""
 ENOUGH = 0.99
@@ -49,7 +49,7 @@ def max_network_calls(n: int, outputs: int = 3, starts: int = 3) -> int:
         starts: from how many grids the fit starts.
     """
     of_changes = sum(n - _shared_states(parameter) for parameter in list_parameters(n, outputs))
-    return starts * n + ROUNDS * (of_changes + TRIES * n)
+    return starts * n + (starts + ROUNDS - 1) * (of_changes + TRIES * n)
 
 
 def list_parameters(n: int, outputs: int) -> list[Parameter]:
@@ -68,15 +68,17 @@ def _shared_states(parameter: Parameter) -> int:
 
 
 def fit_steps(student: Student, starts: Sequence[Sequence[int]]) -> Fit:
-    """Fit timesteps and weights, from that of several grids whose fitted weights lead nearest to the teacher.
+    """Fit timesteps and weights, on from that of several grids which leads nearest to the teacher after one round.
+
+    Before that round, the grids are told apart less well: the one with the largest error often ends with the smallest.
 
     Args:
         student: runs the network.
         starts: timesteps to begin with, from T-1 down, all of them the teacher's.
     """
-    fit = min((student.fit(timesteps) for timesteps in starts), key=lambda fit: fit.error)
-    damping = DAMPING
-    for _ in range(ROUNDS):
+    begun = (_improve(student, student.fit(timesteps), DAMPING) for timesteps in starts)
+    fit, damping = min(begun, key=lambda found: found[0].error)
+    for _ in range(ROUNDS - 1):
         error = fit.error
         fit, damping = _improve(student, fit, min(damping, DAMPING))
         if not fit.error < ENOUGH * error:

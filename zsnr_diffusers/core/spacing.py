@@ -31,7 +31,7 @@ class Scales(NamedTuple):
     largest: float
 
 
-FEW_STEPS_SCALES = {3: Scales(0.1, 9.0), 4: Scales(0.026, 16.0), 5: Scales(0.028, 32.0), 6: Scales(0.025, 32.0)}
+FEW_STEPS_SCALES = {3: Scales(0.1, 9.0), 4: Scales(0.026, 24.0), 5: Scales(0.028, 32.0), 6: Scales(0.025, 32.0)}
 """With this few steps, these ranges give smaller errors under guidance."""
 
 
