@@ -1,4 +1,4 @@
-"""A larger model of landscapes, whose captions say more than how bright they are: about an hour on one CPU core.
+r"""A larger model of landscapes, whose captions say more than how bright they are: forty minutes on one CPU core.
 
     python examples/detailed_landscapes.py
 
@@ -23,14 +23,13 @@ from pathlib import Path
 # Before torch is imported, for the reason given in `quickstart.py`.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from landscapes import BRIGHTEST, BRIGHTNESS_WORDS, all_details, make_landscapes, read_landscapes
+from landscapes import BRIGHTEST, BRIGHTNESS_WORDS, all_details, make_landscapes
 from quickstart_progress import Advance, Part, quieten_libraries, run_parts
-from small_stable_diffusion import build_stable_diffusion, train_vae
+from small_stable_diffusion import build_stable_diffusion, train_vae_on_landscapes
+from small_training import train_stable_diffusion
 
 from zsnr_diffusers import load_pipeline
 from zsnr_diffusers.evaluation import generate_images, sample_grid
-from zsnr_diffusers.training import TrainingConfig, train
-from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 
 CHANNELS, TEXT_WIDTH = (32, 64, 128), 128
 ROWS, SEEDS = 8, 4
@@ -66,8 +65,8 @@ class DetailedLandscapes:
         return [
             Part("drawing landscapes", sizes.images / 350, self.draw_landscapes, self.prompts),
             Part("training the autoencoder", sizes.vae_steps / 18, self.train_autoencoder, self.untrained),
-            Part("training the model", sizes.steps / 2, self.train, self.trained / "model_index.json"),
-            Part("images", 30, self.draw_samples, self.picture),
+            Part("training the model", sizes.steps / 2.6, self.train, self.trained / "model_index.json"),
+            Part("images", 10, self.draw_samples, self.picture),
         ]
 
     def draw_landscapes(self, advance: Advance) -> None:
@@ -80,42 +79,24 @@ class DetailedLandscapes:
     def train_autoencoder(self, advance: Advance) -> None:
         """Save a pipeline with a trained autoencoder and an untrained UNet."""
         pipe = build_stable_diffusion(self.seed, unet_channels=CHANNELS, text_width=TEXT_WIDTH, texts=all_captions())
-        steps = self.sizes.vae_steps
-        train_vae(
-            pipe.vae,
-            read_landscapes(self.data),
-            steps,
-            learning_rate=3e-3,
-            seed=self.seed,
-            crop=32,
-            on_step=lambda step: advance(step / steps),
-        )
+        train_vae_on_landscapes(pipe.vae, self.data, self.sizes.vae_steps, self.seed, advance)
         pipe.save_pretrained(self.untrained)
 
     def train(self, advance: Advance) -> None:
-        """Train as `zsnr train` would with its defaults: v-loss on zero terminal SNR."""
+        """Train with the defaults of `zsnr train`: v-loss on zero terminal SNR."""
         steps = self.sizes.steps
-        config = TrainingConfig(
+        train_stable_diffusion(
+            self.trained,
+            steps,
+            lambda step: advance(step / steps),
             pretrained_model_name_or_path=str(self.untrained),
             train_data_dir=str(self.data),
-            output_dir=str(self.trained),
             cache_dir=str(self.folder / "cache"),
-            max_train_steps=steps,
-            train_batch_size=16,
             learning_rate=1e-3,
-            lr_scheduler="cosine",
             lr_warmup_steps=min(100, steps // 4),
-            ema_decay=0.999,
             checkpointing_steps=1000,
-            luminance_images=0,
-            report_to="none",
-            dataloader_num_workers=0,
             seed=self.seed,
-            resume=True,
         )
-        train(config, on_step=lambda step: advance(step / steps))
-        for checkpoint in list_checkpoints(self.trained):
-            shutil.rmtree(checkpoint)
         shutil.rmtree(self.folder / "cache")
 
     def draw_samples(self, advance: Advance) -> None:

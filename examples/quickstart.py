@@ -30,7 +30,7 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import datasets
 from diffusers import DiffusionPipeline
-from landscapes import captions, make_landscapes, read_landscapes
+from landscapes import captions, make_landscapes
 from PIL import Image
 from quickstart_progress import Advance, Part, quieten_libraries, run_parts
 from quickstart_report import (
@@ -46,14 +46,13 @@ from quickstart_report import (
     verdict,
     write_readme,
 )
-from small_stable_diffusion import build_stable_diffusion, train_vae
+from small_stable_diffusion import build_stable_diffusion, train_vae_on_landscapes
+from small_training import train_stable_diffusion
 
 from zsnr_diffusers import enable_start, load_pipeline
 from zsnr_diffusers.evaluation import mean_luminance, plot_luminance
 from zsnr_diffusers.evaluation.generation import iter_images
 from zsnr_diffusers.start import START_FILE, StartReport, fit_start
-from zsnr_diffusers.training import TrainingConfig, train
-from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 
 GUIDANCE_RESCALE = 0.7
 START_NOISE = 1.0
@@ -146,16 +145,8 @@ class Quickstart:
 
     def train_autoencoder(self, advance: Advance) -> None:
         """Save a pipeline with a trained autoencoder and an untrained UNet."""
-        pipe, steps = build_stable_diffusion(self.seed), self.sizes.vae_steps
-        train_vae(
-            pipe.vae,
-            read_landscapes(self.data),
-            steps,
-            learning_rate=3e-3,
-            seed=self.seed,
-            crop=32,
-            on_step=lambda step: advance(step / steps),
-        )
+        pipe = build_stable_diffusion(self.seed)
+        train_vae_on_landscapes(pipe.vae, self.data, self.sizes.vae_steps, self.seed, advance)
         pipe.save_pretrained(self.folder / "untrained")
 
     def steps(self, arm: Arm) -> int:
@@ -165,30 +156,20 @@ class Quickstart:
     def train(self, arm: Arm, advance: Advance) -> None:
         """Train an arm, as `zsnr train` would."""
         output, steps = self.folder / arm.folder, self.steps(arm)
-        config = TrainingConfig(
+        train_stable_diffusion(
+            output,
+            steps,
+            lambda step: advance(step / steps),
             pretrained_model_name_or_path=str(self.folder / arm.base),
             train_data_dir=str(self.data),
-            output_dir=str(output),
             cache_dir=str(self.folder / "cache"),
             prediction_type=arm.prediction_type,
             rescale_betas_zero_snr=arm.rescale_betas_zero_snr,
             guidance_rescale=GUIDANCE_RESCALE if arm.rescale_betas_zero_snr else 0.0,
-            max_train_steps=steps,
-            train_batch_size=16,
             learning_rate=2e-3,
-            lr_scheduler="cosine",
-            lr_warmup_steps=min(50, steps // 4),
-            ema_decay=0.999,
             checkpointing_steps=300,
-            luminance_images=0,  # measured when all is done
-            report_to="none",
-            dataloader_num_workers=0,  # so small a network is faster than what they would cost
             seed=self.seed,
-            resume=True,
         )
-        train(config, on_step=lambda step: advance(step / steps))
-        for checkpoint in list_checkpoints(output):
-            shutil.rmtree(checkpoint)
         if arm is ARMS[-1]:
             shutil.rmtree(self.folder / "cache")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from landscapes import captions
+from landscapes import captions, read_landscapes
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -218,3 +218,18 @@ def train_vae(
     # `vae.config.scaling_factor = ...` would change the object alone: what is saved is what was registered.
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     return error
+
+
+def train_vae_on_landscapes(
+    vae: AutoencoderKL, folder: Path, steps: int, seed: int, advance: Callable[[float], None]
+) -> None:
+    """Train an autoencoder on crops of a folder of landscapes; calls `advance` with the share that is done."""
+    train_vae(
+        vae,
+        read_landscapes(folder),
+        steps,
+        learning_rate=3e-3,
+        seed=seed,
+        crop=32,
+        on_step=lambda step: advance(step / steps),
+    )

@@ -1,12 +1,20 @@
-"""A training loop for networks that are trained in minutes; the real one is `zsnr_diffusers.training`."""
+"""Training of networks that take minutes: a short loop of their own, and `zsnr_diffusers.training` with settings for
+them.
+"""
 
+import shutil
 from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from zsnr_diffusers.training import TrainingConfig, train
+from zsnr_diffusers.training.checkpointing.checkpoint import list_checkpoints
 
 WARMUP_STEPS, EMA_DECAY = 50, 0.999
 
@@ -56,3 +64,28 @@ def minimize(
             unet.train()
     ema.copy_to(unet.parameters())
     unet.eval()
+
+
+def train_stable_diffusion(output: Path, steps: int, on_step: Callable[[int], None], **options: Any) -> None:
+    """Train a small Stable Diffusion as `zsnr train` would, on from where an interrupted run stopped.
+
+    Args:
+        output: folder of the trained pipeline; no checkpoints are left in it.
+        steps: how many.
+        on_step: called with the number of steps made after each.
+        options: of `TrainingConfig`, `pretrained_model_name_or_path` and `train_data_dir` among them.
+    """
+    settings = {
+        "train_batch_size": 16,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": min(50, steps // 4),
+        "ema_decay": 0.999,
+        "luminance_images": 0,
+        "report_to": "none",
+        "dataloader_num_workers": 0,  # so small a network is faster than what they would cost
+        "resume": True,
+    }
+    config = TrainingConfig(output_dir=str(output), max_train_steps=steps, **{**settings, **options})
+    train(config, on_step=on_step)
+    for checkpoint in list_checkpoints(output):
+        shutil.rmtree(checkpoint)

@@ -72,7 +72,9 @@ def test_run_again_it_makes_what_is_missing_and_says_the_same(made, capsys, monk
     before, record = weights(folder / "retrained"), folder / "progress.json"
     found = json.loads(record.read_text())
     record.write_text(json.dumps({**found, "seconds": dict([*found["seconds"].items()][:-1])}))
-    monkeypatch.setattr(quickstart, "train", lambda *args, **kwargs: pytest.fail("trains what is trained"))
+    monkeypatch.setattr(
+        quickstart, "train_stable_diffusion", lambda *args, **kwargs: pytest.fail("trains what is trained")
+    )
     assert quickstart.main(folder, sizes=TINY) == figures
     assert weights(folder / "retrained") == before
     printed = capsys.readouterr()
