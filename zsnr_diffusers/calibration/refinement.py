@@ -70,7 +70,7 @@ def _shared_states(parameter: Parameter) -> int:
 def fit_steps(student: Student, starts: Sequence[Sequence[int]]) -> Fit:
     """Fit timesteps and weights, on from that of several grids which leads nearest to the teacher after one round.
 
-    Before that round, the grids are told apart less well: the one with the largest error often ends with the smallest.
+    Before that round, the grids are told apart less well: the one with the largest error may end with the smallest.
 
     Args:
         student: runs the network.
