@@ -166,7 +166,7 @@ def kappa_times(num_inference_steps: int) -> list[float]:
     Examples:
         >>> from zsnr_diffusers.core import kappa_times
         >>> [round(s, 3) for s in kappa_times(4)]
-        [1.0, 0.87, 0.559, 0.188]
+        [1.0, 0.9, 0.609, 0.206]
     """
     check_num_flow_steps(num_inference_steps)
     scales = scales_of_steps(num_inference_steps)

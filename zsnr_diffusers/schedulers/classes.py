@@ -410,7 +410,7 @@ class FlowMatchMultistepScheduler(_MultistepRun, FlowMatchScheduler):
         >>> scheduler = FlowMatchMultistepScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
         >>> scheduler.set_timesteps(4)
         >>> [round(t) for t in scheduler.timesteps.tolist()]
-        [1000, 870, 559, 188]
+        [1000, 900, 609, 206]
     """
 
     _memory = True
