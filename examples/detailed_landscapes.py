@@ -23,7 +23,7 @@ from pathlib import Path
 # Before torch is imported, for the reason given in `quickstart.py`.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from landscapes import BRIGHTEST, BRIGHTNESS_WORDS, all_details, make_landscapes
+from landscapes import detailed_captions, make_landscapes
 from quickstart_progress import Advance, Part, quieten_libraries, run_parts
 from small_stable_diffusion import build_stable_diffusion, train_vae_on_landscapes
 from small_training import train_stable_diffusion
@@ -72,13 +72,15 @@ class DetailedLandscapes:
     def draw_landscapes(self, advance: Advance) -> None:
         """Draw the training images, and write down all captions, shuffled."""
         make_landscapes(self.data, self.sizes.images, seed=self.seed, detailed=True)
-        captions = all_captions()
+        captions = detailed_captions()
         random.Random(self.seed).shuffle(captions)
         self.prompts.write_text("\n".join(captions) + "\n", encoding="utf-8")
 
     def train_autoencoder(self, advance: Advance) -> None:
         """Save a pipeline with a trained autoencoder and an untrained UNet."""
-        pipe = build_stable_diffusion(self.seed, unet_channels=CHANNELS, text_width=TEXT_WIDTH, texts=all_captions())
+        pipe = build_stable_diffusion(
+            self.seed, unet_channels=CHANNELS, text_width=TEXT_WIDTH, texts=detailed_captions()
+        )
         train_vae_on_landscapes(pipe.vae, self.data, self.sizes.vae_steps, self.seed, advance)
         pipe.save_pretrained(self.untrained)
 
@@ -114,12 +116,6 @@ class DetailedLandscapes:
         )
         rows = [images[SEEDS * i : SEEDS * (i + 1)] for i in range(len(prompts))]
         sample_grid(rows, prompts, cell=128).save(self.picture)
-
-
-def all_captions() -> list[str]:
-    """Every caption of a detailed landscape."""
-    middles = [BRIGHTEST * ((2 * i + 1) / len(BRIGHTNESS_WORDS) - 1) for i in range(len(BRIGHTNESS_WORDS))]
-    return [details.caption(brightness) for brightness in middles for details in all_details()]
 
 
 def main(output_dir: Path = Path("detailed"), seed: int = 0, sizes: Sizes | None = None) -> None:

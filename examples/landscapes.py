@@ -82,6 +82,12 @@ def captions(ending: str = "") -> list[str]:
     return [f"a {word} landscape{ending}" for word in BRIGHTNESS_WORDS]
 
 
+def detailed_captions() -> list[str]:
+    """Every caption of a landscape with details, from the darkest to the brightest."""
+    middles = [BRIGHTEST * ((2 * i + 1) / len(BRIGHTNESS_WORDS) - 1) for i in range(len(BRIGHTNESS_WORDS))]
+    return [details.caption(brightness) for brightness in middles for details in all_details()]
+
+
 def landscape(
     brightness: float,
     rng: np.random.Generator,

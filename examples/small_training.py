@@ -80,7 +80,7 @@ def train_stable_diffusion(output: Path, steps: int, on_step: Callable[[int], No
         "lr_scheduler": "cosine",
         "lr_warmup_steps": min(50, steps // 4),
         "ema_decay": 0.999,
-        "luminance_images": 0,
+        "luminance_images": 0,  # the examples measure when all is done
         "report_to": "none",
         "dataloader_num_workers": 0,  # so small a network is faster than what they would cost
         "resume": True,

@@ -55,7 +55,7 @@ from zsnr_diffusers import (
     ZeroSNRMultistepScheduler,
     load_pipeline,
 )
-from zsnr_diffusers.cli.generation import add_prompt_options, read_prompts
+from zsnr_diffusers.cli.generation import read_prompts
 from zsnr_diffusers.evaluation.scheduler_comparison import relative_rms
 from zsnr_diffusers.schedulers.by_name import in_any_pipeline, reference_scheduler
 from zsnr_diffusers.schedulers.config import is_flow
@@ -229,7 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description="Few steps against many, ours and others'.", epilog=__doc__)
     parser.add_argument("--pipeline", default="quickstart/retrained", help="folder or Hub id (default: %(default)s)")
-    add_prompt_options(parser)  # default: the quickstart's six captions, or all classes
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--prompts", nargs="+", help="default: the quickstart's six captions, or all classes")
+    chosen.add_argument("--prompts_file", help="one prompt per line")
     parser.add_argument("--num_prompts", type=int, metavar="N", help="only the first N prompts (default: all)")
     parser.add_argument("--seeds", type=int, default=4, help="images per prompt or class (default: 4)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
@@ -240,14 +242,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.pipeline == parser.get_default("pipeline") and not Path(args.pipeline).is_dir():
         parser.error("there is no quickstart/retrained yet: run python examples/quickstart.py, or pass --pipeline.")
+    if args.num_prompts is not None and args.num_prompts < 1:
+        parser.error(f"--num_prompts {args.num_prompts} must be at least 1.")
+    try:
+        prompts = read_prompts(args)
+    except (OSError, ValueError) as problem:
+        parser.error(str(problem))
     pipe = load_pipeline(args.pipeline, guidance_rescale=0.0, keep_low_frequencies=0).to(args.device)
-    prompts = (read_prompts(args) or [])[: args.num_prompts]
-    if isinstance(pipe, ClassConditionalPipeline) and prompts:
-        parser.error("this pipeline makes images of classes: leave --prompts and --prompts_file out.")
+    if isinstance(pipe, ClassConditionalPipeline) and (prompts or args.num_prompts):
+        parser.error("this pipeline makes images of classes: leave --prompts, --prompts_file and --num_prompts out.")
     if is_flow(pipe.scheduler.config) and args.calibrated:
         parser.error("this pipeline is of a flow-matching model: leave --calibrated out.")
     pipe.set_progress_bar_config(disable=True)
-    sampled = FewStepImages(pipe, prompts, args.seeds, args.guidance_scale)
+    sampled = FewStepImages(pipe, (prompts or PROMPTS)[: args.num_prompts], args.seeds, args.guidance_scale)
     table = measure(sampled, args.steps, args.calibrated, args.reference_steps)
     title = f"{args.pipeline}, guidance {args.guidance_scale:g}, {len(sampled.conditions)} images"
     show(table, title, args.steps)

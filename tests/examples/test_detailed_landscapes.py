@@ -4,16 +4,10 @@ import detailed_landscapes
 import pytest
 import trained_network
 from diffusers import DiffusionPipeline
+from landscapes import detailed_captions
 from PIL import Image
 
 TINY = detailed_landscapes.Sizes(images=24, vae_steps=2, steps=2)
-
-
-def test_captions_say_every_detail_once():
-    captions = detailed_landscapes.all_captions()
-    assert len(captions) == len(set(captions)) == 6 * 3 * 3 * 2 * 2
-    for word in (*detailed_landscapes.BRIGHTNESS_WORDS, "autumn", "cold", "left", "narrow"):
-        assert any(f" {word} " in f"{caption} " for caption in captions)
 
 
 @pytest.mark.full
@@ -24,11 +18,11 @@ def test_the_model_is_made_once_and_compared(tmp_path, monkeypatch, capsys):
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     assert pipe.scheduler.config.rescale_betas_zero_snr
     prompts = (folder / "prompts.txt").read_text().splitlines()
-    assert sorted(prompts) == sorted(detailed_landscapes.all_captions())
+    assert sorted(prompts) == sorted(detailed_captions())
     longest = max(len(pipe.tokenizer(prompt).input_ids) for prompt in prompts)
     assert longest == 16 == pipe.tokenizer.model_max_length  # a token for each word, and nothing is cut off
     with Image.open(folder / "samples.png") as picture:
-        assert picture.width > detailed_landscapes.SEEDS * 96
+        assert picture.width > detailed_landscapes.SEEDS * 128
 
     record = json.loads((folder / "progress.json").read_text())
     detailed_landscapes.main(folder, sizes=TINY)

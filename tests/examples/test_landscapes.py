@@ -14,6 +14,7 @@ from landscapes import (
     all_details,
     caption,
     captions,
+    detailed_captions,
     landscape,
     make_landscapes,
     read_landscapes,
@@ -99,3 +100,11 @@ def test_details_keep_the_brightness_and_move_the_hills():
 
 def test_without_details_a_landscape_is_as_before():
     assert landscape(0.2, np.random.default_rng(0), details=Details()) == landscape(0.2, np.random.default_rng(0))
+
+
+def test_every_combination_of_details_has_a_caption_for_each_brightness():
+    found = detailed_captions()
+    assert len(found) == len(set(found)) == len(BRIGHTNESS_WORDS) * len(all_details())
+    words = [caption.split()[1] for caption in found]
+    assert list(dict.fromkeys(words)) == list(BRIGHTNESS_WORDS)
+    assert all(words.count(word) == len(all_details()) for word in BRIGHTNESS_WORDS)

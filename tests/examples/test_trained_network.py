@@ -99,7 +99,20 @@ def test_the_command_prints_a_row_for_each_sampler_of_a_folder(classes, tmp_path
         assert len(rows[name]) == 4
     with pytest.raises(SystemExit):
         trained_network.main(["--pipeline", str(tmp_path), "--prompts", "a nine"])
-    assert "leave --prompts and --prompts_file out" in capsys.readouterr().err
+    assert "leave --prompts, --prompts_file and --num_prompts out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--num_prompts", "0"], "--num_prompts 0 must be at least 1"),
+        (["--prompts_file", "missing.txt"], "--prompts_file 'missing.txt': no such file"),
+    ],
+)
+def test_wrong_prompts_are_refused_before_anything_is_loaded(wrong, message, capsys):
+    with pytest.raises(SystemExit):
+        trained_network.main(["--pipeline", "no-such-folder", *wrong])
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_knows_a_flow_model_by_its_scheduler(classes, tmp_path, capsys):

@@ -68,7 +68,7 @@ def _shared_states(parameter: Parameter) -> int:
 
 
 def fit_steps(student: Student, starts: Sequence[Sequence[int]]) -> Fit:
-    """Fit timesteps and weights, on from that of several grids which leads nearest to the teacher after one round.
+    """Fit timesteps and weights: a round from each of several grids, and more from the one that is then the nearest.
 
     Before that round, the grids are told apart less well: the one with the largest error may end with the smallest.
 
